@@ -1,0 +1,43 @@
+"""pplgrad: every latent sample site of a Pyro or NumPyro program names its own gradient estimator.
+
+The specifications live here and are the same for both libraries; `pplgrad.pyro` and `pplgrad.numpyro` hold the
+ELBO and the guide wrapper of each. Importing this package imports neither torch nor jax.
+"""
+
+from pplgrad.baselines import (
+    Baseline,
+    Constant,
+    DecayingAverage,
+    FunctionBaseline,
+    LeaveOneOut,
+    NeuralBaseline,
+    OptimalConstant,
+)
+from pplgrad.errors import (
+    BaselineError,
+    ConfigurationError,
+    EstimatorError,
+    ImpossibleValueError,
+    PplgradError,
+    ProgramError,
+)
+from pplgrad.estimators import Estimator, Reparam, ScoreFunction
+
+__all__ = [
+    "Baseline",
+    "BaselineError",
+    "ConfigurationError",
+    "Constant",
+    "DecayingAverage",
+    "Estimator",
+    "EstimatorError",
+    "FunctionBaseline",
+    "ImpossibleValueError",
+    "LeaveOneOut",
+    "NeuralBaseline",
+    "OptimalConstant",
+    "PplgradError",
+    "ProgramError",
+    "Reparam",
+    "ScoreFunction",
+]

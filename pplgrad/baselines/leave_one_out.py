@@ -1,0 +1,49 @@
+"""The mean of the other particles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pplgrad.baselines.base import Baseline, BaselineTerms, Evaluation, needs_particles
+
+if TYPE_CHECKING:
+    from pplgrad.estimators.base import SiteInfo
+
+
+@dataclass(frozen=True)
+class LeaveOneOut(Baseline):
+    r"""The mean downstream cost of the other particles of the same step.
+
+    Estimates b_k = (1 / (K − 1)) Σ_{j≠k} f_j for each element of the site's plates.
+
+    Shapes: (particles, *plates), in nats.
+
+    Raises `BaselineError` with one particle.
+
+    >>> LeaveOneOut().reads_particles
+    True
+
+    Source: Salimans and Knowles (2014), section 4; Mnih and Rezende (2016), equation 9 (the same mean over the
+    other samples); Kool, van Hoof and Welling (2019), equation 8.
+    """
+
+    @property
+    def reads_particles(self) -> bool:
+        """Return True: the value for one particle comes from the others."""
+        return True
+
+    def check(self, site: SiteInfo) -> None:
+        """Refuse a single particle."""
+        needs_particles(self, site, "DecayingAverage(0.9)")
+
+    def evaluate(self, terms: BaselineTerms) -> Evaluation:
+        """Return, for each particle, the mean of the others."""
+        cost, xp = terms.cost, terms.ops.xp
+        if cost.shape[0] == 1:
+            # Looped particles may differ in structure, and a site that one particle alone has gets no baseline.
+            return Evaluation(terms.ops.constant(np.zeros(()), cost), None, {})
+        total = xp.sum(cost, axis=0, keepdims=True)
+        return Evaluation((total - cost) / (cost.shape[0] - 1), None, {})

@@ -1,0 +1,125 @@
+"""A baseline that a network learns by regression, and a baseline that a user's function computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from pplgrad.baselines.average import check_decay
+from pplgrad.baselines.base import Baseline, BaselineTerms, Evaluation
+from pplgrad.baselines.running import average_shapes, read_averages, update_averages
+from pplgrad.engine.ops import Array
+from pplgrad.engine.program import Plate
+from pplgrad.errors import ConfigurationError
+
+
+@dataclass(frozen=True, eq=False)
+class NeuralBaseline(Baseline):
+    r"""A network that predicts the downstream cost from what was known before the draw.
+
+    Estimates b(x) = E[f | x] by least squares: the loss Σ (f − b(x))², in which f is a constant, is added to the
+    objective's loss and reaches the network's parameters only.
+
+    `net`: in Pyro a `torch.nn.Module`; in NumPyro a flax linen or nnx module, an equinox module, or a pair
+    (init, apply) with init(key, x) and apply(parameters, x). None builds a network with the `hidden` sizes, tanh
+    between them, and a last layer that starts at zero.
+
+    `inputs`: a function of the program's arguments, whose value is the network's input, of shape
+    (*plates, features). If it has a keyword argument `sites` it is also given the values of latent sites, by
+    name, and may read those upstream only. None uses the array arguments whose leading dimensions are the site's plates, and
+    without any the network is one learned number.
+
+    `normalize_variance=True` divides the signal by max(1, standard deviation of past signals) (decaying average with
+    `decay`): the gradient of the site is then unbiased up to that positive factor.
+
+    The parameters live with the user's own; `split_optimizer` gives them a learning rate of their own.
+
+    Shapes: the output must have one number for each element of the site's plates, with or without a last
+    dimension of 1. In nats.
+
+    Raises `BaselineError` if the inputs read the site's own value or anything computed from it, or if the output has a
+    wrong shape or is NaN.
+
+    >>> NeuralBaseline(hidden=(32,)).learned
+    True
+
+    Source: Mnih and Gregor (2014), sections 2.3 and 2.4 (NVIL), equations 8 to 11.
+    """
+
+    net: Any = None
+    inputs: Callable[..., Any] | None = None
+    hidden: Sequence[int] = (64,)
+    normalize_variance: bool = False
+    decay: float = 0.9
+
+    per_site: ClassVar[bool] = True
+    learned: ClassVar[bool] = True
+    calls_function: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_decay("NeuralBaseline", self.decay)
+        if self.inputs is not None and not callable(self.inputs):
+            raise ConfigurationError(
+                "NeuralBaseline(inputs=...) takes a function of the program's arguments, such as lambda x: x; "
+                f"got {type(self.inputs).__name__}."
+            )
+
+    def state_shapes(self, plates: Sequence[Plate]) -> Mapping[str, tuple[int, ...]]:
+        """Return the shapes of the signal's running moments, if the variance is normalised."""
+        return average_shapes(["mean", "square"], plates, False) if self.normalize_variance else {}
+
+    def evaluate(self, terms: BaselineTerms) -> Evaluation:
+        """Return the prediction as a constant, the squared error, and the new running moments."""
+        xp, ops = terms.ops.xp, terms.ops
+        predicted = terms.predict()
+        error = terms.cost - predicted
+        state: Mapping[str, Array] = {}
+        if self.normalize_variance:
+            signal = ops.stop_gradient(error)
+            state = update_averages(terms, {"mean": signal, "square": signal**2}, self.decay, False)
+        return Evaluation(ops.stop_gradient(predicted), xp.sum(error**2), state)
+
+    def rescale(self, terms: BaselineTerms, signal: Array) -> Array:
+        """Divide the signal by the standard deviation of past signals where that is above one."""
+        if not self.normalize_variance:
+            return signal
+        xp = terms.ops.xp
+        mean, square = read_averages(terms, ["mean", "square"], False)
+        variance = square - mean**2
+        one = xp.ones_like(variance)
+        return signal / xp.sqrt(xp.where(variance > 1, variance, one))
+
+
+@dataclass(frozen=True, eq=False)
+class FunctionBaseline(Baseline):
+    r"""Any function of what was known before the draw.
+
+    b = function(*args, **kwargs), called with the program's arguments; if the function has a keyword argument
+    `sites`, it is also given the values of the latent sites by name, and may read those upstream only. Its value is a constant
+    to differentiation.
+
+    Shapes: what broadcasts to (particles, *plates). In nats.
+
+    Raises `BaselineError` if the function reads the site's own value or anything computed from it, or returns a
+    wrong shape or NaN.
+
+    >>> FunctionBaseline(lambda x: x.sum(-1)).learned
+    False
+
+    Source: Mohamed, Rosca, Figurnov and Mnih (2020), section 7.4 (baselines).
+    """
+
+    function: Callable[..., Any]
+    per_site: ClassVar[bool] = True
+    calls_function: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise ConfigurationError(
+                f"FunctionBaseline takes a function of the program's arguments; got {type(self.function).__name__}."
+            )
+
+    def evaluate(self, terms: BaselineTerms) -> Evaluation:
+        """Return the function's value as a constant."""
+        return Evaluation(terms.ops.stop_gradient(terms.predict()), None, {})

@@ -1,0 +1,123 @@
+"""Which estimator a site gets: mappings of names and patterns, their precedence, and the default choice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from pplgrad.baselines.average import DecayingAverage
+from pplgrad.baselines.leave_one_out import LeaveOneOut
+from pplgrad.baselines.neural import NeuralBaseline
+from pplgrad.errors import ConfigurationError, EstimatorError
+from pplgrad.estimators.base import Estimator, SiteInfo
+from pplgrad.estimators.reparam import Reparam
+from pplgrad.estimators.score import ScoreFunction
+
+
+@dataclass
+class EstimatorMapping:
+    """A mapping from site names and glob patterns to estimators, that remembers which of its keys matched."""
+
+    estimators: dict[str, Estimator]
+    matched: set[str] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, estimators: Mapping[str, Estimator] | None, owner: str) -> EstimatorMapping:
+        """Check a user's mapping and copy it."""
+        if estimators is None:
+            return cls({})
+        if not isinstance(estimators, Mapping):
+            raise ConfigurationError(
+                f"{owner} takes a mapping from site names or patterns to estimators, such as "
+                f'{{"z": ScoreFunction()}}; got {type(estimators).__name__}.'
+            )
+        for key, estimator in estimators.items():
+            if not isinstance(key, str):
+                raise ConfigurationError(f"{owner}: the key {key!r} is not a site name or pattern; use a string.")
+            check_estimator(estimator, f"'{key}' in {owner}")
+        return cls(dict(estimators))
+
+    def find(self, name: str) -> Estimator | None:
+        """Return the estimator for a site: an exact name first, then the patterns in their order."""
+        if name in self.estimators:
+            self.matched.add(name)
+            return self.estimators[name]
+        found = None
+        for key, estimator in self.estimators.items():
+            if fnmatchcase(name, key):
+                # Every pattern that fits counts as matched, also where an earlier one wins.
+                self.matched.add(key)
+                found = found or estimator
+        return found
+
+    def unmatched(self) -> list[str]:
+        """Return the keys that have matched no site so far."""
+        return [key for key in self.estimators if key not in self.matched]
+
+
+def check_estimator(estimator: object, where: str) -> None:
+    """Refuse what is not an estimator object."""
+    if not isinstance(estimator, Estimator):
+        hint = f"{estimator.__name__}()" if isinstance(estimator, type) else "ScoreFunction() or Reparam()"
+        raise ConfigurationError(f"The estimator at {where} is {estimator!r}, not an estimator; write {hint}.")
+
+
+def refuse_unmatched(mapping: EstimatorMapping, latent: Iterable[str], observed: Iterable[str], owner: str) -> None:
+    """Raise if a key of the mapping matched no latent site."""
+    latent, observed = list(latent), list(observed)
+    for key in mapping.unmatched():
+        seen = [name for name in observed if name == key or fnmatchcase(name, key)]
+        if seen:
+            raise EstimatorError(
+                f"{owner} names '{key}', but site '{seen[0]}' is observed and has no gradient to estimate; remove "
+                f"the entry. The guide's latent sites are: {listed(latent)}."
+            )
+        raise ConfigurationError(
+            f"{owner} names '{key}', which matches no latent site of the guide; the sites are: {listed(latent)}."
+        )
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names in quotes, for an error message."""
+    return ", ".join(f"'{name}'" for name in names) or "none"
+
+
+_RUNNING: ContextVar[list[EstimatorMapping] | None] = ContextVar("pplgrad_running_mappings", default=None)
+
+
+@contextmanager
+def collect_mappings() -> Iterator[list[EstimatorMapping]]:
+    """Collect the mappings of all guide wrappers that run inside the context."""
+    collected: list[EstimatorMapping] = []
+    token = _RUNNING.set(collected)
+    try:
+        yield collected
+    finally:
+        _RUNNING.reset(token)
+
+
+def report_mapping(mapping: EstimatorMapping) -> None:
+    """Tell the ELBO that runs the guide, if one does, that this wrapper's mapping takes part."""
+    collected = _RUNNING.get()
+    if collected is not None and not any(mapping is known for known in collected):
+        collected.append(mapping)
+
+
+def default_estimator(site: SiteInfo, stateful: bool) -> Estimator:
+    """Return what an unconfigured site gets.
+
+    Reparameterization where the sampler allows it; else the score function, with leave-one-out over several
+    particles, or with one particle a decaying average and a network on top of it (`stateful=False`: no baseline,
+    where nothing can keep its state).
+    """
+    if site.has_rsample:
+        return Reparam()
+    if site.particles > 1:
+        return ScoreFunction(LeaveOneOut())
+    return DEFAULT_STATEFUL if stateful else ScoreFunction()
+
+
+DEFAULT_STATEFUL = ScoreFunction(DecayingAverage(0.9) + NeuralBaseline())

@@ -1,0 +1,103 @@
+"""Downstream costs: for each site the sum of the costs that depend on it, reduced to the site's own plates.
+
+This is the Rao-Blackwellisation of Schulman et al. (2015), equation 4, and of Ranganath et al. (2014), section 3,
+as one product of a dependency matrix with the stacked costs instead of one sum for each site.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pplgrad.engine.layout import CostGroup, Layout, Link, Shape, SiteGroup
+from pplgrad.engine.ops import Array, Ops
+from pplgrad.engine.program import AFTER, BEFORE, SAME
+
+
+def to_shape(ops: Ops, x: Array, shape: Shape) -> Array:
+    """Sum the batch dimensions of `x` that `shape` does not have, and align the rest at the right.
+
+    A batch dimension that no plate declares is part of one joint site or cost: its elements are summed.
+    """
+    if tuple(x.shape[1:]) == shape:
+        return x
+    xp, batch = ops.xp, tuple(x.shape[1:])
+    padded = (1,) * (len(batch) - len(shape)) + shape
+    axes = tuple(i + 1 for i in range(len(batch)) if padded[i - len(batch)] == 1 and batch[i] != 1)
+    if axes:
+        x = xp.sum(x, axis=axes, keepdims=True)
+    return _aligned(ops, x, 1, len(shape))
+
+
+def stacked_costs(ops: Ops, costs: list[Array], group: CostGroup) -> Array:
+    """Return the costs of a group as one array of shape (n, particles, *shape)."""
+    return ops.xp.stack([to_shape(ops, costs[i], group.shape) for i in group.members], axis=0)
+
+
+def stacked_scores(ops: Ops, scores: list[Array], group: SiteGroup) -> Array:
+    """Return log q of a group's sites as one array of shape (particles, n, *shape)."""
+    xp = ops.xp
+    arrays = [to_shape(ops, scores[i], group.shape) for i in group.members]
+    wanted = (arrays[0].shape[0], *group.shape)
+    arrays = [x if tuple(x.shape) == wanted else xp.broadcast_to(x, wanted) for x in arrays]
+    return xp.stack(arrays, axis=1)
+
+
+def downstream(ops: Ops, layout: Layout, group: int, stacks: list[Array]) -> Array:
+    """Return the downstream cost of a group's sites, of shape (particles, n, *shape), as a constant."""
+    sites = layout.site_groups[group]
+    total = None
+    for link in layout.links[group]:
+        part = _linked(ops, stacks[link.costs], link, len(sites.shape))
+        total = part if total is None else total + part
+    particles = stacks[0].shape[1]
+    wanted = (len(sites.members), particles, *sites.shape)
+    if total is None:
+        total = ops.constant(np.zeros(()), stacks[0])
+    total = total if tuple(total.shape) == wanted else ops.xp.broadcast_to(total, wanted)
+    return ops.xp.moveaxis(total, 0, 1)
+
+
+def _linked(ops: Ops, stack: Array, link: Link, ndim: int) -> Array:
+    """Return one cost group's part of the downstream cost, of shape (sites, particles, *broadcastable)."""
+    xp = ops.xp
+    values = ops.stop_gradient(stack)
+    if link.summed:
+        values = xp.sum(values, axis=link.summed, keepdims=True)
+    values = _aligned(ops, values, 2, ndim)
+    total = None
+    for flag, weights in link.weights.items():
+        part = _weighted(ops, weights, _shifted(ops, values, flag, link.time_dim))
+        total = part if total is None else total + part
+    return total
+
+
+def _shifted(ops: Ops, values: Array, flag: int, time_dim: int | None) -> Array:
+    """Return, for each step, the costs of the same step, of all later steps, or of all earlier ones."""
+    if time_dim is None or flag == SAME:
+        return values
+    xp = ops.xp
+    if flag == AFTER:
+        later = xp.flip(xp.cumulative_sum(xp.flip(values, axis=time_dim), axis=time_dim), axis=time_dim)
+        return later - values
+    assert flag == BEFORE
+    return xp.cumulative_sum(values, axis=time_dim) - values
+
+
+def _weighted(ops: Ops, weights: np.ndarray, values: Array) -> Array:
+    """Return weights @ values; one shared sum where every site needs the same costs."""
+    first = weights[:1]
+    if (weights == first).all():
+        if (first == 1).all():
+            return ops.xp.sum(values, axis=0, keepdims=True)
+        return ops.contract(ops.constant(first, values), values)
+    return ops.contract(ops.constant(weights, values), values)
+
+
+def _aligned(ops: Ops, x: Array, lead: int, ndim: int) -> Array:
+    """Drop or add singleton dimensions after the first `lead` ones until `ndim` remain."""
+    have = len(x.shape) - lead
+    if have == ndim:
+        return x
+    head, tail = tuple(x.shape[:lead]), tuple(x.shape[lead:])
+    tail = tail[have - ndim :] if have > ndim else (1,) * (ndim - have) + tail
+    return ops.xp.reshape(x, head + tail)

@@ -1,0 +1,115 @@
+"""The static half of the surrogate: which costs are summed for which site, found once for a program's structure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pplgrad.engine.dependencies import cost_dependencies, site_dependencies
+from pplgrad.engine.program import AFTER, BEFORE, EVERY, SAME, CostSpec, Plate, SiteSpec
+
+Shape = tuple[int, ...]
+
+
+def plate_shape(plates: Sequence[Plate]) -> Shape:
+    """Return the batch shape that the plates alone span, with 1 where no plate stands.
+
+    >>> plate_shape([Plate("data", -2, 5, 5)])
+    (5, 1)
+    """
+    shape = [1] * max((-plate.dim for plate in plates), default=0)
+    for plate in plates:
+        shape[plate.dim] = plate.size
+    return tuple(shape)
+
+
+@dataclass(frozen=True)
+class SiteGroup:
+    """Sites that share their plates and their estimator, handled as one array of shape (particles, n, *shape)."""
+
+    members: tuple[int, ...]
+    plates: tuple[Plate, ...]
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class CostGroup:
+    """Costs that share their plates, handled as one array of shape (n, particles, *shape)."""
+
+    members: tuple[int, ...]
+    plates: tuple[Plate, ...]
+    shape: Shape
+    signs: np.ndarray
+
+
+@dataclass(frozen=True)
+class Link:
+    """How the costs of one group reach the sites of another, along the time axis where they share one.
+
+    `weights[flag]` is a matrix sites x costs with the costs' signs at the pairs that depend on each other.
+    `summed` are the axes (negative, in the cost's own shape) that the site's plates do not have, and
+    `time_dim` is the shared time axis, or None.
+    """
+
+    costs: int
+    summed: tuple[int, ...]
+    time_dim: int | None
+    weights: dict[int, np.ndarray]
+
+
+@dataclass
+class Layout:
+    """Everything about a program's structure that the surrogate needs, and no array."""
+
+    sites: Sequence[SiteSpec]
+    costs: Sequence[CostSpec]
+    site_groups: list[SiteGroup] = field(default_factory=list)
+    cost_groups: list[CostGroup] = field(default_factory=list)
+    links: list[list[Link]] = field(default_factory=list)
+    ancestors: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    @classmethod
+    def build(cls, sites: Sequence[SiteSpec], costs: Sequence[CostSpec]) -> Layout:
+        """Group sites and costs by their plates, close the dependencies and lay out the sums."""
+        closed = site_dependencies(sites)
+        depends = cost_dependencies(costs, closed)
+        layout = cls(sites, costs, ancestors=closed)
+        scored = [i for i, site in enumerate(sites) if site.estimator.uses_score]
+        for plates, _, members in _grouped(scored, lambda i: (sites[i].plates, sites[i].estimator.group_key)):
+            layout.site_groups.append(SiteGroup(members, plates, plate_shape(plates)))
+        for plates, _, members in _grouped(range(len(costs)), lambda i: (costs[i].plates, None)):
+            signs = np.array([costs[i].sign for i in members])
+            layout.cost_groups.append(CostGroup(members, plates, plate_shape(plates), signs))
+        for group in layout.site_groups:
+            names = [sites[i].name for i in group.members]
+            links = (_link(k, cost, group, names, depends) for k, cost in enumerate(layout.cost_groups))
+            layout.links.append([link for link in links if link is not None])
+        return layout
+
+
+def _grouped(indices, key):  # type: ignore[no-untyped-def]
+    groups: dict = {}
+    for i in indices:
+        plates, extra = key(i)
+        groups.setdefault((frozenset(plates), extra), (plates, extra, []))[2].append(i)
+    return [(plates, extra, tuple(members)) for plates, extra, members in groups.values()]
+
+
+def _link(
+    index: int, costs: CostGroup, sites: SiteGroup, names: list[str], depends: list[dict[str, int]]
+) -> Link | None:
+    time = next((p for p in sites.plates if p.time and p in costs.plates), None)
+    summed = tuple(p.dim for p in costs.plates if p not in sites.plates)
+    weights: dict[int, np.ndarray] = {}
+    for column, cost in enumerate(costs.members):
+        for row, name in enumerate(names):
+            flags = depends[cost].get(name, 0)
+            if not flags:
+                continue
+            for flag in (SAME, AFTER, BEFORE) if time is not None else (EVERY,):
+                if time is None or flags & flag:
+                    matrix = weights.setdefault(flag, np.zeros((len(names), len(costs.members))))
+                    matrix[row, column] = costs.signs[column]
+    return Link(index, summed, time.dim if time is not None else None, weights) if weights else None

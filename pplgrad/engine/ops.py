@@ -1,0 +1,36 @@
+"""The few array operations that are not in the array API standard, as a protocol that each plug-in implements."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, TypeAlias
+
+Array: TypeAlias = Any
+"""An array of the host library: `torch.Tensor` or `jax.Array`."""
+
+
+class Ops(Protocol):
+    """What the engine asks of an array library.
+
+    `xp` is a namespace that follows the Python array API standard (`jax.numpy`, `array_api_compat.torch`),
+    so that estimators and baselines are written once.
+    """
+
+    xp: Any
+
+    def stop_gradient(self, x: Array) -> Array:
+        """Return `x` as a constant to differentiation."""
+
+    def contract(self, weights: Array, values: Array) -> Array:
+        """Return `sum_c weights[s, c] * values[c, ...]`, of shape (s, ...), in the values' full precision."""
+
+    def constant(self, values: Any, like: Array) -> Array:
+        """Return `values` (a NumPy array or a number) as an array of the dtype and device of `like`."""
+
+    def take(self, x: Array, index: Array) -> Array:
+        """Return `x[index]` for a one-dimensional `x` and an integer array `index` of any shape."""
+
+    def index_add(self, x: Array, index: Array, values: Array) -> Array:
+        """Return a copy of the one-dimensional `x` with `values` added at `index`; repeated indices add up."""
+
+    def arange(self, n: int, like: Array) -> Array:
+        """Return the integers 0 to n - 1 on the device of `like`."""

@@ -1,0 +1,77 @@
+"""What a run of a program looks like to the engine: plates, sites and costs, without any host library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pplgrad.engine.ops import Array
+
+if TYPE_CHECKING:
+    from pplgrad.estimators.base import Estimator
+
+# A dependency between two steps of one time axis is a set of these flags; a cost that depends on every
+# step, and every dependency outside a time axis, carries all three.
+SAME = 1
+"""The cost at step t depends on the draw at step t."""
+AFTER = 2
+"""The cost at step t depends on the draws at steps before t."""
+BEFORE = 4
+"""The cost at step t depends on the draws at steps after t (a guide that runs backwards)."""
+EVERY = SAME | AFTER | BEFORE
+
+Dependencies = Mapping[str, int]
+"""Site name to flags: the sites whose values something reads directly."""
+
+
+@dataclass(frozen=True)
+class Plate:
+    """A dimension of conditionally independent elements, or (`time=True`) the steps of a scan.
+
+    `dim` is negative and counts from the right of the batch shape, `size` is the size in this run and
+    `full_size` the size before subsampling.
+    """
+
+    name: str
+    dim: int
+    size: int
+    full_size: int
+    time: bool = False
+
+
+@dataclass(frozen=True)
+class SiteSpec:
+    """A latent draw of the guide: its name, plates, estimator, and the sites that its distribution reads."""
+
+    name: str
+    plates: tuple[Plate, ...]
+    estimator: Estimator
+    reads: Dependencies = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CostSpec:
+    """One log density of the model (`sign=+1`) or of the guide (`sign=-1`), and the sites that it reads."""
+
+    name: str
+    plates: tuple[Plate, ...]
+    sign: float
+    reads: Dependencies = field(default_factory=dict)
+
+
+@dataclass
+class Run:
+    """The arrays of one run, in the order of the specifications it was recorded for.
+
+    Every array has shape (particles, *batch), where the batch dimensions end at the right as the plates' `dim`
+    say. `scores` holds log q of each site, neither scaled nor masked, with its gradient; `costs` holds each
+    log density as it counts in the objective, scaled and masked, with the gradient that flows through it.
+    `indices` gives the elements of a subsampled plate, of shape (n,) or (particles, n).
+    """
+
+    particles: int
+    scores: list[Array]
+    costs: list[Array]
+    indices: dict[str, Array] = field(default_factory=dict)
+    score_squared: Mapping[str, Callable[[], Array]] = field(default_factory=dict)

@@ -1,0 +1,222 @@
+"""The surrogate: one scalar whose gradient is the estimate, put together from the layout and the arrays of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pplgrad.baselines.base import Baseline, BaselineTerms, parts_of
+from pplgrad.engine.downstream import downstream, stacked_costs, stacked_scores, to_shape
+from pplgrad.engine.layout import Layout, SiteGroup
+from pplgrad.engine.ops import Array, Ops
+from pplgrad.engine.program import Plate, Run
+from pplgrad.errors import BaselineError
+from pplgrad.estimators.base import BaselineHost, BaselineValue, Estimator, GroupTerms
+
+
+@dataclass
+class Estimate:
+    """What one evaluation of the objective yields.
+
+    `value` is the objective (to be maximised), `surrogate` the scalar whose gradient estimates the objective's,
+    `baseline_loss` the regression loss of learned baselines (to be minimised, None without any), `states` the
+    new state of each stateful baseline by (site, key). Values are averages over particles.
+    """
+
+    value: Array
+    surrogate: Array
+    baseline_loss: Array | None
+    states: dict[tuple[str, str], Mapping[str, Array]] = field(default_factory=dict)
+
+
+@dataclass
+class SiteGroupRun:
+    """The arrays of a group of sites over all particles, ready for their estimator."""
+
+    names: tuple[str, ...]
+    plates: tuple[Plate, ...]
+    estimator: Estimator
+    log_prob: Array
+    downstream: Array
+    indices: Mapping[str, Array]
+    score_squared: Sequence[Callable[[], Array] | None]
+
+
+def estimate(ops: Ops, runs: Sequence[tuple[Layout, Run]], host: BaselineHost) -> Estimate:
+    """Return the objective's value and surrogate from the runs of all particles.
+
+    One run with several particles (vectorized) or several with one each (looped); looped particles may differ in
+    structure.
+    """
+    total = sum(run.particles for _, run in runs)
+    value = surrogate = None
+    groups: list[list[SiteGroupRun]] = []
+    for layout, run in runs:
+        stacks = [stacked_costs(ops, run.costs, group) for group in layout.cost_groups]
+        objective = None
+        for stack, group in zip(stacks, layout.cost_groups, strict=True):
+            part = _signed_sum(ops, stack, group.signs)
+            objective = part if objective is None else objective + part
+        if objective is None:
+            raise ValueError("The program has no sample site.")
+        value = objective if value is None else value + objective
+        groups.append([_group_run(ops, layout, run, i, stacks) for i in range(len(layout.site_groups))])
+    assert value is not None
+    value = surrogate = value / total
+
+    result = Estimate(ops.stop_gradient(value), surrogate, None)
+    for group in _merged(ops, groups):
+        _add_group(ops, group, host, total, result)
+    return result
+
+
+def _signed_sum(ops: Ops, stack: Array, signs) -> Array:  # type: ignore[no-untyped-def]
+    if (signs == signs[0]).all():
+        return ops.xp.sum(stack) * float(signs[0])
+    shaped = signs.reshape((-1,) + (1,) * (len(stack.shape) - 1))
+    return ops.xp.sum(stack * ops.constant(shaped, stack))
+
+
+def _group_run(ops: Ops, layout: Layout, run: Run, index: int, stacks: list[Array]) -> SiteGroupRun:
+    group = layout.site_groups[index]
+    names = tuple(layout.sites[i].name for i in group.members)
+    return SiteGroupRun(
+        names=names,
+        plates=group.plates,
+        estimator=layout.sites[group.members[0]].estimator,
+        log_prob=stacked_scores(ops, run.scores, group),
+        downstream=downstream(ops, layout, index, stacks),
+        indices=run.indices,
+        score_squared=[_score_squared(ops, run, name, group) for name in names],
+    )
+
+
+def _score_squared(ops: Ops, run: Run, name: str, group: SiteGroup) -> Callable[[], Array] | None:
+    compute = run.score_squared.get(name)
+    return None if compute is None else lambda: to_shape(ops, compute(), group.shape)
+
+
+def _merged(ops: Ops, groups: list[list[SiteGroupRun]]) -> list[SiteGroupRun]:
+    """Join the groups of looped particles along the particle axis, site by site where their structures differ."""
+    if len(groups) == 1:
+        return groups[0]
+    layouts = {tuple((g.names, g.plates, tuple(g.log_prob.shape)) for g in run) for run in groups}
+    if len(layouts) == 1:
+        return [_joined(ops, list(column)) for column in zip(*groups, strict=True)]
+    by_site: dict = {}
+    for run in groups:
+        for group in run:
+            for i, name in enumerate(group.names):
+                single = SiteGroupRun(
+                    (name,),
+                    group.plates,
+                    group.estimator,
+                    group.log_prob[:, i : i + 1],
+                    group.downstream[:, i : i + 1],
+                    group.indices,
+                    group.score_squared[i : i + 1],
+                )
+                by_site.setdefault((name, group.plates), []).append(single)
+    return [_joined(ops, members) for members in by_site.values()]
+
+
+def _joined(ops: Ops, members: list[SiteGroupRun]) -> SiteGroupRun:
+    xp, first = ops.xp, members[0]
+    squares: list[Callable[[], Array] | None] = []
+    for i in range(len(first.names)):
+        parts = [m.score_squared[i] for m in members]
+        squares.append(None if None in parts else lambda p=parts: xp.concat([f() for f in p], axis=0))  # type: ignore
+    indices = {
+        name: xp.concat([_per_particle(ops, m, name) for m in members], axis=0)
+        for name in first.indices
+        if all(name in m.indices and m.indices[name].shape[-1] == first.indices[name].shape[-1] for m in members)
+    }
+    return SiteGroupRun(
+        first.names,
+        first.plates,
+        first.estimator,
+        xp.concat([m.log_prob for m in members], axis=0),
+        xp.concat([m.downstream for m in members], axis=0),
+        indices,
+        squares,
+    )
+
+
+def _per_particle(ops: Ops, member: SiteGroupRun, name: str) -> Array:
+    index = member.indices[name]
+    if len(index.shape) == 2:
+        return index
+    return ops.xp.broadcast_to(index[None], (member.log_prob.shape[0], index.shape[0]))
+
+
+def _add_group(ops: Ops, group: SiteGroupRun, host: BaselineHost, particles: int, result: Estimate) -> None:
+    """Add one group's score terms, baseline losses and new states to the estimate."""
+
+    def evaluate(baseline: Baseline) -> BaselineValue:
+        if not any(part.per_site for part in parts_of(baseline)):
+            return _evaluated(ops, group, None, baseline, host, result)
+        sites = [_evaluated(ops, group, i, baseline, host, result) for i in range(len(group.names))]
+        signal = ops.xp.stack([site.signal for site in sites], axis=1)
+        losses = [site.loss for site in sites if site.loss is not None]
+        return BaselineValue(signal, sum(losses[1:], losses[0]) if losses else None)
+
+    terms = GroupTerms(group.names, group.plates, group.log_prob, group.downstream, ops, evaluate)
+    term, loss = group.estimator.surrogate(terms)
+    result.surrogate = result.surrogate + term / particles
+    if loss is not None:
+        loss = loss / particles
+        result.baseline_loss = loss if result.baseline_loss is None else result.baseline_loss + loss
+
+
+def _evaluated(
+    ops: Ops,
+    group: SiteGroupRun,
+    index: int | None,
+    baseline: Baseline,
+    host: BaselineHost,
+    result: Estimate,
+) -> BaselineValue:
+    """Subtract a baseline's parts one after the other, each from what those before it left."""
+    name = group.names[0] if index is None else group.names[index]
+    signal = group.downstream if index is None else group.downstream[:, index]
+    squares = group.score_squared if index is None else group.score_squared[index : index + 1]
+    total_loss = None
+    for number, part in enumerate(parts_of(baseline)):
+        key = str(number)
+        terms = BaselineTerms(
+            site=name,
+            ops=ops,
+            cost=signal,
+            plates=group.plates,
+            indices=group.indices,
+            state=host.state(name, key) if part.state_shapes(group.plates) else {},
+            score_squared=_stacked_squares(ops, squares, index is None),
+            predict=lambda k=key, p=part: host.predict(name, k, p),  # type: ignore[misc]
+        )
+        value, loss, state = part.evaluate(terms)
+        if part.calls_function:
+            host.check_finite(name, part, value)
+        shape = tuple(signal.shape)
+        try:
+            fits = ops.xp.broadcast_to(value, shape) if tuple(value.shape) != shape else value
+        except (ValueError, RuntimeError, TypeError):
+            raise BaselineError(
+                f"{part!r} at site '{name}' returned shape {tuple(value.shape)}, which does not fit the site's "
+                f"shape {shape} (particles, then plates); return one number for each element of the site's plates."
+            ) from None
+        signal = part.rescale(terms, signal - ops.stop_gradient(fits))
+        if loss is not None:
+            total_loss = loss if total_loss is None else total_loss + loss
+        if state:
+            result.states[name, key] = state
+    return BaselineValue(signal, total_loss)
+
+
+def _stacked_squares(ops: Ops, squares: Sequence[Callable[[], Array] | None], stack: bool) -> Callable[[], Array]:
+    def compute() -> Array:
+        if any(square is None for square in squares):
+            raise BaselineError("The score's square is not available at this site.")
+        arrays = [square() for square in squares if square is not None]
+        return ops.xp.stack(arrays, axis=1) if stack else arrays[0]
+
+    return compute

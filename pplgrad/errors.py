@@ -1,0 +1,40 @@
+"""The errors that pplgrad raises: each is one plain sentence that names the site and the remedy."""
+
+from __future__ import annotations
+
+__all__ = [
+    "BaselineError",
+    "ConfigurationError",
+    "EstimatorError",
+    "ImpossibleValueError",
+    "PplgradError",
+    "ProgramError",
+]
+
+
+class PplgradError(ValueError):
+    """Base class of every error that pplgrad raises on purpose.
+
+    >>> issubclass(ConfigurationError, PplgradError)
+    True
+    """
+
+
+class ConfigurationError(PplgradError):
+    """A name or a pattern in an estimator mapping matches nothing, or a specification has the wrong type."""
+
+
+class EstimatorError(PplgradError):
+    """An estimator was bound to a site that it does not fit."""
+
+
+class BaselineError(PplgradError):
+    """A baseline cannot be used as asked: wrong shape, NaN, its own site's value, too few particles."""
+
+
+class ImpossibleValueError(PplgradError):
+    """A cost of the program is NaN or infinite; the message names the site that made it."""
+
+
+class ProgramError(PplgradError):
+    """The model and the guide do not form a program that the estimator can differentiate."""

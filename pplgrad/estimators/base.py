@@ -1,0 +1,109 @@
+"""What an estimator is: a declaration, a check that it fits a site, and one term of the surrogate."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from pplgrad.engine.ops import Array, Ops
+from pplgrad.engine.program import Plate
+
+if TYPE_CHECKING:
+    from pplgrad.baselines.base import Baseline
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What an estimator promises and asks for.
+
+    `unbiased`: the expectation of the estimate is the gradient. `supports`: the kinds of site it accepts, in words.
+    `evaluations`: evaluations of the program beyond the primary draw. `differentiable_costs`: whether costs must
+    have a gradient with respect to the site's value. `derivatives`: up to which order the surrogate's derivatives
+    are right (None: every order).
+    """
+
+    unbiased: bool
+    supports: str
+    evaluations: int
+    differentiable_costs: bool
+    derivatives: int | None
+    source: str
+
+
+@dataclass(frozen=True)
+class SiteInfo:
+    """What is known of a latent site when an estimator is bound to it."""
+
+    name: str
+    distribution: str
+    has_rsample: bool
+    is_discrete: bool
+    particles: int
+
+
+@dataclass(frozen=True)
+class GroupTerms:
+    """The arrays of a group of sites that share plates and estimator.
+
+    `log_prob` is log q with its gradient and `downstream` the sum of the costs that depend on each site, both of
+    shape (particles, n, *plates); `baselines` evaluates a baseline for the group.
+    """
+
+    names: tuple[str, ...]
+    plates: tuple[Plate, ...]
+    log_prob: Array
+    downstream: Array
+    ops: Ops
+    evaluate: Callable[[Baseline], BaselineValue]
+
+
+@dataclass(frozen=True)
+class BaselineValue:
+    """What a baseline says of a group: the signal that is left, and the loss that trains the baseline."""
+
+    signal: Array
+    loss: Array | None
+
+
+class BaselineHost(Protocol):
+    """Where a plug-in keeps learned baselines: their state and their networks, site by site."""
+
+    def state(self, site: str, key: str) -> Mapping[str, Array]:
+        """Return the arrays of a baseline's state from before this draw."""
+
+    def predict(self, site: str, key: str, baseline: Any) -> Array:
+        """Return the output of a baseline's network or function at the program's inputs for this draw."""
+
+    def check_finite(self, site: str, baseline: Any, value: Array) -> None:
+        """Raise `BaselineError` if the value of a user's network or function is not finite (where that is known)."""
+
+
+class Estimator(ABC):
+    """How the gradient through one latent site is estimated.
+
+    A subclass is a frozen dataclass with a `declaration`, and says with `uses_score` whether it needs log q and
+    the downstream cost; the draw of such a site is a constant to differentiation.
+    """
+
+    declaration: ClassVar[Declaration]
+    uses_score: ClassVar[bool]
+
+    @property
+    def group_key(self) -> Hashable:
+        """Sites whose estimators have equal keys are handled as one stacked array."""
+        return self
+
+    @property
+    def baseline(self) -> Baseline | None:
+        """The baseline that the estimator subtracts, if it has one."""
+        return None
+
+    @abstractmethod
+    def check(self, site: SiteInfo) -> None:
+        """Raise `EstimatorError` or `BaselineError` if the estimator does not fit the site."""
+
+    def surrogate(self, terms: GroupTerms) -> tuple[Array, Array | None]:
+        """Return the group's term of the surrogate (summed over particles) and its baselines' loss, or None."""
+        raise TypeError(f"{type(self).__name__} has no score term.")
