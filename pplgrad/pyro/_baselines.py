@@ -1,0 +1,216 @@
+"""Where learned baselines live in Pyro: their parameters and their state in the param store."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyro
+import torch
+
+from pplgrad.baselines.base import Baseline, parts_of
+from pplgrad.baselines.neural import NeuralBaseline
+from pplgrad.engine.layout import plate_shape
+from pplgrad.engine.program import SiteSpec
+from pplgrad.engine.upstream import UpstreamSites, call_with_sites, default_inputs
+from pplgrad.errors import BaselineError, ConfigurationError
+from pplgrad.pyro._ops import OPS
+from pplgrad.pyro._provenance import Provenance
+
+PREFIX = "pplgrad.baseline."
+
+
+def is_baseline_param(name: str) -> bool:
+    """Return whether a name in the param store is that of a learned baseline's parameter or state.
+
+    >>> is_baseline_param("pplgrad.baseline.z.0$$$0.weight"), is_baseline_param("encoder$$$weight")
+    (True, False)
+    """
+    return name.startswith(PREFIX)
+
+
+class Networks:
+    """The networks of an ELBO's neural baselines, by site and position in the site's sum of baselines."""
+
+    def __init__(self) -> None:
+        self.modules: dict[tuple[str, str], torch.nn.Module] = {}
+        self._owners: dict[int, tuple[str, str]] = {}
+
+    def get(self, site: str, key: str, baseline: NeuralBaseline, x: torch.Tensor) -> torch.nn.Module:
+        """Return the network registered in the param store, made at first use."""
+        name = f"{PREFIX}{site}.{key}"
+        module = self.modules.get((site, key))
+        if module is None or (baseline.net is None and not _is_registered(name, module)):
+            module = self._made(site, key, baseline, x)
+            self.modules[site, key] = module
+        return pyro.module(name, module, update_module_params=True)
+
+    def _made(self, site: str, key: str, baseline: NeuralBaseline, x: torch.Tensor) -> torch.nn.Module:
+        if baseline.net is None:
+            return _perceptron(x, baseline.hidden)
+        if not isinstance(baseline.net, torch.nn.Module):
+            raise ConfigurationError(
+                f"NeuralBaseline(net=...) at site '{site}' takes a torch.nn.Module in Pyro; got "
+                f"{type(baseline.net).__name__}."
+            )
+        # A pattern may give one specification to several sites: the first takes the network, the others a copy.
+        owner = self._owners.setdefault(id(baseline.net), (site, key))
+        return baseline.net if owner == (site, key) else copy.deepcopy(baseline.net)
+
+
+def _is_registered(name: str, module: torch.nn.Module) -> bool:
+    store = pyro.get_param_store()
+    return all(f"{name}$$${parameter}" in store for parameter, _ in module.named_parameters())
+
+
+def _perceptron(x: torch.Tensor, hidden: Sequence[int]) -> torch.nn.Module:
+    sizes = [x.shape[-1], *hidden] if x.shape[-1] else [0]
+    layers: list[torch.nn.Module] = []
+    for before, after in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [torch.nn.Linear(before, after), torch.nn.Tanh()]
+    last = _Number() if not x.shape[-1] else torch.nn.Linear(sizes[-1], 1)
+    for parameter in last.parameters():
+        torch.nn.init.zeros_(parameter)
+    return torch.nn.Sequential(*layers, last).to(device=x.device, dtype=x.dtype)
+
+
+class _Number(torch.nn.Module):
+    """One learned number, for a network without inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.value.expand(*x.shape[:-1], 1)
+
+
+class PyroBaselines:
+    """`pplgrad.estimators.base.BaselineHost` for one evaluation of the objective.
+
+    `values` holds, for each latent site, its value in every particle that has it, of shape (particles, *batch,
+    *event), with the number of its event dimensions.
+    """
+
+    def __init__(
+        self,
+        networks: Networks,
+        sites: Mapping[str, SiteSpec],
+        ancestors: Mapping[str, Mapping[str, int]],
+        values: Mapping[str, tuple[torch.Tensor, int]],
+        indices: Mapping[str, torch.Tensor],
+        args: tuple,
+        kwargs: dict,
+        like: torch.Tensor,
+        provenance: Provenance | None,
+    ) -> None:
+        self._networks = networks
+        self._sites = sites
+        self._ancestors = ancestors
+        self._values = values
+        self._indices = indices
+        self._args = args
+        self._kwargs = kwargs
+        self._like = like
+        self._provenance = provenance
+
+    def state(self, site: str, key: str) -> Mapping[str, torch.Tensor]:
+        """Return the arrays from before the draw, zeros at first."""
+        part = parts_of(self._sites[site].estimator.baseline)[int(key)]
+        store = pyro.get_param_store()
+        result = {}
+        for name, shape in part.state_shapes(self._sites[site].plates).items():
+            full = state_name(site, key, name)
+            if full in store:
+                stored = store[full].detach()
+                if tuple(stored.shape) != shape:
+                    raise BaselineError(
+                        f"The state of {part!r} at site '{site}' has shape {tuple(stored.shape)} in the param store but "
+                        f"{shape} in this program; clear the param store or rename the site."
+                    )
+                result[name] = stored
+            else:
+                result[name] = self._like.new_zeros(shape)
+        return result
+
+    def predict(self, site: str, key: str, baseline: Any) -> torch.Tensor:
+        """Return the network's or function's output for this draw."""
+        if self._provenance is None:
+            return self._predicted(site, key, baseline)
+        with self._provenance:
+            out = self._predicted(site, key, baseline)
+        for name in self._provenance.names(self._provenance.of(out)):
+            if name == site or site in self._ancestors.get(name, {}):
+                raise BaselineError(
+                    f"{type(baseline).__name__} at site '{site}' was computed from the value of site '{name}', which its "
+                    "own draw decides; this would bias the gradient. Use the program's arguments and upstream sites only."
+                )
+        return out
+
+    def check_finite(self, site: str, baseline: Baseline, value: torch.Tensor) -> None:
+        """Refuse a value that is not finite."""
+        if not torch.isfinite(value).all():
+            raise BaselineError(
+                f"{type(baseline).__name__} at site '{site}' returned NaN or infinity; check its inputs and its "
+                "learning rate."
+            )
+
+    def _predicted(self, site: str, key: str, baseline: Any) -> torch.Tensor:
+        if not isinstance(baseline, NeuralBaseline):
+            out = call_with_sites(baseline.function, self._args, self._kwargs, self._upstream(site))
+            return torch.as_tensor(out, dtype=self._like.dtype, device=self._like.device)
+        x = self._inputs(site, baseline)
+        module = self._networks.get(site, key, baseline, x)
+        out = module(x)
+        if out.dim() == x.dim() and out.shape[-1] == 1:
+            return out[..., 0]
+        if out.dim() == x.dim():
+            raise BaselineError(
+                f"The network of NeuralBaseline at site '{site}' returned shape {tuple(out.shape)} for inputs of shape "
+                f"{tuple(x.shape)}; return one number for each element of the site's plates."
+            )
+        return out
+
+    def _inputs(self, site: str, baseline: NeuralBaseline) -> torch.Tensor:
+        if baseline.inputs is None:
+            arrays = [a for a in (*self._args, *self._kwargs.values()) if isinstance(a, torch.Tensor)]
+            found = default_inputs(OPS, self._sites[site].plates, self._indices, arrays)
+            if found is None:
+                return self._like.new_zeros((*(1 for _ in plate_shape(self._sites[site].plates)), 0))
+            return found.detach().to(self._like.dtype)
+        raw = call_with_sites(baseline.inputs, self._args, self._kwargs, self._upstream(site))
+        arrays = [a.detach().to(self._like.dtype) for a in (raw if isinstance(raw, (tuple, list)) else [raw])]
+        if len(arrays) == 1:
+            return arrays[0]
+        lead = torch.broadcast_shapes(*(a.shape[:-1] for a in arrays))
+        return torch.cat([a.expand(*lead, a.shape[-1]) for a in arrays], -1)
+
+    def _upstream(self, site: str) -> UpstreamSites:
+        depth = len(plate_shape(self._sites[site].plates))
+        aligned = {}
+        for name, (value, event_dim) in self._values.items():
+            batch = tuple(value.shape[1 : value.dim() - event_dim])
+            while len(batch) > depth and batch[0] == 1:
+                batch = batch[1:]
+            batch = (1,) * (depth - len(batch)) + batch
+            aligned[name] = value.detach().reshape(value.shape[0], *batch, *value.shape[value.dim() - event_dim :])
+        return UpstreamSites(site, aligned, self._ancestors)
+
+
+def state_name(site: str, key: str, name: str) -> str:
+    """Return the param store's name for an array of a baseline's state."""
+    return f"{PREFIX}{site}.{key}.{name}"
+
+
+def store_states(states: Mapping[tuple[str, str], Mapping[str, torch.Tensor]]) -> None:
+    """Write the states after a draw to the param store, in place, so that the store does not grow."""
+    store = pyro.get_param_store()
+    with torch.no_grad():
+        for (site, key), arrays in states.items():
+            for name, value in arrays.items():
+                full = state_name(site, key, name)
+                if full in store:
+                    store[full].unconstrained().copy_(value)  # type: ignore[attr-defined]
+                else:
+                    store[full] = value.detach().clone()

@@ -1,0 +1,73 @@
+"""What pplgrad needs to know of Pyro's distributions beyond their `log_prob`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro.distributions import Distribution, ExpandedDistribution, Independent, MaskedDistribution
+from torch.distributions import Independent as TorchIndependent
+
+from pplgrad.errors import BaselineError
+
+_PLAIN_SCORE_PARTS = {
+    Distribution.score_parts,
+    MaskedDistribution.score_parts,
+    ExpandedDistribution.score_parts,
+}
+
+
+def is_discrete(fn: Any) -> bool:
+    """Return whether a distribution's support is discrete; False where it does not say."""
+    try:
+        return bool(fn.support.is_discrete)
+    except (NotImplementedError, AttributeError):
+        return False
+
+
+def unmasked(fn: Any) -> Any:
+    """Return the distribution that the value was drawn from, without the masks that `mask` wrapped around it."""
+    if isinstance(fn, MaskedDistribution):
+        return unmasked(fn.base_dist)
+    if isinstance(fn, TorchIndependent):
+        base = unmasked(fn.base_dist)
+        return fn if base is fn.base_dist else Independent(base, fn.reinterpreted_batch_ndims)
+    return fn
+
+
+def partly_reparameterized(fn: Any) -> bool:
+    """Return whether the sampler's gradient needs a correction by a score term (rejection samplers)."""
+    while True:
+        if type(fn).score_parts not in _PLAIN_SCORE_PARTS:
+            return True
+        if not hasattr(fn, "base_dist") or not hasattr(type(fn.base_dist), "score_parts"):
+            return False
+        fn = fn.base_dist
+
+
+def score_squared(name: str, fn: Any, value: torch.Tensor) -> torch.Tensor:
+    """Return the squared gradient of log q with respect to the distribution's parameters, summed over them.
+
+    A distribution with logits is differentiated with respect to its logits, so that a categorical's score is
+    one-hot(value) − softmax. The result has the distribution's batch shape.
+    """
+    inner = fn
+    while isinstance(inner, (TorchIndependent, ExpandedDistribution)):
+        inner = inner.base_dist.expand(inner.batch_shape) if isinstance(inner, ExpandedDistribution) else inner.base_dist
+    names = getattr(inner, "arg_constraints", {})
+    chosen = ["logits"] if "logits" in names else [n for n in names if isinstance(inner.__dict__.get(n), torch.Tensor)]
+    extra = {n: getattr(inner, n) for n in ("total_count",) if n in names}
+    try:
+        with torch.enable_grad():
+            leaves = {
+                n: getattr(inner, n).detach().clone().requires_grad_() for n in chosen if n not in extra
+            }
+            rebuilt = type(inner)(**leaves, **extra, validate_args=False)
+            gradients = torch.autograd.grad(rebuilt.log_prob(value.detach()).sum(), list(leaves.values()))
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise BaselineError(
+            f"OptimalConstant at site '{name}' needs the gradient of {type(inner).__name__} with respect to its "
+            "parameters, which cannot be taken; use DecayingAverage() or LeaveOneOut() there."
+        ) from error
+    batch = len(fn.batch_shape)
+    return sum((g**2).reshape(*g.shape[:batch], -1).sum(-1) for g in gradients)  # type: ignore[return-value]

@@ -1,0 +1,118 @@
+"""`config_estimators`: a guide whose latent sites have their estimators set."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, overload
+
+import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+
+from pplgrad.engine.configuration import EstimatorMapping, report_mapping
+from pplgrad.estimators.base import Estimator
+
+
+class EstimatorMessenger(Messenger):
+    """Sets `infer["estimator"]` at the latent sites that a mapping names, where it is not set already."""
+
+    def __init__(self, mapping: EstimatorMapping) -> None:
+        super().__init__()
+        self.mapping = mapping
+
+    def __enter__(self) -> EstimatorMessenger:
+        report_mapping(self.mapping)
+        return super().__enter__()
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] or site_is_subsample(msg):
+            return
+        estimator = self.mapping.find(msg["name"])
+        if estimator is not None and "estimator" not in msg["infer"]:
+            # The dict may be the user's own, shared between calls: never written to.
+            msg["infer"] = {**msg["infer"], "estimator": estimator}
+
+
+class ConfiguredGuide:
+    """A guide function with its estimators set; everything but the call is the wrapped guide's."""
+
+    def __init__(self, guide: Callable, mapping: EstimatorMapping) -> None:
+        functools.update_wrapper(self, guide, updated=())
+        self.__wrapped__ = guide
+        self._mapping = mapping
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with EstimatorMessenger(self._mapping):
+            return self.__wrapped__(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("__wrapped__", "_mapping"):
+            raise AttributeError(name)
+        return getattr(self.__wrapped__, name)
+
+    def __repr__(self) -> str:
+        return f"config_estimators({self.__wrapped__!r}, {self._mapping.estimators!r})"
+
+
+class ConfiguredGuideModule(torch.nn.Module):
+    """A guide that is a module (an autoguide, a PyroModule), with its estimators set."""
+
+    def __init__(self, guide: torch.nn.Module, mapping: EstimatorMapping) -> None:
+        super().__init__()
+        self.guide = guide
+        self._mapping = mapping
+
+    @property
+    def __wrapped__(self) -> torch.nn.Module:
+        return self._modules["guide"]  # type: ignore[return-value]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with EstimatorMessenger(self._mapping):
+            return self.guide(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name in ("_modules", "guide"):
+                raise
+            return getattr(self.guide, name)
+
+
+@overload
+def config_estimators(guide: Mapping[str, Estimator]) -> Callable[[Callable], Callable]: ...
+@overload
+def config_estimators(guide: None = None, estimators: Mapping[str, Estimator] | None = None) -> Callable: ...
+@overload
+def config_estimators(guide: Callable, estimators: Mapping[str, Estimator] | None = None) -> Callable: ...
+def config_estimators(guide: Any = None, estimators: Any = None) -> Any:
+    """Return the guide with an estimator chosen for each latent site that `estimators` names.
+
+    Keys are site names or glob patterns: an exact name goes before the patterns, which go in their order. A site's own
+    `infer={"estimator": ...}` goes before the wrapper, an inner wrapper before an outer one, and
+    `TraceGrad_ELBO(estimators=...)` before all. Sites that nothing names get the default: reparameterization where the
+    sampler allows it, else the score function with a baseline. Estimates nothing itself; shapes are unchanged.
+
+    Works as a call and, given the mapping alone, as a decorator. Attributes of the wrapped guide stay reachable.
+
+    Raises `ConfigurationError` if a value is not an estimator; a key that matches no site is reported by the ELBO.
+
+    >>> from pplgrad import ScoreFunction
+    >>> guide = config_estimators(lambda: None, {"z": ScoreFunction()})
+    >>> guide() is None
+    True
+
+    Source: named after `pyro.infer.config_enumerate`, beside which it sits.
+    """
+    if guide is None or isinstance(guide, Mapping):
+        chosen = guide if guide is not None else estimators
+        mapping = EstimatorMapping.of(chosen, "config_estimators")
+        return lambda function: _wrapped(function, mapping)
+    return _wrapped(guide, EstimatorMapping.of(estimators, "config_estimators"))
+
+
+def _wrapped(guide: Callable, mapping: EstimatorMapping) -> Any:
+    if not callable(guide):
+        raise TypeError(f"config_estimators takes a guide, that is a callable; got {type(guide).__name__}.")
+    return ConfiguredGuideModule(guide, mapping) if isinstance(guide, torch.nn.Module) else ConfiguredGuide(guide, mapping)

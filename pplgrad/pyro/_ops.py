@@ -1,0 +1,53 @@
+"""The engine's array operations on torch tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import array_api_compat.torch as xp
+import torch
+
+
+class TorchOps:
+    """`pplgrad.engine.ops.Ops` for torch."""
+
+    xp: Any = xp
+
+    def stop_gradient(self, x: torch.Tensor) -> torch.Tensor:
+        return x.detach()
+
+    def contract(self, weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        flat = values.reshape(values.shape[0], -1)
+        return torch.mm(weights, flat).reshape(weights.shape[0], *values.shape[1:])
+
+    def constant(self, values: Any, like: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(values, dtype=like.dtype, device=like.device)
+
+    def take(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        return x[index]
+
+    def index_add(self, x: torch.Tensor, index: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        return x.index_add(0, index, values)
+
+    def arange(self, n: int, like: torch.Tensor) -> torch.Tensor:
+        return torch.arange(n, device=like.device)
+
+
+OPS = TorchOps()
+
+
+class _Attach(torch.autograd.Function):
+    """The value of one scalar with the gradient of another; no infinity is ever subtracted from itself."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor, surrogate: torch.Tensor) -> torch.Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[None, torch.Tensor]:
+        return None, gradients[0]
+
+
+def attach(value: torch.Tensor, surrogate: torch.Tensor) -> torch.Tensor:
+    """Return `value` with the gradient of `surrogate`."""
+    return _Attach.apply(value.detach(), surrogate)

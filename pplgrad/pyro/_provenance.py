@@ -1,0 +1,148 @@
+"""What every tensor of a run was computed from: the latent sites whose values it reads.
+
+Provenance is kept for each storage, by watching every operation below autograd, so that views, in-place writes,
+`torch.vmap`, scripted functions and custom autograd functions are seen. Where a value leaves the tensors (`item()`,
+`bool()`, `numpy()`, a shape that depends on it), Python control flow may depend on it, and whatever the program
+does afterwards is taken to depend on the site: more cost is charged, which is unbiased, never less.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+# Reading a value inside these is a check of arguments, not control flow of the user's program.
+_CHECKING = ("torch.distributions", "pyro.distributions", "pyro.util", "pyro.poutine", "pyro.infer")
+_PLUMBING = ("pplgrad.pyro._provenance", "torch.utils._python_dispatch", "torch._ops", "torch._tensor", "torch.overrides")
+_LEAVING = {
+    torch.Tensor.numpy,
+    torch.Tensor.tolist,
+    torch.Tensor.__array__,
+    torch.Tensor.__dlpack__,
+    torch.Tensor.data_ptr,
+}
+
+
+class Provenance(TorchDispatchMode):
+    """Records, while active, which sites each tensor was computed from, as bits of an integer.
+
+    `escaped` has the bits of all sites whose values have left the tensors so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.escaped = 0
+        self._sites: dict[str, int] = {}
+        self._bits: dict[int, int] = {}
+        # A freed storage's address may be used again, so every storage that has bits is kept alive.
+        self._alive: list[Any] = []
+        self._leaving = _Leaving(self)
+
+    def __enter__(self) -> Provenance:
+        self._leaving.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        super().__exit__(*exc)
+        self._leaving.__exit__(*exc)
+
+    def tag(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """Return a copy of a site's value that is known to be that site's and nothing else's."""
+        bit = 1 << self._sites.setdefault(name, len(self._sites))
+        value = value.clone()
+        self._mark(value, bit, replace=True)
+        return value
+
+    def of(self, *tensors: Any) -> int:
+        """Return the bits of the sites that tensors were computed from."""
+        bits = 0
+        for tensor in _tensors(tensors):
+            bits |= self._bits.get(_key(tensor), 0)
+        return bits
+
+    def names(self, bits: int) -> list[str]:
+        """Return the names of the sites that bits stand for."""
+        return [name for name, number in self._sites.items() if bits >> number & 1]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        bits = self.of(args, kwargs)
+        if bits:
+            for tensor in _tensors(out):
+                self._mark(tensor, bits)
+            for tensor in _written(func, args, kwargs):
+                self._mark(tensor, bits)
+            if torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags:
+                self.escape(bits)
+        return out
+
+    def escape(self, bits: int) -> None:
+        """Note that values have left the tensors, unless a library only checks its arguments."""
+        if not _is_check():
+            self.escaped |= bits
+
+    def _mark(self, tensor: torch.Tensor, bits: int, replace: bool = False) -> None:
+        key = _key(tensor)
+        if key == 0:
+            self.escaped |= bits
+            return
+        if key not in self._bits:
+            self._alive.append(tensor.untyped_storage())
+        self._bits[key] = bits if replace else self._bits.get(key, 0) | bits
+
+
+class _Leaving(TorchFunctionMode):
+    """Sees the ways out of torch that no dispatched operation shows."""
+
+    def __init__(self, provenance: Provenance) -> None:
+        super().__init__()
+        self._provenance = provenance
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _LEAVING:
+            bits = self._provenance.of(args)
+            if bits:
+                self._provenance.escape(bits)
+        return func(*args, **(kwargs or {}))
+
+
+def _key(tensor: torch.Tensor) -> int:
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):
+        return 0
+
+
+def _tensors(tree: Any) -> Iterator[torch.Tensor]:
+    if isinstance(tree, torch.Tensor):
+        yield tree
+    elif isinstance(tree, (list, tuple)):
+        for item in tree:
+            yield from _tensors(item)
+    elif isinstance(tree, dict):
+        for item in tree.values():
+            yield from _tensors(item)
+
+
+def _written(func: Any, args: Any, kwargs: Any) -> Iterator[torch.Tensor]:
+    """Yield the arguments that an in-place or out= operation writes to."""
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            yield from _tensors(args[position] if position < len(args) else kwargs.get(argument.name))
+
+
+def _is_check() -> bool:
+    frame = sys._getframe(1)
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if not module.startswith(_PLUMBING):
+            return bool(module.startswith(_CHECKING))
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
