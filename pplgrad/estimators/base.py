@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from pplgrad.baselines.base import parts_of
 from pplgrad.engine.ops import Array, Ops
 from pplgrad.engine.program import Plate
 
@@ -99,6 +100,11 @@ class Estimator(ABC):
     def baseline(self) -> Baseline | None:
         """The baseline that the estimator subtracts, if it has one."""
         return None
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether the baseline has state, a network or a function, which a plug-in must hold for the site."""
+        return any(part.per_site for part in parts_of(self.baseline))
 
     @abstractmethod
     def check(self, site: SiteInfo) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from pyro.infer import ELBO, Trace_ELBO
+from pyro.infer import Trace_ELBO
 from pyro.infer.elbo import ELBOModule
 from pyro.infer.util import is_validation_enabled
 from pyro.util import check_if_enumerated
@@ -21,14 +20,15 @@ from pplgrad.engine.configuration import (
     refuse_unmatched,
 )
 from pplgrad.engine.layout import Layout
-from pplgrad.engine.program import Run
+from pplgrad.engine.program import Run, SiteSpec
 from pplgrad.engine.surrogate import Estimate, estimate
-from pplgrad.errors import ImpossibleValueError, ProgramError
-from pplgrad.estimators.base import Estimator, SiteInfo
+from pplgrad.errors import ImpossibleValueError, PplgradError, ProgramError
+from pplgrad.estimators.base import Estimator
 from pplgrad.pyro._baselines import Networks, PyroBaselines, store_states
 from pplgrad.pyro._ops import OPS, attach
-from pplgrad.pyro._program import Recorded, Traces, record, run_traces
+from pplgrad.pyro._program import Traces, check_match, record, run_traces, site_info
 from pplgrad.pyro._provenance import Provenance
+from pplgrad.pyro._structure import Structure, Structures
 
 
 class TraceGrad_ELBO(Trace_ELBO):
@@ -81,6 +81,8 @@ class TraceGrad_ELBO(Trace_ELBO):
         )
         self._mapping = EstimatorMapping.of(estimators, "TraceGrad_ELBO(estimators=...)")
         self._networks = Networks()
+        self._structures = Structures()
+        self._resolved: dict[Any, Estimator] = {}
 
     def __call__(self, model: torch.nn.Module, guide: torch.nn.Module) -> ELBOModule:
         """Return a module that computes the loss, whose parameters include those of learned baselines."""
@@ -90,11 +92,11 @@ class TraceGrad_ELBO(Trace_ELBO):
         """Return an estimate of the negative evidence lower bound in nats, without a gradient."""
         total = 0.0
         with torch.no_grad():
-            for traces in self._runs(model, guide, args, kwargs, follow=False)[0]:
-                run = self._record(traces, None).run
-                signs = self._signs(traces)
-                total += sum(sign * float(cost.sum()) for sign, cost in zip(signs, run.costs, strict=True))
-                _check_costs(total, traces, run)
+            for traces, _ in self._runs(model, guide, args, kwargs, None):
+                run = self._record(traces, None)
+                objective = _objective(traces, run)
+                _check_costs(objective, traces, run)
+                total += objective
         return -total / self.num_particles
 
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
@@ -118,101 +120,104 @@ class TraceGrad_ELBO(Trace_ELBO):
 
     def _estimate(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Estimate:
         """Run the program and return the objective's value, surrogate and new states; nothing is changed yet."""
-        traced, provenances = self._runs(model, guide, args, kwargs, follow=True)
-        recorded = [self._record(traces, provenance) for traces, provenance in zip(traced, provenances, strict=True)]
-        for traces, one in zip(traced, recorded, strict=True):
-            _check_costs(float(sum(c.detach().sum() for c in one.run.costs)), traces, one.run)
-        runs = [(Layout.build(one.sites, one.costs), one.run) for one in recorded]
-        return estimate(OPS, runs, self._host(runs, recorded, traced, provenances, args, kwargs))
+        known = self._structures.find(model, guide, args, kwargs)
+        layouts: list[Layout] = []
+        runs: list[Run] = []
+        traced: list[Traces] = []
+        for traces, provenance in self._runs(model, guide, args, kwargs, known):
+            run = self._record(traces, provenance)
+            layouts.append(known.layout(traces, run, provenance))
+            run.indices.update(traces.indices() if any(site.plates for site in layouts[-1].sites) else {})
+            runs.append(run)
+            traced.append(traces)
+            last = provenance
+        result = estimate(
+            OPS,
+            list(zip(layouts, runs, strict=True)),
+            self._host(layouts, runs, traced, last if len(runs) == 1 else None, args, kwargs),
+        )
+        if not math.isfinite(float(result.value)):
+            for traces, run in zip(traced, runs, strict=True):
+                _check_costs(math.nan, traces, run)
+        return result
 
     def _runs(
-        self, model: Callable, guide: Callable, args: tuple, kwargs: dict, follow: bool
-    ) -> tuple[list[Traces], list[Provenance | None]]:
-        """Run all particles, and check that every key of every mapping names a latent site."""
+        self, model: Callable, guide: Callable, args: tuple, kwargs: dict, known: Structure | None
+    ) -> Iterator[tuple[Traces, Provenance | None]]:
+        """Run the particles, following provenance where the structure is to be found (`known.following`)."""
         vectorized = self.vectorize_particles and self.num_particles > 1
-        if self.vectorize_particles:
+        run_model, run_guide = model, guide
+        if vectorized:
             if self.max_plate_nesting == math.inf:
                 self._guess_max_plate_nesting(model, guide, args, kwargs)
-            model, guide = self._vectorized_num_particles(model), self._vectorized_guide(guide)
-        traced: list[Traces] = []
-        provenances: list[Provenance | None] = []
-        with collect_mappings() as mappings:
-            for _ in range(1 if vectorized else self.num_particles):
-                provenance = Provenance() if follow else None
+            run_model, run_guide = self._vectorized_num_particles(model), self._vectorized_num_particles(guide)
+        for _ in range(1 if vectorized else self.num_particles):
+            provenance = Provenance() if known is not None and known.following else None
+            with collect_mappings() as mappings:
                 try:
-                    traces = run_traces(model, guide, args, kwargs, self.num_particles, self._resolve, provenance)
-                except (ValueError, RuntimeError, IndexError) as error:
-                    if vectorized and not isinstance(error, _OWN_ERRORS):
+                    traces = run_traces(run_model, run_guide, args, kwargs, self._resolve, provenance)
+                except (RuntimeError, IndexError, ValueError) as error:
+                    if vectorized and not isinstance(error, PplgradError):
                         raise ProgramError(
                             "The program cannot run under vectorize_particles=True, which adds a leading dimension to "
-                            f"every value; write it so that it broadcasts, or use vectorize_particles=False. ({error})"
+                            "every value; write it so that it broadcasts, or use vectorize_particles=False. "
+                            f"({error})"
                         ) from error
                     raise
-                traced.append(traces)
-                provenances.append(provenance)
-        self._check_mappings(mappings, traced, provenances)
-        if is_validation_enabled():
-            for traces in traced:
-                check_if_enumerated(traces.guide)
-        return traced, provenances
+            if known is None or provenance is not None:
+                self._check(traces, mappings, provenance)
+            yield traces, provenance
 
-    def _vectorized_guide(self, guide: Callable) -> Callable:
-        return self._vectorized_num_particles(guide)
-
-    def _resolve(self, site: SiteInfo, own: Estimator | None) -> Estimator:
+    def _resolve(self, name: str, fn: Any, own: Estimator | None) -> Estimator:
         """Choose a site's estimator: the ELBO's mapping, the site's own or the guide wrapper's, the default."""
-        chosen = self._mapping.find(site.name)
-        if chosen is None and own is not None:
-            check_estimator(own, f"site '{site.name}' (infer)")
-            chosen = own
-        if chosen is None:
-            chosen = default_estimator(site, stateful=True)
-        chosen.check(site)
-        return chosen
+        key = (name, fn.__class__, fn.has_rsample, own)
+        found = self._resolved.get(key)
+        if found is None:
+            site = site_info(name, fn, self.num_particles)
+            if own is not None:
+                check_estimator(own, f"site '{name}' (infer)")
+            found = self._mapping.find(name) or own or default_estimator(site, stateful=True)
+            found.check(site)
+            self._resolved[key] = found
+        return found
 
-    def _check_mappings(
-        self, mappings: list[EstimatorMapping], traced: list[Traces], provenances: list[Provenance | None]
-    ) -> None:
-        if any(provenance is not None and provenance.escaped for provenance in provenances):
+    def _check(self, traces: Traces, mappings: list[EstimatorMapping], provenance: Provenance | None) -> None:
+        """Refuse a guide and model that do not match, and a key of a mapping that names no latent site."""
+        check_match(traces.guide, traces.model)
+        if is_validation_enabled():
+            check_if_enumerated(traces.guide)
+        if provenance is not None and provenance.escaped_ever:
             return  # The sites of this program depend on its draws: a name may be absent this time.
-        latent = dict.fromkeys(name for traces in traced for name in traces.estimators)
-        observed = dict.fromkeys(
-            name
-            for traces in traced
-            for trace in (traces.guide, traces.model)
-            for name, site in trace.nodes.items()
-            if site["type"] == "sample" and site["is_observed"]
-        )
-        refuse_unmatched(self._mapping, latent, observed, "TraceGrad_ELBO(estimators=...)")
+        observed = [name for name, site in traces.guide_sites + traces.model_sites if site["is_observed"]]
+        refuse_unmatched(self._mapping, traces.estimators, observed, "TraceGrad_ELBO(estimators=...)")
         for mapping in mappings:
-            refuse_unmatched(mapping, latent, observed, "config_estimators")
+            refuse_unmatched(mapping, traces.estimators, observed, "config_estimators")
 
-    def _record(self, traces: Traces, provenance: Provenance | None) -> Recorded:
+    def _record(self, traces: Traces, provenance: Provenance | None) -> Run:
         vectorized = self.vectorize_particles and self.num_particles > 1
         depth = int(self.max_plate_nesting) if vectorized else 0
         return record(traces, self.num_particles if vectorized else 1, vectorized, depth, provenance)
 
-    @staticmethod
-    def _signs(traces: Traces) -> list[float]:
-        def count(trace: Any) -> int:
-            return sum(site["type"] == "sample" for site in trace.nodes.values())
-
-        return [1.0] * count(traces.model) + [-1.0] * count(traces.guide)
-
     def _host(
         self,
-        runs: list[tuple[Layout, Run]],
-        recorded: list[Recorded],
+        layouts: list[Layout],
+        runs: list[Run],
         traced: list[Traces],
-        provenances: list[Provenance | None],
+        provenance: Provenance | None,
         args: tuple,
         kwargs: dict,
-    ) -> PyroBaselines:
+    ) -> PyroBaselines | None:
+        """Return what baselines with state, networks or functions need, if a site has one."""
+        if not any(site.estimator.keeps_state for layout in layouts for site in layout.sites):
+            return None
         vectorized = len(runs) == 1 and self.num_particles > 1
-        sites, ancestors, values = {}, {}, {}
-        for (layout, _), one, traces in zip(runs, recorded, traced, strict=True):
-            ancestors.update(layout.ancestors)
-            for spec in one.sites:
+        sites: dict[str, SiteSpec] = {}
+        ancestors: dict[str, dict[str, int]] = {}
+        values: dict[str, tuple[list[torch.Tensor], int]] = {}
+        for layout, traces in zip(layouts, traced, strict=True):
+            for name, upstream in layout.ancestors.items():
+                ancestors.setdefault(name, {}).update(upstream)
+            for spec in layout.sites:
                 sites[spec.name] = spec
                 node = traces.guide.nodes[spec.name]
                 value = node["value"] if vectorized else node["value"][None]
@@ -222,20 +227,9 @@ class TraceGrad_ELBO(Trace_ELBO):
             for name, (parts, event_dim) in values.items()
             if len({tuple(part.shape[1:]) for part in parts}) == 1
         }
-        return PyroBaselines(
-            self._networks,
-            sites,
-            ancestors,
-            joined,
-            traced[0].indices if len(traced) == 1 else {},
-            args,
-            kwargs,
-            recorded[0].run.costs[0].detach(),
-            provenances[0] if len(provenances) == 1 else None,
-        )
-
-
-_OWN_ERRORS: tuple[type[Exception], ...] = ()
+        indices = runs[0].indices if len(runs) == 1 else {}
+        like = runs[0].costs[0].detach()
+        return PyroBaselines(self._networks, sites, ancestors, joined, indices, args, kwargs, like, provenance)
 
 
 def _surrogate_loss(result: Estimate) -> torch.Tensor:
@@ -243,16 +237,16 @@ def _surrogate_loss(result: Estimate) -> torch.Tensor:
     return loss if result.baseline_loss is None else loss + result.baseline_loss
 
 
+def _objective(traces: Traces, run: Run) -> float:
+    models = len(traces.model_sites)
+    return float(sum(cost.sum() for cost in run.costs[:models]) - sum(cost.sum() for cost in run.costs[models:]))
+
+
 def _check_costs(total: float, traces: Traces, run: Run) -> None:
     """Raise an error that names the first site whose cost is NaN or infinite."""
     if math.isfinite(total):
         return
-    names = [
-        (name, side)
-        for side, trace in (("model", traces.model), ("guide", traces.guide))
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample"
-    ]
+    names = [(name, "model") for name, _ in traces.model_sites] + [(name, "guide") for name, _ in traces.guide_sites]
     for (name, side), cost in zip(names, run.costs, strict=True):
         if not torch.isfinite(cost).all():
             kind = "NaN" if torch.isnan(cost).any() else "infinite"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import prune_subsample_sites, site_is_subsample
+from pyro.poutine.util import site_is_subsample
 
 from pplgrad.engine.configuration import listed
 from pplgrad.engine.program import EVERY, CostSpec, Plate, Run, SiteSpec
@@ -22,7 +22,8 @@ from pplgrad.pyro._provenance import Provenance
 
 PARTICLES = "num_particles_vectorized"
 
-Resolve = Callable[[SiteInfo, Estimator | None], Estimator]
+# The site's name, its distribution, and the estimator that its own `infer` names.
+Resolve = Callable[[str, Any, Estimator | None], Estimator]
 
 
 class SiteMessenger(Messenger):
@@ -31,11 +32,10 @@ class SiteMessenger(Messenger):
     It stands outermost, so that what it puts into a message is what the program and the trace get to see.
     """
 
-    def __init__(self, particles: int, resolve: Resolve | None, provenance: Provenance | None) -> None:
+    def __init__(self, resolve: Resolve | None, provenance: Provenance | None) -> None:
         super().__init__()
         self.estimators: dict[str, Estimator] = {}
         self.escaped: dict[str, int] = {}
-        self._particles = particles
         self._resolve = resolve
         self._provenance = provenance
 
@@ -55,17 +55,15 @@ class SiteMessenger(Messenger):
 
     def _bind(self, msg: Any) -> Estimator:
         assert self._resolve is not None
-        fn = msg["fn"]
-        info = SiteInfo(
-            name=msg["name"],
-            distribution=type(fn).__name__,
-            has_rsample=fn.has_rsample and not partly_reparameterized(fn),
-            is_discrete=is_discrete(fn),
-            particles=self._particles,
-        )
-        estimator = self._resolve(info, msg["infer"].get("estimator"))
+        estimator = self._resolve(msg["name"], msg["fn"], msg["infer"].get("estimator"))
         self.estimators[msg["name"]] = estimator
         return estimator
+
+
+def site_info(name: str, fn: Any, particles: int) -> SiteInfo:
+    """Return what an estimator needs to know of a site."""
+    reparameterized = fn.has_rsample and not partly_reparameterized(fn)
+    return SiteInfo(name, type(fn).__name__, reparameterized, is_discrete(fn), particles)
 
 
 class _ModelInferMessenger(Messenger):
@@ -87,9 +85,27 @@ class Traces:
     guide: Any
     model: Any
     estimators: dict[str, Estimator]
-    indices: dict[str, torch.Tensor]
-    guide_escaped: dict[str, int] = field(default_factory=dict)
-    model_escaped: dict[str, int] = field(default_factory=dict)
+    guide_escaped: dict[str, int]
+    model_escaped: dict[str, int]
+
+    def __post_init__(self) -> None:
+        self.guide_sites = _samples(self.guide)
+        self.model_sites = _samples(self.model)
+
+    def indices(self) -> dict[str, torch.Tensor]:
+        """Return the elements of each subsampled plate."""
+        return {
+            name: site["value"]
+            for trace in (self.model, self.guide)
+            for name, site in trace.nodes.items()
+            if site_is_subsample(site) and _is_drawn(site)
+        }
+
+    def signature(self) -> tuple:
+        """Return the program's structure: names, families, shapes, plates and estimators of all sites, in order."""
+        model = [_kind(name, site) for name, site in self.model_sites]
+        guide = [(_kind(name, site), id(self.estimators.get(name))) for name, site in self.guide_sites]
+        return (model, guide)
 
 
 def run_traces(
@@ -97,13 +113,12 @@ def run_traces(
     guide: Callable,
     args: tuple,
     kwargs: dict,
-    particles: int,
     resolve: Resolve,
     provenance: Provenance | None,
 ) -> Traces:
     """Run the guide, and the model against it, and return their traces."""
-    outer = SiteMessenger(particles, resolve, provenance)
-    inner = SiteMessenger(particles, None, provenance)
+    outer = SiteMessenger(resolve, provenance)
+    inner = SiteMessenger(None, provenance)
     with provenance or nullcontext():
         effect_guide = poutine.unwrap(guide)
         if isinstance(effect_guide, Messenger):
@@ -120,21 +135,7 @@ def run_traces(
                     provenance.escaped = 0
                 replayed = poutine.replay(_checked(model) if provenance is not None else model, trace=guide_trace)
                 model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
-    check_match(guide_trace, model_trace)
-    indices = {
-        name: site["value"]
-        for trace in (model_trace, guide_trace)
-        for name, site in trace.nodes.items()
-        if site_is_subsample(site) and _is_drawn(site)
-    }
-    return Traces(
-        prune_subsample_sites(guide_trace),
-        prune_subsample_sites(model_trace),
-        outer.estimators,
-        indices,
-        outer.escaped,
-        inner.escaped,
-    )
+    return Traces(guide_trace, model_trace, outer.estimators, outer.escaped, inner.escaped)
 
 
 def _checked(model: Callable) -> Callable:
@@ -148,6 +149,23 @@ def _checked(model: Callable) -> Callable:
 def _is_drawn(site: Any) -> bool:
     fn = site["fn"]
     return isinstance(site["value"], torch.Tensor) and len(site["value"]) < fn.size
+
+
+def _samples(trace: Any) -> list[tuple[str, Any]]:
+    return [(n, site) for n, site in trace.nodes.items() if site["type"] == "sample" and not site_is_subsample(site)]
+
+
+def _kind(name: str, site: Any) -> tuple:
+    fn = site["fn"]
+    return (
+        name,
+        fn.__class__,
+        fn.batch_shape,
+        fn.event_shape,
+        site["cond_indep_stack"],
+        site["is_observed"],
+        site["mask"] is None,
+    )
 
 
 def check_match(guide_trace: Any, model_trace: Any) -> None:
@@ -181,18 +199,7 @@ def check_match(guide_trace: Any, model_trace: Any) -> None:
             raise EstimatorError(f"Site '{name}' is observed and has no gradient to estimate; remove its estimator.")
 
 
-@dataclass
-class Recorded:
-    """The arrays of one run, with the specifications they belong to where provenance was followed."""
-
-    run: Run
-    guide_names: list[str]
-    model_names: list[str]
-    sites: list[SiteSpec]
-    costs: list[CostSpec]
-
-
-def record(traces: Traces, particles: int, vectorized: bool, depth: int, provenance: Provenance | None) -> Recorded:
+def record(traces: Traces, particles: int, vectorized: bool, depth: int, provenance: Provenance | None) -> Run:
     """Compute the log densities of a run.
 
     Scores come for latent guide sites in guide order; costs for the model's sites and then for the guide's.
@@ -207,9 +214,9 @@ def record(traces: Traces, particles: int, vectorized: bool, depth: int, provena
         return _with_particles(name, x, particles, depth) if vectorized else x[None]
 
     with provenance or nullcontext():
-        for name, site in _samples(traces.model):
+        for name, site in traces.model_sites:
             model_costs.append(shaped(name, _cost(site, log_prob(name, site, site["fn"]))))
-        for name, site in _samples(traces.guide):
+        for name, site in traces.guide_sites:
             estimator = traces.estimators.get(name)
             log_q = log_prob(name, site, site["fn"])
             cost = _cost(site, log_q)
@@ -222,14 +229,7 @@ def record(traces: Traces, particles: int, vectorized: bool, depth: int, provena
                     # E[∇ log q] = 0 given the parents, so that this path is only noise.
                     cost = cost.detach()
             guide_costs.append(shaped(name, cost))
-    costs = model_costs + guide_costs
-    run = Run(particles, scores, costs, dict(traces.indices), squares)
-    guide_names = [name for name, _ in _samples(traces.guide)]
-    model_names = [name for name, _ in _samples(traces.model)]
-    recorded = Recorded(run, guide_names, model_names, [], [])
-    if provenance is not None:
-        _specify(recorded, traces, provenance)
-    return recorded
+    return Run(particles, scores, model_costs + guide_costs, {}, squares)
 
 
 def log_prob(name: str, site: Any, fn: Any) -> torch.Tensor:
@@ -240,10 +240,6 @@ def log_prob(name: str, site: Any, fn: Any) -> torch.Tensor:
         raise ProgramError(
             f"The log density at site '{name}' ({type(fn).__name__}) cannot be computed: {error}"
         ) from error
-
-
-def _samples(trace: Any) -> list[tuple[str, Any]]:
-    return [(name, site) for name, site in trace.nodes.items() if site["type"] == "sample"]
 
 
 def _cost(site: Any, log_density: torch.Tensor) -> torch.Tensor:
@@ -275,28 +271,38 @@ def _plates(site: Any, x: torch.Tensor) -> tuple[Plate, ...]:
     )
 
 
-def _specify(recorded: Recorded, traces: Traces, provenance: Provenance) -> None:
-    """Fill in the specifications: plates, estimators, and what each log density reads."""
+def specify(run: Run, traces: Traces, provenance: Provenance | None) -> tuple[list[SiteSpec], list[CostSpec]]:
+    """Return the specifications of a run's sites and costs: plates, estimators, and what each log density reads.
 
-    def reads(bits: int) -> dict[str, int]:
-        return dict.fromkeys(provenance.names(bits), EVERY)
+    Without provenance everything is taken to read every site drawn before it, which is unbiased for any program.
+    """
+    sites: list[SiteSpec] = []
+    costs: list[CostSpec] = []
+    drawn = list(traces.estimators)
 
-    costs = iter(recorded.run.costs)
-    for name, site in _samples(traces.model):
-        x = next(costs)
-        bits = provenance.of(x) | traces.model_escaped.get(name, 0)
-        recorded.costs.append(CostSpec(name, _plates(site, x), 1.0, reads(bits)))
-    scores = iter(recorded.run.scores)
-    for name, site in _samples(traces.guide):
-        x = next(costs)
-        bits = provenance.of(x) | traces.guide_escaped.get(name, 0)
+    def reads(x: torch.Tensor, escaped: int, before: list[str]) -> dict[str, int]:
+        names = before if provenance is None else provenance.names(provenance.of(x) | escaped)
+        return dict.fromkeys(names, EVERY)
+
+    arrays = iter(run.costs)
+    for name, site in traces.model_sites:
+        x = next(arrays)
+        escaped = traces.model_escaped.get(name, 0)
+        costs.append(CostSpec(name, _plates(site, x), 1.0, reads(x, escaped, drawn)))
+    scores = iter(run.scores)
+    before: list[str] = []
+    for name, site in traces.guide_sites:
+        x = next(arrays)
+        escaped = traces.guide_escaped.get(name, 0)
+        upstream = reads(x, escaped, before)
         estimator = traces.estimators.get(name)
-        if estimator is not None:
-            score = next(scores)
-            upstream = reads(bits | provenance.of(score))
-            own = {name: EVERY}
-            upstream.pop(name, None)
-            recorded.sites.append(SiteSpec(name, _plates(site, score), estimator, upstream))
-            recorded.costs.append(CostSpec(name, _plates(site, x), -1.0, {**upstream, **own}))
-        else:
-            recorded.costs.append(CostSpec(name, _plates(site, x), -1.0, reads(bits)))
+        if estimator is None:
+            costs.append(CostSpec(name, _plates(site, x), -1.0, upstream))
+            continue
+        score = next(scores)
+        upstream.update(reads(score, escaped, before))
+        upstream.pop(name, None)
+        sites.append(SiteSpec(name, _plates(site, score), estimator, upstream))
+        costs.append(CostSpec(name, _plates(site, x), -1.0, {**upstream, name: EVERY}))
+        before.append(name)
+    return sites, costs

@@ -18,7 +18,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 # Reading a value inside these is a check of arguments, not control flow of the user's program.
 _CHECKING = ("torch.distributions", "pyro.distributions", "pyro.util", "pyro.poutine", "pyro.infer")
-_PLUMBING = ("pplgrad.pyro._provenance", "torch.utils._python_dispatch", "torch._ops", "torch._tensor", "torch.overrides")
 _LEAVING = {
     torch.Tensor.numpy,
     torch.Tensor.tolist,
@@ -31,12 +30,15 @@ _LEAVING = {
 class Provenance(TorchDispatchMode):
     """Records, while active, which sites each tensor was computed from, as bits of an integer.
 
-    `escaped` has the bits of all sites whose values have left the tensors so far.
+    `escaped` has the bits of all sites whose values have left the tensors so far in the current program (guide or
+    model), `escaped_ever` in both; `read_ever` says whether any tensor's value has left, a site's or not.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.escaped = 0
+        self.escaped_ever = 0
+        self.read_ever = False
         self._sites: dict[str, int] = {}
         self._bits: dict[int, int] = {}
         # A freed storage's address may be used again, so every storage that has bits is kept alive.
@@ -79,19 +81,24 @@ class Provenance(TorchDispatchMode):
                 self._mark(tensor, bits)
             for tensor in _written(func, args, kwargs):
                 self._mark(tensor, bits)
-            if torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags:
-                self.escape(bits)
+        if torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags:
+            self.escape(bits)
         return out
 
     def escape(self, bits: int) -> None:
         """Note that values have left the tensors, unless a library only checks its arguments."""
         if not _is_check():
-            self.escaped |= bits
+            self._left(bits)
+
+    def _left(self, bits: int) -> None:
+        self.read_ever = True
+        self.escaped |= bits
+        self.escaped_ever |= bits
 
     def _mark(self, tensor: torch.Tensor, bits: int, replace: bool = False) -> None:
         key = _key(tensor)
         if key == 0:
-            self.escaped |= bits
+            self._left(bits)
             return
         if key not in self._bits:
             self._alive.append(tensor.untyped_storage())
@@ -107,9 +114,7 @@ class _Leaving(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _LEAVING:
-            bits = self._provenance.of(args)
-            if bits:
-                self._provenance.escape(bits)
+            self._provenance.escape(self._provenance.of(args))
         return func(*args, **(kwargs or {}))
 
 
@@ -142,7 +147,9 @@ def _is_check() -> bool:
     frame = sys._getframe(1)
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
-        if not module.startswith(_PLUMBING):
-            return bool(module.startswith(_CHECKING))
+        if module.startswith(_CHECKING):
+            return True
+        if module != __name__ and module.partition(".")[0] != "torch":
+            return False
         frame = frame.f_back  # type: ignore[assignment]
     return False
