@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import pyro
 import torch
 from pyro.infer import Trace_ELBO
 from pyro.infer.elbo import ELBOModule
@@ -119,7 +120,18 @@ class TraceGrad_ELBO(Trace_ELBO):
         self._estimate(model, guide, args, kwargs)
 
     def _estimate(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Estimate:
-        """Run the program and return the objective's value, surrogate and new states; nothing is changed yet."""
+        """Run the program and return the estimate; if it raises, the param store is as it was."""
+        store = pyro.get_param_store()
+        before = set(store.keys())
+        try:
+            return self._estimated(model, guide, args, kwargs)
+        except PplgradError:
+            for name in [name for name in store.keys() if name not in before]:
+                del store[name]
+            raise
+
+    def _estimated(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Estimate:
+        """Run the program and return the objective's value, surrogate and new states, which are not stored yet."""
         known = self._structures.find(model, guide, args, kwargs)
         layouts: list[Layout] = []
         runs: list[Run] = []

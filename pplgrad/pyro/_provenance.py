@@ -25,6 +25,8 @@ _LEAVING = {
     torch.Tensor.__dlpack__,
     torch.Tensor.data_ptr,
 }
+# These copy the elements of a list of tensors without an operation that could be dispatched.
+_COPYING = {torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor}
 
 
 class Provenance(TorchDispatchMode):
@@ -58,7 +60,7 @@ class Provenance(TorchDispatchMode):
         """Return a copy of a site's value that is known to be that site's and nothing else's."""
         bit = 1 << self._sites.setdefault(name, len(self._sites))
         value = value.clone()
-        self._mark(value, bit, replace=True)
+        self.mark(value, bit, replace=True)
         return value
 
     def of(self, *tensors: Any) -> int:
@@ -78,9 +80,9 @@ class Provenance(TorchDispatchMode):
         bits = self.of(args, kwargs)
         if bits:
             for tensor in _tensors(out):
-                self._mark(tensor, bits)
+                self.mark(tensor, bits)
             for tensor in _written(func, args, kwargs):
-                self._mark(tensor, bits)
+                self.mark(tensor, bits)
         if torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags:
             self.escape(bits)
         return out
@@ -95,7 +97,8 @@ class Provenance(TorchDispatchMode):
         self.escaped |= bits
         self.escaped_ever |= bits
 
-    def _mark(self, tensor: torch.Tensor, bits: int, replace: bool = False) -> None:
+    def mark(self, tensor: torch.Tensor, bits: int, replace: bool = False) -> None:
+        """Note that a tensor was computed from the sites of `bits`."""
         key = _key(tensor)
         if key == 0:
             self._left(bits)
@@ -115,7 +118,10 @@ class _Leaving(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _LEAVING:
             self._provenance.escape(self._provenance.of(args))
-        return func(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        if func in _COPYING:
+            self._provenance.mark(out, self._provenance.of(args))
+        return out
 
 
 def _key(tensor: torch.Tensor) -> int:
