@@ -42,16 +42,12 @@ class EstimatorMapping:
 
     def find(self, name: str) -> Estimator | None:
         """Return the estimator for a site: an exact name first, then the patterns in their order."""
+        fitting = [key for key in self.estimators if key == name or fnmatchcase(name, key)]
+        # Every key that fits counts as matched, also where another one wins.
+        self.matched.update(fitting)
         if name in self.estimators:
-            self.matched.add(name)
             return self.estimators[name]
-        found = None
-        for key, estimator in self.estimators.items():
-            if fnmatchcase(name, key):
-                # Every pattern that fits counts as matched, also where an earlier one wins.
-                self.matched.add(key)
-                found = found or estimator
-        return found
+        return self.estimators[fitting[0]] if fitting else None
 
     def unmatched(self) -> list[str]:
         """Return the keys that have matched no site so far."""

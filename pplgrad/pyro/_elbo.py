@@ -159,9 +159,9 @@ class TraceGrad_ELBO(Trace_ELBO):
         """Run the particles, following provenance where the structure is to be found (`known.following`)."""
         vectorized = self.vectorize_particles and self.num_particles > 1
         run_model, run_guide = model, guide
+        if self.vectorize_particles and self.max_plate_nesting == math.inf:
+            self._guess_max_plate_nesting(model, guide, args, kwargs)
         if vectorized:
-            if self.max_plate_nesting == math.inf:
-                self._guess_max_plate_nesting(model, guide, args, kwargs)
             run_model, run_guide = self._vectorized_num_particles(model), self._vectorized_num_particles(guide)
         for _ in range(1 if vectorized else self.num_particles):
             provenance = Provenance() if known is not None and known.following else None
@@ -173,7 +173,7 @@ class TraceGrad_ELBO(Trace_ELBO):
                         raise ProgramError(
                             "The program cannot run under vectorize_particles=True, which adds a leading dimension to "
                             "every value; write it so that it broadcasts, or use vectorize_particles=False. "
-                            f"({error})"
+                            f"({str(error).splitlines()[0]})"
                         ) from error
                     raise
             if known is None or provenance is not None:

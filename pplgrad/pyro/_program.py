@@ -15,7 +15,7 @@ from pyro.poutine.util import site_is_subsample
 
 from pplgrad.engine.configuration import listed
 from pplgrad.engine.program import EVERY, CostSpec, Plate, Run, SiteSpec
-from pplgrad.errors import EstimatorError, ProgramError
+from pplgrad.errors import EstimatorError, ImpossibleValueError, ProgramError
 from pplgrad.estimators.base import Estimator, SiteInfo
 from pplgrad.pyro._distributions import is_discrete, partly_reparameterized, score_squared, unmasked
 from pplgrad.pyro._provenance import Provenance
@@ -237,8 +237,11 @@ def log_prob(name: str, site: Any, fn: Any) -> torch.Tensor:
     try:
         return fn.log_prob(site["value"], *site["args"], **site["kwargs"])
     except (ValueError, RuntimeError) as error:
-        raise ProgramError(
-            f"The log density at site '{name}' ({type(fn).__name__}) cannot be computed: {error}"
+        # A host's message may go on with the whole tensor; its first line says what is wrong.
+        kind = ImpossibleValueError if isinstance(error, ValueError) else ProgramError
+        raise kind(
+            f"The log density at site '{name}' ({type(fn).__name__}) cannot be computed, because its value is outside "
+            f"the distribution's support or has another shape: {str(error).splitlines()[0]}"
         ) from error
 
 
