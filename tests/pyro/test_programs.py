@@ -70,18 +70,20 @@ def gaussian_mixture():
             k = pyro.sample("k", dist.Categorical(logits=torch.zeros(2)))
             pyro.sample("x", dist.Normal(means[k], 1.0), obs=data)
 
-    def assignments():
-        with pyro.plate("data", 4):
-            pyro.sample("k", dist.Categorical(logits=pyro.param("logits", torch.zeros(4, 2))))
-
-    return model, assignments
+    return model
 
 
 def test_autoguide_beside_a_hand_written_discrete_site():
-    model, assignments = gaussian_mixture()
+    model = gaussian_mixture()
     guide = AutoGuideList(model)
-    guide.append(AutoNormal(poutine.block(model, hide=["k", "data"]), init_loc_fn=lambda s: torch.tensor([-0.5, 0.5])))
-    guide.append(assignments)
+    guide.append(AutoNormal(poutine.block(model, hide=["k"]), init_loc_fn=lambda s: torch.tensor([-0.5, 0.5])))
+
+    def part():
+        # An AutoGuideList makes the plates itself, and lends them to its parts.
+        with guide.plates["data"]:
+            pyro.sample("k", dist.Categorical(logits=pyro.param("logits", torch.zeros(4, 2))))
+
+    guide.append(part)
     svi = SVI(model, guide, Adam({"lr": 0.05}), TraceGrad_ELBO(4))
     losses = [svi.step() for _ in range(400)]
     assert np.mean(losses[-50:]) < np.mean(losses[:50]) - 1
