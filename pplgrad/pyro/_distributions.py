@@ -53,15 +53,15 @@ def score_squared(name: str, fn: Any, value: torch.Tensor) -> torch.Tensor:
     """
     inner = fn
     while isinstance(inner, (TorchIndependent, ExpandedDistribution)):
-        inner = inner.base_dist.expand(inner.batch_shape) if isinstance(inner, ExpandedDistribution) else inner.base_dist
+        inner = (
+            inner.base_dist.expand(inner.batch_shape) if isinstance(inner, ExpandedDistribution) else inner.base_dist
+        )
     names = getattr(inner, "arg_constraints", {})
     chosen = ["logits"] if "logits" in names else [n for n in names if isinstance(inner.__dict__.get(n), torch.Tensor)]
     extra = {n: getattr(inner, n) for n in ("total_count",) if n in names}
     try:
         with torch.enable_grad():
-            leaves = {
-                n: getattr(inner, n).detach().clone().requires_grad_() for n in chosen if n not in extra
-            }
+            leaves = {n: getattr(inner, n).detach().clone().requires_grad_() for n in chosen if n not in extra}
             rebuilt = type(inner)(**leaves, **extra, validate_args=False)
             gradients = torch.autograd.grad(rebuilt.log_prob(value.detach()).sum(), list(leaves.values()))
     except (TypeError, RuntimeError, ValueError) as error:

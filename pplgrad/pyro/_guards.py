@@ -19,7 +19,19 @@ import numpy as np
 import torch
 
 _SIMPLE = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, range, slice)
-_OPAQUE = {"torch", "pyro", "pplgrad", "numpy", "scipy", "pandas", "sklearn", "matplotlib", "array_api_compat", "opt_einsum", "tqdm"}
+_OPAQUE = {
+    "torch",
+    "pyro",
+    "pplgrad",
+    "numpy",
+    "scipy",
+    "pandas",
+    "sklearn",
+    "matplotlib",
+    "array_api_compat",
+    "opt_einsum",
+    "tqdm",
+}
 _UNWATCHABLE = {"random", "time", "secrets", "uuid", "datetime", "itertools", "_io", "io", "socket", "queue"}
 _LIMIT = 20_000
 _MISSING = object()
@@ -181,7 +193,6 @@ class Guard:
         for name in list(state):
             if name not in skipped:
                 self._watch(lambda s=state, n=name: s.get(n, _MISSING))  # type: ignore[misc]
-
 
     def _visit_callables(self, state: Mapping) -> None:
         """Go into the user's functions that a library's object (a handler, an autoguide) holds."""

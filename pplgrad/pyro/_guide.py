@@ -115,4 +115,6 @@ def config_estimators(guide: Any = None, estimators: Any = None) -> Any:
 def _wrapped(guide: Callable, mapping: EstimatorMapping) -> Any:
     if not callable(guide):
         raise TypeError(f"config_estimators takes a guide, that is a callable; got {type(guide).__name__}.")
-    return ConfiguredGuideModule(guide, mapping) if isinstance(guide, torch.nn.Module) else ConfiguredGuide(guide, mapping)
+    return (
+        ConfiguredGuideModule(guide, mapping) if isinstance(guide, torch.nn.Module) else ConfiguredGuide(guide, mapping)
+    )

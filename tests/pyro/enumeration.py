@@ -170,7 +170,8 @@ def expected_gradient(
     for subset in subsets:
         with torch.no_grad():
             weights = [
-                float(log_weight_and_objective(case, model, guide, o | subset)[0].exp()) / len(subsets) ** (1 / particles)
+                float(log_weight_and_objective(case, model, guide, o | subset)[0].exp())
+                / len(subsets) ** (1 / particles)
                 for o in every
             ]
         for picked in itertools.product(range(len(every)), repeat=particles):

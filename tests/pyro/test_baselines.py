@@ -340,7 +340,9 @@ def test_module_interface_holds_the_networks():
     loss = TraceGrad_ELBO()(Model(), guide)
     loss(x)
     names = [name for name, _ in loss.named_parameters()]
-    assert any("baseline_z_0" in name for name in names) and any(name.endswith("a") or "a_unconstrained" in name for name in names)
+    assert any("baseline_z_0" in name for name in names) and any(
+        name.endswith("a") or "a_unconstrained" in name for name in names
+    )
     optimizer = torch.optim.Adam(loss.parameters(), lr=0.1)
     before = [p.detach().clone() for p in loss.parameters()]
     optimizer.zero_grad()

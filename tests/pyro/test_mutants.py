@@ -63,7 +63,9 @@ def masked_score(traces, run):
     return Run(run.particles, scores, run.costs, run.indices, run.score_squared)
 
 
-@pytest.mark.parametrize(("change", "name"), [(scaled_score, "scaled"), (scaled_score, "subsampled"), (masked_score, "masked")])
+@pytest.mark.parametrize(
+    ("change", "name"), [(scaled_score, "scaled"), (scaled_score, "subsampled"), (masked_score, "masked")]
+)
 def test_scaled_and_masked_scores_are_caught(change, name, monkeypatch):
     plain = _program.record
 

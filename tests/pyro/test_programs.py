@@ -1,7 +1,8 @@
 """The programs that users write: TraceGrad_ELBO takes what Trace_ELBO takes, and is right there."""
 
-import numpy as np
 import pickle
+
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest

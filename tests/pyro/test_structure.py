@@ -250,7 +250,9 @@ def programs_that_change():
     yield "counter", by_counter, lambda: None
 
 
-@pytest.mark.parametrize(("name", "body", "change"), list(programs_that_change()), ids=lambda x: x if isinstance(x, str) else "")
+@pytest.mark.parametrize(
+    ("name", "body", "change"), list(programs_that_change()), ids=lambda x: x if isinstance(x, str) else ""
+)
 def test_a_program_that_changes_under_the_same_sites(name, body, change):
     """What was found before the change is not used after it: the gradient is that of a new ELBO."""
     program = case(body)
@@ -266,7 +268,9 @@ def test_a_program_that_changes_under_the_same_sites(name, body, change):
         if name == "counter":
             step_gradient(TraceGrad_ELBO(estimators={"*": ScoreFunction()}), program, model, guide, outcome)
             continue
-        assert_same(found, step_gradient(TraceGrad_ELBO(estimators={"*": ScoreFunction()}), program, model, guide, outcome))
+        assert_same(
+            found, step_gradient(TraceGrad_ELBO(estimators={"*": ScoreFunction()}), program, model, guide, outcome)
+        )
 
 
 def test_a_counter_that_alternates_dependencies():

@@ -1,0 +1,40 @@
+# `make demo` sets up everything and runs the main job; `make test` sets up everything and runs all tests.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+# One thread for each process: the demo and the tests run two processes side by side.
+export OMP_NUM_THREADS = 1
+export MKL_NUM_THREADS = 1
+
+.PHONY: demo test quick lint format bench clean
+
+# The stamp is newer than the files that say what to install, so that a second run installs nothing.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pyro,numpyro,research,test]'
+	touch $@
+
+demo: .venv/installed
+	$(BIN)/pplgrad compare models/sbn.py --backend pyro --backend numpyro \
+	  --estimator score --estimator score+average --estimator score+neural --estimator score+loo \
+	  --steps 600 --seeds 3 --out results/
+
+test: .venv/installed
+	$(BIN)/python -m pytest -q -n 2
+
+quick: .venv/installed
+	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/installed
+	$(BIN)/python -m benchmarks.steps
+
+clean:
+	rm -rf .venv results
