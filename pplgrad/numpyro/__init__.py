@@ -1,0 +1,8 @@
+"""pplgrad for NumPyro: the ELBO, the guide wrapper, and a learning rate of their own for learned baselines."""
+
+from pplgrad.numpyro._baselines import is_baseline_param
+from pplgrad.numpyro._elbo import TraceGrad_ELBO
+from pplgrad.numpyro._guide import config_estimators
+from pplgrad.numpyro._optim import split_optimizer
+
+__all__ = ["TraceGrad_ELBO", "config_estimators", "is_baseline_param", "split_optimizer"]

@@ -1,0 +1,292 @@
+"""`TraceGrad_ELBO` for NumPyro."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from numpyro.infer import Trace_ELBO
+
+from pplgrad.engine.configuration import EstimatorMapping, check_estimator, default_estimator, refuse_unmatched
+from pplgrad.engine.layout import Layout
+from pplgrad.engine.program import CostSpec, Run
+from pplgrad.engine.surrogate import Estimate, estimate
+from pplgrad.errors import EstimatorError, ImpossibleValueError, ProgramError
+from pplgrad.estimators.base import Estimator
+from pplgrad.estimators.score import ScoreFunction
+from pplgrad.numpyro._baselines import NumPyroBaselines
+from pplgrad.numpyro._compat import TRACING_ERRORS, as_function
+from pplgrad.numpyro._ops import OPS, attach, concrete
+from pplgrad.numpyro._program import Arrays, Static, run_particle, site_info, specify
+from pplgrad.numpyro._provenance import Reads, outputs_read
+
+
+class TraceGrad_ELBO(Trace_ELBO):
+    r"""The evidence lower bound, with a gradient estimator for each latent site of the guide.
+
+    Estimates ∇ E_q[Σ log p − Σ log q]. Each cost (a log density, scaled and masked) is charged to the sites that
+    it depends on, found by provenance; the score of a site is neither scaled nor masked; costs are reduced to the
+    site's plates, and inside `scan` to the step and those after it.
+
+    `estimators` maps names and glob patterns to estimators and goes before what the guide says; the other arguments
+    are those of `numpyro.infer.Trace_ELBO`. Shapes: any plates; particles are mapped by `vectorize_particles` (True:
+    `vmap`, False: `lax.map`, or a function of (f, keys)). The loss is in nats. With several particles a user's own
+    mutable state is the one that the first particle leaves. With `sum_sites=False` each site's entry has the gradient
+    of its own part of the objective, estimated without baselines.
+
+    Raises `ConfigurationError`, `EstimatorError` and `BaselineError` where a specification does not fit,
+    `ProgramError` where guide and model do not match, `ImpossibleValueError` where a cost is NaN or infinite and that
+    is known (outside `jit`; inside, the loss is NaN, and `diagnose` names the site).
+
+    >>> from pplgrad import LeaveOneOut, ScoreFunction
+    >>> elbo = TraceGrad_ELBO(num_particles=4, estimators={"z": ScoreFunction(LeaveOneOut())})
+    >>> elbo.can_infer_discrete
+    True
+
+    Source: Schulman, Heess, Weber and Abbeel (2015), theorem 1; Ranganath, Gerrish and Blei (2014).
+    """
+
+    can_infer_discrete = True
+
+    def __init__(
+        self,
+        num_particles: int = 1,
+        vectorize_particles: bool | Callable = True,
+        multi_sample_guide: bool = False,
+        sum_sites: bool = True,
+        *,
+        estimators: Mapping[str, Estimator] | None = None,
+    ) -> None:
+        super().__init__(
+            num_particles=num_particles,
+            vectorize_particles=vectorize_particles,  # type: ignore[arg-type]
+            multi_sample_guide=multi_sample_guide,
+            sum_sites=sum_sites,
+        )
+        self._mapping = EstimatorMapping.of(estimators, "TraceGrad_ELBO(estimators=...)")
+
+    def loss_with_mutable_state(
+        self, rng_key: jax.Array, param_map: dict, model: Callable, guide: Callable, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Return the loss, whose derivative is the estimate, and the new mutable state (None if there is none)."""
+        if self.multi_sample_guide:
+            self._refuse_scores(rng_key, param_map, model, guide, args, kwargs)
+            return super().loss_with_mutable_state(rng_key, param_map, model, guide, *args, **kwargs)
+        runs = self._runs(rng_key, param_map, model, guide, args, kwargs)
+        parts = [_laid_out(static, arrays, reads) for arrays, static, reads in runs]
+        host = self._host(runs, parts, param_map, args, kwargs)
+        result = estimate(OPS, parts, host)
+        _refuse_impossible(result, runs)
+        loss = _with_gradient(result) if self.sum_sites else _by_site(runs)
+        return {"loss": loss, "mutable_state": _new_state(runs, result)}
+
+    def diagnose(
+        self, rng_key: jax.Array, param_map: dict, model: Callable, guide: Callable, *args: Any, **kwargs: Any
+    ) -> None:
+        """Replay a step eagerly, with the key and the parameters of that step, and raise the error that names the site.
+
+        >>> import jax, numpyro, numpyro.distributions as dist
+        >>> def model():
+        ...     numpyro.sample("z", dist.Bernoulli(0.5))
+        >>> TraceGrad_ELBO().diagnose(jax.random.key(0), {}, model, model)
+        """
+        self.loss_with_mutable_state(rng_key, param_map, model, guide, *args, **kwargs)
+
+    def _runs(
+        self, rng_key: jax.Array, params: dict, model: Callable, guide: Callable, args: tuple, kwargs: dict
+    ) -> list[tuple[Arrays, Static, dict[str, Reads] | None]]:
+        """Run the particles: as one traced function mapped over their keys, or one by one if it cannot be traced."""
+        several = self.num_particles > 1
+        keys = jax.random.split(rng_key, self.num_particles) if several else None
+        try:
+            particle, static, reads = self._traced(
+                rng_key if keys is None else keys[0], params, model, guide, args, kwargs
+            )
+        except TRACING_ERRORS as error:
+            if several and self.vectorize_particles is not False:
+                raise ProgramError(
+                    "The program cannot run under vectorize_particles, because its Python control flow depends on a "
+                    f"value; use vectorize_particles=False. ({str(error).splitlines()[0]})"
+                ) from error
+            return self._one_by_one([rng_key] if keys is None else list(keys), params, model, guide, args, kwargs)
+        self._check(static)
+        if keys is None:
+            arrays = jax.tree.map(lambda x: jnp.asarray(x)[None], particle(rng_key))
+        else:
+            arrays = self.vectorize_particles_fn(particle, keys)
+        return [(_separated(arrays), static, reads)]
+
+    def _traced(
+        self, key: jax.Array, params: dict, model: Callable, guide: Callable, args: tuple, kwargs: dict
+    ) -> tuple[Callable[[jax.Array], Arrays], Static, dict[str, Reads]]:
+        """Trace one particle once; return it as a function of the key, and what its densities read."""
+        seen: list[Static] = []
+
+        def program(key: jax.Array, params: dict) -> Arrays:
+            arrays, static = run_particle(key, params, model, guide, args, kwargs, self._resolve)
+            seen.append(static)
+            return arrays
+
+        closed, shapes = jax.make_jaxpr(program, return_shape=True)(key, params)
+        tree = jax.tree.structure(shapes)
+        read = outputs_read(closed)
+        numbered = jax.tree.unflatten(tree, range(tree.num_leaves))
+        reads = {group: _joined([read[i] for i in numbers]) for group, numbers in numbered.probes.items()}
+        evaluate = as_function(closed)
+
+        def particle(key: jax.Array) -> Arrays:
+            return replace(jax.tree.unflatten(tree, evaluate(*jax.tree.leaves((key, params)))), probes={})
+
+        return particle, seen[-1], reads
+
+    def _one_by_one(
+        self, keys: list, params: dict, model: Callable, guide: Callable, args: tuple, kwargs: dict
+    ) -> list[tuple[Arrays, Static, dict[str, Reads] | None]]:
+        """Run particles as plain Python: every cost is charged to all that was drawn before it."""
+        runs: list[tuple[Arrays, Static, dict[str, Reads] | None]] = []
+        for key in keys:
+            arrays, static = run_particle(key, params, model, guide, args, kwargs, self._resolve)
+            runs.append((jax.tree.map(lambda x: jnp.asarray(x)[None], replace(arrays, probes={})), static, None))
+        return runs
+
+    def _resolve(self, name: str, fn: Any, infer: dict) -> Estimator:
+        """Choose a site's estimator: the ELBO's mapping, the site's own or the guide wrapper's, the default."""
+        site = site_info(name, fn, self.num_particles)
+        own = infer.get("estimator")
+        if own is not None:
+            check_estimator(own, f"site '{name}' (infer)")
+        chosen = self._mapping.find(name) or own or default_estimator(site, stateful="pplgrad" in infer)
+        chosen.check(site)
+        return chosen
+
+    def _check(self, static: Static) -> None:
+        refuse_unmatched(self._mapping, static.estimators, static.observed, "TraceGrad_ELBO(estimators=...)")
+        for mapping in static.mappings:
+            refuse_unmatched(mapping, static.estimators, static.observed, "config_estimators")
+
+    def _refuse_scores(
+        self, rng_key: jax.Array, params: dict, model: Callable, guide: Callable, args: tuple, kwargs: dict
+    ) -> None:
+        """With a guide that proposes several samples at once, only reparameterized sites have a right gradient."""
+        from numpyro.handlers import seed, substitute, trace
+
+        def names(key: jax.Array) -> None:
+            sites = trace(substitute(seed(guide, key), data=params)).get_trace(*args, **kwargs)
+            for name, site in sites.items():
+                if site["type"] == "sample" and not site["is_observed"]:
+                    if self._resolve(name, site["fn"], site["infer"]).uses_score:
+                        raise EstimatorError(
+                            f"Site '{name}' needs the score function, which multi_sample_guide=True does not carry; use "
+                            "num_particles for several samples, with multi_sample_guide=False."
+                        )
+
+        jax.eval_shape(names, rng_key)
+
+    def _host(
+        self, runs: list, parts: list[tuple[Layout, Run]], params: dict, args: tuple, kwargs: dict
+    ) -> NumPyroBaselines:
+        """Gather what baselines with state, networks or functions need."""
+        sites, ancestors, values, nets, states = {}, {}, {}, {}, {}  # type: ignore[var-annotated]
+        for (arrays, static, _), (layout, _) in zip(runs, parts, strict=True):
+            sites.update({site.name: site for site in layout.sites})
+            ancestors.update(layout.ancestors)
+            values.update({name: (value, static.event_dims[name]) for name, value in arrays.values.items()})
+            for (token, key), name in static.params.items():
+                if token in static.tokens and name in params:
+                    nets[static.tokens[token], key] = params[name]
+            for (token, key), name in static.mutables.items():
+                if token in static.tokens:
+                    states[static.tokens[token], key] = jax.tree.map(lambda x: x[0], arrays.mutable[name])
+        if len(runs) > 1:
+            values = {}
+        dtype = parts[0][1].costs[0].dtype
+        indices = {name: index for name, index in parts[0][1].indices.items()} if len(runs) == 1 else {}
+        if self.num_particles == 1:
+            indices = {name: index[0] for name, index in indices.items()}
+        return NumPyroBaselines(sites, ancestors, values, indices, args, kwargs, nets, states, dtype)
+
+
+def _joined(parts: list[Reads]) -> Reads:
+    from pplgrad.numpyro._provenance import _union
+
+    return _union(*parts)
+
+
+def _separated(arrays: Arrays) -> Arrays:
+    """Keep XLA from fusing the program with the sums over its costs, which makes long programs slow to compile."""
+    found = (arrays.model_costs, arrays.guide_costs, arrays.scores)
+    model_costs, guide_costs, scores = jax.lax.optimization_barrier(found)
+    return replace(arrays, model_costs=model_costs, guide_costs=guide_costs, scores=scores)
+
+
+def _laid_out(static: Static, arrays: Arrays, reads: dict[str, Reads] | None) -> tuple[Layout, Run]:
+    sites, costs = specify(static, reads)
+    squares = {name: (lambda x=x: x) for name, x in arrays.squares.items()}
+    run = Run(
+        particles=arrays.model_costs[static.model[0]].shape[0] if static.model else 1,
+        scores=[arrays.scores[site.name] for site in sites],
+        costs=[arrays.model_costs[name] for name in static.model] + [arrays.guide_costs[name] for name in static.guide],
+        indices=dict(arrays.indices),
+        score_squared=squares,
+    )
+    return Layout.build(sites, costs), run
+
+
+def _with_gradient(result: Estimate) -> jax.Array:
+    surrogate = -result.surrogate
+    if result.baseline_loss is not None:
+        surrogate = surrogate + result.baseline_loss
+    value = -result.value
+    return attach(jnp.where(jnp.isfinite(value), value, jnp.nan), surrogate)
+
+
+def _by_site(runs: list) -> dict[str, jax.Array]:
+    """Return each site's part of the loss with the gradient of that part: its own costs, charged to all sites."""
+    names = dict.fromkeys(name for _, static, _ in runs for name in (*static.model, *static.guide))
+    losses = {}
+    for name in names:
+        parts = []
+        for arrays, static, reads in runs:
+            sites, costs = specify(static, reads)
+            _, run = _laid_out(static, arrays, reads)
+            chosen = [i for i, cost in enumerate(costs) if cost.name == name]
+            plain = [replace(s, estimator=ScoreFunction()) if s.estimator.uses_score else s for s in sites]
+            kept: list[CostSpec] = [costs[i] for i in chosen]
+            parts.append((Layout.build(plain, kept), replace(run, costs=[run.costs[i] for i in chosen])))
+        losses[name] = _with_gradient(estimate(OPS, parts, None))  # type: ignore[arg-type]
+    return losses
+
+
+def _refuse_impossible(result: Estimate, runs: list) -> None:
+    value = concrete(result.value)
+    if value is None or jnp.isfinite(value):
+        return
+    for arrays, _, _ in runs:
+        for side, costs in (("model", arrays.model_costs), ("guide", arrays.guide_costs)):
+            for name, cost in costs.items():
+                if not jnp.isfinite(cost).all():
+                    kind = "NaN" if jnp.isnan(cost).any() else "infinite"
+                    raise ImpossibleValueError(
+                        f"The log density of site '{name}' in the {side} is {kind}: its value is impossible under its "
+                        "distribution, or a parameter has diverged; check the distribution's parameters and support "
+                        "there."
+                    )
+
+
+def _new_state(runs: list, result: Estimate) -> dict | None:
+    """Return the mutable state after the step: the first particle's, with the baselines' new state where it is finite."""
+    arrays, static, _ = runs[0]
+    if not arrays.mutable:
+        return None
+    state = {name: jax.tree.map(lambda x: x[0], value) for name, value in arrays.mutable.items()}
+    for (token, key), name in static.mutables.items():
+        new = result.states.get((static.tokens.get(token, ""), key))
+        if new is not None:
+            state[name] = {
+                field: jnp.where(jnp.isfinite(new[field]), new[field], old).astype(old.dtype)
+                for field, old in state[name].items()
+            }
+    return jax.lax.stop_gradient(state)

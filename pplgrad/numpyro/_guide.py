@@ -1,0 +1,177 @@
+"""`config_estimators`: a guide whose latent sites have their estimators set, and that registers learned baselines."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, overload
+
+import jax
+import jax.numpy as jnp
+import numpyro
+from numpyro.primitives import Messenger
+
+from pplgrad.baselines.base import parts_of
+from pplgrad.baselines.neural import NeuralBaseline
+from pplgrad.engine.configuration import EstimatorMapping, default_estimator, report_mapping
+from pplgrad.engine.program import Plate
+from pplgrad.estimators.base import Estimator
+from pplgrad.numpyro._baselines import MARK, aligned_values, network_inputs
+from pplgrad.numpyro._compat import is_scanned, marked_mutable, replace_scan_body
+from pplgrad.numpyro._networks import network
+from pplgrad.numpyro._program import TIME, TIME_DIM, site_info
+
+
+class EstimatorMessenger(Messenger):
+    """Sets `infer["estimator"]` at the latent sites that a mapping names, and marks every site that passes."""
+
+    def __init__(self, mapping: EstimatorMapping) -> None:
+        super().__init__()
+        self.mapping = mapping
+        self.seen: dict[str, Any] = {}
+        self.plates: dict[str, Any] = {}
+
+    def process_message(self, msg: Any) -> None:
+        if msg["type"] == "control_flow":
+            inner = EstimatorMessenger(self.mapping)
+
+            def wrap(body: Callable) -> Callable:
+                def wrapped(carry: Any, x: Any) -> Any:
+                    with inner:
+                        return body(carry, x)
+
+                return wrapped
+
+            replace_scan_body(msg, wrap)
+        elif msg["type"] == "plate":
+            self.plates[msg["name"]] = msg
+        elif msg["type"] == "sample" and not msg["is_observed"]:
+            self._configure(msg)
+
+    def _configure(self, msg: Any) -> None:
+        name = msg["name"]
+        if not is_scanned(msg):
+            estimator = self.mapping.find(name)
+            # The dict may be the user's own, shared between calls: never written to.
+            infer = dict(msg["infer"])
+            if estimator is not None:
+                infer.setdefault("estimator", estimator)
+            infer.setdefault("pplgrad", (id(self.mapping), name))
+            msg["infer"] = infer
+        if msg["infer"].get("pplgrad") == (id(self.mapping), name):
+            self.seen[name] = msg
+
+
+class ConfiguredGuide:
+    """A guide with its estimators set; everything but the call is the wrapped guide's."""
+
+    def __init__(self, guide: Callable, mapping: EstimatorMapping) -> None:
+        if hasattr(guide, "__name__"):
+            functools.update_wrapper(self, guide, updated=())
+        self.__wrapped__ = guide
+        self._mapping = mapping
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        report_mapping(self._mapping)
+        messenger = EstimatorMessenger(self._mapping)
+        with messenger:
+            value = self.__wrapped__(*args, **kwargs)
+        # After the body, so that its draws are those of the bare guide.
+        for name, msg in messenger.seen.items():
+            _register(name, msg, messenger, args, kwargs)
+        return value
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("__wrapped__", "_mapping"):
+            raise AttributeError(name)
+        return getattr(self.__wrapped__, name)
+
+    def __repr__(self) -> str:
+        return f"config_estimators({self.__wrapped__!r}, {self._mapping.estimators!r})"
+
+
+def _register(name: str, msg: Any, messenger: EstimatorMessenger, args: tuple, kwargs: dict) -> None:
+    """Register the parameters and the state of one site's baselines, lazily where they depend on the data."""
+    estimator = msg["infer"].get("estimator")
+    if estimator is None:
+        estimator = default_estimator(site_info(name, msg["fn"], 1), stateful=True)
+    if not isinstance(estimator, Estimator) or not estimator.keeps_state:
+        return
+    plates = _plates(msg, messenger.plates)
+    token = msg["infer"]["pplgrad"]
+    dtype = jnp.result_type(float)
+    for number, part in enumerate(parts_of(estimator.baseline)):
+        mark = (token, str(number))
+        if isinstance(part, NeuralBaseline):
+            net = network(part.net, part.hidden, name)
+
+            def init(key: jax.Array, part: NeuralBaseline = part, net: Any = net) -> Any:
+                x = network_inputs(part, plates, _indices(messenger), args, kwargs, _values(messenger, plates), dtype)
+                return net.init(key, x)
+
+            numpyro.param(f"{name}{MARK}{number}", init, pplgrad=mark)
+        shapes = part.state_shapes(plates)
+        if shapes:
+            state = {key: jnp.zeros(shape, dtype) for key, shape in shapes.items()}
+            marked_mutable(f"{name}{MARK}{number}.state", state, mark)
+
+
+def _plates(msg: Any, plates: Mapping[str, Any]) -> tuple[Plate, ...]:
+    batch = tuple(msg["fn"].batch_shape)
+    scanned = is_scanned(msg)
+    result = [
+        Plate(f.name, f.dim, f.size, plates[f.name]["args"][0] if f.name in plates else f.size)
+        for f in msg["cond_indep_stack"]
+        if -f.dim <= len(batch) - scanned and batch[f.dim] == f.size
+    ]
+    if scanned:
+        result.append(Plate(TIME, TIME_DIM, batch[0], batch[0], time=True))
+    return tuple(result)
+
+
+def _indices(messenger: EstimatorMessenger) -> dict[str, Any]:
+    return {name: msg["value"] for name, msg in messenger.plates.items() if msg["value"].shape[0] != msg["args"][0]}
+
+
+def _values(messenger: EstimatorMessenger, plates: tuple[Plate, ...]) -> dict[str, Any]:
+    values = {name: (msg["value"][None], msg["fn"].event_dim) for name, msg in messenger.seen.items()}
+    return aligned_values(values, plates)
+
+
+@overload
+def config_estimators(guide: Mapping[str, Estimator]) -> Callable[[Callable], Callable]: ...
+@overload
+def config_estimators(guide: None = None, estimators: Mapping[str, Estimator] | None = None) -> Callable: ...
+@overload
+def config_estimators(guide: Callable, estimators: Mapping[str, Estimator] | None = None) -> Callable: ...
+def config_estimators(guide: Any = None, estimators: Any = None) -> Any:
+    """Return the guide with an estimator chosen for each latent site that `estimators` names.
+
+    Keys are site names or glob patterns: an exact name goes before the patterns, which go in their order. A site's own
+    `infer={"estimator": ...}` goes before the wrapper, an inner wrapper before an outer one, and
+    `TraceGrad_ELBO(estimators=...)` before all. Sites that nothing names get the default. Estimates nothing itself;
+    shapes are unchanged.
+
+    The wrapper also registers, after the guide's body, the parameters and the mutable state of learned and averaged
+    baselines, so that `SVI` keeps, saves and trains them; only a wrapped guide can have such baselines (an empty mapping
+    will do). Works as a call and, given the mapping alone, as a decorator; attributes of the guide stay reachable.
+
+    Raises `ConfigurationError` if a value is not an estimator; a key that matches no site is reported by the ELBO.
+
+    >>> from pplgrad import ScoreFunction
+    >>> guide = config_estimators(lambda: None, {"z": ScoreFunction()})
+    >>> guide() is None
+    True
+
+    Source: named after `config_enumerate`, beside which it sits.
+    """
+    if guide is None or isinstance(guide, Mapping):
+        mapping = EstimatorMapping.of(guide if guide is not None else estimators, "config_estimators")
+        return lambda function: _wrapped(function, mapping)
+    return _wrapped(guide, EstimatorMapping.of(estimators, "config_estimators"))
+
+
+def _wrapped(guide: Callable, mapping: EstimatorMapping) -> ConfiguredGuide:
+    if not callable(guide):
+        raise TypeError(f"config_estimators takes a guide, that is a callable; got {type(guide).__name__}.")
+    return ConfiguredGuide(guide, mapping)

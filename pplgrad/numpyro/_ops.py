@@ -1,0 +1,54 @@
+"""The engine's array operations on JAX arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+class JaxOps:
+    """`pplgrad.engine.ops.Ops` for JAX."""
+
+    xp: Any = jnp
+
+    def stop_gradient(self, x: jax.Array) -> jax.Array:
+        return jax.lax.stop_gradient(x)
+
+    def contract(self, weights: jax.Array, values: jax.Array) -> jax.Array:
+        return jnp.tensordot(weights, values, axes=1, precision=jax.lax.Precision.HIGHEST)
+
+    def constant(self, values: Any, like: jax.Array) -> jax.Array:
+        return jnp.asarray(values, dtype=like.dtype)
+
+    def take(self, x: jax.Array, index: jax.Array) -> jax.Array:
+        return x[index]
+
+    def index_add(self, x: jax.Array, index: jax.Array, values: jax.Array) -> jax.Array:
+        return x.at[index].add(values)
+
+    def arange(self, n: int, like: jax.Array) -> jax.Array:
+        return jnp.arange(n)
+
+
+OPS = JaxOps()
+
+
+@jax.custom_jvp
+def attach(value: jax.Array, surrogate: jax.Array) -> jax.Array:
+    """Return `value` with the derivative of `surrogate`; no infinity is ever subtracted from itself."""
+    return value
+
+
+@attach.defjvp
+def _attach_jvp(primals: tuple, tangents: tuple) -> tuple:
+    return primals[0], tangents[1]
+
+
+def concrete(x: Any) -> float | None:
+    """Return a scalar's value where it is known, and None while a function is being traced."""
+    try:
+        return float(jax.lax.stop_gradient(x))
+    except jax.errors.ConcretizationTypeError:
+        return None

@@ -1,0 +1,64 @@
+"""Two optimizers in one: the user's for the program, another for learned baselines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from numpyro.optim import _NumPyroOptim, optax_to_numpyro
+
+from pplgrad.numpyro._baselines import is_baseline_param
+
+
+def split_optimizer(main: Any, baseline: Any) -> _NumPyroOptim:
+    """Return an optimizer that trains learned baselines with `baseline` and everything else with `main`.
+
+    Both are optimizers of `numpyro.optim` or of optax. Clipping by a global norm stays within each of the two. Estimates
+    nothing; shapes are those of the parameters.
+
+    Raises `TypeError` if one of them is no such optimizer.
+
+    >>> from numpyro.optim import Adam
+    >>> optimizer = split_optimizer(Adam(1e-3), Adam(1e-2))
+    >>> sorted(optimizer.get_params(optimizer.init({"a": 1.0, "z$pplgrad.0": 2.0})))
+    ['a', 'z$pplgrad.0']
+
+    Source: Mnih and Gregor (2014), section 2.6, where the baseline has a learning rate of its own.
+    """
+    return SplitOptimizer(_as_numpyro(main), _as_numpyro(baseline))
+
+
+class SplitOptimizer(_NumPyroOptim):
+    """A NumPyro optimizer made of two, each with its own part of the parameters."""
+
+    def __init__(self, main: _NumPyroOptim, baseline: _NumPyroOptim) -> None:
+        self.main = main
+        self.baseline = baseline
+        with_value = main.update_with_value or baseline.update_with_value
+        super().__init__(lambda: (self._init, self._update, self._get_params), update_with_value=with_value)
+
+    def _init(self, params: dict) -> tuple:
+        ours, learned = _split(params)
+        return self.main.init(ours)[1], self.baseline.init(learned)[1]
+
+    def _update(self, i: jax.Array, gradient: dict, state: tuple, value: Any = None) -> tuple:
+        # Each one's own `update`, where the clipping optimizers clip.
+        ours, learned = _split(gradient)
+        main = self.main.update(ours, (i, state[0]), value=value)
+        return main[1], self.baseline.update(learned, (i, state[1]), value=value)[1]
+
+    def _get_params(self, state: tuple) -> dict:
+        return {**self.main.get_params((0, state[0])), **self.baseline.get_params((0, state[1]))}
+
+
+def _split(params: dict) -> tuple[dict, dict]:
+    ours = {name: value for name, value in params.items() if not is_baseline_param(name)}
+    return ours, {name: value for name, value in params.items() if is_baseline_param(name)}
+
+
+def _as_numpyro(optimizer: Any) -> _NumPyroOptim:
+    if isinstance(optimizer, _NumPyroOptim):
+        return optimizer
+    if hasattr(optimizer, "init") and hasattr(optimizer, "update"):
+        return optax_to_numpyro(optimizer)
+    raise TypeError(f"split_optimizer takes optimizers of numpyro.optim or optax; got {type(optimizer).__name__}.")

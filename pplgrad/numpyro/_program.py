@@ -1,0 +1,362 @@
+"""One particle of a program: run guide and model, and hand over log densities, values and what they read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from numpyro.distributions import Distribution
+from numpyro.handlers import replay, seed, substitute, trace
+from numpyro.primitives import Messenger
+
+from pplgrad.baselines.base import parts_of
+from pplgrad.baselines.optimal import OptimalConstant
+from pplgrad.engine.configuration import EstimatorMapping, collect_mappings, listed
+from pplgrad.engine.program import AFTER, BEFORE, EVERY, SAME, CostSpec, Plate, SiteSpec
+from pplgrad.errors import EstimatorError, ImpossibleValueError, ProgramError
+from pplgrad.estimators.base import Estimator, SiteInfo
+from pplgrad.numpyro._compat import is_scanned, replace_scan_body, tag, unmasked, warn_about_plates
+from pplgrad.numpyro._provenance import Reads
+
+# The steps of a scan lie left of every plate, in a dimension of their own.
+TIME_DIM = -8
+TIME = "_time"
+
+Resolve = Callable[[str, Any, dict], Estimator]
+
+
+class SiteMessenger(Messenger):
+    """Sees every site: binds estimators (in the guide), makes their draws constant, and tags all latent values."""
+
+    def __init__(self, resolve: Resolve | None, estimators: dict[str, Estimator], reverse: set[str]) -> None:
+        super().__init__()
+        self._resolve = resolve
+        self._estimators = estimators
+        self._reverse = reverse
+        self._scan_is_reversed: bool | None = None
+
+    def process_message(self, msg: Any) -> None:
+        if msg["type"] == "control_flow":
+            inner = SiteMessenger(self._resolve, self._estimators, self._reverse)
+
+            def wrap(body: Callable) -> Callable:
+                def wrapped(carry: Any, x: Any) -> Any:
+                    with inner:
+                        return body(carry, x)
+
+                return wrapped
+
+            inner._scan_is_reversed = replace_scan_body(msg, wrap)
+        elif msg["type"] == "plate" and self._scan_is_reversed is not None:
+            size, subsample_size = msg["args"]
+            if subsample_size is not None and subsample_size != size:
+                raise ProgramError(
+                    f"Plate '{msg['name']}' is subsampled inside a scan, where guide and model would draw different "
+                    "elements; draw the minibatch outside the scan and pass it in as data."
+                )
+
+    def postprocess_message(self, msg: Any) -> None:
+        if msg["type"] != "sample" or msg["is_observed"] or is_scanned(msg):
+            return
+        name = msg["name"]
+        if self._scan_is_reversed:
+            self._reverse.add(name)
+        if self._resolve is not None:
+            if name not in self._estimators:
+                self._estimators[name] = self._resolve(name, msg["fn"], msg["infer"])
+            make_constant(msg, self._estimators[name])
+        msg["value"] = tag(name, msg["value"])
+
+
+def make_constant(site: Any, estimator: Estimator) -> None:
+    """Make a draw constant to differentiation if its estimator uses the score."""
+    if estimator.uses_score:
+        site["value"] = jax.lax.stop_gradient(site["value"])
+        # What a transform cached on the way forward would carry gradient past the constant.
+        site["intermediates"] = []
+
+
+class _ModelInferMessenger(Messenger):
+    """Stands innermost in the model, where `infer` is still the model's own, and refuses estimators there."""
+
+    def process_message(self, msg: Any) -> None:
+        if msg["type"] == "sample" and "estimator" in msg["infer"] and not is_scanned(msg):
+            what = "observed" if msg["is_observed"] else "in the model"
+            raise EstimatorError(
+                f"Site '{msg['name']}' has infer={{'estimator': ...}} but is {what}; estimators belong to the latent "
+                "sites of the guide."
+            )
+
+
+@dataclass
+class Static:
+    """What tracing one particle shows beside arrays: sites in order, plates, marks, mappings."""
+
+    guide: list[str] = field(default_factory=list)
+    model: list[str] = field(default_factory=list)
+    estimators: dict[str, Estimator] = field(default_factory=dict)
+    plates: dict[str, tuple[Plate, ...]] = field(default_factory=dict)
+    event_dims: dict[str, int] = field(default_factory=dict)
+    observed: list[str] = field(default_factory=list)
+    guide_reverse: set[str] = field(default_factory=set)
+    model_reverse: set[str] = field(default_factory=set)
+    tokens: dict[Any, str] = field(default_factory=dict)
+    params: dict[Any, str] = field(default_factory=dict)
+    mutables: dict[Any, str] = field(default_factory=dict)
+    mappings: list[EstimatorMapping] = field(default_factory=list)
+
+
+@dataclass
+class Arrays:
+    """What one particle computes; `probes` are the arrays whose provenance tells what each density reads."""
+
+    scores: dict[str, jax.Array]
+    model_costs: dict[str, jax.Array]
+    guide_costs: dict[str, jax.Array]
+    squares: dict[str, jax.Array]
+    values: dict[str, jax.Array]
+    indices: dict[str, jax.Array]
+    mutable: dict[str, Any]
+    probes: dict[str, list[jax.Array]]
+
+
+jax.tree_util.register_dataclass(
+    Arrays,
+    ["scores", "model_costs", "guide_costs", "squares", "values", "indices", "mutable", "probes"],
+    [],
+)
+
+
+def run_particle(
+    key: jax.Array, params: dict, model: Callable, guide: Callable, args: tuple, kwargs: dict, resolve: Resolve
+) -> tuple[Arrays, Static]:
+    """Run the guide, and the model against it, with the draws that `Trace_ELBO` would make."""
+    static = Static()
+    params = dict(params)
+    model_seed, guide_seed = jax.random.split(key)
+    with collect_mappings() as static.mappings:
+        with SiteMessenger(resolve, static.estimators, static.guide_reverse):
+            guide_trace = trace(substitute(seed(guide, guide_seed), data=params)).get_trace(*args, **kwargs)
+    for name, estimator in static.estimators.items():
+        make_constant(guide_trace[name], estimator)
+    mutable = {name: site["value"] for name, site in guide_trace.items() if site["type"] == "mutable"}
+    params.update(mutable)
+    with SiteMessenger(None, {}, static.model_reverse):
+        replayed = replay(seed(_checked(model), model_seed), guide_trace)
+        model_trace = trace(substitute(replayed, data=params)).get_trace(*args, **kwargs)
+    mutable.update({name: site["value"] for name, site in model_trace.items() if site["type"] == "mutable"})
+    check_match(guide_trace, model_trace)
+    warn_about_plates(model_trace)
+    return _collected(static, guide_trace, model_trace, mutable), static
+
+
+def _checked(model: Callable) -> Callable:
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        with _ModelInferMessenger():
+            return model(*args, **kwargs)
+
+    return checked
+
+
+def check_match(guide_trace: dict, model_trace: dict) -> None:
+    """Refuse a latent site that only one of guide and model has, and an estimator on an observed guide site."""
+    in_guide = [n for n, s in guide_trace.items() if s["type"] == "sample" and not s["is_observed"]]
+    in_model = [n for n, s in model_trace.items() if s["type"] == "sample" and not s["is_observed"]]
+    for name in in_guide:
+        if name not in model_trace and not guide_trace[name]["infer"].get("is_auxiliary"):
+            raise ProgramError(
+                f"Site '{name}' is in the guide but not in the model; add it to the model, or mark it in the guide "
+                f"with infer={{'is_auxiliary': True}}. The model's latent sites are: {listed(in_model)}."
+            )
+    for name in in_model:
+        if name not in guide_trace:
+            raise ProgramError(
+                f"Site '{name}' is in the model but not in the guide; draw it in the guide as well, or observe it. "
+                f"The guide's latent sites are: {listed(in_guide)}."
+            )
+    for name, site in guide_trace.items():
+        if site["type"] == "sample" and site["is_observed"] and "estimator" in site["infer"]:
+            raise EstimatorError(f"Site '{name}' is observed and has no gradient to estimate; remove its estimator.")
+
+
+def _collected(static: Static, guide_trace: dict, model_trace: dict, mutable: dict) -> Arrays:
+    arrays = Arrays({}, {}, {}, {}, {}, {}, mutable, {})
+    sizes: dict[str, int] = {}
+    for site in (*model_trace.values(), *guide_trace.values()):
+        if site["type"] == "plate":
+            sizes[site["name"]] = site["args"][0]
+            if site["value"].shape[0] != site["args"][0]:
+                arrays.indices[site["name"]] = site["value"]
+        elif site["type"] == "param" and "pplgrad" in site["kwargs"]:
+            static.params[site["kwargs"]["pplgrad"]] = site["name"]
+        elif site["type"] == "mutable" and "pplgrad" in site:
+            static.mutables[site["pplgrad"]] = site["name"]
+    for name, site in model_trace.items():
+        if site["type"] != "sample":
+            continue
+        static.model.append(name)
+        cost = _log_prob(site, site["fn"], site["intermediates"]) * _scale(site)
+        arrays.model_costs[name] = _in_time(cost, site, name in static.model_reverse)
+        static.plates["model", name] = _plates(site, arrays.model_costs[name], sizes)  # type: ignore[index]
+        arrays.probes["model:" + name] = _probes(site)
+        if site["is_observed"]:
+            static.observed.append(name)
+    for name, site in guide_trace.items():
+        if site["type"] != "sample":
+            continue
+        static.guide.append(name)
+        if site["is_observed"]:
+            static.observed.append(name)
+        log_q = _log_prob(site, site["fn"], site["intermediates"])
+        cost = log_q * _scale(site)
+        estimator = static.estimators.get(name)
+        if estimator is not None:
+            if "pplgrad" in site["infer"]:
+                static.tokens[site["infer"]["pplgrad"]] = name
+            bare = unmasked(site["fn"])
+            score = log_q if bare is site["fn"] else _log_prob(site, bare, site["intermediates"])
+            arrays.scores[name] = _in_time(score, site, False)
+            arrays.values[name] = site["value"]
+            static.event_dims[name] = site["fn"].event_dim
+            static.plates["score", name] = _plates(site, arrays.scores[name], sizes)  # type: ignore[index]
+            if any(isinstance(part, OptimalConstant) for part in parts_of(estimator.baseline)):
+                arrays.squares[name] = _in_time(_score_squared(bare, site["value"]), site, False)
+            if estimator.uses_score:
+                # E[∇ log q] = 0 given the parents, so that this path is only noise.
+                cost = jax.lax.stop_gradient(cost)
+        arrays.guide_costs[name] = _in_time(cost, site, False)
+        static.plates["guide", name] = _plates(site, arrays.guide_costs[name], sizes)  # type: ignore[index]
+        arrays.probes["guide:" + name] = _probes(site)
+    return arrays
+
+
+def _scale(site: Any) -> Any:
+    return 1.0 if site["scale"] is None else site["scale"]
+
+
+def _probes(site: Any) -> list[jax.Array]:
+    """Return every array that a site's log density is made of, but for a latent value (its own tag stands for it)."""
+    leaves = jax.tree.leaves((site["fn"], site["scale"]))
+    if site["is_observed"]:
+        leaves += jax.tree.leaves(site["value"])
+    return [jnp.asarray(leaf) for leaf in leaves]
+
+
+def _log_prob(site: Any, fn: Distribution, intermediates: Any) -> jax.Array:
+    """Return the log density of a site's value, naming the site if it cannot be computed."""
+    try:
+        return fn.log_prob(site["value"], intermediates) if intermediates else fn.log_prob(site["value"])
+    except (ValueError, TypeError) as error:
+        raise ImpossibleValueError(
+            f"The log density at site '{site['name']}' ({type(fn).__name__}) cannot be computed, because its value is "
+            f"outside the distribution's support or has another shape: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _in_time(x: jax.Array, site: Any, reverse: bool) -> jax.Array:
+    """Move a scanned site's first dimension to `TIME_DIM`.
+
+    NumPyro hands the guide's stored values to the model's steps in the order of execution, whatever the direction of
+    the model's scan, so that a model that runs in reverse stores its densities against the order of the values.
+    """
+    if not is_scanned(site):
+        return x
+    if x.ndim > -TIME_DIM:
+        raise ProgramError(f"Site '{site['name']}' in a scan has more than {-TIME_DIM - 1} batch dimensions.")
+    if reverse:
+        x = jnp.flip(x, 0)
+    return x.reshape(x.shape[0], *(1,) * (-TIME_DIM - x.ndim), *x.shape[1:])
+
+
+def _plates(site: Any, x: jax.Array, sizes: dict[str, int]) -> tuple[Plate, ...]:
+    """Return the site's plates, except one whose dimension the log density does not span in full."""
+    frames = [
+        Plate(frame.name, frame.dim, frame.size, sizes.get(frame.name, frame.size))
+        for frame in site["cond_indep_stack"]
+        if -frame.dim <= x.ndim and x.shape[frame.dim] == frame.size
+    ]
+    if is_scanned(site):
+        frames.append(Plate(TIME, TIME_DIM, x.shape[TIME_DIM], x.shape[TIME_DIM], time=True))
+    return tuple(frames)
+
+
+def _score_squared(fn: Any, value: Any) -> jax.Array:
+    """Return the squared gradient of log q with respect to the distribution's parameters, summed over them."""
+    value = jax.lax.stop_gradient(value)
+    leaves, tree = jax.tree.flatten(fn)
+    floats = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
+    batch = fn.batch_shape
+
+    def density(parameters: list) -> jax.Array:
+        filled = list(leaves)
+        for i, parameter in zip(floats, parameters, strict=True):
+            filled[i] = parameter
+        return jax.tree.unflatten(tree, filled).log_prob(value)
+
+    # One gradient for each element: a parameter shared by elements is first copied to each.
+    given = [jax.lax.stop_gradient(jnp.asarray(leaves[i])) for i in floats]
+    _, pull = jax.vjp(lambda p: density(p), given)
+    if all(leaf.shape[: len(batch)] == batch for leaf in given):
+        (gradients,) = pull(jnp.ones(batch, given[0].dtype if given else float))
+        return sum(jnp.sum(jnp.reshape(g**2, (*batch, -1)), -1) for g in gradients)
+    count = 1
+    for size in batch:
+        count *= size
+    basis = jnp.eye(count).reshape(count, *batch)
+    gradients = jax.vmap(lambda b: pull(b)[0])(basis)
+    return sum(jnp.sum(jnp.reshape(g**2, (count, -1)), -1) for g in gradients).reshape(batch)  # type: ignore[union-attr]
+
+
+def specify(static: Static, reads: dict[str, Reads] | None) -> tuple[list[SiteSpec], list[CostSpec]]:
+    """Return the specifications of sites and costs.
+
+    `reads` is what each probe group reads, by 'model:name' and 'guide:name'; without it (a program that cannot be
+    traced) everything is taken to read every site drawn before it, which is unbiased for any program.
+    """
+    drawn = list(static.estimators)
+    costs: list[CostSpec] = []
+    sites: list[SiteSpec] = []
+    plates: Any = static.plates
+
+    def direct(group: str, name: str, before: list[str]) -> dict[str, int]:
+        if reads is None:
+            return dict.fromkeys(before, EVERY)
+        backwards = group == "guide" and name in static.guide_reverse
+        return {site: _flags(flags, backwards) for site, (flags, _) in reads[f"{group}:{name}"].items()}
+
+    for name in static.model:
+        read = direct("model", name, drawn)
+        if name in static.estimators:
+            read[name] = read.get(name, 0) | _own(static, name, ("model", name))
+        costs.append(CostSpec(name, plates["model", name], 1.0, read))
+    before: list[str] = []
+    for name in static.guide:
+        read = direct("guide", name, before)
+        if name in static.estimators:
+            sites.append(SiteSpec(name, plates["score", name], static.estimators[name], read))
+            read = {**read, name: read.get(name, 0) | _own(static, name, ("guide", name))}
+            before.append(name)
+        costs.append(CostSpec(name, plates["guide", name], -1.0, read))
+    return sites, costs
+
+
+def _own(static: Static, name: str, cost: Any) -> int:
+    """Return how a cost reads the value of its own site: step by step if both have the same time axis."""
+    plates: Any = static.plates
+    both = any(plate.time and plate in plates["score", name] for plate in plates[cost])
+    return SAME if both else EVERY
+
+
+def _flags(flags: int, backwards: bool) -> int:
+    """Return flags about steps as flags about positions: a scan in reverse stores later steps first."""
+    if flags == EVERY or not backwards:
+        return flags
+    return flags & SAME | (BEFORE if flags & AFTER else 0)
+
+
+def site_info(name: str, fn: Any, particles: int) -> SiteInfo:
+    """Return what an estimator needs to know of a site."""
+    return SiteInfo(name, type(unmasked(fn)).__name__, bool(fn.has_rsample), bool(fn.support.is_discrete), particles)

@@ -1,0 +1,144 @@
+"""Enumerate every outcome of a small NumPyro program, and compare estimates with the exact gradient."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from numpyro import handlers
+from numpyro.infer.util import compute_log_probs
+
+from pplgrad.numpyro._compat import unmasked
+from tests.programs import Case, Host
+
+KEY = 7
+
+
+def array(x: Any) -> jax.Array:
+    return jnp.asarray(np.asarray(x), dtype=jnp.float64)
+
+
+HOST = Host(
+    sample=numpyro.sample,
+    param=numpyro.param,
+    plate=numpyro.plate,
+    mask=lambda mask: handlers.mask(mask=jnp.asarray(np.asarray(mask))),
+    scale=lambda s: handlers.scale(scale=s),
+    factor=numpyro.factor,
+    dist=dist,
+    array=array,
+    xp=jnp,
+)
+
+
+def forced(guide: Callable, outcomes: dict[str, jax.Array], noise: dict[str, np.ndarray], particles: int) -> Callable:
+    """Make the guide draw given outcomes, of shape (particles, ...); the sites stay latent.
+
+    The particle is recognised by its key, so that this works however particles are mapped.
+    """
+    key = jax.random.key(KEY)
+    keys = [key] if particles == 1 else list(jax.random.split(key, particles))
+    known = [jax.random.split(jax.random.split(k)[1])[1] for k in keys]
+    known_data = jnp.stack([jax.random.key_data(k) for k in known])
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        mine = jax.random.key_data(numpyro.prng_key())
+        which = jnp.argmax(jnp.all(known_data == mine, -1)) if particles > 1 else 0
+
+        def choose(site: Any) -> Any:
+            name = site["name"]
+            if name in noise:
+                base = unmasked(site["fn"])
+                shape = site["fn"].batch_shape
+                while not hasattr(base, "loc"):
+                    base = base.base_dist
+                return jnp.broadcast_to(base.loc + base.scale * array(noise[name]), shape)
+            return outcomes[name][which] if name in outcomes else None
+
+        data = {name: value[which] for name, value in outcomes.items()}
+        with handlers.substitute(data=data) if not noise else handlers.substitute(substitute_fn=choose):
+            return guide(*args, **kwargs)
+
+    return run
+
+
+def outcomes(case: Case) -> Iterator[dict[str, np.ndarray]]:
+    """Yield all joint values of the discrete latents, with every subsample."""
+    sizes = {name: int(np.prod(shape)) for name, (shape, _) in case.latents.items()}
+    supports = [range(case.latents[name][1]) for name, n in sizes.items() for _ in range(n)]
+    names = list(case.subsamples)
+    subsets = [list(itertools.combinations(range(n), k)) for n, k in case.subsamples.values()]
+    for picked in itertools.product(*subsets):
+        for flat in itertools.product(*supports):
+            result: dict[str, np.ndarray] = {n: np.array(s) for n, s in zip(names, picked, strict=True)}
+            start = 0
+            for name, n in sizes.items():
+                result[name] = np.array(flat[start : start + n]).reshape(case.latents[name][0])
+                start += n
+            yield result
+
+
+def stacked(items: list[dict[str, np.ndarray]]) -> dict[str, jax.Array]:
+    return {name: jnp.stack([jnp.asarray(item[name]) for item in items]) for name in items[0]}
+
+
+def log_weight_and_objective(case: Case, params: dict, outcome: dict[str, jax.Array]) -> tuple[Any, Any]:
+    """Return log q of the discrete sites, unscaled and unmasked, and log p − log q as Trace_ELBO has it."""
+    model, guide = case.build(HOST)
+    one = {name: value[None] for name, value in outcome.items()}
+    model_key, guide_key = jax.random.split(jax.random.key(KEY))
+    guide = handlers.seed(forced(guide, one, case.noise, 1), guide_key)
+    log_q, guide_trace = compute_log_probs(guide, (), {}, params)
+    log_p, _ = compute_log_probs(handlers.replay(handlers.seed(model, model_key), guide_trace), (), {}, params)
+    log_w = jnp.zeros(())
+    for name in case.latents:
+        site = guide_trace[name]
+        log_w = log_w + unmasked(site["fn"]).log_prob(site["value"]).sum()
+    count = np.prod([len(list(itertools.combinations(range(n), k))) for n, k in case.subsamples.values()] or [1])
+    return log_w - jnp.log(count), sum(log_p.values()) - sum(log_q.values())
+
+
+def parameters(case: Case) -> dict[str, jax.Array]:
+    return {name: array(value) for name, value in case.params.items()}
+
+
+def exact_gradient(case: Case) -> dict[str, np.ndarray]:
+    """Return the gradient of −E_q[log p − log q], summed over every outcome and every subsample."""
+    every = stacked(list(outcomes(case)))
+
+    def loss(params: dict) -> jax.Array:
+        log_w, objective = jax.vmap(lambda o: log_weight_and_objective(case, params, o))(every)
+        return -(jnp.exp(log_w) * objective).sum()
+
+    return {name: np.asarray(g) for name, g in jax.jit(jax.grad(loss))(parameters(case)).items()}
+
+
+def expected_gradient(
+    case: Case, elbo: Any, particles: int, wrap: Callable = lambda guide: guide, extra: dict | None = None
+) -> dict[str, np.ndarray]:
+    """Return E[estimate] over every tuple of outcomes of the particles; `extra` is state and parameters of baselines."""
+    model, guide = case.build(HOST)
+    every = list(outcomes(case))
+    weights = jax.vmap(lambda o: log_weight_and_objective(case, parameters(case), o)[0])(stacked(every))
+    weights = np.exp(np.asarray(weights))
+    picked = list(itertools.product(range(len(every)), repeat=particles))
+    tuples = stacked([{n: np.stack([every[i][n] for i in p]) for n in every[0]} for p in picked])
+
+    def loss(params: dict, draws: dict[str, jax.Array]) -> jax.Array:
+        run = wrap(forced(guide, draws, case.noise, particles))
+        return elbo.loss_with_mutable_state(jax.random.key(KEY), {**params, **(extra or {})}, model, run)["loss"]
+
+    found = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(parameters(case), tuples)
+    weight = np.array([np.prod([weights[i] for i in p]) for p in picked])
+    return {name: np.tensordot(weight, np.asarray(g), 1) for name, g in found.items()}
+
+
+def assert_same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], tolerance: float = 1e-9) -> None:
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, atol=tolerance, rtol=0, err_msg=name)
