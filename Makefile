@@ -16,7 +16,7 @@ export MKL_NUM_THREADS = 1
 demo: .venv/installed
 	$(BIN)/pplgrad compare models/sbn.py --backend pyro --backend numpyro \
 	  --estimator score --estimator score+average --estimator score+neural --estimator score+loo \
-	  --steps 600 --seeds 3 --out results/
+	  --steps 2000 --seeds 3 --jobs 2 --out results/
 
 test: .venv/installed
 	$(BIN)/python -m pytest -q -n 2

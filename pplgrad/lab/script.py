@@ -1,0 +1,97 @@
+"""Model scripts: plain Python files with a few functions (see models/README.md)."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from pplgrad.errors import PplgradError
+
+PROGRAMS = {"pyro": "pyro_program", "numpyro": "numpyro_program"}
+
+
+class ScriptError(PplgradError):
+    """A model script, an option or an output folder cannot be used as given."""
+
+
+@dataclass(frozen=True)
+class Script:
+    """A loaded model script."""
+
+    path: Path
+    module: ModuleType
+    digest: str
+
+    def options(self, given: dict[str, str]) -> dict[str, Any]:
+        """Return the script's options with the given ones, as strings, converted to the defaults' types."""
+        options = dict(self.module.OPTIONS)
+        for name, text in given.items():
+            if name not in options:
+                known = ", ".join(sorted(options)) or "none"
+                raise ScriptError(f"{self.path} has no option '{name}'; its options are: {known}.")
+            options[name] = _converted(name, text, options[name])
+        return options
+
+    def program(self, backend: str, options: dict[str, Any], train: np.ndarray, seed: int) -> tuple[Callable, Callable]:
+        """Return (model, guide) for a backend."""
+        return getattr(self.module, PROGRAMS[backend])(options, train, seed)
+
+    def load(self, options: dict[str, Any], seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the train and the test data."""
+        return self.module.load(options, seed)
+
+    def prepare(self, options: dict[str, Any], batch: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return a batch as the model sees it, in float32."""
+        prepare = getattr(self.module, "prepare", None)
+        return np.asarray(batch if prepare is None else prepare(options, batch, rng), np.float32)
+
+    @property
+    def discrete(self) -> tuple[str, ...]:
+        """The names or patterns of the sites under comparison."""
+        return tuple(self.module.DISCRETE)
+
+    @property
+    def whole_data(self) -> bool:
+        """Whether every step must see all train data."""
+        return bool(getattr(self.module, "WHOLE_DATA", False))
+
+    def baseline_inputs(self, x: Any) -> Any:
+        """Return the inputs of a learned baseline."""
+        inputs = getattr(self.module, "baseline_inputs", None)
+        return x if inputs is None else inputs(x)
+
+
+def load_script(path: Path, backends: tuple[str, ...]) -> Script:
+    """Load a model script, and check that it has what the backends need."""
+    if not path.is_file():
+        raise ScriptError(f"There is no model script at {path}.")
+    spec = importlib.util.spec_from_file_location(f"pplgrad_script_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ScriptError(f"{path} is not a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ScriptError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
+    for name in ("OPTIONS", "DISCRETE", "load", *(PROGRAMS[backend] for backend in backends)):
+        if not hasattr(module, name):
+            raise ScriptError(f"{path} has no '{name}', which a model script needs (models/README.md lists them).")
+    return Script(path, module, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def _converted(name: str, text: str, default: Any) -> Any:
+    if isinstance(default, bool):
+        if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
+            raise ScriptError(f"Option '{name}' is true or false; got '{text}'.")
+        return text.lower() in ("true", "1", "yes")
+    try:
+        return type(default)(text)
+    except ValueError:
+        raise ScriptError(f"Option '{name}' is of type {type(default).__name__}; got '{text}'.") from None

@@ -1,0 +1,74 @@
+"""Train a model script in Pyro."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import SVI
+from pyro.optim import Adam
+
+from pplgrad.lab.script import Script
+from pplgrad.lab.study import Batches, Progress, RunConfig, evaluation_steps, total_variance
+from pplgrad.lab.words import estimator
+from pplgrad.pyro import TraceGrad_ELBO, config_estimators, split_optimizer
+
+
+def train(config: RunConfig, script: Script, progress: Progress) -> dict[str, Any]:
+    """Train one run; return its curves, gradient variance and time per step."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(config.seed)
+    batches = Batches(config, script)
+    model, guide = script.program("pyro", config.options, batches.train, config.seed)
+    chosen = estimator(config.estimator, script.baseline_inputs)
+    guide = config_estimators(guide, dict.fromkeys(script.discrete, chosen))
+    vectorized = config.particles > 1
+    elbo = TraceGrad_ELBO(config.particles, vectorize_particles=vectorized, max_plate_nesting=1)
+    optimizer = split_optimizer(Adam({"lr": config.learning_rate}), Adam({"lr": config.baseline_learning_rate}))
+    svi = SVI(model, guide, optimizer, elbo)
+    fixed = {which: torch.from_numpy(batches.fixed(which)) for which in ("train", "test")}
+    evaluate = TraceGrad_ELBO(10, vectorize_particles=True, max_plate_nesting=1)
+
+    def objective(which: str) -> float:
+        # Evaluation draws from a stream of its own, so that it does not move the training's.
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(config.seed + 1)
+            return -evaluate.loss(model, guide, fixed[which]) / len(fixed[which])
+
+    curve: dict[str, list] = {"step": [], "train": [], "test": [], "seconds": []}
+    seconds: list[float] = []
+    stops = set(evaluation_steps(config.steps, config.points))
+    for step in range(config.steps + 1):
+        if step in stops:
+            point = {"step": step, "train": objective("train"), "test": objective("test"), "seconds": sum(seconds)}
+            for name, value in point.items():
+                curve[name].append(value)
+        if step < config.steps:
+            batch = torch.from_numpy(batches.next())
+            start = time.perf_counter()
+            svi.step(batch)
+            seconds.append(time.perf_counter() - start)
+            progress(1)
+    return {
+        "curve": curve,
+        "gradient_variance": _gradient_variance(elbo, model, guide, torch.from_numpy(batches.next()), config),
+        "milliseconds_per_step": 1e3 * float(np.median(seconds[3:] or seconds)),
+    }
+
+
+def _gradient_variance(elbo: Any, model: Any, guide: Any, batch: torch.Tensor, config: RunConfig) -> float:
+    """Return the trace of the covariance of the guide's gradient of the loss per datum, at the final parameters."""
+    names = poutine.trace(guide).get_trace(batch).param_nodes
+    store = pyro.get_param_store()
+    params = [store[name].unconstrained() for name in names]  # type: ignore[attr-defined]
+    draws = []
+    for _ in range(config.gradient_draws):
+        for _, param in store.named_parameters():
+            param.grad = None
+        elbo.loss_and_grads(model, guide, batch)
+        draws.append(torch.cat([p.grad.flatten() for p in params]).numpy().astype(float) / len(batch))
+    return total_variance(np.stack(draws))
