@@ -97,7 +97,7 @@ def picture(curves: pd.DataFrame, title: str) -> Any:
         axis.set_xlabel("steps")
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("test ELBO / datum, nats")
-    axes[0][-1].legend(frameon=False)
+    axes[0][-1].legend(frameon=False, loc="lower right")
     figure.suptitle(title)
     figure.tight_layout()
     return figure

@@ -59,11 +59,13 @@ class SiteMessenger(Messenger):
                 )
 
     def postprocess_message(self, msg: Any) -> None:
-        if msg["type"] != "sample" or msg["is_observed"] or is_scanned(msg):
+        if msg["type"] != "sample" or is_scanned(msg):
             return
         name = msg["name"]
         if self._scan_is_reversed:
             self._reverse.add(name)
+        if msg["is_observed"]:
+            return
         if self._resolve is not None:
             if name not in self._estimators:
                 self._estimators[name] = self._resolve(name, msg["fn"], msg["infer"])
@@ -344,8 +346,14 @@ def specify(static: Static, reads: dict[str, Reads] | None) -> tuple[list[SiteSp
 
 
 def _own(static: Static, name: str, cost: Any) -> int:
-    """Return how a cost reads the value of its own site: step by step if both have the same time axis."""
+    """Return how a cost reads the value of its own site: step by step if both have the same time axis.
+
+    For a model that scans in reverse NumPyro evaluates the density of each step at the value stored in the same
+    place, which is another step's: then nothing is taken for granted.
+    """
     plates: Any = static.plates
+    if cost[0] == "model" and name in static.model_reverse:
+        return EVERY
     both = any(plate.time and plate in plates["score", name] for plate in plates[cost])
     return SAME if both else EVERY
 

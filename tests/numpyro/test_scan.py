@@ -1,0 +1,264 @@
+"""Discrete sites inside `scan`: exact, and a cost is charged to its own step and the steps before it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro.contrib.control_flow import scan
+
+from pplgrad import LeaveOneOut, ProgramError, ScoreFunction
+from pplgrad.engine.program import AFTER, BEFORE, SAME
+from pplgrad.numpyro import TraceGrad_ELBO, config_estimators
+from pplgrad.numpyro._elbo import _laid_out
+from tests.numpyro.enumeration import array, assert_same, exact_gradient, expected_gradient
+from tests.programs import Case
+
+T = 3
+DATA = [0.2, -0.4, 0.9]
+PARAMS = {"a": np.array([0.3, 0.8]), "b": np.array([-0.2, 0.9, 1.3])}
+
+
+def param(name):
+    return numpyro.param(name, array(PARAMS[name]))
+
+
+def bern(name, logits):
+    return numpyro.sample(name, dist.Bernoulli(logits=logits))
+
+
+def scanned_model(reverse=False, last=False, inner=None):
+    def model():
+        b = param("b")
+
+        def step(z, x):
+            z = bern("z", b[0] + b[1] * z)
+            numpyro.sample("x", dist.Normal(b[2] * z, 1.0), obs=x)
+            return z, None
+
+        z, _ = scan(step, jnp.zeros((), int), array(DATA), reverse=reverse)
+        if last:
+            numpyro.factor("end", b[1] * z)
+
+    return model
+
+
+def scanned_guide(reverse=False):
+    def guide():
+        a = param("a")
+
+        def step(z, t):
+            z = bern("z", a[0] + a[1] * z + 0.1 * t)
+            return z, None
+
+        scan(step, jnp.zeros((), int), jnp.arange(T), reverse=reverse)
+
+    return guide
+
+
+def plate_guide():
+    with numpyro.plate("time", T):
+        bern("z", param("a")[0] * jnp.arange(T) + param("a")[1])
+
+
+def two_sites_model():
+    b = param("b")
+
+    def step(carry, x):
+        z = bern("z", b[0] + b[1] * carry)
+        w = bern("w", b[1] * z - carry)
+        numpyro.sample("x", dist.Normal(b[2] * w, 1.0), obs=x)
+        return w, None
+
+    scan(step, jnp.zeros((), int), array(DATA[:2]))
+
+
+def two_sites_guide():
+    a = param("a")
+
+    def step(carry, _):
+        z = bern("z", a[0] + a[1] * carry)
+        w = bern("w", a[1] * z)
+        return w, None
+
+    scan(step, jnp.zeros((), int), None, length=2)
+
+
+def plate_inside_model():
+    b = param("b")
+
+    def step(z, x):
+        with numpyro.plate("inner", 2):
+            z = bern("z", b[0] + b[1] * z)
+            numpyro.sample("x", dist.Normal(b[2] * z, 1.0), obs=x)
+        numpyro.sample("y", dist.Normal(b[0] * z.sum(), 1.0), obs=x)
+        return z, None
+
+    scan(step, jnp.zeros(2, int), array(DATA[:2]))
+
+
+def plate_inside_guide():
+    a = param("a")
+
+    def step(z, _):
+        with numpyro.plate("inner", 2):
+            z = bern("z", a[0] + a[1] * z)
+        return z, None
+
+    scan(step, jnp.zeros(2, int), None, length=2)
+
+
+def global_model():
+    b = param("b")
+    g = bern("g", b[0])
+
+    def step(z, x):
+        z = bern("z", b[0] + b[1] * z * g)
+        numpyro.sample("x", dist.Normal(b[2] * z + g, 1.0), obs=x)
+        return z, None
+
+    scan(step, jnp.zeros((), int), array(DATA))
+
+
+def global_guide():
+    a = param("a")
+    g = bern("g", a[1])
+
+    def step(z, _):
+        z = bern("z", a[0] + a[1] * z - g)
+        return z, z
+
+    _, zs = scan(step, jnp.zeros((), int), None, length=T)
+    bern("after", a[0] * zs.sum())
+
+
+def after_model():
+    global_model()
+    bern("after", param("b")[2])
+
+
+CASES = {
+    "forward": (scanned_model(), scanned_guide(), {"z": ((T,), 2)}),
+    "both-reverse": (scanned_model(True), scanned_guide(True), {"z": ((T,), 2)}),
+    "guide-reverse": (scanned_model(), scanned_guide(True), {"z": ((T,), 2)}),
+    "model-reverse": (scanned_model(True), scanned_guide(), {"z": ((T,), 2)}),
+    "last-carry": (scanned_model(last=True), scanned_guide(), {"z": ((T,), 2)}),
+    "plate-guide": (scanned_model(), plate_guide, {"z": ((T,), 2)}),
+    "plate-guide-reverse": (scanned_model(True), plate_guide, {"z": ((T,), 2)}),
+    "two-sites": (two_sites_model, two_sites_guide, {"z": ((2,), 2), "w": ((2,), 2)}),
+    "plate-inside": (plate_inside_model, plate_inside_guide, {"z": ((2, 2), 2)}),
+    "global-and-after": (after_model, global_guide, {"g": ((), 2), "z": ((T,), 2), "after": ((), 2)}),
+}
+
+
+def as_case(name):
+    model, guide, latents = CASES[name]
+    return Case(name, PARAMS, latents, lambda _: (model, guide))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_exact(name):
+    case = as_case(name)
+    elbo = TraceGrad_ELBO(estimators=dict.fromkeys(case.latents, ScoreFunction()))
+    assert_same(expected_gradient(case, elbo, 1), exact_gradient(case))
+
+
+def test_exact_with_two_particles():
+    case = as_case("forward")
+    elbo = TraceGrad_ELBO(2, estimators={"z": ScoreFunction(LeaveOneOut())})
+    assert_same(expected_gradient(case, elbo, 2), exact_gradient(case))
+
+
+def weights(name):
+    """Return the link weights of the scanned site z, by cost name and flag."""
+    model, guide, latents = CASES[name]
+    elbo = TraceGrad_ELBO(estimators=dict.fromkeys(latents, ScoreFunction()))
+    params = {key: array(value) for key, value in PARAMS.items()}
+    ((arrays, static, reads),) = elbo._runs(jax.random.key(0), params, model, guide, (), {})
+    layout, _ = _laid_out(static, arrays, reads)
+    (group,) = [i for i, g in enumerate(layout.site_groups) if layout.sites[g.members[0]].name == "z"]
+    row = [layout.sites[i].name for i in layout.site_groups[group].members].index("z")
+    found = {}
+    for link in layout.links[group]:
+        for flag, matrix in link.weights.items():
+            for column, cost in enumerate(layout.cost_groups[link.costs].members):
+                if matrix[row, column]:
+                    spec = layout.costs[cost]
+                    found.setdefault((spec.name, spec.sign), set()).add(flag)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "later"), [("forward", AFTER), ("both-reverse", BEFORE), ("guide-reverse", BEFORE), ("model-reverse", AFTER)]
+)
+def test_reward_to_go(name, later):
+    """No cost of an earlier step is charged to a draw, in whichever direction the guide runs."""
+    found = weights(name)
+    assert found[("z", -1.0)] == {SAME, later}
+    if name in ("forward", "model-reverse"):
+        assert found[("x", 1.0)] == {SAME, AFTER}
+    if name == "forward":
+        assert found[("z", 1.0)] == {SAME, AFTER}
+
+
+def test_wrapped_and_inside_jit():
+    model, guide, _ = CASES["forward"]
+    wrapped = config_estimators(guide, {"z": ScoreFunction(LeaveOneOut())})
+    elbo = TraceGrad_ELBO(4)
+    params = {key: array(value) for key, value in PARAMS.items()}
+    grads = jax.jit(jax.grad(lambda p: elbo.loss(jax.random.key(0), p, model, wrapped)))(params)
+    assert all(np.isfinite(g).all() for g in grads.values())
+
+
+def test_continuous_site_in_a_scan_under_the_score_function():
+    """Without its reparameterized path: the gradient is the score's alone, at one draw."""
+
+    def model():
+        def step(c, x):
+            y = numpyro.sample("y", dist.LogNormal(c, 1.0))
+            numpyro.sample("x", dist.Normal(y, 1.0), obs=x)
+            return jnp.log(y), None
+
+        scan(step, jnp.zeros(()), array(DATA))
+
+    def guide():
+        m = numpyro.param("m", array(0.2))
+
+        def step(c, _):
+            y = numpyro.sample("y", dist.LogNormal(m + 0.5 * c, 0.7))
+            return jnp.log(y), None
+
+        scan(step, jnp.zeros(()), None, length=T)
+
+    key = jax.random.key(3)
+    elbo = TraceGrad_ELBO(estimators={"y": ScoreFunction()})
+    found = jax.grad(lambda m: elbo.loss(key, {"m": m}, model, guide))(array(0.2))
+
+    sites = numpyro.handlers.trace(
+        numpyro.handlers.seed(numpyro.handlers.substitute(guide, {"m": array(0.2)}), jax.random.split(key)[1])
+    ).get_trace()
+    y = sites["y"]["value"]
+    previous = jnp.concatenate([jnp.zeros(1), jnp.log(y)[:-1]])
+
+    def log_q(m):
+        return dist.LogNormal(m + 0.5 * previous, 0.7).log_prob(y)
+
+    log_p = dist.LogNormal(previous, 1.0).log_prob(y) + dist.Normal(y, 1.0).log_prob(array(DATA))
+    cost = log_p - log_q(0.2)
+    to_go = jnp.cumsum(cost[::-1])[::-1]
+    wanted = -(jax.jacobian(log_q)(0.2) * to_go).sum()
+    np.testing.assert_allclose(found, wanted, atol=1e-12)
+
+
+def test_subsampled_plate_inside_a_scan_is_refused():
+    def program():
+        def step(c, x):
+            with numpyro.plate("data", 4, subsample_size=2):
+                z = bern("z", jnp.zeros(()))
+            return c, z
+
+        scan(step, jnp.zeros(()), array(DATA))
+
+    with pytest.raises(ProgramError, match="Plate 'data' is subsampled inside a scan"):
+        TraceGrad_ELBO().loss(jax.random.key(0), {}, program, program)
