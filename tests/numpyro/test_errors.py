@@ -1,0 +1,177 @@
+"""Bad input: one plain sentence that names the site and the remedy."""
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro.infer import SVI
+from numpyro.optim import Adam
+
+from pplgrad import (
+    BaselineError,
+    ConfigurationError,
+    DecayingAverage,
+    EstimatorError,
+    FunctionBaseline,
+    ImpossibleValueError,
+    LeaveOneOut,
+    NeuralBaseline,
+    OptimalConstant,
+    ProgramError,
+    Reparam,
+    ScoreFunction,
+)
+from pplgrad.numpyro import TraceGrad_ELBO, config_estimators
+
+PARAMS = {"a": jnp.array(0.2), "m": jnp.array(0.1)}
+
+
+def model(x=None):
+    z = numpyro.sample("z", dist.Bernoulli(0.5))
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    numpyro.sample("x", dist.Normal(z + mu, 1.0), obs=0.3)
+
+
+def guide(x=None):
+    numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("a", 0.2)))
+    numpyro.sample("mu", dist.Normal(numpyro.param("m", 0.1), 1.0))
+
+
+def fails(error, match, model=model, guide=guide, elbo=None, **kwargs):
+    elbo = elbo or TraceGrad_ELBO(**kwargs)
+    key = jax.random.key(0)
+    for act in (elbo.loss, jax.jit(lambda k, p: elbo.loss(k, p, model, guide)), elbo.diagnose):
+        args = (key, PARAMS) if act not in (elbo.loss, elbo.diagnose) else (key, PARAMS, model, guide)
+        with pytest.raises(error, match=match) as caught:
+            act(*args)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["y", "layer*"])
+def test_unknown_site_or_pattern(key):
+    match = rf"names '{key}'".replace("*", r"\*") + ".*the sites are: 'z', 'mu'"
+    fails(ConfigurationError, match, estimators={key: ScoreFunction()})
+    wrapped = config_estimators(guide, {key: ScoreFunction()})
+    fails(ConfigurationError, match, guide=wrapped)
+    # SVI.init traces the guide before any ELBO sees it, and says nothing.
+    SVI(model, wrapped, Adam(0.1), TraceGrad_ELBO()).init(jax.random.key(0))
+
+
+def test_observed_site():
+    fails(EstimatorError, "site 'x' is observed", estimators={"x": ScoreFunction()})
+
+    def observed():
+        z = numpyro.sample("z", dist.Bernoulli(0.5))
+        numpyro.sample("mu", dist.Normal(0.0, 1.0))
+        numpyro.sample("x", dist.Normal(z, 1.0), obs=0.3, infer={"estimator": ScoreFunction()})
+
+    fails(EstimatorError, "Site 'x' .* is observed", model=observed)
+
+    def in_the_model():
+        numpyro.sample("z", dist.Bernoulli(0.5), infer={"estimator": ScoreFunction()})
+        numpyro.sample("mu", dist.Normal(0.0, 1.0))
+
+    fails(EstimatorError, "Site 'z' .* is in the model", model=in_the_model)
+
+
+def test_estimators_that_do_not_fit():
+    fails(EstimatorError, r"Reparam\(\) cannot be used at site 'z': Bernoulli", estimators={"z": Reparam()})
+    for baseline in (LeaveOneOut(), OptimalConstant()):
+        fails(BaselineError, "site 'z' needs at least two particles", estimators={"z": ScoreFunction(baseline)})
+
+
+def test_learned_baseline_on_a_bare_guide():
+    for baseline in (DecayingAverage(), NeuralBaseline()):
+        chosen = {"z": ScoreFunction(baseline)}
+        fails(BaselineError, "at site 'z' needs .*config_estimators", estimators=chosen)
+
+
+def test_site_missing_from_the_model_or_the_guide():
+    def more():
+        guide()
+        numpyro.sample("extra", dist.Bernoulli(0.5))
+
+    fails(ProgramError, "'extra' is in the guide but not in the model", guide=more)
+
+    def less():
+        numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("a", 0.2)))
+
+    fails(ProgramError, "'mu' is in the model but not in the guide", guide=less)
+
+
+@pytest.mark.parametrize(("value", "kind"), [(float("nan"), "NaN"), (-float("inf"), "infinite")])
+def test_impossible_cost(value, kind):
+    def broken(x):
+        model()
+        numpyro.factor("culprit", x)
+
+    def with_data(x):
+        guide()
+
+    key, elbo = jax.random.key(0), TraceGrad_ELBO()
+    match = f"site 'culprit' in the model is {kind}"
+    with pytest.raises(ImpossibleValueError, match=match):
+        elbo.loss(key, PARAMS, broken, with_data, jnp.array(value))
+    with pytest.raises(ImpossibleValueError, match=match):
+        jax.grad(lambda p: elbo.loss(key, p, broken, with_data, jnp.array(value)))(PARAMS)
+    svi = SVI(broken, with_data, Adam(0.1), elbo)
+    state = svi.init(key, jnp.array(0.0))
+    with pytest.raises(ImpossibleValueError, match=match):
+        svi.update(state, jnp.array(value))
+    _, loss = jax.jit(svi.update)(state, jnp.array(value))
+    assert jnp.isnan(loss)
+    with pytest.raises(ImpossibleValueError, match=match):
+        elbo.diagnose(key, PARAMS, broken, with_data, jnp.array(value))
+
+
+def branching(x=None):
+    z = numpyro.sample("z", dist.Bernoulli(0.5))
+    numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    if z == 1:
+        numpyro.factor("f", jnp.array(1.0))
+
+
+def test_program_that_cannot_be_vectorized():
+    elbo = TraceGrad_ELBO(3)
+    with pytest.raises(ProgramError, match="cannot run under vectorize_particles.*use vectorize_particles=False"):
+        elbo.loss(jax.random.key(0), PARAMS, branching, guide)
+    loss = TraceGrad_ELBO(3, vectorize_particles=False).loss(jax.random.key(0), PARAMS, branching, guide)
+    assert jnp.isfinite(loss)
+
+
+def test_wrong_baselines():
+    def loss(baseline):
+        wrapped = config_estimators(guide, {"z": ScoreFunction(baseline)})
+        svi = SVI(model, wrapped, Adam(0.1), TraceGrad_ELBO())
+        x = jnp.ones((4, 2))
+        return svi.update(svi.init(jax.random.key(0), x), x)
+
+    with pytest.raises(BaselineError, match="at site 'z' returned shape"):
+        loss(FunctionBaseline(lambda x: x))
+    with pytest.raises(BaselineError, match="at site 'z' returned shape"):
+        loss(NeuralBaseline((lambda key, x: {"w": jnp.ones(2)}, lambda p, x: x * p["w"]), inputs=lambda x: x))
+    with pytest.raises(BaselineError, match="at site 'z' returned NaN"):
+        loss(FunctionBaseline(lambda x: jnp.nan))
+    with pytest.raises(ConfigurationError, match="flax linen or nnx module"):
+        loss(NeuralBaseline(lambda x: x, inputs=lambda x: x))
+    with pytest.raises(BaselineError, match="site 'z' reads its own value"):
+        loss(FunctionBaseline(lambda x, sites: sites["z"]))
+    with pytest.raises(BaselineError, match="reads site 'nothing'"):
+        loss(FunctionBaseline(lambda x, sites: sites["nothing"]))
+
+
+def test_baseline_may_not_read_downstream_of_its_site():
+    def deep_guide():
+        z = numpyro.sample("z", dist.Bernoulli(0.5))
+        numpyro.sample("w", dist.Bernoulli(0.3 + 0.4 * z))
+
+    def deep_model():
+        numpyro.sample("z", dist.Bernoulli(0.5))
+        numpyro.sample("w", dist.Bernoulli(0.5))
+
+    read_w = {"z": ScoreFunction(FunctionBaseline(lambda sites: sites["w"])), "w": ScoreFunction()}
+    with pytest.raises(BaselineError, match="'w', which is computed from its value"):
+        TraceGrad_ELBO(estimators=read_w).loss(jax.random.key(0), {}, deep_model, deep_guide)
+    read_z = {"w": ScoreFunction(FunctionBaseline(lambda sites: sites["z"])), "z": ScoreFunction()}
+    TraceGrad_ELBO(estimators=read_z).loss(jax.random.key(0), {}, deep_model, deep_guide)
