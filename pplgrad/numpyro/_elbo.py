@@ -195,8 +195,11 @@ class TraceGrad_ELBO(Trace_ELBO):
             ancestors.update(layout.ancestors)
             values.update({name: (value, static.event_dims[name]) for name, value in arrays.values.items()})
             for (token, key), name in static.params.items():
-                if token in static.tokens and name in params:
-                    nets[static.tokens[token], key] = params[name]
+                if token in static.tokens:
+                    fresh = arrays.fresh_params.get(name)
+                    nets[static.tokens[token], key] = (
+                        params[name] if fresh is None else jax.tree.map(lambda x: x[0], fresh)
+                    )
             for (token, key), name in static.mutables.items():
                 if token in static.tokens:
                     states[static.tokens[token], key] = jax.tree.map(lambda x: x[0], arrays.mutable[name])

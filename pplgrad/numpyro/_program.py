@@ -113,7 +113,11 @@ class Static:
 
 @dataclass
 class Arrays:
-    """What one particle computes; `probes` are the arrays whose provenance tells what each density reads."""
+    """What one particle computes.
+
+    `fresh_params` are baselines' parameters that the caller did not give, at their initial values; `probes` are the
+    arrays whose provenance tells what each density reads.
+    """
 
     scores: dict[str, jax.Array]
     model_costs: dict[str, jax.Array]
@@ -122,12 +126,13 @@ class Arrays:
     values: dict[str, jax.Array]
     indices: dict[str, jax.Array]
     mutable: dict[str, Any]
+    fresh_params: dict[str, Any]
     probes: dict[str, list[jax.Array]]
 
 
 jax.tree_util.register_dataclass(
     Arrays,
-    ["scores", "model_costs", "guide_costs", "squares", "values", "indices", "mutable", "probes"],
+    ["scores", "model_costs", "guide_costs", "squares", "values", "indices", "mutable", "fresh_params", "probes"],
     [],
 )
 
@@ -152,7 +157,7 @@ def run_particle(
     mutable.update({name: site["value"] for name, site in model_trace.items() if site["type"] == "mutable"})
     check_match(guide_trace, model_trace)
     warn_about_plates(model_trace)
-    return _collected(static, guide_trace, model_trace, mutable), static
+    return _collected(static, guide_trace, model_trace, mutable, params), static
 
 
 def _checked(model: Callable) -> Callable:
@@ -184,8 +189,8 @@ def check_match(guide_trace: dict, model_trace: dict) -> None:
             raise EstimatorError(f"Site '{name}' is observed and has no gradient to estimate; remove its estimator.")
 
 
-def _collected(static: Static, guide_trace: dict, model_trace: dict, mutable: dict) -> Arrays:
-    arrays = Arrays({}, {}, {}, {}, {}, {}, mutable, {})
+def _collected(static: Static, guide_trace: dict, model_trace: dict, mutable: dict, given: dict) -> Arrays:
+    arrays = Arrays({}, {}, {}, {}, {}, {}, mutable, {}, {})
     sizes: dict[str, int] = {}
     for site in (*model_trace.values(), *guide_trace.values()):
         if site["type"] == "plate":
@@ -194,6 +199,8 @@ def _collected(static: Static, guide_trace: dict, model_trace: dict, mutable: di
                 arrays.indices[site["name"]] = site["value"]
         elif site["type"] == "param" and "pplgrad" in site["kwargs"]:
             static.params[site["kwargs"]["pplgrad"]] = site["name"]
+            if site["name"] not in given:
+                arrays.fresh_params[site["name"]] = site["value"]
         elif site["type"] == "mutable" and "pplgrad" in site:
             static.mutables[site["pplgrad"]] = site["name"]
     for name, site in model_trace.items():

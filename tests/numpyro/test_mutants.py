@@ -26,9 +26,14 @@ def error(name, estimator, particles, stateful=False):
         seeded = handlers.seed(handlers.substitute(wrap(guide), parameters(case)), jax.random.key(0))
         sites = handlers.trace(seeded).get_trace()
         states = {n: s["value"] for n, s in sites.items() if s["type"] == "mutable"}
-        extra = {n: jax.tree.map(lambda x: x - 1.3, state) | {"weight": jnp.full(state["weight"].shape, 0.4)} for n, state in states.items()}
+        extra = {
+            n: jax.tree.map(lambda x: x - 1.3, state) | {"weight": jnp.full(state["weight"].shape, 0.4)}
+            for n, state in states.items()
+        }
         assert extra
-    found = expected_gradient(case, TraceGrad_ELBO(particles, estimators=None if stateful else chosen), particles, wrap, extra)
+    found = expected_gradient(
+        case, TraceGrad_ELBO(particles, estimators=None if stateful else chosen), particles, wrap, extra
+    )
     wanted = exact_gradient(case)
     return max(np.abs(found[key] - wanted[key]).max() for key in wanted)
 
@@ -48,8 +53,8 @@ def test_scaled_and_masked_scores_are_caught(change, name, monkeypatch):
     plain = _program._collected
     traces = {}
 
-    def collected(static, guide_trace, model_trace, mutable):
-        arrays = plain(static, guide_trace, model_trace, mutable)
+    def collected(static, guide_trace, *rest):
+        arrays = plain(static, guide_trace, *rest)
         for site in arrays.scores:
             traces[site] = guide_trace[site]
             if change == "scaled":

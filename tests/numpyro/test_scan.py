@@ -190,7 +190,8 @@ def weights(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "later"), [("forward", AFTER), ("both-reverse", BEFORE), ("guide-reverse", BEFORE), ("model-reverse", AFTER)]
+    ("name", "later"),
+    [("forward", AFTER), ("both-reverse", BEFORE), ("guide-reverse", BEFORE), ("model-reverse", AFTER)],
 )
 def test_reward_to_go(name, later):
     """No cost of an earlier step is charged to a draw, in whichever direction the guide runs."""

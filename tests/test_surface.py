@@ -1,0 +1,72 @@
+"""What importing does, and what is public."""
+
+import importlib
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import pplgrad
+
+MODULES = ["pplgrad", "pplgrad.pyro", "pplgrad.numpyro"]
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("pplgrad", ["torch", "jax", "pandas", "click", "matplotlib"]),
+        ("pplgrad.pyro", ["jax", "numpyro", "flax", "pandas"]),
+        ("pplgrad.numpyro", ["torch", "pyro", "flax", "equinox", "pandas"]),
+    ],
+)
+def test_importing_one_library_does_not_import_the_other(module, absent):
+    code = f"import sys, {module}; print([m for m in {absent!r} if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    # Pyro itself may warn at import; what matters is what is loaded.
+    if result.returncode:
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_importing_changes_no_global_setting():
+    code = (
+        "import torch, pyro, jax; before = (torch.get_default_dtype(), torch.is_grad_enabled(), jax.config.jax_enable_x64,"
+        " torch.distributions.Distribution._Distribution__validate_args if False else"
+        " torch.distributions.Distribution._validate_args, len(pyro.get_param_store()));"
+        "import pplgrad.pyro, pplgrad.numpyro;"
+        "after = (torch.get_default_dtype(), torch.is_grad_enabled(), jax.config.jax_enable_x64,"
+        " torch.distributions.Distribution._validate_args, len(pyro.get_param_store()));"
+        "assert before == after"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_public_surface_is_what_all_says(name):
+    module = importlib.import_module(name)
+    assert sorted(module.__all__) == sorted(set(module.__all__))
+    for public in module.__all__:
+        assert hasattr(module, public)
+    visible = {n for n, value in vars(module).items() if not n.startswith("_") and not inspect.ismodule(value)}
+    assert visible == set(module.__all__)
+
+
+@pytest.mark.parametrize("name", ["pyro", "numpyro"])
+def test_both_plugins_have_the_same_names(name):
+    module = importlib.import_module(f"pplgrad.{name}")
+    assert module.__all__ == ["TraceGrad_ELBO", "config_estimators", "is_baseline_param", "split_optimizer"]
+
+
+def test_every_public_docstring_has_an_example_and_a_source():
+    for module in MODULES:
+        for name in importlib.import_module(module).__all__:
+            item = getattr(importlib.import_module(module), name)
+            abstract = item in (pplgrad.Baseline, pplgrad.Estimator)
+            error = inspect.isclass(item) and issubclass(item, Exception)
+            if abstract or error:
+                assert item.__doc__
+                continue
+            assert ">>>" in item.__doc__, name
+            if name != "is_baseline_param":
+                assert "Source:" in item.__doc__ and "hape" in item.__doc__, name
