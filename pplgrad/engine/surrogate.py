@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from pplgrad.baselines.base import Baseline, BaselineTerms, parts_of
 from pplgrad.engine.downstream import downstream, stacked_costs, stacked_scores, to_shape
@@ -42,11 +43,11 @@ class SiteGroupRun:
     score_squared: Sequence[Callable[[], Array] | None]
 
 
-def estimate(ops: Ops, runs: Sequence[tuple[Layout, Run]], host: BaselineHost) -> Estimate:
+def estimate(ops: Ops, runs: Sequence[tuple[Layout, Run]], host: BaselineHost | None) -> Estimate:
     """Return the objective's value and surrogate from the runs of all particles.
 
     One run with several particles (vectorized) or several with one each (looped); looped particles may differ in
-    structure.
+    structure. `host` holds state, networks and functions of baselines, and may be None where no baseline has any.
     """
     total = sum(run.particles for _, run in runs)
     value = surrogate = None
@@ -54,8 +55,8 @@ def estimate(ops: Ops, runs: Sequence[tuple[Layout, Run]], host: BaselineHost) -
     for layout, run in runs:
         stacks = [stacked_costs(ops, run.costs, group) for group in layout.cost_groups]
         objective = None
-        for stack, group in zip(stacks, layout.cost_groups, strict=True):
-            part = _signed_sum(ops, stack, group.signs)
+        for stack, costs in zip(stacks, layout.cost_groups, strict=True):
+            part = _signed_sum(ops, stack, costs.signs)
             objective = part if objective is None else objective + part
         if objective is None:
             raise ValueError("The program has no sample site.")
@@ -149,7 +150,7 @@ def _per_particle(ops: Ops, member: SiteGroupRun, name: str) -> Array:
     return ops.xp.broadcast_to(index[None], (member.log_prob.shape[0], index.shape[0]))
 
 
-def _add_group(ops: Ops, group: SiteGroupRun, host: BaselineHost, particles: int, result: Estimate) -> None:
+def _add_group(ops: Ops, group: SiteGroupRun, host: BaselineHost | None, particles: int, result: Estimate) -> None:
     """Add one group's score terms, baseline losses and new states to the estimate."""
 
     def evaluate(baseline: Baseline) -> BaselineValue:
@@ -173,7 +174,7 @@ def _evaluated(
     group: SiteGroupRun,
     index: int | None,
     baseline: Baseline,
-    host: BaselineHost,
+    host: BaselineHost | None,
     result: Estimate,
 ) -> BaselineValue:
     """Subtract a baseline's parts one after the other, each from what those before it left."""
@@ -189,12 +190,12 @@ def _evaluated(
             cost=signal,
             plates=group.plates,
             indices=group.indices,
-            state=host.state(name, key) if part.state_shapes(group.plates) else {},
+            state=host.state(name, key) if host is not None and part.state_shapes(group.plates) else {},
             score_squared=_stacked_squares(ops, squares, index is None),
-            predict=lambda k=key, p=part: host.predict(name, k, p),  # type: ignore[misc]
+            predict=partial(host.predict, name, key, part) if host is not None else _nothing_to_predict,
         )
         value, loss, state = part.evaluate(terms)
-        if part.calls_function:
+        if part.calls_function and host is not None:
             host.check_finite(name, part, value)
         shape = tuple(signal.shape)
         try:
@@ -210,6 +211,10 @@ def _evaluated(
         if state:
             result.states[name, key] = state
     return BaselineValue(signal, total_loss)
+
+
+def _nothing_to_predict() -> Array:
+    raise TypeError("A baseline with a network or a function needs a host that holds it.")
 
 
 def _stacked_squares(ops: Ops, squares: Sequence[Callable[[], Array] | None], stack: bool) -> Callable[[], Array]:

@@ -21,7 +21,7 @@ from pplgrad.numpyro._baselines import NumPyroBaselines
 from pplgrad.numpyro._compat import TRACING_ERRORS, as_function
 from pplgrad.numpyro._ops import OPS, attach, concrete
 from pplgrad.numpyro._program import Arrays, Static, run_particle, site_info, specify
-from pplgrad.numpyro._provenance import Reads, outputs_read
+from pplgrad.numpyro._provenance import Reads, outputs_read, union
 
 
 class TraceGrad_ELBO(Trace_ELBO):
@@ -134,7 +134,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         tree = jax.tree.structure(shapes)
         read = outputs_read(closed)
         numbered = jax.tree.unflatten(tree, range(tree.num_leaves))
-        reads = {group: _joined([read[i] for i in numbers]) for group, numbers in numbered.probes.items()}
+        reads = {group: union(*(read[i] for i in numbers)) for group, numbers in numbered.probes.items()}
         evaluate = as_function(closed)
 
         def particle(key: jax.Array) -> Arrays:
@@ -212,12 +212,6 @@ class TraceGrad_ELBO(Trace_ELBO):
         return NumPyroBaselines(sites, ancestors, values, indices, args, kwargs, nets, states, dtype)
 
 
-def _joined(parts: list[Reads]) -> Reads:
-    from pplgrad.numpyro._provenance import _union
-
-    return _union(*parts)
-
-
 def _separated(arrays: Arrays) -> Arrays:
     """Keep XLA from fusing the program with the sums over its costs, which makes long programs slow to compile."""
     found = (arrays.model_costs, arrays.guide_costs, arrays.scores)
@@ -259,7 +253,7 @@ def _by_site(runs: list) -> dict[str, jax.Array]:
             plain = [replace(s, estimator=ScoreFunction()) if s.estimator.uses_score else s for s in sites]
             kept: list[CostSpec] = [costs[i] for i in chosen]
             parts.append((Layout.build(plain, kept), replace(run, costs=[run.costs[i] for i in chosen])))
-        losses[name] = _with_gradient(estimate(OPS, parts, None))  # type: ignore[arg-type]
+        losses[name] = _with_gradient(estimate(OPS, parts, None))
     return losses
 
 

@@ -50,11 +50,11 @@ def _equation(equation: Any, inputs: list[Reads], inside: bool) -> list[Reads]:
         return _while(equation, inputs, inside)
     if name == "cond":
         branches = [_walk(b.jaxpr, inputs[1:], inside) for b in equation.params["branches"]]
-        return [_union(inputs[0], *(branch[i] for branch in branches)) for i in range(outs)]
+        return [union(inputs[0], *(branch[i] for branch in branches)) for i in range(outs)]
     bodies = list(sub_jaxprs(equation))
     if name in _CALLS and len(bodies) >= 1 and len(bodies[0].invars) == len(inputs):
         return _walk(bodies[0], inputs, inside)
-    everything = _union(*inputs, *(_tags_inside(body) for body in bodies))
+    everything = union(*inputs, *(_tags_inside(body) for body in bodies))
     if not inside and not _keeps_leading_axis(equation):
         everything = _every_step(everything)
     return [everything] * outs
@@ -86,12 +86,12 @@ def _scan(equation: Any, inputs: list[Reads]) -> list[Reads]:
     carry = outside[consts : consts + carries]
     while True:
         found = _walk(body, outside[:consts] + carry + outside[consts + carries :], inside=True)
-        shifted = [_union(old, _next_step(new)) for old, new in zip(carry, found[:carries], strict=True)]
+        shifted = [union(old, _next_step(new)) for old, new in zip(carry, found[:carries], strict=True)]
         if shifted == carry:
             break
         carry = shifted
     axis = object()
-    last = [_every_step(_union(reads, first)) for reads, first in zip(found[:carries], outside[consts:], strict=False)]
+    last = [_every_step(union(reads, first)) for reads, first in zip(found[:carries], outside[consts:], strict=False)]
     stacked = [
         {site: (flags, axis if flags != EVERY else None) for site, (flags, _) in reads.items()}
         for reads in found[carries:]
@@ -102,7 +102,7 @@ def _scan(equation: Any, inputs: list[Reads]) -> list[Reads]:
 def _while(equation: Any, inputs: list[Reads], inside: bool) -> list[Reads]:
     """Everything that a loop carries may depend on everything that enters it, and on its condition."""
     bodies = [_tags_inside(body) for body in sub_jaxprs(equation)]
-    everything = _union(*inputs, *bodies)
+    everything = union(*inputs, *bodies)
     return [everything if inside else _every_step(everything)] * len(equation.outvars)
 
 
@@ -126,7 +126,8 @@ def _keeps_leading_axis(equation: Any) -> bool:
     return equation.primitive.name != "broadcast_in_dim" or equation.params["broadcast_dimensions"][0] == 0
 
 
-def _union(*parts: Reads) -> Reads:
+def union(*parts: Reads) -> Reads:
+    """Return what any of the parts reads; steps of different scans have nothing to do with each other."""
     result: dict[str, tuple[int, Any]] = {}
     for reads in parts:
         for site, (flags, axis) in reads.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -224,12 +225,16 @@ def record(traces: Traces, particles: int, vectorized: bool, depth: int, provena
                 bare = unmasked(site["fn"])
                 score = log_q if bare is site["fn"] else log_prob(name, site, bare)
                 scores.append(shaped(name, score))
-                squares[name] = lambda n=name, s=site, b=bare: shaped(n, score_squared(n, b, s["value"]))
+                squares[name] = partial(_shaped_square, shaped, name, bare, site["value"])
                 if estimator.uses_score:
                     # E[∇ log q] = 0 given the parents, so that this path is only noise.
                     cost = cost.detach()
             guide_costs.append(shaped(name, cost))
     return Run(particles, scores, model_costs + guide_costs, {}, squares)
+
+
+def _shaped_square(shaped: Callable, name: str, fn: Any, value: torch.Tensor) -> torch.Tensor:
+    return shaped(name, score_squared(name, fn, value))
 
 
 def log_prob(name: str, site: Any, fn: Any) -> torch.Tensor:

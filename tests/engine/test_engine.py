@@ -1,0 +1,190 @@
+"""The engine alone, on NumPy arrays: dependencies, downstream costs, baselines' running state, configuration."""
+
+import numpy as np
+import pytest
+
+from pplgrad import ConfigurationError, DecayingAverage, LeaveOneOut, NeuralBaseline, Reparam, ScoreFunction
+from pplgrad.baselines.base import BaselineTerms
+from pplgrad.engine.configuration import EstimatorMapping, collect_mappings, default_estimator, report_mapping
+from pplgrad.engine.dependencies import compose, cost_dependencies, site_dependencies
+from pplgrad.engine.downstream import downstream, stacked_costs, to_shape
+from pplgrad.engine.layout import Layout
+from pplgrad.engine.program import AFTER, BEFORE, EVERY, SAME, CostSpec, Plate, SiteSpec
+from pplgrad.engine.upstream import UpstreamSites, call_with_sites, default_inputs
+from pplgrad.errors import BaselineError
+from pplgrad.estimators.base import SiteInfo
+
+DATA = Plate("data", -1, 3, 3)
+OUTER = Plate("outer", -2, 2, 2)
+TIME = Plate("_time", -3, 4, 4, time=True)
+SCORE = ScoreFunction()
+
+
+class NumPyOps:
+    xp = np
+
+    def stop_gradient(self, x):
+        return x
+
+    def contract(self, weights, values):
+        return np.tensordot(weights, values, 1)
+
+    def constant(self, values, like):
+        return np.asarray(values, like.dtype)
+
+    def take(self, x, index):
+        return x[index]
+
+    def index_add(self, x, index, values):
+        result = x.copy()
+        np.add.at(result, index, values)
+        return result
+
+    def arange(self, n, like):
+        return np.arange(n)
+
+
+OPS = NumPyOps()
+
+
+def every(*names):
+    return dict.fromkeys(names, EVERY)
+
+
+def test_dependencies_are_closed_through_draws():
+    sites = [SiteSpec("a", (), SCORE), SiteSpec("b", (), SCORE, every("a")), SiteSpec("c", (), SCORE, every("b"))]
+    closed = site_dependencies(sites)
+    assert closed["c"].keys() == {"a", "b"} and closed["a"] == {}
+    (found,) = cost_dependencies([CostSpec("x", (), 1.0, every("c"))], closed)
+    assert found.keys() == {"a", "b", "c"}
+
+
+def test_steps_compose():
+    assert compose(SAME, SAME) == SAME and compose(SAME | AFTER, AFTER) == AFTER
+    assert compose(BEFORE, AFTER) == EVERY and compose(0, EVERY) == 0
+    sites = [SiteSpec("z", (TIME,), SCORE, {"z": AFTER}), SiteSpec("w", (TIME,), SCORE, {"z": SAME, "w": AFTER})]
+    closed = site_dependencies(sites)
+    assert closed["w"] == {"z": SAME | AFTER, "w": AFTER} and closed["z"] == {"z": AFTER}
+
+
+def totals(sites, costs, arrays):
+    layout = Layout.build(sites, costs)
+    stacks = [stacked_costs(OPS, arrays, group) for group in layout.cost_groups]
+    return {
+        layout.sites[i].name: downstream(OPS, layout, g, stacks)[:, k]
+        for g, group in enumerate(layout.site_groups)
+        for k, i in enumerate(group.members)
+    }
+
+
+def test_costs_are_reduced_to_the_sites_plates():
+    rng = np.random.default_rng(0)
+    sites = [SiteSpec("g", (), SCORE), SiteSpec("z", (DATA,), SCORE, every("g")), SiteSpec("r", (), Reparam())]
+    costs = [
+        CostSpec("g", (), -1.0, every("g")),
+        CostSpec("z", (DATA,), -1.0, every("g", "z")),
+        CostSpec("x", (DATA, OUTER), 1.0, every("z")),
+        CostSpec("alone", (), 1.0, {}),
+    ]
+    arrays = [rng.normal(size=shape) for shape in [(2,), (2, 3), (2, 2, 3), (2,)]]
+    found = totals(sites, costs, arrays)
+    np.testing.assert_allclose(found["z"], -arrays[1] + arrays[2].sum(1))
+    np.testing.assert_allclose(found["g"], -arrays[0] - arrays[1].sum(1) + arrays[2].sum((1, 2)))
+    assert found.keys() == {"g", "z"}
+
+
+def test_a_site_in_more_plates_gets_the_costs_of_fewer():
+    sites = [SiteSpec("v", (DATA, OUTER), SCORE)]
+    cost = np.arange(3.0)[None]
+    found = totals(sites, [CostSpec("x", (DATA,), 1.0, every("v"))], [cost])
+    np.testing.assert_allclose(found["v"], np.broadcast_to(cost[:, None], (1, 2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        (SAME, lambda c: c),
+        (AFTER, lambda c: np.cumsum(c[::-1])[::-1] - c),
+        (BEFORE, lambda c: np.cumsum(c) - c),
+        (SAME | AFTER, lambda c: np.cumsum(c[::-1])[::-1]),
+        (EVERY, lambda c: np.full(4, c.sum())),
+    ],
+)
+def test_costs_along_time(flags, wanted):
+    cost = np.array([1.0, 10.0, 100.0, 1000.0])
+    found = totals(
+        [SiteSpec("z", (TIME,), SCORE)], [CostSpec("x", (TIME,), 1.0, {"z": flags})], [cost.reshape(1, 4, 1, 1)]
+    )
+    np.testing.assert_allclose(found["z"].ravel(), wanted(cost))
+
+
+def test_undeclared_batch_dimensions_are_summed():
+    x = np.arange(24.0).reshape(1, 2, 4, 3)
+    np.testing.assert_allclose(to_shape(OPS, x, (3,)), x.sum((1, 2)))
+    np.testing.assert_allclose(to_shape(OPS, x, ()), x.sum((1, 2, 3)))
+    np.testing.assert_allclose(to_shape(OPS, x, (2, 1, 3)), x.sum(2, keepdims=True))
+
+
+def terms(cost, state, plates=(), indices=None):
+    return BaselineTerms("z", OPS, cost, plates, indices or {}, state, lambda: cost, lambda: cost)
+
+
+def test_running_averages_by_element_and_by_particle():
+    baseline = DecayingAverage(0.5, per_element=True)
+    plate = Plate("data", -1, 2, 4)
+    state = {name: np.zeros(shape) for name, shape in baseline.state_shapes((plate,)).items()}
+    cost = np.array([[1.0, 2.0], [3.0, 4.0]])
+    # Each particle has drawn its own elements; element 3 was drawn by both.
+    index = {"data": np.array([[0, 3], [3, 1]])}
+    value, _, state = baseline.evaluate(terms(cost, state, (plate,), index))
+    assert (value == 0).all()
+    np.testing.assert_allclose(state["mean"], 0.5 * np.array([1.0, 4.0, 0.0, 2.5]))
+    value, _, _ = baseline.evaluate(terms(cost, state, (plate,), {"data": np.array([[2, 3], [0, 1]])}))
+    np.testing.assert_allclose(value, [[0.0, 2.5], [1.0, 4.0]])
+
+
+def test_leave_one_out_alone_is_nothing():
+    assert LeaveOneOut().evaluate(terms(np.ones((1, 3)), {})).value == 0
+    np.testing.assert_allclose(LeaveOneOut().evaluate(terms(np.array([1.0, 2.0, 6.0]), {})).value, [4.0, 3.5, 1.5])
+
+
+def test_mapping_and_defaults():
+    one, two = ScoreFunction(), Reparam()
+    mapping = EstimatorMapping.of({"z*": one, "*": two, "z9": two, "never": one}, "here")
+    assert mapping.find("z1") is one and mapping.find("z9") is two and mapping.find("a") is two
+    assert mapping.unmatched() == ["never"]
+    with pytest.raises(ConfigurationError, match="not a site name"):
+        EstimatorMapping.of({1: one}, "here")
+    with collect_mappings() as collected:
+        report_mapping(mapping)
+        report_mapping(mapping)
+    assert collected == [mapping]
+    report_mapping(mapping)
+    assert len(collected) == 1
+
+    def default(rsample, particles, stateful=True):
+        return default_estimator(SiteInfo("z", "D", rsample, not rsample, particles), stateful)
+
+    assert default(True, 1) == Reparam() and default(False, 3) == ScoreFunction(LeaveOneOut())
+    assert default(False, 1, False) == ScoreFunction()
+    first, second = default(False, 1).baseline.parts
+    assert first == DecayingAverage(0.9) and isinstance(second, NeuralBaseline)
+
+
+def test_upstream_sites():
+    sites = UpstreamSites("b", {"a": 1, "b": 2, "c": 3}, {"a": {}, "b": every("a"), "c": every("a", "b")})
+    assert list(sites) == ["a"] and sites["a"] == 1 and len(sites) == 1
+    for name in ("b", "c", "d"):
+        with pytest.raises(BaselineError, match="site 'b' reads"):
+            sites[name]
+    assert call_with_sites(lambda x, sites: (x, len(sites)), (5,), {}, sites) == (5, 1)
+    assert call_with_sites(lambda x: x, (5,), {}, sites) == 5
+
+
+def test_default_inputs():
+    plate = Plate("data", -1, 2, 4)
+    full, sub = np.arange(12.0).reshape(4, 3), np.arange(10.0).reshape(2, 5)
+    found = default_inputs(OPS, (plate,), {"data": np.array([3, 0])}, [full, sub, np.ones(7)])
+    np.testing.assert_allclose(found, np.concatenate([full[[3, 0]], sub], -1))
+    assert default_inputs(OPS, (), {}, [full]) is None
+    assert default_inputs(OPS, (plate,), {}, [np.ones(7)]) is None

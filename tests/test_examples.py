@@ -1,0 +1,24 @@
+"""The examples run to their end, and show what they say."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["pyro", "numpyro"])
+def test_mixture_iris(backend, tmp_path):
+    command = [sys.executable, ROOT / "examples" / "mixture_iris.py", "--backend", backend, "--out", tmp_path / "a.png"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    (found,) = re.findall(r"Rand index\): ([\d.]+)", result.stdout)
+    assert float(found) > 0.5 and (tmp_path / "a.png").exists()
+
+
+def test_every_example_is_in_the_gallery():
+    text = (ROOT / "examples" / "README.md").read_text()
+    assert all(f"({path.name})" in text for path in (ROOT / "examples").glob("*.py"))

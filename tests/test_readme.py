@@ -1,0 +1,28 @@
+"""The README's examples run as they stand."""
+
+import re
+from pathlib import Path
+
+import pyro
+import pytest
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=["pyro", "numpyro"])
+def test_example(block):
+    pyro.clear_param_store()
+    scope = {}
+    exec(block, scope)
+    if "result" in scope:
+        assert scope["result"].losses[-20:].mean() < scope["result"].losses[:20].mean()
+    else:
+        assert sum(scope["losses"][-20:]) < sum(scope["losses"][:20])
+    pyro.clear_param_store()
+
+
+def test_no_placeholder_is_left():
+    assert "RESULTS\n" not in README and "BENCH\n" not in README
+    for link in re.findall(r"\]\(([\w/.]+)\)", README):
+        assert (Path(__file__).parents[1] / link).exists(), link
