@@ -62,6 +62,9 @@ class Baseline(ABC):
     calls_function: ClassVar[bool] = False
     """Whether the baseline calls a function of the user's that may read upstream sites."""
 
+    needs_score_squared: ClassVar[bool] = False
+    """Whether the baseline asks for the squared gradient of log q."""
+
     @property
     def reads_particles(self) -> bool:
         """Whether the value for one particle is computed from the other particles of the same step."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pplgrad.baselines.average import check_decay
 from pplgrad.baselines.base import Baseline, BaselineTerms, Evaluation, needs_particles
@@ -38,6 +38,7 @@ class OptimalConstant(Baseline):
 
     decay: float | None = None
     per_element: bool = False
+    needs_score_squared: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.decay is not None:

@@ -13,7 +13,6 @@ from numpyro.handlers import replay, seed, substitute, trace
 from numpyro.primitives import Messenger
 
 from pplgrad.baselines.base import parts_of
-from pplgrad.baselines.optimal import OptimalConstant
 from pplgrad.engine.configuration import EstimatorMapping, collect_mappings, listed
 from pplgrad.engine.program import AFTER, BEFORE, EVERY, SAME, CostSpec, Plate, SiteSpec
 from pplgrad.errors import EstimatorError, ImpossibleValueError, ProgramError
@@ -231,7 +230,7 @@ def _collected(static: Static, guide_trace: dict, model_trace: dict, mutable: di
             arrays.values[name] = site["value"]
             static.event_dims[name] = site["fn"].event_dim
             static.plates["score", name] = _plates(site, arrays.scores[name], sizes)  # type: ignore[index]
-            if any(isinstance(part, OptimalConstant) for part in parts_of(estimator.baseline)):
+            if any(part.needs_score_squared for part in parts_of(estimator.baseline)):
                 arrays.squares[name] = _in_time(_score_squared(bare, site["value"]), site, False)
             if estimator.uses_score:
                 # E[∇ log q] = 0 given the parents, so that this path is only noise.

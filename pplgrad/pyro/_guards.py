@@ -202,19 +202,25 @@ class Guard:
                     self._visit(item)
 
 
-def arguments_kind(value: Any) -> Any:
-    """Return what of an argument can steer a program: shapes and dtypes of arrays, all else by value or identity."""
+def arguments_kind(value: Any, objects: list[Any]) -> Any:
+    """Return what of an argument can steer a program: shapes and dtypes of arrays, all else by value or identity.
+
+    Objects that are known by identity alone are added to `objects`, to be guarded like the program itself.
+    """
     if isinstance(value, torch.Tensor):
         return _tensor_kind(value)
+    if isinstance(value, slice):
+        return str(value)
     if isinstance(value, _SIMPLE):
-        return (type(value), value if not isinstance(value, slice) else str(value))
+        return (type(value), value)
     if isinstance(value, (list, tuple)):
-        return (type(value), *map(arguments_kind, value))
+        return (type(value), *(arguments_kind(item, objects) for item in value))
     if isinstance(value, Mapping):
-        return (type(value), *((key, arguments_kind(item)) for key, item in value.items()))
+        return (type(value), *((key, arguments_kind(item, objects)) for key, item in value.items()))
     if isinstance(value, np.ndarray):
         return (value.shape, str(value.dtype), value.tobytes() if value.nbytes < 4096 else None)
-    raise Unwatchable
+    objects.append(value)
+    return (type(value), id(value))
 
 
 def _tensor_kind(tensor: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.program import Run
-from pplgrad.pyro._guards import Guard, Unwatchable, arguments_kind
+from pplgrad.pyro._guards import Guard, arguments_kind
 from pplgrad.pyro._program import Traces, specify
 from pplgrad.pyro._provenance import Provenance
 
@@ -56,10 +56,11 @@ class Structures:
 
     def find(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Structure:
         """Return what is known of the program, or a new structure that this step is to find."""
+        objects: list[Any] = []
         try:
-            key = (id(model), id(guide), arguments_kind(args), arguments_kind(kwargs))
+            key = (id(model), id(guide), arguments_kind(args, objects), arguments_kind(kwargs, objects))
             hash(key)
-        except (Unwatchable, TypeError):
+        except TypeError:
             return Structure()
         known = self._known.get(key)
         if known is not None:
@@ -69,14 +70,14 @@ class Structures:
             if known.found is not None:
                 if known.guard is None:
                     # The first run may have built things lazily: the state is looked at after it.
-                    known.guard = Guard.of(model, guide)
+                    known.guard = Guard.of(*known.roots)
                     known.reusable = known.guard is not None
                     known.following, known.found = True, None
                     return known
                 if known.guard.holds():
                     known.following = False
                     return known
-        fresh = Structure(roots=(model, guide))
+        fresh = Structure(roots=(model, guide, *objects))
         self._known[key] = fresh
         self._known.move_to_end(key)
         while len(self._known) > _KEPT:

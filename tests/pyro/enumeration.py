@@ -67,7 +67,7 @@ class Force(Messenger):
             base = unmasked(fn)
             loc, scale = base.loc, base.scale
             msg["value"] = loc + scale * array(self.noise[name]).expand(loc.shape)
-        elif name in self.outcomes[0]:
+        elif any(name in outcome for outcome in self.outcomes):
             vectorized = any(f.name == "num_particles_vectorized" for f in msg["cond_indep_stack"])
             if vectorized:
                 stacked = np.stack([o[name] for o in self.outcomes])

@@ -361,6 +361,82 @@ def test_sites_that_come_and_go_without_a_trace_in_the_values():
         assert_same(grad(kept), grad(TraceGrad_ELBO(estimators={"*": ScoreFunction()})))
 
 
+def test_an_object_among_the_arguments_is_watched():
+    """A batch object with a flag: its change is seen, and without a change the structure is used again."""
+    holder = Holder()
+
+    def model(batch):
+        b = pyro.param("b", array([0.3, -0.8, 1.1]))
+        z = bern("z", b[0])
+        observe("x", b[2] * (z if batch.flag else b[1]))
+
+    def guide(batch):
+        bern("z", pyro.param("a", array(0.4)))
+
+    kept = TraceGrad_ELBO(estimators={"*": ScoreFunction()})
+
+    def grad(elbo):
+        pyro.clear_param_store()
+        with Force([{"z": np.array(1)}], {}):
+            elbo.loss_and_grads(model, guide, holder)
+        return gradient()
+
+    for step in range(8):
+        holder.flag = step > 4
+        assert_same(grad(kept), grad(TraceGrad_ELBO(estimators={"*": ScoreFunction()})))
+        (structure,) = kept._structures._known.values()
+        if step in (3, 4, 7):
+            assert not structure.following
+
+
+def test_leave_one_out_over_particles_of_different_structure():
+    """Looped particles may have different sites: the expected gradient over all pairs of outcomes is exact."""
+
+    def model():
+        b = pyro.param("b", array([0.3, -0.8, 1.1]))
+        z = bern("z", b[0])
+        if z.item() == 1:
+            w = bern("w", b[1])
+            observe("x", b[2] * w)
+        else:
+            observe("y", b[2])
+
+    def guide():
+        a = pyro.param("a", array([0.4, -0.2]))
+        z = bern("z", a[0])
+        if z.item() == 1:
+            bern("w", a[1])
+
+    params = {"a": np.array([0.4, -0.2]), "b": np.array([0.3, -0.8, 1.1])}
+    program = Case("inline", params, {}, lambda _: (model, guide))
+    every = [{"z": np.array(0)}, {"z": np.array(1), "w": np.array(0)}, {"z": np.array(1), "w": np.array(1)}]
+
+    def log_densities(outcome):
+        with Force([outcome], {}):
+            guide_trace = poutine.trace(guide).get_trace()
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace()
+        return guide_trace.log_prob_sum(), model_trace.log_prob_sum()
+
+    fresh(program)
+    pairs = [log_densities(outcome) for outcome in every]
+    sum(-q.exp() * (p - q) for q, p in pairs).backward()
+    wanted = gradient()
+    weights = [float(q.detach().exp()) for q, _ in pairs]
+    elbo = TraceGrad_ELBO(2)
+    total = {name: np.zeros(value.shape) for name, value in params.items()}
+    for i, j in itertools.product(range(3), repeat=2):
+        fresh(program)
+        with Force([every[i], every[j]], {}) as force:
+            # Sites of different particles are told apart by their visits; w is only visited where z is 1.
+            force.outcomes = [every[i], every[j]]
+            force.visits["w"] = 1 if i == 0 else 0
+            elbo.loss_and_grads(model, guide)
+        found = gradient()
+        for name in total:
+            total[name] += weights[i] * weights[j] * found[name]
+    assert_same(total, wanted)
+
+
 def test_guard_refuses_what_it_cannot_watch():
     numbers = iter(range(3))
     assert Guard.of(lambda: next(numbers)) is None
