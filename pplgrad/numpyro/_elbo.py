@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 from numpyro.infer import Trace_ELBO
 
+from pplgrad.engine.checks import impossible_cost
 from pplgrad.engine.configuration import EstimatorMapping, check_estimator, default_estimator, refuse_unmatched
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.program import CostSpec, Run
 from pplgrad.engine.surrogate import Estimate, estimate
-from pplgrad.errors import EstimatorError, ImpossibleValueError, ProgramError
+from pplgrad.errors import EstimatorError, ProgramError
 from pplgrad.estimators.base import Estimator
 from pplgrad.estimators.score import ScoreFunction
 from pplgrad.numpyro._baselines import NumPyroBaselines
@@ -265,12 +266,7 @@ def _refuse_impossible(result: Estimate, runs: list) -> None:
         for side, costs in (("model", arrays.model_costs), ("guide", arrays.guide_costs)):
             for name, cost in costs.items():
                 if not jnp.isfinite(cost).all():
-                    kind = "NaN" if jnp.isnan(cost).any() else "infinite"
-                    raise ImpossibleValueError(
-                        f"The log density of site '{name}' in the {side} is {kind}: its value is impossible under its "
-                        "distribution, or a parameter has diverged; check the distribution's parameters and support "
-                        "there."
-                    )
+                    raise impossible_cost(name, side, bool(jnp.isnan(cost).any()))
 
 
 def _new_state(runs: list, result: Estimate) -> dict | None:

@@ -13,6 +13,7 @@ from numpyro.primitives import Messenger
 
 from pplgrad.baselines.base import parts_of
 from pplgrad.baselines.neural import NeuralBaseline
+from pplgrad.engine.checks import configured
 from pplgrad.engine.configuration import EstimatorMapping, default_estimator, report_mapping
 from pplgrad.engine.program import Plate
 from pplgrad.estimators.base import Estimator
@@ -165,13 +166,4 @@ def config_estimators(guide: Any = None, estimators: Any = None) -> Any:
 
     Source: named after `config_enumerate`, beside which it sits.
     """
-    if guide is None or isinstance(guide, Mapping):
-        mapping = EstimatorMapping.of(guide if guide is not None else estimators, "config_estimators")
-        return lambda function: _wrapped(function, mapping)
-    return _wrapped(guide, EstimatorMapping.of(estimators, "config_estimators"))
-
-
-def _wrapped(guide: Callable, mapping: EstimatorMapping) -> ConfiguredGuide:
-    if not callable(guide):
-        raise TypeError(f"config_estimators takes a guide, that is a callable; got {type(guide).__name__}.")
-    return ConfiguredGuide(guide, mapping)
+    return configured(guide, estimators, ConfiguredGuide)

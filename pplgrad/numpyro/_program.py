@@ -13,9 +13,10 @@ from numpyro.handlers import replay, seed, substitute, trace
 from numpyro.primitives import Messenger
 
 from pplgrad.baselines.base import parts_of
-from pplgrad.engine.configuration import EstimatorMapping, collect_mappings, listed
+from pplgrad.engine.checks import impossible_log_prob, refuse_mismatch, refuse_model_estimator
+from pplgrad.engine.configuration import EstimatorMapping, collect_mappings
 from pplgrad.engine.program import AFTER, BEFORE, EVERY, SAME, CostSpec, Plate, SiteSpec
-from pplgrad.errors import EstimatorError, ImpossibleValueError, ProgramError
+from pplgrad.errors import ProgramError
 from pplgrad.estimators.base import Estimator, SiteInfo
 from pplgrad.numpyro._compat import is_scanned, replace_scan_body, tag, unmasked, warn_about_plates
 from pplgrad.numpyro._provenance import Reads
@@ -81,15 +82,11 @@ def make_constant(site: Any, estimator: Estimator) -> None:
 
 
 class _ModelInferMessenger(Messenger):
-    """Stands innermost in the model, where `infer` is still the model's own, and refuses estimators there."""
+    """Stands innermost in the model, where `infer` is still the model's own."""
 
     def process_message(self, msg: Any) -> None:
-        if msg["type"] == "sample" and "estimator" in msg["infer"] and not is_scanned(msg):
-            what = "observed" if msg["is_observed"] else "in the model"
-            raise EstimatorError(
-                f"Site '{msg['name']}' has infer={{'estimator': ...}} but is {what}; estimators belong to the latent "
-                "sites of the guide."
-            )
+        if msg["type"] == "sample" and not is_scanned(msg):
+            refuse_model_estimator(msg)
 
 
 @dataclass
@@ -154,7 +151,7 @@ def run_particle(
         replayed = replay(seed(_checked(model), model_seed), guide_trace)
         model_trace = trace(substitute(replayed, data=params)).get_trace(*args, **kwargs)
     mutable.update({name: site["value"] for name, site in model_trace.items() if site["type"] == "mutable"})
-    check_match(guide_trace, model_trace)
+    refuse_mismatch(_sample_sites(guide_trace), _sample_sites(model_trace))
     warn_about_plates(model_trace)
     return _collected(static, guide_trace, model_trace, mutable, params), static
 
@@ -167,25 +164,8 @@ def _checked(model: Callable) -> Callable:
     return checked
 
 
-def check_match(guide_trace: dict, model_trace: dict) -> None:
-    """Refuse a latent site that only one of guide and model has, and an estimator on an observed guide site."""
-    in_guide = [n for n, s in guide_trace.items() if s["type"] == "sample" and not s["is_observed"]]
-    in_model = [n for n, s in model_trace.items() if s["type"] == "sample" and not s["is_observed"]]
-    for name in in_guide:
-        if name not in model_trace and not guide_trace[name]["infer"].get("is_auxiliary"):
-            raise ProgramError(
-                f"Site '{name}' is in the guide but not in the model; add it to the model, or mark it in the guide "
-                f"with infer={{'is_auxiliary': True}}. The model's latent sites are: {listed(in_model)}."
-            )
-    for name in in_model:
-        if name not in guide_trace:
-            raise ProgramError(
-                f"Site '{name}' is in the model but not in the guide; draw it in the guide as well, or observe it. "
-                f"The guide's latent sites are: {listed(in_guide)}."
-            )
-    for name, site in guide_trace.items():
-        if site["type"] == "sample" and site["is_observed"] and "estimator" in site["infer"]:
-            raise EstimatorError(f"Site '{name}' is observed and has no gradient to estimate; remove its estimator.")
+def _sample_sites(trace_: dict) -> dict[str, Any]:
+    return {name: site for name, site in trace_.items() if site["type"] == "sample"}
 
 
 def _collected(static: Static, guide_trace: dict, model_trace: dict, mutable: dict, given: dict) -> Arrays:
@@ -258,10 +238,7 @@ def _log_prob(site: Any, fn: Distribution, intermediates: Any) -> jax.Array:
     try:
         return fn.log_prob(site["value"], intermediates) if intermediates else fn.log_prob(site["value"])
     except (ValueError, TypeError) as error:
-        raise ImpossibleValueError(
-            f"The log density at site '{site['name']}' ({type(fn).__name__}) cannot be computed, because its value is "
-            f"outside the distribution's support or has another shape: {str(error).splitlines()[0]}"
-        ) from error
+        raise impossible_log_prob(site["name"], fn, error) from error
 
 
 def _in_time(x: jax.Array, site: Any, reverse: bool) -> jax.Array:

@@ -13,6 +13,7 @@ from pyro.infer.elbo import ELBOModule
 from pyro.infer.util import is_validation_enabled
 from pyro.util import check_if_enumerated
 
+from pplgrad.engine.checks import impossible_cost
 from pplgrad.engine.configuration import (
     EstimatorMapping,
     check_estimator,
@@ -23,7 +24,7 @@ from pplgrad.engine.configuration import (
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.program import Run, SiteSpec
 from pplgrad.engine.surrogate import Estimate, estimate
-from pplgrad.errors import ImpossibleValueError, PplgradError, ProgramError
+from pplgrad.errors import PplgradError, ProgramError
 from pplgrad.estimators.base import Estimator
 from pplgrad.pyro._baselines import Networks, PyroBaselines, store_states
 from pplgrad.pyro._ops import OPS, attach
@@ -195,7 +196,7 @@ class TraceGrad_ELBO(Trace_ELBO):
 
     def _check(self, traces: Traces, mappings: list[EstimatorMapping], provenance: Provenance | None) -> None:
         """Refuse a guide and model that do not match, and a key of a mapping that names no latent site."""
-        check_match(traces.guide, traces.model)
+        check_match(traces)
         if is_validation_enabled():
             check_if_enumerated(traces.guide)
         if provenance is not None and provenance.escaped_ever:
@@ -261,11 +262,7 @@ def _check_costs(total: float, traces: Traces, run: Run) -> None:
     names = [(name, "model") for name, _ in traces.model_sites] + [(name, "guide") for name, _ in traces.guide_sites]
     for (name, side), cost in zip(names, run.costs, strict=True):
         if not torch.isfinite(cost).all():
-            kind = "NaN" if torch.isnan(cost).any() else "infinite"
-            raise ImpossibleValueError(
-                f"The log density of site '{name}' in the {side} is {kind}: its value is impossible under its "
-                "distribution, or a parameter has diverged; check the distribution's parameters and support there."
-            )
+            raise impossible_cost(name, side, bool(torch.isnan(cost).any()))
 
 
 class TraceGradModule(ELBOModule):

@@ -10,6 +10,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 
+from pplgrad.engine.checks import configured
 from pplgrad.engine.configuration import EstimatorMapping, report_mapping
 from pplgrad.estimators.base import Estimator
 
@@ -105,16 +106,9 @@ def config_estimators(guide: Any = None, estimators: Any = None) -> Any:
 
     Source: named after `pyro.infer.config_enumerate`, beside which it sits.
     """
-    if guide is None or isinstance(guide, Mapping):
-        chosen = guide if guide is not None else estimators
-        mapping = EstimatorMapping.of(chosen, "config_estimators")
-        return lambda function: _wrapped(function, mapping)
-    return _wrapped(guide, EstimatorMapping.of(estimators, "config_estimators"))
+    return configured(guide, estimators, _wrapped)
 
 
 def _wrapped(guide: Callable, mapping: EstimatorMapping) -> Any:
-    if not callable(guide):
-        raise TypeError(f"config_estimators takes a guide, that is a callable; got {type(guide).__name__}.")
-    return (
-        ConfiguredGuideModule(guide, mapping) if isinstance(guide, torch.nn.Module) else ConfiguredGuide(guide, mapping)
-    )
+    kind = ConfiguredGuideModule if isinstance(guide, torch.nn.Module) else ConfiguredGuide
+    return kind(guide, mapping)  # type: ignore[arg-type]

@@ -14,9 +14,9 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 
-from pplgrad.engine.configuration import listed
+from pplgrad.engine.checks import impossible_log_prob, refuse_mismatch, refuse_model_estimator
 from pplgrad.engine.program import EVERY, CostSpec, Plate, Run, SiteSpec
-from pplgrad.errors import EstimatorError, ImpossibleValueError, ProgramError
+from pplgrad.errors import ProgramError
 from pplgrad.estimators.base import Estimator, SiteInfo
 from pplgrad.pyro._distributions import is_discrete, partly_reparameterized, score_squared, unmasked
 from pplgrad.pyro._provenance import Provenance
@@ -68,15 +68,10 @@ def site_info(name: str, fn: Any, particles: int) -> SiteInfo:
 
 
 class _ModelInferMessenger(Messenger):
-    """Stands innermost in the model, where `infer` is still the model's own, and refuses estimators there."""
+    """Stands innermost in the model, where `infer` is still the model's own."""
 
     def _pyro_sample(self, msg: Any) -> None:
-        if "estimator" in msg["infer"]:
-            what = "observed" if msg["is_observed"] else "in the model"
-            raise EstimatorError(
-                f"Site '{msg['name']}' has infer={{'estimator': ...}} but is {what}; estimators belong to the latent "
-                "sites of the guide."
-            )
+        refuse_model_estimator(msg)
 
 
 @dataclass
@@ -169,35 +164,9 @@ def _kind(name: str, site: Any) -> tuple:
     )
 
 
-def check_match(guide_trace: Any, model_trace: Any) -> None:
-    """Refuse a latent site that only one of guide and model has."""
-
-    def latent(trace: Any) -> list[str]:
-        return [
-            name
-            for name, site in trace.nodes.items()
-            if site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
-        ]
-
-    in_guide, in_model = latent(guide_trace), latent(model_trace)
-    for name in in_guide:
-        site = guide_trace.nodes[name]
-        if name not in model_trace.nodes and not site["infer"].get("is_auxiliary"):
-            raise ProgramError(
-                f"Site '{name}' is in the guide but not in the model; add it to the model, or mark it in the guide "
-                f"with infer={{'is_auxiliary': True}}. The model's latent sites are: {listed(in_model)}."
-            )
-        if "estimator" in site["infer"] and site["is_observed"]:
-            raise EstimatorError(f"Site '{name}' is observed and has no gradient to estimate; remove its estimator.")
-    for name in in_model:
-        if name not in guide_trace.nodes:
-            raise ProgramError(
-                f"Site '{name}' is in the model but not in the guide; draw it in the guide as well, or observe it. "
-                f"The guide's latent sites are: {listed(in_guide)}."
-            )
-    for name, site in guide_trace.nodes.items():
-        if site["type"] == "sample" and site["is_observed"] and "estimator" in site["infer"]:
-            raise EstimatorError(f"Site '{name}' is observed and has no gradient to estimate; remove its estimator.")
+def check_match(traces: Traces) -> None:
+    """Refuse a guide and a model that do not fit together."""
+    refuse_mismatch(dict(traces.guide_sites), dict(traces.model_sites))
 
 
 def record(traces: Traces, particles: int, vectorized: bool, depth: int, provenance: Provenance | None) -> Run:
@@ -242,12 +211,7 @@ def log_prob(name: str, site: Any, fn: Any) -> torch.Tensor:
     try:
         return fn.log_prob(site["value"], *site["args"], **site["kwargs"])
     except (ValueError, RuntimeError) as error:
-        # A host's message may go on with the whole tensor; its first line says what is wrong.
-        kind = ImpossibleValueError if isinstance(error, ValueError) else ProgramError
-        raise kind(
-            f"The log density at site '{name}' ({type(fn).__name__}) cannot be computed, because its value is outside "
-            f"the distribution's support or has another shape: {str(error).splitlines()[0]}"
-        ) from error
+        raise impossible_log_prob(name, fn, error) from error
 
 
 def _cost(site: Any, log_density: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,69 @@
+"""What is refused in both libraries, in the same words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pplgrad.engine.configuration import EstimatorMapping, listed
+from pplgrad.errors import ConfigurationError, EstimatorError, ImpossibleValueError, ProgramError
+
+
+def refuse_mismatch(guide: Mapping[str, Mapping], model: Mapping[str, Mapping]) -> None:
+    """Refuse a latent site that only one of guide and model has, and an estimator on an observed guide site.
+
+    Both map names of sample sites (without those of plates) to messages with `is_observed` and `infer`.
+    """
+    in_guide = [name for name, site in guide.items() if not site["is_observed"]]
+    in_model = [name for name, site in model.items() if not site["is_observed"]]
+    for name in in_guide:
+        if name not in model and not guide[name]["infer"].get("is_auxiliary"):
+            raise ProgramError(
+                f"Site '{name}' is in the guide but not in the model; add it to the model, or mark it in the guide "
+                f"with infer={{'is_auxiliary': True}}. The model's latent sites are: {listed(in_model)}."
+            )
+    for name in in_model:
+        if name not in guide:
+            raise ProgramError(
+                f"Site '{name}' is in the model but not in the guide; draw it in the guide as well, or observe it. "
+                f"The guide's latent sites are: {listed(in_guide)}."
+            )
+    for name, site in guide.items():
+        if site["is_observed"] and "estimator" in site["infer"]:
+            raise EstimatorError(f"Site '{name}' is observed and has no gradient to estimate; remove its estimator.")
+
+
+def refuse_model_estimator(site: Mapping[str, Any]) -> None:
+    """Refuse an estimator that the model, not the guide, asks for."""
+    if "estimator" in site["infer"]:
+        what = "observed" if site["is_observed"] else "in the model"
+        raise EstimatorError(
+            f"Site '{site['name']}' has infer={{'estimator': ...}} but is {what}; estimators belong to the latent "
+            "sites of the guide."
+        )
+
+
+def impossible_cost(name: str, side: str, is_nan: bool) -> ImpossibleValueError:
+    """Return the error for a cost of the model or the guide (`side`) that is NaN or infinite."""
+    return ImpossibleValueError(
+        f"The log density of site '{name}' in the {side} is {'NaN' if is_nan else 'infinite'}: its value is impossible "
+        "under its distribution, or a parameter has diverged; check the distribution's parameters and support there."
+    )
+
+
+def impossible_log_prob(name: str, fn: Any, error: Exception) -> ImpossibleValueError:
+    """Return the error for a log density that cannot be computed; the first line of the host's says what is wrong."""
+    return ImpossibleValueError(
+        f"The log density at site '{name}' ({type(fn).__name__}) cannot be computed, because its value is outside the "
+        f"distribution's support or has another shape: {str(error).splitlines()[0]}"
+    )
+
+
+def configured(guide: Any, estimators: Any, wrap: Callable[[Callable, EstimatorMapping], Any]) -> Any:
+    """Return a wrapped guide, or a decorator if no guide is given: what both libraries' `config_estimators` do."""
+    if guide is None or isinstance(guide, Mapping):
+        mapping = EstimatorMapping.of(guide if guide is not None else estimators, "config_estimators")
+        return lambda function: wrap(function, mapping)
+    if not callable(guide):
+        raise ConfigurationError(f"config_estimators takes a guide, a callable; got {type(guide).__name__}.")
+    return wrap(guide, EstimatorMapping.of(estimators, "config_estimators"))
