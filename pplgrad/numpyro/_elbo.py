@@ -118,7 +118,7 @@ class TraceGrad_ELBO(Trace_ELBO):
             arrays = jax.tree.map(lambda x: jnp.asarray(x)[None], particle(rng_key))
         else:
             arrays = self.vectorize_particles_fn(particle, keys)
-        return [(_separated(arrays), static, reads)]
+        return [(arrays, static, reads)]
 
     def _traced(
         self, key: jax.Array, params: dict, model: Callable, guide: Callable, args: tuple, kwargs: dict
@@ -211,13 +211,6 @@ class TraceGrad_ELBO(Trace_ELBO):
         if self.num_particles == 1:
             indices = {name: index[0] for name, index in indices.items()}
         return NumPyroBaselines(sites, ancestors, values, indices, args, kwargs, nets, states, dtype)
-
-
-def _separated(arrays: Arrays) -> Arrays:
-    """Keep XLA from fusing the program with the sums over its costs, which makes long programs slow to compile."""
-    found = (arrays.model_costs, arrays.guide_costs, arrays.scores)
-    model_costs, guide_costs, scores = jax.lax.optimization_barrier(found)
-    return replace(arrays, model_costs=model_costs, guide_costs=guide_costs, scores=scores)
 
 
 def _laid_out(static: Static, arrays: Arrays, reads: dict[str, Reads] | None) -> tuple[Layout, Run]:

@@ -17,7 +17,14 @@ class JaxOps:
         return jax.lax.stop_gradient(x)
 
     def contract(self, weights: jax.Array, values: jax.Array) -> jax.Array:
-        return jnp.tensordot(weights, values, axes=1, precision=jax.lax.Precision.HIGHEST)
+        flat = values.reshape(values.shape[0], -1)
+        columns = flat.shape[1]
+        if columns == 1:
+            # XLA fuses the program into a product with a vector and computes it again for every row; with two
+            # columns the product is an operation of its own.
+            flat = jnp.concatenate([flat, flat], axis=1)
+        product = jnp.matmul(weights, flat, precision=jax.lax.Precision.HIGHEST)[:, :columns]
+        return product.reshape(weights.shape[0], *values.shape[1:])
 
     def constant(self, values: Any, like: jax.Array) -> jax.Array:
         return jnp.asarray(values, dtype=like.dtype)
