@@ -16,7 +16,7 @@ export MKL_NUM_THREADS = 1
 demo: .venv/installed
 	$(BIN)/pplgrad compare models/sbn.py --backend pyro --backend numpyro \
 	  --estimator score --estimator score+average --estimator score+neural --estimator score+loo \
-	  --steps 2000 --seeds 3 --jobs 2 --out results/
+	  --steps 1000 --seeds 3 --jobs 2 --out results/
 
 test: .venv/installed
 	$(BIN)/python -m pytest -q -n 2
@@ -34,7 +34,8 @@ format: .venv/installed
 	$(BIN)/ruff format .
 
 bench: .venv/installed
-	$(BIN)/python -m benchmarks.steps
+	$(BIN)/python -m benchmarks.steps --libraries pyro --out results/steps-pyro.csv
+	$(BIN)/python -m benchmarks.steps --libraries numpyro --lengths 10 50 --out results/steps-numpyro.csv
 
 clean:
 	rm -rf .venv results

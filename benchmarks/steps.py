@@ -2,9 +2,8 @@
 
 Chains of 10, 50 and 200 Bernoulli sites, and the sigmoid belief network of models/sbn.py at a batch of 100. All ELBOs
 of a row take turns, one step each, on one thread; a figure is the median of the turns in milliseconds, with the
-quartiles. In NumPyro a step is one jitted `SVI.update`, and compiling it is measured too, with XLA's older CPU
-emitters for all (the newer ones take several times longer on long programs). The score function has no baseline here,
-since the hosts' ELBOs have none.
+quartiles. In NumPyro a step is one jitted `SVI.update`, and compiling it is measured too. The score function has no
+baseline here, since the hosts' ELBOs have none.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_multi_thread_eigen=false")
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 
 import argparse
 import importlib.util
@@ -71,7 +70,7 @@ def in_turns(steps: dict[str, Callable[[], Any]], seconds: float) -> dict[str, n
     return {name: np.array(values) for name, values in times.items()}
 
 
-def in_pyro(work: str, size: int, seconds: float) -> list[dict[str, Any]]:
+def in_pyro(work: str, size: int, seconds: float, skip: list[str]) -> list[dict[str, Any]]:
     """Measure the ELBOs of Pyro on one program."""
     import pyro
     import pyro.distributions as dist
@@ -93,7 +92,7 @@ def in_pyro(work: str, size: int, seconds: float) -> list[dict[str, Any]]:
         x = torch.tensor(train[:100], dtype=torch.float32)
     elbos = {"Trace_ELBO": Trace_ELBO(), "TraceGraph_ELBO": TraceGraph_ELBO()}
     elbos["TraceGrad_ELBO"] = TraceGrad_ELBO(estimators={"*": ScoreFunction()})
-    svis = {name: SVI(model, guide, Adam({"lr": 1e-6}), elbo) for name, elbo in elbos.items()}
+    svis = {name: SVI(model, guide, Adam({"lr": 1e-6}), elbo) for name, elbo in elbos.items() if name not in skip}
     for svi in svis.values():
         for _ in range(3):
             svi.step(x)
@@ -101,7 +100,7 @@ def in_pyro(work: str, size: int, seconds: float) -> list[dict[str, Any]]:
     return rows("pyro", work, size, times, {})
 
 
-def in_numpyro(work: str, size: int, seconds: float) -> list[dict[str, Any]]:
+def in_numpyro(work: str, size: int, seconds: float, skip: list[str]) -> list[dict[str, Any]]:
     """Measure the ELBOs of NumPyro on one program."""
     import jax
     import jax.numpy as jnp
@@ -124,6 +123,8 @@ def in_numpyro(work: str, size: int, seconds: float) -> list[dict[str, Any]]:
     elbos["TraceGrad_ELBO"] = TraceGrad_ELBO(estimators={"*": ScoreFunction()})
     steps, compiling = {}, {}
     for name, elbo in elbos.items():
+        if name in skip:
+            continue
         # Trace_ELBO has no gradient for discrete sites: it is here for its time.
         elbo.can_infer_discrete = True
         svi = SVI(model, guide, Adam(1e-6), elbo)
@@ -153,13 +154,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0, help="measuring time of each row")
     parser.add_argument("--lengths", type=int, nargs="*", default=[10, 50, 200], help="lengths of the chains")
     parser.add_argument("--latents", type=int, nargs="*", default=[50, 200], help="latents of the belief network")
+    parser.add_argument("--libraries", nargs="*", default=["pyro", "numpyro"], choices=["pyro", "numpyro"])
+    parser.add_argument("--skip", nargs="*", default=[], help="ELBOs to leave out, such as TraceGraph_ELBO")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "steps.csv")
     given = parser.parse_args()
     work = [("chain", n) for n in given.lengths] + [("sbn", n) for n in given.latents]
     found: list[dict[str, Any]] = []
-    for measure in (in_pyro, in_numpyro):
-        for kind, size in tqdm(work, desc=measure.__name__):
-            found += measure(kind, size, given.seconds)
+    for library in given.libraries:
+        measure = {"pyro": in_pyro, "numpyro": in_numpyro}[library]
+        for kind, size in tqdm(work, desc=library):
+            found += measure(kind, size, given.seconds, given.skip)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     frame = pd.DataFrame(found)
     frame.to_csv(given.out, index=False)
