@@ -22,6 +22,8 @@ def load(options, seed):
     from sklearn import datasets
     from sklearn.model_selection import train_test_split
 
+    if options["data"] not in ("iris", "wine"):
+        raise ValueError(f"data is 'iris' or 'wine'; got '{options['data']}'.")
     data = getattr(datasets, f"load_{options['data']}")().data
     train, test = train_test_split(data, test_size=0.2, random_state=seed)
     center, spread = train.mean(0), train.std(0)

@@ -24,6 +24,10 @@ def load(options, seed):
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
+    if options["binarize"] not in ("threshold", "dynamic"):
+        raise ValueError(f"binarize is 'threshold' or 'dynamic'; got '{options['binarize']}'.")
+    if options["layers"] not in (1, 2):
+        raise ValueError(f"layers is 1 or 2; got {options['layers']}.")
     images = load_digits().data / 16.0
     if options["binarize"] == "threshold":
         images = (images >= 0.5).astype(float)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from pplgrad.lab.script import PROGRAMS, ScriptError, load_script
 from pplgrad.lab.study import RunConfig, check_backend, check_folder, installed_versions, perform
 from pplgrad.lab.words import estimator
 
+# Asked for before anything runs: the files are written only after the last run.
+_NEEDED = ("joblib", "matplotlib", "pandas", "pyarrow", "rich")
 _BACKENDS = click.Choice(list(PROGRAMS))
 
 
@@ -92,6 +95,8 @@ def compare(
     The gradient variance is the trace of the covariance of the guide's gradient of the loss per datum, from 64
     draws on one batch at the final parameters. The time of a step is the median without the first ones.
     """
+    if missing := [name for name in _NEEDED if find_spec(name) is None]:
+        raise ScriptError(f"compare needs {', '.join(missing)}, not installed; pip install 'pplgrad[research]'.")
     backends = backends or tuple(PROGRAMS)
     words = words or ("score", "score+loo")
     loaded = load_script(script, backends)
@@ -102,6 +107,7 @@ def compare(
         estimator(word)
         if particles < 2 and {"loo", "optimal"} & set(word.split("+")):
             raise ScriptError(f"Estimator '{word}' needs at least two particles; pass --particles 2.")
+    loaded.load(options, 0)
     runs = check_folder(out)
     versions = installed_versions()
     configs = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +45,11 @@ class Script:
         return getattr(self.module, PROGRAMS[backend])(options, train, seed)
 
     def load(self, options: dict[str, Any], seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the train and the test data."""
-        return self.module.load(options, seed)
+        """Return the train and the test data; the script's `ValueError` is shown as its refusal of an option."""
+        try:
+            return self.module.load(options, seed)
+        except ValueError as error:
+            raise ScriptError(f"{self.path} refuses its options: {error}") from error
 
     def prepare(self, options: dict[str, Any], batch: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return a batch as the model sees it, in float32."""
@@ -76,6 +80,11 @@ def load_script(path: Path, backends: tuple[str, ...]) -> Script:
     if spec is None or spec.loader is None:
         raise ScriptError(f"{path} is not a Python file.")
     module = importlib.util.module_from_spec(spec)
+    # As under `python SCRIPT`: its neighbours can be imported (later too, from inside its functions), and dataclasses
+    # find their module. Last in the path, so that a neighbour never hides an installed package.
+    sys.modules[spec.name] = module
+    if (folder := str(path.resolve().parent)) not in sys.path:
+        sys.path.append(folder)
     try:
         spec.loader.exec_module(module)
     except Exception as error:

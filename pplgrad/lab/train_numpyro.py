@@ -12,7 +12,7 @@ from numpyro import handlers
 from numpyro.infer import SVI
 from numpyro.optim import Adam
 
-from pplgrad.lab.script import Script
+from pplgrad.lab.script import Script, ScriptError
 from pplgrad.lab.study import Batches, Progress, RunConfig, evaluation_steps, total_variance
 from pplgrad.lab.words import estimator
 from pplgrad.numpyro import TraceGrad_ELBO, config_estimators, is_baseline_param, split_optimizer
@@ -28,8 +28,8 @@ def train(config: RunConfig, script: Script, progress: Progress) -> dict[str, An
     optimizer = split_optimizer(Adam(config.learning_rate), Adam(config.baseline_learning_rate))
     svi = SVI(model, guide, optimizer, elbo)
     fixed = {which: jnp.asarray(batches.fixed(which)) for which in ("train", "test")}
-    first = jnp.asarray(batches.next())
-    state = svi.init(jax.random.key(config.seed), first)
+    # A batch of the stream would be lost to training, and all later ones would differ from Pyro's.
+    state = svi.init(jax.random.key(config.seed), fixed["train"][: batches.size])
     evaluate = TraceGrad_ELBO(10)
     key = jax.random.key(config.seed + 1)
 
@@ -60,6 +60,12 @@ def train(config: RunConfig, script: Script, progress: Progress) -> dict[str, An
         curve["step"].append(stop)
         for which, values in fixed.items():
             curve[which].append(float(objective(params, values)))
+            # Nothing can be raised under jit, and NaN parameters fail later where no message says why.
+            if not np.isfinite(curve[which][-1]):
+                raise ScriptError(
+                    f"Training {script.path} in NumPyro with '{config.estimator}', seed {config.seed}: the {which} objective "
+                    f"is {curve[which][-1]} after {stop} steps; lower --learning-rate, or check the model on this data."
+                )
         curve["seconds"].append(total)
     return {
         "curve": curve,
@@ -72,13 +78,17 @@ def _gradient_variance(
     svi: SVI, state: Any, elbo: Any, model: Any, guide: Any, batch: jax.Array, config: RunConfig
 ) -> float:
     """Return the trace of the covariance of the guide's gradient of the loss per datum, at the final parameters."""
-    params = svi.get_params(state)
-    sites = handlers.trace(handlers.substitute(handlers.seed(guide, jax.random.key(0)), params)).get_trace(batch)
+    # Unconstrained, as in Pyro: the parameters that the optimizer moves.
+    params = svi.optim.get_params(state.optim_state)
+    sites = handlers.trace(
+        handlers.substitute(handlers.seed(guide, jax.random.key(0)), svi.get_params(state))
+    ).get_trace(batch)
     names = [n for n, site in sites.items() if site["type"] == "param" and not is_baseline_param(n)]
-    rest = {n: value for n, value in params.items() if n not in names} | (state.mutable_state or {})
+    rest = {n: value for n, value in params.items() if n not in names}
+    mutable = state.mutable_state or {}
 
     def loss(ours: dict, key: jax.Array) -> jax.Array:
-        return elbo.loss(key, {**ours, **rest}, model, guide, batch) / batch.shape[0]
+        return elbo.loss(key, svi.constrain_fn({**ours, **rest}) | mutable, model, guide, batch) / batch.shape[0]
 
     keys = jax.random.split(jax.random.key(config.seed + 2), config.gradient_draws)
     ours = {n: params[n] for n in names}

@@ -27,11 +27,12 @@ def train(config: RunConfig, script: Script, progress: Progress) -> dict[str, An
     chosen = estimator(config.estimator, script.baseline_inputs)
     guide = config_estimators(guide, dict.fromkeys(script.discrete, chosen))
     vectorized = config.particles > 1
-    elbo = TraceGrad_ELBO(config.particles, vectorize_particles=vectorized, max_plate_nesting=1)
+    fixed = {which: torch.from_numpy(batches.fixed(which)) for which in ("train", "test")}
+    nesting = _plate_nesting(model, guide, fixed["train"][: batches.size])
+    elbo = TraceGrad_ELBO(config.particles, vectorize_particles=vectorized, max_plate_nesting=nesting)
     optimizer = split_optimizer(Adam({"lr": config.learning_rate}), Adam({"lr": config.baseline_learning_rate}))
     svi = SVI(model, guide, optimizer, elbo)
-    fixed = {which: torch.from_numpy(batches.fixed(which)) for which in ("train", "test")}
-    evaluate = TraceGrad_ELBO(10, vectorize_particles=True, max_plate_nesting=1)
+    evaluate = TraceGrad_ELBO(10, vectorize_particles=True, max_plate_nesting=nesting)
 
     def objective(which: str) -> float:
         # Evaluation draws from a stream of its own, so that it does not move the training's.
@@ -60,6 +61,16 @@ def train(config: RunConfig, script: Script, progress: Progress) -> dict[str, An
     }
 
 
+def _plate_nesting(model: Any, guide: Any, batch: torch.Tensor) -> int:
+    """Return how many plate dimensions a program uses; the ELBO's own guess is the same and logs a line each time."""
+    drawn = poutine.trace(guide).get_trace(batch)
+    run = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(batch)
+    sites = [*drawn.nodes.values(), *run.nodes.values()]
+    return max(
+        (-f.dim for s in sites if s["type"] == "sample" for f in s["cond_indep_stack"] if f.vectorized), default=0
+    )
+
+
 def _gradient_variance(elbo: Any, model: Any, guide: Any, batch: torch.Tensor, config: RunConfig) -> float:
     """Return the trace of the covariance of the guide's gradient of the loss per datum, at the final parameters."""
     names = poutine.trace(guide).get_trace(batch).param_nodes
@@ -70,5 +81,7 @@ def _gradient_variance(elbo: Any, model: Any, guide: Any, batch: torch.Tensor, c
         for _, param in store.named_parameters():
             param.grad = None
         elbo.loss_and_grads(model, guide, batch)
-        draws.append(torch.cat([p.grad.flatten() for p in params]).numpy().astype(float) / len(batch))
+        # A parameter that the guide registers and does not use has no gradient.
+        gradient = [torch.zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in params]
+        draws.append(torch.cat(gradient).numpy().astype(float) / len(batch))
     return total_variance(np.stack(draws))

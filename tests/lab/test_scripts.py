@@ -1,0 +1,148 @@
+"""User scripts of every shape, and what must be equal in both libraries for a comparison to mean anything."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from pplgrad.lab import cli
+from pplgrad.lab.script import load_script
+from pplgrad.lab.study import Batches, RunConfig, perform
+from tests.lab.test_compare import SBN, refused, run
+
+BACKENDS = ["pyro", "numpyro"]
+# One Bernoulli latent a datum, its probability a constrained parameter, under two plates.
+SCRIPT = """
+from __future__ import annotations
+from dataclasses import dataclass
+import numpy as np
+
+OPTIONS = {}
+DISCRETE = ("z",)
+
+@dataclass
+class Size:
+    rows: int = 50
+
+def load(options, seed):
+    x = np.random.default_rng(seed).normal(size=(60, 4))
+    return x[:Size().rows], x[Size().rows:]
+
+def program(ppl, dist, start, constraint):
+    from neighbour import PRIOR
+
+    def plates(x):
+        return ppl.plate("data", x.shape[0], dim=-2), ppl.plate("columns", 4, dim=-1)
+
+    def model(x):
+        rows, columns = plates(x)
+        with rows, columns:
+            z = ppl.sample("z", dist.Bernoulli(PRIOR))
+            ppl.sample("x", dist.Normal(2.0 * z, 1.0), obs=x)
+
+    def guide(x):
+        p = ppl.param("p", start, constraint=constraint)
+        rows, columns = plates(x)
+        with rows, columns:
+            ppl.sample("z", dist.Bernoulli(p))
+
+    return model, guide
+
+def pyro_program(options, train, seed):
+    import pyro, pyro.distributions as dist, torch
+    pyro.param("unused", torch.zeros(2))
+    model, guide = program(pyro, dist, torch.full((4,), 0.2), dist.constraints.unit_interval)
+    def registering(x):
+        pyro.param("unused", torch.zeros(2))
+        guide(x)
+    return model, registering
+
+def numpyro_program(options, train, seed):
+    import jax.numpy as jnp, numpyro, numpyro.distributions as dist
+    return program(numpyro, dist, jnp.full((4,), 0.2), dist.constraints.unit_interval)
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(SCRIPT)
+    (tmp_path / "neighbour.py").write_text("PRIOR = 0.4\n")
+    return path
+
+
+def configured(path, backend, **changes):
+    script = load_script(path, (backend,))
+    settings = dict(steps=1, particles=2, batch_size=10, learning_rate=1e-9, baseline_learning_rate=1e-9) | changes
+    return RunConfig(str(path), script.digest, script.options({}), backend, "score", 0, **settings)
+
+
+def test_nested_plates_dataclasses_and_neighbours(script, tmp_path):
+    backends = [word for backend in BACKENDS for word in ("--backend", backend)]
+    result = run(script, *backends, "--estimator", "score", "--steps", 3, "--seeds", 1, "--quiet", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert len(pd.read_csv(tmp_path / "runs.csv")) == 2
+
+
+def test_both_libraries_see_the_same_batches(script, tmp_path, monkeypatch):
+    drawn: list[float] = []
+    draw = Batches.next
+
+    def recorded(self):
+        batch = draw(self)
+        drawn.append(batch.sum())
+        return batch
+
+    monkeypatch.setattr(Batches, "next", recorded)
+    streams = []
+    for backend in BACKENDS:
+        drawn.clear()
+        perform(configured(script, backend, steps=4), tmp_path)
+        streams.append(list(drawn))
+    assert streams[0] == streams[1] and len(streams[0]) == 5
+
+
+def test_gradient_variance_is_of_the_same_parameters_in_both_libraries(script, tmp_path):
+    """In the constrained parameter it would be (1 / p (1 - p))^2 = 39 times larger."""
+    found = [
+        perform(configured(script, backend, gradient_draws=1500), tmp_path)["gradient_variance"] for backend in BACKENDS
+    ]
+    assert np.isclose(*found, rtol=0.25), found
+
+
+def test_options_that_a_script_refuses(tmp_path):
+    out = ["--out", tmp_path / "out"]
+    assert "binarize is 'threshold' or 'dynamic'; got 'treshold'" in refused(SBN, "--set", "binarize=treshold", *out)
+    assert "layers is 1 or 2; got 3" in refused(SBN, "--set", "layers=3", *out)
+    assert "data is 'iris' or 'wine'" in refused(SBN.parent / "mixture.py", "--set", "data=irys", *out)
+    assert not (tmp_path / "out").exists()
+
+
+def test_divergence_in_numpyro_is_one_sentence(script, tmp_path):
+    script.write_text(SCRIPT.replace("return x[:Size().rows]", "x[:] = np.nan\n    return x[:Size().rows]"))
+    message = refused(
+        script, "--backend", "numpyro", "--estimator", "score", "--steps", 2, "--quiet", "--out", tmp_path
+    )
+    assert "the train objective is nan after 0 steps" in message
+
+
+def test_what_is_not_installed_is_named_before_anything_runs(tmp_path, monkeypatch):
+    find = cli.find_spec
+    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "pyarrow" else find(name))
+    assert "compare needs pyarrow, not installed; pip install 'pplgrad[research]'" in refused(
+        SBN, "--out", tmp_path / "a"
+    )
+    monkeypatch.undo()
+
+    def absent(name):
+        raise ModuleNotFoundError(name="jax")
+
+    monkeypatch.setattr("pplgrad.lab.study.import_module", absent)
+    message = refused(SBN, "--backend", "numpyro", "--out", tmp_path / "a")
+    assert "needs jax, which is not installed; pip install 'pplgrad[numpyro]'" in message
+    assert not (tmp_path / "a").exists()
+
+
+def test_unknown_backend_is_refused():
+    result = CliRunner().invoke(cli.main, ["compare", str(SBN), "--backend", "stan"])
+    assert result.exit_code == 2 and "'stan' is not one of" in result.stderr
