@@ -13,7 +13,7 @@ from tests.numpyro import enumeration as in_numpyro
 from tests.programs import CASES
 from tests.pyro import enumeration as in_pyro
 
-pytestmark = pytest.mark.filterwarnings("ignore:Missing a plate statement")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Missing a plate statement")]
 ESTIMATORS = {
     "default": None,
     "constant": ScoreFunction(Constant(0.3)),

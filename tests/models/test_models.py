@@ -17,6 +17,7 @@ SMALL = {
 PROGRAMS = [(name, options) for name, several in SMALL.items() for options in several]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["pyro", "numpyro"])
 @pytest.mark.parametrize(("name", "options"), PROGRAMS, ids=[f"{n}-{i}" for i, (n, _) in enumerate(PROGRAMS)])
 def test_objective_rises(name, options, backend, tmp_path):

@@ -22,6 +22,9 @@ from pplgrad.numpyro._program import _score_squared
 from tests.numpyro.enumeration import HOST, assert_same, exact_gradient, expected_gradient
 from tests.programs import CASES
 
+# Each of these compiles a training loop.
+pytestmark = pytest.mark.slow
+
 STATEFUL = {
     "average": DecayingAverage(0.8),
     "average-per-element": DecayingAverage(0.8, per_element=True),

@@ -54,6 +54,7 @@ def test_two_particles(name, estimator, how):
     assert_same(expected_gradient(CASES[name], elbo, 2), exact_gradient(CASES[name]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_two_particles_by_default(name):
     elbo = TraceGrad_ELBO(2)

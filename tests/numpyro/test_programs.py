@@ -30,6 +30,7 @@ pytestmark = [
 KEY = jax.random.key(3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_same_draws_and_same_loss_as_trace_elbo(name):
     model, guide = CASES[name].build(HOST)
@@ -87,6 +88,7 @@ def mixture():
         numpyro.sample("x", dist.Normal(means[k], 1.0), obs=DATA)
 
 
+@pytest.mark.slow
 def test_autoguide_beside_a_hand_written_discrete_site():
     def assignments():
         with numpyro.plate("data", 4):

@@ -127,6 +127,7 @@ def test_per_element_average_scatters_by_index():
     np.testing.assert_allclose(mean, [0, 0.5 * 2.5 * 1, 0, 0.5 * 2.5 * 3, 0])
 
 
+@pytest.mark.slow
 def test_optimal_constant_reaches_the_least_variance_among_constants():
     """On a Bernoulli with cost f: b* = E[f s²]/E[s²] = f(1)(1 − p) + f(0) p, and the estimate converges to it."""
     p, f0, f1 = 0.3, 2.0, -5.0
@@ -187,6 +188,7 @@ def net():
     return torch.nn.Sequential(torch.nn.Linear(3, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalize", [False, True])
 def test_network_learns_the_cost(normalize):
     x, model, guide = program()
