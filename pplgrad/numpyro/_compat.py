@@ -8,7 +8,9 @@ from typing import Any
 import jax
 import jax.extend.core as jex
 from jax.ad_checkpoint import checkpoint_name
+from numpyro.contrib.control_flow.cond import cond_wrapper
 from numpyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
+from numpyro.handlers import replay, scope
 from numpyro.primitives import _PYRO_STACK, apply_stack
 from numpyro.util import _validate_model
 
@@ -49,6 +51,14 @@ def sub_jaxprs(equation: Any) -> Iterator[Any]:
                 yield item
 
 
+def leaves_of(fn: Any) -> list[Any]:
+    """Return the arrays that a distribution declares; none if a transform of the user's own declares nothing."""
+    try:
+        return jax.tree.leaves(fn)
+    except NotImplementedError:
+        return []
+
+
 def is_literal(atom: Any) -> bool:
     """Return whether an atom of a jaxpr is a constant written in place."""
     return isinstance(atom, jex.Literal)
@@ -83,16 +93,64 @@ def marked_mutable(name: str, value: dict, mark: Any) -> dict:
     return apply_stack(message)["value"]
 
 
-def is_scanned(site: Any) -> bool:
-    """Return whether a site was drawn inside `scan`, so that its first dimension is time."""
+def is_handed_out(site: Any) -> bool:
+    """Return whether a message is of a site drawn in the body of control flow, handed out of it afterwards."""
     return bool(site.get("_control_flow_done"))
 
 
-def replace_scan_body(msg: Any, wrap: Callable[[Callable], Callable]) -> bool:
-    """Wrap the body function of a scan's message; return the direction: True if it runs in reverse."""
-    body, init, xs, length, reverse, *rest = msg["args"]
-    msg["args"] = (wrap(body), init, xs, length, reverse, *rest)
-    return bool(reverse)
+def control_flow_kind(msg: Any) -> tuple[bool, bool]:
+    """Return whether a control-flow message is a scan's (else it is a `cond`), and whether it runs in reverse."""
+    if msg["fn"] is cond_wrapper:
+        return False, False
+    return True, bool(msg["args"][4])
+
+
+def replace_bodies(msg: Any, wrap: Callable[[Callable], Callable]) -> None:
+    """Wrap the body of a scan's message, or the branches of a `cond`."""
+    if msg["fn"] is cond_wrapper:
+        predicate, true, false, operand = msg["args"]
+        msg["args"] = (predicate, wrap(true), wrap(false), operand)
+    else:
+        body, *rest = msg["args"]
+        msg["args"] = (wrap(body), *rest)
+
+
+def replay_branches(msg: Any) -> None:
+    """Make the branches of a `cond` return the guide's values: NumPyro replays a scan's body, and not these."""
+    # Handlers farther out add to the list after this call and before the branches run.
+    substituted = msg["kwargs"]["substitute_stack"]
+
+    def replayed(branch: Callable) -> Callable:
+        def run(operand: Any) -> Any:
+            function = branch
+            for kind, values in substituted:
+                if kind == "replay":
+                    function = replay(function, trace=values)
+            return function(operand)
+
+        return run
+
+    if msg["fn"] is cond_wrapper:
+        replace_bodies(msg, replayed)
+
+
+def scopes_inside(handler: Any) -> list[Any]:
+    """Return the `scope` handlers that stand between the running statement and `handler`, innermost first."""
+    found: list[Any] = []
+    for other in reversed(_PYRO_STACK):
+        if other is handler:
+            break
+        if isinstance(other, scope):
+            found.append(other)
+    return found
+
+
+def renamed(name: str, scopes: list[Any]) -> str:
+    """Return a sample site's name after `scope` handlers have renamed it."""
+    msg: Any = {"type": "sample", "name": name}
+    for handler in scopes:
+        handler.process_message(msg)
+    return msg["name"]
 
 
 def warn_about_plates(model_trace: dict) -> None:

@@ -21,8 +21,8 @@ from pplgrad.estimators.score import ScoreFunction
 from pplgrad.numpyro._baselines import NumPyroBaselines
 from pplgrad.numpyro._compat import TRACING_ERRORS, as_function
 from pplgrad.numpyro._ops import OPS, attach, concrete
-from pplgrad.numpyro._program import Arrays, Static, run_particle, site_info, specify
-from pplgrad.numpyro._provenance import Reads, outputs_read, union
+from pplgrad.numpyro._program import Arrays, Static, densities_read, run_particle, site_info, specify
+from pplgrad.numpyro._provenance import Reads, outputs_read
 
 
 class TraceGrad_ELBO(Trace_ELBO):
@@ -133,9 +133,8 @@ class TraceGrad_ELBO(Trace_ELBO):
 
         closed, shapes = jax.make_jaxpr(program, return_shape=True)(key, params)
         tree = jax.tree.structure(shapes)
-        read = outputs_read(closed)
         numbered = jax.tree.unflatten(tree, range(tree.num_leaves))
-        reads = {group: union(*(read[i] for i in numbers)) for group, numbers in numbered.probes.items()}
+        reads = densities_read(seen[-1], numbered, outputs_read(closed))
         evaluate = as_function(closed)
 
         def particle(key: jax.Array) -> Arrays:

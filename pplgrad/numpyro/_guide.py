@@ -9,7 +9,6 @@ from typing import Any, overload
 import jax
 import jax.numpy as jnp
 import numpyro
-from numpyro.primitives import Messenger
 
 from pplgrad.baselines.base import parts_of
 from pplgrad.baselines.neural import NeuralBaseline
@@ -18,48 +17,42 @@ from pplgrad.engine.configuration import EstimatorMapping, default_estimator, re
 from pplgrad.engine.program import Plate
 from pplgrad.estimators.base import Estimator
 from pplgrad.numpyro._baselines import MARK, aligned_values, network_inputs
-from pplgrad.numpyro._compat import is_scanned, marked_mutable, replace_scan_body
+from pplgrad.numpyro._compat import is_handed_out, marked_mutable
+from pplgrad.numpyro._flow import FlowMessenger
 from pplgrad.numpyro._networks import network
 from pplgrad.numpyro._program import TIME, TIME_DIM, site_info
 
 
-class EstimatorMessenger(Messenger):
+class EstimatorMessenger(FlowMessenger):
     """Sets `infer["estimator"]` at the latent sites that a mapping names, and marks every site that passes."""
 
-    def __init__(self, mapping: EstimatorMapping) -> None:
+    def __init__(self, mapping: EstimatorMapping, owner: object) -> None:
         super().__init__()
         self.mapping = mapping
         self.seen: dict[str, Any] = {}
         self.plates: dict[str, Any] = {}
+        self._owner = owner
 
-    def process_message(self, msg: Any) -> None:
-        if msg["type"] == "control_flow":
-            inner = EstimatorMessenger(self.mapping)
+    def copy(self) -> EstimatorMessenger:
+        return EstimatorMessenger(self.mapping, self._owner)
 
-            def wrap(body: Callable) -> Callable:
-                def wrapped(carry: Any, x: Any) -> Any:
-                    with inner:
-                        return body(carry, x)
-
-                return wrapped
-
-            replace_scan_body(msg, wrap)
-        elif msg["type"] == "plate":
+    def process_site(self, msg: Any) -> None:
+        if msg["type"] == "plate":
             self.plates[msg["name"]] = msg
         elif msg["type"] == "sample" and not msg["is_observed"]:
             self._configure(msg)
 
     def _configure(self, msg: Any) -> None:
-        name = msg["name"]
-        if not is_scanned(msg):
+        name = self.name_of(msg["name"])
+        if not is_handed_out(msg):
             estimator = self.mapping.find(name)
             # The dict may be the user's own, shared between calls: never written to.
             infer = dict(msg["infer"])
             if estimator is not None:
                 infer.setdefault("estimator", estimator)
-            infer.setdefault("pplgrad", (id(self.mapping), name))
+            infer.setdefault("pplgrad", (self._owner, name))
             msg["infer"] = infer
-        if msg["infer"].get("pplgrad") == (id(self.mapping), name):
+        if msg["infer"].get("pplgrad") == (self._owner, name):
             self.seen[name] = msg
 
 
@@ -74,7 +67,8 @@ class ConfiguredGuide:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         report_mapping(self._mapping)
-        messenger = EstimatorMessenger(self._mapping)
+        # One owner a call: the same guide may run twice in a program, under two scopes.
+        messenger = EstimatorMessenger(self._mapping, object())
         with messenger:
             value = self.__wrapped__(*args, **kwargs)
         # After the body, so that its draws are those of the bare guide.
@@ -98,7 +92,7 @@ def _register(name: str, msg: Any, messenger: EstimatorMessenger, args: tuple, k
         estimator = default_estimator(site_info(name, msg["fn"], 1), stateful=True)
     if not isinstance(estimator, Estimator) or not estimator.keeps_state:
         return
-    plates = _plates(msg, messenger.plates)
+    plates = _plates(msg, messenger)
     token = msg["infer"]["pplgrad"]
     dtype = jnp.result_type(float)
     for number, part in enumerate(parts_of(estimator.baseline)):
@@ -117,9 +111,9 @@ def _register(name: str, msg: Any, messenger: EstimatorMessenger, args: tuple, k
             marked_mutable(f"{name}{MARK}{number}.state", state, mark)
 
 
-def _plates(msg: Any, plates: Mapping[str, Any]) -> tuple[Plate, ...]:
-    batch = tuple(msg["fn"].batch_shape)
-    scanned = is_scanned(msg)
+def _plates(msg: Any, messenger: EstimatorMessenger) -> tuple[Plate, ...]:
+    batch, plates = tuple(msg["fn"].batch_shape), messenger.plates
+    scanned = messenger.is_stacked(msg)
     result = [
         Plate(f.name, f.dim, f.size, plates[f.name]["args"][0] if f.name in plates else f.size)
         for f in msg["cond_indep_stack"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from numpyro.distributions import Distribution
 from numpyro.handlers import replay, seed, substitute, trace
-from numpyro.primitives import Messenger
 
 from pplgrad.baselines.base import parts_of
 from pplgrad.engine.checks import impossible_log_prob, refuse_mismatch, refuse_model_estimator
@@ -18,8 +17,9 @@ from pplgrad.engine.configuration import EstimatorMapping, collect_mappings
 from pplgrad.engine.program import AFTER, BEFORE, EVERY, SAME, CostSpec, Plate, SiteSpec
 from pplgrad.errors import ProgramError
 from pplgrad.estimators.base import Estimator, SiteInfo
-from pplgrad.numpyro._compat import is_scanned, replace_scan_body, tag, unmasked, warn_about_plates
-from pplgrad.numpyro._provenance import Reads
+from pplgrad.numpyro._compat import is_handed_out, leaves_of, replay_branches, tag, unmasked, warn_about_plates
+from pplgrad.numpyro._flow import Flow, FlowMessenger
+from pplgrad.numpyro._provenance import Reads, union
 
 # The steps of a scan lie left of every plate, in a dimension of their own.
 TIME_DIM = -8
@@ -28,44 +28,43 @@ TIME = "_time"
 Resolve = Callable[[str, Any, dict], Estimator]
 
 
-class SiteMessenger(Messenger):
+class SiteMessenger(FlowMessenger):
     """Sees every site: binds estimators (in the guide), makes their draws constant, and tags all latent values."""
 
-    def __init__(self, resolve: Resolve | None, estimators: dict[str, Estimator], reverse: set[str]) -> None:
+    def __init__(self, resolve: Resolve | None, estimators: dict[str, Estimator]) -> None:
         super().__init__()
         self._resolve = resolve
         self._estimators = estimators
-        self._reverse = reverse
-        self._scan_is_reversed: bool | None = None
 
-    def process_message(self, msg: Any) -> None:
-        if msg["type"] == "control_flow":
-            inner = SiteMessenger(self._resolve, self._estimators, self._reverse)
+    def copy(self) -> SiteMessenger:
+        return SiteMessenger(self._resolve, self._estimators)
 
-            def wrap(body: Callable) -> Callable:
-                def wrapped(carry: Any, x: Any) -> Any:
-                    with inner:
-                        return body(carry, x)
+    def enter_bodies(self, msg: Any, inner: FlowMessenger) -> None:
+        if self._resolve is None:
+            replay_branches(msg)
 
-                return wrapped
-
-            inner._scan_is_reversed = replace_scan_body(msg, wrap)
-        elif msg["type"] == "plate" and self._scan_is_reversed is not None:
+    def process_site(self, msg: Any) -> None:
+        if not self.inside:
+            return
+        if msg["type"] == "plate":
             size, subsample_size = msg["args"]
             if subsample_size is not None and subsample_size != size:
                 raise ProgramError(
                     f"Plate '{msg['name']}' is subsampled inside a scan, where guide and model would draw different "
                     "elements; draw the minibatch outside the scan and pass it in as data."
                 )
+        elif msg["type"] == "sample" and not msg["is_observed"] and self._resolve is None:
+            outside = self.name_of(msg["name"])
+            if outside != msg["name"]:
+                raise ProgramError(
+                    f"Site '{outside}' is drawn in the body of a scan or cond that the model runs under "
+                    "handlers.scope, where NumPyro cannot replay the guide's value; put the scope inside the body."
+                )
 
     def postprocess_message(self, msg: Any) -> None:
-        if msg["type"] != "sample" or is_scanned(msg):
+        if msg["type"] != "sample" or msg["is_observed"] or self.is_stacked(msg):
             return
-        name = msg["name"]
-        if self._scan_is_reversed:
-            self._reverse.add(name)
-        if msg["is_observed"]:
-            return
+        name = self.name_of(msg["name"])
         if self._resolve is not None:
             if name not in self._estimators:
                 self._estimators[name] = self._resolve(name, msg["fn"], msg["infer"])
@@ -81,11 +80,14 @@ def make_constant(site: Any, estimator: Estimator) -> None:
         site["intermediates"] = []
 
 
-class _ModelInferMessenger(Messenger):
+class _ModelInferMessenger(FlowMessenger):
     """Stands innermost in the model, where `infer` is still the model's own."""
 
-    def process_message(self, msg: Any) -> None:
-        if msg["type"] == "sample" and not is_scanned(msg):
+    def copy(self) -> _ModelInferMessenger:
+        return _ModelInferMessenger()
+
+    def process_site(self, msg: Any) -> None:
+        if msg["type"] == "sample" and not is_handed_out(msg):
             refuse_model_estimator(msg)
 
 
@@ -99,8 +101,8 @@ class Static:
     plates: dict[str, tuple[Plate, ...]] = field(default_factory=dict)
     event_dims: dict[str, int] = field(default_factory=dict)
     observed: list[str] = field(default_factory=list)
-    guide_reverse: set[str] = field(default_factory=set)
-    model_reverse: set[str] = field(default_factory=set)
+    guide_flows: dict[str, Flow] = field(default_factory=dict)
+    model_flows: dict[str, Flow] = field(default_factory=dict)
     tokens: dict[Any, str] = field(default_factory=dict)
     params: dict[Any, str] = field(default_factory=dict)
     mutables: dict[Any, str] = field(default_factory=dict)
@@ -141,15 +143,24 @@ def run_particle(
     params = dict(params)
     model_seed, guide_seed = jax.random.split(key)
     with collect_mappings() as static.mappings:
-        with SiteMessenger(resolve, static.estimators, static.guide_reverse):
+        messenger = SiteMessenger(resolve, static.estimators)
+        with messenger:
             guide_trace = trace(substitute(seed(guide, guide_seed), data=params)).get_trace(*args, **kwargs)
-    for name, estimator in static.estimators.items():
-        make_constant(guide_trace[name], estimator)
+    static.guide_flows = messenger.flows
+    for name, estimator in list(static.estimators.items()):
+        if name in guide_trace:
+            make_constant(guide_trace[name], estimator)
+        else:
+            # Hidden by a block around the control flow in which it was drawn, like a hidden site elsewhere.
+            del static.estimators[name]
     mutable = {name: site["value"] for name, site in guide_trace.items() if site["type"] == "mutable"}
     params.update(mutable)
-    with SiteMessenger(None, {}, static.model_reverse):
-        replayed = replay(seed(_checked(model), model_seed), guide_trace)
+    messenger = SiteMessenger(None, {})
+    with messenger:
+        draws = {name: site for name, site in guide_trace.items() if site["type"] not in ("param", "mutable")}
+        replayed = replay(seed(_checked(model), model_seed), draws)
         model_trace = trace(substitute(replayed, data=params)).get_trace(*args, **kwargs)
+    static.model_flows = messenger.flows
     mutable.update({name: site["value"] for name, site in model_trace.items() if site["type"] == "mutable"})
     refuse_mismatch(_sample_sites(guide_trace), _sample_sites(model_trace))
     warn_about_plates(model_trace)
@@ -187,8 +198,8 @@ def _collected(static: Static, guide_trace: dict, model_trace: dict, mutable: di
             continue
         static.model.append(name)
         cost = _log_prob(site, site["fn"], site["intermediates"]) * _scale(site)
-        arrays.model_costs[name] = _in_time(cost, site, name in static.model_reverse)
-        static.plates["model", name] = _plates(site, arrays.model_costs[name], sizes)  # type: ignore[index]
+        arrays.model_costs[name] = _in_time(cost, site, static.model_flows.get(name), backwards=True)
+        static.plates["model", name] = _plates(site, arrays.model_costs[name], sizes, static.model_flows)  # type: ignore[index]
         arrays.probes["model:" + name] = _probes(site)
         if site["is_observed"]:
             static.observed.append(name)
@@ -198,6 +209,7 @@ def _collected(static: Static, guide_trace: dict, model_trace: dict, mutable: di
         static.guide.append(name)
         if site["is_observed"]:
             static.observed.append(name)
+        flow = static.guide_flows.get(name)
         log_q = _log_prob(site, site["fn"], site["intermediates"])
         cost = log_q * _scale(site)
         estimator = static.estimators.get(name)
@@ -206,17 +218,17 @@ def _collected(static: Static, guide_trace: dict, model_trace: dict, mutable: di
                 static.tokens[site["infer"]["pplgrad"]] = name
             bare = unmasked(site["fn"])
             score = log_q if bare is site["fn"] else _log_prob(site, bare, site["intermediates"])
-            arrays.scores[name] = _in_time(score, site, False)
+            arrays.scores[name] = _in_time(score, site, flow)
             arrays.values[name] = site["value"]
             static.event_dims[name] = site["fn"].event_dim
-            static.plates["score", name] = _plates(site, arrays.scores[name], sizes)  # type: ignore[index]
+            static.plates["score", name] = _plates(site, arrays.scores[name], sizes, static.guide_flows)  # type: ignore[index]
             if any(part.needs_score_squared for part in parts_of(estimator.baseline)):
-                arrays.squares[name] = _in_time(_score_squared(bare, site["value"]), site, False)
+                arrays.squares[name] = _in_time(_score_squared(bare, site["value"]), site, flow)
             if estimator.uses_score:
                 # E[∇ log q] = 0 given the parents, so that this path is only noise.
                 cost = jax.lax.stop_gradient(cost)
-        arrays.guide_costs[name] = _in_time(cost, site, False)
-        static.plates["guide", name] = _plates(site, arrays.guide_costs[name], sizes)  # type: ignore[index]
+        arrays.guide_costs[name] = _in_time(cost, site, flow)
+        static.plates["guide", name] = _plates(site, arrays.guide_costs[name], sizes, static.guide_flows)  # type: ignore[index]
         arrays.probes["guide:" + name] = _probes(site)
     return arrays
 
@@ -226,8 +238,8 @@ def _scale(site: Any) -> Any:
 
 
 def _probes(site: Any) -> list[jax.Array]:
-    """Return every array that a site's log density is made of, but for a latent value (its own tag stands for it)."""
-    leaves = jax.tree.leaves((site["fn"], site["scale"]))
+    """Return every array that a site's distribution is known to hold, and an observed value."""
+    leaves = [*leaves_of(site["fn"]), *leaves_of(site["scale"])]
     if site["is_observed"]:
         leaves += jax.tree.leaves(site["value"])
     return [jnp.asarray(leaf) for leaf in leaves]
@@ -241,29 +253,29 @@ def _log_prob(site: Any, fn: Distribution, intermediates: Any) -> jax.Array:
         raise impossible_log_prob(site["name"], fn, error) from error
 
 
-def _in_time(x: jax.Array, site: Any, reverse: bool) -> jax.Array:
-    """Move a scanned site's first dimension to `TIME_DIM`.
+def _in_time(x: jax.Array, site: Any, flow: Flow | None, backwards: bool = False) -> jax.Array:
+    """Move a scanned site's first dimension to `TIME_DIM`, for a reversed scan of the model `backwards`.
 
     NumPyro hands the guide's stored values to the model's steps in the order of execution, whatever the direction of
     the model's scan, so that a model that runs in reverse stores its densities against the order of the values.
     """
-    if not is_scanned(site):
+    if flow is None or not flow.scanned:
         return x
     if x.ndim > -TIME_DIM:
         raise ProgramError(f"Site '{site['name']}' in a scan has more than {-TIME_DIM - 1} batch dimensions.")
-    if reverse:
+    if flow.reverse and backwards:
         x = jnp.flip(x, 0)
     return x.reshape(x.shape[0], *(1,) * (-TIME_DIM - x.ndim), *x.shape[1:])
 
 
-def _plates(site: Any, x: jax.Array, sizes: dict[str, int]) -> tuple[Plate, ...]:
+def _plates(site: Any, x: jax.Array, sizes: dict[str, int], flows: dict[str, Flow]) -> tuple[Plate, ...]:
     """Return the site's plates, except one whose dimension the log density does not span in full."""
     frames = [
         Plate(frame.name, frame.dim, frame.size, sizes.get(frame.name, frame.size))
         for frame in site["cond_indep_stack"]
         if -frame.dim <= x.ndim and x.shape[frame.dim] == frame.size
     ]
-    if is_scanned(site):
+    if _is_scanned(flows, site["name"]):
         frames.append(Plate(TIME, TIME_DIM, x.shape[TIME_DIM], x.shape[TIME_DIM], time=True))
     return tuple(frames)
 
@@ -271,9 +283,12 @@ def _plates(site: Any, x: jax.Array, sizes: dict[str, int]) -> tuple[Plate, ...]
 def _score_squared(fn: Any, value: Any) -> jax.Array:
     """Return the squared gradient of log q with respect to the distribution's parameters, summed over them."""
     value = jax.lax.stop_gradient(value)
-    leaves, tree = jax.tree.flatten(fn)
+    leaves = leaves_of(fn)
+    tree = jax.tree.structure(fn) if leaves else None
     floats = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
     batch = fn.batch_shape
+    if not floats:
+        return jnp.zeros(batch, jnp.result_type(float))
 
     def density(parameters: list) -> jax.Array:
         filled = list(leaves)
@@ -295,6 +310,33 @@ def _score_squared(fn: Any, value: Any) -> jax.Array:
     return sum(jnp.sum(jnp.reshape(g**2, (count, -1)), -1) for g in gradients).reshape(batch)  # type: ignore[union-attr]
 
 
+def densities_read(static: Static, numbers: Arrays, read: Sequence[Reads]) -> dict[str, Reads]:
+    """Return what the density of each site reads, by 'model:name' and 'guide:name', from what each output reads.
+
+    `numbers` holds the number of each output. The densities themselves tell all, also of a distribution that holds arrays
+    it does not declare; the arrays it declares tell of a draw whose density is masked, and of the steps of a scan, which
+    stay apart only up to the density.
+    """
+    found: dict[str, Reads] = {}
+    for name in static.model:
+        parts = [read[i] for i in numbers.probes["model:" + name]]
+        if not _is_scanned(static.model_flows, name):
+            parts.append(read[numbers.model_costs[name]])  # type: ignore[call-overload]
+        found["model:" + name] = union(*parts)
+    for name in static.guide:
+        parts = [read[i] for i in numbers.probes["guide:" + name]]
+        if not _is_scanned(static.guide_flows, name):
+            outputs = [group[name] for group in (numbers.guide_costs, numbers.scores) if name in group]
+            # The density of a draw reads the draw, which the draw itself does not.
+            parts += [{site: r for site, r in read[i].items() if site != name} for i in outputs]  # type: ignore[call-overload]
+        found["guide:" + name] = union(*parts)
+    return found
+
+
+def _is_scanned(flows: Mapping[str, Flow], name: str) -> bool:
+    return name in flows and flows[name].scanned
+
+
 def specify(static: Static, reads: dict[str, Reads] | None) -> tuple[list[SiteSpec], list[CostSpec]]:
     """Return the specifications of sites and costs.
 
@@ -309,7 +351,7 @@ def specify(static: Static, reads: dict[str, Reads] | None) -> tuple[list[SiteSp
     def direct(group: str, name: str, before: list[str]) -> dict[str, int]:
         if reads is None:
             return dict.fromkeys(before, EVERY)
-        backwards = group == "guide" and name in static.guide_reverse
+        backwards = group == "guide" and name in static.guide_flows and static.guide_flows[name].reverse
         return {site: _flags(flags, backwards) for site, (flags, _) in reads[f"{group}:{name}"].items()}
 
     for name in static.model:
@@ -335,7 +377,7 @@ def _own(static: Static, name: str, cost: Any) -> int:
     place, which is another step's: then nothing is taken for granted.
     """
     plates: Any = static.plates
-    if cost[0] == "model" and name in static.model_reverse:
+    if cost[0] == "model" and name in static.model_flows and static.model_flows[name].reverse:
         return EVERY
     both = any(plate.time and plate in plates["score", name] for plate in plates[cost])
     return SAME if both else EVERY
@@ -350,4 +392,6 @@ def _flags(flags: int, backwards: bool) -> int:
 
 def site_info(name: str, fn: Any, particles: int) -> SiteInfo:
     """Return what an estimator needs to know of a site."""
-    return SiteInfo(name, type(unmasked(fn)).__name__, bool(fn.has_rsample), bool(fn.support.is_discrete), particles)
+    # A distribution of the user's own may not say what its support is.
+    is_discrete = bool(getattr(fn.support, "is_discrete", False))
+    return SiteInfo(name, type(unmasked(fn)).__name__, bool(fn.has_rsample), is_discrete, particles)

@@ -44,7 +44,7 @@ def _equation(equation: Any, inputs: list[Reads], inside: bool) -> list[Reads]:
     if site is not None:
         return [{site: (SAME if inside else EVERY, None)}] * outs
     name = equation.primitive.name
-    if name == "scan":
+    if name == "scan" and not inside:
         return _scan(equation, inputs)
     if name == "while":
         return _while(equation, inputs, inside)
@@ -77,7 +77,10 @@ _CALLS = {
 
 
 def _scan(equation: Any, inputs: list[Reads]) -> list[Reads]:
-    """Iterate the body over its carry until nothing new is read; time dependence is kept on the stacked outputs."""
+    """Iterate the body over its carry until nothing new is read; time dependence is kept on the stacked outputs.
+
+    For an outermost scan only: the steps of one inside it are none of the outer scan's.
+    """
     params = equation.params
     consts, carries = params["num_consts"], params["num_carry"]
     body = params["jaxpr"].jaxpr
