@@ -36,9 +36,12 @@ format: .venv/installed
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.steps --libraries pyro --out results/steps-pyro.csv
 	$(BIN)/python -m benchmarks.steps --libraries numpyro --lengths 10 --out results/steps-numpyro.csv
-	# TraceGraph_ELBO takes many minutes and gigabytes to compile these.
+	# TraceGraph_ELBO with an optimizer takes many minutes and gigabytes to compile these.
 	$(BIN)/python -m benchmarks.steps --libraries numpyro --lengths 50 200 --latents --skip TraceGraph_ELBO \
 	  --out results/steps-numpyro-long.csv
+	# Without one it takes five minutes for 200 sites.
+	$(BIN)/python -m benchmarks.steps --libraries numpyro --lengths 10 50 200 --latents --gradient \
+	  --out results/steps-numpyro-gradient.csv
 
 clean:
 	rm -rf .venv results

@@ -2,8 +2,8 @@
 
 Chains of 10, 50 and 200 Bernoulli sites, and the sigmoid belief network of models/sbn.py at a batch of 100. All ELBOs
 of a row take turns, one step each, on one thread; a figure is the median of the turns in milliseconds, with the
-quartiles. In NumPyro a step is one jitted `SVI.update`, and compiling it is measured too. The score function has no
-baseline here, since the hosts' ELBOs have none.
+quartiles. In NumPyro a step is one jitted `SVI.update` (with `--gradient`, the loss and its gradient alone), and compiling
+it is measured too. The score function has no baseline here, since the hosts' ELBOs have none.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import argparse
 import importlib.util
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def in_pyro(work: str, size: int, seconds: float, skip: list[str]) -> list[dict[
     return rows("pyro", work, size, times, {})
 
 
-def in_numpyro(work: str, size: int, seconds: float, skip: list[str]) -> list[dict[str, Any]]:
+def in_numpyro(work: str, size: int, seconds: float, skip: list[str], gradient: bool = False) -> list[dict[str, Any]]:
     """Measure the ELBOs of NumPyro on one program."""
     import jax
     import jax.numpy as jnp
@@ -129,8 +130,14 @@ def in_numpyro(work: str, size: int, seconds: float, skip: list[str]) -> list[di
         elbo.can_infer_discrete = True
         svi = SVI(model, guide, Adam(1e-6), elbo)
         state = svi.init(jax.random.key(0), x)
+
+        def step(state: Any, x: Any, svi: Any = svi, elbo: Any = elbo) -> Any:
+            if not gradient:
+                return svi.update(state, x)
+            return jax.value_and_grad(lambda p: elbo.loss(state.rng_key, p, model, guide, x))(svi.get_params(state))
+
         start = time.perf_counter()
-        compiled = jax.jit(svi.update).lower(state, x).compile()
+        compiled = jax.jit(step).lower(state, x).compile()
         compiling[name] = time.perf_counter() - start
         steps[name] = lambda c=compiled, s=state: jax.block_until_ready(c(s, x))  # type: ignore[misc]
     return rows("numpyro", work, size, in_turns(steps, seconds), compiling)
@@ -156,12 +163,13 @@ def main() -> None:
     parser.add_argument("--latents", type=int, nargs="*", default=[50, 200], help="latents of the belief network")
     parser.add_argument("--libraries", nargs="*", default=["pyro", "numpyro"], choices=["pyro", "numpyro"])
     parser.add_argument("--skip", nargs="*", default=[], help="ELBOs to leave out, such as TraceGraph_ELBO")
+    parser.add_argument("--gradient", action="store_true", help="NumPyro: without the optimizer's update")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "steps.csv")
     given = parser.parse_args()
     work = [("chain", n) for n in given.lengths] + [("sbn", n) for n in given.latents]
     found: list[dict[str, Any]] = []
     for library in given.libraries:
-        measure = {"pyro": in_pyro, "numpyro": in_numpyro}[library]
+        measure = {"pyro": in_pyro, "numpyro": partial(in_numpyro, gradient=given.gradient)}[library]
         for kind, size in tqdm(work, desc=library):
             found += measure(kind, size, given.seconds, given.skip)
     given.out.parent.mkdir(parents=True, exist_ok=True)
