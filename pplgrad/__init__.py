@@ -21,19 +21,23 @@ from pplgrad.errors import (
     PplgradError,
     ProgramError,
 )
-from pplgrad.estimators import Estimator, Reparam, ScoreFunction
+from pplgrad.estimators import ARM, ARMS, DisARM, Estimator, LocalExpectation, Reparam, ScoreFunction
 
 __all__ = [
+    "ARM",
+    "ARMS",
     "Baseline",
     "BaselineError",
     "ConfigurationError",
     "Constant",
     "DecayingAverage",
+    "DisARM",
     "Estimator",
     "EstimatorError",
     "FunctionBaseline",
     "ImpossibleValueError",
     "LeaveOneOut",
+    "LocalExpectation",
     "NeuralBaseline",
     "OptimalConstant",
     "PplgradError",

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pplgrad.engine.dependencies import cost_dependencies, site_dependencies
 from pplgrad.engine.program import AFTER, BEFORE, EVERY, SAME, CostSpec, Plate, SiteSpec
+
+if TYPE_CHECKING:
+    from pplgrad.estimators.base import Estimator
 
 Shape = tuple[int, ...]
 
@@ -70,15 +74,23 @@ class Layout:
     links: list[list[Link]] = field(default_factory=list)
     ancestors: dict[str, dict[str, int]] = field(default_factory=dict)
 
+    def estimator(self, group: SiteGroup) -> Estimator:
+        """Return the estimator of a group's sites."""
+        return self.sites[group.members[0]].estimator
+
     @classmethod
     def build(cls, sites: Sequence[SiteSpec], costs: Sequence[CostSpec]) -> Layout:
         """Group sites and costs by their plates, close the dependencies and lay out the sums."""
         closed = site_dependencies(sites)
         depends = cost_dependencies(costs, closed)
         layout = cls(sites, costs, ancestors=closed)
-        scored = [i for i, site in enumerate(sites) if site.estimator.uses_score]
+        scored = [i for i, site in enumerate(sites) if site.estimator.uses_score and not site.estimator.uses_branches]
         for plates, _, members in _grouped(scored, lambda i: (sites[i].plates, sites[i].estimator.group_key)):
             layout.site_groups.append(SiteGroup(members, plates, plate_shape(plates)))
+        for i, site in enumerate(sites):
+            if site.estimator.uses_branches:
+                plates = _separable(site, costs, depends)
+                layout.site_groups.append(SiteGroup((i,), plates, plate_shape(plates)))
         for plates, _, members in _grouped(range(len(costs)), lambda i: (costs[i].plates, None)):
             signs = np.array([costs[i].sign for i in members])
             layout.cost_groups.append(CostGroup(members, plates, plate_shape(plates), signs))
@@ -87,6 +99,15 @@ class Layout:
             links = (_link(k, cost, group, names, depends) for k, cost in enumerate(layout.cost_groups))
             layout.links.append([link for link in links if link is not None])
         return layout
+
+
+def _separable(site: SiteSpec, costs: Sequence[CostSpec], depends: list[dict[str, int]]) -> tuple[Plate, ...]:
+    """Return the plates that every cost downstream has too: only their elements can take other values at once.
+
+    Where a cost couples the elements of a plate, what one of them costs depends on the values of the others.
+    """
+    downstream = [cost for cost, reads in zip(costs, depends, strict=True) if site.name in reads]
+    return tuple(p for p in site.plates if not p.time and all(p in cost.plates for cost in downstream))
 
 
 def _grouped(indices, key):  # type: ignore[no-untyped-def]

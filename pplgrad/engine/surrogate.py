@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from pplgrad.baselines.base import Baseline, BaselineTerms, parts_of
+from pplgrad.engine.branches import BranchHost, branch_terms
 from pplgrad.engine.downstream import downstream, stacked_costs, stacked_scores, to_shape
 from pplgrad.engine.layout import Layout, SiteGroup
 from pplgrad.engine.ops import Array, Ops
@@ -43,16 +44,23 @@ class SiteGroupRun:
     score_squared: Sequence[Callable[[], Array] | None]
 
 
-def estimate(ops: Ops, runs: Sequence[tuple[Layout, Run]], host: BaselineHost | None) -> Estimate:
+def estimate(
+    ops: Ops,
+    runs: Sequence[tuple[Layout, Run]],
+    host: BaselineHost | None,
+    branches: Sequence[BranchHost] = (),
+) -> Estimate:
     """Return the objective's value and surrogate from the runs of all particles.
 
     One run with several particles (vectorized) or several with one each (looped); looped particles may differ in
-    structure. `host` holds state, networks and functions of baselines, and may be None where no baseline has any.
+    structure. `host` holds state, networks and functions of baselines, and may be None where no baseline has any;
+    `branches` runs the branches of each run, and may be empty where no site asks for any.
     """
     total = sum(run.particles for _, run in runs)
     value = surrogate = None
     groups: list[list[SiteGroupRun]] = []
-    for layout, run in runs:
+    terms: list[Array] = []
+    for number, (layout, run) in enumerate(runs):
         stacks = [stacked_costs(ops, run.costs, group) for group in layout.cost_groups]
         objective = None
         for stack, costs in zip(stacks, layout.cost_groups, strict=True):
@@ -61,9 +69,13 @@ def estimate(ops: Ops, runs: Sequence[tuple[Layout, Run]], host: BaselineHost | 
         if objective is None:
             raise ValueError("The program has no sample site.")
         value = objective if value is None else value + objective
-        groups.append([_group_run(ops, layout, run, i, stacks) for i in range(len(layout.site_groups))])
+        plain = [i for i, group in enumerate(layout.site_groups) if not layout.estimator(group).uses_branches]
+        groups.append([_group_run(ops, layout, run, i, stacks) for i in plain])
+        if len(plain) < len(layout.site_groups):
+            terms.append(branch_terms(ops, layout, stacks, branches[number]))
     assert value is not None
-    value = surrogate = value / total
+    value = value / total
+    surrogate = sum(terms, start=value * total) / total if terms else value
 
     result = Estimate(ops.stop_gradient(value), surrogate, None)
     for group in _merged(ops, groups):
@@ -84,7 +96,7 @@ def _group_run(ops: Ops, layout: Layout, run: Run, index: int, stacks: list[Arra
     return SiteGroupRun(
         names=names,
         plates=group.plates,
-        estimator=layout.sites[group.members[0]].estimator,
+        estimator=layout.estimator(group),
         log_prob=stacked_scores(ops, run.scores, group),
         downstream=downstream(ops, layout, index, stacks),
         indices=run.indices,

@@ -1,7 +1,9 @@
 """Estimators: one file for each family. The mathematics only; nothing here knows Pyro or NumPyro."""
 
+from pplgrad.estimators.antithetic import ARM, ARMS, DisARM
 from pplgrad.estimators.base import Declaration, Estimator
+from pplgrad.estimators.local_expectation import LocalExpectation
 from pplgrad.estimators.reparam import Reparam
 from pplgrad.estimators.score import ScoreFunction
 
-__all__ = ["Declaration", "Estimator", "Reparam", "ScoreFunction"]
+__all__ = ["ARM", "ARMS", "Declaration", "DisARM", "Estimator", "LocalExpectation", "Reparam", "ScoreFunction"]

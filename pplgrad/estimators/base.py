@@ -13,6 +13,7 @@ from pplgrad.engine.program import Plate
 
 if TYPE_CHECKING:
     from pplgrad.baselines.base import Baseline
+    from pplgrad.engine.branches import Alternatives, BranchTerms, Draw
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Declaration:
 
     unbiased: bool
     supports: str
-    evaluations: int
+    evaluations: int | str
     differentiable_costs: bool
     derivatives: int | None
     source: str
@@ -35,13 +36,19 @@ class Declaration:
 
 @dataclass(frozen=True)
 class SiteInfo:
-    """What is known of a latent site when an estimator is bound to it."""
+    """What is known of a latent site when an estimator is bound to it.
+
+    `categories` is the number of values of each element where they are finitely many, else None; `scanned` says
+    whether the site is one step of a loop that the host compiles.
+    """
 
     name: str
     distribution: str
     has_rsample: bool
     is_discrete: bool
     particles: int
+    categories: int | None = None
+    scanned: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,11 +92,14 @@ class Estimator(ABC):
     """How the gradient through one latent site is estimated.
 
     A subclass is a frozen dataclass with a `declaration`, and says with `uses_score` whether it needs log q and
-    the downstream cost; the draw of such a site is a constant to differentiation.
+    the downstream cost; the draw of such a site is a constant to differentiation. With `uses_branches` as well, it
+    asks by `alternatives` for the downstream cost at other values of the site and gets them in `surrogate_of`
+    (instead of `surrogate`).
     """
 
     declaration: ClassVar[Declaration]
     uses_score: ClassVar[bool]
+    uses_branches: ClassVar[bool] = False
 
     @property
     def group_key(self) -> Hashable:
@@ -113,3 +123,11 @@ class Estimator(ABC):
     def surrogate(self, terms: GroupTerms) -> tuple[Array, Array | None]:
         """Return the group's term of the surrogate (summed over particles) and its baselines' loss, or None."""
         raise TypeError(f"{type(self).__name__} has no score term.")
+
+    def alternatives(self, draw: Draw) -> Alternatives:
+        """Return the other values at which the estimator wants the downstream cost."""
+        raise TypeError(f"{type(self).__name__} asks for no branches.")
+
+    def surrogate_of(self, terms: BranchTerms) -> Array:
+        """Return the site's term of the surrogate, summed over particles and elements, from its branches."""
+        raise TypeError(f"{type(self).__name__} asks for no branches.")

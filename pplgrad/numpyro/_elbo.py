@@ -19,6 +19,7 @@ from pplgrad.errors import EstimatorError, ProgramError
 from pplgrad.estimators.base import Estimator
 from pplgrad.estimators.score import ScoreFunction
 from pplgrad.numpyro._baselines import NumPyroBaselines
+from pplgrad.numpyro._branches import NumPyroBranches, Program
 from pplgrad.numpyro._compat import TRACING_ERRORS, as_function
 from pplgrad.numpyro._ops import OPS, attach, concrete
 from pplgrad.numpyro._program import Arrays, Static, densities_read, run_particle, site_info, specify
@@ -79,7 +80,8 @@ class TraceGrad_ELBO(Trace_ELBO):
         runs = self._runs(rng_key, param_map, model, guide, args, kwargs)
         parts = [_laid_out(static, arrays, reads) for arrays, static, reads in runs]
         host = self._host(runs, parts, param_map, args, kwargs)
-        result = estimate(OPS, parts, host)
+        program = (model, guide, args, kwargs)
+        result = estimate(OPS, parts, host, self._branches(rng_key, param_map, program, runs, parts))
         _refuse_impossible(result, runs)
         loss = _with_gradient(result) if self.sum_sites else _by_site(runs)
         return {"loss": loss, "mutable_state": _new_state(runs, result)}
@@ -152,9 +154,36 @@ class TraceGrad_ELBO(Trace_ELBO):
             runs.append((jax.tree.map(lambda x: jnp.asarray(x)[None], replace(arrays, probes={})), static, None))
         return runs
 
-    def _resolve(self, name: str, fn: Any, infer: dict) -> Estimator:
+    def _branches(
+        self, key: jax.Array, params: dict, program: Program, runs: list, parts: list[tuple[Layout, Run]]
+    ) -> list[NumPyroBranches]:
+        """Return what runs the branches of each run: mapped over particles as the run was, or one by one."""
+        keys = [key] if self.num_particles == 1 else list(jax.random.split(key, self.num_particles))
+        together = len(runs) == 1 and runs[0][2] is not None
+        result = []
+        for number, ((arrays, static, _), (layout, _)) in enumerate(zip(runs, parts, strict=True)):
+            mine = keys if together else keys[number : number + 1]
+            map_particles = self.vectorize_particles_fn if len(mine) > 1 else None
+            noise = jax.random.fold_in(mine[0], 0x5EED)
+            result.append(
+                NumPyroBranches(
+                    program,
+                    params,
+                    mine,
+                    noise,
+                    arrays,
+                    static.event_dims,
+                    layout,
+                    self._resolve,
+                    map_particles,
+                    together,
+                )
+            )
+        return result
+
+    def _resolve(self, name: str, fn: Any, infer: dict, scanned: bool) -> Estimator:
         """Choose a site's estimator: the ELBO's mapping, the site's own or the guide wrapper's, the default."""
-        site = site_info(name, fn, self.num_particles)
+        site = site_info(name, fn, self.num_particles, scanned)
         own = infer.get("estimator")
         if own is not None:
             check_estimator(own, f"site '{name}' (infer)")
@@ -177,7 +206,7 @@ class TraceGrad_ELBO(Trace_ELBO):
             sites = trace(substitute(seed(guide, key), data=params)).get_trace(*args, **kwargs)
             for name, site in sites.items():
                 if site["type"] == "sample" and not site["is_observed"]:
-                    if self._resolve(name, site["fn"], site["infer"]).uses_score:
+                    if self._resolve(name, site["fn"], site["infer"], False).uses_score:
                         raise EstimatorError(
                             f"Site '{name}' needs the score function, which multi_sample_guide=True does not carry; use "
                             "num_particles for several samples, with multi_sample_guide=False."

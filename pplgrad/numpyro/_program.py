@@ -18,6 +18,7 @@ from pplgrad.engine.program import AFTER, BEFORE, EVERY, SAME, CostSpec, Plate, 
 from pplgrad.errors import ProgramError
 from pplgrad.estimators.base import Estimator, SiteInfo
 from pplgrad.numpyro._compat import is_handed_out, leaves_of, replay_branches, tag, unmasked, warn_about_plates
+from pplgrad.numpyro._distributions import FiniteDraw, categories, finite_draw
 from pplgrad.numpyro._flow import Flow, FlowMessenger
 from pplgrad.numpyro._provenance import Reads, union
 
@@ -25,19 +26,26 @@ from pplgrad.numpyro._provenance import Reads, union
 TIME_DIM = -8
 TIME = "_time"
 
-Resolve = Callable[[str, Any, dict], Estimator]
+Resolve = Callable[[str, Any, dict, bool], Estimator]
+"""From a site's name, distribution, `infer` and whether it stands in the body of control flow to its estimator."""
+
+Intervene = Callable[[str, jax.Array], jax.Array]
+"""From a site's name and its draw to the value that the program goes on with."""
 
 
 class SiteMessenger(FlowMessenger):
     """Sees every site: binds estimators (in the guide), makes their draws constant, and tags all latent values."""
 
-    def __init__(self, resolve: Resolve | None, estimators: dict[str, Estimator]) -> None:
+    def __init__(
+        self, resolve: Resolve | None, estimators: dict[str, Estimator], intervene: Intervene | None = None
+    ) -> None:
         super().__init__()
         self._resolve = resolve
         self._estimators = estimators
+        self._intervene = intervene
 
     def copy(self) -> SiteMessenger:
-        return SiteMessenger(self._resolve, self._estimators)
+        return SiteMessenger(self._resolve, self._estimators, self._intervene)
 
     def enter_bodies(self, msg: Any, inner: FlowMessenger) -> None:
         if self._resolve is None:
@@ -67,8 +75,10 @@ class SiteMessenger(FlowMessenger):
         name = self.name_of(msg["name"])
         if self._resolve is not None:
             if name not in self._estimators:
-                self._estimators[name] = self._resolve(name, msg["fn"], msg["infer"])
+                self._estimators[name] = self._resolve(name, msg["fn"], msg["infer"], self.inside)
             make_constant(msg, self._estimators[name])
+            if self._intervene is not None:
+                msg["value"] = self._intervene(name, msg["value"])
         msg["value"] = tag(name, msg["value"])
 
 
@@ -114,7 +124,7 @@ class Arrays:
     """What one particle computes.
 
     `fresh_params` are baselines' parameters that the caller did not give, at their initial values; `probes` are the
-    arrays whose provenance tells what each density reads.
+    arrays whose provenance tells what each density reads; `finite` is there for sites whose estimators ask for branches.
     """
 
     scores: dict[str, jax.Array]
@@ -126,24 +136,32 @@ class Arrays:
     mutable: dict[str, Any]
     fresh_params: dict[str, Any]
     probes: dict[str, list[jax.Array]]
+    finite: dict[str, FiniteDraw]
 
 
 jax.tree_util.register_dataclass(
     Arrays,
-    ["scores", "model_costs", "guide_costs", "squares", "values", "indices", "mutable", "fresh_params", "probes"],
+    "scores model_costs guide_costs squares values indices mutable fresh_params probes finite".split(),
     [],
 )
 
 
 def run_particle(
-    key: jax.Array, params: dict, model: Callable, guide: Callable, args: tuple, kwargs: dict, resolve: Resolve
+    key: jax.Array,
+    params: dict,
+    model: Callable,
+    guide: Callable,
+    args: tuple,
+    kwargs: dict,
+    resolve: Resolve,
+    intervene: Intervene | None = None,
 ) -> tuple[Arrays, Static]:
-    """Run the guide, and the model against it, with the draws that `Trace_ELBO` would make."""
+    """Run the guide, and the model against it, with the draws that `Trace_ELBO` would make, or `intervene` puts there."""
     static = Static()
     params = dict(params)
     model_seed, guide_seed = jax.random.split(key)
     with collect_mappings() as static.mappings:
-        messenger = SiteMessenger(resolve, static.estimators)
+        messenger = SiteMessenger(resolve, static.estimators, intervene)
         with messenger:
             guide_trace = trace(substitute(seed(guide, guide_seed), data=params)).get_trace(*args, **kwargs)
     static.guide_flows = messenger.flows
@@ -180,7 +198,7 @@ def _sample_sites(trace_: dict) -> dict[str, Any]:
 
 
 def _collected(static: Static, guide_trace: dict, model_trace: dict, mutable: dict, given: dict) -> Arrays:
-    arrays = Arrays({}, {}, {}, {}, {}, {}, mutable, {}, {})
+    arrays = Arrays({}, {}, {}, {}, {}, {}, mutable, {}, {}, {})
     sizes: dict[str, int] = {}
     for site in (*model_trace.values(), *guide_trace.values()):
         if site["type"] == "plate":
@@ -224,6 +242,10 @@ def _collected(static: Static, guide_trace: dict, model_trace: dict, mutable: di
             static.plates["score", name] = _plates(site, arrays.scores[name], sizes, static.guide_flows)  # type: ignore[index]
             if any(part.needs_score_squared for part in parts_of(estimator.baseline)):
                 arrays.squares[name] = _in_time(_score_squared(bare, site["value"]), site, flow)
+            if estimator.uses_branches:
+                parts = finite_draw(bare, site["value"])
+                if parts is not None:
+                    arrays.finite[name] = parts
             if estimator.uses_score:
                 # E[∇ log q] = 0 given the parents, so that this path is only noise.
                 cost = jax.lax.stop_gradient(cost)
@@ -390,8 +412,9 @@ def _flags(flags: int, backwards: bool) -> int:
     return flags & SAME | (BEFORE if flags & AFTER else 0)
 
 
-def site_info(name: str, fn: Any, particles: int) -> SiteInfo:
+def site_info(name: str, fn: Any, particles: int, scanned: bool = False) -> SiteInfo:
     """Return what an estimator needs to know of a site."""
     # A distribution of the user's own may not say what its support is.
     is_discrete = bool(getattr(fn.support, "is_discrete", False))
-    return SiteInfo(name, type(unmasked(fn)).__name__, bool(fn.has_rsample), is_discrete, particles)
+    family = type(unmasked(fn)).__name__
+    return SiteInfo(name, family, bool(fn.has_rsample), is_discrete, particles, categories(fn), scanned)

@@ -35,6 +35,26 @@ def unmasked(fn: Any) -> Any:
     return fn
 
 
+def finite_parts(fn: Any) -> tuple[Any, torch.Tensor] | None:
+    """Return the distribution of one element and its values, (categories, *event), or None if they are not finite."""
+    base = fn
+    while isinstance(base, TorchIndependent):
+        base = base.base_dist
+    if not getattr(base, "has_enumerate_support", False):
+        return None
+    try:
+        support = base.enumerate_support(expand=False)
+    except NotImplementedError:
+        return None
+    return base, support.reshape(support.shape[0], *base.event_shape)
+
+
+def categories(fn: Any) -> int | None:
+    """Return the number of values of one element, or None if there are not finitely many."""
+    parts = finite_parts(unmasked(fn))
+    return None if parts is None else len(parts[1])
+
+
 def partly_reparameterized(fn: Any) -> bool:
     """Return whether the sampler's gradient needs a correction by a score term (rejection samplers)."""
     while True:

@@ -27,6 +27,7 @@ from pplgrad.engine.surrogate import Estimate, estimate
 from pplgrad.errors import PplgradError, ProgramError
 from pplgrad.estimators.base import Estimator
 from pplgrad.pyro._baselines import Networks, PyroBaselines, store_states
+from pplgrad.pyro._branches import PyroBranches
 from pplgrad.pyro._ops import OPS, attach
 from pplgrad.pyro._program import Traces, check_match, record, run_traces, site_info
 from pplgrad.pyro._provenance import Provenance
@@ -148,6 +149,7 @@ class TraceGrad_ELBO(Trace_ELBO):
             OPS,
             list(zip(layouts, runs, strict=True)),
             self._host(layouts, runs, traced, last if len(runs) == 1 else None, args, kwargs),
+            [self._branches(model, guide, args, kwargs, *run) for run in zip(traced, layouts, runs, strict=True)],
         )
         if not math.isfinite(float(result.value)):
             for traces, run in zip(traced, runs, strict=True):
@@ -210,6 +212,15 @@ class TraceGrad_ELBO(Trace_ELBO):
         vectorized = self.vectorize_particles and self.num_particles > 1
         depth = int(self.max_plate_nesting) if vectorized else 0
         return record(traces, self.num_particles if vectorized else 1, vectorized, depth, provenance)
+
+    def _branches(
+        self, model: Callable, guide: Callable, args: tuple, kwargs: dict, traces: Traces, layout: Layout, run: Run
+    ) -> PyroBranches:
+        vectorized = self.vectorize_particles and self.num_particles > 1
+        depth = None
+        if self.vectorize_particles:
+            depth = int(self.max_plate_nesting) + (0 if vectorized else 1)
+        return PyroBranches(model, guide, args, kwargs, traces, layout, run.particles, vectorized, depth)
 
     def _host(
         self,

@@ -18,7 +18,7 @@ from pplgrad.engine.checks import impossible_log_prob, refuse_mismatch, refuse_m
 from pplgrad.engine.program import EVERY, CostSpec, Plate, Run, SiteSpec
 from pplgrad.errors import ProgramError
 from pplgrad.estimators.base import Estimator, SiteInfo
-from pplgrad.pyro._distributions import is_discrete, partly_reparameterized, score_squared, unmasked
+from pplgrad.pyro._distributions import categories, is_discrete, partly_reparameterized, score_squared, unmasked
 from pplgrad.pyro._provenance import Provenance
 
 PARTICLES = "num_particles_vectorized"
@@ -64,7 +64,7 @@ class SiteMessenger(Messenger):
 def site_info(name: str, fn: Any, particles: int) -> SiteInfo:
     """Return what an estimator needs to know of a site."""
     reparameterized = fn.has_rsample and not partly_reparameterized(fn)
-    return SiteInfo(name, type(fn).__name__, reparameterized, is_discrete(fn), particles)
+    return SiteInfo(name, type(unmasked(fn)).__name__, reparameterized, is_discrete(fn), particles, categories(fn))
 
 
 class _ModelInferMessenger(Messenger):
@@ -83,6 +83,7 @@ class Traces:
     estimators: dict[str, Estimator]
     guide_escaped: dict[str, int]
     model_escaped: dict[str, int]
+    rng: dict[Any, torch.Tensor]
 
     def __post_init__(self) -> None:
         self.guide_sites = _samples(self.guide)
@@ -96,6 +97,18 @@ class Traces:
             for name, site in trace.nodes.items()
             if site_is_subsample(site) and _is_drawn(site)
         }
+
+    def rng_devices(self) -> list[Any]:
+        """Return the devices, beside the CPU, whose generators were there when the run began."""
+        return [device for device in self.rng if device != "cpu"]
+
+    def restore_rng(self) -> None:
+        """Put the generators into the state in which the run began."""
+        for device, state in self.rng.items():
+            if device == "cpu":
+                torch.set_rng_state(state)
+            else:
+                torch.cuda.set_rng_state(state, device)
 
     def signature(self) -> tuple:
         """Return the program's structure: names, families, shapes, plates and estimators of all sites, in order."""
@@ -115,6 +128,7 @@ def run_traces(
     """Run the guide, and the model against it, and return their traces."""
     outer = SiteMessenger(resolve, provenance)
     inner = SiteMessenger(None, provenance)
+    rng = _generators()
     with provenance or nullcontext():
         effect_guide = poutine.unwrap(guide)
         if isinstance(effect_guide, Messenger):
@@ -131,7 +145,15 @@ def run_traces(
                     provenance.escaped = 0
                 replayed = poutine.replay(_checked(model) if provenance is not None else model, trace=guide_trace)
                 model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
-    return Traces(guide_trace, model_trace, outer.estimators, outer.escaped, inner.escaped)
+    return Traces(guide_trace, model_trace, outer.estimators, outer.escaped, inner.escaped, rng)
+
+
+def _generators() -> dict[Any, torch.Tensor]:
+    """Return the state of each device's generator; looking at a GPU that is not in use would start it."""
+    states: dict[Any, torch.Tensor] = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_initialized():
+        states.update(enumerate(torch.cuda.get_rng_state_all()))
+    return states
 
 
 def _checked(model: Callable) -> Callable:
@@ -181,15 +203,15 @@ def record(traces: Traces, particles: int, vectorized: bool, depth: int, provena
     squares: dict[str, Callable[[], torch.Tensor]] = {}
 
     def shaped(name: str, x: torch.Tensor) -> torch.Tensor:
-        return _with_particles(name, x, particles, depth) if vectorized else x[None]
+        return with_particles(name, x, particles, depth) if vectorized else x[None]
 
     with provenance or nullcontext():
         for name, site in traces.model_sites:
-            model_costs.append(shaped(name, _cost(site, log_prob(name, site, site["fn"]))))
+            model_costs.append(shaped(name, cost_of(name, site)))
         for name, site in traces.guide_sites:
             estimator = traces.estimators.get(name)
             log_q = log_prob(name, site, site["fn"])
-            cost = _cost(site, log_q)
+            cost = _scaled(site, log_q)
             if estimator is not None:
                 bare = unmasked(site["fn"])
                 score = log_q if bare is site["fn"] else log_prob(name, site, bare)
@@ -214,14 +236,19 @@ def log_prob(name: str, site: Any, fn: Any) -> torch.Tensor:
         raise impossible_log_prob(name, fn, error) from error
 
 
-def _cost(site: Any, log_density: torch.Tensor) -> torch.Tensor:
+def cost_of(name: str, site: Any) -> torch.Tensor:
+    """Return a site's log density as it counts in the objective: scaled and masked."""
+    return _scaled(site, log_prob(name, site, site["fn"]))
+
+
+def _scaled(site: Any, log_density: torch.Tensor) -> torch.Tensor:
     scale, mask = site["scale"], site["mask"]
     if mask is None and isinstance(scale, (int, float)) and scale == 1:
         return log_density
     return scale_and_mask(log_density, scale, mask)
 
 
-def _with_particles(name: str, x: torch.Tensor, particles: int, depth: int) -> torch.Tensor:
+def with_particles(name: str, x: torch.Tensor, particles: int, depth: int) -> torch.Tensor:
     """Return `x` with the particle dimension in front; refuse what the particle plate did not broadcast."""
     if x.dim() < depth:
         return x.expand(particles, *(1,) * (depth - 1 - x.dim()), *x.shape)

@@ -1,0 +1,191 @@
+"""Branches: the program run again where one site takes another value and what follows is drawn again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+from pplgrad.engine.downstream import downstream, stacked_costs
+from pplgrad.engine.layout import Layout, SiteGroup
+from pplgrad.engine.noise import Noise, noise_for
+from pplgrad.engine.ops import Array, Ops
+from pplgrad.engine.program import Plate
+from pplgrad.errors import EstimatorError
+
+
+class HostDraw(Protocol):
+    """What a plug-in tells of the draw at one site; B is the batch shape, E the event shape."""
+
+    name: str
+    value: Array
+    """The value drawn, of shape (particles, *B, *E)."""
+    event_dim: int
+
+    def finite(self) -> tuple[Array, Array] | None:
+        """Return the log probabilities (particles, *B, *N, categories) and the number drawn (particles, *B, *N).
+
+        N are the independent elements of the event: E for a Bernoulli with `to_event`, nothing for a one-hot vector.
+        None if the elements do not have finitely many values.
+        """
+
+    def embed(self, index: Array) -> Array:
+        """Return the values (particles, m, *B, *E) that category numbers (particles, m, *B, *N) stand for."""
+
+
+class BranchHost(Protocol):
+    """The part of a plug-in that runs branches and keeps the estimators' noise."""
+
+    def draw(self, site: str) -> HostDraw:
+        """Return the draw of a site."""
+
+    def noise(self, site: str) -> Noise:
+        """Return the noise of a site's estimator."""
+
+    def branch_costs(self, values: Mapping[str, Array]) -> Mapping[str, Sequence[Array]]:
+        """Return all costs, as constants, in the branches of each site: arrays of shape (particles * m, *batch).
+
+        `values` holds the m alternatives of each site, (particles, m, *B, *E). Costs come in the order of the
+        layout's specifications.
+        """
+
+
+class Draw:
+    """The draw of one site as estimators see it: (particles, *plates, elements).
+
+    Elements are independent given the parents, and share their downstream cost: the entries of an event, of a batch
+    dimension that no plate declares, and of a plate that a cost downstream does not have.
+    """
+
+    def __init__(self, ops: Ops, host: HostDraw, group: SiteGroup, noise: Noise) -> None:
+        self.ops = ops
+        self.name = host.name
+        self.noise = noise
+        self._host = host
+        self._plates = group.plates
+        self._shape = group.shape
+
+    @cached_property
+    def _finite(self) -> tuple[Array, Array]:
+        found = self._host.finite()
+        if found is None:
+            raise EstimatorError(f"Site '{self.name}' does not have finitely many values.")
+        return found
+
+    @cached_property
+    def _axes(self) -> _Axes:
+        return _Axes.of(tuple(self._finite[1].shape[1:]), self._plates, self._shape, self._events)
+
+    @property
+    def _events(self) -> int:
+        batch = len(self._host.value.shape) - 1 - self._host.event_dim
+        return len(self._finite[1].shape) - 1 - batch
+
+    @cached_property
+    def log_probs(self) -> Array:
+        """Return log q of every category, with its gradient, of shape (particles, *plates, elements, categories)."""
+        return self._axes.gather(self.ops.xp, self._finite[0], 1)
+
+    @cached_property
+    def index(self) -> Array:
+        """Return the number of the category drawn, of shape (particles, *plates, elements)."""
+        return self._axes.gather(self.ops.xp, self._finite[1], 1)
+
+    @property
+    def logits(self) -> Array:
+        """Return the log odds of the second of two categories, with their gradient: (particles, *plates, elements)."""
+        if self.log_probs.shape[-1] != 2:
+            raise EstimatorError(
+                f"Site '{self.name}' is not binary any more; it has {self.log_probs.shape[-1]} values."
+            )
+        return self.log_probs[..., 1] - self.log_probs[..., 0]
+
+    def embed(self, index: Array) -> Array:
+        """Return the site's values at category numbers (particles, m, *plates, elements)."""
+        return self._host.embed(self._axes.scatter(self.ops.xp, index, 2))
+
+
+@dataclass(frozen=True)
+class _Axes:
+    """How a site's own dimensions are split into those of its plates and one of elements."""
+
+    order: tuple[int, ...]
+    sizes: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, sizes: tuple[int, ...], plates: Sequence[Plate], shape: tuple[int, ...], events: int) -> _Axes:
+        batch = len(sizes) - events
+        kept = sorted(batch + plate.dim for plate in plates)
+        rest = [axis for axis in range(len(sizes)) if axis not in kept]
+        return cls((*kept, *rest), sizes, shape)
+
+    def gather(self, xp: Any, x: Array, lead: int) -> Array:
+        """Bring the dimensions after the first `lead` ones to (*plates, elements); further ones stay behind."""
+        count = len(self.sizes)
+        tail = range(lead + count, len(x.shape))
+        moved = xp.permute_dims(x, (*range(lead), *(lead + axis for axis in self.order), *tail))
+        return xp.reshape(moved, (*x.shape[:lead], *self.shape, -1, *(x.shape[axis] for axis in tail)))
+
+    def scatter(self, xp: Any, x: Array, lead: int) -> Array:
+        """Undo `gather`."""
+        moved = xp.reshape(x, (*x.shape[:lead], *(self.sizes[axis] for axis in self.order)))
+        back = sorted(range(len(self.order)), key=lambda i: self.order[i])
+        return xp.permute_dims(moved, (*range(lead), *(lead + axis for axis in back)))
+
+
+@dataclass(frozen=True)
+class Alternatives:
+    """Other values of a site, (particles, m, *B, *E) as `Draw.embed` gives them, and what the estimator keeps of them."""
+
+    values: Array
+    kept: Any = None
+
+
+@dataclass(frozen=True)
+class BranchTerms:
+    """What an estimator that asked for branches gets: constants, but for `draw.log_probs`.
+
+    `downstream` is the downstream cost of the draw, (particles, *plates), and `costs` that of each alternative,
+    (particles, m, *plates).
+    """
+
+    draw: Draw
+    downstream: Array
+    alternatives: Alternatives
+    costs: Array
+
+    @property
+    def ops(self) -> Ops:
+        """The array operations."""
+        return self.draw.ops
+
+
+def branch_terms(ops: Ops, layout: Layout, stacks: list[Array], host: BranchHost) -> Array:
+    """Run the branches of all sites that ask for them, and return the sum of their terms of the surrogate."""
+    xp = ops.xp
+    draws: dict[int, Draw] = {}
+    asked: dict[int, Alternatives] = {}
+    for number, group in enumerate(layout.site_groups):
+        site = layout.sites[group.members[0]]
+        if site.estimator.uses_branches:
+            noise = noise_for(site.name, ops, host.noise)
+            draws[number] = Draw(ops, host.draw(site.name), group, noise)
+            asked[number] = site.estimator.alternatives(draws[number])
+    names = {number: draw.name for number, draw in draws.items()}
+    costs = host.branch_costs({names[number]: ops.stop_gradient(asked[number].values) for number in asked})
+    total = None
+    for number, draw in draws.items():
+        group = layout.site_groups[number]
+        count = asked[number].values.shape[1]
+        there = [stacked_costs(ops, list(costs[draw.name]), g) for g in layout.cost_groups]
+        elsewhere = downstream(ops, layout, number, there)[:, 0]
+        here = downstream(ops, layout, number, stacks)[:, 0]
+        terms = BranchTerms(
+            draw, here, asked[number], xp.reshape(elsewhere, (here.shape[0], count, *elsewhere.shape[1:]))
+        )
+        term = layout.estimator(group).surrogate_of(terms)
+        total = term if total is None else total + term
+    assert total is not None
+    return total

@@ -1,0 +1,193 @@
+"""Antithetic estimators of binary sites: the draw and a partner that is as far from it as their law allows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pplgrad.engine.branches import Alternatives, BranchTerms, Draw
+from pplgrad.engine.ops import Array
+from pplgrad.errors import ConfigurationError
+from pplgrad.estimators.base import Declaration, Estimator, SiteInfo
+from pplgrad.estimators.fit import require_binary
+
+
+@dataclass(frozen=True)
+class ARM(Estimator):
+    r"""Augment-REINFORCE-merge: the draw and its antithetic partner, weighted by the uniform that made both.
+
+    Estimates ∇α E_q[f(b)] = E_u[(f(1[u > σ(−α)]) − f(1[u < σ(α)])) (u − ½)] for each element, where α are the
+    logits; the gradient goes on through α to their parents. The uniform is drawn given the program's own draw.
+
+    Shapes: all elements change at once: one evaluation, whatever the plates and the event. Costs in nats.
+
+    Raises `EstimatorError` on a site that is not binary.
+
+    >>> ARM().declaration.evaluations
+    1
+
+    Source: Yin and Zhou (2019), theorem 1.
+    """
+
+    declaration: ClassVar[Declaration] = Declaration(
+        unbiased=True,
+        supports="binary",
+        evaluations=1,
+        differentiable_costs=False,
+        derivatives=1,
+        source="Yin and Zhou 2019",
+    )
+    uses_score: ClassVar[bool] = True
+    uses_branches: ClassVar[bool] = True
+
+    def check(self, site: SiteInfo) -> None:
+        """Refuse a site that is not binary."""
+        require_binary(self, site)
+
+    def alternatives(self, draw: Draw) -> Alternatives:
+        """Return the partner: 1 where the uniform lies above σ(−α)."""
+        xp, probs = draw.ops.xp, _probs(draw)
+        below = draw.noise.uniform(tuple(probs.shape), probs)
+        uniform = xp.where(draw.index == 1, below * probs, probs + below * (1 - probs))
+        partner = xp.astype(uniform > 1 - probs, draw.index.dtype)
+        return Alternatives(draw.embed(partner[:, None]), uniform)
+
+    def surrogate_of(self, terms: BranchTerms) -> Array:
+        """Return Σ_d α_d (f(b̃) − f(b)) (u_d − ½)."""
+        draw, xp = terms.draw, terms.ops.xp
+        difference = (terms.costs[:, 0] - terms.downstream)[..., None]
+        return xp.sum(draw.logits * (difference * (terms.alternatives.kept - 0.5)))
+
+
+@dataclass(frozen=True)
+class DisARM(Estimator):
+    r"""ARM with the uniform integrated out, given the draw and its antithetic partner (also known as U2G).
+
+    Estimates ∇α E_q[f(b)] = E[½ (f(b) − f(b̃)) (b − b̃) σ(|α|)] for each element, where b̃ is antithetic to b;
+    elements at which the two agree get nothing. The gradient goes on through α to their parents.
+
+    Shapes: all elements change at once: one evaluation, whatever the plates and the event. Costs in nats.
+
+    Raises `EstimatorError` on a site that is not binary.
+
+    >>> DisARM().declaration.evaluations
+    1
+
+    Source: Dong, Mnih and Tucker (2020), equation 4; Yin, Ho, Yan, Qian and Zhou (2020).
+    """
+
+    declaration: ClassVar[Declaration] = Declaration(
+        unbiased=True,
+        supports="binary",
+        evaluations=1,
+        differentiable_costs=False,
+        derivatives=1,
+        source="Dong, Mnih and Tucker 2020",
+    )
+    uses_score: ClassVar[bool] = True
+    uses_branches: ClassVar[bool] = True
+
+    def check(self, site: SiteInfo) -> None:
+        """Refuse a site that is not binary."""
+        require_binary(self, site)
+
+    def alternatives(self, draw: Draw) -> Alternatives:
+        """Return the antithetic partner, drawn given the draw."""
+        xp, probs = draw.ops.xp, _probs(draw)
+        drawn = draw.index == 1
+        # Given 1 the uniform lies in (0, p), and the partner is 1 where it is above 1 - p; given 0, in (p, 1).
+        both = xp.clip(2 * probs - 1, min=0) / probs
+        only = 1 - xp.clip(1 - 2 * probs, min=0) / (1 - probs)
+        partner = draw.noise.bernoulli(xp.where(drawn, both, only))
+        return Alternatives(draw.embed(xp.astype(partner, draw.index.dtype)[:, None]), partner)
+
+    def surrogate_of(self, terms: BranchTerms) -> Array:
+        """Return Σ_d α_d ½ (f(b) − f(b̃)) (b_d − b̃_d) σ(|α_d|)."""
+        draw, ops, xp = terms.draw, terms.ops, terms.ops.xp
+        logits = draw.logits
+        apart = xp.astype(draw.index, logits.dtype) - terms.alternatives.kept
+        weight = 0.5 * apart / (1 + xp.exp(-xp.abs(ops.stop_gradient(logits))))
+        return xp.sum(logits * (weight * (terms.downstream - terms.costs[:, 0])[..., None]))
+
+
+@dataclass(frozen=True)
+class ARMS(Estimator):
+    r"""n mutually antithetic draws, each against the mean of the others, corrected for their correlation.
+
+    Estimates ∇α E_q[f(b)] = E[1/(n − 1) Σ_i (f(b_i) − f̄) (b_i − p) / (1 − ρ)] for each element, where the b_i come from
+    a Dirichlet copula, f̄ is the mean of the n costs, p = σ(α), and ρ is the correlation of two of the draws at
+    that element. With n = 2 it is DisARM.
+
+    Shapes: all elements change at once: n − 1 evaluations, whatever the plates and the event. Costs in nats.
+
+    Raises `EstimatorError` on a site that is not binary, `ConfigurationError` if n is below 2.
+
+    >>> ARMS(4).n
+    4
+
+    Source: Dimitriev and Zhou (2021), "ARMS: antithetic-REINFORCE-multi-sample gradient for binary variables",
+    section 3.
+    """
+
+    n: int = 4
+
+    declaration: ClassVar[Declaration] = Declaration(
+        unbiased=True,
+        supports="binary",
+        evaluations="n − 1",
+        differentiable_costs=False,
+        derivatives=1,
+        source="Dimitriev and Zhou 2021",
+    )
+    uses_score: ClassVar[bool] = True
+    uses_branches: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.n, int) or self.n < 2:
+            raise ConfigurationError(f"ARMS(n={self.n!r}): n is the number of draws, an integer of at least 2.")
+
+    def check(self, site: SiteInfo) -> None:
+        """Refuse a site that is not binary."""
+        require_binary(self, site)
+
+    def alternatives(self, draw: Draw) -> Alternatives:
+        """Return the other n − 1 draws of the copula, given the program's own draw as the first."""
+        xp, probs = draw.ops.xp, _probs(draw)
+        # The copula makes the rarer value antithetic: two of its hits exclude each other as far as they can.
+        rare = xp.where(probs <= 0.5, probs, 1 - probs)
+        hit = xp.astype(xp.where(probs <= 0.5, draw.index, 1 - draw.index), probs.dtype)
+        below = draw.noise.uniform(tuple(probs.shape), probs)
+        uniform = xp.where(hit == 1, below * rare, rare + below * (1 - rare))
+        first = 1 - uniform ** (1 / (self.n - 1))
+        shares = -xp.log(draw.noise.uniform((probs.shape[0], self.n - 1, *probs.shape[1:]), probs))
+        rest = (1 - first)[:, None] * shares / xp.sum(shares, axis=1, keepdims=True)
+        hits = xp.astype((1 - rest) ** (self.n - 1) < rare[:, None], draw.index.dtype)
+        return Alternatives(draw.embed(xp.where(probs[:, None] <= 0.5, hits, 1 - hits)), hits)
+
+    def surrogate_of(self, terms: BranchTerms) -> Array:
+        """Return Σ_d α_d/(n − 1) Σ_i (f(b_i) − f̄) (b_id − p_d) / (1 − ρ_d)."""
+        draw, xp = terms.draw, terms.ops.xp
+        probs = _probs(draw)
+        hits = terms.alternatives.kept
+        others = xp.where(probs[:, None] <= 0.5, hits, 1 - hits)
+        values = xp.astype(xp.concat([draw.index[:, None], others], axis=1), probs.dtype)
+        costs = xp.concat([terms.downstream[:, None], terms.costs], axis=1)
+        centred = (costs - xp.mean(costs, axis=1, keepdims=True))[..., None]
+        weight = xp.sum(centred * (values - probs[:, None]), axis=1) / (
+            (self.n - 1) * (1 - self._correlation(xp, probs))
+        )
+        return xp.sum(draw.logits * weight)
+
+    def _correlation(self, xp, probs: Array) -> Array:  # type: ignore[no-untyped-def]
+        """Return the correlation of two draws: P(both hit) = max(0, 2 r^(1/(n−1)) − 1)^(n−1) at the rarer value's r."""
+        rare = xp.where(probs <= 0.5, probs, 1 - probs)
+        both = xp.clip(2 * rare ** (1 / (self.n - 1)) - 1, min=0) ** (self.n - 1)
+        return (both - rare**2) / (rare * (1 - rare))
+
+
+def _probs(draw: Draw) -> Array:
+    """Return the probability of 1, as a constant, strictly inside (0, 1)."""
+    ops, xp = draw.ops, draw.ops.xp
+    probs = 1 / (1 + xp.exp(-ops.stop_gradient(draw.logits)))
+    tiny = xp.finfo(probs.dtype).eps
+    return xp.clip(probs, min=tiny, max=1 - tiny)

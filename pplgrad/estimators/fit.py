@@ -1,0 +1,39 @@
+"""What estimators ask of a site, and the refusal where it does not fit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pplgrad.errors import EstimatorError
+
+if TYPE_CHECKING:
+    from pplgrad.estimators.base import Estimator, SiteInfo
+
+
+def require_finite(estimator: Estimator, site: SiteInfo) -> None:
+    """Refuse a site whose elements do not have finitely many values."""
+    require_unscanned(estimator, site)
+    if site.categories is None:
+        raise EstimatorError(
+            f"{estimator!r} cannot be used at site '{site.name}': {site.distribution} does not have finitely many values; "
+            "use ScoreFunction() there."
+        )
+
+
+def require_binary(estimator: Estimator, site: SiteInfo) -> None:
+    """Refuse a site whose elements are not Bernoulli."""
+    require_unscanned(estimator, site)
+    if site.categories != 2:
+        raise EstimatorError(
+            f"{estimator!r} cannot be used at site '{site.name}': {site.distribution} is not binary; use "
+            f"{'LocalExpectation() or ' if site.categories else ''}ScoreFunction() there."
+        )
+
+
+def require_unscanned(estimator: Estimator, site: SiteInfo) -> None:
+    """Refuse a site drawn in a `scan`, whose steps cannot be taken as one draw of independent elements."""
+    if site.scanned:
+        raise EstimatorError(
+            f"{estimator!r} cannot be used at site '{site.name}', which is drawn inside scan, where each step would need "
+            "a run of its own; use ScoreFunction() there, or write the steps as a Python loop."
+        )

@@ -1,0 +1,70 @@
+"""Local expectation gradients: every value of every element, weighted by its probability."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pplgrad.engine.branches import Alternatives, BranchTerms, Draw
+from pplgrad.engine.ops import Array
+from pplgrad.estimators.base import Declaration, Estimator, SiteInfo
+from pplgrad.estimators.fit import require_finite
+
+
+@dataclass(frozen=True)
+class LocalExpectation(Estimator):
+    r"""The sum over all values of one element at a time, the others held at their draw.
+
+    Estimates ∇θ E_q[f(z)] = E_q[Σ_d Σ_v ∇θ q_d(v) f(z with z_d = v)]: exact for the element, sampled for the rest.
+
+    Shapes: elements are the entries of `to_event`, of batch dimensions that no plate declares, and of plates that a
+    cost downstream does not have; (categories − 1) evaluations for each of them, all elements of the other plates at
+    once. Costs in nats.
+
+    Raises `EstimatorError` on a site without finitely many values.
+
+    >>> LocalExpectation().declaration.unbiased
+    True
+
+    Source: Titsias and Lázaro-Gredilla (2015), equation 8.
+    """
+
+    declaration: ClassVar[Declaration] = Declaration(
+        unbiased=True,
+        supports="finitely many values",
+        evaluations="elements × (categories − 1)",
+        differentiable_costs=False,
+        derivatives=1,
+        source="Titsias and Lázaro-Gredilla 2015",
+    )
+    uses_score: ClassVar[bool] = True
+    uses_branches: ClassVar[bool] = True
+
+    def check(self, site: SiteInfo) -> None:
+        """Refuse a site without finitely many values."""
+        require_finite(self, site)
+
+    def alternatives(self, draw: Draw) -> Alternatives:
+        """Return, for each element, the draw with every other value of that element."""
+        xp, index = draw.ops.xp, draw.index
+        elements, categories = index.shape[-1], draw.log_probs.shape[-1]
+        shifts = xp.reshape(draw.ops.arange(categories - 1, index) + 1, (1, -1, 1))
+        numbers = draw.ops.arange(elements, index)
+        one_hot = xp.astype(numbers[:, None, None] == numbers[None, None, :], index.dtype)
+        shift = xp.reshape(one_hot * shifts, (1, elements * (categories - 1), *(1,) * (len(index.shape) - 2), elements))
+        return Alternatives(draw.embed((index[:, None] + shift) % categories))
+
+    def surrogate_of(self, terms: BranchTerms) -> Array:
+        """Return Σ_d Σ_v q_d(v) f(z with z_d = v)."""
+        draw, xp = terms.draw, terms.ops.xp
+        index, categories = draw.index, draw.log_probs.shape[-1]
+        elements = index.shape[-1]
+        # Costs of the other values, (particles, *plates, elements, categories - 1), by their shift from the draw.
+        others = xp.reshape(terms.costs, (index.shape[0], elements, categories - 1, *index.shape[1:-1]))
+        others = xp.moveaxis(others, (1, 2), (-2, -1))
+        own = xp.broadcast_to(terms.downstream[..., None, None], (*index.shape, 1))
+        by_shift = xp.concat([own, others], axis=-1)
+        shifts = (draw.ops.arange(categories, index) - index[..., None]) % categories
+        cost = xp.take_along_axis(by_shift, shifts, axis=-1)
+        # Only differences between values count: without the draw's own cost the sums stay small.
+        return xp.sum(xp.exp(draw.log_probs) * (cost - own))

@@ -1,0 +1,60 @@
+"""What pplgrad needs to know of NumPyro's distributions beyond their `log_prob`."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from numpyro.distributions import Independent
+
+from pplgrad.numpyro._compat import unmasked
+
+
+class FiniteDraw(NamedTuple):
+    """A draw whose elements have finitely many values.
+
+    `log_probs` has shape (*batch, *elements, categories) and `index` (*batch, *elements); `support` has the values of
+    one element, (categories, *event).
+    """
+
+    log_probs: jax.Array
+    index: jax.Array
+    support: jax.Array
+
+
+def _element(fn: Any) -> Any:
+    """Return the distribution of the independent elements of an event."""
+    while isinstance(fn, Independent):
+        fn = fn.base_dist
+    return fn
+
+
+def _support(base: Any) -> jax.Array | None:
+    if not getattr(base, "has_enumerate_support", False):
+        return None
+    try:
+        support = base.enumerate_support(expand=False)
+    except NotImplementedError:
+        return None
+    return support.reshape(support.shape[0], *base.event_shape)
+
+
+def categories(fn: Any) -> int | None:
+    """Return the number of values of one element, or None if there are not finitely many."""
+    support = _support(_element(unmasked(fn)))
+    return None if support is None else support.shape[0]
+
+
+def finite_draw(fn: Any, value: jax.Array) -> FiniteDraw | None:
+    """Return the log probabilities of all categories and the numbers drawn, or None."""
+    base = _element(fn)
+    support = _support(base)
+    if support is None:
+        return None
+    events = len(base.event_shape)
+    listed = support.reshape(len(support), *(1,) * (value.ndim - events), *base.event_shape)
+    same = listed == value
+    index = jnp.argmax(same.all(range(same.ndim - events, same.ndim)) if events else same, 0)
+    log_probs = jnp.moveaxis(base.log_prob(listed), 0, -1)
+    return FiniteDraw(jnp.broadcast_to(log_probs, (*index.shape, len(support))), index, support)

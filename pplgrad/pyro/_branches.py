@@ -1,0 +1,252 @@
+"""Branches in Pyro: the program run again, with all branches in one particle plate or one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+
+from pplgrad.engine.layout import Layout
+from pplgrad.engine.noise import Noise
+from pplgrad.errors import ProgramError
+from pplgrad.pyro._distributions import finite_parts, unmasked
+from pplgrad.pyro._ops import OPS
+from pplgrad.pyro._program import PARTICLES, Traces, cost_of, with_particles
+
+
+class TorchNoise(Noise):
+    """Noise from torch's global generator."""
+
+    def __init__(self) -> None:
+        super().__init__(OPS)
+
+    def uniform(self, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+        tiny = torch.finfo(like.dtype).tiny
+        return torch.rand(shape, dtype=like.dtype, device=like.device).clamp_(min=tiny)
+
+
+class PyroDraw:
+    """`pplgrad.engine.branches.HostDraw`: a site of the guide's trace."""
+
+    def __init__(self, name: str, site: Any, vectorized: bool) -> None:
+        self.name = name
+        self.event_dim = site["fn"].event_dim
+        self._fn = unmasked(site["fn"])
+        self._vectorized = vectorized
+        self.value = self._led(site["value"].detach())
+
+    def finite(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return the log probabilities of all categories and the numbers drawn."""
+        parts = finite_parts(self._fn)
+        if parts is None:
+            return None
+        base, support = parts
+        events = len(base.event_shape)
+        log_probs = base.log_prob(support.reshape(len(support), *(1,) * len(base.batch_shape), *support.shape[1:]))
+        value = self.value if self._vectorized else self.value[0]
+        listed = support.reshape(len(support), *(1,) * (value.dim() - events), *support.shape[1:])
+        same = listed == value
+        index = (same.flatten(same.dim() - events).all(-1) if events else same).to(torch.int8).argmax(0)
+        return self._led(log_probs.moveaxis(0, -1).expand(*index.shape, -1)), self._led(index)
+
+    def embed(self, index: torch.Tensor) -> torch.Tensor:
+        """Return the values that category numbers stand for."""
+        parts = finite_parts(self._fn)
+        assert parts is not None
+        return parts[1][index]
+
+    def _led(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self._vectorized else x[None]
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One site's part of the branches: rows `start` to `stop` of each particle take its alternatives."""
+
+    site: str
+    values: torch.Tensor
+    start: int
+    stop: int
+
+
+class Intervention(Messenger):
+    """Puts alternatives in the place of draws, keeps the primary draw of what does not follow, and shares the minibatch.
+
+    Values are replaced after the draw, so that the generator goes on as in the primary run.
+    """
+
+    def __init__(self, primary: Any, replace: Callable[[str, torch.Tensor, int], torch.Tensor] | None) -> None:
+        super().__init__()
+        self._primary = primary
+        self._replace = replace
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg) and not msg["done"] and msg["name"] in self._primary.nodes:
+            msg["value"], msg["done"] = self._primary.nodes[msg["name"]]["value"], True
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if self._replace is None or site_is_subsample(msg) or msg["is_observed"]:
+            return
+        msg["value"] = self._replace(msg["name"], msg["value"], msg["fn"].event_dim)
+
+
+class PyroBranches:
+    """`pplgrad.engine.branches.BranchHost` for one run of a program."""
+
+    def __init__(
+        self,
+        model: Callable,
+        guide: Callable,
+        args: tuple,
+        kwargs: Mapping[str, Any],
+        traces: Traces,
+        layout: Layout,
+        particles: int,
+        vectorized: bool,
+        depth: int | None,
+    ) -> None:
+        """`depth` is the place of the particle plate where branches are vectorized, None where they run one by one."""
+        self._program = (model, guide, args, kwargs)
+        self._traces = traces
+        self._layout = layout
+        self._particles = particles
+        self._vectorized = vectorized
+        self._depth = depth
+
+    def draw(self, site: str) -> PyroDraw:
+        """Return the draw of a site."""
+        return PyroDraw(site, self._traces.guide.nodes[site], self._vectorized)
+
+    def noise(self, site: str) -> Noise:
+        """Return the noise of a site's estimator."""
+        return TorchNoise()
+
+    def branch_costs(self, values: Mapping[str, torch.Tensor]) -> dict[str, list[torch.Tensor]]:
+        """Return the costs in all branches."""
+        branches, start = [], 0
+        for name, alternatives in values.items():
+            branches.append(Branch(name, alternatives, start, start + alternatives.shape[1]))
+            start += alternatives.shape[1]
+        with torch.no_grad():
+            return self._one_by_one(branches) if self._depth is None else self._at_once(branches, start, self._depth)
+
+    def _follows(self, site: str, chosen: str) -> bool:
+        """Return whether a site's draw depends on the chosen site's; a site of this branch alone surely does."""
+        return chosen in self._layout.ancestors.get(site, {chosen: 0})
+
+    def _one_by_one(self, branches: Sequence[Branch]) -> dict[str, list[torch.Tensor]]:
+        """Run each branch from the state of the generator in which the primary run began."""
+        result = {}
+        with torch.random.fork_rng(devices=self._traces.rng_devices()):
+            for branch in branches:
+                rows = []
+                for number in range(branch.stop - branch.start):
+                    self._traces.restore_rng()
+                    rows.append(self._costs(*self._run(self._replacing(branch, number), 1, None), branch.site))
+                result[branch.site] = [torch.cat(column) for column in zip(*rows, strict=True)]
+        return result
+
+    def _replacing(self, branch: Branch, number: int) -> Callable:
+        nodes = self._traces.guide.nodes
+
+        def replace(name: str, value: torch.Tensor, event: int) -> torch.Tensor:
+            if name == branch.site:
+                return branch.values[0, number]
+            return value if self._follows(name, branch.site) else nodes[name]["value"].detach()
+
+        return replace
+
+    def _at_once(self, branches: Sequence[Branch], count: int, depth: int) -> dict[str, list[torch.Tensor]]:
+        """Run all branches of all particles in one plate: particle by particle, `count` rows each."""
+        particles = self._particles
+        nodes = self._traces.guide.nodes
+
+        def rows(value: torch.Tensor, event: int) -> torch.Tensor:
+            """Bring (particles, m, *B, *E) to as many batch dimensions as the particle plate asks for."""
+            batch, shape = value.dim() - 2 - event, tuple(value.shape)
+            return value.reshape(*shape[:2], *(1,) * (depth - 1 - batch), *shape[2:])
+
+        def replace(name: str, value: torch.Tensor, event: int) -> torch.Tensor:
+            kept = nodes[name]["value"].detach()
+            kept = rows((kept if self._vectorized else kept[None])[:, None], event)
+            value = value.reshape(particles, count, *value.shape[1:])
+            parts = []
+            for branch in branches:
+                if name == branch.site:
+                    part = rows(branch.values, event)
+                elif self._follows(name, branch.site):
+                    part = value[:, branch.start : branch.stop]
+                else:
+                    part = kept
+                parts.append(part.expand(particles, branch.stop - branch.start, *value.shape[2:]))
+            return torch.cat(parts, 1).reshape(particles * count, *value.shape[2:])
+
+        with torch.random.fork_rng(devices=self._traces.rng_devices()):
+            every = self._costs(*self._run(replace, particles * count, depth), None, particles * count, depth)
+        split = [x.reshape(particles, count, *x.shape[1:]) for x in every]
+        return {
+            branch.site: [
+                x[:, branch.start : branch.stop].reshape(particles * (branch.stop - branch.start), *x.shape[2:])
+                for x in split
+            ]
+            for branch in branches
+        }
+
+    def _run(self, replace: Callable, rows: int, depth: int | None) -> tuple[Any, Any]:
+        """Return the traces of guide and model with `replace` standing outside of everything."""
+        model, guide, args, kwargs = self._program
+
+        def plated(function: Callable) -> Callable:
+            def run(*args: Any, **kwargs: Any) -> Any:
+                with pyro.plate(PARTICLES, rows, dim=-depth):  # type: ignore[operator]
+                    return function(*args, **kwargs)
+
+            return run if depth is not None else function
+
+        with Intervention(self._traces.guide, replace):
+            guide_trace = poutine.trace(plated(guide)).get_trace(*args, **kwargs)
+        with Intervention(self._traces.model, None):
+            replayed = poutine.replay(plated(model), trace=guide_trace)
+            model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+        return guide_trace, model_trace
+
+    def _costs(
+        self, guide: Any, model: Any, site: str | None, rows: int = 1, depth: int | None = None
+    ) -> list[torch.Tensor]:
+        """Return the costs in the order of the layout."""
+        found, sides = [], {1.0: model, -1.0: guide}
+        for spec in self._layout.costs:
+            if spec.name not in sides[spec.sign].nodes:
+                raise self._changed(spec.name, site)
+            node = sides[spec.sign].nodes[spec.name]
+            cost = cost_of(spec.name, node)
+            found.append(cost[None] if depth is None else with_particles(spec.name, cost, rows, depth))
+        counted = sum(
+            1
+            for side in sides.values()
+            for node in side.nodes.values()
+            if node["type"] == "sample" and not site_is_subsample(node)
+        )
+        if counted > len(found):
+            names = {spec.name for spec in self._layout.costs}
+            new = next(
+                n
+                for side in sides.values()
+                for n, node in side.nodes.items()
+                if node["type"] == "sample" and not site_is_subsample(node) and n not in names
+            )
+            raise self._changed(new, site)
+        return found
+
+    def _changed(self, name: str, site: str | None) -> ProgramError:
+        where = f"the value of site '{site}'" if site is not None else "the values of other sites"
+        return ProgramError(
+            f"Site '{name}' exists or not depending on {where}, whose estimator runs the program at other values; "
+            "use ScoreFunction() there."
+        )
