@@ -9,9 +9,8 @@ import torch
 from pplgrad import Constant, LeaveOneOut, OptimalConstant, ScoreFunction
 from pplgrad.numpyro import TraceGrad_ELBO as NumPyroELBO
 from pplgrad.pyro import TraceGrad_ELBO as PyroELBO
-from tests.numpyro import enumeration as in_numpyro
-from tests.programs import CASES
-from tests.pyro import enumeration as in_pyro
+from pplgrad.testing import in_numpyro, in_pyro
+from pplgrad.testing.programs import CASES
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Missing a plate statement")]
 ESTIMATORS = {

@@ -11,9 +11,8 @@ import torch
 
 from pplgrad.numpyro import TraceGrad_ELBO as NumPyroELBO
 from pplgrad.pyro import TraceGrad_ELBO as PyroELBO
-from tests.numpyro import enumeration as in_numpyro
-from tests.programs import CASES
-from tests.pyro import enumeration as in_pyro
+from pplgrad.testing import in_numpyro, in_pyro
+from pplgrad.testing.programs import CASES
 
 PAGE = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
 

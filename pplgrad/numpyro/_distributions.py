@@ -23,35 +23,31 @@ class FiniteDraw(NamedTuple):
     support: jax.Array
 
 
-def _element(fn: Any) -> Any:
-    """Return the distribution of the independent elements of an event."""
+def finite_parts(fn: Any) -> tuple[Any, jax.Array] | None:
+    """Return the distribution of one element and its values, (categories, *event), or None if they are not finite."""
     while isinstance(fn, Independent):
         fn = fn.base_dist
-    return fn
-
-
-def _support(base: Any) -> jax.Array | None:
-    if not getattr(base, "has_enumerate_support", False):
+    if not getattr(fn, "has_enumerate_support", False):
         return None
     try:
-        support = base.enumerate_support(expand=False)
+        support = fn.enumerate_support(expand=False)
     except NotImplementedError:
         return None
-    return support.reshape(support.shape[0], *base.event_shape)
+    return fn, support.reshape(support.shape[0], *fn.event_shape)
 
 
 def categories(fn: Any) -> int | None:
     """Return the number of values of one element, or None if there are not finitely many."""
-    support = _support(_element(unmasked(fn)))
-    return None if support is None else support.shape[0]
+    parts = finite_parts(unmasked(fn))
+    return None if parts is None else len(parts[1])
 
 
 def finite_draw(fn: Any, value: jax.Array) -> FiniteDraw | None:
     """Return the log probabilities of all categories and the numbers drawn, or None."""
-    base = _element(fn)
-    support = _support(base)
-    if support is None:
+    parts = finite_parts(fn)
+    if parts is None:
         return None
+    base, support = parts
     events = len(base.event_shape)
     listed = support.reshape(len(support), *(1,) * (value.ndim - events), *base.event_shape)
     same = listed == value

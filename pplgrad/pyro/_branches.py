@@ -166,6 +166,12 @@ class PyroBranches:
         """Run all branches of all particles in one plate: particle by particle, `count` rows each."""
         particles = self._particles
         nodes = self._traces.guide.nodes
+        if self._traces.hidden_draws:
+            raise ProgramError(
+                f"The guide draws random numbers outside of its sample sites (dropout, or sites under block), which the "
+                f"branches of site '{branches[0].site}' would draw anew under vectorize_particles; use "
+                "vectorize_particles=False, or ScoreFunction() there."
+            )
 
         def rows(value: torch.Tensor, event: int) -> torch.Tensor:
             """Bring (particles, m, *B, *E) to as many batch dimensions as the particle plate asks for."""
@@ -226,7 +232,7 @@ class PyroBranches:
                 raise self._changed(spec.name, site)
             node = sides[spec.sign].nodes[spec.name]
             cost = cost_of(spec.name, node)
-            found.append(cost[None] if depth is None else with_particles(spec.name, cost, rows, depth))
+            found.append(cost[None] if depth is None else with_particles(node, cost, rows, depth))
         counted = sum(
             1
             for side in sides.values()

@@ -40,7 +40,13 @@ class SiteMessenger(Messenger):
         self._resolve = resolve
         self._provenance = provenance
 
+    def _pyro_sample(self, msg: Any) -> None:
+        if self._provenance is not None:
+            self._provenance.drawing = True
+
     def _pyro_post_sample(self, msg: Any) -> None:
+        if self._provenance is not None:
+            self._provenance.drawing = False
         if site_is_subsample(msg):
             return
         if self._provenance is not None:
@@ -84,6 +90,7 @@ class Traces:
     guide_escaped: dict[str, int]
     model_escaped: dict[str, int]
     rng: dict[Any, torch.Tensor]
+    hidden_draws: bool
 
     def __post_init__(self) -> None:
         self.guide_sites = _samples(self.guide)
@@ -129,6 +136,7 @@ def run_traces(
     outer = SiteMessenger(resolve, provenance)
     inner = SiteMessenger(None, provenance)
     rng = _generators()
+    hidden_draws = False
     with provenance or nullcontext():
         effect_guide = poutine.unwrap(guide)
         if isinstance(effect_guide, Messenger):
@@ -139,13 +147,14 @@ def run_traces(
         else:
             with outer:
                 guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+            hidden_draws = provenance is not None and provenance.hidden_draws
             with ExitStack() as stack:
                 if provenance is not None:
                     stack.enter_context(inner)
                     provenance.escaped = 0
                 replayed = poutine.replay(_checked(model) if provenance is not None else model, trace=guide_trace)
                 model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
-    return Traces(guide_trace, model_trace, outer.estimators, outer.escaped, inner.escaped, rng)
+    return Traces(guide_trace, model_trace, outer.estimators, outer.escaped, inner.escaped, rng, hidden_draws)
 
 
 def _generators() -> dict[Any, torch.Tensor]:
@@ -202,12 +211,12 @@ def record(traces: Traces, particles: int, vectorized: bool, depth: int, provena
     guide_costs: list[torch.Tensor] = []
     squares: dict[str, Callable[[], torch.Tensor]] = {}
 
-    def shaped(name: str, x: torch.Tensor) -> torch.Tensor:
-        return with_particles(name, x, particles, depth) if vectorized else x[None]
+    def shaped(site: Any, x: torch.Tensor) -> torch.Tensor:
+        return with_particles(site, x, particles, depth) if vectorized else x[None]
 
     with provenance or nullcontext():
         for name, site in traces.model_sites:
-            model_costs.append(shaped(name, cost_of(name, site)))
+            model_costs.append(shaped(site, cost_of(name, site)))
         for name, site in traces.guide_sites:
             estimator = traces.estimators.get(name)
             log_q = log_prob(name, site, site["fn"])
@@ -215,17 +224,17 @@ def record(traces: Traces, particles: int, vectorized: bool, depth: int, provena
             if estimator is not None:
                 bare = unmasked(site["fn"])
                 score = log_q if bare is site["fn"] else log_prob(name, site, bare)
-                scores.append(shaped(name, score))
-                squares[name] = partial(_shaped_square, shaped, name, bare, site["value"])
+                scores.append(shaped(site, score))
+                squares[name] = partial(_shaped_square, shaped, site, bare)
                 if estimator.uses_score:
                     # E[∇ log q] = 0 given the parents, so that this path is only noise.
                     cost = cost.detach()
-            guide_costs.append(shaped(name, cost))
+            guide_costs.append(shaped(site, cost))
     return Run(particles, scores, model_costs + guide_costs, {}, squares)
 
 
-def _shaped_square(shaped: Callable, name: str, fn: Any, value: torch.Tensor) -> torch.Tensor:
-    return shaped(name, score_squared(name, fn, value))
+def _shaped_square(shaped: Callable, site: Any, fn: Any) -> torch.Tensor:
+    return shaped(site, score_squared(site["name"], fn, site["value"]))
 
 
 def log_prob(name: str, site: Any, fn: Any) -> torch.Tensor:
@@ -248,15 +257,20 @@ def _scaled(site: Any, log_density: torch.Tensor) -> torch.Tensor:
     return scale_and_mask(log_density, scale, mask)
 
 
-def with_particles(name: str, x: torch.Tensor, particles: int, depth: int) -> torch.Tensor:
+def with_particles(site: Any, x: torch.Tensor, particles: int, depth: int) -> torch.Tensor:
     """Return `x` with the particle dimension in front; refuse what the particle plate did not broadcast."""
-    if x.dim() < depth:
-        return x.expand(particles, *(1,) * (depth - 1 - x.dim()), *x.shape)
-    if x.dim() == depth and x.shape[0] == particles:
-        return x
+    if x.dim() <= depth:
+        declared = {frame.dim for frame in site["cond_indep_stack"]}
+        batch = x.shape if x.dim() < depth else x.shape[1:]
+        # A program that does not broadcast may well have moved the particles into a dimension of its own.
+        if all(size == 1 or i - len(batch) in declared for i, size in enumerate(batch)):
+            if x.dim() < depth:
+                return x.expand(particles, *(1,) * (depth - 1 - x.dim()), *x.shape)
+            if x.shape[0] == particles:
+                return x
     raise ProgramError(
-        f"Site '{name}' cannot run under vectorize_particles: its batch shape {tuple(x.shape)} has dimensions that "
-        f"no plate declares; declare them with a plate or to_event, or use vectorize_particles=False."
+        f"Site '{site['name']}' cannot run under vectorize_particles: its batch shape {tuple(x.shape)} has dimensions "
+        f"that no plate declares; declare them with a plate or to_event, or use vectorize_particles=False."
     )
 
 

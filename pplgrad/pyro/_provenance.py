@@ -34,6 +34,7 @@ class Provenance(TorchDispatchMode):
 
     `escaped` has the bits of all sites whose values have left the tensors so far in the current program (guide or
     model), `escaped_ever` in both; `read_ever` says whether any tensor's value has left, a site's or not.
+    `hidden_draws` says whether random numbers were drawn outside of the sites that are seen (`drawing`).
     """
 
     def __init__(self) -> None:
@@ -41,6 +42,8 @@ class Provenance(TorchDispatchMode):
         self.escaped = 0
         self.escaped_ever = 0
         self.read_ever = False
+        self.drawing = False
+        self.hidden_draws = False
         self._sites: dict[str, int] = {}
         self._bits: dict[int, int] = {}
         # A freed storage's address may be used again, so every storage that has bits is kept alive.
@@ -77,6 +80,8 @@ class Provenance(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
+        if torch.Tag.nondeterministic_seeded in func.tags and not self.drawing:
+            self.hidden_draws = True
         bits = self.of(args, kwargs)
         if bits:
             for tensor in _tensors(out):

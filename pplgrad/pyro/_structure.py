@@ -22,6 +22,7 @@ class Structure:
 
     following: bool = True
     reusable: bool = True
+    hidden_draws: bool = False
     signature: tuple | None = None
     found: Layout | None = None
     guard: Guard | None = None
@@ -34,11 +35,13 @@ class Structure:
         all that was drawn before it, which is unbiased for any program; the next step watches again.
         """
         if provenance is None:
+            traces.hidden_draws = self.hidden_draws
             if traces.signature() == self.signature:
                 assert self.found is not None
                 return self.found
             self.following, self.found = True, None
             return Layout.build(*specify(run, traces, None))
+        self.hidden_draws |= traces.hidden_draws
         layout = Layout.build(*specify(run, traces, provenance))
         signature = traces.signature()
         if provenance.read_ever or (self.found is not None and signature != self.signature):

@@ -6,8 +6,8 @@ import pytest
 
 from pplgrad import Constant, LeaveOneOut, OptimalConstant, ScoreFunction
 from pplgrad.numpyro import TraceGrad_ELBO
-from tests.numpyro.enumeration import assert_same, exact_gradient, expected_gradient, outcomes
-from tests.programs import CASES
+from pplgrad.testing.in_numpyro import assert_same, exact_gradient, expected_gradient, outcomes
+from pplgrad.testing.programs import CASES
 
 SMALL = [name for name, case in CASES.items() if len(list(outcomes(case))) <= 8 and not case.subsamples]
 # NumPyro warns of batch dimensions that no plate declares; the gradient is right all the same.

@@ -14,8 +14,8 @@ from numpyro.optim import Adam
 from pplgrad import EstimatorError, OptimalConstant, ProgramError, ScoreFunction
 from pplgrad.numpyro import TraceGrad_ELBO, config_estimators
 from pplgrad.numpyro._program import _score_squared
-from tests.numpyro.enumeration import array, assert_same, exact_gradient, expected_gradient
-from tests.programs import Case
+from pplgrad.testing.in_numpyro import array, assert_same, exact_gradient, expected_gradient
+from pplgrad.testing.programs import Case
 
 PARAMS = {"a": np.array([0.3, 0.8]), "b": np.array([-0.2, 0.9, 1.3])}
 DATA = [0.2, -0.4]

@@ -8,9 +8,9 @@ from numpyro import handlers
 
 from pplgrad import ScoreFunction
 from pplgrad.numpyro import TraceGrad_ELBO, _program, config_estimators
+from pplgrad.testing.in_numpyro import HOST, exact_gradient, expected_gradient, parameters
+from pplgrad.testing.programs import CASES
 from tests.mutants import MUTANTS
-from tests.numpyro.enumeration import HOST, exact_gradient, expected_gradient, parameters
-from tests.programs import CASES
 
 pytestmark = pytest.mark.filterwarnings("ignore:Missing a plate statement")
 

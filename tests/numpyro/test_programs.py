@@ -19,8 +19,8 @@ from numpyro.primitives import mutable
 
 from pplgrad import DecayingAverage, EstimatorError, LeaveOneOut, Reparam, ScoreFunction
 from pplgrad.numpyro import TraceGrad_ELBO, config_estimators
-from tests.numpyro.enumeration import HOST, array, parameters
-from tests.programs import CASES
+from pplgrad.testing.in_numpyro import HOST, array, parameters
+from pplgrad.testing.programs import CASES
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Missing a plate statement"),

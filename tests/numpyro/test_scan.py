@@ -12,8 +12,8 @@ from pplgrad import LeaveOneOut, ProgramError, ScoreFunction
 from pplgrad.engine.program import AFTER, BEFORE, SAME
 from pplgrad.numpyro import TraceGrad_ELBO, config_estimators
 from pplgrad.numpyro._elbo import _laid_out
-from tests.numpyro.enumeration import array, assert_same, exact_gradient, expected_gradient
-from tests.programs import Case
+from pplgrad.testing.in_numpyro import array, assert_same, exact_gradient, expected_gradient
+from pplgrad.testing.programs import Case
 
 T = 3
 DATA = [0.2, -0.4, 0.9]

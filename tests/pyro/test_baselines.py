@@ -20,8 +20,8 @@ from pplgrad import (
     ScoreFunction,
 )
 from pplgrad.pyro import TraceGrad_ELBO, config_estimators, is_baseline_param, split_optimizer
-from tests.programs import CASES
-from tests.pyro.enumeration import HOST, array, assert_same, exact_gradient, expected_gradient, fresh
+from pplgrad.testing.in_pyro import HOST, array, assert_same, exact_gradient, expected_gradient, fresh
+from pplgrad.testing.programs import CASES
 
 STATEFUL = {
     "average": DecayingAverage(0.8),

@@ -5,8 +5,8 @@ import pytest
 
 from pplgrad import Constant, LeaveOneOut, OptimalConstant, ScoreFunction
 from pplgrad.pyro import TraceGrad_ELBO
-from tests.programs import CASES
-from tests.pyro.enumeration import assert_same, exact_gradient, expected_gradient, outcomes
+from pplgrad.testing.in_pyro import assert_same, exact_gradient, expected_gradient, outcomes
+from pplgrad.testing.programs import CASES
 
 SMALL = [name for name, case in CASES.items() if len(list(outcomes(case))) <= 8 and not case.subsamples]
 ONE_PARTICLE = {
@@ -62,8 +62,8 @@ def test_subsample_gradient_is_the_full_data_gradient():
 
     import pyro
 
-    from tests.programs import Host
-    from tests.pyro.enumeration import HOST
+    from pplgrad.testing.in_pyro import HOST
+    from pplgrad.testing.programs import Host
 
     def plate(name, size, subsample_size=None, dim=None):
         return pyro.plate(name, size, dim=dim)

@@ -9,9 +9,9 @@ from pyro.optim import Adam
 from pplgrad import ScoreFunction
 from pplgrad.engine.program import Run
 from pplgrad.pyro import TraceGrad_ELBO, _program, is_baseline_param
+from pplgrad.testing.in_pyro import HOST, exact_gradient, expected_gradient, fresh
+from pplgrad.testing.programs import CASES
 from tests.mutants import MUTANTS
-from tests.programs import CASES
-from tests.pyro.enumeration import HOST, exact_gradient, expected_gradient, fresh
 
 
 def error(name, estimator, particles, stateful=False):

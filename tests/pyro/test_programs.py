@@ -14,8 +14,8 @@ from pyro.optim import Adam
 
 from pplgrad import DecayingAverage, LeaveOneOut, Reparam, ScoreFunction
 from pplgrad.pyro import TraceGrad_ELBO, config_estimators
-from tests.programs import CASES
-from tests.pyro.enumeration import HOST, Force, array, assert_same, exact_gradient, fresh, gradient
+from pplgrad.testing.in_pyro import HOST, Force, array, assert_same, exact_gradient, fresh, gradient
+from pplgrad.testing.programs import CASES
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -15,8 +15,7 @@ from pplgrad import ScoreFunction
 from pplgrad.pyro import TraceGrad_ELBO
 from pplgrad.pyro._guards import Guard
 from pplgrad.pyro._provenance import Provenance
-from tests.programs import Case
-from tests.pyro.enumeration import (
+from pplgrad.testing.in_pyro import (
     HOST,
     Force,
     array,
@@ -27,6 +26,7 @@ from tests.pyro.enumeration import (
     gradient,
     outcomes,
 )
+from pplgrad.testing.programs import Case
 
 
 def bern(name, logits):

@@ -389,3 +389,38 @@ def independent(h):
         h.sample("w", bernoulli(h, a[1]))
 
     return model, guide
+
+
+@case({"z": ((2,), 2)}, {"a": (2,), "b": (2,)})
+def coupled_plate(h):
+    """A plate of the guide whose elements meet in a cost outside of it."""
+
+    def model():
+        b = values("coupled_plate", h)["b"]
+        with h.plate("data", 2):
+            z = h.sample("z", bernoulli(h, b[0]))
+        h.factor("f", (z[..., :1] - 0.3) * (z[..., 1:] + b[1]))
+
+    def guide():
+        with h.plate("data", 2):
+            h.sample("z", bernoulli(h, values("coupled_plate", h)["a"]))
+
+    return model, guide
+
+
+@case({"n": ((), 3), "z": ((), 2)}, {"a": (3,), "b": (3,)})
+def counts(h):
+    """A binomial count over a binary site."""
+
+    def model():
+        b = values("counts", h)["b"]
+        n = h.sample("n", h.dist.Binomial(2, logits=b[0]))
+        z = h.sample("z", bernoulli(h, b[1] * n))
+        h.sample("x", h.dist.Normal(b[2] * z * n, 1.0), obs=h.array(0.8))
+
+    def guide():
+        a = values("counts", h)["a"]
+        n = h.sample("n", h.dist.Binomial(2, logits=a[0]))
+        h.sample("z", bernoulli(h, a[1] + a[2] * n))
+
+    return model, guide

@@ -15,8 +15,11 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 
-from pplgrad.pyro._distributions import unmasked
-from tests.programs import Case, Host
+from pplgrad.engine.noise import replaced_noise
+from pplgrad.pyro._branches import PyroDraw
+from pplgrad.pyro._distributions import finite_parts, unmasked
+from pplgrad.testing.cells import ListedNoise, NoiseShapes, cells
+from pplgrad.testing.programs import Case, Host
 
 Outcome = dict[str, np.ndarray]
 
@@ -184,6 +187,107 @@ def expected_gradient(
             found = gradient()
             for name in total:
                 total[name] += weight * found[name]
+    return total
+
+
+class Drive(Messenger):
+    """Makes every run of the guide draw from given uniform numbers, one set for each particle; the sites stay latent.
+
+    Without any, only the continuous sites' noise is held.
+    """
+
+    def __init__(self, uniforms: list[Outcome], noise: dict[str, np.ndarray]) -> None:
+        super().__init__()
+        self.uniforms = uniforms
+        self.noise = noise
+
+    def _pyro_sample(self, msg: Any) -> None:
+        name, fn = msg["name"], msg["fn"]
+        if msg["is_observed"] or msg["done"]:
+            return
+        if type(fn).__name__ == "_Subsample":
+            if self.uniforms and name in self.uniforms[0]:
+                msg["value"], msg["done"] = torch.as_tensor(self.uniforms[0][name]), True
+            return
+        if name in self.noise:
+            base = unmasked(fn)
+            msg["value"] = base.loc + base.scale * array(self.noise[name]).expand(base.loc.shape)
+        elif not self.uniforms:
+            return
+        else:
+            plated = any(frame.name == "num_particles_vectorized" for frame in msg["cond_indep_stack"])
+            uniform = array(np.stack([u[name] for u in self.uniforms]))
+            if plated:
+                # The branches of a particle stand next to each other, and share its numbers.
+                rows, rest = fn.batch_shape[0], fn.shape()[1:]
+                uniform = uniform.reshape(
+                    len(self.uniforms), *(1,) * (len(rest) - uniform.dim() + 1), *uniform.shape[1:]
+                )
+                uniform = uniform.repeat_interleave(rows // len(self.uniforms), 0)
+            else:
+                uniform = uniform[0]
+            msg["value"] = inverse_cdf(fn, uniform)
+        msg["done"] = True
+
+
+def inverse_cdf(fn: Any, uniform: torch.Tensor) -> torch.Tensor:
+    """Return the value of a finite distribution at a uniform number for each element."""
+    parts = finite_parts(unmasked(fn))
+    assert parts is not None
+    base, support = parts
+    listed = support.reshape(len(support), *(1,) * len(base.batch_shape), *base.event_shape)
+    probs = base.log_prob(listed).detach().exp().moveaxis(0, -1)
+    probs = probs.expand(*base.batch_shape, -1)
+    index = (uniform.expand(base.batch_shape)[..., None] > probs.cumsum(-1)[..., :-1]).sum(-1)
+    return support[index]
+
+
+def probabilities(case: Case, guide: Callable, every: list[Outcome]) -> Outcome:
+    """Return the probabilities of each discrete site's categories under all outcomes: (outcomes, *shape, categories)."""
+    found: dict[str, list[np.ndarray]] = {name: [] for name in case.latents}
+    for outcome in every:
+        with Force([outcome], case.noise), torch.no_grad():
+            trace = poutine.trace(guide).get_trace()
+        for name, tables in found.items():
+            site = trace.nodes[name]
+            draw = PyroDraw(name, site, False).finite()
+            assert draw is not None
+            tables.append(draw[0][0].detach().exp().numpy())
+    return {name: np.stack(tables) for name, tables in found.items()}
+
+
+def expected_gradient_over_cells(case: Case, make_elbo: Callable[[], Any], particles: int = 1) -> dict[str, np.ndarray]:
+    """Return E[estimate] over all draws, the draws of branches, and the estimators' own finite noise.
+
+    Several particles must be vectorized.
+    """
+    fresh(case)
+    model, guide = case.build(HOST)
+    elbo = make_elbo()
+    total = {name: np.zeros(value.shape) for name, value in case.params.items()}
+    shapes: NoiseShapes | None = None
+    subsets = subsamples(case)
+
+    def step(uniforms: list[Outcome], noise: Callable) -> dict[str, np.ndarray]:
+        fresh(case)
+        with Drive(uniforms, case.noise), replaced_noise(noise):
+            elbo.loss_and_grads(model, guide)
+        return gradient()
+
+    for subset in subsets:
+        tables = probabilities(case, guide, [outcome | subset for outcome in outcomes(case)])
+        for picked in itertools.product(list(cells(tables)), repeat=particles):
+            uniforms = [uniform | subset for uniform, _ in picked]
+            size = float(np.prod([size for _, size in picked])) / len(subsets)
+            if shapes is None:
+                shapes = NoiseShapes()
+                step(uniforms, shapes.recording)
+            for noise in shapes.outcomes():
+                listed = ListedNoise(noise)
+                found = step(uniforms, listed.make)
+                weight = size * float(np.exp(float(listed.log_weight)))
+                for name in total:
+                    total[name] += weight * found[name]
     return total
 
 

@@ -1,0 +1,263 @@
+"""Enumerate every outcome of a small NumPyro program, and compare estimates with the exact gradient."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from numpyro import handlers
+from numpyro.infer.util import compute_log_probs
+
+from pplgrad.engine.noise import replaced_noise
+from pplgrad.numpyro._compat import unmasked
+from pplgrad.numpyro._distributions import finite_draw, finite_parts
+from pplgrad.testing.cells import ListedNoise, NoiseShapes, cells
+from pplgrad.testing.programs import CASES, Case, Host
+
+KEY = 7
+
+
+def array(x: Any) -> jax.Array:
+    return jnp.asarray(np.asarray(x), dtype=jnp.float64)
+
+
+HOST = Host(
+    sample=numpyro.sample,
+    param=numpyro.param,
+    plate=numpyro.plate,
+    mask=lambda mask: handlers.mask(mask=jnp.asarray(np.asarray(mask))),
+    scale=lambda s: handlers.scale(scale=s),
+    factor=numpyro.factor,
+    dist=dist,
+    array=array,
+    xp=jnp,
+)
+
+
+def forced(guide: Callable, outcomes: dict[str, jax.Array], noise: dict[str, np.ndarray], particles: int) -> Callable:
+    """Make the guide draw given outcomes, of shape (particles, ...); the sites stay latent.
+
+    The particle is recognised by its key, so that this works however particles are mapped.
+    """
+    which_particle = _which_particle(particles)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        which = which_particle()
+
+        def choose(site: Any) -> Any:
+            name = site["name"]
+            return outcomes[name][which] if name in outcomes else _with_noise(site, noise)
+
+        data = {name: value[which] for name, value in outcomes.items()}
+        with handlers.substitute(data=data) if not noise else handlers.substitute(substitute_fn=choose):
+            return guide(*args, **kwargs)
+
+    return run
+
+
+def _which_particle(particles: int) -> Callable[[], Any]:
+    """Return a function that tells, inside the guide, which particle runs, from its key."""
+    key = jax.random.key(KEY)
+    keys = [key] if particles == 1 else list(jax.random.split(key, particles))
+    known = [jax.random.split(jax.random.split(k)[1])[1] for k in keys]
+    known_data = jnp.stack([jax.random.key_data(k) for k in known])
+
+    def which() -> Any:
+        mine = jax.random.key_data(numpyro.prng_key())
+        return jnp.argmax(jnp.all(known_data == mine, -1)) if particles > 1 else 0
+
+    return which
+
+
+def _with_noise(site: Any, noise: dict[str, np.ndarray]) -> Any:
+    """Return a Normal's draw from its fixed noise, or None for another site."""
+    if site["name"] not in noise:
+        return None
+    base = unmasked(site["fn"])
+    while not hasattr(base, "loc"):
+        base = base.base_dist
+    return jnp.broadcast_to(base.loc + base.scale * array(noise[site["name"]]), site["fn"].batch_shape)
+
+
+def _count(case: Case) -> int:
+    """Return the number of subsamples."""
+    return int(np.prod([len(list(itertools.combinations(range(n), k))) for n, k in case.subsamples.values()] or [1]))
+
+
+def outcomes(case: Case) -> Iterator[dict[str, np.ndarray]]:
+    """Yield all joint values of the discrete latents, with every subsample."""
+    sizes = {name: int(np.prod(shape)) for name, (shape, _) in case.latents.items()}
+    supports = [range(case.latents[name][1]) for name, n in sizes.items() for _ in range(n)]
+    names = list(case.subsamples)
+    subsets = [list(itertools.combinations(range(n), k)) for n, k in case.subsamples.values()]
+    for picked in itertools.product(*subsets):
+        for flat in itertools.product(*supports):
+            result: dict[str, np.ndarray] = {n: np.array(s) for n, s in zip(names, picked, strict=True)}
+            start = 0
+            for name, n in sizes.items():
+                result[name] = np.array(flat[start : start + n]).reshape(case.latents[name][0])
+                start += n
+            yield result
+
+
+def stacked(items: list[dict[str, np.ndarray]]) -> dict[str, jax.Array]:
+    return {name: jnp.stack([jnp.asarray(item[name]) for item in items]) for name in items[0]}
+
+
+def log_weight_and_objective(case: Case, params: dict, outcome: dict[str, jax.Array]) -> tuple[Any, Any]:
+    """Return log q of the discrete sites, unscaled and unmasked, and log p − log q as Trace_ELBO has it."""
+    model, guide = case.build(HOST)
+    one = {name: value[None] for name, value in outcome.items()}
+    model_key, guide_key = jax.random.split(jax.random.key(KEY))
+    guide = handlers.seed(forced(guide, one, case.noise, 1), guide_key)
+    log_q, guide_trace = compute_log_probs(guide, (), {}, params)
+    log_p, _ = compute_log_probs(handlers.replay(handlers.seed(model, model_key), guide_trace), (), {}, params)
+    log_w = jnp.zeros(())
+    for name in case.latents:
+        site = guide_trace[name]
+        log_w = log_w + unmasked(site["fn"]).log_prob(site["value"]).sum()
+    return log_w - jnp.log(_count(case)), sum(log_p.values()) - sum(log_q.values())
+
+
+def parameters(case: Case) -> dict[str, jax.Array]:
+    return {name: array(value) for name, value in case.params.items()}
+
+
+_EXACT: dict[str, dict[str, np.ndarray]] = {}
+
+
+def exact_gradient(case: Case) -> dict[str, np.ndarray]:
+    """Return the gradient of −E_q[log p − log q], summed over every outcome and every subsample."""
+    if CASES.get(case.name) is not case:
+        return _exact_gradient(case)
+    if case.name not in _EXACT:
+        _EXACT[case.name] = _exact_gradient(case)
+    return _EXACT[case.name]
+
+
+def _exact_gradient(case: Case) -> dict[str, np.ndarray]:
+    every = stacked(list(outcomes(case)))
+
+    def loss(params: dict) -> jax.Array:
+        log_w, objective = jax.vmap(lambda o: log_weight_and_objective(case, params, o))(every)
+        return -(jnp.exp(log_w) * objective).sum()
+
+    return {name: np.asarray(g) for name, g in jax.jit(jax.grad(loss))(parameters(case)).items()}
+
+
+def expected_gradient(
+    case: Case, elbo: Any, particles: int, wrap: Callable = lambda guide: guide, extra: dict | None = None
+) -> dict[str, np.ndarray]:
+    """Return E[estimate] over every tuple of outcomes of the particles; `extra` is state and parameters of baselines."""
+    model, guide = case.build(HOST)
+    every = list(outcomes(case))
+    weights = jax.vmap(lambda o: log_weight_and_objective(case, parameters(case), o)[0])(stacked(every))
+    weights = np.exp(np.asarray(weights))
+    picked = list(itertools.product(range(len(every)), repeat=particles))
+    tuples = stacked([{n: np.stack([every[i][n] for i in p]) for n in every[0]} for p in picked])
+
+    def loss(params: dict, draws: dict[str, jax.Array]) -> jax.Array:
+        run = wrap(forced(guide, draws, case.noise, particles))
+        return elbo.loss_with_mutable_state(jax.random.key(KEY), {**params, **(extra or {})}, model, run)["loss"]
+
+    found = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(parameters(case), tuples)
+    weight = np.array([np.prod([weights[i] for i in p]) for p in picked])
+    return {name: np.tensordot(weight, np.asarray(g), 1) for name, g in found.items()}
+
+
+def driven(guide: Callable, uniforms: dict[str, jax.Array], noise: dict[str, np.ndarray], particles: int) -> Callable:
+    """Make the guide draw from given uniform numbers, of shape (particles, ...), in whatever branch it runs."""
+    which = _which_particle(particles)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        mine = which()
+
+        def choose(site: Any) -> Any:
+            name = site["name"]
+            if site["type"] == "plate" or name not in uniforms:
+                return uniforms[name][mine] if name in uniforms else _with_noise(site, noise)
+            return inverse_cdf(site["fn"], uniforms[name][mine])
+
+        with handlers.substitute(substitute_fn=choose):
+            return guide(*args, **kwargs)
+
+    return run
+
+
+def with_fixed_noise(guide: Callable, case: Case) -> Callable:
+    """Hold the noise of the continuous sites, and let the others be drawn."""
+    return handlers.substitute(guide, substitute_fn=lambda site: _with_noise(site, case.noise))
+
+
+def inverse_cdf(fn: Any, uniform: jax.Array) -> jax.Array:
+    """Return the value of a finite distribution at a uniform number for each element."""
+    parts = finite_parts(unmasked(fn))
+    assert parts is not None
+    base, support = parts
+    listed = support.reshape(len(support), *(1,) * (uniform.ndim), *base.event_shape)
+    probs = jnp.moveaxis(jnp.exp(base.log_prob(listed)), 0, -1)
+    index = jnp.sum(uniform[..., None] > jnp.cumsum(probs, -1)[..., :-1], -1)
+    return support[index]
+
+
+def probabilities(case: Case, outcome: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Return the probabilities of each discrete site's categories, (*shape, categories), under an outcome."""
+    _, guide = case.build(HOST)
+    key = jax.random.split(jax.random.key(KEY))[1]
+    one = {name: value[None] for name, value in outcome.items()}
+    run = handlers.substitute(handlers.seed(forced(guide, one, case.noise, 1), key), data=parameters(case))
+    sites = handlers.trace(run).get_trace()
+    found = {}
+    for name in case.latents:
+        draw = finite_draw(unmasked(sites[name]["fn"]), sites[name]["value"])
+        assert draw is not None
+        found[name] = jnp.exp(draw.log_probs)
+    return found
+
+
+def expected_gradient_over_cells(case: Case, elbo: Any, particles: int = 1) -> dict[str, np.ndarray]:
+    """Return E[estimate] over all draws, the draws of branches, and the estimators' own finite noise."""
+    model, guide = case.build(HOST)
+    rows: list[dict[str, np.ndarray]] = []
+    sizes: list[float] = []
+    for _, group in itertools.groupby(outcomes(case), key=lambda o: [o[name].tolist() for name in case.subsamples]):
+        every = list(group)
+        tables = {name: np.asarray(x) for name, x in jax.vmap(lambda o: probabilities(case, o))(stacked(every)).items()}
+        subset = {name: every[0][name] for name in case.subsamples}
+        for picked in itertools.product(list(cells(tables)), repeat=particles):
+            uniforms = {n: np.stack([u[n] for u, _ in picked]) for n in tables}
+            rows.append({**uniforms, **{n: np.stack([x] * particles) for n, x in subset.items()}})
+            sizes.append(float(np.prod([size for _, size in picked])) / _count(case))
+    params, draws, shapes = parameters(case), stacked(rows), NoiseShapes()
+
+    def loss(params: dict, draw: dict[str, jax.Array], noise: Any) -> tuple[jax.Array, jax.Array]:
+        listed = ListedNoise(noise or [])
+        with replaced_noise(shapes.recording if noise is None else listed.make):
+            run = driven(guide, draw, case.noise, particles)
+            value = elbo.loss_with_mutable_state(jax.random.key(KEY), params, model, run)["loss"]
+        return value, jnp.asarray(listed.log_weight)
+
+    jax.eval_shape(lambda p, d: loss(p, d, None), params, {name: x[0] for name, x in draws.items()})
+    noises = [[jnp.asarray(x) for x in outcome] for outcome in shapes.outcomes()]
+    joint = [jnp.stack(column) for column in zip(*noises, strict=True)]
+
+    def over_noise(params: dict, draw: dict[str, jax.Array]) -> dict:
+        one = jax.grad(loss, has_aux=True)
+        if not joint:
+            return one(params, draw, [])[0]
+        found, log_weight = jax.vmap(lambda noise: one(params, draw, noise))(joint)
+        return {name: jnp.tensordot(jnp.exp(log_weight), g, 1) for name, g in found.items()}
+
+    found = jax.jit(jax.vmap(over_noise, (None, 0)))(params, draws)
+    return {name: np.tensordot(np.array(sizes), np.asarray(g), 1) for name, g in found.items()}
+
+
+def assert_same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], tolerance: float = 1e-9) -> None:
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, atol=tolerance, rtol=0, err_msg=name)

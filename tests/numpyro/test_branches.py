@@ -1,0 +1,139 @@
+"""Estimators that run the program at other values: exact over their finite noise, z-tests over the rest."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro.contrib.control_flow import scan
+from numpyro.infer import Trace_ELBO
+
+from pplgrad import DisARM, EstimatorError, LocalExpectation, ProgramError
+from pplgrad.numpyro import TraceGrad_ELBO
+from pplgrad.testing.in_numpyro import (
+    HOST,
+    assert_same,
+    exact_gradient,
+    expected_gradient_over_cells,
+    parameters,
+    with_fixed_noise,
+)
+from pplgrad.testing.programs import CASES
+from tests.branching import EXACT, RANDOM, exact_pairs, random_pairs
+
+
+def elbo(name, estimator, particles=1, vectorize=True):
+    return TraceGrad_ELBO(particles, vectorize, estimators=dict.fromkeys(CASES[name].latents, estimator))
+
+
+@pytest.mark.parametrize(("short", "name"), exact_pairs())
+def test_exact(short, name):
+    found = expected_gradient_over_cells(CASES[name], elbo(name, EXACT[short][0]))
+    assert_same(found, exact_gradient(CASES[name]))
+
+
+@pytest.mark.parametrize("vectorize", [True, False, lambda f, xs: jax.lax.map(f, xs)], ids=["vmap", "map", "callable"])
+@pytest.mark.parametrize("short", EXACT)
+def test_two_particles_exact(short, vectorize):
+    found = expected_gradient_over_cells(CASES["single"], elbo("single", EXACT[short][0], 2, vectorize), 2)
+    assert_same(found, exact_gradient(CASES["single"]))
+
+
+def z_score(name, objective, draws=50_000):
+    """Return the largest |z| of the mean estimate against the exact gradient, over all coordinates."""
+    case = CASES[name]
+    wanted = exact_gradient(case)
+    model, guide = case.build(HOST)
+    guide = with_fixed_noise(guide, case)
+
+    def one(params, key):
+        return jax.grad(lambda p: objective.loss(key, p, model, guide))(params)
+
+    found = jax.jit(jax.vmap(one, (None, 0)))(parameters(case), jax.random.split(jax.random.key(1), draws))
+    worst = 0.0
+    for key, value in wanted.items():
+        values = np.asarray(found[key])
+        error = np.abs(values.mean(0) - value)
+        spread = values.std(0) / np.sqrt(draws)
+        worst = max(worst, np.where(spread > 1e-12, error / np.maximum(spread, 1e-12), error * 1e9).max())
+    return worst
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("short", "name"), random_pairs())
+def test_unbiased(short, name):
+    assert z_score(name, elbo(name, RANDOM[short][0])) < 4.5
+
+
+@pytest.mark.slow
+def test_particles_unbiased():
+    assert z_score("hierarchy", elbo("hierarchy", DisARM(), 2)) < 4.5
+
+
+def test_draws_are_those_of_trace_elbo():
+    case = CASES["hierarchy"]
+    model, guide = case.build(HOST)
+    key = jax.random.key(3)
+    found = elbo("hierarchy", LocalExpectation()).loss(key, parameters(case), model, guide)
+    np.testing.assert_allclose(found, Trace_ELBO().loss(key, parameters(case), model, guide))
+
+
+def chosen(a):
+    return numpyro.sample("z", dist.Bernoulli(logits=a), infer={"estimator": LocalExpectation()})
+
+
+def test_programs_that_cannot_be_traced():
+    """Python control flow on a value: branches run one by one; with other sites in a branch, refused."""
+
+    def guide(new_site):
+        chosen(numpyro.param("a", jnp.array(0.3)))
+
+    def model(new_site):
+        z = numpyro.sample("z", dist.Bernoulli(jnp.array(0.4)))
+        if z > 0 and new_site:
+            numpyro.sample("x", dist.Normal(0.0, 1.0), obs=0.3)
+        scale = 2.0 if z > 0 else 1.0
+        numpyro.sample("y", dist.Normal(0.0, scale), obs=0.3)
+
+    def by_where(new_site):
+        z = numpyro.sample("z", dist.Bernoulli(jnp.array(0.4)))
+        numpyro.sample("y", dist.Normal(0.0, jnp.where(z > 0, 2.0, 1.0)), obs=0.3)
+
+    def loss(params, program, new_site):
+        return TraceGrad_ELBO().loss(jax.random.key(0), params, program, guide, new_site)
+
+    params = {"a": jnp.array(0.3)}
+    found, wanted = (jax.grad(loss)(params, program, False)["a"] for program in (model, by_where))
+    np.testing.assert_allclose(found, wanted)
+    with pytest.raises(ProgramError, match="'x' exists or not"):
+        jax.grad(loss)(params, model, True)
+
+
+def test_scanned_sites_are_refused():
+    def program():
+        def step(z, _):
+            return chosen(z), None
+
+        scan(step, jnp.zeros((), int), None, length=2)
+
+    with pytest.raises(EstimatorError, match="'z', which is drawn inside scan"):
+        TraceGrad_ELBO().loss(jax.random.key(0), {}, program, program)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "distribution", "words"),
+    [
+        (DisARM(), lambda: dist.Poisson(2.0), "Poisson is not binary"),
+        (LocalExpectation(), lambda: dist.Poisson(2.0), "does not have finitely many values"),
+        (LocalExpectation(), lambda: dist.Normal(0.0, 1.0), "does not have finitely many values"),
+        (DisARM(), lambda: dist.Categorical(jnp.ones(3) / 3), "use LocalExpectation"),
+    ],
+)
+def test_misfits_are_refused(estimator, distribution, words):
+    def program():
+        numpyro.sample("z", distribution())
+
+    with pytest.raises(EstimatorError, match=words) as error:
+        TraceGrad_ELBO(estimators={"z": estimator}).loss(jax.random.key(0), {}, program, program)
+    assert "'z'" in str(error.value)

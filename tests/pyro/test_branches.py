@@ -1,0 +1,148 @@
+"""Estimators that run the program at other values: exact over their finite noise, z-tests over the rest."""
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pplgrad import DisARM, EstimatorError, LocalExpectation, ProgramError
+from pplgrad.pyro import TraceGrad_ELBO
+from pplgrad.testing.in_pyro import (
+    HOST,
+    Drive,
+    array,
+    assert_same,
+    exact_gradient,
+    expected_gradient_over_cells,
+    fresh,
+    gradient,
+)
+from pplgrad.testing.programs import CASES
+from tests.branching import EXACT, RANDOM, exact_pairs, random_pairs
+
+
+def elbo(name, estimator, particles=1, vectorized=False):
+    chosen = dict.fromkeys(CASES[name].latents, estimator)
+    return TraceGrad_ELBO(particles, vectorize_particles=vectorized, max_plate_nesting=2, estimators=chosen)
+
+
+@pytest.mark.parametrize("vectorized", [False, True], ids=["one-by-one", "at-once"])
+@pytest.mark.parametrize(("short", "name"), exact_pairs())
+def test_exact(short, name, vectorized):
+    if vectorized and name in ("batch_without_plate", "subsampled", "categorical_index"):
+        pytest.skip("these programs do not broadcast")
+    found = expected_gradient_over_cells(CASES[name], lambda: elbo(name, EXACT[short][0], 1, vectorized))
+    assert_same(found, exact_gradient(CASES[name]))
+
+
+@pytest.mark.parametrize("short", EXACT)
+def test_two_particles_exact(short):
+    found = expected_gradient_over_cells(CASES["single"], lambda: elbo("single", EXACT[short][0], 2, True), 2)
+    assert_same(found, exact_gradient(CASES["single"]))
+
+
+def z_score(name, make, draws):
+    """Return the largest |z| of the mean estimate against the exact gradient, over all coordinates."""
+    case = CASES[name]
+    wanted = exact_gradient(case)
+    model, guide = case.build(HOST)
+    objective = make()
+    found = []
+    for _ in range(draws):
+        fresh(case)
+        with Drive([], case.noise):
+            objective.loss_and_grads(model, guide)
+        found.append(gradient())
+    worst = 0.0
+    for key, value in wanted.items():
+        values = np.stack([g[key] for g in found])
+        error = np.abs(values.mean(0) - value)
+        spread = values.std(0) / np.sqrt(draws)
+        worst = max(worst, np.where(spread > 1e-12, error / np.maximum(spread, 1e-12), error * 1e9).max())
+    return worst
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("short", "name"), random_pairs())
+def test_unbiased(short, name):
+    """Fewer draws than in NumPyro, where a step is a thousand times cheaper; the mathematics is the same code."""
+    assert z_score(name, lambda: elbo(name, RANDOM[short][0]), 1500) < 4.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("vectorized", [False, True], ids=["looped", "vectorized"])
+def test_particles_unbiased(vectorized):
+    assert z_score("hierarchy", lambda: elbo("hierarchy", DisARM(), 2, vectorized), 1500) < 4.5
+
+
+def test_draws_are_those_of_trace_elbo():
+    """Branches leave the generator as the primary run does, and are not to be seen in the loss."""
+    case = CASES["hierarchy"]
+    model, guide = case.build(HOST)
+    losses = []
+    for objective in (elbo("hierarchy", LocalExpectation()), pyro.infer.Trace_ELBO()):
+        fresh(case)
+        pyro.set_rng_seed(3)
+        losses.append([objective.loss_and_grads(model, guide) for _ in range(4)])
+    np.testing.assert_allclose(*losses)
+
+
+def chosen(a):
+    """Draw a Bernoulli under an estimator of its own, whose logit is the parameter a."""
+    return pyro.sample("z", dist.Bernoulli(logits=a), infer={"estimator": LocalExpectation()})
+
+
+def test_hidden_draws_are_those_of_the_primary_run():
+    """What a guide draws under block is the same in every branch: the local expectation sees one world, not two."""
+    seen = []
+
+    def guide():
+        with pyro.poutine.block():
+            h = pyro.sample("h", dist.Normal(0.0, 1.0))
+        seen.append(h)
+        chosen(pyro.param("a", array(0.3)) + h)
+
+    def model():
+        z = pyro.sample("z", dist.Bernoulli(array(0.4)))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=array(0.3))
+
+    TraceGrad_ELBO().loss_and_grads(model, guide)
+    assert len(seen) == 2 and seen[0] == seen[1]
+    at_once = TraceGrad_ELBO(vectorize_particles=True, max_plate_nesting=0)
+    for _ in range(4):
+        with pytest.raises(ProgramError, match="draws random numbers outside of its sample sites"):
+            at_once.loss_and_grads(model, guide)
+
+
+def test_a_program_with_other_sites_in_a_branch_is_refused():
+    def guide():
+        chosen(pyro.param("a", array(0.3)))
+
+    def model():
+        z = pyro.sample("z", dist.Bernoulli(array(0.4)))
+        if z > 0:
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=array(0.3))
+
+    pyro.set_rng_seed(0)
+    with pytest.raises(ProgramError, match="'x' exists or not depending on the value of site 'z'"):
+        for _ in range(4):
+            TraceGrad_ELBO().loss_and_grads(model, guide)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "distribution", "words"),
+    [
+        (DisARM(), dist.Poisson(torch.tensor(2.0)), "Poisson is not binary"),
+        (LocalExpectation(), dist.Poisson(torch.tensor(2.0)), "does not have finitely many values"),
+        (LocalExpectation(), dist.Normal(0.0, 1.0), "does not have finitely many values"),
+        (DisARM(), dist.Categorical(torch.ones(3)), "use LocalExpectation"),
+    ],
+)
+def test_misfits_are_refused(estimator, distribution, words):
+    def program():
+        pyro.sample("z", distribution)
+
+    with pytest.raises(EstimatorError, match=words) as error:
+        TraceGrad_ELBO(estimators={"z": estimator}).loss_and_grads(program, program)
+    assert "'z'" in str(error.value)
