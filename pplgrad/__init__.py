@@ -21,7 +21,7 @@ from pplgrad.errors import (
     PplgradError,
     ProgramError,
 )
-from pplgrad.estimators import ARM, ARMS, DisARM, Estimator, LocalExpectation, Reparam, ScoreFunction
+from pplgrad.estimators import ARM, ARMS, DisARM, Estimator, LocalExpectation, MeasureValued, Reparam, ScoreFunction
 
 __all__ = [
     "ARM",
@@ -38,6 +38,7 @@ __all__ = [
     "ImpossibleValueError",
     "LeaveOneOut",
     "LocalExpectation",
+    "MeasureValued",
     "NeuralBaseline",
     "OptimalConstant",
     "PplgradError",

@@ -1,13 +1,19 @@
 """Which estimators that run branches are proved on which programs, the same in both libraries."""
 
-from pplgrad import ARM, ARMS, DisARM, LocalExpectation
+from pplgrad import ARM, ARMS, DisARM, LocalExpectation, MeasureValued, ScoreFunction
 from pplgrad.testing.programs import CASES
 
 # Without nested_plates: its cells go into the thousands.
 FINITE = [name for name in CASES if name != "nested_plates"]
 BINARY = [name for name in FINITE if all(size == 2 for _, size in CASES[name].latents.values())]
 
-EXACT = {"local": (LocalExpectation(), FINITE), "disarm": (DisARM(), BINARY)}
+EXACT = {
+    "local": (LocalExpectation(), FINITE),
+    "disarm": (DisARM(), BINARY),
+    "samples2": (ScoreFunction(samples=2), FINITE),
+    "samples3": (ScoreFunction(samples=3), ["single", "independent", "categorical_index"]),
+    "measure": (MeasureValued(), ["single", "categorical_index"]),
+}
 """Estimators with finite noise, by a short name: the expectation is a finite sum."""
 
 RANDOM = {"arm": (ARM(), BINARY), "arms2": (ARMS(2), BINARY), "arms4": (ARMS(4), BINARY)}
@@ -15,6 +21,40 @@ RANDOM = {"arm": (ARM(), BINARY), "arms2": (ARMS(2), BINARY), "arms4": (ARMS(4),
 
 HARD = ["hierarchy", "mixed", "event", "subsampled", "reparameterized_parent", "nested_plates"]
 """The programs of the z-tests: dependent sites, both kinds, a joint event, a minibatch, plates."""
+
+
+NUMBERS = {
+    "normal": MeasureValued(),
+    "gamma": MeasureValued(),
+    "poisson": MeasureValued(),
+    "normal-samples": ScoreFunction(samples=3),
+    "poisson-samples": ScoreFunction(samples=2),
+}
+"""Estimators of sites with infinitely many values, by the site's family: see `numbers`."""
+
+
+def numbers(h, family):
+    """Return a program with two joint numbers of a family over a binary site, under a cost that does not separate."""
+
+    def site(loc, scale):
+        laws = {
+            "normal": lambda: h.dist.Normal(loc, scale),
+            "gamma": lambda: h.dist.Gamma(h.xp.exp(loc) + 0.5, scale),
+            "poisson": lambda: h.dist.Poisson(h.xp.exp(0.5 * loc)),
+        }
+        return h.sample("x", laws[family.split("-")[0]]().to_event(1))
+
+    def model():
+        x = site(h.array([0.0, 0.3]), h.array([1.0, 1.2]))
+        w = h.sample("w", h.dist.Bernoulli(logits=0.2 * x[..., 1]))
+        h.factor("f", h.xp.cos(x[..., 0]) * (x[..., 1] - 0.4 + w))
+
+    def guide():
+        loc, scale = h.param("m", h.array([0.3, -0.5])), h.param("s", h.array([0.1, -0.2]))
+        x = site(loc, h.xp.exp(scale))
+        h.sample("w", h.dist.Bernoulli(logits=0.3 * x[..., 0] - loc[0]))
+
+    return model, guide
 
 
 def exact_pairs():

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
-from pplgrad.engine.downstream import downstream, stacked_costs
+from pplgrad.engine.downstream import downstream, stacked_costs, to_shape
 from pplgrad.engine.layout import Layout, SiteGroup
 from pplgrad.engine.noise import Noise, noise_for
 from pplgrad.engine.ops import Array, Ops
-from pplgrad.engine.program import Plate
+from pplgrad.engine.program import Plate, Run
 from pplgrad.errors import EstimatorError
 
 
@@ -32,6 +32,18 @@ class HostDraw(Protocol):
 
     def embed(self, index: Array) -> Array:
         """Return the values (particles, m, *B, *E) that category numbers (particles, m, *B, *N) stand for."""
+
+    def again(self, count: int) -> tuple[Array, Array]:
+        """Return `count` more draws, (particles, count, *B, *E), and their log q with its gradient, (particles, count, *B).
+
+        `count` is what the site's estimator names as `draws_again`.
+        """
+
+    def parameters(self) -> Mapping[str, Array] | None:
+        """Return the parameters of a family of independent numbers, each (particles, *B, *E), by NumPyro's names.
+
+        None for a family that no estimator asks for.
+        """
 
 
 class BranchHost(Protocol):
@@ -58,29 +70,37 @@ class Draw:
     dimension that no plate declares, and of a plate that a cost downstream does not have.
     """
 
-    def __init__(self, ops: Ops, host: HostDraw, group: SiteGroup, noise: Noise) -> None:
+    def __init__(self, ops: Ops, host: HostDraw, group: SiteGroup, noise: Noise, score: Array) -> None:
         self.ops = ops
         self.name = host.name
         self.noise = noise
+        self.score = to_shape(ops, score, group.shape)
+        """log q of the draw, with its gradient: (particles, *plates)."""
         self._host = host
         self._plates = group.plates
         self._shape = group.shape
 
+    @property
+    def is_finite(self) -> bool:
+        """Return whether every element has finitely many values."""
+        return self._listed is not None
+
     @cached_property
+    def _listed(self) -> tuple[Array, Array] | None:
+        return self._host.finite()
+
+    @property
     def _finite(self) -> tuple[Array, Array]:
-        found = self._host.finite()
-        if found is None:
+        if self._listed is None:
             raise EstimatorError(f"Site '{self.name}' does not have finitely many values.")
-        return found
+        return self._listed
 
     @cached_property
     def _axes(self) -> _Axes:
-        return _Axes.of(tuple(self._finite[1].shape[1:]), self._plates, self._shape, self._events)
-
-    @property
-    def _events(self) -> int:
-        batch = len(self._host.value.shape) - 1 - self._host.event_dim
-        return len(self._finite[1].shape) - 1 - batch
+        value = self._host.value
+        shape = tuple((value if self._listed is None else self._listed[1]).shape[1:])
+        events = len(shape) - (len(value.shape) - 1 - self._host.event_dim)
+        return _Axes.of(shape, self._plates, self._shape, events)
 
     @cached_property
     def log_probs(self) -> Array:
@@ -104,6 +124,40 @@ class Draw:
     def embed(self, index: Array) -> Array:
         """Return the site's values at category numbers (particles, m, *plates, elements)."""
         return self._host.embed(self._axes.scatter(self.ops.xp, index, 2))
+
+    @property
+    def value(self) -> Array:
+        """Return the numbers drawn, (particles, *plates, elements), of a family of independent numbers."""
+        return self._axes.gather(self.ops.xp, self._host.value, 1)
+
+    def place(self, value: Array) -> Array:
+        """Return the site's values for numbers (particles, m, *plates, elements): undo `value`."""
+        return self._axes.scatter(self.ops.xp, value, 2)
+
+    @cached_property
+    def parameters(self) -> Mapping[str, Array]:
+        """Return the parameters of a family of independent numbers, with their gradient: (particles, *plates, elements)."""
+        found = self._host.parameters()
+        if found is None:
+            raise EstimatorError(f"Site '{self.name}' is of a family whose parameters are not known.")
+        return {name: self._axes.gather(self.ops.xp, x, 1) for name, x in found.items()}
+
+    def again(self, count: int) -> tuple[Array, Array]:
+        """Return `count` more draws of the site at the same parents, and their log q with its gradient.
+
+        The draws have shape (particles, count, *B, *E), as alternatives have; log q has (particles, count, *plates).
+        """
+        xp = self.ops.xp
+        if self.is_finite:
+            shape = self.log_probs.shape
+            wanted = (shape[0], count, *shape[1:])
+            log_probs = xp.broadcast_to(self.log_probs[:, None], wanted)
+            index = self.noise.categorical(self.ops.stop_gradient(log_probs))
+            chosen = xp.take_along_axis(log_probs, index[..., None], axis=-1)[..., 0]
+            return self.embed(index), xp.sum(chosen, axis=-1)
+        values, log_q = self._host.again(count)
+        flat = to_shape(self.ops, xp.reshape(log_q, (-1, *log_q.shape[2:])), self._shape)
+        return values, xp.reshape(flat, (*log_q.shape[:2], *flat.shape[1:]))
 
 
 @dataclass(frozen=True)
@@ -162,7 +216,7 @@ class BranchTerms:
         return self.draw.ops
 
 
-def branch_terms(ops: Ops, layout: Layout, stacks: list[Array], host: BranchHost) -> Array:
+def branch_terms(ops: Ops, layout: Layout, run: Run, stacks: list[Array], host: BranchHost) -> Array:
     """Run the branches of all sites that ask for them, and return the sum of their terms of the surrogate."""
     xp = ops.xp
     draws: dict[int, Draw] = {}
@@ -171,7 +225,7 @@ def branch_terms(ops: Ops, layout: Layout, stacks: list[Array], host: BranchHost
         site = layout.sites[group.members[0]]
         if site.estimator.uses_branches:
             noise = noise_for(site.name, ops, host.noise)
-            draws[number] = Draw(ops, host.draw(site.name), group, noise)
+            draws[number] = Draw(ops, host.draw(site.name), group, noise, run.scores[group.members[0]])
             asked[number] = site.estimator.alternatives(draws[number])
     names = {number: draw.name for number, draw in draws.items()}
     costs = host.branch_costs({names[number]: ops.stop_gradient(asked[number].values) for number in asked})

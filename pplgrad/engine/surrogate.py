@@ -72,7 +72,7 @@ def estimate(
         plain = [i for i, group in enumerate(layout.site_groups) if not layout.estimator(group).uses_branches]
         groups.append([_group_run(ops, layout, run, i, stacks) for i in plain])
         if len(plain) < len(layout.site_groups):
-            terms.append(branch_terms(ops, layout, stacks, branches[number]))
+            terms.append(branch_terms(ops, layout, run, stacks, branches[number]))
     assert value is not None
     value = value / total
     surrogate = sum(terms, start=value * total) / total if terms else value

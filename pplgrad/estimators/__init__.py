@@ -3,7 +3,18 @@
 from pplgrad.estimators.antithetic import ARM, ARMS, DisARM
 from pplgrad.estimators.base import Declaration, Estimator
 from pplgrad.estimators.local_expectation import LocalExpectation
+from pplgrad.estimators.measure_valued import MeasureValued
 from pplgrad.estimators.reparam import Reparam
 from pplgrad.estimators.score import ScoreFunction
 
-__all__ = ["ARM", "ARMS", "Declaration", "DisARM", "Estimator", "LocalExpectation", "Reparam", "ScoreFunction"]
+__all__ = [
+    "ARM",
+    "ARMS",
+    "Declaration",
+    "DisARM",
+    "Estimator",
+    "LocalExpectation",
+    "MeasureValued",
+    "Reparam",
+    "ScoreFunction",
+]

@@ -116,6 +116,11 @@ class Estimator(ABC):
         """Whether the baseline has state, a network or a function, which a plug-in must hold for the site."""
         return any(part.per_site for part in parts_of(self.baseline))
 
+    @property
+    def draws_again(self) -> int:
+        """The number of further draws of the site, at the same parents, that the estimator asks the host for."""
+        return 0
+
     @abstractmethod
     def check(self, site: SiteInfo) -> None:
         """Raise `EstimatorError` or `BaselineError` if the estimator does not fit the site."""

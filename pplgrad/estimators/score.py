@@ -6,38 +6,46 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pplgrad.baselines.base import Baseline
+from pplgrad.engine.branches import Alternatives, BranchTerms, Draw
 from pplgrad.engine.ops import Array
 from pplgrad.errors import ConfigurationError
 from pplgrad.estimators.base import Declaration, Estimator, GroupTerms, SiteInfo
+from pplgrad.estimators.fit import require_unscanned
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ScoreFunction(Estimator):
-    r"""The score-function gradient with a baseline.
+    r"""The score-function gradient with a baseline, or with several draws of the site.
 
     Estimates ∇θ E_q[f(z)] = E_q[(f(z) − b) ∇θ log q(z)], where f is the site's downstream cost: the sum of the
     scaled and masked log densities that depend on the site, reduced to the site's plates. log q itself is neither
     scaled nor masked, and carries gradient to the parameters of reparameterized parents as well.
 
+    With `samples=k` the site is drawn k times at the same parents, and each draw is set against the mean of the others:
+    E[1/(k − 1) Σ_i (f_i − f̄) ∇θ log q(z_i)], at k − 1 further evaluations (also known as VarGrad).
+
     Shapes: any distribution with a `log_prob`. Elements of a plate are credited one by one; batch dimensions
     that no plate declares, and event dimensions, are credited jointly. Costs and baselines are in nats.
 
-    Raises `ConfigurationError` if `baseline` is not a `Baseline`, `BaselineError` from the baseline's own checks.
+    Raises `ConfigurationError` if `baseline` is not a `Baseline` or `samples` brings its own, `BaselineError` from the
+    baseline's own checks, `EstimatorError` for `samples` above 1 inside a scan.
 
     >>> from pplgrad import LeaveOneOut
     >>> ScoreFunction(baseline=LeaveOneOut())
     ScoreFunction(baseline=LeaveOneOut())
 
-    Source: Williams (1992), theorem 1; Mohamed, Rosca, Figurnov and Mnih (2020), equation 13; the downstream
+    Source: Kool, van Hoof and Welling (2019), equation 8, and Richter, Boustati, Nüsken, Ruiz and Akyildiz (2020),
+    equation 8, for `samples`; Williams (1992), theorem 1; Mohamed, Rosca, Figurnov and Mnih (2020), equation 13; the downstream
     cost: Schulman et al. (2015), theorem 1.
     """
 
     baseline: Baseline | None = None
+    samples: int = 1
 
     declaration: ClassVar[Declaration] = Declaration(
         unbiased=True,
         supports="every distribution with a log density",
-        evaluations=0,
+        evaluations="samples − 1",
         differentiable_costs=False,
         derivatives=1,
         source="Williams 1992",
@@ -50,11 +58,35 @@ class ScoreFunction(Estimator):
                 f"ScoreFunction(baseline={self.baseline!r}): a baseline is an object such as Constant(0.0), "
                 "LeaveOneOut() or DecayingAverage(0.9), or a sum of them."
             )
+        if not isinstance(self.samples, int) or self.samples < 1:
+            raise ConfigurationError(f"ScoreFunction(samples={self.samples!r}): give the number of draws, 1 or more.")
+        if self.samples > 1 and self.baseline is not None:
+            raise ConfigurationError(
+                f"ScoreFunction({self.baseline!r}, samples={self.samples}): several draws of a site are set against each "
+                "other; drop the baseline, or use samples=1 with it."
+            )
+
+    def __repr__(self) -> str:
+        given = [f"baseline={self.baseline!r}"] if self.baseline is not None else []
+        given += [f"samples={self.samples}"] if self.samples > 1 else []
+        return f"ScoreFunction({', '.join(given)})"
+
+    @property
+    def uses_branches(self) -> bool:  # type: ignore[override]
+        """Return True with several draws of the site."""
+        return self.samples > 1
+
+    @property
+    def draws_again(self) -> int:
+        """Return the number of further draws."""
+        return self.samples - 1
 
     def check(self, site: SiteInfo) -> None:
         """Let the baseline refuse a site that it does not fit."""
         if self.baseline is not None:
             self.baseline.check(site)
+        if self.samples > 1:
+            require_unscanned(self, site)
 
     def surrogate(self, terms: GroupTerms) -> tuple[Array, Array | None]:
         """Return Σ log q · (downstream − baseline), summed over particles and elements, and the baseline's loss."""
@@ -64,3 +96,15 @@ class ScoreFunction(Estimator):
             signal, loss = value.signal, value.loss
         xp = terms.ops.xp
         return xp.sum(terms.log_prob * terms.ops.stop_gradient(signal)), loss
+
+    def alternatives(self, draw: Draw) -> Alternatives:
+        """Return the further draws."""
+        return Alternatives(*draw.again(self.samples - 1))
+
+    def surrogate_of(self, terms: BranchTerms) -> Array:
+        """Return 1/(k − 1) Σ_i (f_i − f̄) log q(z_i)."""
+        xp = terms.ops.xp
+        costs = xp.concat([terms.downstream[:, None], terms.costs], axis=1)
+        log_q = xp.concat([terms.draw.score[:, None], terms.alternatives.kept], axis=1)
+        centred = costs - xp.mean(costs, axis=1, keepdims=True)
+        return xp.sum(log_q * centred) / (self.samples - 1)

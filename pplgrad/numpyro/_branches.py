@@ -39,6 +39,8 @@ class NumPyroDraw:
         self.value = jax.lax.stop_gradient(arrays.values[name])
         self.event_dim = event_dim
         self._finite = arrays.finite.get(name)
+        self._again = arrays.again.get(name)
+        self._parameters = arrays.parameters.get(name)
 
     def finite(self) -> tuple[jax.Array, jax.Array] | None:
         """Return the log probabilities of all categories and the numbers drawn."""
@@ -48,6 +50,15 @@ class NumPyroDraw:
         """Return the values that category numbers stand for."""
         assert self._finite is not None
         return self._finite.support[0][index]
+
+    def again(self, count: int) -> tuple[jax.Array, jax.Array]:
+        """Return the further draws that the primary run made, and their log densities."""
+        assert self._again is not None and self._again[0].shape[1] == count
+        return self._again
+
+    def parameters(self) -> dict[str, jax.Array] | None:
+        """Return the parameters of the site's family, where its draws are independent numbers."""
+        return self._parameters
 
 
 class NumPyroBranches:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from numpyro.distributions import Independent
+from numpyro.distributions import ExpandedDistribution, Independent
 
 from pplgrad.numpyro._compat import unmasked
 
@@ -54,3 +54,31 @@ def finite_draw(fn: Any, value: jax.Array) -> FiniteDraw | None:
     index = jnp.argmax(same.all(range(same.ndim - events, same.ndim)) if events else same, 0)
     log_probs = jnp.moveaxis(base.log_prob(listed), 0, -1)
     return FiniteDraw(jnp.broadcast_to(log_probs, (*index.shape, len(support))), index, support)
+
+
+_PARAMETERS = {"Normal": ("loc", "scale"), "Poisson": ("rate",), "Gamma": ("concentration", "rate")}
+
+
+def _family(fn: Any) -> Any:
+    while isinstance(fn, (Independent, ExpandedDistribution)):
+        fn = fn.base_dist
+    return fn
+
+
+def family(fn: Any) -> str:
+    """Return the name of a distribution's family, as `numpyro.distributions` calls it."""
+    return type(_family(unmasked(fn))).__name__.removesuffix("Logits").removesuffix("Probs")
+
+
+def parameters(fn: Any) -> dict[str, jax.Array] | None:
+    """Return the parameters of a family of independent numbers, each of the shape of the value; None for others."""
+    base, name = _family(fn), family(fn)
+    if name not in _PARAMETERS:
+        return None
+    return {key: jnp.broadcast_to(getattr(base, key), fn.shape()) for key in _PARAMETERS[name]}
+
+
+def drawn_again(fn: Any, key: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """Return more draws from a distribution, and their log densities."""
+    values = jax.lax.stop_gradient(fn.sample(key, (count,)))
+    return values, fn.log_prob(values)

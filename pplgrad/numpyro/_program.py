@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,7 @@ from pplgrad.engine.program import AFTER, BEFORE, EVERY, SAME, CostSpec, Plate, 
 from pplgrad.errors import ProgramError
 from pplgrad.estimators.base import Estimator, SiteInfo
 from pplgrad.numpyro._compat import is_handed_out, leaves_of, replay_branches, tag, unmasked, warn_about_plates
-from pplgrad.numpyro._distributions import FiniteDraw, categories, finite_draw
+from pplgrad.numpyro._distributions import FiniteDraw, categories, drawn_again, family, finite_draw, parameters
 from pplgrad.numpyro._flow import Flow, FlowMessenger
 from pplgrad.numpyro._provenance import Reads, union
 
@@ -124,7 +125,8 @@ class Arrays:
     """What one particle computes.
 
     `fresh_params` are baselines' parameters that the caller did not give, at their initial values; `probes` are the
-    arrays whose provenance tells what each density reads; `finite` is there for sites whose estimators ask for branches.
+    arrays whose provenance tells what each density reads; `finite`, `again` and `parameters` are there for
+    sites whose estimators ask for branches.
     """
 
     scores: dict[str, jax.Array]
@@ -137,11 +139,13 @@ class Arrays:
     fresh_params: dict[str, Any]
     probes: dict[str, list[jax.Array]]
     finite: dict[str, FiniteDraw]
+    again: dict[str, tuple[jax.Array, jax.Array]]
+    parameters: dict[str, dict[str, jax.Array]]
 
 
 jax.tree_util.register_dataclass(
     Arrays,
-    "scores model_costs guide_costs squares values indices mutable fresh_params probes finite".split(),
+    "scores model_costs guide_costs squares values indices mutable fresh_params probes finite again parameters".split(),
     [],
 )
 
@@ -182,7 +186,8 @@ def run_particle(
     mutable.update({name: site["value"] for name, site in model_trace.items() if site["type"] == "mutable"})
     refuse_mismatch(_sample_sites(guide_trace), _sample_sites(model_trace))
     warn_about_plates(model_trace)
-    return _collected(static, guide_trace, model_trace, mutable, params), static
+    again = jax.random.fold_in(guide_seed, 1)
+    return _collected(static, guide_trace, model_trace, mutable, params, again), static
 
 
 def _checked(model: Callable) -> Callable:
@@ -197,8 +202,23 @@ def _sample_sites(trace_: dict) -> dict[str, Any]:
     return {name: site for name, site in trace_.items() if site["type"] == "sample"}
 
 
-def _collected(static: Static, guide_trace: dict, model_trace: dict, mutable: dict, given: dict) -> Arrays:
-    arrays = Arrays({}, {}, {}, {}, {}, {}, mutable, {}, {}, {})
+def _ask(arrays: Arrays, name: str, fn: Any, value: jax.Array, estimator: Estimator, key: jax.Array) -> None:
+    """Note what an estimator that runs branches wants to know of its site."""
+    finite = finite_draw(fn, value)
+    if finite is not None:
+        arrays.finite[name] = finite
+    elif estimator.draws_again:
+        mine = jax.random.fold_in(key, zlib.crc32(name.encode()))
+        arrays.again[name] = drawn_again(fn, mine, estimator.draws_again)
+    found = parameters(fn)
+    if found is not None:
+        arrays.parameters[name] = found
+
+
+def _collected(
+    static: Static, guide_trace: dict, model_trace: dict, mutable: dict, given: dict, again: jax.Array
+) -> Arrays:
+    arrays = Arrays({}, {}, {}, {}, {}, {}, mutable, {}, {}, {}, {}, {})
     sizes: dict[str, int] = {}
     for site in (*model_trace.values(), *guide_trace.values()):
         if site["type"] == "plate":
@@ -243,9 +263,7 @@ def _collected(static: Static, guide_trace: dict, model_trace: dict, mutable: di
             if any(part.needs_score_squared for part in parts_of(estimator.baseline)):
                 arrays.squares[name] = _in_time(_score_squared(bare, site["value"]), site, flow)
             if estimator.uses_branches:
-                parts = finite_draw(bare, site["value"])
-                if parts is not None:
-                    arrays.finite[name] = parts
+                _ask(arrays, name, bare, site["value"], estimator, again)
             if estimator.uses_score:
                 # E[∇ log q] = 0 given the parents, so that this path is only noise.
                 cost = jax.lax.stop_gradient(cost)
@@ -416,5 +434,4 @@ def site_info(name: str, fn: Any, particles: int, scanned: bool = False) -> Site
     """Return what an estimator needs to know of a site."""
     # A distribution of the user's own may not say what its support is.
     is_discrete = bool(getattr(fn.support, "is_discrete", False))
-    family = type(unmasked(fn)).__name__
-    return SiteInfo(name, family, bool(fn.has_rsample), is_discrete, particles, categories(fn), scanned)
+    return SiteInfo(name, family(fn), bool(fn.has_rsample), is_discrete, particles, categories(fn), scanned)

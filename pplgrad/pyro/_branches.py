@@ -15,7 +15,7 @@ from pyro.poutine.util import site_is_subsample
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.noise import Noise
 from pplgrad.errors import ProgramError
-from pplgrad.pyro._distributions import finite_parts, unmasked
+from pplgrad.pyro._distributions import finite_parts, parameters, unmasked
 from pplgrad.pyro._ops import OPS
 from pplgrad.pyro._program import PARTICLES, Traces, cost_of, with_particles
 
@@ -60,6 +60,20 @@ class PyroDraw:
         parts = finite_parts(self._fn)
         assert parts is not None
         return parts[1][index]
+
+    def again(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return more draws from the same distribution, and their log densities."""
+        with torch.no_grad():
+            values = self._fn.sample((count,))
+        log_q = self._fn.log_prob(values)
+        if self._vectorized:
+            return values.movedim(0, 1), log_q.movedim(0, 1)
+        return values[None], log_q[None]
+
+    def parameters(self) -> dict[str, torch.Tensor] | None:
+        """Return the parameters of the site's family, where its draws are independent numbers."""
+        found = parameters(self._fn)
+        return None if found is None else {name: self._led(x) for name, x in found.items()}
 
     def _led(self, x: torch.Tensor) -> torch.Tensor:
         return x if self._vectorized else x[None]

@@ -49,6 +49,26 @@ def finite_parts(fn: Any) -> tuple[Any, torch.Tensor] | None:
     return base, support.reshape(support.shape[0], *base.event_shape)
 
 
+_PARAMETERS = {"Normal": ("loc", "scale"), "Poisson": ("rate",), "Gamma": ("concentration", "rate")}
+
+
+def _family(fn: Any) -> Any:
+    while isinstance(fn, (TorchIndependent, ExpandedDistribution)):
+        fn = fn.base_dist
+    return fn
+
+
+def family(fn: Any) -> str:
+    """Return the name of a distribution's family, as `pyro.distributions` calls it."""
+    return type(_family(unmasked(fn))).__name__
+
+
+def parameters(fn: Any) -> dict[str, torch.Tensor] | None:
+    """Return the parameters of a family of independent numbers, each of the shape of the value; None for others."""
+    base, name = _family(fn), family(fn)
+    return {key: getattr(base, key).expand(fn.shape()) for key in _PARAMETERS[name]} if name in _PARAMETERS else None
+
+
 def categories(fn: Any) -> int | None:
     """Return the number of values of one element, or None if there are not finitely many."""
     parts = finite_parts(unmasked(fn))

@@ -18,7 +18,7 @@ from pplgrad.engine.checks import impossible_log_prob, refuse_mismatch, refuse_m
 from pplgrad.engine.program import EVERY, CostSpec, Plate, Run, SiteSpec
 from pplgrad.errors import ProgramError
 from pplgrad.estimators.base import Estimator, SiteInfo
-from pplgrad.pyro._distributions import categories, is_discrete, partly_reparameterized, score_squared, unmasked
+from pplgrad.pyro._distributions import categories, family, is_discrete, partly_reparameterized, score_squared, unmasked
 from pplgrad.pyro._provenance import Provenance
 
 PARTICLES = "num_particles_vectorized"
@@ -70,7 +70,7 @@ class SiteMessenger(Messenger):
 def site_info(name: str, fn: Any, particles: int) -> SiteInfo:
     """Return what an estimator needs to know of a site."""
     reparameterized = fn.has_rsample and not partly_reparameterized(fn)
-    return SiteInfo(name, type(unmasked(fn)).__name__, reparameterized, is_discrete(fn), particles, categories(fn))
+    return SiteInfo(name, family(fn), reparameterized, is_discrete(fn), particles, categories(fn))
 
 
 class _ModelInferMessenger(Messenger):

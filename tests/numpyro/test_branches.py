@@ -9,7 +9,7 @@ import pytest
 from numpyro.contrib.control_flow import scan
 from numpyro.infer import Trace_ELBO
 
-from pplgrad import DisARM, EstimatorError, LocalExpectation, ProgramError
+from pplgrad import DisARM, EstimatorError, LeaveOneOut, LocalExpectation, ProgramError, Reparam, ScoreFunction
 from pplgrad.numpyro import TraceGrad_ELBO
 from pplgrad.testing.in_numpyro import (
     HOST,
@@ -20,7 +20,7 @@ from pplgrad.testing.in_numpyro import (
     with_fixed_noise,
 )
 from pplgrad.testing.programs import CASES
-from tests.branching import EXACT, RANDOM, exact_pairs, random_pairs
+from tests.branching import EXACT, NUMBERS, RANDOM, exact_pairs, numbers, random_pairs
 
 
 def elbo(name, estimator, particles=1, vectorize=True):
@@ -69,6 +69,30 @@ def test_unbiased(short, name):
 @pytest.mark.slow
 def test_particles_unbiased():
     assert z_score("hierarchy", elbo("hierarchy", DisARM(), 2)) < 4.5
+
+
+def moments(objective, family, draws):
+    """Return the mean gradient and its standard error, over all coordinates in a row."""
+    model, guide = numbers(HOST, family)
+    params = {"m": jnp.array([0.3, -0.5]), "s": jnp.array([0.1, -0.2])}
+
+    def one(key):
+        return jax.grad(lambda p: objective.loss(key, p, model, guide))(params)
+
+    found = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(2), draws))
+    rows = np.concatenate([np.asarray(g) for g in found.values()], -1)
+    return rows.mean(0), rows.std(0) / np.sqrt(draws)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", NUMBERS)
+def test_numbers_unbiased(family):
+    """Against the mean of the score function with a leave-one-out baseline, or of the reparameterized gradient."""
+    plain = ScoreFunction(LeaveOneOut()) if "poisson" in family else Reparam()
+    known = TraceGrad_ELBO(8, estimators={"x": plain, "w": LocalExpectation()})
+    chosen = TraceGrad_ELBO(estimators={"x": NUMBERS[family], "w": LocalExpectation()})
+    (wanted, error), (found, spread) = moments(known, family, 50_000), moments(chosen, family, 50_000)
+    assert np.all(np.abs(found - wanted) < 4.5 * np.sqrt(error**2 + spread**2) + 1e-12)
 
 
 def test_draws_are_those_of_trace_elbo():

@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pplgrad import DisARM, EstimatorError, LocalExpectation, ProgramError
+from pplgrad import DisARM, EstimatorError, LeaveOneOut, LocalExpectation, ProgramError, Reparam, ScoreFunction
 from pplgrad.pyro import TraceGrad_ELBO
 from pplgrad.testing.in_pyro import (
     HOST,
@@ -19,7 +19,7 @@ from pplgrad.testing.in_pyro import (
     gradient,
 )
 from pplgrad.testing.programs import CASES
-from tests.branching import EXACT, RANDOM, exact_pairs, random_pairs
+from tests.branching import EXACT, NUMBERS, RANDOM, exact_pairs, numbers, random_pairs
 
 
 def elbo(name, estimator, particles=1, vectorized=False):
@@ -74,6 +74,35 @@ def test_unbiased(short, name):
 @pytest.mark.parametrize("vectorized", [False, True], ids=["looped", "vectorized"])
 def test_particles_unbiased(vectorized):
     assert z_score("hierarchy", lambda: elbo("hierarchy", DisARM(), 2, vectorized), 1500) < 4.5
+
+
+def moments(objective, family, draws):
+    """Return the mean gradient and its standard error, over all coordinates in a row."""
+    model, guide = numbers(HOST, family)
+    rows = []
+    for _ in range(draws):
+        pyro.clear_param_store()
+        objective.loss_and_grads(model, guide)
+        store = dict(pyro.get_param_store().named_parameters())
+        rows.append(
+            np.concatenate([(store[n].grad if store[n].grad is not None else 0 * store[n]).detach() for n in "ms"])
+        )
+    return np.mean(rows, 0), np.std(rows, 0) / np.sqrt(draws)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", NUMBERS)
+def test_numbers_unbiased(family):
+    """Against the mean of the score function with a leave-one-out baseline, or of the reparameterized gradient."""
+    plain = ScoreFunction(LeaveOneOut()) if "poisson" in family else Reparam()
+
+    def objective(particles, estimator):
+        chosen = {"x": estimator, "w": LocalExpectation()}
+        return TraceGrad_ELBO(particles, vectorize_particles=True, max_plate_nesting=0, estimators=chosen)
+
+    wanted, error = moments(objective(1000, plain), family, 200)
+    found, spread = moments(objective(100, NUMBERS[family]), family, 300)
+    assert np.all(np.abs(found - wanted) < 4.5 * np.sqrt(error**2 + spread**2) + 1e-12)
 
 
 def test_draws_are_those_of_trace_elbo():
