@@ -21,7 +21,21 @@ from pplgrad.errors import (
     PplgradError,
     ProgramError,
 )
-from pplgrad.estimators import ARM, ARMS, DisARM, Estimator, LocalExpectation, MeasureValued, Reparam, ScoreFunction
+from pplgrad.estimators import (
+    ARM,
+    ARMS,
+    DisARM,
+    Estimator,
+    GappedStraightThrough,
+    GumbelRao,
+    GumbelSoftmax,
+    LocalExpectation,
+    MeasureValued,
+    ReinMax,
+    Reparam,
+    ScoreFunction,
+    StraightThrough,
+)
 
 __all__ = [
     "ARM",
@@ -35,6 +49,9 @@ __all__ = [
     "Estimator",
     "EstimatorError",
     "FunctionBaseline",
+    "GappedStraightThrough",
+    "GumbelRao",
+    "GumbelSoftmax",
     "ImpossibleValueError",
     "LeaveOneOut",
     "LocalExpectation",
@@ -43,6 +60,8 @@ __all__ = [
     "OptimalConstant",
     "PplgradError",
     "ProgramError",
+    "ReinMax",
     "Reparam",
     "ScoreFunction",
+    "StraightThrough",
 ]

@@ -43,6 +43,16 @@ def refuse_model_estimator(site: Mapping[str, Any]) -> None:
         )
 
 
+def refuse_misuse(misused: Mapping[str, str]) -> None:
+    """Refuse a program that treats a relaxed value as if it were hard; `misused` maps the site to the operation."""
+    for name, operation in misused.items():
+        raise EstimatorError(
+            f"Site '{name}' is relaxed, but the program compares, rounds or indexes with its value ({operation}), which has "
+            "no gradient and no meaning between two categories; compute with the value itself (z * a + (1 - z) * b, or "
+            "one_hot @ table), or use ScoreFunction() or LocalExpectation() there."
+        )
+
+
 def impossible_cost(name: str, side: str, is_nan: bool) -> ImpossibleValueError:
     """Return the error for a cost of the model or the guide (`side`) that is NaN or infinite."""
     return ImpossibleValueError(

@@ -4,6 +4,7 @@ from pplgrad.estimators.antithetic import ARM, ARMS, DisARM
 from pplgrad.estimators.base import Declaration, Estimator
 from pplgrad.estimators.local_expectation import LocalExpectation
 from pplgrad.estimators.measure_valued import MeasureValued
+from pplgrad.estimators.relaxed import GappedStraightThrough, GumbelRao, GumbelSoftmax, ReinMax, StraightThrough
 from pplgrad.estimators.reparam import Reparam
 from pplgrad.estimators.score import ScoreFunction
 
@@ -13,8 +14,13 @@ __all__ = [
     "Declaration",
     "DisARM",
     "Estimator",
+    "GappedStraightThrough",
+    "GumbelRao",
+    "GumbelSoftmax",
     "LocalExpectation",
     "MeasureValued",
+    "ReinMax",
     "Reparam",
     "ScoreFunction",
+    "StraightThrough",
 ]

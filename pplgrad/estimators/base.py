@@ -39,7 +39,7 @@ class SiteInfo:
     """What is known of a latent site when an estimator is bound to it.
 
     `categories` is the number of values of each element where they are finitely many, else None; `scanned` says
-    whether the site is one step of a loop that the host compiles.
+    whether the site is one step of a loop that the host compiles, `relaxable` whether it is Bernoulli or one-hot.
     """
 
     name: str
@@ -49,6 +49,7 @@ class SiteInfo:
     particles: int
     categories: int | None = None
     scanned: bool = False
+    relaxable: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,13 @@ class Estimator(ABC):
     A subclass is a frozen dataclass with a `declaration`, and says with `uses_score` whether it needs log q and
     the downstream cost; the draw of such a site is a constant to differentiation. With `uses_branches` as well, it
     asks by `alternatives` for the downstream cost at other values of the site and gets them in `surrogate_of`
-    (instead of `surrogate`).
+    (instead of `surrogate`). With `relaxes` its draw is replaced by weights of the categories.
     """
 
     declaration: ClassVar[Declaration]
     uses_score: ClassVar[bool]
     uses_branches: ClassVar[bool] = False
+    relaxes: ClassVar[bool] = False
 
     @property
     def group_key(self) -> Hashable:

@@ -30,6 +30,21 @@ def require_binary(estimator: Estimator, site: SiteInfo) -> None:
         )
 
 
+def require_relaxable(estimator: Estimator, site: SiteInfo) -> None:
+    """Refuse a site whose value has no relaxation: all but Bernoulli and one-hot vectors."""
+    if site.relaxable:
+        return
+    if site.categories is not None and site.distribution == "Categorical":
+        raise EstimatorError(
+            f"{estimator!r} cannot be used at site '{site.name}': a Categorical is a number that indexes something, which has "
+            "no value between two numbers; draw it as a OneHotCategorical, or use LocalExpectation() or ScoreFunction()."
+        )
+    raise EstimatorError(
+        f"{estimator!r} cannot be used at site '{site.name}': {site.distribution} cannot be relaxed, only Bernoulli and "
+        "OneHotCategorical can; use ScoreFunction() there."
+    )
+
+
 def require_unscanned(estimator: Estimator, site: SiteInfo) -> None:
     """Refuse a site drawn in a `scan`, whose steps cannot be taken as one draw of independent elements."""
     if site.scanned:

@@ -4,5 +4,6 @@ from pplgrad.numpyro._baselines import is_baseline_param
 from pplgrad.numpyro._elbo import TraceGrad_ELBO
 from pplgrad.numpyro._guide import config_estimators
 from pplgrad.numpyro._optim import split_optimizer
+from pplgrad.numpyro._relaxed import OneHotCategorical
 
-__all__ = ["TraceGrad_ELBO", "config_estimators", "is_baseline_param", "split_optimizer"]
+__all__ = ["OneHotCategorical", "TraceGrad_ELBO", "config_estimators", "is_baseline_param", "split_optimizer"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,23 +11,11 @@ import jax.numpy as jnp
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.noise import Noise
 from pplgrad.errors import ProgramError
-from pplgrad.numpyro._ops import OPS
-from pplgrad.numpyro._program import Arrays, Resolve, run_particle
+from pplgrad.numpyro._ops import JaxNoise
+from pplgrad.numpyro._program import Arrays, Resolve, run_particle, site_key
 
 Program = tuple[Callable, Callable, tuple, dict]
 """Model, guide, and the arguments of both."""
-
-
-class JaxNoise(Noise):
-    """Noise from a key, a part of it for each call."""
-
-    def __init__(self, key: jax.Array) -> None:
-        super().__init__(OPS)
-        self._key = key
-
-    def uniform(self, shape: tuple[int, ...], like: jax.Array) -> jax.Array:
-        self._key, mine = jax.random.split(self._key)
-        return jax.random.uniform(mine, shape, like.dtype, minval=jnp.finfo(like.dtype).tiny)
 
 
 class NumPyroDraw:
@@ -96,7 +83,7 @@ class NumPyroBranches:
 
     def noise(self, site: str) -> Noise:
         """Return the noise of a site's estimator."""
-        return JaxNoise(jax.random.fold_in(self._noise, zlib.crc32(site.encode())))
+        return JaxNoise(site_key(self._noise, site))
 
     def branch_costs(self, values: Mapping[str, jax.Array]) -> dict[str, list[jax.Array]]:
         """Return the costs in all branches."""

@@ -30,7 +30,8 @@ def finite_parts(fn: Any) -> tuple[Any, jax.Array] | None:
     if not getattr(fn, "has_enumerate_support", False):
         return None
     try:
-        support = fn.enumerate_support(expand=False)
+        # NumPyro's expanded distributions drop the event dimensions of what they enumerate.
+        support = _family(fn).enumerate_support(expand=False)
     except NotImplementedError:
         return None
     return fn, support.reshape(support.shape[0], *fn.event_shape)
@@ -68,6 +69,11 @@ def _family(fn: Any) -> Any:
 def family(fn: Any) -> str:
     """Return the name of a distribution's family, as `numpyro.distributions` calls it."""
     return type(_family(unmasked(fn))).__name__.removesuffix("Logits").removesuffix("Probs")
+
+
+def is_relaxable(fn: Any) -> bool:
+    """Return whether a distribution is extended to weights of its categories."""
+    return family(fn) in ("Bernoulli", "OneHotCategorical")
 
 
 def parameters(fn: Any) -> dict[str, jax.Array] | None:

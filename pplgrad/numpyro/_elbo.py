@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from numpyro.infer import Trace_ELBO
 
-from pplgrad.engine.checks import impossible_cost
+from pplgrad.engine.checks import impossible_cost, refuse_misuse
 from pplgrad.engine.configuration import EstimatorMapping, check_estimator, default_estimator, refuse_unmatched
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.program import CostSpec, Run
@@ -20,6 +20,7 @@ from pplgrad.estimators.base import Estimator
 from pplgrad.estimators.score import ScoreFunction
 from pplgrad.numpyro._baselines import NumPyroBaselines
 from pplgrad.numpyro._branches import NumPyroBranches, Program
+from pplgrad.numpyro._coarse import misused
 from pplgrad.numpyro._compat import TRACING_ERRORS, as_function
 from pplgrad.numpyro._ops import OPS, attach, concrete
 from pplgrad.numpyro._program import Arrays, Static, densities_read, run_particle, site_info, specify
@@ -134,6 +135,7 @@ class TraceGrad_ELBO(Trace_ELBO):
             return arrays
 
         closed, shapes = jax.make_jaxpr(program, return_shape=True)(key, params)
+        refuse_misuse(misused(closed, [n for n, found in seen[-1].estimators.items() if found.relaxes]))
         tree = jax.tree.structure(shapes)
         numbered = jax.tree.unflatten(tree, range(tree.num_leaves))
         reads = densities_read(seen[-1], numbered, outputs_read(closed))

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pplgrad.engine.noise import Noise
+
 
 class JaxOps:
     """`pplgrad.engine.ops.Ops` for JAX."""
@@ -40,6 +42,18 @@ class JaxOps:
 
 
 OPS = JaxOps()
+
+
+class JaxNoise(Noise):
+    """Noise from a key, a part of it for each call."""
+
+    def __init__(self, key: jax.Array) -> None:
+        super().__init__(OPS)
+        self._key = key
+
+    def uniform(self, shape: tuple[int, ...], like: jax.Array) -> jax.Array:
+        self._key, mine = jax.random.split(self._key)
+        return jax.random.uniform(mine, shape, like.dtype, minval=jnp.finfo(like.dtype).tiny)
 
 
 @jax.custom_jvp

@@ -18,10 +18,20 @@ from pplgrad.engine.configuration import EstimatorMapping, collect_mappings
 from pplgrad.engine.program import AFTER, BEFORE, EVERY, SAME, CostSpec, Plate, SiteSpec
 from pplgrad.errors import ProgramError
 from pplgrad.estimators.base import Estimator, SiteInfo
+from pplgrad.estimators.relaxed import Relaxation
 from pplgrad.numpyro._compat import is_handed_out, leaves_of, replay_branches, tag, unmasked, warn_about_plates
-from pplgrad.numpyro._distributions import FiniteDraw, categories, drawn_again, family, finite_draw, parameters
+from pplgrad.numpyro._distributions import (
+    FiniteDraw,
+    categories,
+    drawn_again,
+    family,
+    finite_draw,
+    is_relaxable,
+    parameters,
+)
 from pplgrad.numpyro._flow import Flow, FlowMessenger
 from pplgrad.numpyro._provenance import Reads, union
+from pplgrad.numpyro._relaxed import extended_in_model, relaxed
 
 # The steps of a scan lie left of every plate, in a dimension of their own.
 TIME_DIM = -8
@@ -38,21 +48,30 @@ class SiteMessenger(FlowMessenger):
     """Sees every site: binds estimators (in the guide), makes their draws constant, and tags all latent values."""
 
     def __init__(
-        self, resolve: Resolve | None, estimators: dict[str, Estimator], intervene: Intervene | None = None
+        self,
+        resolve: Resolve | None,
+        estimators: dict[str, Estimator],
+        key: jax.Array,
+        intervene: Intervene | None = None,
     ) -> None:
         super().__init__()
+        self._key = key
         self._resolve = resolve
         self._estimators = estimators
         self._intervene = intervene
 
     def copy(self) -> SiteMessenger:
-        return SiteMessenger(self._resolve, self._estimators, self._intervene)
+        return SiteMessenger(self._resolve, self._estimators, self._key, self._intervene)
 
     def enter_bodies(self, msg: Any, inner: FlowMessenger) -> None:
         if self._resolve is None:
             replay_branches(msg)
 
     def process_site(self, msg: Any) -> None:
+        if self._resolve is None and msg["type"] == "sample":
+            name = self.name_of(msg["name"])
+            if name in self._estimators and self._estimators[name].relaxes:
+                msg["fn"] = extended_in_model(name, msg["fn"])
         if not self.inside:
             return
         if msg["type"] == "plate":
@@ -77,7 +96,13 @@ class SiteMessenger(FlowMessenger):
         if self._resolve is not None:
             if name not in self._estimators:
                 self._estimators[name] = self._resolve(name, msg["fn"], msg["infer"], self.inside)
-            make_constant(msg, self._estimators[name])
+            estimator = self._estimators[name]
+            make_constant(msg, estimator)
+            if isinstance(estimator, Relaxation):
+                # A value that was put there came without a key of its own.
+                key = msg["kwargs"].get("rng_key")
+                key = site_key(self._key, name) if key is None else key
+                msg["value"], msg["fn"] = relaxed(name, msg["fn"], msg["value"], estimator, key)
             if self._intervene is not None:
                 msg["value"] = self._intervene(name, msg["value"])
         msg["value"] = tag(name, msg["value"])
@@ -165,7 +190,7 @@ def run_particle(
     params = dict(params)
     model_seed, guide_seed = jax.random.split(key)
     with collect_mappings() as static.mappings:
-        messenger = SiteMessenger(resolve, static.estimators, intervene)
+        messenger = SiteMessenger(resolve, static.estimators, guide_seed, intervene)
         with messenger:
             guide_trace = trace(substitute(seed(guide, guide_seed), data=params)).get_trace(*args, **kwargs)
     static.guide_flows = messenger.flows
@@ -177,7 +202,7 @@ def run_particle(
             del static.estimators[name]
     mutable = {name: site["value"] for name, site in guide_trace.items() if site["type"] == "mutable"}
     params.update(mutable)
-    messenger = SiteMessenger(None, {})
+    messenger = SiteMessenger(None, static.estimators, model_seed)
     with messenger:
         draws = {name: site for name, site in guide_trace.items() if site["type"] not in ("param", "mutable")}
         replayed = replay(seed(_checked(model), model_seed), draws)
@@ -202,14 +227,18 @@ def _sample_sites(trace_: dict) -> dict[str, Any]:
     return {name: site for name, site in trace_.items() if site["type"] == "sample"}
 
 
+def site_key(key: jax.Array, name: str) -> jax.Array:
+    """Return a site's own part of a key."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
 def _ask(arrays: Arrays, name: str, fn: Any, value: jax.Array, estimator: Estimator, key: jax.Array) -> None:
     """Note what an estimator that runs branches wants to know of its site."""
     finite = finite_draw(fn, value)
     if finite is not None:
         arrays.finite[name] = finite
     elif estimator.draws_again:
-        mine = jax.random.fold_in(key, zlib.crc32(name.encode()))
-        arrays.again[name] = drawn_again(fn, mine, estimator.draws_again)
+        arrays.again[name] = drawn_again(fn, site_key(key, name), estimator.draws_again)
     found = parameters(fn)
     if found is not None:
         arrays.parameters[name] = found
@@ -434,4 +463,6 @@ def site_info(name: str, fn: Any, particles: int, scanned: bool = False) -> Site
     """Return what an estimator needs to know of a site."""
     # A distribution of the user's own may not say what its support is.
     is_discrete = bool(getattr(fn.support, "is_discrete", False))
-    return SiteInfo(name, family(fn), bool(fn.has_rsample), is_discrete, particles, categories(fn), scanned)
+    return SiteInfo(
+        name, family(fn), bool(fn.has_rsample), is_discrete, particles, categories(fn), scanned, is_relaxable(fn)
+    )

@@ -16,19 +16,8 @@ from pplgrad.engine.layout import Layout
 from pplgrad.engine.noise import Noise
 from pplgrad.errors import ProgramError
 from pplgrad.pyro._distributions import finite_parts, parameters, unmasked
-from pplgrad.pyro._ops import OPS
+from pplgrad.pyro._ops import TorchNoise
 from pplgrad.pyro._program import PARTICLES, Traces, cost_of, with_particles
-
-
-class TorchNoise(Noise):
-    """Noise from torch's global generator."""
-
-    def __init__(self) -> None:
-        super().__init__(OPS)
-
-    def uniform(self, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
-        tiny = torch.finfo(like.dtype).tiny
-        return torch.rand(shape, dtype=like.dtype, device=like.device).clamp_(min=tiny)
 
 
 class PyroDraw:

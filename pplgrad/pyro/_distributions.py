@@ -63,6 +63,11 @@ def family(fn: Any) -> str:
     return type(_family(unmasked(fn))).__name__
 
 
+def is_relaxable(fn: Any) -> bool:
+    """Return whether a distribution is extended to weights of its categories."""
+    return family(fn) in ("Bernoulli", "OneHotCategorical")
+
+
 def parameters(fn: Any) -> dict[str, torch.Tensor] | None:
     """Return the parameters of a family of independent numbers, each of the shape of the value; None for others."""
     base, name = _family(fn), family(fn)

@@ -13,7 +13,7 @@ from pyro.infer.elbo import ELBOModule
 from pyro.infer.util import is_validation_enabled
 from pyro.util import check_if_enumerated
 
-from pplgrad.engine.checks import impossible_cost
+from pplgrad.engine.checks import impossible_cost, refuse_misuse
 from pplgrad.engine.configuration import (
     EstimatorMapping,
     check_estimator,
@@ -201,6 +201,8 @@ class TraceGrad_ELBO(Trace_ELBO):
         check_match(traces)
         if is_validation_enabled():
             check_if_enumerated(traces.guide)
+        if provenance is not None:
+            refuse_misuse(provenance.misused)
         if provenance is not None and provenance.escaped_ever:
             return  # The sites of this program depend on its draws: a name may be absent this time.
         observed = [name for name, site in traces.guide_sites + traces.model_sites if site["is_observed"]]

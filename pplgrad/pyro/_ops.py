@@ -7,6 +7,8 @@ from typing import Any
 import array_api_compat.torch as xp
 import torch
 
+from pplgrad.engine.noise import Noise
+
 
 class TorchOps:
     """`pplgrad.engine.ops.Ops` for torch."""
@@ -34,6 +36,17 @@ class TorchOps:
 
 
 OPS = TorchOps()
+
+
+class TorchNoise(Noise):
+    """Noise from torch's global generator."""
+
+    def __init__(self) -> None:
+        super().__init__(OPS)
+
+    def uniform(self, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+        tiny = torch.finfo(like.dtype).tiny
+        return torch.rand(shape, dtype=like.dtype, device=like.device).clamp_(min=tiny)
 
 
 class _Attach(torch.autograd.Function):

@@ -18,8 +18,18 @@ from pplgrad.engine.checks import impossible_log_prob, refuse_mismatch, refuse_m
 from pplgrad.engine.program import EVERY, CostSpec, Plate, Run, SiteSpec
 from pplgrad.errors import ProgramError
 from pplgrad.estimators.base import Estimator, SiteInfo
-from pplgrad.pyro._distributions import categories, family, is_discrete, partly_reparameterized, score_squared, unmasked
+from pplgrad.estimators.relaxed import Relaxation
+from pplgrad.pyro._distributions import (
+    categories,
+    family,
+    is_discrete,
+    is_relaxable,
+    partly_reparameterized,
+    score_squared,
+    unmasked,
+)
 from pplgrad.pyro._provenance import Provenance
+from pplgrad.pyro._relaxed import Extended, ExtendedModelMessenger, relaxed
 
 PARTICLES = "num_particles_vectorized"
 
@@ -57,8 +67,11 @@ class SiteMessenger(Messenger):
             estimator = self._bind(msg)
             if estimator.uses_score and msg["value"].requires_grad:
                 msg["value"] = msg["value"].detach()
+            if isinstance(estimator, Relaxation):
+                msg["value"], msg["fn"] = relaxed(msg["name"], msg["fn"], msg["value"], estimator)
         if self._provenance is not None:
-            msg["value"] = self._provenance.tag(msg["name"], msg["value"])
+            is_relaxed = isinstance(msg["fn"], Extended)
+            msg["value"] = self._provenance.tag(msg["name"], msg["value"], is_relaxed)
 
     def _bind(self, msg: Any) -> Estimator:
         assert self._resolve is not None
@@ -70,7 +83,9 @@ class SiteMessenger(Messenger):
 def site_info(name: str, fn: Any, particles: int) -> SiteInfo:
     """Return what an estimator needs to know of a site."""
     reparameterized = fn.has_rsample and not partly_reparameterized(fn)
-    return SiteInfo(name, family(fn), reparameterized, is_discrete(fn), particles, categories(fn))
+    return SiteInfo(
+        name, family(fn), reparameterized, is_discrete(fn), particles, categories(fn), False, is_relaxable(fn)
+    )
 
 
 class _ModelInferMessenger(Messenger):
@@ -152,6 +167,9 @@ def run_traces(
                 if provenance is not None:
                     stack.enter_context(inner)
                     provenance.escaped = 0
+                names = [name for name, found in outer.estimators.items() if found.relaxes]
+                if names:
+                    stack.enter_context(ExtendedModelMessenger(names))
                 replayed = poutine.replay(_checked(model) if provenance is not None else model, trace=guide_trace)
                 model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
     return Traces(guide_trace, model_trace, outer.estimators, outer.escaped, inner.escaped, rng, hidden_draws)

@@ -29,11 +29,17 @@ _LEAVING = {
 _COPYING = {torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor}
 
 
+# What these make of a relaxed value has no gradient, or no meaning between two categories.
+_COARSE = {"round", "floor", "ceil", "trunc", "sign", "argmax", "argmin", "_local_scalar_dense", "heaviside"}
+_COPIES = {"clone", "_to_copy", "cat", "stack", "contiguous", "repeat", "expand_copy", "index", "index_select"}
+
+
 class Provenance(TorchDispatchMode):
     """Records, while active, which sites each tensor was computed from, as bits of an integer.
 
     `escaped` has the bits of all sites whose values have left the tensors so far in the current program (guide or
     model), `escaped_ever` in both; `read_ever` says whether any tensor's value has left, a site's or not.
+    `misused` names the relaxed sites whose value is compared, rounded or turned into whole numbers, and by what;
     `hidden_draws` says whether random numbers were drawn outside of the sites that are seen (`drawing`).
     """
 
@@ -44,6 +50,8 @@ class Provenance(TorchDispatchMode):
         self.read_ever = False
         self.drawing = False
         self.hidden_draws = False
+        self.misused: dict[str, str] = {}
+        self._relaxed: dict[int, str] = {}
         self._sites: dict[str, int] = {}
         self._bits: dict[int, int] = {}
         # A freed storage's address may be used again, so every storage that has bits is kept alive.
@@ -59,12 +67,29 @@ class Provenance(TorchDispatchMode):
         super().__exit__(*exc)
         self._leaving.__exit__(*exc)
 
-    def tag(self, name: str, value: torch.Tensor) -> torch.Tensor:
+    def tag(self, name: str, value: torch.Tensor, relaxed: bool = False) -> torch.Tensor:
         """Return a copy of a site's value that is known to be that site's and nothing else's."""
         bit = 1 << self._sites.setdefault(name, len(self._sites))
         value = value.clone()
         self.mark(value, bit, replace=True)
+        if relaxed:
+            self._relaxed[_key(value)] = name
         return value
+
+    def _watch_relaxed(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        """Note where a relaxed value itself is compared, rounded or turned into whole numbers, and follow its copies."""
+        name = next((self._relaxed[_key(t)] for t in _tensors((args, kwargs)) if _key(t) in self._relaxed), None)
+        if name is None:
+            return
+        operation = func._schema.name.removeprefix("aten::")
+        whole = any(not t.is_floating_point() for t in _tensors(out))
+        if operation in _COARSE or whole:
+            if not _is_check():
+                self.misused.setdefault(name, operation)
+        elif operation in _COPIES:
+            for tensor in _tensors(out):
+                self._relaxed[_key(tensor)] = name
+                self._alive.append(tensor.untyped_storage())
 
     def of(self, *tensors: Any) -> int:
         """Return the bits of the sites that tensors were computed from."""
@@ -83,6 +108,8 @@ class Provenance(TorchDispatchMode):
         if torch.Tag.nondeterministic_seeded in func.tags and not self.drawing:
             self.hidden_draws = True
         bits = self.of(args, kwargs)
+        if self._relaxed:
+            self._watch_relaxed(func, args, kwargs, out)
         if bits:
             for tensor in _tensors(out):
                 self.mark(tensor, bits)

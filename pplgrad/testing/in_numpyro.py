@@ -17,6 +17,7 @@ from numpyro.infer.util import compute_log_probs
 from pplgrad.engine.noise import replaced_noise
 from pplgrad.numpyro._compat import unmasked
 from pplgrad.numpyro._distributions import finite_draw, finite_parts
+from pplgrad.numpyro._relaxed import OneHotCategorical
 from pplgrad.testing.cells import ListedNoise, NoiseShapes, cells
 from pplgrad.testing.programs import CASES, Case, Host
 
@@ -35,6 +36,7 @@ HOST = Host(
     scale=lambda s: handlers.scale(scale=s),
     factor=numpyro.factor,
     dist=dist,
+    one_hot=lambda logits: OneHotCategorical(logits=logits),
     array=array,
     xp=jnp,
 )
@@ -101,7 +103,8 @@ def outcomes(case: Case) -> Iterator[dict[str, np.ndarray]]:
             result: dict[str, np.ndarray] = {n: np.array(s) for n, s in zip(names, picked, strict=True)}
             start = 0
             for name, n in sizes.items():
-                result[name] = np.array(flat[start : start + n]).reshape(case.latents[name][0])
+                index = np.array(flat[start : start + n]).reshape(case.latents[name][0])
+                result[name] = np.eye(case.latents[name][1])[index] if name in case.one_hot else index
                 start += n
             yield result
 

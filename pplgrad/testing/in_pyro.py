@@ -40,6 +40,7 @@ HOST = Host(
     scale=lambda s: poutine.scale(scale=s),
     factor=pyro.factor,
     dist=dist,
+    one_hot=lambda logits: dist.OneHotCategorical(logits=logits),
     array=array,
     xp=xp,
 )
@@ -78,7 +79,7 @@ class Force(Messenger):
                 visit = self.visits.get(name, 0)
                 self.visits[name] = visit + 1
                 stacked = self.outcomes[visit % len(self.outcomes)][name]
-            integer = "Categorical" in type(unmasked(fn)).__name__
+            integer = type(unmasked(fn)).__name__ == "Categorical"
             value = torch.as_tensor(stacked) if integer else array(stacked)
             msg["value"] = value.reshape(fn.batch_shape + fn.event_shape)
         else:
@@ -93,7 +94,8 @@ def outcomes(case: Case) -> Iterator[Outcome]:
     for flat in itertools.product(*supports):
         result, start = {}, 0
         for name, n in sizes.items():
-            result[name] = np.array(flat[start : start + n]).reshape(case.latents[name][0])
+            index = np.array(flat[start : start + n]).reshape(case.latents[name][0])
+            result[name] = np.eye(case.latents[name][1])[index] if name in case.one_hot else index
             start += n
         yield result
 
@@ -219,7 +221,9 @@ class Drive(Messenger):
             uniform = array(np.stack([u[name] for u in self.uniforms]))
             if plated:
                 # The branches of a particle stand next to each other, and share its numbers.
-                rows, rest = fn.batch_shape[0], fn.shape()[1:]
+                parts = finite_parts(unmasked(fn))
+                assert parts is not None
+                rows, *rest = parts[0].batch_shape
                 uniform = uniform.reshape(
                     len(self.uniforms), *(1,) * (len(rest) - uniform.dim() + 1), *uniform.shape[1:]
                 )

@@ -15,7 +15,8 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Host:
-    """The primitives of one library under common names; `array` makes a float64 array, `xp` is its namespace."""
+    """The primitives of one library under common names; `one_hot` makes a
+    one-hot distribution from logits, `array` a float64 array, `xp` is its namespace."""
 
     sample: Callable[..., Any]
     param: Callable[..., Any]
@@ -24,6 +25,7 @@ class Host:
     scale: Callable[..., Any]
     factor: Callable[..., Any]
     dist: Any
+    one_hot: Callable[[Any], Any]
     array: Callable[[Any], Any]
     xp: Any
 
@@ -33,7 +35,8 @@ class Case:
     """A program: `build(host)` returns (model, guide), which take no arguments.
 
     `latents` maps each discrete site to (value shape, support size); `noise` maps each Normal site to its standard
-    noise; `subsamples` maps a subsampled plate to (size, subsample size).
+    noise; `subsamples` maps a subsampled plate to (size, subsample size); `one_hot` names latents whose values are one-hot
+    vectors (their shape is that of the numbers).
     """
 
     name: str
@@ -42,19 +45,20 @@ class Case:
     build: Callable[[Host], tuple[Callable, Callable]]
     noise: dict[str, np.ndarray] = field(default_factory=dict)
     subsamples: dict[str, tuple[int, int]] = field(default_factory=dict)
+    one_hot: tuple[str, ...] = ()
 
 
 CASES: dict[str, Case] = {}
 
 
-def case(latents, params, noise=None, subsamples=None):  # type: ignore[no-untyped-def]
+def case(latents, params, noise=None, subsamples=None, one_hot=()):  # type: ignore[no-untyped-def]
     """Register a program under its function's name; `params` maps names to shapes, filled with fixed numbers."""
 
     def register(build):  # type: ignore[no-untyped-def]
         name = build.__name__
         rng = np.random.default_rng(sum(map(ord, name)))
         values = {key: rng.normal(size=shape) for key, shape in params.items()}
-        CASES[name] = Case(name, values, latents, build, noise or {}, subsamples or {})
+        CASES[name] = Case(name, values, latents, build, noise or {}, subsamples or {}, one_hot)
         return build
 
     return register
@@ -422,5 +426,25 @@ def counts(h):
         a = values("counts", h)["a"]
         n = h.sample("n", h.dist.Binomial(2, logits=a[0]))
         h.sample("z", bernoulli(h, a[1] + a[2] * n))
+
+    return model, guide
+
+
+@case({"k": ((2,), 3), "z": ((), 2)}, {"a": (2, 3), "c": (2,), "b": (3,), "means": (3,)}, one_hot=("k",))
+def one_hot(h):
+    """One-hot vectors in a plate over a binary site; the value is used as weights of a table."""
+
+    def model():
+        p = values("one_hot", h)
+        z = h.sample("z", bernoulli(h, p["b"][0]))
+        with h.plate("data", 2):
+            k = h.sample("k", h.one_hot(p["b"] * z[..., None]))
+            h.sample("x", h.dist.Normal((k * p["means"]).sum(-1), 1.0), obs=h.array([0.3, -0.6]))
+
+    def guide():
+        p = values("one_hot", h)
+        z = h.sample("z", bernoulli(h, p["c"][0]))
+        with h.plate("data", 2):
+            h.sample("k", h.one_hot(p["a"] + p["c"][1] * z[..., None]))
 
     return model, guide

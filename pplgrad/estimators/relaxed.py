@@ -1,0 +1,251 @@
+"""Relaxations of discrete draws: biased, and differentiable in the parameters of the site."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from pplgrad.engine.noise import Noise
+from pplgrad.engine.ops import Array, Ops
+from pplgrad.errors import ConfigurationError
+from pplgrad.estimators.base import Declaration, Estimator, SiteInfo
+from pplgrad.estimators.fit import require_relaxable
+
+
+@dataclass(frozen=True)
+class HardDraw:
+    """A discrete draw that is to be relaxed: log probabilities (..., categories) with their gradient, and its number.
+
+    `index` has shape (...). The dimensions in front are whatever the host has there.
+    """
+
+    ops: Ops
+    log_probs: Array
+    index: Array
+    noise: Noise
+
+    @property
+    def one_hot(self) -> Array:
+        """Return the draw as weights of the categories, (..., categories)."""
+        xp = self.ops.xp
+        numbers = self.ops.arange(self.log_probs.shape[-1], self.index)
+        return xp.astype(self.index[..., None] == numbers, self.log_probs.dtype)
+
+    def perturbed(self) -> Array:
+        """Return log probabilities plus Gumbel noise whose largest is the draw's; the noise is a constant.
+
+        Maddison and Tarlow (2017): the largest is standard Gumbel, and the others are truncated at it.
+        """
+        xp, ops = self.ops.xp, self.ops
+        fixed = ops.stop_gradient(self.log_probs)
+        exponential = -xp.log(self.noise.uniform(tuple(fixed.shape), fixed))
+        hard = self.one_hot
+        top = xp.sum(exponential * hard, axis=-1, keepdims=True)
+        # An impossible category gets no finite noise to subtract: its probability is kept off zero.
+        probs = xp.clip(xp.exp(fixed), min=xp.finfo(fixed.dtype).tiny)
+        values = -xp.log(xp.where(hard > 0, top, exponential / probs + top))
+        return self.log_probs + ops.stop_gradient(values - fixed)
+
+
+class Relaxation(Estimator):
+    """Base class of estimators that put weights of the categories in the place of a discrete draw.
+
+    A Bernoulli's value is the weight of 1, a one-hot vector's the weights themselves. The log densities of the site in
+    guide and model are extended linearly to weights.
+    """
+
+    uses_score: ClassVar[bool] = False
+    relaxes: ClassVar[bool] = True
+
+    def check(self, site: SiteInfo) -> None:
+        """Refuse a site that is neither Bernoulli nor one-hot."""
+        require_relaxable(self, site)
+
+    @abstractmethod
+    def weights(self, draw: HardDraw) -> Array:
+        """Return the weights of the categories, (..., categories), with their gradient."""
+
+
+def _softmax(xp: Any, x: Array) -> Array:
+    shifted = xp.exp(x - xp.max(x, axis=-1, keepdims=True))
+    return shifted / xp.sum(shifted, axis=-1, keepdims=True)
+
+
+def _through(draw: HardDraw, soft: Array) -> Array:
+    """Return the hard draw with the gradient of `soft`."""
+    return draw.ops.stop_gradient(draw.one_hot - soft) + soft
+
+
+def _check_temperature(owner: str, temperature: Any) -> None:
+    if isinstance(temperature, (int, float)) and not temperature > 0:
+        raise ConfigurationError(f"{owner}(temperature={temperature}): the temperature must be above 0.")
+
+
+def _declared(supports: str, source: str) -> Declaration:
+    return Declaration(
+        unbiased=False, supports=supports, evaluations=0, differentiable_costs=True, derivatives=1, source=source
+    )
+
+
+_SUPPORTS = "Bernoulli, one-hot"
+
+
+@dataclass(frozen=True)
+class GumbelSoftmax(Relaxation):
+    r"""The concrete relaxation: a softmax of the perturbed log probabilities.
+
+    Uses y = softmax((log π + g)/τ) with Gumbel noise g in the place of the draw, and ∇θ E_g[f(y)] as the gradient: that of a
+    relaxed objective, whose bias vanishes as the temperature τ goes to 0 while the variance grows. With `hard=True` the
+    value is the one-hot draw and only its gradient is that of y (straight-through Gumbel-softmax).
+
+    Shapes: any batch and event shape; particles and plates add nothing. `temperature` has no unit; it may be an array,
+    such as an argument of the guide that follows a schedule.
+
+    Raises `EstimatorError` on a site that is neither Bernoulli nor one-hot, or whose value the program compares, rounds
+    or uses as an index; `ConfigurationError` if the temperature is not above 0.
+
+    >>> GumbelSoftmax(0.5).declaration.unbiased
+    False
+
+    Source: Jang, Gu and Poole (2017), equation 2; Maddison, Mnih and Teh (2017), equation 10.
+    """
+
+    temperature: Any = 0.5
+    hard: bool = False
+    declaration: ClassVar[Declaration] = _declared(_SUPPORTS, "Jang et al. 2017; Maddison et al. 2017")
+
+    def __post_init__(self) -> None:
+        _check_temperature("GumbelSoftmax", self.temperature)
+
+    def weights(self, draw: HardDraw) -> Array:
+        """Return the softmax of the perturbed log probabilities, hard in front of it or not."""
+        soft = _softmax(draw.ops.xp, draw.perturbed() / self.temperature)
+        return _through(draw, soft) if self.hard else soft
+
+
+@dataclass(frozen=True)
+class StraightThrough(Relaxation):
+    r"""The draw in the forward pass, its probabilities in the backward pass.
+
+    Uses f(b) with ∂b/∂θ replaced by ∂π/∂θ. Exact where f is linear in the draw, and biased elsewhere.
+
+    Shapes: any batch and event shape; particles and plates add nothing.
+
+    Raises `EstimatorError` on a site that is neither Bernoulli nor one-hot, or whose value the program compares, rounds
+    or uses as an index.
+
+    >>> StraightThrough().declaration.evaluations
+    0
+
+    Source: Bengio, Léonard and Courville (2013), section 4.
+    """
+
+    declaration: ClassVar[Declaration] = _declared(_SUPPORTS, "Bengio et al. 2013")
+
+    def weights(self, draw: HardDraw) -> Array:
+        """Return the draw with the gradient of its probabilities."""
+        return _through(draw, draw.ops.xp.exp(draw.log_probs))
+
+
+@dataclass(frozen=True)
+class GumbelRao(Relaxation):
+    r"""Straight-through Gumbel-softmax, averaged over k Gumbel noises that give the same draw.
+
+    Uses f(b) with ∂b/∂θ replaced by 1/k Σ_j ∂softmax((log π + g_j)/τ)/∂θ, where the g_j are drawn given b: the same mean as
+    `GumbelSoftmax(τ, hard=True)` and no more variance.
+
+    Shapes: any batch and event shape; k times the noise, and no further evaluation of the program.
+
+    Raises `EstimatorError` on a site that is neither Bernoulli nor one-hot, or whose value the program compares, rounds
+    or uses as an index; `ConfigurationError` if the temperature is not above 0 or k below 1.
+
+    >>> GumbelRao(k=10, temperature=0.5).k
+    10
+
+    Source: Paulus, Maddison and Krause (2021), equation 9.
+    """
+
+    k: int = 10
+    temperature: Any = 0.5
+    declaration: ClassVar[Declaration] = _declared(_SUPPORTS, "Paulus et al. 2021")
+
+    def __post_init__(self) -> None:
+        _check_temperature("GumbelRao", self.temperature)
+        if not isinstance(self.k, int) or self.k < 1:
+            raise ConfigurationError(f"GumbelRao(k={self.k!r}): k is the number of noises, an integer of at least 1.")
+
+    def weights(self, draw: HardDraw) -> Array:
+        """Return the draw with the mean gradient of the relaxations that belong to it."""
+        soft = [_softmax(draw.ops.xp, draw.perturbed() / self.temperature) for _ in range(self.k)]
+        return _through(draw, sum(soft[1:], soft[0]) / self.k)
+
+
+@dataclass(frozen=True)
+class ReinMax(Relaxation):
+    r"""A straight-through estimator that is exact to second order.
+
+    Uses f(b) with ∂b/∂θ replaced by ∂(2 π₁ − ½ π)/∂θ, where π₁ is the mean of the draw and of its probabilities at the
+    temperature, as a softmax of logits that move with those of π. Exact where f is quadratic in the draw, at
+    temperature 1 (Heun's method in the place of Euler's).
+
+    Shapes: any batch and event shape; particles and plates add nothing.
+
+    Raises `EstimatorError` on a site that is neither Bernoulli nor one-hot, or whose value the program compares, rounds
+    or uses as an index; `ConfigurationError` if the temperature is not above 0.
+
+    >>> ReinMax().temperature
+    1.0
+
+    Source: Liu, Dong, Liu, Yu and Gao (2023), algorithm 2.
+    """
+
+    temperature: Any = 1.0
+    declaration: ClassVar[Declaration] = _declared(_SUPPORTS, "Liu et al. 2023")
+
+    def __post_init__(self) -> None:
+        _check_temperature("ReinMax", self.temperature)
+
+    def weights(self, draw: HardDraw) -> Array:
+        """Return the draw with the gradient of 2 π₁ − ½ π."""
+        ops, xp, log_probs = draw.ops, draw.ops.xp, draw.log_probs
+        middle = (draw.one_hot + _softmax(xp, log_probs / self.temperature)) / 2
+        shift = ops.stop_gradient(xp.log(xp.clip(middle, min=xp.finfo(middle.dtype).tiny)) - log_probs)
+        return _through(draw, 2 * _softmax(xp, log_probs + shift) - 0.5 * xp.exp(log_probs))
+
+
+@dataclass(frozen=True)
+class GappedStraightThrough(Relaxation):
+    r"""Straight-through on log probabilities that are shifted just enough to make the draw the largest by a gap.
+
+    Uses f(b) with ∂b/∂θ replaced by ∂softmax((log π + m)/τ)/∂θ: the constants m raise the draw's log probability to the largest
+    and push the others down until they lie `gap` below. No Gumbel noise is needed.
+
+    Shapes: any batch and event shape; particles and plates add nothing. `gap` is in nats.
+
+    Raises `EstimatorError` on a site that is neither Bernoulli nor one-hot, or whose value the program compares, rounds
+    or uses as an index; `ConfigurationError` if the temperature is not above 0 or the gap below 0.
+
+    >>> GappedStraightThrough(gap=1.0).gap
+    1.0
+
+    Source: Fan, Chi, Rudnicky and Ramadge (2022), section 4.
+    """
+
+    temperature: Any = 1.0
+    gap: float = 1.0
+    declaration: ClassVar[Declaration] = _declared(_SUPPORTS, "Fan et al. 2022")
+
+    def __post_init__(self) -> None:
+        _check_temperature("GappedStraightThrough", self.temperature)
+        if self.gap < 0:
+            raise ConfigurationError(f"GappedStraightThrough(gap={self.gap}): the gap must be at least 0.")
+
+    def weights(self, draw: HardDraw) -> Array:
+        """Return the draw with the gradient of the softmax of the shifted log probabilities."""
+        ops, xp, hard = draw.ops, draw.ops.xp, draw.one_hot
+        fixed = ops.stop_gradient(draw.log_probs)
+        largest = xp.max(fixed, axis=-1, keepdims=True)
+        up = hard * (largest - fixed)
+        down = (1 - hard) * xp.clip(fixed + self.gap - largest, min=0)
+        return _through(draw, _softmax(xp, (draw.log_probs + up - down) / self.temperature))

@@ -1,0 +1,109 @@
+"""Where a program treats a relaxed value as if it were hard: found in its jaxpr."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import jax.numpy as jnp
+
+from pplgrad.numpyro._compat import is_literal, sub_jaxprs, tag_of
+
+_COMPARING = {"eq", "ne", "lt", "le", "gt", "ge", "round", "floor", "ceil", "sign", "argmax", "argmin", "is_finite"}
+_MOVING = {
+    "reshape",
+    "broadcast_in_dim",
+    "squeeze",
+    "expand_dims",
+    "transpose",
+    "slice",
+    "concatenate",
+    "copy",
+    "name",
+    "rev",
+    "pad",
+    "convert_element_type",
+    "stop_gradient",
+    "reduce_precision",
+    "stack",
+    "unstack",
+    "split",
+    "tile",
+}
+_PICKING = {"gather", "dynamic_slice", "select_n"}
+"""Their first operand is picked from, or picks: the values come out, and indices go in."""
+
+
+def misused(closed: Any, names: Collection[str]) -> dict[str, str]:
+    """Return the relaxed sites whose value itself is compared, rounded, turned into whole numbers or used as an index.
+
+    Followed are the copies of the value and its parts, and nothing that is computed from it: what a sampler or a density
+    does with its parameters is its own affair.
+    """
+    found: dict[str, str] = {}
+    _walk(closed.jaxpr, [None] * len(closed.jaxpr.invars), set(names), found)
+    return found
+
+
+def _walk(jaxpr: Any, inputs: list[str | None], names: set[str], found: dict[str, str]) -> list[str | None]:
+    """Return which relaxed site each output is a copy of."""
+    known: dict[Any, str | None] = dict(zip(jaxpr.invars, inputs, strict=True))
+
+    def of(atom: Any) -> str | None:
+        return None if is_literal(atom) else known.get(atom)
+
+    for equation in jaxpr.eqns:
+        site, kind = tag_of(equation), equation.primitive.name
+        operands = [of(atom) for atom in equation.invars]
+        copied = next((name for name in operands if name is not None), None)
+        if site is not None:
+            outputs = [site if site in names else None]
+        elif copied is None:
+            outputs = [None] * len(equation.outvars)
+            inner = list(sub_jaxprs(equation))
+            if inner:
+                outputs = _inside(equation, inner, operands, names, found)
+        elif kind in _COMPARING or _is_whole(equation):
+            found.setdefault(copied, kind)
+            outputs = [None] * len(equation.outvars)
+        elif kind in _PICKING:
+            outputs = [_picked(equation, operands, found)]
+        elif kind in _MOVING:
+            outputs = [copied] * len(equation.outvars)
+        else:
+            outputs = _inside(equation, list(sub_jaxprs(equation)), operands, names, found)
+        known.update(zip(equation.outvars, outputs, strict=True))
+    return [of(atom) for atom in jaxpr.outvars]
+
+
+def _is_whole(equation: Any) -> bool:
+    """Return whether a value is converted to whole numbers or truth values."""
+    dtype = equation.outvars[0].aval.dtype if equation.outvars else None
+    return equation.primitive.name == "convert_element_type" and not jnp.issubdtype(dtype, jnp.inexact)
+
+
+def _picked(equation: Any, operands: list[str | None], found: dict[str, str]) -> str | None:
+    kind = equation.primitive.name
+    choosers, values = (operands[:1], operands[1:]) if kind == "select_n" else (operands[1:], operands[:1])
+    for name in choosers:
+        if name is not None:
+            found.setdefault(name, kind)
+    return next((name for name in values if name is not None), None)
+
+
+def _inside(
+    equation: Any, bodies: list[Any], operands: list[str | None], names: set[str], found: dict[str, str]
+) -> list[str | None]:
+    """Walk the bodies of a call, a scan or a branch; what comes out of a loop's carry is followed once more into it."""
+    outputs: list[str | None] = [None] * len(equation.outvars)
+    for body in bodies:
+        given = operands[len(operands) - len(body.invars) :] if len(body.invars) <= len(operands) else None
+        inputs: list[str | None] = given if given is not None else [None] * len(body.invars)
+        result = _walk(body, inputs, names, found)
+        if equation.primitive.name == "scan":
+            consts, carries = equation.params["num_consts"], equation.params["num_carry"]
+            again = [*inputs[:consts], *result[:carries], *inputs[consts + carries :]]
+            result = _walk(body, again, names, found)
+        if len(result) == len(outputs):
+            outputs = [a if a is not None else b for a, b in zip(outputs, result, strict=True)]
+    return outputs

@@ -1,0 +1,99 @@
+"""Discrete distributions extended linearly to weights of their categories, and the draws that are replaced by weights."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from pyro.poutine.messenger import Messenger
+from torch.distributions import Independent as TorchIndependent
+from torch.distributions import constraints
+
+from pplgrad.engine.noise import noise_for
+from pplgrad.errors import EstimatorError
+from pplgrad.estimators.relaxed import HardDraw, Relaxation
+from pplgrad.pyro._distributions import family, finite_parts, is_relaxable, unmasked
+from pplgrad.pyro._ops import OPS, TorchNoise
+
+
+class Extended(TorchDistribution):
+    """A Bernoulli or one-hot distribution whose log density is linear in the weights of the categories.
+
+    log q(w) = Σ_c w_c log q(c): the density itself at hard values. A Bernoulli's value is the weight of 1.
+    """
+
+    arg_constraints: dict = {}
+    has_rsample = True
+
+    def __init__(self, fn: Any) -> None:
+        self._bare = unmasked(fn)
+        self._mask = None if self._bare is fn else fn
+        base = self._bare
+        self._reinterpreted = 0
+        while isinstance(base, TorchIndependent):
+            self._reinterpreted += base.reinterpreted_batch_ndims
+            base = base.base_dist
+        self._base = base
+        super().__init__(fn.batch_shape, fn.event_shape, validate_args=False)
+
+    @property
+    def support(self) -> Any:  # type: ignore[override]
+        return constraints.independent(constraints.unit_interval, self.event_dim)
+
+    def categories(self) -> torch.Tensor:
+        """Return the log probabilities of an element's categories, (*batch, *elements, categories)."""
+        parts = finite_parts(self._base)
+        assert parts is not None
+        base, support = parts
+        listed = support.reshape(len(support), *(1,) * len(base.batch_shape), *base.event_shape)
+        return base.log_prob(listed).movedim(0, -1).expand(*base.batch_shape, -1)
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        weights = value if self._base.event_shape else torch.stack([1 - value, value], -1)
+        total = (weights * self.categories()).sum(-1)
+        total = total.sum(tuple(range(-self._reinterpreted, 0))) if self._reinterpreted else total
+        return total if self._mask is None else torch.where(_mask_of(self._mask), total, torch.zeros_like(total))
+
+    def rsample(self, sample_shape: Any = ()) -> torch.Tensor:
+        return self._bare.sample(sample_shape)
+
+
+def _mask_of(fn: Any) -> torch.Tensor:
+    """Return the mask that MaskedDistribution wrapped around a distribution, as a tensor of its batch shape."""
+    while isinstance(fn, TorchIndependent):
+        fn = fn.base_dist
+    return torch.as_tensor(fn._mask)
+
+
+def relaxed(site: str, fn: Any, value: torch.Tensor, estimator: Relaxation) -> tuple[torch.Tensor, Extended]:
+    """Return the weights that an estimator puts in the place of a draw, and the distribution that scores them."""
+    extended = Extended(fn)
+    log_probs = extended.categories()
+    index = value.argmax(-1) if extended._base.event_shape else value.long()
+    draw = HardDraw(OPS, log_probs, index, noise_for(site, OPS, lambda _: TorchNoise()))
+    weights = estimator.weights(draw)
+    return (weights if extended._base.event_shape else weights[..., 1]), extended
+
+
+class ExtendedModelMessenger(Messenger):
+    """Extends the model's densities of relaxed sites to weights."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        super().__init__()
+        self._names = names
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self._names:
+            msg["fn"] = extended_in_model(msg["name"], msg["fn"])
+
+
+def extended_in_model(name: str, fn: Any) -> Extended:
+    """Return the extension of the model's distribution of a relaxed site, or refuse it."""
+    if not is_relaxable(fn):
+        raise EstimatorError(
+            f"Site '{name}' is relaxed in the guide, but its distribution in the model, {family(fn)}, is not defined at "
+            "relaxed values; use ScoreFunction() or LocalExpectation() there."
+        )
+    return Extended(fn)

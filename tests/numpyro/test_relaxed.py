@@ -1,0 +1,172 @@
+"""Relaxations: their expected gradient is what their formula says, bias included, and misuse is refused."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro.infer import SVI, Trace_ELBO
+from numpyro.optim import Adam
+
+from pplgrad import EstimatorError, GumbelRao, GumbelSoftmax, LeaveOneOut, ReinMax, ScoreFunction, StraightThrough
+from pplgrad.numpyro import OneHotCategorical, TraceGrad_ELBO, config_estimators
+from pplgrad.testing.in_numpyro import HOST, assert_same, exact_gradient, expected_gradient
+from pplgrad.testing.programs import CASES, Case
+from tests import relaxing
+
+CASE = Case("relaxing", {"a": relaxing.LOGITS}, {"z": ((2,), 2)}, relaxing.program)
+
+
+def gradients(estimator, draws, particles=1):
+    """Return gradients of the loss of the program, one a row."""
+    model, guide = relaxing.program(HOST)
+    objective = TraceGrad_ELBO(particles, estimators={"z": estimator})
+
+    def one(key):
+        return jax.grad(lambda a: objective.loss(key, {"a": a}, model, guide))(jnp.array(relaxing.LOGITS))
+
+    return np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), draws)))
+
+
+@pytest.mark.parametrize("short", relaxing.FINITE)
+def test_expected_gradient(short):
+    found = expected_gradient(CASE, TraceGrad_ELBO(estimators={"z": relaxing.FINITE[short]}), 1)
+    np.testing.assert_allclose(found["a"], relaxing.expected(short), atol=1e-9)
+
+
+@pytest.mark.parametrize("particles", [1, 2])
+def test_reinmax_is_exact_for_a_quadratic(particles):
+    """A normal density is quadratic in a binary value that moves its mean."""
+    found = expected_gradient(CASES["single"], TraceGrad_ELBO(particles, estimators={"z": ReinMax()}), particles)
+    assert_same(found, exact_gradient(CASES["single"]))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_gumbel_softmax_is_the_gradient_of_the_relaxed_objective(temperature):
+    found = gradients(GumbelSoftmax(temperature), 50_000)
+    wanted = relaxing.relaxed_objective_gradient(temperature)
+    z = (found.mean(0) - wanted) / (found.std(0) / np.sqrt(len(found)))
+    assert np.all(np.abs(z) < 4.5)
+
+
+def test_bias_vanishes_with_the_temperature():
+    biases = [np.abs(relaxing.relaxed_objective_gradient(t, 4000) - relaxing.exact()).max() for t in (1.0, 0.3, 0.05)]
+    assert biases[0] > biases[1] > 3 * biases[2]
+
+
+def test_gumbel_rao_has_the_mean_of_the_hard_one_and_less_variance():
+    hard, rao = gradients(GumbelSoftmax(0.5, hard=True), 50_000), gradients(GumbelRao(10, 0.5), 50_000)
+    z = (hard.mean(0) - rao.mean(0)) / np.sqrt((hard.var(0) + rao.var(0)) / 50_000)
+    assert np.all(np.abs(z) < 4.5) and np.all(rao.var(0) < 0.95 * hard.var(0))
+
+
+def test_the_argmax_of_the_relaxed_draw_is_the_hosts_draw():
+    """The noise is drawn given the draw: hard weights are the draws of Trace_ELBO, and so is the loss."""
+    model, guide = CASES["one_hot"].build(HOST)
+    params = {name: jnp.asarray(value) for name, value in CASES["one_hot"].params.items()}
+    for key, estimator in itertools.product(range(3), [StraightThrough(), GumbelSoftmax(0.3, hard=True), ReinMax()]):
+        objective = TraceGrad_ELBO(2, estimators={"*": estimator})
+        found = objective.loss(jax.random.key(key), params, model, guide)
+        np.testing.assert_allclose(found, Trace_ELBO(2).loss(jax.random.key(key), params, model, guide))
+
+
+def test_a_relaxed_parent_of_a_score_function_site():
+    """z relaxed and k by the score function: exact for k's logits given z; z's weights move k's logits."""
+    estimators = {"z": StraightThrough(), "k": ScoreFunction(LeaveOneOut())}
+    case = CASES["one_hot"]
+    found = expected_gradient(case, TraceGrad_ELBO(estimators={**estimators, "k": ScoreFunction()}), 1)
+    np.testing.assert_allclose(found["a"], exact_gradient(case)["a"], atol=1e-9)
+
+
+def trains(model, guide, **kwargs):
+    svi = SVI(model, guide, Adam(0.05), TraceGrad_ELBO(4, estimators={"z": GumbelSoftmax(0.5)}))
+    return svi.run(jax.random.key(0), 200, progress_bar=False, **kwargs)
+
+
+def test_trains_with_a_temperature_that_is_an_argument():
+    def model(temperature):
+        z = numpyro.sample("z", dist.Bernoulli(0.4))
+        numpyro.sample("x", dist.Normal(2.0 * z, 1.0), obs=2.0)
+
+    def guide(temperature):
+        logit = numpyro.param("a", jnp.array(0.0))
+        numpyro.sample("z", dist.Bernoulli(logits=logit), infer={"estimator": GumbelSoftmax(temperature)})
+
+    svi = SVI(model, config_estimators(guide), Adam(0.05), TraceGrad_ELBO(8))
+    state = svi.init(jax.random.key(0), 1.0)
+    step = jax.jit(svi.update)
+    for i in range(300):
+        state, _ = step(state, jnp.maximum(0.2, 1.0 - i / 200))
+    # The posterior's logit: log(0.4 / 0.6) + log N(2; 2, 1) - log N(2; 0, 1).
+    np.testing.assert_allclose(svi.get_params(state)["a"], np.log(0.4 / 0.6) + 2.0, atol=0.4)
+
+
+MISUSES = {
+    "equal": lambda z: jnp.where(z == 1, 1.0, -1.0),
+    "where": lambda z: jnp.where(z, 1.0, -1.0),
+    "index": lambda z: jnp.array([1.0, 2.0])[z.astype(int)],
+    "copied": lambda z: jnp.where(jnp.stack([z, z])[1] > 0.5, 1.0, -1.0),
+    "round": lambda z: jnp.round(z),
+    "loop": lambda z: jax.lax.scan(lambda c, _: (c, jnp.where(c > 0, 1.0, 2.0)), z, None, length=2)[1].sum(),
+}
+
+
+@pytest.mark.parametrize("estimator", [GumbelSoftmax(), StraightThrough()])
+@pytest.mark.parametrize("misuse", MISUSES)
+def test_misuse_is_refused(misuse, estimator):
+    def guide():
+        numpyro.sample("z", dist.Bernoulli(logits=0.3))
+
+    def model():
+        z = numpyro.sample("z", dist.Bernoulli(0.4))
+        numpyro.sample("x", dist.Normal(MISUSES[misuse](z), 1.0), obs=0.3)
+
+    with pytest.raises(EstimatorError, match="Site 'z' is relaxed, but the program compares"):
+        TraceGrad_ELBO(estimators={"z": estimator}).loss(jax.random.key(0), {}, model, guide)
+
+
+def test_what_is_computed_from_a_relaxed_value_may_be_compared():
+    def guide():
+        numpyro.sample("z", dist.Bernoulli(logits=0.3))
+
+    def model():
+        z = numpyro.sample("z", dist.Bernoulli(0.4))
+        numpyro.sample("x", dist.Gamma(1.0 + jnp.maximum(2 * z - 1, 0.1), 1.0), obs=0.3)
+
+    TraceGrad_ELBO(estimators={"z": GumbelSoftmax()}).loss(jax.random.key(0), {}, model, guide)
+
+
+def test_misfits_are_refused():
+    def loss(guide_law, model_law):
+        objective = TraceGrad_ELBO(estimators={"z": GumbelSoftmax()})
+        return objective.loss(
+            jax.random.key(0),
+            {},
+            lambda: numpyro.sample("z", model_law),
+            lambda: numpyro.sample("z", guide_law),
+        )
+
+    with pytest.raises(EstimatorError, match="'z': a Categorical .* OneHotCategorical"):
+        loss(dist.Categorical(jnp.ones(3) / 3), dist.Categorical(jnp.ones(3) / 3))
+    with pytest.raises(EstimatorError, match="'z': Poisson cannot be relaxed"):
+        loss(dist.Poisson(1.0), dist.Poisson(1.0))
+    with pytest.raises(EstimatorError, match="'z' is relaxed in the guide, but .* Binomial, is not defined"):
+        loss(dist.Bernoulli(0.3), dist.Binomial(1, 0.3))
+
+
+def test_one_hot_categorical():
+    logits = jnp.array([[0.1, -0.4, 0.9], [1.0, 2.0, -1.0]])
+    law = OneHotCategorical(logits=logits)
+    draws = law.sample(jax.random.key(0), (5,))
+    assert draws.shape == (5, 2, 3) and law.support(draws).all() and not law.support(draws * 0.5).any()
+    flat = dist.Categorical(logits=logits)
+    np.testing.assert_allclose(law.log_prob(draws), flat.log_prob(draws.argmax(-1)))
+    np.testing.assert_allclose(OneHotCategorical(probs=law.probs).log_prob(draws), law.log_prob(draws))
+    assert law.enumerate_support().shape == (3, 2, 3) and law.enumerate_support(expand=False).shape == (3, 1, 3)
+    np.testing.assert_allclose(law.mean + law.variance, 2 * law.probs - law.probs**2)
+    assert jax.tree.map(jnp.shape, jax.tree.leaves(law)) == [(2, 3)]
+    with pytest.raises(ValueError, match="exactly one"):
+        OneHotCategorical()
