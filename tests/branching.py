@@ -1,25 +1,35 @@
 """Which estimators that run branches are proved on which programs, the same in both libraries."""
 
-from pplgrad import ARM, ARMS, DisARM, LocalExpectation, MeasureValued, ScoreFunction
+from pplgrad import ARM, ARMS, REBAR, DisARM, DoubleCV, LocalExpectation, MeasureValued, MuProp, ScoreFunction
 from pplgrad.testing.programs import CASES
 
 # Without nested_plates: its cells go into the thousands.
 FINITE = [name for name in CASES if name != "nested_plates"]
 BINARY = [name for name in FINITE if all(size == 2 for _, size in CASES[name].latents.values())]
+RELAXABLE = [*BINARY, "one_hot"]
 
 EXACT = {
     "local": (LocalExpectation(), FINITE),
     "disarm": (DisARM(), BINARY),
     "samples2": (ScoreFunction(samples=2), FINITE),
     "samples3": (ScoreFunction(samples=3), ["single", "independent", "categorical_index"]),
+    "muprop": (MuProp(), RELAXABLE),
+    "double-cv": (DoubleCV(2), RELAXABLE),
+    "double-cv3": (DoubleCV(3, scale=0.7), ["single", "independent"]),
     "measure": (MeasureValued(), ["single", "categorical_index"]),
 }
 """Estimators with finite noise, by a short name: the expectation is a finite sum."""
 
-RANDOM = {"arm": (ARM(), BINARY), "arms2": (ARMS(2), BINARY), "arms4": (ARMS(4), BINARY)}
+RANDOM = {
+    "arm": (ARM(), BINARY),
+    "arms2": (ARMS(2), BINARY),
+    "arms4": (ARMS(4), BINARY),
+    "rebar": (REBAR(0.5, 0.8, learn=False), RELAXABLE),
+    "rebar-cold": (REBAR(0.1, 1.0, learn=False), RELAXABLE),
+}
 """Estimators with uniform noise: z-tests."""
 
-HARD = ["hierarchy", "mixed", "event", "subsampled", "reparameterized_parent", "nested_plates"]
+HARD = ["hierarchy", "mixed", "event", "subsampled", "reparameterized_parent", "one_hot", "nested_plates"]
 """The programs of the z-tests: dependent sites, both kinds, a joint event, a minibatch, plates."""
 
 

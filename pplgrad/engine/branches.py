@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 from pplgrad.engine.downstream import downstream, stacked_costs, to_shape
@@ -62,6 +62,15 @@ class BranchHost(Protocol):
         layout's specifications.
         """
 
+    def soft_costs(self, values: Mapping[str, Array], temperatures: Mapping[str, Any]) -> Mapping[str, Sequence[Array]]:
+        """Return all costs like `branch_costs`, at relaxed values, with their gradient to the values.
+
+        What follows a relaxed site is relaxed at its temperature, or replaced by its probabilities (None).
+        """
+
+    def learned(self, site: str, name: str, start: float) -> Array:
+        """Return a number that the site's estimator learns, from `start` on."""
+
 
 class Draw:
     """The draw of one site as estimators see it: (particles, *plates, elements).
@@ -70,12 +79,21 @@ class Draw:
     dimension that no plate declares, and of a plate that a cost downstream does not have.
     """
 
-    def __init__(self, ops: Ops, host: HostDraw, group: SiteGroup, noise: Noise, score: Array) -> None:
+    def __init__(
+        self,
+        ops: Ops,
+        host: HostDraw,
+        group: SiteGroup,
+        noise: Noise,
+        score: Array,
+        learned: Callable[[str, float], Array],
+    ) -> None:
         self.ops = ops
         self.name = host.name
         self.noise = noise
         self.score = to_shape(ops, score, group.shape)
         """log q of the draw, with its gradient: (particles, *plates)."""
+        self.learned = learned
         self._host = host
         self._plates = group.plates
         self._shape = group.shape
@@ -125,6 +143,12 @@ class Draw:
         """Return the site's values at category numbers (particles, m, *plates, elements)."""
         return self._host.embed(self._axes.scatter(self.ops.xp, index, 2))
 
+    def embed_weights(self, weights: Array) -> Array:
+        """Return the site's relaxed values for weights (particles, m, *plates, elements, categories)."""
+        placed = self._axes.scatter(self.ops.xp, weights, 2, behind=1)
+        one_hot = len(self._host.value.shape) > len(self._finite[1].shape)
+        return placed if one_hot else placed[..., 1]
+
     @property
     def value(self) -> Array:
         """Return the numbers drawn, (particles, *plates, elements), of a family of independent numbers."""
@@ -149,15 +173,20 @@ class Draw:
         """
         xp = self.ops.xp
         if self.is_finite:
+            index = self.again_index(count)
             shape = self.log_probs.shape
-            wanted = (shape[0], count, *shape[1:])
-            log_probs = xp.broadcast_to(self.log_probs[:, None], wanted)
-            index = self.noise.categorical(self.ops.stop_gradient(log_probs))
+            log_probs = xp.broadcast_to(self.log_probs[:, None], (shape[0], count, *shape[1:]))
             chosen = xp.take_along_axis(log_probs, index[..., None], axis=-1)[..., 0]
             return self.embed(index), xp.sum(chosen, axis=-1)
         values, log_q = self._host.again(count)
         flat = to_shape(self.ops, xp.reshape(log_q, (-1, *log_q.shape[2:])), self._shape)
         return values, xp.reshape(flat, (*log_q.shape[:2], *flat.shape[1:]))
+
+    def again_index(self, count: int) -> Array:
+        """Return category numbers of `count` more draws, (particles, count, *plates, elements)."""
+        fixed = self.ops.stop_gradient(self.log_probs)[:, None]
+        wanted = (fixed.shape[0], count, *fixed.shape[2:])
+        return self.noise.categorical(self.ops.xp.broadcast_to(fixed, wanted))
 
 
 @dataclass(frozen=True)
@@ -182,19 +211,29 @@ class _Axes:
         moved = xp.permute_dims(x, (*range(lead), *(lead + axis for axis in self.order), *tail))
         return xp.reshape(moved, (*x.shape[:lead], *self.shape, -1, *(x.shape[axis] for axis in tail)))
 
-    def scatter(self, xp: Any, x: Array, lead: int) -> Array:
-        """Undo `gather`."""
-        moved = xp.reshape(x, (*x.shape[:lead], *(self.sizes[axis] for axis in self.order)))
+    def scatter(self, xp: Any, x: Array, lead: int, behind: int = 0) -> Array:
+        """Undo `gather`, with `behind` further dimensions at the end."""
+        tail = tuple(x.shape[len(x.shape) - behind :])
+        moved = xp.reshape(x, (*x.shape[:lead], *(self.sizes[axis] for axis in self.order), *tail))
         back = sorted(range(len(self.order)), key=lambda i: self.order[i])
-        return xp.permute_dims(moved, (*range(lead), *(lead + axis for axis in back)))
+        count = len(self.order)
+        order = (*range(lead), *(lead + axis for axis in back), *range(lead + count, lead + count + behind))
+        return xp.permute_dims(moved, order)
 
 
 @dataclass(frozen=True)
 class Alternatives:
-    """Other values of a site, (particles, m, *B, *E) as `Draw.embed` gives them, and what the estimator keeps of them."""
+    """Where an estimator wants the downstream cost of a site, and what it keeps for itself.
 
-    values: Array
+    `values` are other values, (particles, m, *B, *E) as `Draw.embed` gives them. `weights` are weights of the categories,
+    (particles, m', *plates, elements, categories), at which the derivative of the cost is wanted too; discrete sites
+    that follow are then relaxed as well, at the `temperature`, or replaced by their probabilities if it is None.
+    """
+
+    values: Array | None = None
     kept: Any = None
+    weights: Array | None = None
+    temperature: Any = None
 
 
 @dataclass(frozen=True)
@@ -202,13 +241,16 @@ class BranchTerms:
     """What an estimator that asked for branches gets: constants, but for `draw.log_probs`.
 
     `downstream` is the downstream cost of the draw, (particles, *plates), and `costs` that of each alternative,
-    (particles, m, *plates).
+    (particles, m, *plates). `soft_costs`, (particles, m', *plates), and `slopes`, of the shape of the weights, are the cost and
+    its derivative at the weights; slopes carry gradient to what the weights were computed from.
     """
 
     draw: Draw
     downstream: Array
     alternatives: Alternatives
     costs: Array
+    soft_costs: Array
+    slopes: Array
 
     @property
     def ops(self) -> Ops:
@@ -216,30 +258,55 @@ class BranchTerms:
         return self.draw.ops
 
 
-def branch_terms(ops: Ops, layout: Layout, run: Run, stacks: list[Array], host: BranchHost) -> Array:
-    """Run the branches of all sites that ask for them, and return the sum of their terms of the surrogate."""
-    xp = ops.xp
+def branch_terms(
+    ops: Ops, layout: Layout, run: Run, stacks: list[Array], host: BranchHost
+) -> tuple[Array, Array | None]:
+    """Run the branches of all sites that ask for them.
+
+    Return the sum of their terms of the surrogate, and the loss that trains what estimators learn, or None.
+    """
     draws: dict[int, Draw] = {}
     asked: dict[int, Alternatives] = {}
     for number, group in enumerate(layout.site_groups):
         site = layout.sites[group.members[0]]
         if site.estimator.uses_branches:
             noise = noise_for(site.name, ops, host.noise)
-            draws[number] = Draw(ops, host.draw(site.name), group, noise, run.scores[group.members[0]])
+            score = run.scores[group.members[0]]
+            draws[number] = Draw(ops, host.draw(site.name), group, noise, score, partial(host.learned, site.name))
             asked[number] = site.estimator.alternatives(draws[number])
-    names = {number: draw.name for number, draw in draws.items()}
-    costs = host.branch_costs({names[number]: ops.stop_gradient(asked[number].values) for number in asked})
-    total = None
+    values = {draws[n].name: ops.stop_gradient(a.values) for n, a in asked.items() if a.values is not None}
+    hard = host.branch_costs(values) if values else {}
+    soft = [number for number, a in asked.items() if a.weights is not None]
+
+    def at_weights(points: list[Array]) -> list[Array]:
+        placed = {draws[n].name: draws[n].embed_weights(point) for n, point in zip(soft, points, strict=True)}
+        costs = host.soft_costs(placed, {draws[n].name: asked[n].temperature for n in soft})
+        return [_downstream(ops, layout, n, draws[n], costs[draws[n].name], False) for n in soft]
+
+    soft_costs, slopes = ops.with_slopes(at_weights, [asked[n].weights for n in soft]) if soft else ([], [])
+    total = loss = None
     for number, draw in draws.items():
-        group = layout.site_groups[number]
-        count = asked[number].values.shape[1]
-        there = [stacked_costs(ops, list(costs[draw.name]), g) for g in layout.cost_groups]
-        elsewhere = downstream(ops, layout, number, there)[:, 0]
-        here = downstream(ops, layout, number, stacks)[:, 0]
+        costs = _downstream(ops, layout, number, draw, hard[draw.name], True) if draw.name in hard else None
+        place = soft.index(number) if number in soft else None
         terms = BranchTerms(
-            draw, here, asked[number], xp.reshape(elsewhere, (here.shape[0], count, *elsewhere.shape[1:]))
+            draw,
+            downstream(ops, layout, number, stacks)[:, 0],
+            asked[number],
+            costs,
+            None if place is None else soft_costs[place],
+            None if place is None else slopes[place],
         )
-        term = layout.estimator(group).surrogate_of(terms)
+        estimator = layout.estimator(layout.site_groups[number])
+        term, learning = estimator.surrogate_of(terms), estimator.loss_of(terms)
         total = term if total is None else total + term
+        if learning is not None:
+            loss = learning if loss is None else loss + learning
     assert total is not None
-    return total
+    return total, loss
+
+
+def _downstream(ops: Ops, layout: Layout, number: int, draw: Draw, costs: Sequence[Array], constant: bool) -> Array:
+    """Return a site's downstream cost in its branches, of shape (particles, m, *plates)."""
+    stacks = [stacked_costs(ops, list(costs), group) for group in layout.cost_groups]
+    found = downstream(ops, layout, number, stacks, constant)[:, 0]
+    return ops.xp.reshape(found, (draw.score.shape[0], -1, *found.shape[1:]))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pplgrad.engine.configuration import EstimatorMapping, listed
+from pplgrad.engine.layout import Layout
 from pplgrad.errors import ConfigurationError, EstimatorError, ImpossibleValueError, ProgramError
 
 
@@ -43,9 +44,16 @@ def refuse_model_estimator(site: Mapping[str, Any]) -> None:
         )
 
 
-def refuse_misuse(misused: Mapping[str, str]) -> None:
-    """Refuse a program that treats a relaxed value as if it were hard; `misused` maps the site to the operation."""
+def refuse_misuse(layout: Layout, misused: Mapping[str, str]) -> None:
+    """Refuse a program that treats a relaxed value as if it were hard; `misused` maps sites to operations.
+
+    Relaxed are the sites whose estimators say so, and in branches with slopes also the sites that follow.
+    """
+    soft = {site.name for site in layout.sites if site.estimator.relaxes or site.estimator.uses_slopes}
+    leading = {site.name for site in layout.sites if site.estimator.uses_slopes}
     for name, operation in misused.items():
+        if name not in soft and leading.isdisjoint(layout.ancestors.get(name, {})):
+            continue
         raise EstimatorError(
             f"Site '{name}' is relaxed, but the program compares, rounds or indexes with its value ({operation}), which has "
             "no gradient and no meaning between two categories; compute with the value itself (z * a + (1 - z) * b, or "

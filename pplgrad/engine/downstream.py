@@ -42,12 +42,13 @@ def stacked_scores(ops: Ops, scores: list[Array], group: SiteGroup) -> Array:
     return xp.stack(arrays, axis=1)
 
 
-def downstream(ops: Ops, layout: Layout, group: int, stacks: list[Array]) -> Array:
-    """Return the downstream cost of a group's sites, of shape (particles, n, *shape), as a constant."""
+def downstream(ops: Ops, layout: Layout, group: int, stacks: list[Array], constant: bool = True) -> Array:
+    """Return the downstream cost of a group's sites, of shape (particles, n, *shape), as a constant or not."""
     sites = layout.site_groups[group]
     total = None
     for link in layout.links[group]:
-        part = _linked(ops, stacks[link.costs], link, len(sites.shape))
+        values = ops.stop_gradient(stacks[link.costs]) if constant else stacks[link.costs]
+        part = _linked(ops, values, link, len(sites.shape))
         total = part if total is None else total + part
     particles = stacks[0].shape[1]
     wanted = (len(sites.members), particles, *sites.shape)
@@ -57,10 +58,9 @@ def downstream(ops: Ops, layout: Layout, group: int, stacks: list[Array]) -> Arr
     return ops.xp.moveaxis(total, 0, 1)
 
 
-def _linked(ops: Ops, stack: Array, link: Link, ndim: int) -> Array:
+def _linked(ops: Ops, values: Array, link: Link, ndim: int) -> Array:
     """Return one cost group's part of the downstream cost, of shape (sites, particles, *broadcastable)."""
     xp = ops.xp
-    values = ops.stop_gradient(stack)
     if link.summed:
         values = xp.sum(values, axis=link.summed, keepdims=True)
     values = _aligned(ops, values, 2, ndim)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
 Array: TypeAlias = Any
@@ -31,6 +32,15 @@ class Ops(Protocol):
 
     def index_add(self, x: Array, index: Array, values: Array) -> Array:
         """Return a copy of the one-dimensional `x` with `values` added at `index`; repeated indices add up."""
+
+    def with_slopes(self, function: Callable[[list[Array]], list[Array]], points: list[Array]) -> tuple[list, list]:
+        """Return what `function` makes of arrays, and the derivative of the sum of all of it with respect to each.
+
+        Both go on carrying gradient to what the points were computed from, and to nothing else.
+        """
+
+    def only(self, loss: Array, learned: list[Array]) -> Array:
+        """Return `loss` with its gradient to the arrays in `learned`, and to nothing else."""
 
     def arange(self, n: int, like: Array) -> Array:
         """Return the integers 0 to n - 1 on the device of `like`."""

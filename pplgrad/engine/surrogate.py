@@ -60,6 +60,7 @@ def estimate(
     value = surrogate = None
     groups: list[list[SiteGroupRun]] = []
     terms: list[Array] = []
+    losses: list[Array] = []
     for number, (layout, run) in enumerate(runs):
         stacks = [stacked_costs(ops, run.costs, group) for group in layout.cost_groups]
         objective = None
@@ -72,12 +73,14 @@ def estimate(
         plain = [i for i, group in enumerate(layout.site_groups) if not layout.estimator(group).uses_branches]
         groups.append([_group_run(ops, layout, run, i, stacks) for i in plain])
         if len(plain) < len(layout.site_groups):
-            terms.append(branch_terms(ops, layout, run, stacks, branches[number]))
+            term, loss = branch_terms(ops, layout, run, stacks, branches[number])
+            terms.append(term)
+            losses += [] if loss is None else [loss]
     assert value is not None
     value = value / total
     surrogate = sum(terms, start=value * total) / total if terms else value
 
-    result = Estimate(ops.stop_gradient(value), surrogate, None)
+    result = Estimate(ops.stop_gradient(value), surrogate, sum(losses[1:], losses[0]) / total if losses else None)
     for group in _merged(ops, groups):
         _add_group(ops, group, host, total, result)
     return result

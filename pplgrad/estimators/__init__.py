@@ -2,6 +2,7 @@
 
 from pplgrad.estimators.antithetic import ARM, ARMS, DisARM
 from pplgrad.estimators.base import Declaration, Estimator
+from pplgrad.estimators.control_variates import REBAR, DoubleCV, MuProp
 from pplgrad.estimators.local_expectation import LocalExpectation
 from pplgrad.estimators.measure_valued import MeasureValued
 from pplgrad.estimators.relaxed import GappedStraightThrough, GumbelRao, GumbelSoftmax, ReinMax, StraightThrough
@@ -13,12 +14,15 @@ __all__ = [
     "ARMS",
     "Declaration",
     "DisARM",
+    "DoubleCV",
     "Estimator",
     "GappedStraightThrough",
     "GumbelRao",
     "GumbelSoftmax",
     "LocalExpectation",
     "MeasureValued",
+    "MuProp",
+    "REBAR",
     "ReinMax",
     "Reparam",
     "ScoreFunction",

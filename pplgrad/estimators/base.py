@@ -95,13 +95,15 @@ class Estimator(ABC):
     A subclass is a frozen dataclass with a `declaration`, and says with `uses_score` whether it needs log q and
     the downstream cost; the draw of such a site is a constant to differentiation. With `uses_branches` as well, it
     asks by `alternatives` for the downstream cost at other values of the site and gets them in `surrogate_of`
-    (instead of `surrogate`). With `relaxes` its draw is replaced by weights of the categories.
+    (instead of `surrogate`). With `relaxes` its draw is replaced by weights of the categories;
+    with `uses_slopes` it asks for the derivative of the cost at such weights.
     """
 
     declaration: ClassVar[Declaration]
     uses_score: ClassVar[bool]
     uses_branches: ClassVar[bool] = False
     relaxes: ClassVar[bool] = False
+    uses_slopes: ClassVar[bool] = False
 
     @property
     def group_key(self) -> Hashable:
@@ -115,8 +117,8 @@ class Estimator(ABC):
 
     @property
     def keeps_state(self) -> bool:
-        """Whether the baseline has state, a network or a function, which a plug-in must hold for the site."""
-        return any(part.per_site for part in parts_of(self.baseline))
+        """Whether something is kept for the site by a plug-in: a baseline's state, network or function, learned numbers."""
+        return bool(self.learned) or any(part.per_site for part in parts_of(self.baseline))
 
     @property
     def draws_again(self) -> int:
@@ -138,3 +140,12 @@ class Estimator(ABC):
     def surrogate_of(self, terms: BranchTerms) -> Array:
         """Return the site's term of the surrogate, summed over particles and elements, from its branches."""
         raise TypeError(f"{type(self).__name__} asks for no branches.")
+
+    def loss_of(self, terms: BranchTerms) -> Array | None:
+        """Return the loss that trains what the estimator learns, or None."""
+        return None
+
+    @property
+    def learned(self) -> Mapping[str, float]:
+        """The numbers that the estimator learns at a site, with their first values."""
+        return {}

@@ -67,7 +67,8 @@ class Relaxation(Estimator):
         """Return the weights of the categories, (..., categories), with their gradient."""
 
 
-def _softmax(xp: Any, x: Array) -> Array:
+def softmax(xp: Any, x: Array) -> Array:
+    """Return the softmax over the last axis."""
     shifted = xp.exp(x - xp.max(x, axis=-1, keepdims=True))
     return shifted / xp.sum(shifted, axis=-1, keepdims=True)
 
@@ -120,7 +121,7 @@ class GumbelSoftmax(Relaxation):
 
     def weights(self, draw: HardDraw) -> Array:
         """Return the softmax of the perturbed log probabilities, hard in front of it or not."""
-        soft = _softmax(draw.ops.xp, draw.perturbed() / self.temperature)
+        soft = softmax(draw.ops.xp, draw.perturbed() / self.temperature)
         return _through(draw, soft) if self.hard else soft
 
 
@@ -177,7 +178,7 @@ class GumbelRao(Relaxation):
 
     def weights(self, draw: HardDraw) -> Array:
         """Return the draw with the mean gradient of the relaxations that belong to it."""
-        soft = [_softmax(draw.ops.xp, draw.perturbed() / self.temperature) for _ in range(self.k)]
+        soft = [softmax(draw.ops.xp, draw.perturbed() / self.temperature) for _ in range(self.k)]
         return _through(draw, sum(soft[1:], soft[0]) / self.k)
 
 
@@ -209,9 +210,9 @@ class ReinMax(Relaxation):
     def weights(self, draw: HardDraw) -> Array:
         """Return the draw with the gradient of 2 π₁ − ½ π."""
         ops, xp, log_probs = draw.ops, draw.ops.xp, draw.log_probs
-        middle = (draw.one_hot + _softmax(xp, log_probs / self.temperature)) / 2
+        middle = (draw.one_hot + softmax(xp, log_probs / self.temperature)) / 2
         shift = ops.stop_gradient(xp.log(xp.clip(middle, min=xp.finfo(middle.dtype).tiny)) - log_probs)
-        return _through(draw, 2 * _softmax(xp, log_probs + shift) - 0.5 * xp.exp(log_probs))
+        return _through(draw, 2 * softmax(xp, log_probs + shift) - 0.5 * xp.exp(log_probs))
 
 
 @dataclass(frozen=True)
@@ -248,4 +249,4 @@ class GappedStraightThrough(Relaxation):
         largest = xp.max(fixed, axis=-1, keepdims=True)
         up = hard * (largest - fixed)
         down = (1 - hard) * xp.clip(fixed + self.gap - largest, min=0)
-        return _through(draw, _softmax(xp, (draw.log_probs + up - down) / self.temperature))
+        return _through(draw, softmax(xp, (draw.log_probs + up - down) / self.temperature))

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from pplgrad.engine.checks import refuse_misuse
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.noise import Noise
-from pplgrad.errors import ProgramError
+from pplgrad.errors import BaselineError, EstimatorError, ProgramError
+from pplgrad.numpyro._coarse import misused
+from pplgrad.numpyro._compat import unmasked
+from pplgrad.numpyro._distributions import family, is_relaxable
 from pplgrad.numpyro._ops import JaxNoise
 from pplgrad.numpyro._program import Arrays, Resolve, run_particle, site_key
+from pplgrad.numpyro._relaxed import Extended, extended, softened
 
 Program = tuple[Callable, Callable, tuple, dict]
 """Model, guide, and the arguments of both."""
@@ -63,6 +69,7 @@ class NumPyroBranches:
         resolve: Resolve,
         map_particles: Callable | None,
         traceable: bool,
+        learned: Mapping[tuple[str, str], jax.Array],
     ) -> None:
         """`map_particles` maps a function over particles, None for a single one; a program that is not `traceable` runs
         one branch after the other."""
@@ -76,6 +83,7 @@ class NumPyroBranches:
         self._resolve = resolve
         self._map_particles = map_particles
         self._traceable = traceable
+        self._learned = learned
 
     def draw(self, site: str) -> NumPyroDraw:
         """Return the draw of a site."""
@@ -85,8 +93,35 @@ class NumPyroBranches:
         """Return the noise of a site's estimator."""
         return JaxNoise(site_key(self._noise, site))
 
+    def learned(self, site: str, name: str, start: float) -> jax.Array:
+        """Return a number among the parameters that the wrapped guide registered."""
+        if (site, name) not in self._learned:
+            raise BaselineError(
+                f"The estimator at site '{site}' learns a number ({name}) that NumPyro's SVI keeps, and only a wrapped guide "
+                "can register it; write config_estimators(guide, {...}) with this estimator there and initialise SVI "
+                "with that guide, or pass learn=False."
+            )
+        return self._learned[site, name]
+
     def branch_costs(self, values: Mapping[str, jax.Array]) -> dict[str, list[jax.Array]]:
         """Return the costs in all branches."""
+        found = self._run_all(values, None)
+        return {name: [jax.lax.stop_gradient(x) for x in costs] for name, costs in found.items()}
+
+    def soft_costs(
+        self, values: Mapping[str, jax.Array], temperatures: Mapping[str, Any]
+    ) -> dict[str, list[jax.Array]]:
+        """Return the costs at relaxed values, with their gradient."""
+        if not self._traceable:
+            raise EstimatorError(
+                f"Site '{next(iter(values))}' is to be relaxed, but Python control flow of the program depends on a value; "
+                "use ScoreFunction() or LocalExpectation() there."
+            )
+        return self._run_all(values, temperatures)
+
+    def _run_all(
+        self, values: Mapping[str, jax.Array], temperatures: Mapping[str, Any] | None
+    ) -> dict[str, list[jax.Array]]:
         places, start = {}, 0
         for name, alternatives in values.items():
             places[name] = slice(start, start + alternatives.shape[1])
@@ -94,33 +129,43 @@ class NumPyroBranches:
 
         def particle(mine: tuple[jax.Array, dict[str, jax.Array]]) -> list[jax.Array]:
             key, alternatives = mine
+            run = partial(self._costs, key, alternatives, places, temperatures)
             if not self._traceable:
-                rows = [self._costs(key, alternatives, places, number) for number in range(start)]
+                rows = [run(number)[0] for number in range(start)]
                 return [jnp.stack(column) for column in zip(*rows, strict=True)]
-            return jax.vmap(lambda number: self._costs(key, alternatives, places, number))(jnp.arange(start))
+            if temperatures is not None:
+                seen: set[str] = set()
+                closed = jax.make_jaxpr(lambda number: _noted(run(number), seen))(jnp.zeros((), int))
+                refuse_misuse(self._layout, misused(closed, seen))
+            return jax.vmap(lambda number: run(number)[0])(jnp.arange(start))
 
         if self._map_particles is None:
             found = particle((self._keys[0], {name: x[0] for name, x in values.items()}))
             found = [x[None] for x in found]
         else:
             found = self._map_particles(particle, (jnp.stack(list(self._keys)), dict(values)))
-        return {
-            name: [x[:, place].reshape(-1, *x.shape[2:]) for x in map(jax.lax.stop_gradient, found)]
-            for name, place in places.items()
-        }
+        return {name: [x[:, place].reshape(-1, *x.shape[2:]) for x in found] for name, place in places.items()}
 
     def _costs(
-        self, key: jax.Array, alternatives: Mapping[str, jax.Array], places: Mapping[str, slice], number: Any
-    ) -> list[jax.Array]:
-        """Return the costs of one branch of one particle, in the order of the layout."""
+        self,
+        key: jax.Array,
+        alternatives: Mapping[str, jax.Array],
+        places: Mapping[str, slice],
+        temperatures: Mapping[str, Any] | None,
+        number: Any,
+    ) -> tuple[list[jax.Array], set[str]]:
+        """Return the costs of one branch of one particle, in the order of the layout, and the relaxed sites."""
 
-        def intervene(name: str, value: jax.Array) -> jax.Array:
-            if name not in places:
-                return value
-            place = places[name]
-            inside = (number >= place.start) & (number < place.stop)
-            mine = alternatives[name][jnp.clip(number - place.start, 0, place.stop - place.start - 1)]
-            return jnp.where(inside, mine.astype(value.dtype), value)
+        def inside(name: str) -> Any:
+            return (number >= places[name].start) & (number < places[name].stop)
+
+        def intervene(name: str, msg: Any, key: jax.Array) -> None:
+            if temperatures is not None and not isinstance(unmasked(msg["fn"]), Extended):
+                self._soften(name, msg, key, temperatures, inside)
+            if name in places:
+                first, last = places[name].start, places[name].stop - 1
+                mine = alternatives[name][jnp.clip(number - first, 0, last - first)]
+                msg["value"] = jnp.where(inside(name), mine.astype(msg["value"].dtype), msg["value"])
 
         model, guide, args, kwargs = self._program
         arrays, static = run_particle(key, dict(self._params), model, guide, args, kwargs, self._resolve, intervene)
@@ -130,4 +175,28 @@ class NumPyroBranches:
                 "at other values; use ScoreFunction() there."
             )
         sides = {1.0: arrays.model_costs, -1.0: arrays.guide_costs}
-        return [sides[spec.sign][spec.name] for spec in self._layout.costs]
+        return [sides[spec.sign][spec.name] for spec in self._layout.costs], static.extended
+
+    def _soften(self, name: str, msg: Any, key: jax.Array, temperatures: Mapping[str, Any], inside: Callable) -> None:
+        """Extend a discrete site's density to weights, and relax its draw in the branches of sites that it follows."""
+        fn = msg["fn"]
+        leading = [site for site in temperatures if site in self._layout.ancestors.get(name, {})]
+        if is_relaxable(fn):
+            msg["fn"] = wide = extended(fn)
+            hard = msg["value"].astype(unmasked(wide).log_probs.dtype)
+            msg["value"] = hard
+            for site in leading:
+                soft = softened(name, wide, hard, temperatures[site], key)
+                msg["value"] = jnp.where(inside(site), soft, msg["value"])
+        elif leading and not fn.has_rsample:
+            raise EstimatorError(
+                f"Site '{name}' follows site '{leading[0]}', whose estimator relaxes what follows, and {family(fn)} cannot "
+                f"be relaxed; use ScoreFunction(), LocalExpectation() or DisARM() at '{leading[0]}'."
+            )
+
+
+def _noted(run: tuple[list[jax.Array], set[str]], seen: set[str]) -> list[jax.Array]:
+    """Return the costs of a run, and note its relaxed sites."""
+    costs, names = run
+    seen.update(names)
+    return costs

@@ -135,10 +135,11 @@ class TraceGrad_ELBO(Trace_ELBO):
             return arrays
 
         closed, shapes = jax.make_jaxpr(program, return_shape=True)(key, params)
-        refuse_misuse(misused(closed, [n for n, found in seen[-1].estimators.items() if found.relaxes]))
         tree = jax.tree.structure(shapes)
         numbered = jax.tree.unflatten(tree, range(tree.num_leaves))
         reads = densities_read(seen[-1], numbered, outputs_read(closed))
+        if seen[-1].extended:
+            refuse_misuse(Layout.build(*specify(seen[-1], reads)), misused(closed, seen[-1].extended))
         evaluate = as_function(closed)
 
         def particle(key: jax.Array) -> Arrays:
@@ -179,6 +180,7 @@ class TraceGrad_ELBO(Trace_ELBO):
                     self._resolve,
                     map_particles,
                     together,
+                    self._registered([runs[number]], params)[0],
                 )
             )
         return result
@@ -216,24 +218,32 @@ class TraceGrad_ELBO(Trace_ELBO):
 
         jax.eval_shape(names, rng_key)
 
-    def _host(
-        self, runs: list, parts: list[tuple[Layout, Run]], params: dict, args: tuple, kwargs: dict
-    ) -> NumPyroBaselines:
-        """Gather what baselines with state, networks or functions need."""
-        sites, ancestors, values, nets, states = {}, {}, {}, {}, {}  # type: ignore[var-annotated]
-        for (arrays, static, _), (layout, _) in zip(runs, parts, strict=True):
-            sites.update({site.name: site for site in layout.sites})
-            ancestors.update(layout.ancestors)
-            values.update({name: (value, static.event_dims[name]) for name, value in arrays.values.items()})
+    @staticmethod
+    def _registered(runs: list, params: dict) -> tuple[dict, dict]:
+        """Return the parameters and the state that the wrapped guide registered, by (site, key)."""
+        learned, states = {}, {}
+        for arrays, static, _ in runs:
             for (token, key), name in static.params.items():
                 if token in static.tokens:
                     fresh = arrays.fresh_params.get(name)
-                    nets[static.tokens[token], key] = (
+                    learned[static.tokens[token], key] = (
                         params[name] if fresh is None else jax.tree.map(lambda x: x[0], fresh)
                     )
             for (token, key), name in static.mutables.items():
                 if token in static.tokens:
                     states[static.tokens[token], key] = jax.tree.map(lambda x: x[0], arrays.mutable[name])
+        return learned, states
+
+    def _host(
+        self, runs: list, parts: list[tuple[Layout, Run]], params: dict, args: tuple, kwargs: dict
+    ) -> NumPyroBaselines:
+        """Gather what baselines with state, networks or functions need."""
+        sites, ancestors, values = {}, {}, {}  # type: ignore[var-annotated]
+        for (arrays, static, _), (layout, _) in zip(runs, parts, strict=True):
+            sites.update({site.name: site for site in layout.sites})
+            ancestors.update(layout.ancestors)
+            values.update({name: (value, static.event_dims[name]) for name, value in arrays.values.items()})
+        nets, states = self._registered(runs, params)
         if len(runs) > 1:
             values = {}
         dtype = parts[0][1].costs[0].dtype

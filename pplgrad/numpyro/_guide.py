@@ -95,6 +95,8 @@ def _register(name: str, msg: Any, messenger: EstimatorMessenger, args: tuple, k
     plates = _plates(msg, messenger)
     token = msg["infer"]["pplgrad"]
     dtype = jnp.result_type(float)
+    for key, start in estimator.learned.items():
+        numpyro.param(f"{name}{MARK}{key}", jnp.asarray(start, dtype), pplgrad=(token, key))
     for number, part in enumerate(parts_of(estimator.baseline)):
         mark = (token, str(number))
         if isinstance(part, NeuralBaseline):

@@ -31,7 +31,7 @@ from pplgrad.numpyro._distributions import (
 )
 from pplgrad.numpyro._flow import Flow, FlowMessenger
 from pplgrad.numpyro._provenance import Reads, union
-from pplgrad.numpyro._relaxed import extended_in_model, relaxed
+from pplgrad.numpyro._relaxed import Extended, extended_in_model, relaxed
 
 # The steps of a scan lie left of every plate, in a dimension of their own.
 TIME_DIM = -8
@@ -40,8 +40,8 @@ TIME = "_time"
 Resolve = Callable[[str, Any, dict, bool], Estimator]
 """From a site's name, distribution, `infer` and whether it stands in the body of control flow to its estimator."""
 
-Intervene = Callable[[str, jax.Array], jax.Array]
-"""From a site's name and its draw to the value that the program goes on with."""
+Intervene = Callable[[str, Any, jax.Array], None]
+"""Changes a latent site's message, given its name and a key: the value that the program goes on with, and its density."""
 
 
 class SiteMessenger(FlowMessenger):
@@ -53,15 +53,18 @@ class SiteMessenger(FlowMessenger):
         estimators: dict[str, Estimator],
         key: jax.Array,
         intervene: Intervene | None = None,
+        extended: set[str] | None = None,
     ) -> None:
         super().__init__()
         self._key = key
+        # Sites whose densities are extended to weights: noted in the guide, obeyed in the model.
+        self.extended: set[str] = set() if extended is None else extended
         self._resolve = resolve
         self._estimators = estimators
         self._intervene = intervene
 
     def copy(self) -> SiteMessenger:
-        return SiteMessenger(self._resolve, self._estimators, self._key, self._intervene)
+        return SiteMessenger(self._resolve, self._estimators, self._key, self._intervene, self.extended)
 
     def enter_bodies(self, msg: Any, inner: FlowMessenger) -> None:
         if self._resolve is None:
@@ -70,7 +73,7 @@ class SiteMessenger(FlowMessenger):
     def process_site(self, msg: Any) -> None:
         if self._resolve is None and msg["type"] == "sample":
             name = self.name_of(msg["name"])
-            if name in self._estimators and self._estimators[name].relaxes:
+            if name in self.extended:
                 msg["fn"] = extended_in_model(name, msg["fn"])
         if not self.inside:
             return
@@ -98,13 +101,15 @@ class SiteMessenger(FlowMessenger):
                 self._estimators[name] = self._resolve(name, msg["fn"], msg["infer"], self.inside)
             estimator = self._estimators[name]
             make_constant(msg, estimator)
+            # A value that was put there came without a key of its own.
+            key = msg["kwargs"].get("rng_key")
+            key = site_key(self._key, name) if key is None else key
             if isinstance(estimator, Relaxation):
-                # A value that was put there came without a key of its own.
-                key = msg["kwargs"].get("rng_key")
-                key = site_key(self._key, name) if key is None else key
                 msg["value"], msg["fn"] = relaxed(name, msg["fn"], msg["value"], estimator, key)
             if self._intervene is not None:
-                msg["value"] = self._intervene(name, msg["value"])
+                self._intervene(name, msg, key)
+            if isinstance(unmasked(msg["fn"]), Extended):
+                self.extended.add(name)
         msg["value"] = tag(name, msg["value"])
 
 
@@ -143,6 +148,7 @@ class Static:
     params: dict[Any, str] = field(default_factory=dict)
     mutables: dict[Any, str] = field(default_factory=dict)
     mappings: list[EstimatorMapping] = field(default_factory=list)
+    extended: set[str] = field(default_factory=set)
 
 
 @dataclass
@@ -196,13 +202,15 @@ def run_particle(
     static.guide_flows = messenger.flows
     for name, estimator in list(static.estimators.items()):
         if name in guide_trace:
-            make_constant(guide_trace[name], estimator)
+            if name not in messenger.extended:
+                make_constant(guide_trace[name], estimator)
         else:
             # Hidden by a block around the control flow in which it was drawn, like a hidden site elsewhere.
             del static.estimators[name]
     mutable = {name: site["value"] for name, site in guide_trace.items() if site["type"] == "mutable"}
     params.update(mutable)
-    messenger = SiteMessenger(None, static.estimators, model_seed)
+    static.extended = messenger.extended
+    messenger = SiteMessenger(None, {}, model_seed, None, static.extended)
     with messenger:
         draws = {name: site for name, site in guide_trace.items() if site["type"] not in ("param", "mutable")}
         replayed = replay(seed(_checked(model), model_seed), draws)
@@ -293,7 +301,7 @@ def _collected(
                 arrays.squares[name] = _in_time(_score_squared(bare, site["value"]), site, flow)
             if estimator.uses_branches:
                 _ask(arrays, name, bare, site["value"], estimator, again)
-            if estimator.uses_score:
+            if estimator.uses_score and name not in static.extended:
                 # E[∇ log q] = 0 given the parents, so that this path is only noise.
                 cost = jax.lax.stop_gradient(cost)
         arrays.guide_costs[name] = _in_time(cost, site, flow)

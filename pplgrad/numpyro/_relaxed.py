@@ -10,7 +10,7 @@ from numpyro.distributions import Distribution, Independent, MaskedDistribution,
 
 from pplgrad.engine.noise import noise_for
 from pplgrad.errors import EstimatorError
-from pplgrad.estimators.relaxed import HardDraw, Relaxation
+from pplgrad.estimators.relaxed import HardDraw, Relaxation, softmax
 from pplgrad.numpyro._compat import unmasked
 from pplgrad.numpyro._distributions import family, finite_parts, is_relaxable
 from pplgrad.numpyro._ops import OPS, JaxNoise
@@ -71,6 +71,18 @@ def relaxed(site: str, fn: Any, value: jax.Array, estimator: Relaxation, key: ja
     noise = noise_for(site, OPS, lambda _: JaxNoise(jax.random.fold_in(key, 1)))
     weights = estimator.weights(HardDraw(OPS, bare.log_probs, index, noise))
     return (weights if bare.one_hot else weights[..., 1]), wide
+
+
+def softened(site: str, wide: Any, value: jax.Array, temperature: Any, key: jax.Array) -> jax.Array:
+    """Return a draw's relaxation at a temperature, or the probabilities if it is None; `wide` is its extended law."""
+    bare = unmasked(wide)
+    if temperature is None:
+        weights = jnp.exp(bare.log_probs)
+    else:
+        index = jnp.argmax(value, -1) if bare.one_hot else value.astype(int)
+        noise = noise_for(site, OPS, lambda _: JaxNoise(jax.random.fold_in(key, 1)))
+        weights = softmax(jnp, HardDraw(OPS, bare.log_probs, index, noise).perturbed() / temperature)
+    return weights if bare.one_hot else weights[..., 1]
 
 
 def extended_in_model(name: str, fn: Any) -> Any:

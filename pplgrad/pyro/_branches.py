@@ -14,10 +14,14 @@ from pyro.poutine.util import site_is_subsample
 
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.noise import Noise
-from pplgrad.errors import ProgramError
-from pplgrad.pyro._distributions import finite_parts, parameters, unmasked
+from pplgrad.errors import EstimatorError, ProgramError
+from pplgrad.estimators.base import Estimator
+from pplgrad.estimators.relaxed import Relaxation
+from pplgrad.pyro._baselines import PREFIX
+from pplgrad.pyro._distributions import family, finite_parts, is_relaxable, parameters, unmasked
 from pplgrad.pyro._ops import TorchNoise
 from pplgrad.pyro._program import PARTICLES, Traces, cost_of, with_particles
+from pplgrad.pyro._relaxed import Extended, ExtendedModelMessenger, relaxed, softened
 
 
 class PyroDraw:
@@ -78,16 +82,29 @@ class Branch:
     stop: int
 
 
+Fresh = Callable[[Branch], torch.Tensor]
+"""From a branch to the value that a site drew there: as it was drawn, or relaxed as the branch's estimator asks."""
+
+
 class Intervention(Messenger):
     """Puts alternatives in the place of draws, keeps the primary draw of what does not follow, and shares the minibatch.
 
-    Values are replaced after the draw, so that the generator goes on as in the primary run.
+    Values are replaced after the draw, so that the generator goes on as in the primary run. With `temperatures` (by the
+    branch's site) discrete sites are relaxed, and their densities extended to weights.
     """
 
-    def __init__(self, primary: Any, replace: Callable[[str, torch.Tensor, int], torch.Tensor] | None) -> None:
+    def __init__(
+        self,
+        primary: Any,
+        replace: Callable[[str, Fresh, int], torch.Tensor] | None = None,
+        estimators: Mapping[str, Estimator] | None = None,
+        temperatures: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         self._primary = primary
         self._replace = replace
+        self._estimators = estimators or {}
+        self._temperatures = temperatures
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg) and not msg["done"] and msg["name"] in self._primary.nodes:
@@ -96,7 +113,25 @@ class Intervention(Messenger):
     def _pyro_post_sample(self, msg: Any) -> None:
         if self._replace is None or site_is_subsample(msg) or msg["is_observed"]:
             return
-        msg["value"] = self._replace(msg["name"], msg["value"], msg["fn"].event_dim)
+        name, fn, drawn = msg["name"], msg["fn"], msg["value"]
+        estimator = self._estimators.get(name)
+        fresh: Fresh = lambda branch: drawn  # noqa: E731
+        if isinstance(estimator, Relaxation):
+            drawn, msg["fn"] = relaxed(name, fn, drawn, estimator)
+        elif self._temperatures is not None and is_relaxable(fn):
+            temperatures = self._temperatures
+            fresh = lambda branch: softened(name, fn, drawn, temperatures[branch.site])  # noqa: E731
+            msg["fn"] = Extended(fn)
+        elif self._temperatures is not None and not fn.has_rsample:
+            fresh = lambda branch: _unrelaxable(name, fn, branch)  # noqa: E731
+        msg["value"] = self._replace(name, fresh, fn.event_dim)
+
+
+def _unrelaxable(name: str, fn: Any, branch: Branch) -> torch.Tensor:
+    raise EstimatorError(
+        f"Site '{name}' follows site '{branch.site}', whose estimator relaxes what follows, and {family(fn)} cannot be "
+        f"relaxed; use ScoreFunction(), LocalExpectation() or DisARM() at '{branch.site}'."
+    )
 
 
 class PyroBranches:
@@ -130,20 +165,40 @@ class PyroBranches:
         """Return the noise of a site's estimator."""
         return TorchNoise()
 
+    def learned(self, site: str, name: str, start: float) -> torch.Tensor:
+        """Return a number from the param store, put there at first use."""
+        like = self._traces.guide.nodes[site]["fn"].log_prob(self._traces.guide.nodes[site]["value"])
+        return pyro.param(f"{PREFIX}{site}.{name}", like.new_tensor(start))
+
     def branch_costs(self, values: Mapping[str, torch.Tensor]) -> dict[str, list[torch.Tensor]]:
         """Return the costs in all branches."""
+        with torch.no_grad():
+            return self._run_all(values, None)
+
+    def soft_costs(
+        self, values: Mapping[str, torch.Tensor], temperatures: Mapping[str, Any]
+    ) -> dict[str, list[torch.Tensor]]:
+        """Return the costs at relaxed values, with their gradient."""
+        return self._run_all(values, temperatures)
+
+    def _run_all(
+        self, values: Mapping[str, torch.Tensor], temperatures: Mapping[str, Any] | None
+    ) -> dict[str, list[torch.Tensor]]:
         branches, start = [], 0
         for name, alternatives in values.items():
             branches.append(Branch(name, alternatives, start, start + alternatives.shape[1]))
             start += alternatives.shape[1]
-        with torch.no_grad():
-            return self._one_by_one(branches) if self._depth is None else self._at_once(branches, start, self._depth)
+        if self._depth is None:
+            return self._one_by_one(branches, temperatures)
+        return self._at_once(branches, start, self._depth, temperatures)
 
     def _follows(self, site: str, chosen: str) -> bool:
         """Return whether a site's draw depends on the chosen site's; a site of this branch alone surely does."""
         return chosen in self._layout.ancestors.get(site, {chosen: 0})
 
-    def _one_by_one(self, branches: Sequence[Branch]) -> dict[str, list[torch.Tensor]]:
+    def _one_by_one(
+        self, branches: Sequence[Branch], temperatures: Mapping[str, Any] | None
+    ) -> dict[str, list[torch.Tensor]]:
         """Run each branch from the state of the generator in which the primary run began."""
         result = {}
         with torch.random.fork_rng(devices=self._traces.rng_devices()):
@@ -151,21 +206,24 @@ class PyroBranches:
                 rows = []
                 for number in range(branch.stop - branch.start):
                     self._traces.restore_rng()
-                    rows.append(self._costs(*self._run(self._replacing(branch, number), 1, None), branch.site))
+                    traces = self._run(self._replacing(branch, number), temperatures, 1, None)
+                    rows.append(self._costs(*traces, branch.site))
                 result[branch.site] = [torch.cat(column) for column in zip(*rows, strict=True)]
         return result
 
     def _replacing(self, branch: Branch, number: int) -> Callable:
         nodes = self._traces.guide.nodes
 
-        def replace(name: str, value: torch.Tensor, event: int) -> torch.Tensor:
+        def replace(name: str, fresh: Fresh, event: int) -> torch.Tensor:
             if name == branch.site:
                 return branch.values[0, number]
-            return value if self._follows(name, branch.site) else nodes[name]["value"].detach()
+            return fresh(branch) if self._follows(name, branch.site) else nodes[name]["value"].detach()
 
         return replace
 
-    def _at_once(self, branches: Sequence[Branch], count: int, depth: int) -> dict[str, list[torch.Tensor]]:
+    def _at_once(
+        self, branches: Sequence[Branch], count: int, depth: int, temperatures: Mapping[str, Any] | None
+    ) -> dict[str, list[torch.Tensor]]:
         """Run all branches of all particles in one plate: particle by particle, `count` rows each."""
         particles = self._particles
         nodes = self._traces.guide.nodes
@@ -181,23 +239,27 @@ class PyroBranches:
             batch, shape = value.dim() - 2 - event, tuple(value.shape)
             return value.reshape(*shape[:2], *(1,) * (depth - 1 - batch), *shape[2:])
 
-        def replace(name: str, value: torch.Tensor, event: int) -> torch.Tensor:
+        def replace(name: str, fresh: Fresh, event: int) -> torch.Tensor:
             kept = nodes[name]["value"].detach()
             kept = rows((kept if self._vectorized else kept[None])[:, None], event)
-            value = value.reshape(particles, count, *value.shape[1:])
             parts = []
             for branch in branches:
                 if name == branch.site:
                     part = rows(branch.values, event)
                 elif self._follows(name, branch.site):
-                    part = value[:, branch.start : branch.stop]
+                    value = fresh(branch)
+                    part = value.reshape(particles, count, *value.shape[1:])[:, branch.start : branch.stop]
                 else:
                     part = kept
-                parts.append(part.expand(particles, branch.stop - branch.start, *value.shape[2:]))
-            return torch.cat(parts, 1).reshape(particles * count, *value.shape[2:])
+                parts.append(part.expand(-1, branch.stop - branch.start, *part.shape[2:]))
+            shape = torch.broadcast_shapes(*(part.shape[2:] for part in parts))
+            parts = [part.expand(particles, -1, *shape) for part in parts]
+            return torch.cat(parts, 1).reshape(particles * count, *shape)
 
         with torch.random.fork_rng(devices=self._traces.rng_devices()):
-            every = self._costs(*self._run(replace, particles * count, depth), None, particles * count, depth)
+            every = self._costs(
+                *self._run(replace, temperatures, particles * count, depth), None, particles * count, depth
+            )
         split = [x.reshape(particles, count, *x.shape[1:]) for x in every]
         return {
             branch.site: [
@@ -207,7 +269,9 @@ class PyroBranches:
             for branch in branches
         }
 
-    def _run(self, replace: Callable, rows: int, depth: int | None) -> tuple[Any, Any]:
+    def _run(
+        self, replace: Callable, temperatures: Mapping[str, Any] | None, rows: int, depth: int | None
+    ) -> tuple[Any, Any]:
         """Return the traces of guide and model with `replace` standing outside of everything."""
         model, guide, args, kwargs = self._program
 
@@ -218,9 +282,10 @@ class PyroBranches:
 
             return run if depth is not None else function
 
-        with Intervention(self._traces.guide, replace):
+        with Intervention(self._traces.guide, replace, self._traces.estimators, temperatures):
             guide_trace = poutine.trace(plated(guide)).get_trace(*args, **kwargs)
-        with Intervention(self._traces.model, None):
+        wide = [name for name, node in guide_trace.nodes.items() if isinstance(node.get("fn"), Extended)]
+        with Intervention(self._traces.model), ExtendedModelMessenger(wide):
             replayed = poutine.replay(plated(model), trace=guide_trace)
             model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
         return guide_trace, model_trace

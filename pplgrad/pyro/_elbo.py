@@ -141,6 +141,8 @@ class TraceGrad_ELBO(Trace_ELBO):
         for traces, provenance in self._runs(model, guide, args, kwargs, known):
             run = self._record(traces, provenance)
             layouts.append(known.layout(traces, run, provenance))
+            if provenance is not None:
+                refuse_misuse(layouts[-1], provenance.misused)
             run.indices.update(traces.indices() if any(site.plates for site in layouts[-1].sites) else {})
             runs.append(run)
             traced.append(traces)
@@ -201,8 +203,6 @@ class TraceGrad_ELBO(Trace_ELBO):
         check_match(traces)
         if is_validation_enabled():
             check_if_enumerated(traces.guide)
-        if provenance is not None:
-            refuse_misuse(provenance.misused)
         if provenance is not None and provenance.escaped_ever:
             return  # The sites of this program depend on its draws: a name may be absent this time.
         observed = [name for name, site in traces.guide_sites + traces.model_sites if site["is_observed"]]

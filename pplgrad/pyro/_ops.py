@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -30,6 +31,23 @@ class TorchOps:
 
     def index_add(self, x: torch.Tensor, index: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         return x.index_add(0, index, values)
+
+    def with_slopes(self, function: Callable[[list], list], points: list) -> tuple[list, list]:
+        goes_on = any(point.requires_grad for point in points)
+        with torch.enable_grad():
+            points = [point if point.requires_grad else point.detach().requires_grad_() for point in points]
+            outputs = function(points)
+            total = sum(x.sum() for x in outputs)
+            slopes = torch.autograd.grad(total, points, create_graph=goes_on, materialize_grads=True)
+        # The program's own parameters must get no gradient from here: what goes on is the slope along the points alone.
+        return [x.detach() for x in outputs], list(slopes)
+
+    def only(self, loss: torch.Tensor, learned: list) -> torch.Tensor:
+        if not torch.is_grad_enabled():
+            return loss
+        slopes = torch.autograd.grad(loss, learned, retain_graph=True)
+        moved = sum((slope * (x - x.detach())).sum() for slope, x in zip(slopes, learned, strict=True))
+        return loss.detach() + moved
 
     def arange(self, n: int, like: torch.Tensor) -> torch.Tensor:
         return torch.arange(n, device=like.device)

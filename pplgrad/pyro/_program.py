@@ -70,8 +70,8 @@ class SiteMessenger(Messenger):
             if isinstance(estimator, Relaxation):
                 msg["value"], msg["fn"] = relaxed(msg["name"], msg["fn"], msg["value"], estimator)
         if self._provenance is not None:
-            is_relaxed = isinstance(msg["fn"], Extended)
-            msg["value"] = self._provenance.tag(msg["name"], msg["value"], is_relaxed)
+            may_be_relaxed = isinstance(msg["fn"], Extended) or is_relaxable(msg["fn"])
+            msg["value"] = self._provenance.tag(msg["name"], msg["value"], may_be_relaxed)
 
     def _bind(self, msg: Any) -> Estimator:
         assert self._resolve is not None

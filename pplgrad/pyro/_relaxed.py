@@ -13,7 +13,7 @@ from torch.distributions import constraints
 
 from pplgrad.engine.noise import noise_for
 from pplgrad.errors import EstimatorError
-from pplgrad.estimators.relaxed import HardDraw, Relaxation
+from pplgrad.estimators.relaxed import HardDraw, Relaxation, softmax
 from pplgrad.pyro._distributions import family, finite_parts, is_relaxable, unmasked
 from pplgrad.pyro._ops import OPS, TorchNoise
 
@@ -75,6 +75,19 @@ def relaxed(site: str, fn: Any, value: torch.Tensor, estimator: Relaxation) -> t
     draw = HardDraw(OPS, log_probs, index, noise_for(site, OPS, lambda _: TorchNoise()))
     weights = estimator.weights(draw)
     return (weights if extended._base.event_shape else weights[..., 1]), extended
+
+
+def softened(site: str, fn: Any, value: torch.Tensor, temperature: Any) -> torch.Tensor:
+    """Return a draw's relaxation at a temperature, or the probabilities if it is None."""
+    extended = Extended(fn)
+    log_probs, one_hot = extended.categories(), bool(extended._base.event_shape)
+    if temperature is None:
+        weights = log_probs.exp()
+    else:
+        index = value.argmax(-1) if one_hot else value.long()
+        noise = noise_for(site, OPS, lambda _: TorchNoise())
+        weights = softmax(OPS.xp, HardDraw(OPS, log_probs, index, noise).perturbed() / temperature)
+    return weights if one_hot else weights[..., 1]
 
 
 class ExtendedModelMessenger(Messenger):

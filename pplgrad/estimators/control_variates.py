@@ -1,0 +1,241 @@
+"""Score-function estimators whose control variates use the derivative of the cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from pplgrad.engine.branches import Alternatives, BranchTerms, Draw
+from pplgrad.engine.ops import Array
+from pplgrad.errors import ConfigurationError
+from pplgrad.estimators.base import Declaration, Estimator, SiteInfo
+from pplgrad.estimators.fit import require_relaxable, require_unscanned
+from pplgrad.estimators.relaxed import HardDraw, softmax
+
+
+class _WithSlopes(Estimator):
+    """What the estimators of this family share."""
+
+    uses_score: ClassVar[bool] = True
+    uses_branches: ClassVar[bool] = True
+    uses_slopes: ClassVar[bool] = True
+
+    def check(self, site: SiteInfo) -> None:
+        """Refuse a site that is neither Bernoulli nor one-hot, and one inside a scan."""
+        require_unscanned(self, site)
+        require_relaxable(self, site)
+
+
+def _one_hot(draw: Draw, index: Array) -> Array:
+    xp = draw.ops.xp
+    numbers = draw.ops.arange(draw.log_probs.shape[-1], index)
+    return xp.astype(index[..., None] == numbers, draw.log_probs.dtype)
+
+
+def _dot(xp: Any, slopes: Array, weights: Array) -> Array:
+    """Return Σ slopes · weights over elements and categories."""
+    return xp.sum(slopes * weights, axis=(-2, -1))
+
+
+@dataclass(frozen=True)
+class MuProp(_WithSlopes):
+    r"""The score function minus a first-order expansion of the cost around the mean, whose own gradient is added back.
+
+    Estimates ∇θ E_q[f(z)] = E[(f(z) − f(μ) − f′(μ)·(z − μ)) ∇θ log q(z)] + f′(μ)·∇θ μ, where μ are the probabilities and
+    discrete sites that follow take theirs (a mean-field pass).
+
+    Shapes: any plates and event; one evaluation, with its derivative. Costs in nats.
+
+    Raises `EstimatorError` on a site that is neither Bernoulli nor one-hot, or whose value (or that of a discrete site
+    that follows) the program compares, rounds or uses as an index.
+
+    >>> MuProp().declaration.differentiable_costs
+    True
+
+    Source: Gu, Levine, Sutskever and Mnih (2016), equation 3.
+    """
+
+    declaration: ClassVar[Declaration] = Declaration(
+        unbiased=True,
+        supports="Bernoulli, one-hot",
+        evaluations=1,
+        differentiable_costs=True,
+        derivatives=1,
+        source="Gu et al. 2016",
+    )
+
+    def alternatives(self, draw: Draw) -> Alternatives:
+        """Ask for the cost and its derivative at the probabilities."""
+        probs = draw.ops.xp.exp(draw.ops.stop_gradient(draw.log_probs))
+        return Alternatives(weights=probs[:, None])
+
+    def surrogate_of(self, terms: BranchTerms) -> Array:
+        """Return (f(z) − expansion at z) log q(z) + f′(μ)·μ."""
+        draw, ops, xp = terms.draw, terms.ops, terms.ops.xp
+        probs, slopes = xp.exp(draw.log_probs), ops.stop_gradient(terms.slopes[:, 0])
+        step = _one_hot(draw, draw.index) - ops.stop_gradient(probs)
+        left = terms.downstream - ops.stop_gradient(terms.soft_costs[:, 0]) - _dot(xp, slopes, step)
+        return xp.sum(draw.score * left) + xp.sum(slopes * probs)
+
+
+@dataclass(frozen=True)
+class DoubleCV(_WithSlopes):
+    r"""Leave-one-out over draws of the site, with two control variates from the derivatives of the cost at the others.
+
+    Estimates ∇θ E_q[f(z)] = E[1/k Σ_i (f(z_i) − c_i(z_i) − b_i) ∇θ log q(z_i) + ḡ_i·∇θ μ] with, from the other draws alone,
+    ḡ_i = α/(k − 1) Σ_{j≠i} f′(z_j), c_i(z) = ḡ_i·(z − μ), and the baseline b_i = 1/(k − 1) Σ_{j≠i} [f(z_j) − α f′(z_j)·(z_j − μ)].
+    In the derivatives discrete sites that follow take their probabilities.
+
+    Shapes: any plates and event; k − 1 evaluations, and k with their derivative. Costs in nats; `scale` is α.
+
+    Raises `EstimatorError` on a site that is neither Bernoulli nor one-hot, or whose value (or that of a discrete site
+    that follows) the program compares, rounds or uses as an index; `ConfigurationError` if `samples` is below 2.
+
+    >>> DoubleCV(samples=2).scale
+    1.0
+
+    Source: Titsias and Shi (2022), section 3, with a fixed α for both control variates.
+    """
+
+    samples: int = 2
+    scale: float = 1.0
+    declaration: ClassVar[Declaration] = Declaration(
+        unbiased=True,
+        supports="Bernoulli, one-hot",
+        evaluations="2 samples − 1",
+        differentiable_costs=True,
+        derivatives=1,
+        source="Titsias and Shi 2022",
+    )
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.samples, int) or self.samples < 2:
+            raise ConfigurationError(f"DoubleCV(samples={self.samples!r}): give the number of draws, 2 or more.")
+
+    def alternatives(self, draw: Draw) -> Alternatives:
+        """Draw the site again, and ask for the derivative at all draws."""
+        xp = draw.ops.xp
+        more = draw.again_index(self.samples - 1)
+        index = xp.concat([draw.index[:, None], more], axis=1)
+        return Alternatives(draw.embed(more), index, weights=_one_hot(draw, index))
+
+    def surrogate_of(self, terms: BranchTerms) -> Array:
+        """Return 1/k Σ_i (f_i − c_i(z_i) − b_i) log q(z_i) + ḡ_i·μ."""
+        draw, ops, xp, k = terms.draw, terms.ops, terms.ops.xp, self.samples
+        index = terms.alternatives.kept
+        slopes = self.scale * ops.stop_gradient(terms.slopes)
+        probs = xp.exp(draw.log_probs)[:, None]
+        step = terms.alternatives.weights - ops.stop_gradient(probs)
+        costs = xp.concat([terms.downstream[:, None], terms.costs], axis=1)
+        others = _others(xp, slopes)
+        left = costs - _dot(xp, others, step) - _others(xp, costs - _dot(xp, slopes, step))
+        log_probs = _repeated(xp, draw.log_probs, k)
+        log_q = xp.sum(xp.take_along_axis(log_probs, index[..., None], axis=-1)[..., 0], axis=-1)
+        return (xp.sum(log_q * left) + xp.sum(others * probs)) / k
+
+
+def _others(xp: Any, x: Array) -> Array:
+    """Return, for each draw on axis 1, the mean of the others."""
+    return (xp.sum(x, axis=1, keepdims=True) - x) / (x.shape[1] - 1)
+
+
+def _repeated(xp: Any, x: Array, count: int) -> Array:
+    return xp.broadcast_to(x[:, None], (x.shape[0], count, *x.shape[1:]))
+
+
+@dataclass(frozen=True)
+class REBAR(_WithSlopes):
+    r"""The score function with the relaxed cost as its control variate, whose gradient is reparameterized.
+
+    Estimates ∇θ E_q[f(b)] = E[(f(b) − η f(s̃)) ∇θ log q(b) + η f′(s)·∇θ s − η f′(s̃)·∇θ s̃]: s is the softmax at
+    temperature τ of the log probabilities perturbed by Gumbel noise whose argmax is the draw b, and s̃ is the same number
+    as a function of noise given b (common random numbers), so that only their gradients differ. Discrete sites that follow
+    are relaxed too. With `learn=True` τ and η follow the gradient of the single-sample variance of the gradient with
+    respect to the site's logits, of the mean cost of all elements.
+
+    Shapes: any plates and event; one evaluation, with its derivative. Costs in nats.
+
+    Raises `EstimatorError` on a site that is neither Bernoulli nor one-hot, or whose value (or that of a discrete site
+    that follows) the program compares, rounds or uses as an index; `ConfigurationError` if the temperature is not above
+    0; in NumPyro `BaselineError` if `learn=True` and the guide is not wrapped by `config_estimators`.
+
+    >>> REBAR(temperature=1.0).learned
+    {'log_temperature': 0.0, 'scale': 1.0}
+
+    Source: Tucker, Mnih, Maddison, Lawson and Sohl-Dickstein (2017), equation 9, sections 3.2 and 3.4.
+    """
+
+    temperature: float = 0.5
+    scale: float = 1.0
+    learn: bool = True
+    declaration: ClassVar[Declaration] = Declaration(
+        unbiased=True,
+        supports="Bernoulli, one-hot",
+        evaluations=1,
+        differentiable_costs=True,
+        derivatives=1,
+        source="Tucker et al. 2017",
+    )
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ConfigurationError(f"REBAR(temperature={self.temperature}): the temperature must be above 0.")
+
+    @property
+    def learned(self) -> Mapping[str, float]:
+        """The logarithm of the temperature, and the scale."""
+        return {"log_temperature": math.log(self.temperature), "scale": self.scale} if self.learn else {}
+
+    def alternatives(self, draw: Draw) -> Alternatives:
+        """Ask for the cost and its derivative at the relaxed draw."""
+        ops, xp = draw.ops, draw.ops.xp
+        temperature, scale = self.temperature, self.scale
+        if self.learn:
+            temperature = xp.exp(draw.learned("log_temperature", self.learned["log_temperature"]))
+            scale = draw.learned("scale", self.scale)
+        perturbed = HardDraw(ops, draw.log_probs, draw.index, draw.noise).perturbed()
+        return Alternatives(
+            kept=(perturbed, temperature, scale),
+            weights=softmax(xp, ops.stop_gradient(perturbed) / temperature)[:, None],
+            temperature=ops.stop_gradient(temperature) if self.learn else temperature,
+        )
+
+    def surrogate_of(self, terms: BranchTerms) -> Array:
+        """Return (f(b) − η f(s̃)) log q(b) + η f′(s)·(s − s̃)."""
+        draw, ops, xp = terms.draw, terms.ops, terms.ops.xp
+        free, temperature, scale = terms.alternatives.kept
+        if self.learn:
+            temperature, scale = ops.stop_gradient(temperature), ops.stop_gradient(scale)
+        given = ops.stop_gradient(free) + _given_draw(ops, free) * (draw.log_probs - ops.stop_gradient(draw.log_probs))
+        path = softmax(xp, free / temperature) - softmax(xp, given / temperature)
+        left = terms.downstream - scale * ops.stop_gradient(terms.soft_costs[:, 0])
+        return xp.sum(draw.score * left) + xp.sum(scale * ops.stop_gradient(terms.slopes[:, 0]) * path)
+
+    def loss_of(self, terms: BranchTerms) -> Array | None:
+        """Return the squared gradient with respect to the logits, with gradient to what is learned alone."""
+        if not self.learn:
+            return None
+        draw, ops, xp = terms.draw, terms.ops, terms.ops.xp
+        free, temperature, scale = terms.alternatives.kept
+        weights, slopes = softmax(xp, ops.stop_gradient(free) / temperature), terms.slopes[:, 0]
+        # The cost at the weights moves with them along its slope.
+        moved = _dot(xp, ops.stop_gradient(slopes), weights - ops.stop_gradient(weights))
+        soft = ops.stop_gradient(terms.soft_costs[:, 0]) + moved
+        probs = xp.exp(ops.stop_gradient(draw.log_probs))
+        along = weights * (slopes - xp.sum(slopes * weights, axis=-1, keepdims=True)) / temperature
+        given = _given_draw(ops, free) * along
+        given = given - probs * xp.sum(given, axis=-1, keepdims=True)
+        left = (terms.downstream - scale * soft)[..., None, None]
+        gradient = left * (_one_hot(draw, draw.index) - probs) + scale * (along - given)
+        return ops.only(xp.mean(xp.sum(gradient**2, axis=-1)), [temperature, scale])
+
+
+def _given_draw(ops: Any, perturbed: Array) -> Array:
+    """Return how fast each perturbed log probability moves with its log probability, with noise given the draw.
+
+    The largest does not move; another one, −log(e/π + e_top), moves at 1 − exp(z − z_top).
+    """
+    fixed = ops.stop_gradient(perturbed)
+    return 1 - ops.xp.exp(fixed - ops.xp.max(fixed, axis=-1, keepdims=True))
