@@ -35,6 +35,24 @@ def program(h):
     return model, draw
 
 
+def fixed_prior(h):
+    """Return a program whose guide alone has the parameter, so that its gradient is that of the site's logits."""
+
+    def model():
+        z = h.sample("z", h.dist.Bernoulli(logits=h.array([0.2, -0.1])).to_event(1))
+        h.factor("f", -cost(z[..., 0], z[..., 1]))
+
+    def guide():
+        h.sample("z", h.dist.Bernoulli(logits=h.param("a", h.array(LOGITS))).to_event(1))
+
+    return model, guide
+
+
+def slope_by_differences(squared, start, step=1e-5):
+    """Return the derivative of a function of two numbers by central differences."""
+    return [(squared(*(start + step * unit)) - squared(*(start - step * unit))) / (2 * step) for unit in np.eye(2)]
+
+
 def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 

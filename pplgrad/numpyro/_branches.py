@@ -13,7 +13,7 @@ from pplgrad.engine.checks import refuse_misuse
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.noise import Noise
 from pplgrad.errors import BaselineError, EstimatorError, ProgramError
-from pplgrad.numpyro._coarse import misused
+from pplgrad.numpyro._coarse import misused, raise_if_index
 from pplgrad.numpyro._compat import unmasked
 from pplgrad.numpyro._distributions import family, is_relaxable
 from pplgrad.numpyro._ops import JaxNoise
@@ -135,7 +135,11 @@ class NumPyroBranches:
                 return [jnp.stack(column) for column in zip(*rows, strict=True)]
             if temperatures is not None:
                 seen: set[str] = set()
-                closed = jax.make_jaxpr(lambda number: _noted(run(number), seen))(jnp.zeros((), int))
+                try:
+                    closed = jax.make_jaxpr(lambda number: _noted(run(number), seen))(jnp.zeros((), int))
+                except TypeError as error:
+                    raise_if_index(error)
+                    raise
                 refuse_misuse(self._layout, misused(closed, seen))
             return jax.vmap(lambda number: run(number)[0])(jnp.arange(start))
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from pplgrad.errors import EstimatorError
 from pplgrad.numpyro._compat import is_literal, sub_jaxprs, tag_of
 
 _COMPARING = {"eq", "ne", "lt", "le", "gt", "ge", "round", "floor", "ceil", "sign", "argmax", "argmin", "is_finite"}
@@ -43,6 +44,16 @@ def misused(closed: Any, names: Collection[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     _walk(closed.jaxpr, [None] * len(closed.jaxpr.invars), set(names), found)
     return found
+
+
+def raise_if_index(error: TypeError) -> None:
+    """Say it plainly if JAX refused a number with a fraction where it wanted an integer."""
+    if "integer" in str(error) or "carry" in str(error):
+        raise EstimatorError(
+            "A relaxed site's value, a number with a fraction, is used as an index or an integer loop carry: compute with the "
+            "value itself (one_hot @ table, float carries), or use ScoreFunction() or LocalExpectation() at the site. "
+            f"({str(error).splitlines()[0]})"
+        ) from error
 
 
 def _walk(jaxpr: Any, inputs: list[str | None], names: set[str], found: dict[str, str]) -> list[str | None]:

@@ -20,7 +20,7 @@ from pplgrad.estimators.base import Estimator
 from pplgrad.estimators.score import ScoreFunction
 from pplgrad.numpyro._baselines import NumPyroBaselines
 from pplgrad.numpyro._branches import NumPyroBranches, Program
-from pplgrad.numpyro._coarse import misused
+from pplgrad.numpyro._coarse import misused, raise_if_index
 from pplgrad.numpyro._compat import TRACING_ERRORS, as_function
 from pplgrad.numpyro._ops import OPS, attach, concrete
 from pplgrad.numpyro._program import Arrays, Static, densities_read, run_particle, site_info, specify
@@ -134,7 +134,11 @@ class TraceGrad_ELBO(Trace_ELBO):
             seen.append(static)
             return arrays
 
-        closed, shapes = jax.make_jaxpr(program, return_shape=True)(key, params)
+        try:
+            closed, shapes = jax.make_jaxpr(program, return_shape=True)(key, params)
+        except TypeError as error:
+            raise_if_index(error)
+            raise
         tree = jax.tree.structure(shapes)
         numbered = jax.tree.unflatten(tree, range(tree.num_leaves))
         reads = densities_read(seen[-1], numbered, outputs_read(closed))

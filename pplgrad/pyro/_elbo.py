@@ -141,8 +141,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         for traces, provenance in self._runs(model, guide, args, kwargs, known):
             run = self._record(traces, provenance)
             layouts.append(known.layout(traces, run, provenance))
-            if provenance is not None:
-                refuse_misuse(layouts[-1], provenance.misused)
+            refuse_misuse(layouts[-1], known.misused)
             run.indices.update(traces.indices() if any(site.plates for site in layouts[-1].sites) else {})
             runs.append(run)
             traced.append(traces)

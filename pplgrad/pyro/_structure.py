@@ -23,6 +23,7 @@ class Structure:
     following: bool = True
     reusable: bool = True
     hidden_draws: bool = False
+    misused: dict[str, str] = field(default_factory=dict)
     signature: tuple | None = None
     found: Layout | None = None
     guard: Guard | None = None
@@ -42,6 +43,7 @@ class Structure:
             self.following, self.found = True, None
             return Layout.build(*specify(run, traces, None))
         self.hidden_draws |= traces.hidden_draws
+        self.misused.update(provenance.misused)
         layout = Layout.build(*specify(run, traces, provenance))
         signature = traces.signature()
         if provenance.read_ever or (self.found is not None and signature != self.signature):

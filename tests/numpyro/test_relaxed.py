@@ -11,7 +11,18 @@ import pytest
 from numpyro.infer import SVI, Trace_ELBO
 from numpyro.optim import Adam
 
-from pplgrad import EstimatorError, GumbelRao, GumbelSoftmax, LeaveOneOut, ReinMax, ScoreFunction, StraightThrough
+from pplgrad import (
+    REBAR,
+    BaselineError,
+    DoubleCV,
+    EstimatorError,
+    GumbelRao,
+    GumbelSoftmax,
+    MuProp,
+    ReinMax,
+    ScoreFunction,
+    StraightThrough,
+)
 from pplgrad.numpyro import OneHotCategorical, TraceGrad_ELBO, config_estimators
 from pplgrad.testing.in_numpyro import HOST, assert_same, exact_gradient, expected_gradient
 from pplgrad.testing.programs import CASES, Case
@@ -75,15 +86,9 @@ def test_the_argmax_of_the_relaxed_draw_is_the_hosts_draw():
 
 def test_a_relaxed_parent_of_a_score_function_site():
     """z relaxed and k by the score function: exact for k's logits given z; z's weights move k's logits."""
-    estimators = {"z": StraightThrough(), "k": ScoreFunction(LeaveOneOut())}
     case = CASES["one_hot"]
-    found = expected_gradient(case, TraceGrad_ELBO(estimators={**estimators, "k": ScoreFunction()}), 1)
+    found = expected_gradient(case, TraceGrad_ELBO(estimators={"z": StraightThrough(), "k": ScoreFunction()}), 1)
     np.testing.assert_allclose(found["a"], exact_gradient(case)["a"], atol=1e-9)
-
-
-def trains(model, guide, **kwargs):
-    svi = SVI(model, guide, Adam(0.05), TraceGrad_ELBO(4, estimators={"z": GumbelSoftmax(0.5)}))
-    return svi.run(jax.random.key(0), 200, progress_bar=False, **kwargs)
 
 
 def test_trains_with_a_temperature_that_is_an_argument():
@@ -170,3 +175,48 @@ def test_one_hot_categorical():
     assert jax.tree.map(jnp.shape, jax.tree.leaves(law)) == [(2, 3)]
     with pytest.raises(ValueError, match="exactly one"):
         OneHotCategorical()
+
+
+def test_rebar_learns_by_the_gradient_of_the_squared_gradient():
+    model, guide = relaxing.fixed_prior(HOST)
+    key, a = jax.random.key(4), jnp.array(relaxing.LOGITS)
+
+    def squared(log_temperature, scale):
+        estimator = REBAR(float(np.exp(log_temperature)), float(scale), learn=False)
+        objective = TraceGrad_ELBO(estimators={"z": estimator})
+        return float((jax.grad(lambda a: objective.loss(key, {"a": a}, model, guide))(a) ** 2).sum())
+
+    start = np.array([np.log(0.6), 0.7])
+    wrapped = config_estimators(guide, {"z": REBAR(0.6, 0.7)})
+    params = {"a": a, "z$pplgrad.log_temperature": jnp.array(start[0]), "z$pplgrad.scale": jnp.array(start[1])}
+    found = jax.grad(lambda p: TraceGrad_ELBO().loss(key, p, model, wrapped))(params)
+    wanted = relaxing.slope_by_differences(squared, start)
+    np.testing.assert_allclose(found["z$pplgrad.log_temperature"], wanted[0], rtol=1e-5)
+    np.testing.assert_allclose(found["z$pplgrad.scale"], wanted[1], rtol=1e-5)
+    svi = SVI(model, wrapped, Adam(0.05), TraceGrad_ELBO())
+    result = svi.run(jax.random.key(0), 100, progress_bar=False)
+    assert result.params["z$pplgrad.scale"] != 0.7 and np.isfinite(result.losses).all()
+    with pytest.raises(BaselineError, match="only a wrapped guide can register it"):
+        TraceGrad_ELBO(estimators={"z": REBAR()}).loss(key, {"a": a}, model, guide)
+
+
+@pytest.mark.parametrize("estimator", [MuProp(), DoubleCV(), REBAR(learn=False)], ids=["muprop", "double", "rebar"])
+def test_branches_that_relax_refuse_what_they_cannot_relax(estimator):
+    def program(law, use):
+        def run():
+            z = numpyro.sample("z", dist.Bernoulli(0.3))
+            w = numpyro.sample("w", law(0.5 + z))
+            numpyro.sample("x", dist.Normal(use(w), 1.0), obs=0.3)
+
+        objective = TraceGrad_ELBO(estimators={"z": estimator})
+        return objective.loss(jax.random.key(0), {}, run, lambda: numpyro.sample("w", law(0.5 + run_z())))
+
+    def run_z():
+        return numpyro.sample("z", dist.Bernoulli(0.3))
+
+    with pytest.raises(EstimatorError, match="'w' follows site 'z', .* Poisson cannot be relaxed"):
+        program(dist.Poisson, lambda w: w)
+    with pytest.raises(EstimatorError, match="Site 'w' is relaxed, but the program compares"):
+        program(lambda p: dist.Bernoulli(0.5 * p), lambda w: jnp.where(w == 1, 2.0, 1.0))
+    program(lambda p: dist.Bernoulli(0.5 * p), lambda w: 1.0 + w)
+    program(lambda p: dist.Gamma(p, 1.0), lambda w: w)

@@ -8,7 +8,17 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam
 
-from pplgrad import EstimatorError, GumbelRao, GumbelSoftmax, ReinMax, ScoreFunction, StraightThrough
+from pplgrad import (
+    REBAR,
+    DoubleCV,
+    EstimatorError,
+    GumbelRao,
+    GumbelSoftmax,
+    MuProp,
+    ReinMax,
+    ScoreFunction,
+    StraightThrough,
+)
 from pplgrad.pyro import TraceGrad_ELBO, config_estimators
 from pplgrad.testing.in_pyro import HOST, array, assert_same, exact_gradient, expected_gradient, fresh
 from pplgrad.testing.programs import CASES, Case
@@ -165,3 +175,46 @@ def test_masked_distributions_keep_their_mask():
         pyro.set_rng_seed(1)
         losses.append(objective.loss(program, program) + objective.loss_and_grads(program, lambda: program()))
     np.testing.assert_allclose(*losses)
+
+
+def test_rebar_learns_by_the_gradient_of_the_squared_gradient():
+    model, guide = relaxing.fixed_prior(HOST)
+
+    def gradients_of(estimator):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(4)
+        TraceGrad_ELBO(estimators={"z": estimator}).loss_and_grads(model, guide)
+        return {name: value.grad for name, value in pyro.get_param_store().named_parameters()}
+
+    def squared(log_temperature, scale):
+        return float((gradients_of(REBAR(float(np.exp(log_temperature)), float(scale), learn=False))["a"] ** 2).sum())
+
+    start = np.array([np.log(0.6), 0.7])
+    wanted = relaxing.slope_by_differences(squared, start)
+    found = gradients_of(REBAR(0.6, 0.7))
+    np.testing.assert_allclose(found["pplgrad.baseline.z.log_temperature"], wanted[0], rtol=1e-5)
+    np.testing.assert_allclose(found["pplgrad.baseline.z.scale"], wanted[1], rtol=1e-5)
+    plain = gradients_of(REBAR(0.6, 0.7, learn=False))
+    np.testing.assert_allclose(found["a"], plain["a"])
+
+
+@pytest.mark.parametrize("vectorized", [False, True])
+@pytest.mark.parametrize("estimator", [MuProp(), DoubleCV(), REBAR(learn=False)], ids=["muprop", "double", "rebar"])
+def test_branches_that_relax_refuse_what_they_cannot_relax(estimator, vectorized):
+    def program(law, use):
+        def guide():
+            z = pyro.sample("z", dist.Bernoulli(array(0.3)))
+            return pyro.sample("w", law(0.5 + z))
+
+        def model():
+            pyro.sample("x", dist.Normal(use(guide()), 1.0), obs=array(0.3))
+
+        objective = TraceGrad_ELBO(vectorize_particles=vectorized, max_plate_nesting=0, estimators={"z": estimator})
+        objective.loss_and_grads(model, guide)
+
+    with pytest.raises(EstimatorError, match="'w' follows site 'z', .* Poisson cannot be relaxed"):
+        program(dist.Poisson, lambda w: w)
+    with pytest.raises(EstimatorError, match="Site 'w' is relaxed, but the program compares"):
+        program(lambda p: dist.Bernoulli(0.5 * p), lambda w: torch.where(w == 1, 2.0, 1.0))
+    program(lambda p: dist.Bernoulli(0.5 * p), lambda w: 1.0 + w)
+    program(lambda p: dist.Gamma(p, 1.0), lambda w: w)
