@@ -20,6 +20,7 @@ from pplgrad.testing.in_numpyro import (
     with_fixed_noise,
 )
 from pplgrad.testing.programs import CASES
+from tests.branch_mutants import MUTANTS
 from tests.branching import EXACT, NUMBERS, RANDOM, exact_pairs, numbers, random_pairs
 
 
@@ -161,3 +162,20 @@ def test_misfits_are_refused(estimator, distribution, words):
     with pytest.raises(EstimatorError, match=words) as error:
         TraceGrad_ELBO(estimators={"z": estimator}).loss(jax.random.key(0), {}, program, program)
     assert "'z'" in str(error.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutant_is_caught(name, monkeypatch):
+    mutant = MUTANTS[name]
+
+    def far():
+        if mutant.exact:
+            found = expected_gradient_over_cells(CASES[mutant.case], elbo(mutant.case, mutant.estimator))
+            wanted = exact_gradient(CASES[mutant.case])
+            return max(np.abs(found[key] - wanted[key]).max() for key in wanted) > 1e-6
+        return z_score(mutant.case, elbo(mutant.case, mutant.estimator), 20_000) > 8
+
+    assert not far()
+    mutant.apply(monkeypatch)
+    assert far()

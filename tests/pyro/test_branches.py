@@ -19,6 +19,7 @@ from pplgrad.testing.in_pyro import (
     gradient,
 )
 from pplgrad.testing.programs import CASES
+from tests.branch_mutants import MUTANTS
 from tests.branching import EXACT, NUMBERS, RANDOM, exact_pairs, numbers, random_pairs
 
 
@@ -175,3 +176,20 @@ def test_misfits_are_refused(estimator, distribution, words):
     with pytest.raises(EstimatorError, match=words) as error:
         TraceGrad_ELBO(estimators={"z": estimator}).loss_and_grads(program, program)
     assert "'z'" in str(error.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutant_is_caught(name, monkeypatch):
+    mutant = MUTANTS[name]
+
+    def far():
+        if mutant.exact:
+            found = expected_gradient_over_cells(CASES[mutant.case], lambda: elbo(mutant.case, mutant.estimator))
+            wanted = exact_gradient(CASES[mutant.case])
+            return max(np.abs(found[key] - wanted[key]).max() for key in wanted) > 1e-6
+        return z_score(mutant.case, lambda: elbo(mutant.case, mutant.estimator), 1500) > 8
+
+    assert not far()
+    mutant.apply(monkeypatch)
+    assert far()

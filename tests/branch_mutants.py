@@ -1,0 +1,213 @@
+"""Deliberately broken estimators that run branches: the checks must catch every one.
+
+Each patches one piece of the mathematics and names a program, an estimator, and whether the check is exact or a z-test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pplgrad import (
+    ARM,
+    ARMS,
+    REBAR,
+    DisARM,
+    DoubleCV,
+    Estimator,
+    LocalExpectation,
+    MeasureValued,
+    MuProp,
+    ScoreFunction,
+)
+from pplgrad.engine import branches, layout
+from pplgrad.estimators import antithetic, control_variates, local_expectation, measure_valued, relaxed, score
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A broken variant: `apply(monkeypatch)` breaks it, `case` under `estimator` shows it."""
+
+    apply: Callable[[Any], None]
+    case: str
+    estimator: Estimator
+    exact: bool
+
+
+MUTANTS: dict[str, Mutant] = {}
+
+
+def mutant(case: str, estimator: Estimator, exact: bool = True):  # type: ignore[no-untyped-def]
+    def register(apply):  # type: ignore[no-untyped-def]
+        MUTANTS[apply.__name__] = Mutant(apply, case, estimator, exact)
+        return apply
+
+    return register
+
+
+def after(patch, owner, name, change):
+    """Let `change(self, terms, result)` have the last word over a method."""
+    plain = getattr(owner, name)
+    patch.setattr(owner, name, lambda self, terms: change(self, terms, plain(self, terms)))
+
+
+def terms_of(patch, owner, change):
+    """Let `change(terms)` alter what a term of the surrogate is made of."""
+    plain = owner.surrogate_of
+    patch.setattr(owner, "surrogate_of", lambda self, terms: plain(self, change(terms)))
+
+
+@mutant("single", LocalExpectation())
+def local_expectation_with_the_wrong_sign(patch):
+    after(patch, local_expectation.LocalExpectation, "surrogate_of", lambda self, terms, term: -term)
+
+
+@mutant("categorical_index", LocalExpectation())
+def local_expectation_in_the_wrong_order(patch):
+    """Costs are given to the values as if their shift from the draw were their number."""
+    plain = local_expectation.LocalExpectation.surrogate_of
+
+    def surrogate_of(self, terms):
+        draw = terms.draw
+        draw.__dict__["index"] = draw.index * 0
+        return plain(self, terms)
+
+    patch.setattr(local_expectation.LocalExpectation, "surrogate_of", surrogate_of)
+
+
+@mutant("coupled_plate", LocalExpectation())
+def elements_of_a_coupled_plate_changed_at_once(patch):
+    patch.setattr(layout, "_separable", lambda site, costs, depends: site.plates)
+
+
+@mutant("hierarchy", LocalExpectation())
+def branches_charged_with_the_primary_costs(patch):
+    """The downstream cost of a branch is that of the draw."""
+    terms_of(
+        patch,
+        local_expectation.LocalExpectation,
+        lambda terms: replace(terms, costs=terms.costs * 0 + terms.downstream[:, None]),
+    )
+
+
+@mutant("single", ARM(), exact=False)
+def arm_with_the_wrong_sign(patch):
+    after(patch, antithetic.ARM, "surrogate_of", lambda self, terms, term: -term)
+
+
+@mutant("single", ARM(), exact=False)
+def arm_with_a_uniform_that_forgets_the_draw(patch):
+    plain = antithetic.ARM.alternatives
+
+    def alternatives(self, draw):
+        found = plain(self, draw)
+        return replace(found, kept=draw.noise.uniform(tuple(found.kept.shape), found.kept))
+
+    patch.setattr(antithetic.ARM, "alternatives", alternatives)
+
+
+@mutant("event", DisARM())
+def disarm_with_an_independent_partner(patch):
+    plain = antithetic.DisARM.alternatives
+
+    def alternatives(self, draw):
+        probs = antithetic._probs(draw)
+        partner = draw.noise.bernoulli(probs)
+        return branches.Alternatives(draw.embed(draw.ops.xp.astype(partner, draw.index.dtype)[:, None]), partner)
+
+    assert plain
+    patch.setattr(antithetic.DisARM, "alternatives", alternatives)
+
+
+@mutant("single", DisARM())
+def disarm_without_its_weight(patch):
+    """ARM's ½ in the place of ½ σ(|α|)."""
+    after(patch, antithetic.DisARM, "surrogate_of", lambda self, terms, term: term * 1.7)
+
+
+@mutant("hierarchy", DisARM())
+def disarm_with_the_wrong_sign(patch):
+    after(patch, antithetic.DisARM, "surrogate_of", lambda self, terms, term: -term)
+
+
+@mutant("single", ARMS(3), exact=False)
+def arms_without_the_correlation(patch):
+    patch.setattr(antithetic.ARMS, "_correlation", lambda self, xp, probs: probs * 0)
+
+
+@mutant("single", ARMS(3), exact=False)
+def arms_with_the_wrong_sign(patch):
+    after(patch, antithetic.ARMS, "surrogate_of", lambda self, terms, term: -term)
+
+
+@mutant("single", ScoreFunction(samples=2))
+def samples_centred_but_averaged_over_all(patch):
+    """Σ (f_i − f̄) over k in the place of k − 1."""
+    after(
+        patch, score.ScoreFunction, "surrogate_of", lambda self, terms, term: term * (self.samples - 1) / self.samples
+    )
+
+
+@mutant("hierarchy", ScoreFunction(samples=2))
+def samples_scored_as_the_draw(patch):
+    def change(terms):
+        kept = terms.alternatives.kept * 0 + terms.draw.score[:, None]
+        return replace(terms, alternatives=replace(terms.alternatives, kept=kept))
+
+    terms_of(patch, score.ScoreFunction, change)
+
+
+@mutant("single", MuProp())
+def muprop_without_what_it_takes_away(patch):
+    """The gradient of the expansion is not added back."""
+    plain = control_variates.MuProp.surrogate_of
+
+    def surrogate_of(self, terms):
+        draw, xp = terms.draw, terms.ops.xp
+        back = xp.sum(terms.ops.stop_gradient(terms.slopes[:, 0]) * xp.exp(draw.log_probs))
+        return plain(self, terms) - back
+
+    patch.setattr(control_variates.MuProp, "surrogate_of", surrogate_of)
+
+
+@mutant("single", MuProp())
+def muprop_with_the_wrong_sign(patch):
+    after(patch, control_variates.MuProp, "surrogate_of", lambda self, terms, term: -term)
+
+
+@mutant("single", DoubleCV(2))
+def double_cv_that_sees_its_own_draw(patch):
+    patch.setattr(
+        control_variates, "_others", lambda xp, x: xp.broadcast_to(xp.mean(x, axis=1, keepdims=True), x.shape)
+    )
+
+
+@mutant("single", DoubleCV(2))
+def double_cv_with_the_wrong_sign(patch):
+    after(patch, control_variates.DoubleCV, "surrogate_of", lambda self, terms, term: -term)
+
+
+@mutant("chain", REBAR(0.5, 1.5, learn=False), exact=False)
+def rebar_whose_noise_given_the_draw_moves_freely(patch):
+    """s̃ has the gradient of s: the control variate's correction is missing."""
+    patch.setattr(control_variates, "_given_draw", lambda ops, perturbed: ops.stop_gradient(perturbed) * 0 + 1)
+
+
+@mutant("chain", REBAR(0.5, 1.5, learn=False), exact=False)
+def rebar_with_the_wrong_sign(patch):
+    after(patch, control_variates.REBAR, "surrogate_of", lambda self, terms, term: -term)
+
+
+@mutant("chain", REBAR(0.5, 1.5, learn=False), exact=False)
+def rebar_with_noise_that_forgets_the_draw(patch):
+    def perturbed(self):
+        xp, fixed = self.ops.xp, self.ops.stop_gradient(self.log_probs)
+        return self.log_probs - xp.log(-xp.log(self.noise.uniform(tuple(fixed.shape), fixed)))
+
+    patch.setattr(relaxed.HardDraw, "perturbed", perturbed)
+
+
+@mutant("single", MeasureValued())
+def measure_valued_with_the_wrong_sign(patch):
+    after(patch, measure_valued.MeasureValued, "surrogate_of", lambda self, terms, term: -term)
