@@ -25,6 +25,7 @@ from pplgrad.estimators import (
     ARM,
     ARMS,
     REBAR,
+    Auto,
     DisARM,
     DoubleCV,
     Estimator,
@@ -43,6 +44,7 @@ from pplgrad.estimators import (
 __all__ = [
     "ARM",
     "ARMS",
+    "Auto",
     "Baseline",
     "BaselineError",
     "ConfigurationError",

@@ -6,6 +6,8 @@ from pathlib import Path
 import pyro
 import pytest
 
+from pplgrad.estimators import registry
+
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
@@ -26,3 +28,8 @@ def test_no_placeholder_is_left():
     assert "RESULTS\n" not in README and "BENCH\n" not in README
     for link in re.findall(r"\]\(([\w/.]+)\)", README):
         assert (Path(__file__).parents[1] / link).exists(), link
+
+
+def test_the_table_of_estimators_is_current():
+    (found,) = re.findall(r"<!-- pplgrad estimators -->\n(.*?)\n<!-- end -->", README, re.DOTALL)
+    assert found == registry.markdown(), "put the output of `pplgrad estimators --format markdown` there"

@@ -258,6 +258,18 @@ class BranchTerms:
         return self.draw.ops
 
 
+def asked_of(ops: Ops, layout: Layout, run: Run, host: BranchHost) -> dict[int, tuple[Draw, Alternatives]]:
+    """Return, by the number of the site's group, what each site's estimator asks to be evaluated."""
+    found = {}
+    for number, group in enumerate(layout.site_groups):
+        site = layout.sites[group.members[0]]
+        if site.estimator.uses_branches:
+            noise, score = noise_for(site.name, ops, host.noise), run.scores[group.members[0]]
+            draw = Draw(ops, host.draw(site.name), group, noise, score, partial(host.learned, site.name))
+            found[number] = (draw, site.estimator.alternatives(draw))
+    return found
+
+
 def branch_terms(
     ops: Ops, layout: Layout, run: Run, stacks: list[Array], host: BranchHost
 ) -> tuple[Array, Array | None]:
@@ -265,15 +277,9 @@ def branch_terms(
 
     Return the sum of their terms of the surrogate, and the loss that trains what estimators learn, or None.
     """
-    draws: dict[int, Draw] = {}
-    asked: dict[int, Alternatives] = {}
-    for number, group in enumerate(layout.site_groups):
-        site = layout.sites[group.members[0]]
-        if site.estimator.uses_branches:
-            noise = noise_for(site.name, ops, host.noise)
-            score = run.scores[group.members[0]]
-            draws[number] = Draw(ops, host.draw(site.name), group, noise, score, partial(host.learned, site.name))
-            asked[number] = site.estimator.alternatives(draws[number])
+    found = asked_of(ops, layout, run, host)
+    draws = {number: draw for number, (draw, _) in found.items()}
+    asked = {number: alternatives for number, (_, alternatives) in found.items()}
     values = {draws[n].name: ops.stop_gradient(a.values) for n, a in asked.items() if a.values is not None}
     hard = host.branch_costs(values) if values else {}
     soft = [number for number, a in asked.items() if a.weights is not None]

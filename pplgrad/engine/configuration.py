@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
 from pplgrad.baselines.average import DecayingAverage
 from pplgrad.baselines.leave_one_out import LeaveOneOut
 from pplgrad.baselines.neural import NeuralBaseline
 from pplgrad.errors import ConfigurationError, EstimatorError
+from pplgrad.estimators.auto import Auto
 from pplgrad.estimators.base import Estimator, SiteInfo
 from pplgrad.estimators.reparam import Reparam
 from pplgrad.estimators.score import ScoreFunction
@@ -100,6 +102,24 @@ def report_mapping(mapping: EstimatorMapping) -> None:
     collected = _RUNNING.get()
     if collected is not None and not any(mapping is known for known in collected):
         collected.append(mapping)
+
+
+def resolve(mapping: EstimatorMapping, own: object, site: SiteInfo, stateful: bool) -> tuple[Estimator, str]:
+    """Return a site's estimator and why: the ELBO's mapping first, then the site's own, then the default.
+
+    `Auto` is replaced by its choice, and whatever comes out has checked that it fits the site.
+    """
+    if own is not None:
+        check_estimator(own, f"site '{site.name}' (infer)")
+    override = mapping.find(site.name)
+    default = default_estimator(site, stateful)
+    found: Any = override or own or default
+    reason = "the ELBO's argument" if override else "named by the guide" if own else "the default"
+    if isinstance(found, Auto):
+        found, why = found.choose(site, default)
+        reason = f"Auto: {why}"
+    found.check(site)
+    return found, reason
 
 
 def default_estimator(site: SiteInfo, stateful: bool) -> Estimator:

@@ -1,6 +1,7 @@
 """Estimators: one file for each family. The mathematics only; nothing here knows Pyro or NumPyro."""
 
 from pplgrad.estimators.antithetic import ARM, ARMS, DisARM
+from pplgrad.estimators.auto import Auto
 from pplgrad.estimators.base import Declaration, Estimator
 from pplgrad.estimators.control_variates import REBAR, DoubleCV, MuProp
 from pplgrad.estimators.local_expectation import LocalExpectation
@@ -12,6 +13,7 @@ from pplgrad.estimators.score import ScoreFunction
 __all__ = [
     "ARM",
     "ARMS",
+    "Auto",
     "Declaration",
     "DisARM",
     "DoubleCV",

@@ -39,7 +39,8 @@ class SiteInfo:
     """What is known of a latent site when an estimator is bound to it.
 
     `categories` is the number of values of each element where they are finitely many, else None; `scanned` says
-    whether the site is one step of a loop that the host compiles, `relaxable` whether it is Bernoulli or one-hot.
+    whether the site is one step of a loop that the host compiles, `relaxable` whether it is Bernoulli or one-hot;
+    `elements` is the number of independent elements that share their downstream cost, as far as the host knows.
     """
 
     name: str
@@ -50,6 +51,7 @@ class SiteInfo:
     categories: int | None = None
     scanned: bool = False
     relaxable: bool = False
+    elements: int = 1
 
 
 @dataclass(frozen=True)

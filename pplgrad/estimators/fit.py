@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pplgrad.errors import EstimatorError
+from pplgrad.estimators.registry import remedy
 
 if TYPE_CHECKING:
     from pplgrad.estimators.base import Estimator, SiteInfo
@@ -16,7 +17,7 @@ def require_finite(estimator: Estimator, site: SiteInfo) -> None:
     if site.categories is None:
         raise EstimatorError(
             f"{estimator!r} cannot be used at site '{site.name}': {site.distribution} does not have finitely many values; "
-            "use ScoreFunction() there."
+            f"{remedy(site)}"
         )
 
 
@@ -25,8 +26,7 @@ def require_binary(estimator: Estimator, site: SiteInfo) -> None:
     require_unscanned(estimator, site)
     if site.categories != 2:
         raise EstimatorError(
-            f"{estimator!r} cannot be used at site '{site.name}': {site.distribution} is not binary; use "
-            f"{'LocalExpectation() or ' if site.categories else ''}ScoreFunction() there."
+            f"{estimator!r} cannot be used at site '{site.name}': {site.distribution} is not binary; {remedy(site)}"
         )
 
 
@@ -37,11 +37,11 @@ def require_relaxable(estimator: Estimator, site: SiteInfo) -> None:
     if site.categories is not None and site.distribution == "Categorical":
         raise EstimatorError(
             f"{estimator!r} cannot be used at site '{site.name}': a Categorical is a number that indexes something, which has "
-            "no value between two numbers; draw it as a OneHotCategorical, or use LocalExpectation() or ScoreFunction()."
+            f"no value between two numbers; draw it as a OneHotCategorical, or {remedy(site)}"
         )
     raise EstimatorError(
         f"{estimator!r} cannot be used at site '{site.name}': {site.distribution} cannot be relaxed, only Bernoulli and "
-        "OneHotCategorical can; use ScoreFunction() there."
+        f"OneHotCategorical can; {remedy(site)}"
     )
 
 
@@ -50,5 +50,5 @@ def require_unscanned(estimator: Estimator, site: SiteInfo) -> None:
     if site.scanned:
         raise EstimatorError(
             f"{estimator!r} cannot be used at site '{site.name}', which is drawn inside scan, where each step would need "
-            "a run of its own; use ScoreFunction() there, or write the steps as a Python loop."
+            f"a run of its own; write the steps as a Python loop, or {remedy(site)}"
         )

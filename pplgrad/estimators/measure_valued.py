@@ -11,6 +11,7 @@ from pplgrad.errors import EstimatorError
 from pplgrad.estimators.base import Declaration, Estimator, SiteInfo
 from pplgrad.estimators.fit import require_unscanned
 from pplgrad.estimators.local_expectation import LocalExpectation
+from pplgrad.estimators.registry import remedy
 
 _FAMILIES = ("Poisson", "Normal", "Gamma")
 
@@ -56,7 +57,7 @@ class MeasureValued(Estimator):
         if site.categories is None and site.distribution not in _FAMILIES:
             raise EstimatorError(
                 f"MeasureValued() cannot be used at site '{site.name}': {site.distribution} is not among Poisson, Normal, "
-                "Gamma and the distributions with finitely many values; use ScoreFunction() there."
+                f"Gamma and the distributions with finitely many values; {remedy(site)}"
             )
 
     def alternatives(self, draw: Draw) -> Alternatives:

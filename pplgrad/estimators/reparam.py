@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from pplgrad.errors import EstimatorError
 from pplgrad.estimators.base import Declaration, Estimator, SiteInfo
+from pplgrad.estimators.registry import remedy
 
 
 @dataclass(frozen=True)
@@ -41,5 +42,5 @@ class Reparam(Estimator):
         if not site.has_rsample:
             raise EstimatorError(
                 f"Reparam() cannot be used at site '{site.name}': {site.distribution} has no reparameterized "
-                "sampler; use ScoreFunction() there."
+                f"sampler; {remedy(site)}"
             )

@@ -14,9 +14,10 @@ except ModuleNotFoundError:  # pragma: no cover
     sys.exit("The command line needs click and more, which are not installed; pip install 'pplgrad[research]'.")
 
 from pplgrad.errors import PplgradError
+from pplgrad.estimators import registry
 from pplgrad.lab.script import PROGRAMS, ScriptError, load_script
 from pplgrad.lab.study import RunConfig, check_backend, check_folder, installed_versions, perform
-from pplgrad.lab.words import estimator
+from pplgrad.lab.words import SIMPLE, estimator
 
 # Asked for before anything runs: the files are written only after the last run.
 _NEEDED = ("joblib", "matplotlib", "pandas", "pyarrow", "rich")
@@ -41,13 +42,32 @@ def main() -> None:
 
 
 @main.command()
+@click.option("--format", "form", type=click.Choice(["table", "markdown"]), default="table", show_default=True)
+def estimators(form: str) -> None:
+    """List all estimators with what they declare."""
+    if form == "markdown":
+        click.echo(registry.markdown())
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(caption="evaluations: of the program, beyond the primary draw, for each site")
+    for column in registry.COLUMNS:
+        shown.add_column(column, overflow="fold")
+    for row in registry.table():
+        shown.add_row(*row)
+    Console().print(shown)
+
+
+@main.command()
 @click.argument("script", type=click.Path(path_type=Path))
 @click.option("--backend", "backends", type=_BACKENDS, multiple=True, help="Library to train in; may be repeated.")
 @click.option(
     "--estimator",
     "words",
     multiple=True,
-    help="score, or score with baselines: score+loo, score+average, score+neural, score+optimal, score+optimal-past; may be repeated.",
+    help="score, or score with baselines: score+loo, score+average, score+neural, score+optimal, score+optimal-past; or "
+    f"{', '.join(SIMPLE)}; may be repeated.",
 )
 @click.option("--steps", default=1000, show_default=True, type=click.IntRange(1), help="Training steps of each run.")
 @click.option(

@@ -5,7 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pplgrad import Baseline, DecayingAverage, Estimator, LeaveOneOut, NeuralBaseline, OptimalConstant, ScoreFunction
+from pplgrad import (
+    ARM,
+    ARMS,
+    REBAR,
+    Auto,
+    Baseline,
+    DecayingAverage,
+    DisARM,
+    DoubleCV,
+    Estimator,
+    GappedStraightThrough,
+    GumbelRao,
+    GumbelSoftmax,
+    LeaveOneOut,
+    LocalExpectation,
+    MuProp,
+    NeuralBaseline,
+    OptimalConstant,
+    ReinMax,
+    ScoreFunction,
+    StraightThrough,
+)
 from pplgrad.lab.script import ScriptError
 
 BASELINES: dict[str, Callable[[Callable[..., Any]], Baseline]] = {
@@ -17,15 +38,39 @@ BASELINES: dict[str, Callable[[Callable[..., Any]], Baseline]] = {
 }
 
 
+SIMPLE: dict[str, Callable[[], Estimator]] = {
+    "samples2": lambda: ScoreFunction(samples=2),
+    "samples4": lambda: ScoreFunction(samples=4),
+    "local": LocalExpectation,
+    "arm": ARM,
+    "disarm": DisARM,
+    "arms4": lambda: ARMS(4),
+    "rebar": REBAR,
+    "muprop": MuProp,
+    "double-cv": DoubleCV,
+    "gumbel-softmax": GumbelSoftmax,
+    "straight-through": StraightThrough,
+    "gumbel-rao": GumbelRao,
+    "reinmax": ReinMax,
+    "gapped": GappedStraightThrough,
+    "auto": Auto,
+}
+"""Estimators without a baseline."""
+
+
 def estimator(word: str, inputs: Callable[..., Any] = lambda x: x) -> Estimator:
     """Return the estimator that a word stands for.
 
     >>> estimator("score+loo")
     ScoreFunction(baseline=LeaveOneOut())
     """
+    if word in SIMPLE:
+        return SIMPLE[word]()
     first, *rest = word.split("+")
     if first != "score":
-        raise ScriptError(f"Unknown estimator '{word}'; write score, then any of +{', +'.join(BASELINES)}.")
+        raise ScriptError(
+            f"Unknown estimator '{word}'; write score, then any of +{', +'.join(BASELINES)}; or one of {', '.join(SIMPLE)}."
+        )
     baseline: Baseline | None = None
     for part in rest:
         if part not in BASELINES:

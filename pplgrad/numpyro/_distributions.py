@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -69,6 +71,14 @@ def _family(fn: Any) -> Any:
 def family(fn: Any) -> str:
     """Return the name of a distribution's family, as `numpyro.distributions` calls it."""
     return type(_family(unmasked(fn))).__name__.removesuffix("Logits").removesuffix("Probs")
+
+
+def elements(fn: Any, plates: Collection[int]) -> int:
+    """Return the number of independent elements in an event and in the batch dimensions without a plate."""
+    batch = fn.batch_shape
+    loose = [size for i, size in enumerate(batch) if i - len(batch) not in plates]
+    event = fn.event_shape[: len(fn.event_shape) - len(_family(fn).event_shape)]
+    return math.prod([*loose, *event])
 
 
 def is_relaxable(fn: Any) -> bool:

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from numpyro.infer import Trace_ELBO
 
 from pplgrad.engine.checks import impossible_cost, refuse_misuse
-from pplgrad.engine.configuration import EstimatorMapping, check_estimator, default_estimator, refuse_unmatched
+from pplgrad.engine.configuration import EstimatorMapping, refuse_unmatched, resolve
+from pplgrad.engine.description import Description, describe
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.program import CostSpec, Run
 from pplgrad.engine.surrogate import Estimate, estimate
@@ -70,6 +71,7 @@ class TraceGrad_ELBO(Trace_ELBO):
             sum_sites=sum_sites,
         )
         self._mapping = EstimatorMapping.of(estimators, "TraceGrad_ELBO(estimators=...)")
+        self._reasons: dict[str, str] = {}
 
     def loss_with_mutable_state(
         self, rng_key: jax.Array, param_map: dict, model: Callable, guide: Callable, *args: Any, **kwargs: Any
@@ -98,6 +100,23 @@ class TraceGrad_ELBO(Trace_ELBO):
         >>> TraceGrad_ELBO().diagnose(jax.random.key(0), {}, model, model)
         """
         self.loss_with_mutable_state(rng_key, param_map, model, guide, *args, **kwargs)
+
+    def describe(
+        self, rng_key: jax.Array, param_map: dict, model: Callable, guide: Callable, *args: Any, **kwargs: Any
+    ) -> Description:
+        """Return what this ELBO does at each latent site, and why: `print` it for a table.
+
+        Takes what `loss` takes: a key, and the parameters (such as `svi.get_params(state)`).
+
+        >>> import jax, numpyro, numpyro.distributions as dist
+        >>> program = lambda: numpyro.sample("z", dist.Bernoulli(0.5))
+        >>> TraceGrad_ELBO(num_particles=2).describe(jax.random.key(0), {}, program, program).rows[0]["estimator"]
+        'ScoreFunction(baseline=LeaveOneOut())'
+        """
+        runs = self._runs(rng_key, param_map, model, guide, args, kwargs)
+        parts = [_laid_out(static, arrays, reads) for arrays, static, reads in runs]
+        host = self._branches(rng_key, param_map, (model, guide, args, kwargs), runs, parts)[0]
+        return describe(OPS, *parts[0], host, runs[0][1].families, self._reasons)
 
     def _runs(
         self, rng_key: jax.Array, params: dict, model: Callable, guide: Callable, args: tuple, kwargs: dict
@@ -189,15 +208,12 @@ class TraceGrad_ELBO(Trace_ELBO):
             )
         return result
 
-    def _resolve(self, name: str, fn: Any, infer: dict, scanned: bool) -> Estimator:
+    def _resolve(self, name: str, msg: Any, scanned: bool) -> Estimator:
         """Choose a site's estimator: the ELBO's mapping, the site's own or the guide wrapper's, the default."""
-        site = site_info(name, fn, self.num_particles, scanned)
-        own = infer.get("estimator")
-        if own is not None:
-            check_estimator(own, f"site '{name}' (infer)")
-        chosen = self._mapping.find(name) or own or default_estimator(site, stateful="pplgrad" in infer)
-        chosen.check(site)
-        return chosen
+        site = site_info(msg, name, self.num_particles, scanned)
+        found = resolve(self._mapping, msg["infer"].get("estimator"), site, stateful="pplgrad" in msg["infer"])
+        self._reasons[name] = found[1]
+        return found[0]
 
     def _check(self, static: Static) -> None:
         refuse_unmatched(self._mapping, static.estimators, static.observed, "TraceGrad_ELBO(estimators=...)")
@@ -214,7 +230,7 @@ class TraceGrad_ELBO(Trace_ELBO):
             sites = trace(substitute(seed(guide, key), data=params)).get_trace(*args, **kwargs)
             for name, site in sites.items():
                 if site["type"] == "sample" and not site["is_observed"]:
-                    if self._resolve(name, site["fn"], site["infer"], False).uses_score:
+                    if self._resolve(name, site, False).uses_score:
                         raise EstimatorError(
                             f"Site '{name}' needs the score function, which multi_sample_guide=True does not carry; use "
                             "num_particles for several samples, with multi_sample_guide=False."

@@ -15,6 +15,7 @@ from pplgrad.baselines.neural import NeuralBaseline
 from pplgrad.engine.checks import configured
 from pplgrad.engine.configuration import EstimatorMapping, default_estimator, report_mapping
 from pplgrad.engine.program import Plate
+from pplgrad.estimators.auto import Auto
 from pplgrad.estimators.base import Estimator
 from pplgrad.numpyro._baselines import MARK, aligned_values, network_inputs
 from pplgrad.numpyro._compat import is_handed_out, marked_mutable
@@ -88,8 +89,10 @@ class ConfiguredGuide:
 def _register(name: str, msg: Any, messenger: EstimatorMessenger, args: tuple, kwargs: dict) -> None:
     """Register the parameters and the state of one site's baselines, lazily where they depend on the data."""
     estimator = msg["infer"].get("estimator")
-    if estimator is None:
-        estimator = default_estimator(site_info(name, msg["fn"], 1), stateful=True)
+    if estimator is None or isinstance(estimator, Auto):
+        site = site_info(msg, name, 1)
+        default = default_estimator(site, stateful=True)
+        estimator = default if estimator is None else estimator.choose(site, default)[0]
     if not isinstance(estimator, Estimator) or not estimator.keeps_state:
         return
     plates = _plates(msg, messenger)

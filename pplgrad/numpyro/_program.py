@@ -24,6 +24,7 @@ from pplgrad.numpyro._distributions import (
     FiniteDraw,
     categories,
     drawn_again,
+    elements,
     family,
     finite_draw,
     is_relaxable,
@@ -37,8 +38,8 @@ from pplgrad.numpyro._relaxed import Extended, extended_in_model, relaxed
 TIME_DIM = -8
 TIME = "_time"
 
-Resolve = Callable[[str, Any, dict, bool], Estimator]
-"""From a site's name, distribution, `infer` and whether it stands in the body of control flow to its estimator."""
+Resolve = Callable[[str, Any, bool], Estimator]
+"""From a site's name, its message, and whether it stands in the body of control flow to its estimator."""
 
 Intervene = Callable[[str, Any, jax.Array], None]
 """Changes a latent site's message, given its name and a key: the value that the program goes on with, and its density."""
@@ -98,7 +99,7 @@ class SiteMessenger(FlowMessenger):
         name = self.name_of(msg["name"])
         if self._resolve is not None:
             if name not in self._estimators:
-                self._estimators[name] = self._resolve(name, msg["fn"], msg["infer"], self.inside)
+                self._estimators[name] = self._resolve(name, msg, self.inside)
             estimator = self._estimators[name]
             make_constant(msg, estimator)
             # A value that was put there came without a key of its own.
@@ -141,6 +142,7 @@ class Static:
     estimators: dict[str, Estimator] = field(default_factory=dict)
     plates: dict[str, tuple[Plate, ...]] = field(default_factory=dict)
     event_dims: dict[str, int] = field(default_factory=dict)
+    families: dict[str, str] = field(default_factory=dict)
     observed: list[str] = field(default_factory=list)
     guide_flows: dict[str, Flow] = field(default_factory=dict)
     model_flows: dict[str, Flow] = field(default_factory=dict)
@@ -296,6 +298,7 @@ def _collected(
             arrays.scores[name] = _in_time(score, site, flow)
             arrays.values[name] = site["value"]
             static.event_dims[name] = site["fn"].event_dim
+            static.families[name] = family(site["fn"])
             static.plates["score", name] = _plates(site, arrays.scores[name], sizes, static.guide_flows)  # type: ignore[index]
             if any(part.needs_score_squared for part in parts_of(estimator.baseline)):
                 arrays.squares[name] = _in_time(_score_squared(bare, site["value"]), site, flow)
@@ -467,10 +470,20 @@ def _flags(flags: int, backwards: bool) -> int:
     return flags & SAME | (BEFORE if flags & AFTER else 0)
 
 
-def site_info(name: str, fn: Any, particles: int, scanned: bool = False) -> SiteInfo:
-    """Return what an estimator needs to know of a site."""
+def site_info(msg: Any, name: str, particles: int, scanned: bool = False) -> SiteInfo:
+    """Return what an estimator needs to know of a site, from its message."""
+    fn = msg["fn"]
+    plates = {frame.dim for frame in msg["cond_indep_stack"]}
     # A distribution of the user's own may not say what its support is.
     is_discrete = bool(getattr(fn.support, "is_discrete", False))
     return SiteInfo(
-        name, family(fn), bool(fn.has_rsample), is_discrete, particles, categories(fn), scanned, is_relaxable(fn)
+        name,
+        family(fn),
+        bool(fn.has_rsample),
+        is_discrete,
+        particles,
+        categories(fn),
+        scanned,
+        is_relaxable(fn),
+        elements(fn, plates),
     )

@@ -16,11 +16,11 @@ from pyro.util import check_if_enumerated
 from pplgrad.engine.checks import impossible_cost, refuse_misuse
 from pplgrad.engine.configuration import (
     EstimatorMapping,
-    check_estimator,
     collect_mappings,
-    default_estimator,
     refuse_unmatched,
+    resolve,
 )
+from pplgrad.engine.description import Description, describe
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.program import Run, SiteSpec
 from pplgrad.engine.surrogate import Estimate, estimate
@@ -28,6 +28,7 @@ from pplgrad.errors import PplgradError, ProgramError
 from pplgrad.estimators.base import Estimator
 from pplgrad.pyro._baselines import Networks, PyroBaselines, store_states
 from pplgrad.pyro._branches import PyroBranches
+from pplgrad.pyro._distributions import family
 from pplgrad.pyro._ops import OPS, attach
 from pplgrad.pyro._program import Traces, check_match, record, run_traces, site_info
 from pplgrad.pyro._provenance import Provenance
@@ -85,7 +86,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         self._mapping = EstimatorMapping.of(estimators, "TraceGrad_ELBO(estimators=...)")
         self._networks = Networks()
         self._structures = Structures()
-        self._resolved: dict[Any, Estimator] = {}
+        self._resolved: dict[Any, tuple[Estimator, str]] = {}
 
     def __call__(self, model: torch.nn.Module, guide: torch.nn.Module) -> ELBOModule:
         """Return a module that computes the loss, whose parameters include those of learned baselines."""
@@ -120,6 +121,30 @@ class TraceGrad_ELBO(Trace_ELBO):
     def diagnose(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> None:
         """Run one step without changing anything, and raise the error that names the site if something is wrong."""
         self._estimate(model, guide, args, kwargs)
+
+    def describe(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Description:
+        """Return what this ELBO does at each latent site, and why: `print` it for a table. Nothing is changed.
+
+        >>> import pyro, pyro.distributions as dist
+        >>> program = lambda: pyro.sample("z", dist.Bernoulli(0.5))
+        >>> TraceGrad_ELBO(num_particles=2).describe(program, program).rows[0]["estimator"]
+        'ScoreFunction(baseline=LeaveOneOut())'
+        """
+        store = pyro.get_param_store()
+        before = set(store.keys())
+        seen = Structure()
+        try:
+            with torch.random.fork_rng():
+                traces, provenance = next(self._runs(model, guide, args, kwargs, seen))
+                run = self._record(traces, provenance)
+                layout = seen.layout(traces, run, provenance)
+                host = self._branches(model, guide, args, kwargs, traces, layout, run)
+                families = {name: family(traces.guide.nodes[name]["fn"]) for name in traces.estimators}
+                reasons = {key[0]: reason for key, (_, reason) in self._resolved.items()}
+                return describe(OPS, layout, run, host, families, reasons)
+        finally:
+            for name in [name for name in store.keys() if name not in before]:
+                del store[name]
 
     def _estimate(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Estimate:
         """Run the program and return the estimate; if it raises, the param store is as it was."""
@@ -184,18 +209,14 @@ class TraceGrad_ELBO(Trace_ELBO):
                 self._check(traces, mappings, provenance)
             yield traces, provenance
 
-    def _resolve(self, name: str, fn: Any, own: Estimator | None) -> Estimator:
+    def _resolve(self, name: str, fn: Any, own: Estimator | None, plates: frozenset[int]) -> Estimator:
         """Choose a site's estimator: the ELBO's mapping, the site's own or the guide wrapper's, the default."""
-        key = (name, fn.__class__, fn.has_rsample, own)
+        key = (name, fn.__class__, fn.has_rsample, fn.shape(), own)
         found = self._resolved.get(key)
         if found is None:
-            site = site_info(name, fn, self.num_particles)
-            if own is not None:
-                check_estimator(own, f"site '{name}' (infer)")
-            found = self._mapping.find(name) or own or default_estimator(site, stateful=True)
-            found.check(site)
-            self._resolved[key] = found
-        return found
+            site = site_info(name, fn, self.num_particles, plates)
+            found = self._resolved[key] = resolve(self._mapping, own, site, stateful=True)
+        return found[0]
 
     def _check(self, traces: Traces, mappings: list[EstimatorMapping], provenance: Provenance | None) -> None:
         """Refuse a guide and model that do not match, and a key of a mapping that names no latent site."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ from pplgrad.estimators.base import Estimator, SiteInfo
 from pplgrad.estimators.relaxed import Relaxation
 from pplgrad.pyro._distributions import (
     categories,
+    elements,
     family,
     is_discrete,
     is_relaxable,
@@ -33,8 +34,8 @@ from pplgrad.pyro._relaxed import Extended, ExtendedModelMessenger, relaxed
 
 PARTICLES = "num_particles_vectorized"
 
-# The site's name, its distribution, and the estimator that its own `infer` names.
-Resolve = Callable[[str, Any, Estimator | None], Estimator]
+# The site's name, its distribution, the estimator that its own `infer` names, and the dimensions of its plates.
+Resolve = Callable[[str, Any, Estimator | None, frozenset[int]], Estimator]
 
 
 class SiteMessenger(Messenger):
@@ -75,16 +76,24 @@ class SiteMessenger(Messenger):
 
     def _bind(self, msg: Any) -> Estimator:
         assert self._resolve is not None
-        estimator = self._resolve(msg["name"], msg["fn"], msg["infer"].get("estimator"))
+        plates = frozenset(frame.dim for frame in msg["cond_indep_stack"] if frame.vectorized)
+        estimator = self._resolve(msg["name"], msg["fn"], msg["infer"].get("estimator"), plates)
         self.estimators[msg["name"]] = estimator
         return estimator
 
 
-def site_info(name: str, fn: Any, particles: int) -> SiteInfo:
-    """Return what an estimator needs to know of a site."""
+def site_info(name: str, fn: Any, particles: int, plates: Collection[int]) -> SiteInfo:
+    """Return what an estimator needs to know of a site, given the dimensions of its plates."""
     reparameterized = fn.has_rsample and not partly_reparameterized(fn)
     return SiteInfo(
-        name, family(fn), reparameterized, is_discrete(fn), particles, categories(fn), False, is_relaxable(fn)
+        name,
+        family(fn),
+        reparameterized,
+        is_discrete(fn),
+        particles,
+        categories(fn),
+        relaxable=is_relaxable(fn),
+        elements=elements(fn, plates),
     )
 
 

@@ -1,0 +1,82 @@
+"""What an ELBO does at each latent site, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from pplgrad.baselines.base import parts_of
+from pplgrad.engine.branches import BranchHost, asked_of
+from pplgrad.engine.layout import Layout
+from pplgrad.engine.ops import Ops
+from pplgrad.engine.program import Run
+
+COLUMNS = ("site", "distribution", "plates", "estimator", "baseline", "evaluations", "reason")
+
+
+@dataclass(frozen=True)
+class Description:
+    """A row for each latent site; `str()` makes a table of them.
+
+    `evaluations` are those of the program for each particle and step, beyond the primary draw.
+
+    >>> print(Description([dict(zip(COLUMNS, "zbpesnr", strict=True))]).rows[0]["site"])
+    z
+    """
+
+    rows: list[dict[str, Any]]
+
+    def __str__(self) -> str:
+        lines = [COLUMNS, *(tuple(str(row[column]) for column in COLUMNS) for row in self.rows)]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
+        text = [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+        ]
+        return "\n".join([text[0], "  ".join("-" * width for width in widths), *text[1:]])
+
+
+def describe(
+    ops: Ops,
+    layout: Layout,
+    run: Run,
+    host: BranchHost,
+    families: Mapping[str, str],
+    reasons: Mapping[str, str],
+) -> Description:
+    """Return what is done at each site of a layout: `families` and `reasons` by site."""
+    counts = {draw.name: _count(asked) for draw, asked in asked_of(ops, layout, run, host).values()}
+    rows = []
+    for site in layout.sites:
+        plates = ", ".join(plate.name for plate in site.plates if not plate.time) or "none"
+        if any(plate.time for plate in site.plates):
+            plates = f"{plates}, scan".removeprefix("none, ")
+        cells = (
+            site.name,
+            families[site.name],
+            plates,
+            brief(site.estimator),
+            " + ".join(brief(part) for part in parts_of(site.estimator.baseline)) or "none",
+            counts.get(site.name, 0),
+            reasons[site.name],
+        )
+        rows.append(dict(zip(COLUMNS, cells, strict=True)))
+    return Description(rows)
+
+
+def brief(specification: Any) -> str:
+    """Return a specification with the arguments that differ from their defaults, but for the baseline.
+
+    >>> from pplgrad import LeaveOneOut, ScoreFunction
+    >>> brief(ScoreFunction(LeaveOneOut())), brief(ScoreFunction(samples=3))
+    ('ScoreFunction()', 'ScoreFunction(samples=3)')
+    """
+    given = [(f.name, getattr(specification, f.name), f.default) for f in fields(specification) if f.name != "baseline"]
+    shown = ", ".join(
+        f"{name}={value!r}" for name, value, default in given if value is not default and value != default
+    )
+    return f"{type(specification).__name__}({shown})"
+
+
+def _count(asked: Any) -> int:
+    return sum(x.shape[1] for x in (asked.values, asked.weights) if x is not None)

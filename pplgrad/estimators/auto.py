@@ -1,0 +1,71 @@
+"""The choice that a knowing user would make, site by site."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pplgrad.errors import ConfigurationError
+from pplgrad.estimators.antithetic import DisARM
+from pplgrad.estimators.base import Declaration, Estimator, SiteInfo
+from pplgrad.estimators.local_expectation import LocalExpectation
+from pplgrad.estimators.reparam import Reparam
+from pplgrad.estimators.score import ScoreFunction
+
+
+@dataclass(frozen=True)
+class Auto(Estimator):
+    r"""An unbiased estimator for each site, by its support and a budget of evaluations.
+
+    Estimates what its choice estimates. The first that applies: `Reparam()` where the sampler allows it;
+    `LocalExpectation()` where the values of all elements cost at most `budget` evaluations; `DisARM()` at a binary site
+    with a budget of at least 1; `ScoreFunction(samples=budget + 1)` with a budget of at least 1; else the score function
+    with the default baseline. `elbo.describe(...)` says what was chosen and why.
+
+    Shapes: those of its choice. `budget` is in evaluations of the program for each site and step.
+
+    Raises `ConfigurationError` if the budget is negative.
+
+    >>> Auto(budget=2).choose(SiteInfo("z", "Bernoulli", False, True, 1, categories=2), None)
+    (LocalExpectation(), '1 evaluation for all values, within the budget of 2')
+
+    Source: the declarations of the estimators (`pplgrad estimators`).
+    """
+
+    budget: int = 2
+    declaration: ClassVar[Declaration] = Declaration(
+        unbiased=True,
+        supports="every distribution with a log density",
+        evaluations="at most budget",
+        differentiable_costs=False,
+        derivatives=1,
+        source="its choice",
+    )
+    uses_score: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.budget, int) or self.budget < 0:
+            raise ConfigurationError(f"Auto(budget={self.budget!r}): give a number of evaluations, 0 or more.")
+
+    def check(self, site: SiteInfo) -> None:
+        """Accept every site."""
+
+    def choose(self, site: SiteInfo, default: Estimator | None) -> tuple[Estimator, str]:
+        """Return the estimator for a site and the reason; `default` is what an unconfigured site gets."""
+        if site.has_rsample:
+            return Reparam(), "reparameterized sampler"
+        if not site.scanned and site.categories is not None:
+            cost = site.elements * (site.categories - 1)
+            if cost <= self.budget:
+                plural = "" if cost == 1 else "s"
+                return (
+                    LocalExpectation(),
+                    f"{cost} evaluation{plural} for all values, within the budget of {self.budget}",
+                )
+            if site.categories == 2 and self.budget >= 1:
+                return DisARM(), f"binary; all values would cost {cost} evaluations, above the budget of {self.budget}"
+        if not site.scanned and self.budget >= 1:
+            return ScoreFunction(
+                samples=self.budget + 1
+            ), f"{self.budget} further draws of the site, set against each other"
+        return default or ScoreFunction(), "no evaluations to spend: the default"

@@ -1,0 +1,81 @@
+"""All estimators with what they declare, for tables and for refusals that name what fits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+from pplgrad.errors import PplgradError
+
+if TYPE_CHECKING:
+    from pplgrad.estimators.base import Estimator, SiteInfo
+
+COLUMNS = ("estimator", "sites", "bias", "evaluations", "differentiable costs", "derivatives", "source")
+
+
+def every_estimator() -> Iterator[Estimator]:
+    """Yield one of each kind of estimator, with its default arguments, in the order of the alphabet."""
+    from pplgrad import estimators
+
+    for name in estimators.__all__:
+        kind = getattr(estimators, name)
+        if isinstance(kind, type) and issubclass(kind, estimators.Estimator) and kind is not estimators.Estimator:
+            yield kind()
+
+
+def table() -> list[tuple[str, ...]]:
+    """Return a row of words for each estimator, as `COLUMNS` says.
+
+    `evaluations` are those of the program beyond the primary draw, for each site; `derivatives` is the order up to which
+    derivatives of the surrogate are right.
+
+    >>> [row[2] for row in table() if row[0].startswith("DisARM(")]
+    ['none']
+    """
+    rows: list[tuple[str, ...]] = []
+    for estimator in every_estimator():
+        declared = estimator.declaration
+        arguments = ", ".join(f.name for f in fields(estimator))  # type: ignore[arg-type]
+        rows.append(
+            (
+                f"{type(estimator).__name__}({arguments})",
+                declared.supports,
+                "none" if declared.unbiased else "biased",
+                str(declared.evaluations),
+                "yes" if declared.differentiable_costs else "no",
+                "every" if declared.derivatives is None else str(declared.derivatives),
+                declared.source,
+            )
+        )
+    return rows
+
+
+def markdown() -> str:
+    """Return the table as Markdown.
+
+    >>> markdown().splitlines()[0].startswith("| estimator | sites |")
+    True
+    """
+    rows = [tuple(f"`{cell}`" if i == 0 else cell for i, cell in enumerate(row)) for row in table()]
+    lines = [COLUMNS, tuple("---" for _ in COLUMNS), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def fitting(site: SiteInfo) -> list[str]:
+    """Return the estimators that accept a site, the unbiased ones first."""
+    found = []
+    for estimator in every_estimator():
+        if type(estimator).__name__ == "Auto":
+            continue
+        try:
+            estimator.check(site)
+        except PplgradError:
+            continue
+        found.append(estimator)
+    return [repr(estimator) for estimator in sorted(found, key=lambda e: not e.declaration.unbiased)]
+
+
+def remedy(site: SiteInfo) -> str:
+    """Return the end of a refusal: what to use at the site instead."""
+    return f"use one that fits there: {', '.join(fitting(site))}."
