@@ -14,23 +14,22 @@ from pplgrad.numpyro import TraceGrad_ELBO, config_estimators
 KEY = jax.random.key(0)
 
 
-def draws(x):
-    with numpyro.plate("data", len(x)):
-        z = numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("a", jnp.zeros(20))).to_event(1))
-        b = numpyro.sample("b", dist.Bernoulli(0.3))
-        m = numpyro.sample("m", dist.Normal(0.0, 1.0))
-        n = numpyro.sample("n", dist.Poisson(3.0))
+def draws():
+    z = numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("a", jnp.zeros(20))).to_event(1))
+    b = numpyro.sample("b", dist.Bernoulli(0.3))
+    m = numpyro.sample("m", dist.Normal(0.0, 1.0))
+    n = numpyro.sample("n", dist.Poisson(3.0))
     return z.sum(-1) + b + m + n
 
 
 def model(x):
-    mean = draws(x)
     with numpyro.plate("data", len(x)):
-        numpyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+        numpyro.sample("x", dist.Normal(draws(), 1.0), obs=x)
 
 
 def guide(x):
-    draws(x)
+    with numpyro.plate("data", len(x)):
+        draws()
 
 
 def column(described, name):

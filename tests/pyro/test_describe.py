@@ -9,23 +9,22 @@ from pplgrad import Auto, ConfigurationError, LeaveOneOut, ScoreFunction
 from pplgrad.pyro import TraceGrad_ELBO, config_estimators
 
 
-def draws(x):
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.zeros(20))).to_event(1))
-        b = pyro.sample("b", dist.Bernoulli(torch.tensor(0.3)))
-        m = pyro.sample("m", dist.Normal(0.0, 1.0))
-        n = pyro.sample("n", dist.Poisson(torch.tensor(3.0)))
+def draws():
+    z = pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.zeros(20))).to_event(1))
+    b = pyro.sample("b", dist.Bernoulli(torch.tensor(0.3)))
+    m = pyro.sample("m", dist.Normal(0.0, 1.0))
+    n = pyro.sample("n", dist.Poisson(torch.tensor(3.0)))
     return z.sum(-1) + b + m + n
 
 
 def model(x):
-    mean = draws(x)
     with pyro.plate("data", len(x)):
-        pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+        pyro.sample("x", dist.Normal(draws(), 1.0), obs=x)
 
 
 def guide(x):
-    draws(x)
+    with pyro.plate("data", len(x)):
+        draws()
 
 
 def column(described, name):
