@@ -122,3 +122,10 @@ class _Listed(_Finite):
         return self._listed.take(
             self.ops, log_probs, lambda x: self.ops.xp.astype(self.ops.constant(x, log_probs), integers)
         )
+
+
+def z_of(rows: np.ndarray, wanted: np.ndarray) -> float:
+    """Return the largest |z| of the mean of rows, over coordinates; one that does not vary counts by its error × 1e9."""
+    error = np.abs(rows.mean(0) - wanted)
+    spread = rows.std(0) / np.sqrt(len(rows))
+    return float(np.where(spread > 1e-12, error / np.maximum(spread, 1e-12), error * 1e9).max())

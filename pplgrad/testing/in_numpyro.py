@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -15,10 +16,12 @@ from numpyro import handlers
 from numpyro.infer.util import compute_log_probs
 
 from pplgrad.engine.noise import replaced_noise
+from pplgrad.estimators.base import Estimator
+from pplgrad.numpyro import TraceGrad_ELBO
 from pplgrad.numpyro._compat import unmasked
 from pplgrad.numpyro._distributions import finite_draw, finite_parts
 from pplgrad.numpyro._relaxed import OneHotCategorical
-from pplgrad.testing.cells import ListedNoise, NoiseShapes, cells
+from pplgrad.testing.cells import ListedNoise, NoiseShapes, cells, z_of
 from pplgrad.testing.programs import CASES, Case, Host
 
 KEY = 7
@@ -264,3 +267,36 @@ def expected_gradient_over_cells(case: Case, elbo: Any, particles: int = 1) -> d
 def assert_same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], tolerance: float = 1e-9) -> None:
     for name, value in wanted.items():
         np.testing.assert_allclose(found[name], value, atol=tolerance, rtol=0, err_msg=name)
+
+
+@contextmanager
+def isolated() -> Iterator[None]:
+    """Run in float64, and put the switch back."""
+    with jax.enable_x64(True):
+        yield
+
+
+def make_elbo(case: Case, estimator: Estimator, particles: int, vectorized: bool = True) -> TraceGrad_ELBO:
+    """Return an ELBO with the estimator at all discrete sites of a program."""
+    return TraceGrad_ELBO(particles, vectorized or particles == 1, estimators=dict.fromkeys(case.latents, estimator))
+
+
+def gradient_error(case: Case, estimator: Estimator, particles: int, vectorized: bool) -> float:
+    """Return how far the expected gradient is from the exact one."""
+    over = expected_gradient_over_cells if estimator.uses_branches else expected_gradient
+    found, wanted = over(case, make_elbo(case, estimator, particles, vectorized), particles), exact_gradient(case)
+    return max(float(np.abs(found[name] - value).max()) for name, value in wanted.items())
+
+
+def z_score(case: Case, estimator: Estimator, particles: int, vectorized: bool, draws: int, seed: int) -> float:
+    """Return the largest |z| of the mean estimate against the exact gradient."""
+    wanted = exact_gradient(case)
+    model, guide = case.build(HOST)
+    guide = with_fixed_noise(guide, case)
+    objective = make_elbo(case, estimator, particles, vectorized)
+
+    def one(params: dict, key: jax.Array) -> dict:
+        return jax.grad(lambda p: objective.loss(key, p, model, guide))(params)
+
+    found = jax.jit(jax.vmap(one, (None, 0)))(parameters(case), jax.random.split(jax.random.key(seed), draws))
+    return max(z_of(np.asarray(found[name]), value) for name, value in wanted.items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -16,9 +17,11 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 
 from pplgrad.engine.noise import replaced_noise
+from pplgrad.estimators.base import Estimator
+from pplgrad.pyro import TraceGrad_ELBO
 from pplgrad.pyro._branches import PyroDraw
 from pplgrad.pyro._distributions import finite_parts, unmasked
-from pplgrad.testing.cells import ListedNoise, NoiseShapes, cells
+from pplgrad.testing.cells import ListedNoise, NoiseShapes, cells, z_of
 from pplgrad.testing.programs import Case, Host
 
 Outcome = dict[str, np.ndarray]
@@ -298,3 +301,48 @@ def expected_gradient_over_cells(case: Case, make_elbo: Callable[[], Any], parti
 def assert_same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], tolerance: float = 1e-9) -> None:
     for name, value in wanted.items():
         np.testing.assert_allclose(found[name], value, atol=tolerance, rtol=0, err_msg=name)
+
+
+def worst(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> float:
+    """Return the largest difference between two gradients."""
+    return max(float(np.abs(found[name] - value).max()) for name, value in wanted.items())
+
+
+@contextmanager
+def isolated() -> Iterator[None]:
+    """Run in float64 with a param store and a generator of its own, and put everything back."""
+    dtype, store = torch.get_default_dtype(), pyro.get_param_store().get_state()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+        pyro.get_param_store().set_state(store)
+
+
+def make_elbo(case: Case, estimator: Estimator, particles: int, vectorized: bool) -> TraceGrad_ELBO:
+    """Return an ELBO with the estimator at all discrete sites of a program."""
+    chosen = dict.fromkeys(case.latents, estimator)
+    return TraceGrad_ELBO(particles, vectorize_particles=vectorized, max_plate_nesting=2, estimators=chosen)
+
+
+def gradient_error(case: Case, estimator: Estimator, particles: int, vectorized: bool) -> float:
+    """Return how far the expected gradient is from the exact one."""
+    over = expected_gradient_over_cells if estimator.uses_branches else expected_gradient
+    return worst(over(case, lambda: make_elbo(case, estimator, particles, vectorized), particles), exact_gradient(case))
+
+
+def z_score(case: Case, estimator: Estimator, particles: int, vectorized: bool, draws: int, seed: int) -> float:
+    """Return the largest |z| of the mean estimate against the exact gradient."""
+    wanted = exact_gradient(case)
+    model, guide = case.build(HOST)
+    objective = make_elbo(case, estimator, particles, vectorized)
+    torch.manual_seed(seed)
+    found = []
+    for _ in range(draws):
+        fresh(case)
+        with Drive([], case.noise):
+            objective.loss_and_grads(model, guide)
+        found.append(gradient())
+    return max(z_of(np.stack([g[name] for g in found]), value) for name, value in wanted.items())

@@ -11,13 +11,13 @@ from numpyro.infer import Trace_ELBO
 
 from pplgrad import DisARM, EstimatorError, LeaveOneOut, LocalExpectation, ProgramError, Reparam, ScoreFunction
 from pplgrad.numpyro import TraceGrad_ELBO
+from pplgrad.testing import gradient_error, z_score
 from pplgrad.testing.in_numpyro import (
     HOST,
     assert_same,
     exact_gradient,
     expected_gradient_over_cells,
     parameters,
-    with_fixed_noise,
 )
 from pplgrad.testing.programs import CASES
 from tests.branch_mutants import MUTANTS
@@ -41,35 +41,15 @@ def test_two_particles_exact(short, vectorize):
     assert_same(found, exact_gradient(CASES["single"]))
 
 
-def z_score(name, objective, draws=50_000):
-    """Return the largest |z| of the mean estimate against the exact gradient, over all coordinates."""
-    case = CASES[name]
-    wanted = exact_gradient(case)
-    model, guide = case.build(HOST)
-    guide = with_fixed_noise(guide, case)
-
-    def one(params, key):
-        return jax.grad(lambda p: objective.loss(key, p, model, guide))(params)
-
-    found = jax.jit(jax.vmap(one, (None, 0)))(parameters(case), jax.random.split(jax.random.key(1), draws))
-    worst = 0.0
-    for key, value in wanted.items():
-        values = np.asarray(found[key])
-        error = np.abs(values.mean(0) - value)
-        spread = values.std(0) / np.sqrt(draws)
-        worst = max(worst, np.where(spread > 1e-12, error / np.maximum(spread, 1e-12), error * 1e9).max())
-    return worst
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("short", "name"), random_pairs())
 def test_unbiased(short, name):
-    assert z_score(name, elbo(name, RANDOM[short][0])) < 4.5
+    assert z_score(RANDOM[short][0], "numpyro", name, draws=50_000) < 4.5
 
 
 @pytest.mark.slow
 def test_particles_unbiased():
-    assert z_score("hierarchy", elbo("hierarchy", DisARM(), 2)) < 4.5
+    assert z_score(DisARM(), "numpyro", particles=2, vectorized=True, draws=50_000) < 4.5
 
 
 def moments(objective, family, draws):
@@ -171,10 +151,8 @@ def test_mutant_is_caught(name, monkeypatch):
 
     def far():
         if mutant.exact:
-            found = expected_gradient_over_cells(CASES[mutant.case], elbo(mutant.case, mutant.estimator))
-            wanted = exact_gradient(CASES[mutant.case])
-            return max(np.abs(found[key] - wanted[key]).max() for key in wanted) > 1e-6
-        return z_score(mutant.case, elbo(mutant.case, mutant.estimator), 20_000) > 8
+            return gradient_error(mutant.estimator, "numpyro", mutant.case) > 1e-6
+        return z_score(mutant.estimator, "numpyro", mutant.case, draws=20_000) > 8
 
     assert not far()
     mutant.apply(monkeypatch)

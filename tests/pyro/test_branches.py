@@ -8,15 +8,14 @@ import torch
 
 from pplgrad import DisARM, EstimatorError, LeaveOneOut, LocalExpectation, ProgramError, Reparam, ScoreFunction
 from pplgrad.pyro import TraceGrad_ELBO
+from pplgrad.testing import gradient_error, z_score
 from pplgrad.testing.in_pyro import (
     HOST,
-    Drive,
     array,
     assert_same,
     exact_gradient,
     expected_gradient_over_cells,
     fresh,
-    gradient,
 )
 from pplgrad.testing.programs import CASES
 from tests.branch_mutants import MUTANTS
@@ -43,38 +42,17 @@ def test_two_particles_exact(short):
     assert_same(found, exact_gradient(CASES["single"]))
 
 
-def z_score(name, make, draws):
-    """Return the largest |z| of the mean estimate against the exact gradient, over all coordinates."""
-    case = CASES[name]
-    wanted = exact_gradient(case)
-    model, guide = case.build(HOST)
-    objective = make()
-    found = []
-    for _ in range(draws):
-        fresh(case)
-        with Drive([], case.noise):
-            objective.loss_and_grads(model, guide)
-        found.append(gradient())
-    worst = 0.0
-    for key, value in wanted.items():
-        values = np.stack([g[key] for g in found])
-        error = np.abs(values.mean(0) - value)
-        spread = values.std(0) / np.sqrt(draws)
-        worst = max(worst, np.where(spread > 1e-12, error / np.maximum(spread, 1e-12), error * 1e9).max())
-    return worst
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("short", "name"), random_pairs())
 def test_unbiased(short, name):
     """Fewer draws than in NumPyro, where a step is a thousand times cheaper; the mathematics is the same code."""
-    assert z_score(name, lambda: elbo(name, RANDOM[short][0]), 1500) < 4.5
+    assert z_score(RANDOM[short][0], "pyro", name, draws=1500) < 4.5
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("vectorized", [False, True], ids=["looped", "vectorized"])
 def test_particles_unbiased(vectorized):
-    assert z_score("hierarchy", lambda: elbo("hierarchy", DisARM(), 2, vectorized), 1500) < 4.5
+    assert z_score(DisARM(), "pyro", particles=2, vectorized=vectorized, draws=1500) < 4.5
 
 
 def moments(objective, family, draws):
@@ -185,10 +163,8 @@ def test_mutant_is_caught(name, monkeypatch):
 
     def far():
         if mutant.exact:
-            found = expected_gradient_over_cells(CASES[mutant.case], lambda: elbo(mutant.case, mutant.estimator))
-            wanted = exact_gradient(CASES[mutant.case])
-            return max(np.abs(found[key] - wanted[key]).max() for key in wanted) > 1e-6
-        return z_score(mutant.case, lambda: elbo(mutant.case, mutant.estimator), 1500) > 8
+            return gradient_error(mutant.estimator, "pyro", mutant.case) > 1e-6
+        return z_score(mutant.estimator, "pyro", mutant.case, draws=1500) > 8
 
     assert not far()
     mutant.apply(monkeypatch)
