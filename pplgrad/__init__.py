@@ -40,6 +40,7 @@ from pplgrad.estimators import (
     ScoreFunction,
     StraightThrough,
 )
+from pplgrad.objectives import ELBO, Expectation, Objective
 
 __all__ = [
     "ARM",
@@ -52,8 +53,10 @@ __all__ = [
     "DecayingAverage",
     "DisARM",
     "DoubleCV",
+    "ELBO",
     "Estimator",
     "EstimatorError",
+    "Expectation",
     "FunctionBaseline",
     "GappedStraightThrough",
     "GumbelRao",
@@ -64,6 +67,7 @@ __all__ = [
     "MeasureValued",
     "MuProp",
     "NeuralBaseline",
+    "Objective",
     "OptimalConstant",
     "PplgradError",
     "ProgramError",

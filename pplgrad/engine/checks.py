@@ -8,6 +8,7 @@ from typing import Any
 from pplgrad.engine.configuration import EstimatorMapping, listed
 from pplgrad.engine.layout import Layout
 from pplgrad.errors import ConfigurationError, EstimatorError, ImpossibleValueError, ProgramError
+from pplgrad.objectives import Objective
 
 
 def refuse_mismatch(guide: Mapping[str, Mapping], model: Mapping[str, Mapping]) -> None:
@@ -42,6 +43,14 @@ def refuse_model_estimator(site: Mapping[str, Any]) -> None:
             f"Site '{site['name']}' has infer={{'estimator': ...}} but is {what}; estimators belong to the latent "
             "sites of the guide."
         )
+
+
+def checked_objective(objective: Any) -> Objective:
+    """Return an objective, or refuse what is not one."""
+    if not isinstance(objective, Objective):
+        hint = f"{objective.__name__}()" if isinstance(objective, type) else "ELBO(kl_weight=0.5) or Expectation()"
+        raise ConfigurationError(f"TraceGrad_ELBO(objective={objective!r}): write an objective, such as {hint}.")
+    return objective
 
 
 def refuse_misuse(layout: Layout, misused: Mapping[str, str]) -> None:

@@ -19,6 +19,7 @@ from pplgrad.numpyro._distributions import family, is_relaxable
 from pplgrad.numpyro._ops import JaxNoise
 from pplgrad.numpyro._program import Arrays, Resolve, run_particle, site_key
 from pplgrad.numpyro._relaxed import Extended, extended, softened
+from pplgrad.objectives import CostWeights
 
 Program = tuple[Callable, Callable, tuple, dict]
 """Model, guide, and the arguments of both."""
@@ -70,6 +71,7 @@ class NumPyroBranches:
         map_particles: Callable | None,
         traceable: bool,
         learned: Mapping[tuple[str, str], jax.Array],
+        weights: CostWeights,
     ) -> None:
         """`map_particles` maps a function over particles, None for a single one; a program that is not `traceable` runs
         one branch after the other."""
@@ -84,6 +86,7 @@ class NumPyroBranches:
         self._map_particles = map_particles
         self._traceable = traceable
         self._learned = learned
+        self._weights = weights
 
     def draw(self, site: str) -> NumPyroDraw:
         """Return the draw of a site."""
@@ -172,7 +175,9 @@ class NumPyroBranches:
                 msg["value"] = jnp.where(inside(name), mine.astype(msg["value"].dtype), msg["value"])
 
         model, guide, args, kwargs = self._program
-        arrays, static = run_particle(key, dict(self._params), model, guide, args, kwargs, self._resolve, intervene)
+        arrays, static = run_particle(
+            key, dict(self._params), model, guide, args, kwargs, self._resolve, self._weights, intervene
+        )
         for name in {*static.model, *static.guide} ^ {spec.name for spec in self._layout.costs}:
             raise ProgramError(
                 f"Site '{name}' exists or not depending on the values of other sites, whose estimator runs the program "

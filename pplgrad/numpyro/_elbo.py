@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 from numpyro.infer import Trace_ELBO
 
-from pplgrad.engine.checks import impossible_cost, refuse_misuse
+from pplgrad.engine.checks import checked_objective, impossible_cost, refuse_misuse
 from pplgrad.engine.configuration import EstimatorMapping, refuse_unmatched, resolve
 from pplgrad.engine.description import Description, describe
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.program import CostSpec, Run
 from pplgrad.engine.surrogate import Estimate, estimate
-from pplgrad.errors import EstimatorError, ProgramError
+from pplgrad.errors import ConfigurationError, EstimatorError, ProgramError
 from pplgrad.estimators.base import Estimator
 from pplgrad.estimators.score import ScoreFunction
 from pplgrad.numpyro._baselines import NumPyroBaselines
@@ -26,6 +26,7 @@ from pplgrad.numpyro._compat import TRACING_ERRORS, as_function
 from pplgrad.numpyro._ops import OPS, attach, concrete
 from pplgrad.numpyro._program import Arrays, Static, densities_read, run_particle, site_info, specify
 from pplgrad.numpyro._provenance import Reads, outputs_read
+from pplgrad.objectives import ELBO, Objective
 
 
 class TraceGrad_ELBO(Trace_ELBO):
@@ -35,7 +36,8 @@ class TraceGrad_ELBO(Trace_ELBO):
     it depends on, found by provenance; the score of a site is neither scaled nor masked; costs are reduced to the
     site's plates, and inside `scan` to the step and those after it.
 
-    `estimators` maps names and glob patterns to estimators and goes before what the guide says; the other arguments
+    `estimators` maps names and glob patterns to estimators and goes before what the guide says; `objective` puts another
+    objective in the place of the bound; the other arguments
     are those of `numpyro.infer.Trace_ELBO`. Shapes: any plates; particles are mapped by `vectorize_particles` (True:
     `vmap`, False: `lax.map`, or a function of (f, keys)). The loss is in nats. With several particles a user's own
     mutable state is the one that the first particle leaves. With `sum_sites=False` each site's entry has the gradient
@@ -63,6 +65,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         sum_sites: bool = True,
         *,
         estimators: Mapping[str, Estimator] | None = None,
+        objective: Objective = ELBO(),  # noqa: B008
     ) -> None:
         super().__init__(
             num_particles=num_particles,
@@ -70,6 +73,7 @@ class TraceGrad_ELBO(Trace_ELBO):
             multi_sample_guide=multi_sample_guide,
             sum_sites=sum_sites,
         )
+        self.objective = checked_objective(objective)
         self._mapping = EstimatorMapping.of(estimators, "TraceGrad_ELBO(estimators=...)")
         self._reasons: dict[str, str] = {}
 
@@ -78,6 +82,10 @@ class TraceGrad_ELBO(Trace_ELBO):
     ) -> Any:
         """Return the loss, whose derivative is the estimate, and the new mutable state (None if there is none)."""
         if self.multi_sample_guide:
+            if self.objective != ELBO():
+                raise ConfigurationError(
+                    f"multi_sample_guide=True computes the evidence lower bound alone; drop it to use {self.objective!r}."
+                )
             self._refuse_scores(rng_key, param_map, model, guide, args, kwargs)
             return super().loss_with_mutable_state(rng_key, param_map, model, guide, *args, **kwargs)
         runs = self._runs(rng_key, param_map, model, guide, args, kwargs)
@@ -110,8 +118,8 @@ class TraceGrad_ELBO(Trace_ELBO):
 
         >>> import jax, numpyro, numpyro.distributions as dist
         >>> program = lambda: numpyro.sample("z", dist.Bernoulli(0.5))
-        >>> TraceGrad_ELBO(num_particles=2).describe(jax.random.key(0), {}, program, program).rows[0]["estimator"]
-        'ScoreFunction(baseline=LeaveOneOut())'
+        >>> TraceGrad_ELBO(num_particles=2).describe(jax.random.key(0), {}, program, program).rows[0]["baseline"]
+        'LeaveOneOut()'
         """
         runs = self._runs(rng_key, param_map, model, guide, args, kwargs)
         parts = [_laid_out(static, arrays, reads) for arrays, static, reads in runs]
@@ -147,9 +155,10 @@ class TraceGrad_ELBO(Trace_ELBO):
     ) -> tuple[Callable[[jax.Array], Arrays], Static, dict[str, Reads]]:
         """Trace one particle once; return it as a function of the key, and what its densities read."""
         seen: list[Static] = []
+        weights = self.objective.weights(args, kwargs)
 
         def program(key: jax.Array, params: dict) -> Arrays:
-            arrays, static = run_particle(key, params, model, guide, args, kwargs, self._resolve)
+            arrays, static = run_particle(key, params, model, guide, args, kwargs, self._resolve, weights)
             seen.append(static)
             return arrays
 
@@ -175,8 +184,9 @@ class TraceGrad_ELBO(Trace_ELBO):
     ) -> list[tuple[Arrays, Static, dict[str, Reads] | None]]:
         """Run particles as plain Python: every cost is charged to all that was drawn before it."""
         runs: list[tuple[Arrays, Static, dict[str, Reads] | None]] = []
+        weights = self.objective.weights(args, kwargs)
         for key in keys:
-            arrays, static = run_particle(key, params, model, guide, args, kwargs, self._resolve)
+            arrays, static = run_particle(key, params, model, guide, args, kwargs, self._resolve, weights)
             runs.append((jax.tree.map(lambda x: jnp.asarray(x)[None], replace(arrays, probes={})), static, None))
         return runs
 
@@ -204,6 +214,7 @@ class TraceGrad_ELBO(Trace_ELBO):
                     map_particles,
                     together,
                     self._registered([runs[number]], params)[0],
+                    self.objective.weights(*program[2:]),
                 )
             )
         return result
@@ -230,9 +241,11 @@ class TraceGrad_ELBO(Trace_ELBO):
             sites = trace(substitute(seed(guide, key), data=params)).get_trace(*args, **kwargs)
             for name, site in sites.items():
                 if site["type"] == "sample" and not site["is_observed"]:
-                    if self._resolve(name, site, False).uses_score:
+                    found = self._resolve(name, site, False)
+                    if found.uses_score or found.relaxes:
                         raise EstimatorError(
-                            f"Site '{name}' needs the score function, which multi_sample_guide=True does not carry; use "
+                            f"{found!r} at site '{name}' cannot be used with multi_sample_guide=True, which carries "
+                            "reparameterized sites alone; use "
                             "num_particles for several samples, with multi_sample_guide=False."
                         )
 

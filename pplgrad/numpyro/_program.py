@@ -33,6 +33,7 @@ from pplgrad.numpyro._distributions import (
 from pplgrad.numpyro._flow import Flow, FlowMessenger
 from pplgrad.numpyro._provenance import Reads, union
 from pplgrad.numpyro._relaxed import Extended, extended_in_model, relaxed
+from pplgrad.objectives import CostWeights
 
 # The steps of a scan lie left of every plate, in a dimension of their own.
 TIME_DIM = -8
@@ -191,6 +192,7 @@ def run_particle(
     args: tuple,
     kwargs: dict,
     resolve: Resolve,
+    weights: CostWeights,
     intervene: Intervene | None = None,
 ) -> tuple[Arrays, Static]:
     """Run the guide, and the model against it, with the draws that `Trace_ELBO` would make, or `intervene` puts there."""
@@ -222,7 +224,7 @@ def run_particle(
     refuse_mismatch(_sample_sites(guide_trace), _sample_sites(model_trace))
     warn_about_plates(model_trace)
     again = jax.random.fold_in(guide_seed, 1)
-    return _collected(static, guide_trace, model_trace, mutable, params, again), static
+    return _collected(static, guide_trace, model_trace, mutable, params, again, weights), static
 
 
 def _checked(model: Callable) -> Callable:
@@ -255,7 +257,13 @@ def _ask(arrays: Arrays, name: str, fn: Any, value: jax.Array, estimator: Estima
 
 
 def _collected(
-    static: Static, guide_trace: dict, model_trace: dict, mutable: dict, given: dict, again: jax.Array
+    static: Static,
+    guide_trace: dict,
+    model_trace: dict,
+    mutable: dict,
+    given: dict,
+    again: jax.Array,
+    weights: CostWeights,
 ) -> Arrays:
     arrays = Arrays({}, {}, {}, {}, {}, {}, mutable, {}, {}, {}, {}, {})
     sizes: dict[str, int] = {}
@@ -274,7 +282,8 @@ def _collected(
         if site["type"] != "sample":
             continue
         static.model.append(name)
-        cost = _log_prob(site, site["fn"], site["intermediates"]) * _scale(site)
+        weight = weights.observed if site["is_observed"] else weights.prior
+        cost = weighted(_log_prob(site, site["fn"], site["intermediates"]) * _scale(site), weight)
         arrays.model_costs[name] = _in_time(cost, site, static.model_flows.get(name), backwards=True)
         static.plates["model", name] = _plates(site, arrays.model_costs[name], sizes, static.model_flows)  # type: ignore[index]
         arrays.probes["model:" + name] = _probes(site)
@@ -288,7 +297,7 @@ def _collected(
             static.observed.append(name)
         flow = static.guide_flows.get(name)
         log_q = _log_prob(site, site["fn"], site["intermediates"])
-        cost = log_q * _scale(site)
+        cost = weighted(log_q * _scale(site), weights.guide)
         estimator = static.estimators.get(name)
         if estimator is not None:
             if "pplgrad" in site["infer"]:
@@ -311,6 +320,13 @@ def _collected(
         static.plates["guide", name] = _plates(site, arrays.guide_costs[name], sizes, static.guide_flows)  # type: ignore[index]
         arrays.probes["guide:" + name] = _probes(site)
     return arrays
+
+
+def weighted(cost: jax.Array, weight: Any) -> jax.Array:
+    """Return a cost times its weight in the objective; a weight of 0 leaves nothing, not even of an infinite cost."""
+    if isinstance(weight, (int, float)) and weight in (0, 1):
+        return cost if weight else jnp.zeros_like(cost)
+    return cost * weight
 
 
 def _scale(site: Any) -> Any:

@@ -17,6 +17,7 @@ from pplgrad.engine.noise import Noise
 from pplgrad.errors import EstimatorError, ProgramError
 from pplgrad.estimators.base import Estimator
 from pplgrad.estimators.relaxed import Relaxation
+from pplgrad.objectives import CostWeights
 from pplgrad.pyro._baselines import PREFIX
 from pplgrad.pyro._distributions import family, finite_parts, is_relaxable, parameters, unmasked
 from pplgrad.pyro._ops import TorchNoise
@@ -148,6 +149,7 @@ class PyroBranches:
         particles: int,
         vectorized: bool,
         depth: int | None,
+        weights: CostWeights,
     ) -> None:
         """`depth` is the place of the particle plate where branches are vectorized, None where they run one by one."""
         self._program = (model, guide, args, kwargs)
@@ -156,6 +158,7 @@ class PyroBranches:
         self._particles = particles
         self._vectorized = vectorized
         self._depth = depth
+        self._weights = weights
 
     def draw(self, site: str) -> PyroDraw:
         """Return the draw of a site."""
@@ -299,7 +302,8 @@ class PyroBranches:
             if spec.name not in sides[spec.sign].nodes:
                 raise self._changed(spec.name, site)
             node = sides[spec.sign].nodes[spec.name]
-            cost = cost_of(spec.name, node)
+            latent = self._weights.prior if spec.sign > 0 else self._weights.guide
+            cost = cost_of(spec.name, node, self._weights.observed if node["is_observed"] else latent)
             found.append(cost[None] if depth is None else with_particles(node, cost, rows, depth))
         counted = sum(
             1

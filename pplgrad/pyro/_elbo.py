@@ -13,7 +13,7 @@ from pyro.infer.elbo import ELBOModule
 from pyro.infer.util import is_validation_enabled
 from pyro.util import check_if_enumerated
 
-from pplgrad.engine.checks import impossible_cost, refuse_misuse
+from pplgrad.engine.checks import checked_objective, impossible_cost, refuse_misuse
 from pplgrad.engine.configuration import (
     EstimatorMapping,
     collect_mappings,
@@ -26,6 +26,7 @@ from pplgrad.engine.program import Run, SiteSpec
 from pplgrad.engine.surrogate import Estimate, estimate
 from pplgrad.errors import PplgradError, ProgramError
 from pplgrad.estimators.base import Estimator
+from pplgrad.objectives import ELBO, Objective
 from pplgrad.pyro._baselines import Networks, PyroBaselines, store_states
 from pplgrad.pyro._branches import PyroBranches
 from pplgrad.pyro._distributions import family
@@ -42,7 +43,8 @@ class TraceGrad_ELBO(Trace_ELBO):
     it depends on, found by provenance; the score of a site is neither scaled nor masked; costs are reduced to the
     site's plates.
 
-    `estimators` maps names and glob patterns to estimators and goes before what the guide says; the other arguments
+    `estimators` maps names and glob patterns to estimators and goes before what the guide says; `objective` puts another
+    objective in the place of the bound; the other arguments
     are those of `pyro.infer.ELBO`. Shapes: any plates; with `vectorize_particles=True` particles run in a plate
     to the left of all others. The loss is in nats.
 
@@ -71,6 +73,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         tail_adaptive_beta: float = -1.0,
         *,
         estimators: Mapping[str, Estimator] | None = None,
+        objective: Objective = ELBO(),  # noqa: B008
     ) -> None:
         super().__init__(
             num_particles=num_particles,
@@ -83,6 +86,7 @@ class TraceGrad_ELBO(Trace_ELBO):
             retain_graph=retain_graph,
             tail_adaptive_beta=tail_adaptive_beta,
         )
+        self.objective = checked_objective(objective)
         self._mapping = EstimatorMapping.of(estimators, "TraceGrad_ELBO(estimators=...)")
         self._networks = Networks()
         self._structures = Structures()
@@ -97,7 +101,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         total = 0.0
         with torch.no_grad():
             for traces, _ in self._runs(model, guide, args, kwargs, None):
-                run = self._record(traces, None)
+                run = self._record(traces, None, args, kwargs)
                 objective = _objective(traces, run)
                 _check_costs(objective, traces, run)
                 total += objective
@@ -127,8 +131,8 @@ class TraceGrad_ELBO(Trace_ELBO):
 
         >>> import pyro, pyro.distributions as dist
         >>> program = lambda: pyro.sample("z", dist.Bernoulli(0.5))
-        >>> TraceGrad_ELBO(num_particles=2).describe(program, program).rows[0]["estimator"]
-        'ScoreFunction(baseline=LeaveOneOut())'
+        >>> TraceGrad_ELBO(num_particles=2).describe(program, program).rows[0]["baseline"]
+        'LeaveOneOut()'
         """
         store = pyro.get_param_store()
         before = set(store.keys())
@@ -136,7 +140,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         try:
             with torch.random.fork_rng():
                 traces, provenance = next(self._runs(model, guide, args, kwargs, seen))
-                run = self._record(traces, provenance)
+                run = self._record(traces, provenance, args, kwargs)
                 layout = seen.layout(traces, run, provenance)
                 host = self._branches(model, guide, args, kwargs, traces, layout, run)
                 families = {name: family(traces.guide.nodes[name]["fn"]) for name in traces.estimators}
@@ -164,7 +168,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         runs: list[Run] = []
         traced: list[Traces] = []
         for traces, provenance in self._runs(model, guide, args, kwargs, known):
-            run = self._record(traces, provenance)
+            run = self._record(traces, provenance, args, kwargs)
             layouts.append(known.layout(traces, run, provenance))
             refuse_misuse(layouts[-1], known.misused)
             run.indices.update(traces.indices() if any(site.plates for site in layouts[-1].sites) else {})
@@ -230,10 +234,11 @@ class TraceGrad_ELBO(Trace_ELBO):
         for mapping in mappings:
             refuse_unmatched(mapping, traces.estimators, observed, "config_estimators")
 
-    def _record(self, traces: Traces, provenance: Provenance | None) -> Run:
+    def _record(self, traces: Traces, provenance: Provenance | None, args: tuple, kwargs: dict) -> Run:
         vectorized = self.vectorize_particles and self.num_particles > 1
         depth = int(self.max_plate_nesting) if vectorized else 0
-        return record(traces, self.num_particles if vectorized else 1, vectorized, depth, provenance)
+        weights = self.objective.weights(args, kwargs)
+        return record(traces, self.num_particles if vectorized else 1, vectorized, depth, provenance, weights)
 
     def _branches(
         self, model: Callable, guide: Callable, args: tuple, kwargs: dict, traces: Traces, layout: Layout, run: Run
@@ -242,7 +247,8 @@ class TraceGrad_ELBO(Trace_ELBO):
         depth = None
         if self.vectorize_particles:
             depth = int(self.max_plate_nesting) + (0 if vectorized else 1)
-        return PyroBranches(model, guide, args, kwargs, traces, layout, run.particles, vectorized, depth)
+        weights = self.objective.weights(args, kwargs)
+        return PyroBranches(model, guide, args, kwargs, traces, layout, run.particles, vectorized, depth, weights)
 
     def _host(
         self,

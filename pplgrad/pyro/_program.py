@@ -19,6 +19,7 @@ from pplgrad.engine.program import EVERY, CostSpec, Plate, Run, SiteSpec
 from pplgrad.errors import ProgramError
 from pplgrad.estimators.base import Estimator, SiteInfo
 from pplgrad.estimators.relaxed import Relaxation
+from pplgrad.objectives import CostWeights
 from pplgrad.pyro._distributions import (
     categories,
     elements,
@@ -227,7 +228,9 @@ def check_match(traces: Traces) -> None:
     refuse_mismatch(dict(traces.guide_sites), dict(traces.model_sites))
 
 
-def record(traces: Traces, particles: int, vectorized: bool, depth: int, provenance: Provenance | None) -> Run:
+def record(
+    traces: Traces, particles: int, vectorized: bool, depth: int, provenance: Provenance | None, weights: CostWeights
+) -> Run:
     """Compute the log densities of a run.
 
     Scores come for latent guide sites in guide order; costs for the model's sites and then for the guide's.
@@ -243,11 +246,13 @@ def record(traces: Traces, particles: int, vectorized: bool, depth: int, provena
 
     with provenance or nullcontext():
         for name, site in traces.model_sites:
-            model_costs.append(shaped(site, cost_of(name, site)))
+            model_costs.append(
+                shaped(site, cost_of(name, site, weights.observed if site["is_observed"] else weights.prior))
+            )
         for name, site in traces.guide_sites:
             estimator = traces.estimators.get(name)
             log_q = log_prob(name, site, site["fn"])
-            cost = _scaled(site, log_q)
+            cost = weighted(_scaled(site, log_q), weights.guide)
             if estimator is not None:
                 bare = unmasked(site["fn"])
                 score = log_q if bare is site["fn"] else log_prob(name, site, bare)
@@ -272,9 +277,16 @@ def log_prob(name: str, site: Any, fn: Any) -> torch.Tensor:
         raise impossible_log_prob(name, fn, error) from error
 
 
-def cost_of(name: str, site: Any) -> torch.Tensor:
-    """Return a site's log density as it counts in the objective: scaled and masked."""
-    return _scaled(site, log_prob(name, site, site["fn"]))
+def cost_of(name: str, site: Any, weight: Any = 1.0) -> torch.Tensor:
+    """Return a site's log density as it counts in the objective: scaled, masked and weighted."""
+    return weighted(_scaled(site, log_prob(name, site, site["fn"])), weight)
+
+
+def weighted(cost: torch.Tensor, weight: Any) -> torch.Tensor:
+    """Return a cost times its weight in the objective; a weight of 0 leaves nothing, not even of an infinite cost."""
+    if isinstance(weight, (int, float)) and weight in (0, 1):
+        return cost if weight else torch.zeros_like(cost)
+    return cost * weight
 
 
 def _scaled(site: Any, log_density: torch.Tensor) -> torch.Tensor:

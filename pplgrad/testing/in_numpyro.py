@@ -21,10 +21,12 @@ from pplgrad.numpyro import TraceGrad_ELBO
 from pplgrad.numpyro._compat import unmasked
 from pplgrad.numpyro._distributions import finite_draw, finite_parts
 from pplgrad.numpyro._relaxed import OneHotCategorical
+from pplgrad.objectives import CostWeights
 from pplgrad.testing.cells import ListedNoise, NoiseShapes, cells, z_of
 from pplgrad.testing.programs import CASES, Case, Host
 
 KEY = 7
+PLAIN = CostWeights(1.0, 1.0, 1.0)
 
 
 def array(x: Any) -> jax.Array:
@@ -116,8 +118,13 @@ def stacked(items: list[dict[str, np.ndarray]]) -> dict[str, jax.Array]:
     return {name: jnp.stack([jnp.asarray(item[name]) for item in items]) for name in items[0]}
 
 
-def log_weight_and_objective(case: Case, params: dict, outcome: dict[str, jax.Array]) -> tuple[Any, Any]:
-    """Return log q of the discrete sites, unscaled and unmasked, and log p − log q as Trace_ELBO has it."""
+def log_weight_and_objective(
+    case: Case, params: dict, outcome: dict[str, jax.Array], weights: CostWeights = PLAIN
+) -> tuple[Any, Any]:
+    """Return log q of the discrete sites, unscaled and unmasked, and log p − log q as Trace_ELBO has it.
+
+    `weights` are those of another objective.
+    """
     model, guide = case.build(HOST)
     one = {name: value[None] for name, value in outcome.items()}
     model_key, guide_key = jax.random.split(jax.random.key(KEY))
@@ -128,7 +135,10 @@ def log_weight_and_objective(case: Case, params: dict, outcome: dict[str, jax.Ar
     for name in case.latents:
         site = guide_trace[name]
         log_w = log_w + unmasked(site["fn"]).log_prob(site["value"]).sum()
-    return log_w - jnp.log(_count(case)), sum(log_p.values()) - sum(log_q.values())
+    prior = sum(x for name, x in log_p.items() if name in log_q)
+    observed = sum(x for name, x in log_p.items() if name not in log_q)
+    objective = weights.observed * observed + weights.prior * prior - weights.guide * sum(log_q.values())
+    return log_w - jnp.log(_count(case)), objective
 
 
 def parameters(case: Case) -> dict[str, jax.Array]:
@@ -138,20 +148,20 @@ def parameters(case: Case) -> dict[str, jax.Array]:
 _EXACT: dict[str, dict[str, np.ndarray]] = {}
 
 
-def exact_gradient(case: Case) -> dict[str, np.ndarray]:
+def exact_gradient(case: Case, weights: CostWeights = PLAIN) -> dict[str, np.ndarray]:
     """Return the gradient of −E_q[log p − log q], summed over every outcome and every subsample."""
-    if CASES.get(case.name) is not case:
-        return _exact_gradient(case)
+    if CASES.get(case.name) is not case or weights is not PLAIN:
+        return _exact_gradient(case, weights)
     if case.name not in _EXACT:
-        _EXACT[case.name] = _exact_gradient(case)
+        _EXACT[case.name] = _exact_gradient(case, weights)
     return _EXACT[case.name]
 
 
-def _exact_gradient(case: Case) -> dict[str, np.ndarray]:
+def _exact_gradient(case: Case, weights: CostWeights) -> dict[str, np.ndarray]:
     every = stacked(list(outcomes(case)))
 
     def loss(params: dict) -> jax.Array:
-        log_w, objective = jax.vmap(lambda o: log_weight_and_objective(case, params, o))(every)
+        log_w, objective = jax.vmap(lambda o: log_weight_and_objective(case, params, o, weights))(every)
         return -(jnp.exp(log_w) * objective).sum()
 
     return {name: np.asarray(g) for name, g in jax.jit(jax.grad(loss))(parameters(case)).items()}

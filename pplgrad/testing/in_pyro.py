@@ -18,6 +18,7 @@ from pyro.poutine.util import prune_subsample_sites
 
 from pplgrad.engine.noise import replaced_noise
 from pplgrad.estimators.base import Estimator
+from pplgrad.objectives import CostWeights
 from pplgrad.pyro import TraceGrad_ELBO
 from pplgrad.pyro._branches import PyroDraw
 from pplgrad.pyro._distributions import finite_parts, unmasked
@@ -25,6 +26,7 @@ from pplgrad.testing.cells import ListedNoise, NoiseShapes, cells, z_of
 from pplgrad.testing.programs import Case, Host
 
 Outcome = dict[str, np.ndarray]
+PLAIN = CostWeights(1.0, 1.0, 1.0)
 
 
 def array(x: Any) -> torch.Tensor:
@@ -126,8 +128,13 @@ def gradient() -> dict[str, np.ndarray]:
     return result
 
 
-def log_weight_and_objective(case: Case, model: Callable, guide: Callable, outcome: Outcome) -> tuple[Any, Any]:
-    """Return log q of the outcome's discrete sites, unscaled and unmasked, and log p − log q as Trace_ELBO has it."""
+def log_weight_and_objective(
+    case: Case, model: Callable, guide: Callable, outcome: Outcome, weights: CostWeights = PLAIN
+) -> tuple[Any, Any]:
+    """Return log q of the outcome's discrete sites, unscaled and unmasked, and log p − log q as Trace_ELBO has it.
+
+    `weights` are those of another objective.
+    """
     with Force([outcome], case.noise):
         guide_trace = poutine.trace(guide).get_trace()
     model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace()
@@ -136,25 +143,33 @@ def log_weight_and_objective(case: Case, model: Callable, guide: Callable, outco
         unmasked(guide_trace.nodes[name]["fn"]).log_prob(guide_trace.nodes[name]["value"]).sum()
         for name in case.latents
     )
-    return log_w, model_trace.log_prob_sum() - guide_trace.log_prob_sum()
+    guide_trace.compute_log_prob()
+    model_trace.compute_log_prob()
+    objective: Any = 0.0
+    for trace, sign, latent in ((model_trace, 1.0, weights.prior), (guide_trace, -1.0, weights.guide)):
+        for node in trace.nodes.values():
+            if node["type"] == "sample":
+                weight = weights.observed if node["is_observed"] else latent
+                objective = objective + sign * weight * node["log_prob_sum"]
+    return log_w, objective
 
 
-def exact_loss(case: Case, model: Callable, guide: Callable) -> torch.Tensor:
+def exact_loss(case: Case, model: Callable, guide: Callable, weights: CostWeights = PLAIN) -> torch.Tensor:
     """Return −E_q[log p − log q] by summing over every outcome and every subsample."""
     subsets = subsamples(case)
     total: Any = 0.0
     for subset in subsets:
         for outcome in outcomes(case):
-            log_w, objective = log_weight_and_objective(case, model, guide, outcome | subset)
+            log_w, objective = log_weight_and_objective(case, model, guide, outcome | subset, weights)
             total = total - log_w.exp() * objective / len(subsets)
     return total
 
 
-def exact_gradient(case: Case) -> dict[str, np.ndarray]:
+def exact_gradient(case: Case, weights: CostWeights = PLAIN) -> dict[str, np.ndarray]:
     """Return the gradient of the enumerated loss."""
     fresh(case)
     model, guide = case.build(HOST)
-    exact_loss(case, model, guide).backward()
+    exact_loss(case, model, guide, weights).backward()
     return gradient()
 
 

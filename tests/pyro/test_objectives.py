@@ -1,0 +1,73 @@
+"""Objectives other than the bound: exact for every estimator, by enumeration."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pplgrad import ELBO, ConfigurationError, DisARM, Expectation, LocalExpectation, ScoreFunction
+from pplgrad.objectives import CostWeights
+from pplgrad.pyro import TraceGrad_ELBO
+from pplgrad.testing.in_pyro import array, assert_same, exact_gradient, expected_gradient, expected_gradient_over_cells
+from pplgrad.testing.programs import CASES
+
+OBJECTIVES = {
+    "annealed": (ELBO(kl_weight=0.3), CostWeights(1.0, 0.3, 0.3)),
+    "likelihood": (ELBO(kl_weight=0.0), CostWeights(1.0, 0.0, 0.0)),
+    "expectation": (Expectation(), CostWeights(1.0, 0.0, 0.0)),
+    "entropy": (Expectation(entropy=lambda: 0.7), CostWeights(1.0, 0.0, 0.7)),
+}
+
+
+@pytest.mark.parametrize("name", ["hierarchy", "mixed", "subsampled", "masked"])
+@pytest.mark.parametrize("estimator", [ScoreFunction(), LocalExpectation(), DisARM()], ids=["score", "local", "disarm"])
+@pytest.mark.parametrize("short", OBJECTIVES)
+def test_exact(short, estimator, name):
+    objective, weights = OBJECTIVES[short]
+    case = CASES[name]
+
+    def elbo():
+        return TraceGrad_ELBO(estimators=dict.fromkeys(case.latents, estimator), objective=objective)
+
+    over = expected_gradient_over_cells if estimator.uses_branches else expected_gradient
+    assert_same(over(case, elbo, 1), exact_gradient(case, weights))
+
+
+def test_what_does_not_count_may_be_impossible():
+    """Under Expectation the model's latent sites only take the guide's values: their density may be zero there."""
+
+    def guide():
+        pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", array(0.3))))
+
+    def model():
+        z = pyro.sample("z", dist.Delta(array(5.0)))
+        pyro.factor("reward", 2 * z)
+
+    objective = TraceGrad_ELBO(estimators={"z": LocalExpectation()}, objective=Expectation())
+    loss = objective.loss_and_grads(model, guide)
+    assert loss in (0.0, -2.0)
+    p = torch.sigmoid(array(0.3))
+    torch.testing.assert_close(pyro.get_param_store()._params["a"].grad, -2 * p * (1 - p))
+
+
+def test_the_weight_may_follow_an_argument():
+    def program(step):
+        z = pyro.sample("z", dist.Normal(array(0.0), 1.0))
+        return z
+
+    def model(step):
+        pyro.sample("x", dist.Normal(program(step), 1.0), obs=array(0.5))
+
+    objective = TraceGrad_ELBO(objective=ELBO(kl_weight=lambda step: min(1.0, step / 10)))
+    losses = []
+    for step in (0, 5, 10):
+        pyro.set_rng_seed(0)
+        losses.append(objective.loss(model, lambda step: pyro.sample("z", dist.Normal(array(1.0), 0.5)), step))
+    assert losses[1] == pytest.approx((losses[0] + losses[2]) / 2)
+
+
+def test_refusals():
+    with pytest.raises(ConfigurationError, match="a weight is at least 0"):
+        ELBO(kl_weight=-1.0)
+    with pytest.raises(ConfigurationError, match=r"write an objective, such as Expectation\(\)"):
+        TraceGrad_ELBO(objective=Expectation)
