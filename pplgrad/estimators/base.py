@@ -123,6 +123,11 @@ class Estimator(ABC):
         return bool(self.learned) or any(part.per_site for part in parts_of(self.baseline))
 
     @property
+    def path_only(self) -> bool:
+        """Whether the density of the draw in the guide counts only along the draw, and not through its parameters."""
+        return False
+
+    @property
     def draws_again(self) -> int:
         """The number of further draws of the site, at the same parents, that the estimator asks the host for."""
         return 0

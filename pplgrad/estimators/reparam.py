@@ -10,12 +10,15 @@ from pplgrad.estimators.base import Declaration, Estimator, SiteInfo
 from pplgrad.estimators.registry import remedy
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Reparam(Estimator):
     r"""The pathwise gradient: the draw is a differentiable function of noise, z = g(ε, θ).
 
     Estimates ∇θ E_q[f(z)] = E_ε[∇θ f(g(ε, θ))]. Implicit reparameterization (Figurnov et al., 2018) is used where
     the host's sampler offers it (Gamma, Beta, Dirichlet, von Mises).
+
+    With `sticking_the_landing=True` the guide's log q(z; θ) is differentiated along z alone: what is left out, the score
+    ∂θ log q, has mean zero, and without it the gradient's variance vanishes where q is the posterior.
 
     Shapes: any batch and event shape; particles and plates add nothing.
 
@@ -24,8 +27,11 @@ class Reparam(Estimator):
     >>> Reparam().declaration.unbiased
     True
 
-    Source: Kingma and Welling (2014), section 2.3; Rezende, Mohamed and Wierstra (2014), equation 7.
+    Source: Kingma and Welling (2014), section 2.3; Rezende, Mohamed and Wierstra (2014), equation 7; Roeder, Wu and
+    Duvenaud (2017), equation 8, for sticking the landing.
     """
+
+    sticking_the_landing: bool = False
 
     declaration: ClassVar[Declaration] = Declaration(
         unbiased=True,
@@ -36,6 +42,14 @@ class Reparam(Estimator):
         source="Kingma and Welling 2014",
     )
     uses_score: ClassVar[bool] = False
+
+    @property
+    def path_only(self) -> bool:
+        """Return whether the score part of the guide's log density is left out."""
+        return self.sticking_the_landing
+
+    def __repr__(self) -> str:
+        return "Reparam(sticking_the_landing=True)" if self.sticking_the_landing else "Reparam()"
 
     def check(self, site: SiteInfo) -> None:
         """Refuse a site whose sampler is not reparameterized."""

@@ -297,8 +297,13 @@ def _collected(
             static.observed.append(name)
         flow = static.guide_flows.get(name)
         log_q = _log_prob(site, site["fn"], site["intermediates"])
-        cost = weighted(log_q * _scale(site), weights.guide)
         estimator = static.estimators.get(name)
+        along = log_q
+        if estimator is not None and estimator.path_only:
+            fixed = {**site, "value": jax.lax.stop_gradient(site["value"])}
+            through = _log_prob(fixed, site["fn"], None)
+            along = log_q - through + jax.lax.stop_gradient(through)
+        cost = weighted(along * _scale(site), weights.guide)
         if estimator is not None:
             if "pplgrad" in site["infer"]:
                 static.tokens[site["infer"]["pplgrad"]] = name

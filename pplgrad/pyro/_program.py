@@ -252,6 +252,9 @@ def record(
         for name, site in traces.guide_sites:
             estimator = traces.estimators.get(name)
             log_q = log_prob(name, site, site["fn"])
+            if estimator is not None and estimator.path_only:
+                through = log_prob(name, {**site, "value": site["value"].detach()}, site["fn"])
+                log_q = log_q - through + through.detach()
             cost = weighted(_scaled(site, log_q), weights.guide)
             if estimator is not None:
                 bare = unmasked(site["fn"])

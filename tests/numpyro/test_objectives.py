@@ -7,7 +7,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 
-from pplgrad import ELBO, ConfigurationError, DisARM, Expectation, LocalExpectation, ScoreFunction
+from pplgrad import ELBO, ConfigurationError, DisARM, Expectation, LocalExpectation, Reparam, ScoreFunction
 from pplgrad.numpyro import TraceGrad_ELBO
 from pplgrad.objectives import CostWeights
 from pplgrad.testing.in_numpyro import assert_same, exact_gradient, expected_gradient, expected_gradient_over_cells
@@ -51,3 +51,32 @@ def test_refusals():
     objective = TraceGrad_ELBO(multi_sample_guide=True, objective=Expectation())
     with pytest.raises(ConfigurationError, match="multi_sample_guide=True computes the evidence lower bound alone"):
         objective.loss(jax.random.key(0), {}, lambda: None, lambda: None)
+
+
+def landing(params, key, estimator):
+    """Return the gradient for a guide over a conjugate model whose posterior is N(0.25, 1/2)."""
+
+    def model():
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.sample("x", dist.Normal(z, 1.0), obs=0.5)
+
+    def guide():
+        loc, scale = numpyro.param("m", 0.0), jnp.exp(numpyro.param("s", 0.0))
+        numpyro.sample(
+            "z", dist.TransformedDistribution(dist.Normal(0.0, 1.0), dist.transforms.AffineTransform(loc, scale))
+        )
+
+    objective = TraceGrad_ELBO(estimators={"z": estimator})
+    return jax.grad(lambda p: objective.loss(key, p, model, guide))(params)
+
+
+def test_sticking_the_landing():
+    """No variance at the posterior; the same mean elsewhere."""
+    at, off = {"m": 0.25, "s": -0.5 * np.log(2.0)}, {"m": -0.4, "s": 0.3}
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    plain, stuck = (jax.vmap(lambda k, e=e: landing(off, k, e))(keys) for e in (Reparam(), Reparam(True)))
+    for name in off:
+        spread = np.sqrt((plain[name].var() + stuck[name].var()) / len(keys))
+        assert abs(plain[name].mean() - stuck[name].mean()) < 4.5 * spread
+    assert all(np.abs(g).max() < 1e-12 for g in jax.vmap(lambda k: landing(at, k, Reparam(True)))(keys).values())
+    assert jax.vmap(lambda k: landing(at, k, Reparam()))(keys)["s"].std() > 0.1

@@ -1,11 +1,13 @@
 """Objectives other than the bound: exact for every estimator, by enumeration."""
 
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 
-from pplgrad import ELBO, ConfigurationError, DisARM, Expectation, LocalExpectation, ScoreFunction
+from pplgrad import ELBO, ConfigurationError, DisARM, Expectation, LocalExpectation, Reparam, ScoreFunction
 from pplgrad.objectives import CostWeights
 from pplgrad.pyro import TraceGrad_ELBO
 from pplgrad.testing.in_pyro import array, assert_same, exact_gradient, expected_gradient, expected_gradient_over_cells
@@ -71,3 +73,31 @@ def test_refusals():
         ELBO(kl_weight=-1.0)
     with pytest.raises(ConfigurationError, match=r"write an objective, such as Expectation\(\)"):
         TraceGrad_ELBO(objective=Expectation)
+
+
+def landing(m, s, estimator, draws):
+    """Return gradients for a guide over a conjugate model whose posterior is N(0.25, 1/2)."""
+
+    def model():
+        z = pyro.sample("z", dist.Normal(array(0.0), 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=array(0.5))
+
+    def guide():
+        pyro.sample("z", dist.Normal(pyro.param("m", array(m)), pyro.param("s", array(s)).exp()))
+
+    objective = TraceGrad_ELBO(estimators={"z": estimator})
+    rows = []
+    for _ in range(draws):
+        pyro.clear_param_store()
+        objective.loss_and_grads(model, guide)
+        rows.append(torch.stack([pyro.get_param_store()._params[name].grad for name in "ms"]))
+    return torch.stack(rows)
+
+
+def test_sticking_the_landing():
+    """No variance at the posterior; the same mean elsewhere."""
+    plain, stuck = landing(-0.4, 0.3, Reparam(), 3000), landing(-0.4, 0.3, Reparam(True), 3000)
+    spread = ((plain.var(0) + stuck.var(0)) / 3000).sqrt()
+    assert ((plain.mean(0) - stuck.mean(0)).abs() < 4.5 * spread).all()
+    assert landing(0.25, -0.5 * math.log(2.0), Reparam(True), 20).abs().max() < 1e-12
+    assert landing(0.25, -0.5 * math.log(2.0), Reparam(), 20).std() > 0.1
