@@ -39,6 +39,8 @@ from pplgrad.estimators import (
     Reparam,
     ScoreFunction,
     StraightThrough,
+    SumAndSample,
+    UnorderedSet,
 )
 from pplgrad.objectives import ELBO, Expectation, Objective
 
@@ -76,4 +78,6 @@ __all__ = [
     "Reparam",
     "ScoreFunction",
     "StraightThrough",
+    "SumAndSample",
+    "UnorderedSet",
 ]

@@ -20,9 +20,19 @@ from pplgrad import (
     MeasureValued,
     MuProp,
     ScoreFunction,
+    SumAndSample,
+    UnorderedSet,
 )
 from pplgrad.engine import branches, layout
-from pplgrad.estimators import antithetic, control_variates, local_expectation, measure_valued, relaxed, score
+from pplgrad.estimators import (
+    antithetic,
+    control_variates,
+    local_expectation,
+    measure_valued,
+    relaxed,
+    score,
+    without_replacement,
+)
 
 
 @dataclass(frozen=True)
@@ -211,3 +221,47 @@ def rebar_with_noise_that_forgets_the_draw(patch):
 @mutant("single", MeasureValued())
 def measure_valued_with_the_wrong_sign(patch):
     after(patch, measure_valued.MeasureValued, "surrogate_of", lambda self, terms, term: -term)
+
+
+@mutant("categorical_index", UnorderedSet(2))
+def unordered_set_without_its_ratio(patch):
+    """Every value counts with its probability, as if the set had been all values."""
+    patch.setattr(without_replacement, "_rest_probabilities", lambda xp, probs: _Ones(xp.ones_like(probs[:, 0])))
+
+
+class _Ones(dict):
+    def __init__(self, one):
+        super().__init__()
+        self.one = one
+
+    def __missing__(self, key):
+        return self.one
+
+
+@mutant("categorical_index", UnorderedSet(2))
+def unordered_set_drawn_with_replacement(patch):
+    patch.setattr(
+        without_replacement._Joint, "outside", lambda self, log_probs, numbers: self.draw.noise.categorical(log_probs)
+    )
+
+
+@mutant("categorical_index", SumAndSample(2))
+def sum_and_sample_that_forgets_the_rest(patch):
+    after(
+        patch,
+        without_replacement.SumAndSample,
+        "surrogate_of",
+        lambda self, terms, term: (
+            term
+            - terms.ops.xp.sum(
+                terms.alternatives.kept[:, -1]
+                * (1 - terms.ops.xp.exp(terms.ops.stop_gradient(terms.alternatives.kept[:, 0])))
+                * (terms.costs[:, -1] - terms.costs[:, 0])
+            )
+        ),
+    )
+
+
+@mutant("categorical_index", SumAndSample(2))
+def sum_and_sample_with_the_wrong_sign(patch):
+    after(patch, without_replacement.SumAndSample, "surrogate_of", lambda self, terms, term: -term)

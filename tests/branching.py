@@ -1,12 +1,25 @@
 """Which estimators that run branches are proved on which programs, the same in both libraries."""
 
-from pplgrad import ARM, ARMS, REBAR, DisARM, DoubleCV, LocalExpectation, MeasureValued, MuProp, ScoreFunction
+from pplgrad import (
+    ARM,
+    ARMS,
+    REBAR,
+    DisARM,
+    DoubleCV,
+    LocalExpectation,
+    MeasureValued,
+    MuProp,
+    ScoreFunction,
+    SumAndSample,
+    UnorderedSet,
+)
 from pplgrad.testing.programs import CASES
 
 # Without nested_plates: its cells go into the thousands.
 FINITE = [name for name in CASES if name != "nested_plates"]
 BINARY = [name for name in FINITE if all(size == 2 for _, size in CASES[name].latents.values())]
 RELAXABLE = [*BINARY, "one_hot"]
+SETS = ["single", "hierarchy", "event", "subsampled", "mixed", "categorical_index", "one_hot", "counts"]
 
 EXACT = {
     "local": (LocalExpectation(), FINITE),
@@ -16,6 +29,10 @@ EXACT = {
     "muprop": (MuProp(), RELAXABLE),
     "double-cv": (DoubleCV(2), RELAXABLE),
     "double-cv3": (DoubleCV(3, scale=0.7), ["single", "independent"]),
+    "set2": (UnorderedSet(2), SETS),
+    "set3": (UnorderedSet(3), ["categorical_index", "event"]),
+    "sum2": (SumAndSample(2), SETS),
+    "sum3": (SumAndSample(3), ["categorical_index", "event"]),
     "measure": (MeasureValued(), ["single", "categorical_index"]),
 }
 """Estimators with finite noise, by a short name: the expectation is a finite sum."""

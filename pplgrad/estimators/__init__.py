@@ -9,6 +9,7 @@ from pplgrad.estimators.measure_valued import MeasureValued
 from pplgrad.estimators.relaxed import GappedStraightThrough, GumbelRao, GumbelSoftmax, ReinMax, StraightThrough
 from pplgrad.estimators.reparam import Reparam
 from pplgrad.estimators.score import ScoreFunction
+from pplgrad.estimators.without_replacement import SumAndSample, UnorderedSet
 
 __all__ = [
     "ARM",
@@ -29,4 +30,6 @@ __all__ = [
     "Reparam",
     "ScoreFunction",
     "StraightThrough",
+    "SumAndSample",
+    "UnorderedSet",
 ]

@@ -268,10 +268,17 @@ def expected_gradient_over_cells(case: Case, elbo: Any, particles: int = 1) -> d
         if not joint:
             return one(params, draw, [])[0]
         found, log_weight = jax.vmap(lambda noise: one(params, draw, noise))(joint)
-        return {name: jnp.tensordot(jnp.exp(log_weight), g, 1) for name, g in found.items()}
+        # An impossible outcome may have no gradient at all.
+        weight = jnp.exp(log_weight)
+        return {name: jnp.tensordot(weight, _where(weight > 0, g), 1) for name, g in found.items()}
 
     found = jax.jit(jax.vmap(over_noise, (None, 0)))(params, draws)
     return {name: np.tensordot(np.array(sizes), np.asarray(g), 1) for name, g in found.items()}
+
+
+def _where(rows: jax.Array, x: jax.Array) -> jax.Array:
+    """Return `x` with zeros in the rows that are False."""
+    return jnp.where(rows.reshape(-1, *(1,) * (x.ndim - 1)), x, 0)
 
 
 def assert_same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], tolerance: float = 1e-9) -> None:

@@ -308,7 +308,8 @@ def expected_gradient_over_cells(case: Case, make_elbo: Callable[[], Any], parti
                 listed = ListedNoise(noise)
                 found = step(uniforms, listed.make)
                 weight = size * float(np.exp(float(listed.log_weight)))
-                for name in total:
+                # An impossible outcome may have no gradient at all.
+                for name in total if weight > 0 else ():
                     total[name] += weight * found[name]
     return total
 

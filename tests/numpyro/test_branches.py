@@ -35,7 +35,7 @@ def test_exact(short, name):
 
 
 @pytest.mark.parametrize("vectorize", [True, False, lambda f, xs: jax.lax.map(f, xs)], ids=["vmap", "map", "callable"])
-@pytest.mark.parametrize("short", EXACT)
+@pytest.mark.parametrize("short", [short for short, (_, names) in EXACT.items() if "single" in names])
 def test_two_particles_exact(short, vectorize):
     found = expected_gradient_over_cells(CASES["single"], elbo("single", EXACT[short][0], 2, vectorize), 2)
     assert_same(found, exact_gradient(CASES["single"]))
