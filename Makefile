@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS = 1
 export MKL_NUM_THREADS = 1
 
-.PHONY: demo test quick lint format bench clean
+.PHONY: demo test quick lint format bench variance clean
 
 # The stamp is newer than the files that say what to install, so that a second run installs nothing.
 .venv/installed: pyproject.toml constraints.txt
@@ -42,6 +42,9 @@ bench: .venv/installed
 	# Without one it still does on 200 sites.
 	$(BIN)/python -m benchmarks.steps --libraries numpyro --lengths 10 50 --latents --gradient \
 	  --out results/steps-numpyro-gradient.csv
+
+variance: .venv/installed
+	$(BIN)/python -m benchmarks.variance
 
 clean:
 	rm -rf .venv results
