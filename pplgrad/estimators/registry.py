@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,8 @@ from pplgrad.errors import PplgradError
 
 if TYPE_CHECKING:
     from pplgrad.estimators.base import Estimator, SiteInfo
+
+_ASKING: ContextVar[bool] = ContextVar("pplgrad_asking_what_fits", default=False)
 
 COLUMNS = ("estimator", "sites", "bias", "evaluations", "differentiable costs", "derivatives", "source")
 
@@ -78,4 +81,11 @@ def fitting(site: SiteInfo) -> list[str]:
 
 def remedy(site: SiteInfo) -> str:
     """Return the end of a refusal: what to use at the site instead."""
-    return f"use one that fits there: {', '.join(fitting(site))}."
+    if _ASKING.get():
+        return ""  # One estimator's refusal asks the others, whose refusals must not ask again.
+    token = _ASKING.set(True)
+    try:
+        found = fitting(site)
+    finally:
+        _ASKING.reset(token)
+    return f"use one that fits there: {', '.join(found)}."
