@@ -1,5 +1,7 @@
 """Which estimators that run branches are proved on which programs, the same in both libraries."""
 
+import pytest
+
 from pplgrad import (
     ARM,
     ARMS,
@@ -85,8 +87,12 @@ def numbers(h, family):
 
 
 def exact_pairs():
-    """Return every estimator with finite noise and each of its programs."""
-    return [(short, name) for short, (_, names) in EXACT.items() for name in names]
+    """Return every estimator with finite noise and each of its programs; two quick ones for each."""
+    return [
+        pytest.param(short, name, marks=() if name in ("single", "event") else pytest.mark.slow)
+        for short, (_, names) in EXACT.items()
+        for name in names
+    ]
 
 
 def random_pairs():

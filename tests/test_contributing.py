@@ -23,6 +23,7 @@ def test_the_page_works():
     scope_of(BLOCKS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ["pyro", "numpyro"])
 def test_broken_they_are_caught(library):
     two = BLOCKS[:2]

@@ -72,6 +72,7 @@ def test_a_finished_run_is_never_repeated(study):
     assert {path: path.stat().st_mtime_ns for path in (out / "runs").iterdir()} == before
 
 
+@pytest.mark.slow
 def test_another_configuration_is_another_run(tmp_path):
     base = [SBN, "--backend", "numpyro", "--estimator", "score", "--set", "latents=3", "--seeds", "1", "--quiet"]
     for extra in (["--steps", "2"], ["--steps", "3"], ["--steps", "3", "--learning-rate", "0.1"]):

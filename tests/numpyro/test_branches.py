@@ -34,6 +34,7 @@ def test_exact(short, name):
     assert_same(found, exact_gradient(CASES[name]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vectorize", [True, False, lambda f, xs: jax.lax.map(f, xs)], ids=["vmap", "map", "callable"])
 @pytest.mark.parametrize("short", [short for short, (_, names) in EXACT.items() if "single" in names])
 def test_two_particles_exact(short, vectorize):
@@ -88,6 +89,7 @@ def chosen(a):
     return numpyro.sample("z", dist.Bernoulli(logits=a), infer={"estimator": LocalExpectation()})
 
 
+@pytest.mark.slow
 def test_programs_that_cannot_be_traced():
     """Python control flow on a value: branches run one by one; with other sites in a branch, refused."""
 

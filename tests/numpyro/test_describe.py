@@ -36,6 +36,7 @@ def column(described, name):
     return [row[name] for row in described.rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("budget", "wanted", "evaluations"),
     [
@@ -68,6 +69,7 @@ def test_refusals():
         Auto(-1)
 
 
+@pytest.mark.slow
 def test_auto_in_a_wrapped_guide_keeps_its_state():
     """With nothing to spend, the default's baselines need the wrapper to register them."""
     svi = SVI(model, config_estimators(guide, {"*": Auto(0)}), Adam(0.01), TraceGrad_ELBO())

@@ -19,7 +19,9 @@ def discrete(name, estimator):
     return dict.fromkeys(CASES[name].latents, estimator)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in ("nested_plates", "one_hot") else ()) for n in CASES]
+)
 def test_one_particle(name):
     elbo = TraceGrad_ELBO(estimators=discrete(name, ScoreFunction(Constant(-1.7))))
     assert_same(expected_gradient(CASES[name], elbo, 1), exact_gradient(CASES[name]))

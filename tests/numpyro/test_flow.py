@@ -157,6 +157,7 @@ def gradient(model, guide, elbo=None):
     return jax.value_and_grad(lambda p: elbo.loss(KEY, p, model, guide))(params())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("branching", "plain"),
     [
@@ -220,6 +221,7 @@ def chain_guide():
 
 # SVI.init replays the whole guide trace into the scan, dicts of `mutable` and `flax_module` sites included.
 @pytest.mark.filterwarnings("ignore:shape requires ndarray:DeprecationWarning")
+@pytest.mark.slow
 def test_scope_around_the_scan_of_a_guide():
     model = lambda: chain_model(scope_inside=True)  # noqa: E731
     wanted = gradient(chain_model, chain_guide)

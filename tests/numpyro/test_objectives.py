@@ -20,7 +20,9 @@ OBJECTIVES = {
 }
 
 
-@pytest.mark.parametrize("name", ["hierarchy", "mixed", "subsampled"])
+@pytest.mark.parametrize(
+    "name", ["hierarchy", *(pytest.param(n, marks=pytest.mark.slow) for n in ("mixed", "subsampled"))]
+)
 @pytest.mark.parametrize("estimator", [ScoreFunction(), LocalExpectation(), DisARM()], ids=["score", "local", "disarm"])
 @pytest.mark.parametrize("short", OBJECTIVES)
 def test_exact(short, estimator, name):
@@ -70,6 +72,7 @@ def landing(params, key, estimator):
     return jax.grad(lambda p: objective.loss(key, p, model, guide))(params)
 
 
+@pytest.mark.slow
 def test_sticking_the_landing():
     """No variance at the posterior; the same mean elsewhere."""
     at, off = {"m": 0.25, "s": -0.5 * np.log(2.0)}, {"m": -0.4, "s": 0.3}

@@ -55,6 +55,7 @@ def test_reinmax_is_exact_for_a_quadratic(particles):
     assert_same(found, exact_gradient(CASES["single"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_gumbel_softmax_is_the_gradient_of_the_relaxed_objective(temperature):
     found = gradients(GumbelSoftmax(temperature), 50_000)
@@ -68,12 +69,14 @@ def test_bias_vanishes_with_the_temperature():
     assert biases[0] > biases[1] > 3 * biases[2]
 
 
+@pytest.mark.slow
 def test_gumbel_rao_has_the_mean_of_the_hard_one_and_less_variance():
     hard, rao = gradients(GumbelSoftmax(0.5, hard=True), 50_000), gradients(GumbelRao(10, 0.5), 50_000)
     z = (hard.mean(0) - rao.mean(0)) / np.sqrt((hard.var(0) + rao.var(0)) / 50_000)
     assert np.all(np.abs(z) < 4.5) and np.all(rao.var(0) < 0.95 * hard.var(0))
 
 
+@pytest.mark.slow
 def test_the_argmax_of_the_relaxed_draw_is_the_hosts_draw():
     """The noise is drawn given the draw: hard weights are the draws of Trace_ELBO, and so is the loss."""
     model, guide = CASES["one_hot"].build(HOST)
@@ -91,6 +94,7 @@ def test_a_relaxed_parent_of_a_score_function_site():
     np.testing.assert_allclose(found["a"], exact_gradient(case)["a"], atol=1e-9)
 
 
+@pytest.mark.slow
 def test_trains_with_a_temperature_that_is_an_argument():
     def model(temperature):
         z = numpyro.sample("z", dist.Bernoulli(0.4))
@@ -177,6 +181,7 @@ def test_one_hot_categorical():
         OneHotCategorical()
 
 
+@pytest.mark.slow
 def test_rebar_learns_by_the_gradient_of_the_squared_gradient():
     model, guide = relaxing.fixed_prior(HOST)
     key, a = jax.random.key(4), jnp.array(relaxing.LOGITS)
@@ -200,6 +205,7 @@ def test_rebar_learns_by_the_gradient_of_the_squared_gradient():
         TraceGrad_ELBO(estimators={"z": REBAR()}).loss(key, {"a": a}, model, guide)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", [MuProp(), DoubleCV(), REBAR(learn=False)], ids=["muprop", "double", "rebar"])
 def test_branches_that_relax_refuse_what_they_cannot_relax(estimator):
     def program(law, use):

@@ -21,7 +21,9 @@ OBJECTIVES = {
 }
 
 
-@pytest.mark.parametrize("name", ["hierarchy", "mixed", "subsampled", "masked"])
+@pytest.mark.parametrize(
+    "name", ["hierarchy", *(pytest.param(n, marks=pytest.mark.slow) for n in ("mixed", "subsampled", "masked"))]
+)
 @pytest.mark.parametrize("estimator", [ScoreFunction(), LocalExpectation(), DisARM()], ids=["score", "local", "disarm"])
 @pytest.mark.parametrize("short", OBJECTIVES)
 def test_exact(short, estimator, name):
@@ -94,6 +96,7 @@ def landing(m, s, estimator, draws):
     return torch.stack(rows)
 
 
+@pytest.mark.slow
 def test_sticking_the_landing():
     """No variance at the posterior; the same mean elsewhere."""
     plain, stuck = landing(-0.4, 0.3, Reparam(), 3000), landing(-0.4, 0.3, Reparam(True), 3000)

@@ -318,6 +318,7 @@ def normal_program(estimator, sigma):
     return model, guide, c
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sigma", [0.2, 1.0])
 def test_closed_form_moments_of_both_estimators(sigma):
     r"""x ~ N(μ, σ²), cost (x − c)², gradient with respect to μ: 2(μ − c) in the mean.

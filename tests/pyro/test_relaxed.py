@@ -51,6 +51,7 @@ def test_reinmax_is_exact_for_a_quadratic():
     assert_same(found, exact_gradient(CASES["single"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_gumbel_softmax_is_the_gradient_of_the_relaxed_objective(temperature):
     found = gradients(GumbelSoftmax(temperature), 1000, 100)
@@ -58,6 +59,7 @@ def test_gumbel_softmax_is_the_gradient_of_the_relaxed_objective(temperature):
     assert np.all(np.abs(found.mean(0) - wanted) < 4.5 * found.std(0) / np.sqrt(len(found)))
 
 
+@pytest.mark.slow
 def test_gumbel_rao_has_the_mean_of_the_hard_one_and_less_variance():
     hard = gradients(GumbelSoftmax(0.5, hard=True), 500, 200)
     rao = gradients(GumbelRao(10, 0.5), 500, 200)
@@ -86,6 +88,7 @@ def test_a_relaxed_parent_of_a_score_function_site():
     np.testing.assert_allclose(found["a"], exact_gradient(case)["a"], atol=1e-9)
 
 
+@pytest.mark.slow
 def test_trains_with_a_temperature_that_is_an_argument():
     def model(temperature):
         z = pyro.sample("z", dist.Bernoulli(array(0.4)))
