@@ -17,8 +17,9 @@ from pplgrad.numpyro._coarse import misused, raise_if_index
 from pplgrad.numpyro._compat import unmasked
 from pplgrad.numpyro._distributions import family, is_relaxable
 from pplgrad.numpyro._ops import JaxNoise
-from pplgrad.numpyro._program import Arrays, Resolve, run_particle, site_key
+from pplgrad.numpyro._program import Arrays, run_particle
 from pplgrad.numpyro._relaxed import Extended, extended, softened
+from pplgrad.numpyro._sites import Resolve, site_key
 from pplgrad.objectives import CostWeights
 
 Program = tuple[Callable, Callable, tuple, dict]

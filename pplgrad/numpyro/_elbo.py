@@ -24,8 +24,9 @@ from pplgrad.numpyro._branches import NumPyroBranches, Program
 from pplgrad.numpyro._coarse import misused, raise_if_index
 from pplgrad.numpyro._compat import TRACING_ERRORS, as_function
 from pplgrad.numpyro._ops import OPS, attach, concrete
-from pplgrad.numpyro._program import Arrays, Static, densities_read, run_particle, site_info, specify
+from pplgrad.numpyro._program import Arrays, Static, densities_read, run_particle, specify
 from pplgrad.numpyro._provenance import Reads, outputs_read
+from pplgrad.numpyro._sites import site_info
 from pplgrad.objectives import ELBO, Objective
 
 

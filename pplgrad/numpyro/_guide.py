@@ -21,7 +21,8 @@ from pplgrad.numpyro._baselines import MARK, aligned_values, network_inputs
 from pplgrad.numpyro._compat import is_handed_out, marked_mutable
 from pplgrad.numpyro._flow import FlowMessenger
 from pplgrad.numpyro._networks import network
-from pplgrad.numpyro._program import TIME, TIME_DIM, site_info
+from pplgrad.numpyro._program import TIME, TIME_DIM
+from pplgrad.numpyro._sites import site_info
 
 
 class EstimatorMessenger(FlowMessenger):
