@@ -46,9 +46,9 @@ def require_relaxable(estimator: Estimator, site: SiteInfo) -> None:
 
 
 def require_unscanned(estimator: Estimator, site: SiteInfo) -> None:
-    """Refuse a site drawn in a `scan`, whose steps cannot be taken as one draw of independent elements."""
+    """Refuse a site drawn in a `scan` or `cond`, whose steps cannot be taken as one draw of independent elements."""
     if site.scanned:
         raise EstimatorError(
-            f"{estimator!r} cannot be used at site '{site.name}', which is drawn inside scan, where each step would need "
-            f"a run of its own; write the steps as a Python loop, or {remedy(site)}"
+            f"{estimator!r} cannot be used at site '{site.name}', which is drawn inside scan or cond, whose steps are not one "
+            f"draw of independent elements; write the steps as a Python loop, or {remedy(site)}"
         )

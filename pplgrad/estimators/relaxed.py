@@ -10,7 +10,7 @@ from pplgrad.engine.noise import Noise
 from pplgrad.engine.ops import Array, Ops
 from pplgrad.errors import ConfigurationError
 from pplgrad.estimators.base import Declaration, Estimator, SiteInfo
-from pplgrad.estimators.fit import require_relaxable
+from pplgrad.estimators.fit import require_relaxable, require_unscanned
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class Relaxation(Estimator):
     relaxes: ClassVar[bool] = True
 
     def check(self, site: SiteInfo) -> None:
-        """Refuse a site that is neither Bernoulli nor one-hot."""
+        """Refuse a site that is neither Bernoulli nor one-hot, or drawn inside a scan."""
+        require_unscanned(self, site)
         require_relaxable(self, site)
 
     @abstractmethod

@@ -167,8 +167,10 @@ class NumPyroBranches:
         def inside(name: str) -> Any:
             return (number >= places[name].start) & (number < places[name].stop)
 
-        def intervene(name: str, msg: Any, key: jax.Array) -> None:
-            if temperatures is not None and not isinstance(unmasked(msg["fn"]), Extended):
+        def intervene(name: str, msg: Any, key: jax.Array, in_body: bool) -> None:
+            if temperatures is not None and in_body:
+                self._refuse_body(name, temperatures)
+            elif temperatures is not None and not isinstance(unmasked(msg["fn"]), Extended):
                 self._soften(name, msg, key, temperatures, inside)
             if name in places:
                 first, last = places[name].start, places[name].stop - 1
@@ -186,6 +188,15 @@ class NumPyroBranches:
             )
         sides = {1.0: arrays.model_costs, -1.0: arrays.guide_costs}
         return [sides[spec.sign][spec.name] for spec in self._layout.costs], static.extended
+
+    def _refuse_body(self, name: str, temperatures: Mapping[str, Any]) -> None:
+        """Refuse to differentiate through what is drawn in the body of a scan or cond."""
+        for site in temperatures:
+            if site in self._layout.ancestors.get(name, {}):
+                raise EstimatorError(
+                    f"Site '{name}', drawn inside scan or cond, follows site '{site}', whose estimator relaxes what follows; "
+                    f"use ScoreFunction(), LocalExpectation() or DisARM() at '{site}', or write the steps as a Python loop."
+                )
 
     def _soften(self, name: str, msg: Any, key: jax.Array, temperatures: Mapping[str, Any], inside: Callable) -> None:
         """Extend a discrete site's density to weights, and relax its draw in the branches of sites that it follows."""

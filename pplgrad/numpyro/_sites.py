@@ -20,8 +20,9 @@ from pplgrad.numpyro._relaxed import Extended, extended_in_model, relaxed
 Resolve = Callable[[str, Any, bool], Estimator]
 """From a site's name, its message, and whether it stands in the body of control flow to its estimator."""
 
-Intervene = Callable[[str, Any, jax.Array], None]
-"""Changes a latent site's message, given its name and a key: the value that the program goes on with, and its density."""
+Intervene = Callable[[str, Any, jax.Array, bool], None]
+"""Changes a latent site's message (the value that the program goes on with, and its density), given its name, a key, and
+whether it stands in the body of control flow."""
 
 
 class SiteMessenger(FlowMessenger):
@@ -53,7 +54,7 @@ class SiteMessenger(FlowMessenger):
     def process_site(self, msg: Any) -> None:
         if self._resolve is None and msg["type"] == "sample":
             name = self.name_of(msg["name"])
-            if name in self.extended:
+            if name in self.extended and not isinstance(unmasked(msg["fn"]), Extended):
                 msg["fn"] = extended_in_model(name, msg["fn"])
         if not self.inside:
             return
@@ -87,7 +88,7 @@ class SiteMessenger(FlowMessenger):
             if isinstance(estimator, Relaxation):
                 msg["value"], msg["fn"] = relaxed(name, msg["fn"], msg["value"], estimator, key)
             if self._intervene is not None:
-                self._intervene(name, msg, key)
+                self._intervene(name, msg, key, self.inside)
             if isinstance(unmasked(msg["fn"]), Extended):
                 self.extended.add(name)
         msg["value"] = tag(name, msg["value"])

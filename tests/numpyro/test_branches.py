@@ -9,7 +9,20 @@ import pytest
 from numpyro.contrib.control_flow import scan
 from numpyro.infer import Trace_ELBO
 
-from pplgrad import DisARM, EstimatorError, LeaveOneOut, LocalExpectation, ProgramError, Reparam, ScoreFunction
+from pplgrad import (
+    REBAR,
+    DisARM,
+    DoubleCV,
+    EstimatorError,
+    GumbelSoftmax,
+    LeaveOneOut,
+    LocalExpectation,
+    MuProp,
+    ProgramError,
+    Reparam,
+    ScoreFunction,
+    StraightThrough,
+)
 from pplgrad.numpyro import TraceGrad_ELBO
 from pplgrad.testing import gradient_error, z_score
 from pplgrad.testing.in_numpyro import (
@@ -117,15 +130,72 @@ def test_programs_that_cannot_be_traced():
         jax.grad(loss)(params, model, True)
 
 
-def test_scanned_sites_are_refused():
+@pytest.mark.parametrize(
+    "estimator", [LocalExpectation(), ScoreFunction(samples=2), GumbelSoftmax(), StraightThrough()]
+)
+def test_scanned_sites_are_refused(estimator):
     def program():
         def step(z, _):
-            return chosen(z), None
+            return numpyro.sample("z", dist.Bernoulli(logits=z)) * 1.0, None
 
-        scan(step, jnp.zeros((), int), None, length=2)
+        scan(step, 0.0, None, length=2)
 
-    with pytest.raises(EstimatorError, match="'z', which is drawn inside scan"):
-        TraceGrad_ELBO().loss(jax.random.key(0), {}, program, program)
+    with pytest.raises(EstimatorError, match=r"'z', which is drawn inside scan .* ScoreFunction\(\)"):
+        TraceGrad_ELBO(estimators={"z": estimator}).loss(jax.random.key(0), {}, program, program)
+
+
+def over_a_scan():
+    """Return a program with a binary site that two scanned ones and their data follow."""
+    data = jnp.array([0.4, -0.7])
+
+    def model():
+        z = numpyro.sample("z", dist.Bernoulli(logits=-0.3))
+
+        def step(w, x):
+            w = numpyro.sample("w", dist.Bernoulli(logits=0.2 * w + z - 0.5)) * 1.0
+            numpyro.sample("x", dist.Normal(w + z, 1.0), obs=x)
+            return w, None
+
+        scan(step, 0.0, data)
+
+    def guide():
+        a = numpyro.param("a", jnp.array([0.3, 0.8, -0.4]))
+        z = numpyro.sample("z", dist.Bernoulli(logits=a[0]))
+        scan(
+            lambda w, _: (numpyro.sample("w", dist.Bernoulli(logits=a[1] * z + a[2] * w)) * 1.0, None),
+            0.0,
+            None,
+            length=2,
+        )
+
+    return model, guide
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("estimator", [LocalExpectation(), DisARM()], ids=["local", "disarm"])
+def test_a_scan_may_follow(estimator):
+    model, guide = over_a_scan()
+    moments = []
+    for particles, chosen in ((8, ScoreFunction(LeaveOneOut())), (1, estimator)):
+        plain = ScoreFunction(LeaveOneOut()) if particles > 1 else ScoreFunction()
+        objective = TraceGrad_ELBO(particles, estimators={"z": chosen, "w": plain})
+
+        def one(key, objective=objective):
+            return jax.grad(lambda a: objective.loss(key, {"a": a}, model, guide))(jnp.array([0.3, 0.8, -0.4]))
+
+        rows = np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), 40_000)))
+        moments.append((rows.mean(0), rows.std(0) / 200))
+    (wanted, error), (found, spread) = moments
+    assert np.all(np.abs(found - wanted) < 4.5 * np.sqrt(error**2 + spread**2))
+
+
+@pytest.mark.parametrize("estimator", [REBAR(learn=False), MuProp(), DoubleCV()], ids=["rebar", "muprop", "double"])
+def test_what_follows_in_a_scan_is_not_relaxed(estimator):
+    model, guide = over_a_scan()
+    params = {"a": jnp.array([0.3, 0.8, -0.4])}
+    objective = TraceGrad_ELBO(estimators={"z": estimator, "w": ScoreFunction()})
+    with pytest.raises(EstimatorError, match="'w', drawn inside scan or cond, follows site 'z'"):
+        objective.loss(jax.random.key(0), params, model, guide)
 
 
 @pytest.mark.parametrize(
