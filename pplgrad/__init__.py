@@ -24,10 +24,13 @@ from pplgrad.errors import (
 from pplgrad.estimators import (
     ARM,
     ARMS,
+    OVIS,
     REBAR,
+    VIMCO,
     Auto,
     DisARM,
     DoubleCV,
+    DReG,
     Estimator,
     GappedStraightThrough,
     GumbelRao,
@@ -42,7 +45,7 @@ from pplgrad.estimators import (
     SumAndSample,
     UnorderedSet,
 )
-from pplgrad.objectives import ELBO, Expectation, Objective
+from pplgrad.objectives import ELBO, IWAE, Expectation, Objective, Renyi, ReweightedWakeSleep
 
 __all__ = [
     "ARM",
@@ -52,6 +55,7 @@ __all__ = [
     "BaselineError",
     "ConfigurationError",
     "Constant",
+    "DReG",
     "DecayingAverage",
     "DisARM",
     "DoubleCV",
@@ -63,21 +67,26 @@ __all__ = [
     "GappedStraightThrough",
     "GumbelRao",
     "GumbelSoftmax",
+    "IWAE",
     "ImpossibleValueError",
     "LeaveOneOut",
     "LocalExpectation",
     "MeasureValued",
     "MuProp",
     "NeuralBaseline",
+    "OVIS",
     "Objective",
     "OptimalConstant",
     "PplgradError",
     "ProgramError",
     "REBAR",
     "ReinMax",
+    "Renyi",
     "Reparam",
+    "ReweightedWakeSleep",
     "ScoreFunction",
     "StraightThrough",
     "SumAndSample",
     "UnorderedSet",
+    "VIMCO",
 ]

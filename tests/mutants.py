@@ -15,7 +15,7 @@ import numpy as np
 from pplgrad import DecayingAverage, LeaveOneOut, OptimalConstant, ScoreFunction
 from pplgrad.baselines import average, leave_one_out, optimal
 from pplgrad.baselines.base import Evaluation, SumOfBaselines
-from pplgrad.engine import dependencies, downstream, layout, surrogate
+from pplgrad.engine import dependencies, downstream, layout, signals
 from pplgrad.estimators import score
 
 
@@ -74,7 +74,7 @@ def guide_costs_not_charged(patch):
 def guide_costs_with_the_wrong_sign(patch):
     plain = layout.Layout.build.__func__
 
-    def build(cls, sites, costs):
+    def build(cls, sites, costs, objective=None):
         from dataclasses import replace
 
         result = plain(cls, sites, [replace(cost, sign=1.0) for cost in costs])
@@ -170,4 +170,4 @@ def particles_summed_instead_of_averaged(patch):
 @mutant("single")
 def score_read_as_the_cost(patch):
     """The downstream cost carries gradient as well: the product rule where the score identity belongs."""
-    patch.setattr(surrogate, "downstream", lambda *args: downstream.downstream(*args) * 1.5)
+    patch.setattr(signals, "downstream", lambda *args: downstream.downstream(*args) * 1.5)

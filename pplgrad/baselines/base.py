@@ -132,7 +132,13 @@ def parts_of(baseline: Baseline | None) -> tuple[Baseline, ...]:
 
 
 def needs_particles(baseline: Baseline, site: SiteInfo, remedy: str) -> None:
-    """Refuse a baseline over particles when there is only one."""
+    """Refuse a baseline over particles when there is only one, or when they are all in the particle's own bound."""
+    if site.combined:
+        raise BaselineError(
+            f"{baseline!r} at site '{site.name}' reads the other particles, and under {site.objective!r} what they get holds "
+            "this particle's draw too, which would bias the gradient; use VIMCO() there, or a baseline such as "
+            "DecayingAverage(0.9)."
+        )
     if site.particles < 2:
         raise BaselineError(
             f"{baseline!r} at site '{site.name}' needs at least two particles, and there is one; pass "

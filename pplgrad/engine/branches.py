@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Protocol
 
-from pplgrad.engine.downstream import downstream, stacked_costs, to_shape
+from pplgrad.engine.downstream import to_shape
 from pplgrad.engine.layout import Layout, SiteGroup
 from pplgrad.engine.noise import Noise, noise_for
 from pplgrad.engine.ops import Array, Ops
 from pplgrad.engine.program import Plate, Run
+from pplgrad.engine.signals import Signals
 from pplgrad.errors import EstimatorError
 
 
@@ -242,7 +243,8 @@ class BranchTerms:
 
     `downstream` is the downstream cost of the draw, (particles, *plates), and `costs` that of each alternative,
     (particles, m, *plates). `soft_costs`, (particles, m', *plates), and `slopes`, of the shape of the weights, are the cost and
-    its derivative at the weights; slopes carry gradient to what the weights were computed from.
+    its derivative at the weights; slopes carry gradient to what the weights were computed from. Under an objective that
+    combines particles a cost is the bound, and `shares()` the normalised weights of the alternatives, shaped like `costs`.
     """
 
     draw: Draw
@@ -251,6 +253,7 @@ class BranchTerms:
     costs: Array
     soft_costs: Array
     slopes: Array
+    shares: Callable[[], Array] | None = None
 
     @property
     def ops(self) -> Ops:
@@ -271,48 +274,42 @@ def asked_of(ops: Ops, layout: Layout, run: Run, host: BranchHost) -> dict[int, 
 
 
 def branch_terms(
-    ops: Ops, layout: Layout, run: Run, stacks: list[Array], host: BranchHost
+    ops: Ops, layout: Layout, run: Run, signals: Signals, number: int, host: BranchHost
 ) -> tuple[Array, Array | None]:
-    """Run the branches of all sites that ask for them.
+    """Run the branches of all sites of a run (the one of that number) that ask for them.
 
     Return the sum of their terms of the surrogate, and the loss that trains what estimators learn, or None.
     """
     found = asked_of(ops, layout, run, host)
-    draws = {number: draw for number, (draw, _) in found.items()}
-    asked = {number: alternatives for number, (_, alternatives) in found.items()}
+    draws = {n: draw for n, (draw, _) in found.items()}
+    asked = {n: alternatives for n, (_, alternatives) in found.items()}
     values = {draws[n].name: ops.stop_gradient(a.values) for n, a in asked.items() if a.values is not None}
     hard = host.branch_costs(values) if values else {}
-    soft = [number for number, a in asked.items() if a.weights is not None]
+    soft = [n for n, a in asked.items() if a.weights is not None]
 
     def at_weights(points: list[Array]) -> list[Array]:
         placed = {draws[n].name: draws[n].embed_weights(point) for n, point in zip(soft, points, strict=True)}
         costs = host.soft_costs(placed, {draws[n].name: asked[n].temperature for n in soft})
-        return [_downstream(ops, layout, n, draws[n], costs[draws[n].name], False) for n in soft]
+        return [signals.in_branches(number, n, costs[draws[n].name], False) for n in soft]
 
     soft_costs, slopes = ops.with_slopes(at_weights, [asked[n].weights for n in soft]) if soft else ([], [])
     total = loss = None
-    for number, draw in draws.items():
-        costs = _downstream(ops, layout, number, draw, hard[draw.name], True) if draw.name in hard else None
-        place = soft.index(number) if number in soft else None
+    for group, draw in draws.items():
+        costs = hard.get(draw.name)
+        place = soft.index(group) if group in soft else None
         terms = BranchTerms(
             draw,
-            downstream(ops, layout, number, stacks)[:, 0],
-            asked[number],
-            costs,
+            signals.at_draw(number, group)[:, 0],
+            asked[group],
+            None if costs is None else signals.in_branches(number, group, costs, True),
             None if place is None else soft_costs[place],
             None if place is None else slopes[place],
+            None if costs is None else partial(signals.shares_in_branches, number, costs),
         )
-        estimator = layout.estimator(layout.site_groups[number])
+        estimator = layout.estimator(layout.site_groups[group])
         term, learning = estimator.surrogate_of(terms), estimator.loss_of(terms)
         total = term if total is None else total + term
         if learning is not None:
             loss = learning if loss is None else loss + learning
     assert total is not None
     return total, loss
-
-
-def _downstream(ops: Ops, layout: Layout, number: int, draw: Draw, costs: Sequence[Array], constant: bool) -> Array:
-    """Return a site's downstream cost in its branches, of shape (particles, m, *plates)."""
-    stacks = [stacked_costs(ops, list(costs), group) for group in layout.cost_groups]
-    found = downstream(ops, layout, number, stacks, constant)[:, 0]
-    return ops.xp.reshape(found, (draw.score.shape[0], -1, *found.shape[1:]))

@@ -8,7 +8,7 @@ from typing import Any
 from pplgrad.engine.configuration import EstimatorMapping, listed
 from pplgrad.engine.layout import Layout
 from pplgrad.errors import ConfigurationError, EstimatorError, ImpossibleValueError, ProgramError
-from pplgrad.objectives import Objective
+from pplgrad.objectives import MultiSample, Objective
 
 
 def refuse_mismatch(guide: Mapping[str, Mapping], model: Mapping[str, Mapping]) -> None:
@@ -45,11 +45,13 @@ def refuse_model_estimator(site: Mapping[str, Any]) -> None:
         )
 
 
-def checked_objective(objective: Any) -> Objective:
-    """Return an objective, or refuse what is not one."""
+def checked_objective(objective: Any, particles: int) -> Objective:
+    """Return an objective, or refuse what is not one, or does not fit the number of particles."""
     if not isinstance(objective, Objective):
         hint = f"{objective.__name__}()" if isinstance(objective, type) else "ELBO(kl_weight=0.5) or Expectation()"
         raise ConfigurationError(f"TraceGrad_ELBO(objective={objective!r}): write an objective, such as {hint}.")
+    if isinstance(objective, MultiSample):
+        objective.combined(particles)
     return objective
 
 

@@ -15,8 +15,10 @@ from pplgrad.baselines.neural import NeuralBaseline
 from pplgrad.errors import ConfigurationError, EstimatorError
 from pplgrad.estimators.auto import Auto
 from pplgrad.estimators.base import Estimator, SiteInfo
+from pplgrad.estimators.multi_sample import VIMCO
 from pplgrad.estimators.reparam import Reparam
 from pplgrad.estimators.score import ScoreFunction
+from pplgrad.objectives import MultiSample
 
 
 @dataclass
@@ -118,6 +120,11 @@ def resolve(mapping: EstimatorMapping, own: object, site: SiteInfo, stateful: bo
     if isinstance(found, Auto):
         found, why = found.choose(site, default)
         reason = f"Auto: {why}"
+    if isinstance(site.objective, MultiSample) and site.objective.draws_are_constant and found != ScoreFunction():
+        raise EstimatorError(
+            f"Site '{site.name}' names {found!r}, but under {site.objective!r} no gradient goes through a draw and no site has an "
+            "estimator; remove it (ScoreFunction() stands for none)."
+        )
     found.check(site)
     return found, reason
 
@@ -126,12 +133,16 @@ def default_estimator(site: SiteInfo, stateful: bool) -> Estimator:
     """Return what an unconfigured site gets.
 
     Reparameterization where the sampler allows it; else the score function, with leave-one-out over several
-    particles, or with one particle a decaying average and a network on top of it (`stateful=False`: no baseline,
+    particles (or `VIMCO` where the objective combines them), or with one particle a decaying average and a network on top of it (`stateful=False`: no baseline,
     where nothing can keep its state).
     """
+    if isinstance(site.objective, MultiSample) and site.objective.draws_are_constant:
+        return ScoreFunction()
     if site.has_rsample:
         return Reparam()
-    if site.particles > 1:
+    if site.combined > 1:
+        return VIMCO()
+    if site.particles > 1 and not site.combined:
         return ScoreFunction(LeaveOneOut())
     return DEFAULT_STATEFUL if stateful else ScoreFunction()
 

@@ -25,7 +25,7 @@ def to_shape(ops: Ops, x: Array, shape: Shape) -> Array:
     axes = tuple(i + 1 for i in range(len(batch)) if padded[i - len(batch)] == 1 and batch[i] != 1)
     if axes:
         x = xp.sum(x, axis=axes, keepdims=True)
-    return _aligned(ops, x, 1, len(shape))
+    return aligned(ops, x, 1, len(shape))
 
 
 def stacked_costs(ops: Ops, costs: list[Array], group: CostGroup) -> Array:
@@ -63,7 +63,7 @@ def _linked(ops: Ops, values: Array, link: Link, ndim: int) -> Array:
     xp = ops.xp
     if link.summed:
         values = xp.sum(values, axis=link.summed, keepdims=True)
-    values = _aligned(ops, values, 2, ndim)
+    values = aligned(ops, values, 2, ndim)
     total = None
     for flag, weights in link.weights.items():
         part = _weighted(ops, weights, _shifted(ops, values, flag, link.time_dim))
@@ -93,7 +93,7 @@ def _weighted(ops: Ops, weights: np.ndarray, values: Array) -> Array:
     return ops.contract(ops.constant(weights, values), values)
 
 
-def _aligned(ops: Ops, x: Array, lead: int, ndim: int) -> Array:
+def aligned(ops: Ops, x: Array, lead: int, ndim: int) -> Array:
     """Drop or add singleton dimensions after the first `lead` ones until `ndim` remain."""
     have = len(x.shape) - lead
     if have == ndim:

@@ -10,6 +10,8 @@ import numpy as np
 
 from pplgrad.engine.dependencies import cost_dependencies, site_dependencies
 from pplgrad.engine.program import AFTER, BEFORE, EVERY, SAME, CostSpec, Plate, SiteSpec
+from pplgrad.engine.weight_plates import weight_plates
+from pplgrad.objectives import MultiSample, Objective
 
 if TYPE_CHECKING:
     from pplgrad.estimators.base import Estimator
@@ -73,23 +75,33 @@ class Layout:
     cost_groups: list[CostGroup] = field(default_factory=list)
     links: list[list[Link]] = field(default_factory=list)
     ancestors: dict[str, dict[str, int]] = field(default_factory=dict)
+    weight_plates: tuple[Plate, ...] | None = None
+
+    @property
+    def weight_shape(self) -> Shape:
+        """Return the shape of the importance weights."""
+        return plate_shape(self.weight_plates or ())
 
     def estimator(self, group: SiteGroup) -> Estimator:
         """Return the estimator of a group's sites."""
         return self.sites[group.members[0]].estimator
 
     @classmethod
-    def build(cls, sites: Sequence[SiteSpec], costs: Sequence[CostSpec]) -> Layout:
+    def build(cls, sites: Sequence[SiteSpec], costs: Sequence[CostSpec], objective: Objective | None = None) -> Layout:
         """Group sites and costs by their plates, close the dependencies and lay out the sums."""
         closed = site_dependencies(sites)
         depends = cost_dependencies(costs, closed)
         layout = cls(sites, costs, ancestors=closed)
+        if isinstance(objective, MultiSample):
+            layout.weight_plates = weight_plates(sites, costs, depends, objective)
         scored = [i for i, site in enumerate(sites) if site.estimator.uses_score and not site.estimator.uses_branches]
         for plates, _, members in _grouped(scored, lambda i: (sites[i].plates, sites[i].estimator.group_key)):
             layout.site_groups.append(SiteGroup(members, plates, plate_shape(plates)))
         for i, site in enumerate(sites):
             if site.estimator.uses_branches:
-                plates = _separable(site, costs, depends)
+                plates = layout.weight_plates
+                if plates is None:
+                    plates = _separable(site, costs, depends)
                 layout.site_groups.append(SiteGroup((i,), plates, plate_shape(plates)))
         for plates, _, members in _grouped(range(len(costs)), lambda i: (costs[i].plates, None)):
             signs = np.array([costs[i].sign for i in members])

@@ -67,7 +67,8 @@ class Run:
     Every array has shape (particles, *batch), where the batch dimensions end at the right as the plates' `dim`
     say. `scores` holds log q of each site, neither scaled nor masked, with its gradient; `costs` holds each
     log density as it counts in the objective, scaled and masked, with the gradient that flows through it.
-    `indices` gives the elements of a subsampled plate, of shape (n,) or (particles, n).
+    `indices` gives the elements of a subsampled plate, of shape (n,) or (particles, n). `through` holds, for a site that
+    follows its path alone, its log density as it counts, with the draw held constant.
     """
 
     particles: int
@@ -75,3 +76,4 @@ class Run:
     costs: list[Array]
     indices: dict[str, Array] = field(default_factory=dict)
     score_squared: Mapping[str, Callable[[], Array]] = field(default_factory=dict)
+    through: Mapping[str, Array] = field(default_factory=dict)

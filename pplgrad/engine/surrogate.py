@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Protocol
+
+import numpy as np
 
 from pplgrad.baselines.base import Baseline, BaselineTerms, parts_of
 from pplgrad.engine.branches import BranchHost, branch_terms
-from pplgrad.engine.downstream import downstream, stacked_costs, stacked_scores, to_shape
+from pplgrad.engine.downstream import stacked_scores, to_shape
 from pplgrad.engine.layout import Layout, SiteGroup
 from pplgrad.engine.ops import Array, Ops
+from pplgrad.engine.paths import PathHost, path_terms
 from pplgrad.engine.program import Plate, Run
+from pplgrad.engine.signals import Bounds, Downstream, Signals, Weights
 from pplgrad.errors import BaselineError
 from pplgrad.estimators.base import BaselineHost, BaselineValue, Estimator, GroupTerms
+from pplgrad.objectives import MultiSample, Objective
+
+
+class Rerun(BranchHost, PathHost, Protocol):
+    """The part of a plug-in that runs a program again."""
 
 
 @dataclass
@@ -42,58 +52,55 @@ class SiteGroupRun:
     downstream: Array
     indices: Mapping[str, Array]
     score_squared: Sequence[Callable[[], Array] | None]
+    weights: Weights | None = None
 
 
 def estimate(
     ops: Ops,
     runs: Sequence[tuple[Layout, Run]],
     host: BaselineHost | None,
-    branches: Sequence[BranchHost] = (),
+    branches: Sequence[Rerun] = (),
+    objective: Objective | None = None,
 ) -> Estimate:
     """Return the objective's value and surrogate from the runs of all particles.
 
     One run with several particles (vectorized) or several with one each (looped); looped particles may differ in
     structure. `host` holds state, networks and functions of baselines, and may be None where no baseline has any;
-    `branches` runs the branches of each run, and may be empty where no site asks for any.
+    `branches` runs each run again at other values, and may be empty where no site asks for any.
     """
-    total = sum(run.particles for _, run in runs)
-    value = surrogate = None
+    signals: Signals
+    if isinstance(objective, MultiSample):
+        signals = Bounds(ops, runs, objective)
+    else:
+        signals = Downstream(ops, runs)
+    result = Estimate(ops.stop_gradient(signals.value), signals.surrogate, None)
+    if isinstance(objective, MultiSample) and objective.draws_are_constant:
+        return result
     groups: list[list[SiteGroupRun]] = []
-    terms: list[Array] = []
-    losses: list[Array] = []
     for number, (layout, run) in enumerate(runs):
-        stacks = [stacked_costs(ops, run.costs, group) for group in layout.cost_groups]
-        objective = None
-        for stack, costs in zip(stacks, layout.cost_groups, strict=True):
-            part = _signed_sum(ops, stack, costs.signs)
-            objective = part if objective is None else objective + part
-        if objective is None:
-            raise ValueError("The program has no sample site.")
-        value = objective if value is None else value + objective
         plain = [i for i, group in enumerate(layout.site_groups) if not layout.estimator(group).uses_branches]
-        groups.append([_group_run(ops, layout, run, i, stacks) for i in plain])
+        groups.append([_group_run(ops, layout, run, i, signals, number) for i in plain])
         if len(plain) < len(layout.site_groups):
-            term, loss = branch_terms(ops, layout, run, stacks, branches[number])
-            terms.append(term)
-            losses += [] if loss is None else [loss]
-    assert value is not None
-    value = value / total
-    surrogate = sum(terms, start=value * total) / total if terms else value
-
-    result = Estimate(ops.stop_gradient(value), surrogate, sum(losses[1:], losses[0]) / total if losses else None)
+            term, loss = branch_terms(ops, layout, run, signals, number, branches[number])
+            _add(result, term, loss, signals.replicates)
+        if isinstance(signals, Bounds) and branches:
+            path = path_terms(ops, layout, run, signals, number, branches[number])
+            if path is not None:
+                _add(result, path, None, signals.replicates)
     for group in _merged(ops, groups):
-        _add_group(ops, group, host, total, result)
+        _add_group(ops, group, host, signals.replicates, result)
     return result
 
 
-def _signed_sum(ops: Ops, stack: Array, signs) -> Array:  # type: ignore[no-untyped-def]
-    if (signs == signs[0]).all():
-        return ops.xp.sum(stack) * float(signs[0])
-    shaped = signs.reshape((-1,) + (1,) * (len(stack.shape) - 1))
-    return ops.xp.sum(stack * ops.constant(shaped, stack))
+def _add(result: Estimate, term: Array, loss: Array | None, replicates: int) -> None:
+    """Add terms to the surrogate and to the loss of what is learned."""
+    result.surrogate = result.surrogate + term / replicates
+    if loss is not None:
+        loss = loss / replicates
+        result.baseline_loss = loss if result.baseline_loss is None else result.baseline_loss + loss
 
 
-def _group_run(ops: Ops, layout: Layout, run: Run, index: int, stacks: list[Array]) -> SiteGroupRun:
+def _group_run(ops: Ops, layout: Layout, run: Run, index: int, signals: Signals, number: int) -> SiteGroupRun:
     group = layout.site_groups[index]
     names = tuple(layout.sites[i].name for i in group.members)
     return SiteGroupRun(
@@ -101,9 +108,10 @@ def _group_run(ops: Ops, layout: Layout, run: Run, index: int, stacks: list[Arra
         plates=group.plates,
         estimator=layout.estimator(group),
         log_prob=stacked_scores(ops, run.scores, group),
-        downstream=downstream(ops, layout, index, stacks),
+        downstream=signals.at_draw(number, index),
         indices=run.indices,
         score_squared=[_score_squared(ops, run, name, group) for name in names],
+        weights=signals.weights_of(number, index),
     )
 
 
@@ -131,6 +139,7 @@ def _merged(ops: Ops, groups: list[list[SiteGroupRun]]) -> list[SiteGroupRun]:
                     group.downstream[:, i : i + 1],
                     group.indices,
                     group.score_squared[i : i + 1],
+                    group.weights,
                 )
                 by_site.setdefault((name, group.plates), []).append(single)
     return [_joined(ops, members) for members in by_site.values()]
@@ -155,7 +164,14 @@ def _joined(ops: Ops, members: list[SiteGroupRun]) -> SiteGroupRun:
         xp.concat([m.downstream for m in members], axis=0),
         indices,
         squares,
+        _all_rows([m.weights for m in members]),
     )
+
+
+def _all_rows(members: Sequence[Weights | None]) -> Weights | None:
+    """Return the weights at the rows of all members."""
+    known = [weights for weights in members if weights is not None]
+    return replace(known[0], rows=np.concatenate([weights.rows for weights in known])) if known else None
 
 
 def _per_particle(ops: Ops, member: SiteGroupRun, name: str) -> Array:
@@ -165,7 +181,7 @@ def _per_particle(ops: Ops, member: SiteGroupRun, name: str) -> Array:
     return ops.xp.broadcast_to(index[None], (member.log_prob.shape[0], index.shape[0]))
 
 
-def _add_group(ops: Ops, group: SiteGroupRun, host: BaselineHost | None, particles: int, result: Estimate) -> None:
+def _add_group(ops: Ops, group: SiteGroupRun, host: BaselineHost | None, replicates: int, result: Estimate) -> None:
     """Add one group's score terms, baseline losses and new states to the estimate."""
 
     def evaluate(baseline: Baseline) -> BaselineValue:
@@ -176,12 +192,9 @@ def _add_group(ops: Ops, group: SiteGroupRun, host: BaselineHost | None, particl
         losses = [site.loss for site in sites if site.loss is not None]
         return BaselineValue(signal, sum(losses[1:], losses[0]) if losses else None)
 
-    terms = GroupTerms(group.names, group.plates, group.log_prob, group.downstream, ops, evaluate)
+    terms = GroupTerms(group.names, group.plates, group.log_prob, group.downstream, ops, evaluate, group.weights)
     term, loss = group.estimator.surrogate(terms)
-    result.surrogate = result.surrogate + term / particles
-    if loss is not None:
-        loss = loss / particles
-        result.baseline_loss = loss if result.baseline_loss is None else result.baseline_loss + loss
+    _add(result, term, loss, replicates)
 
 
 def _evaluated(

@@ -6,6 +6,7 @@ from pplgrad.estimators.base import Declaration, Estimator
 from pplgrad.estimators.control_variates import REBAR, DoubleCV, MuProp
 from pplgrad.estimators.local_expectation import LocalExpectation
 from pplgrad.estimators.measure_valued import MeasureValued
+from pplgrad.estimators.multi_sample import OVIS, VIMCO, DReG
 from pplgrad.estimators.relaxed import GappedStraightThrough, GumbelRao, GumbelSoftmax, ReinMax, StraightThrough
 from pplgrad.estimators.reparam import Reparam
 from pplgrad.estimators.score import ScoreFunction
@@ -15,6 +16,7 @@ __all__ = [
     "ARM",
     "ARMS",
     "Auto",
+    "DReG",
     "Declaration",
     "DisARM",
     "DoubleCV",
@@ -25,6 +27,7 @@ __all__ = [
     "LocalExpectation",
     "MeasureValued",
     "MuProp",
+    "OVIS",
     "REBAR",
     "ReinMax",
     "Reparam",
@@ -32,4 +35,5 @@ __all__ = [
     "StraightThrough",
     "SumAndSample",
     "UnorderedSet",
+    "VIMCO",
 ]

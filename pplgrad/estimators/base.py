@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pplgrad.baselines.base import parts_of
 from pplgrad.engine.ops import Array, Ops
 from pplgrad.engine.program import Plate
+from pplgrad.objectives import ELBO, MultiSample, Objective
 
 if TYPE_CHECKING:
     from pplgrad.baselines.base import Baseline
     from pplgrad.engine.branches import Alternatives, BranchTerms, Draw
+    from pplgrad.engine.signals import Weights
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class SiteInfo:
 
     `categories` is the number of values of each element where they are finitely many, else None; `scanned` says
     whether the site is one step of a loop that the host compiles, `relaxable` whether it is Bernoulli or one-hot;
-    `elements` is the number of independent elements that share their downstream cost, as far as the host knows.
+    `elements` is the number of independent elements that share their downstream cost, as far as the host knows;
+    `objective` is what the estimates are the gradient of.
     """
 
     name: str
@@ -52,6 +55,12 @@ class SiteInfo:
     scanned: bool = False
     relaxable: bool = False
     elements: int = 1
+    objective: Objective = field(default_factory=ELBO)
+
+    @property
+    def combined(self) -> int:
+        """The number of particles whose importance weights one value of the objective combines; 0 for a sum of costs."""
+        return self.objective.combined(self.particles) if isinstance(self.objective, MultiSample) else 0
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,8 @@ class GroupTerms:
     """The arrays of a group of sites that share plates and estimator.
 
     `log_prob` is log q with its gradient and `downstream` the sum of the costs that depend on each site, both of
-    shape (particles, n, *plates); `baselines` evaluates a baseline for the group.
+    shape (particles, n, *plates); `evaluate` evaluates a baseline for the group. Under an objective that combines particles
+    `downstream` is the bound of the site's element, and `weights` are the importance weights.
     """
 
     names: tuple[str, ...]
@@ -68,6 +78,7 @@ class GroupTerms:
     downstream: Array
     ops: Ops
     evaluate: Callable[[Baseline], BaselineValue]
+    weights: Weights | None = None
 
 
 @dataclass(frozen=True)
@@ -98,7 +109,8 @@ class Estimator(ABC):
     the downstream cost; the draw of such a site is a constant to differentiation. With `uses_branches` as well, it
     asks by `alternatives` for the downstream cost at other values of the site and gets them in `surrogate_of`
     (instead of `surrogate`). With `relaxes` its draw is replaced by weights of the categories;
-    with `uses_slopes` it asks for the derivative of the cost at such weights.
+    with `uses_slopes` it asks for the derivative of the cost at such weights; with `reweights_path` the score of its draw in the
+    importance weights is reparameterized.
     """
 
     declaration: ClassVar[Declaration]
@@ -106,6 +118,7 @@ class Estimator(ABC):
     uses_branches: ClassVar[bool] = False
     relaxes: ClassVar[bool] = False
     uses_slopes: ClassVar[bool] = False
+    reweights_path: ClassVar[bool] = False
 
     @property
     def group_key(self) -> Hashable:

@@ -22,7 +22,8 @@ class Reparam(Estimator):
 
     Shapes: any batch and event shape; particles and plates add nothing.
 
-    Raises `EstimatorError` on a site whose distribution has no reparameterized sampler.
+    Raises `EstimatorError` on a site whose distribution has no reparameterized sampler, and for sticking the landing under
+    an objective that combines particles.
 
     >>> Reparam().declaration.unbiased
     True
@@ -57,4 +58,9 @@ class Reparam(Estimator):
             raise EstimatorError(
                 f"Reparam() cannot be used at site '{site.name}': {site.distribution} has no reparameterized "
                 f"sampler; {remedy(site)}"
+            )
+        if self.sticking_the_landing and site.combined:
+            raise EstimatorError(
+                f"{self!r} cannot be used at site '{site.name}' under {site.objective!r}, where the score that it leaves out "
+                "has not mean zero; use DReG() there, or Reparam()."
             )

@@ -12,14 +12,15 @@ import jax.numpy as jnp
 from pplgrad.engine.checks import refuse_misuse
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.noise import Noise
+from pplgrad.engine.program import Run
 from pplgrad.errors import BaselineError, EstimatorError, ProgramError
 from pplgrad.numpyro._coarse import misused, raise_if_index
 from pplgrad.numpyro._compat import unmasked
 from pplgrad.numpyro._distributions import family, is_relaxable
 from pplgrad.numpyro._ops import JaxNoise
-from pplgrad.numpyro._program import Arrays, run_particle
+from pplgrad.numpyro._program import Arrays, Static, run_particle
 from pplgrad.numpyro._relaxed import Extended, extended, softened
-from pplgrad.numpyro._sites import Resolve, site_key
+from pplgrad.numpyro._sites import Intervene, Resolve, site_key
 from pplgrad.objectives import CostWeights
 
 Program = tuple[Callable, Callable, tuple, dict]
@@ -123,6 +124,39 @@ class NumPyroBranches:
             )
         return self._run_all(values, temperatures)
 
+    def path_slopes(
+        self, run: Run, sites: Sequence[str], weigh: Callable[[list[jax.Array], list[jax.Array]], jax.Array]
+    ) -> list[tuple[jax.Array, jax.Array]]:
+        """Return the values of sites with their gradient, and the derivative with respect to them of what `weigh` makes."""
+        if not self._traceable:
+            raise EstimatorError(
+                f"DReG() at site '{sites[0]}' differentiates the program, whose Python control flow depends on a value; use "
+                "Reparam() there."
+            )
+        values = {name: self._arrays.values[name] for name in sites}
+
+        def shifted(shifts: dict[str, jax.Array]) -> jax.Array:
+            if self._map_particles is None:
+                found = self._shifted((self._keys[0], {name: x[0] for name, x in shifts.items()}))
+                found = jax.tree.map(lambda x: x[None], found)
+            else:
+                found = self._map_particles(self._shifted, (jnp.stack(list(self._keys)), shifts))
+            return weigh(*found)
+
+        slopes = jax.grad(shifted)(jax.tree.map(jnp.zeros_like, values))
+        return [(values[name], slopes[name]) for name in sites]
+
+    def _shifted(self, mine: tuple[jax.Array, dict[str, jax.Array]]) -> tuple[list[jax.Array], list[jax.Array]]:
+        """Return a particle's costs and scores where draws are moved by shifts."""
+        key, shifts = mine
+
+        def intervene(name: str, msg: Any, key: jax.Array, in_body: bool) -> None:
+            if name in shifts:
+                msg["value"], msg["intermediates"] = msg["value"] + shifts[name], []
+
+        arrays = self._again(key, intervene)[0]
+        return self._in_order(arrays), [arrays.scores[site.name] for site in self._layout.sites]
+
     def _run_all(
         self, values: Mapping[str, jax.Array], temperatures: Mapping[str, Any] | None
     ) -> dict[str, list[jax.Array]]:
@@ -177,17 +211,24 @@ class NumPyroBranches:
                 mine = alternatives[name][jnp.clip(number - first, 0, last - first)]
                 msg["value"] = jnp.where(inside(name), mine.astype(msg["value"].dtype), msg["value"])
 
-        model, guide, args, kwargs = self._program
-        arrays, static = run_particle(
-            key, dict(self._params), model, guide, args, kwargs, self._resolve, self._weights, intervene
-        )
+        arrays, static = self._again(key, intervene)
         for name in {*static.model, *static.guide} ^ {spec.name for spec in self._layout.costs}:
             raise ProgramError(
                 f"Site '{name}' exists or not depending on the values of other sites, whose estimator runs the program "
                 "at other values; use ScoreFunction() there."
             )
+        return self._in_order(arrays), static.extended
+
+    def _again(self, key: jax.Array, intervene: Intervene) -> tuple[Arrays, Static]:
+        """Run a particle again with its own key."""
+        model, guide, args, kwargs = self._program
+        params = dict(self._params)
+        return run_particle(key, params, model, guide, args, kwargs, self._resolve, self._weights, intervene)
+
+    def _in_order(self, arrays: Arrays) -> list[jax.Array]:
+        """Return the costs in the order of the layout."""
         sides = {1.0: arrays.model_costs, -1.0: arrays.guide_costs}
-        return [sides[spec.sign][spec.name] for spec in self._layout.costs], static.extended
+        return [sides[spec.sign][spec.name] for spec in self._layout.costs]
 
     def _refuse_body(self, name: str, temperatures: Mapping[str, Any]) -> None:
         """Refuse to differentiate through what is drawn in the body of a scan or cond."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from numpyro.handlers import seed
 from numpyro.infer import Trace_ELBO
 
 from pplgrad.engine.checks import checked_objective, impossible_cost, refuse_misuse
@@ -27,7 +28,7 @@ from pplgrad.numpyro._ops import OPS, attach, concrete
 from pplgrad.numpyro._program import Arrays, Static, densities_read, run_particle, specify
 from pplgrad.numpyro._provenance import Reads, outputs_read
 from pplgrad.numpyro._sites import site_info
-from pplgrad.objectives import ELBO, Objective
+from pplgrad.objectives import ELBO, MultiSample, Objective
 
 
 class TraceGrad_ELBO(Trace_ELBO):
@@ -74,7 +75,11 @@ class TraceGrad_ELBO(Trace_ELBO):
             multi_sample_guide=multi_sample_guide,
             sum_sites=sum_sites,
         )
-        self.objective = checked_objective(objective)
+        self.objective = checked_objective(objective, num_particles)
+        if isinstance(objective, MultiSample) and not sum_sites:
+            raise ConfigurationError(
+                f"sum_sites=False reports a part of the objective for each site, and {objective!r} is no sum over sites; drop it."
+            )
         self._mapping = EstimatorMapping.of(estimators, "TraceGrad_ELBO(estimators=...)")
         self._reasons: dict[str, str] = {}
 
@@ -89,11 +94,13 @@ class TraceGrad_ELBO(Trace_ELBO):
                 )
             self._refuse_scores(rng_key, param_map, model, guide, args, kwargs)
             return super().loss_with_mutable_state(rng_key, param_map, model, guide, *args, **kwargs)
+        model, guide = self._with_one_minibatch(rng_key, model), self._with_one_minibatch(rng_key, guide)
         runs = self._runs(rng_key, param_map, model, guide, args, kwargs)
-        parts = [_laid_out(static, arrays, reads) for arrays, static, reads in runs]
+        parts = [_laid_out(static, arrays, reads, self.objective) for arrays, static, reads in runs]
         host = self._host(runs, parts, param_map, args, kwargs)
         program = (model, guide, args, kwargs)
-        result = estimate(OPS, parts, host, self._branches(rng_key, param_map, program, runs, parts))
+        branches = self._branches(rng_key, param_map, program, runs, parts)
+        result = estimate(OPS, parts, host, branches, self.objective)
         _refuse_impossible(result, runs)
         loss = _with_gradient(result) if self.sum_sites else _by_site(runs)
         return {"loss": loss, "mutable_state": _new_state(runs, result)}
@@ -122,10 +129,17 @@ class TraceGrad_ELBO(Trace_ELBO):
         >>> TraceGrad_ELBO(num_particles=2).describe(jax.random.key(0), {}, program, program).rows[0]["baseline"]
         'LeaveOneOut()'
         """
+        model, guide = self._with_one_minibatch(rng_key, model), self._with_one_minibatch(rng_key, guide)
         runs = self._runs(rng_key, param_map, model, guide, args, kwargs)
-        parts = [_laid_out(static, arrays, reads) for arrays, static, reads in runs]
+        parts = [_laid_out(static, arrays, reads, self.objective) for arrays, static, reads in runs]
         host = self._branches(rng_key, param_map, (model, guide, args, kwargs), runs, parts)[0]
         return describe(OPS, *parts[0], host, runs[0][1].families, self._reasons)
+
+    def _with_one_minibatch(self, key: jax.Array, program: Callable) -> Callable:
+        """Make the particles of one bound draw the same elements of a subsampled plate: a weight is that of one data point."""
+        if not isinstance(self.objective, MultiSample) or self.num_particles == 1:
+            return program
+        return seed(program, jax.random.fold_in(key, 0xDA7A), hide_types=["sample", "prng_key", "control_flow"])
 
     def _runs(
         self, rng_key: jax.Array, params: dict, model: Callable, guide: Callable, args: tuple, kwargs: dict
@@ -222,7 +236,7 @@ class TraceGrad_ELBO(Trace_ELBO):
 
     def _resolve(self, name: str, msg: Any, scanned: bool) -> Estimator:
         """Choose a site's estimator: the ELBO's mapping, the site's own or the guide wrapper's, the default."""
-        site = site_info(msg, name, self.num_particles, scanned)
+        site = site_info(msg, name, self.num_particles, scanned, self.objective)
         found = resolve(self._mapping, msg["infer"].get("estimator"), site, stateful="pplgrad" in msg["infer"])
         self._reasons[name] = found[1]
         return found[0]
@@ -236,7 +250,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         self, rng_key: jax.Array, params: dict, model: Callable, guide: Callable, args: tuple, kwargs: dict
     ) -> None:
         """With a guide that proposes several samples at once, only reparameterized sites have a right gradient."""
-        from numpyro.handlers import seed, substitute, trace
+        from numpyro.handlers import substitute, trace
 
         def names(key: jax.Array) -> None:
             sites = trace(substitute(seed(guide, key), data=params)).get_trace(*args, **kwargs)
@@ -287,7 +301,9 @@ class TraceGrad_ELBO(Trace_ELBO):
         return NumPyroBaselines(sites, ancestors, values, indices, args, kwargs, nets, states, dtype)
 
 
-def _laid_out(static: Static, arrays: Arrays, reads: dict[str, Reads] | None) -> tuple[Layout, Run]:
+def _laid_out(
+    static: Static, arrays: Arrays, reads: dict[str, Reads] | None, objective: Objective | None
+) -> tuple[Layout, Run]:
     sites, costs = specify(static, reads)
     squares = {name: (lambda x=x: x) for name, x in arrays.squares.items()}
     run = Run(
@@ -296,8 +312,9 @@ def _laid_out(static: Static, arrays: Arrays, reads: dict[str, Reads] | None) ->
         costs=[arrays.model_costs[name] for name in static.model] + [arrays.guide_costs[name] for name in static.guide],
         indices=dict(arrays.indices),
         score_squared=squares,
+        through=arrays.through,
     )
-    return Layout.build(sites, costs), run
+    return Layout.build(sites, costs, objective), run
 
 
 def _with_gradient(result: Estimate) -> jax.Array:
@@ -316,7 +333,7 @@ def _by_site(runs: list) -> dict[str, jax.Array]:
         parts = []
         for arrays, static, reads in runs:
             sites, costs = specify(static, reads)
-            _, run = _laid_out(static, arrays, reads)
+            _, run = _laid_out(static, arrays, reads, None)
             chosen = [i for i, cost in enumerate(costs) if cost.name == name]
             plain = [replace(s, estimator=ScoreFunction()) if s.estimator.uses_score else s for s in sites]
             kept: list[CostSpec] = [costs[i] for i in chosen]

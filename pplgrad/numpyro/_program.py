@@ -76,11 +76,12 @@ class Arrays:
     finite: dict[str, FiniteDraw]
     again: dict[str, tuple[jax.Array, jax.Array]]
     parameters: dict[str, dict[str, jax.Array]]
+    through: dict[str, jax.Array]
 
 
 jax.tree_util.register_dataclass(
     Arrays,
-    "scores model_costs guide_costs squares values indices mutable fresh_params probes finite again parameters".split(),
+    "scores model_costs guide_costs squares values indices mutable fresh_params probes finite again parameters through".split(),
     [],
 )
 
@@ -161,7 +162,7 @@ def _collected(
     again: jax.Array,
     weights: CostWeights,
 ) -> Arrays:
-    arrays = Arrays({}, {}, {}, {}, {}, {}, mutable, {}, {}, {}, {}, {})
+    arrays = Arrays({}, {}, {}, {}, {}, {}, mutable, {}, {}, {}, {}, {}, {})
     sizes: dict[str, int] = {}
     for site in (*model_trace.values(), *guide_trace.values()):
         if site["type"] == "plate":
@@ -194,12 +195,11 @@ def _collected(
         flow = static.guide_flows.get(name)
         log_q = _log_prob(site, site["fn"], site["intermediates"])
         estimator = static.estimators.get(name)
-        along = log_q
         if estimator is not None and estimator.path_only:
             fixed = {**site, "value": jax.lax.stop_gradient(site["value"])}
-            through = _log_prob(fixed, site["fn"], None)
-            along = log_q - through + jax.lax.stop_gradient(through)
-        cost = weighted(along * _scale(site), weights.guide)
+            held = weighted(_log_prob(fixed, site["fn"], None) * _scale(site), weights.guide)
+            arrays.through[name] = _in_time(held, site, flow)
+        cost = weighted(log_q * _scale(site), weights.guide)
         if estimator is not None:
             if "pplgrad" in site["infer"]:
                 static.tokens[site["infer"]["pplgrad"]] = name
@@ -214,9 +214,6 @@ def _collected(
                 arrays.squares[name] = _in_time(_score_squared(bare, site["value"]), site, flow)
             if estimator.uses_branches:
                 _ask(arrays, name, bare, site["value"], estimator, again)
-            if estimator.uses_score and name not in static.extended:
-                # E[∇ log q] = 0 given the parents, so that this path is only noise.
-                cost = jax.lax.stop_gradient(cost)
         arrays.guide_costs[name] = _in_time(cost, site, flow)
         static.plates["guide", name] = _plates(site, arrays.guide_costs[name], sizes, static.guide_flows)  # type: ignore[index]
         arrays.probes["guide:" + name] = _probes(site)

@@ -16,6 +16,7 @@ from pplgrad.numpyro._compat import is_handed_out, replay_branches, tag, unmaske
 from pplgrad.numpyro._distributions import categories, elements, family, is_relaxable
 from pplgrad.numpyro._flow import FlowMessenger
 from pplgrad.numpyro._relaxed import Extended, extended_in_model, relaxed
+from pplgrad.objectives import ELBO, Objective
 
 Resolve = Callable[[str, Any, bool], Estimator]
 """From a site's name, its message, and whether it stands in the body of control flow to its estimator."""
@@ -118,7 +119,13 @@ def site_key(key: jax.Array, name: str) -> jax.Array:
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
-def site_info(msg: Any, name: str, particles: int, scanned: bool = False) -> SiteInfo:
+def site_info(
+    msg: Any,
+    name: str,
+    particles: int,
+    scanned: bool = False,
+    objective: Objective = ELBO(),  # noqa: B008
+) -> SiteInfo:
     """Return what an estimator needs to know of a site, from its message."""
     fn = msg["fn"]
     plates = {frame.dim for frame in msg["cond_indep_stack"]}
@@ -134,4 +141,5 @@ def site_info(msg: Any, name: str, particles: int, scanned: bool = False) -> Sit
         scanned,
         is_relaxable(fn),
         elements(fn, plates),
+        objective,
     )

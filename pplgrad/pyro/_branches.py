@@ -14,6 +14,7 @@ from pyro.poutine.util import site_is_subsample
 
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.noise import Noise
+from pplgrad.engine.program import Run
 from pplgrad.errors import EstimatorError, ProgramError
 from pplgrad.estimators.base import Estimator
 from pplgrad.estimators.relaxed import Relaxation
@@ -194,6 +195,18 @@ class PyroBranches:
         if self._depth is None:
             return self._one_by_one(branches, temperatures)
         return self._at_once(branches, start, self._depth, temperatures)
+
+    def path_slopes(
+        self, run: Run, sites: Sequence[str], weigh: Callable[[list[torch.Tensor], list[torch.Tensor]], torch.Tensor]
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return the values of sites with their gradient, and the derivative with respect to them of what `weigh` makes."""
+        values = [self._traces.guide.nodes[name]["value"] for name in sites]
+        values = [value for value in values if value.requires_grad]
+        if not values:
+            return []
+        total = weigh(run.costs, run.scores)
+        slopes = torch.autograd.grad(total, values, retain_graph=True, materialize_grads=True)
+        return list(zip(values, slopes, strict=True))
 
     def _follows(self, site: str, chosen: str) -> bool:
         """Return whether a site's draw depends on the chosen site's; a site of this branch alone surely does."""

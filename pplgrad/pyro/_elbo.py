@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import pyro
@@ -23,15 +24,16 @@ from pplgrad.engine.configuration import (
 from pplgrad.engine.description import Description, describe
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.program import Run, SiteSpec
+from pplgrad.engine.signals import Bounds
 from pplgrad.engine.surrogate import Estimate, estimate
 from pplgrad.errors import PplgradError, ProgramError
 from pplgrad.estimators.base import Estimator
-from pplgrad.objectives import ELBO, Objective
+from pplgrad.objectives import ELBO, MultiSample, Objective
 from pplgrad.pyro._baselines import Networks, PyroBaselines, store_states
 from pplgrad.pyro._branches import PyroBranches
 from pplgrad.pyro._distributions import family
 from pplgrad.pyro._ops import OPS, attach
-from pplgrad.pyro._program import Traces, check_match, record, run_traces, site_info
+from pplgrad.pyro._program import SharedMinibatch, Traces, check_match, record, run_traces, site_info
 from pplgrad.pyro._provenance import Provenance
 from pplgrad.pyro._structure import Structure, Structures
 
@@ -86,7 +88,7 @@ class TraceGrad_ELBO(Trace_ELBO):
             retain_graph=retain_graph,
             tail_adaptive_beta=tail_adaptive_beta,
         )
-        self.objective = checked_objective(objective)
+        self.objective = checked_objective(objective, num_particles)
         self._mapping = EstimatorMapping.of(estimators, "TraceGrad_ELBO(estimators=...)")
         self._networks = Networks()
         self._structures = Structures()
@@ -99,6 +101,8 @@ class TraceGrad_ELBO(Trace_ELBO):
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """Return an estimate of the negative evidence lower bound in nats, without a gradient."""
         total = 0.0
+        if isinstance(self.objective, MultiSample):
+            return self._bound(model, guide, args, kwargs)
         with torch.no_grad():
             for traces, _ in self._runs(model, guide, args, kwargs, None):
                 run = self._record(traces, None, args, kwargs)
@@ -106,6 +110,21 @@ class TraceGrad_ELBO(Trace_ELBO):
                 _check_costs(objective, traces, run)
                 total += objective
         return -total / self.num_particles
+
+    def _bound(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> float:
+        """Return the negative of a bound that combines particles, without a gradient."""
+        known = self._structures.find(model, guide, args, kwargs)
+        runs, traced = [], []
+        with torch.no_grad():
+            for traces, provenance in self._runs(model, guide, args, kwargs, known):
+                run = self._record(traces, provenance, args, kwargs)
+                runs.append((known.layout(traces, run, provenance, self.objective), run))
+                traced.append(traces)
+            assert isinstance(self.objective, MultiSample)
+            value = float(Bounds(OPS, runs, self.objective).value)
+        for traces, (_, run) in zip(traced, runs, strict=True):
+            _check_costs(value, traces, run)
+        return -value
 
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """Return the loss, and add its gradient estimate to the parameters' gradients."""
@@ -141,7 +160,7 @@ class TraceGrad_ELBO(Trace_ELBO):
             with torch.random.fork_rng():
                 traces, provenance = next(self._runs(model, guide, args, kwargs, seen))
                 run = self._record(traces, provenance, args, kwargs)
-                layout = seen.layout(traces, run, provenance)
+                layout = seen.layout(traces, run, provenance, self.objective)
                 host = self._branches(model, guide, args, kwargs, traces, layout, run)
                 families = {name: family(traces.guide.nodes[name]["fn"]) for name in traces.estimators}
                 reasons = {key[0]: reason for key, (_, reason) in self._resolved.items()}
@@ -169,7 +188,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         traced: list[Traces] = []
         for traces, provenance in self._runs(model, guide, args, kwargs, known):
             run = self._record(traces, provenance, args, kwargs)
-            layouts.append(known.layout(traces, run, provenance))
+            layouts.append(known.layout(traces, run, provenance, self.objective))
             refuse_misuse(layouts[-1], known.misused)
             run.indices.update(traces.indices() if any(site.plates for site in layouts[-1].sites) else {})
             runs.append(run)
@@ -180,6 +199,7 @@ class TraceGrad_ELBO(Trace_ELBO):
             list(zip(layouts, runs, strict=True)),
             self._host(layouts, runs, traced, last if len(runs) == 1 else None, args, kwargs),
             [self._branches(model, guide, args, kwargs, *run) for run in zip(traced, layouts, runs, strict=True)],
+            self.objective,
         )
         if not math.isfinite(float(result.value)):
             for traces, run in zip(traced, runs, strict=True):
@@ -196,9 +216,10 @@ class TraceGrad_ELBO(Trace_ELBO):
             self._guess_max_plate_nesting(model, guide, args, kwargs)
         if vectorized:
             run_model, run_guide = self._vectorized_num_particles(model), self._vectorized_num_particles(guide)
+        minibatch = SharedMinibatch() if isinstance(self.objective, MultiSample) else nullcontext()
         for _ in range(1 if vectorized else self.num_particles):
             provenance = Provenance() if known is not None and known.following else None
-            with collect_mappings() as mappings:
+            with collect_mappings() as mappings, minibatch:
                 try:
                     traces = run_traces(run_model, run_guide, args, kwargs, self._resolve, provenance)
                 except (RuntimeError, IndexError, ValueError) as error:
@@ -218,7 +239,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         key = (name, fn.__class__, fn.has_rsample, fn.shape(), own)
         found = self._resolved.get(key)
         if found is None:
-            site = site_info(name, fn, self.num_particles, plates)
+            site = site_info(name, fn, self.num_particles, plates, self.objective)
             found = self._resolved[key] = resolve(self._mapping, own, site, stateful=True)
         return found[0]
 

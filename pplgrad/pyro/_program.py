@@ -19,7 +19,7 @@ from pplgrad.engine.program import EVERY, CostSpec, Plate, Run, SiteSpec
 from pplgrad.errors import ProgramError
 from pplgrad.estimators.base import Estimator, SiteInfo
 from pplgrad.estimators.relaxed import Relaxation
-from pplgrad.objectives import CostWeights
+from pplgrad.objectives import CostWeights, Objective
 from pplgrad.pyro._distributions import (
     categories,
     elements,
@@ -83,7 +83,23 @@ class SiteMessenger(Messenger):
         return estimator
 
 
-def site_info(name: str, fn: Any, particles: int, plates: Collection[int]) -> SiteInfo:
+class SharedMinibatch(Messenger):
+    """Makes later runs draw the elements of a subsampled plate that the first one drew: a weight is that of one data point."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._drawn: dict[str, Any] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg) and not msg["done"] and msg["name"] in self._drawn:
+            msg["value"], msg["done"] = self._drawn[msg["name"]], True
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            self._drawn.setdefault(msg["name"], msg["value"])
+
+
+def site_info(name: str, fn: Any, particles: int, plates: Collection[int], objective: Objective) -> SiteInfo:
     """Return what an estimator needs to know of a site, given the dimensions of its plates."""
     reparameterized = fn.has_rsample and not partly_reparameterized(fn)
     return SiteInfo(
@@ -95,6 +111,7 @@ def site_info(name: str, fn: Any, particles: int, plates: Collection[int]) -> Si
         categories(fn),
         relaxable=is_relaxable(fn),
         elements=elements(fn, plates),
+        objective=objective,
     )
 
 
@@ -240,6 +257,7 @@ def record(
     model_costs: list[torch.Tensor] = []
     guide_costs: list[torch.Tensor] = []
     squares: dict[str, Callable[[], torch.Tensor]] = {}
+    through: dict[str, torch.Tensor] = {}
 
     def shaped(site: Any, x: torch.Tensor) -> torch.Tensor:
         return with_particles(site, x, particles, depth) if vectorized else x[None]
@@ -253,19 +271,16 @@ def record(
             estimator = traces.estimators.get(name)
             log_q = log_prob(name, site, site["fn"])
             if estimator is not None and estimator.path_only:
-                through = log_prob(name, {**site, "value": site["value"].detach()}, site["fn"])
-                log_q = log_q - through + through.detach()
+                held = log_prob(name, {**site, "value": site["value"].detach()}, site["fn"])
+                through[name] = shaped(site, weighted(_scaled(site, held), weights.guide))
             cost = weighted(_scaled(site, log_q), weights.guide)
             if estimator is not None:
                 bare = unmasked(site["fn"])
                 score = log_q if bare is site["fn"] else log_prob(name, site, bare)
                 scores.append(shaped(site, score))
                 squares[name] = partial(_shaped_square, shaped, site, bare)
-                if estimator.uses_score:
-                    # E[∇ log q] = 0 given the parents, so that this path is only noise.
-                    cost = cost.detach()
             guide_costs.append(shaped(site, cost))
-    return Run(particles, scores, model_costs + guide_costs, {}, squares)
+    return Run(particles, scores, model_costs + guide_costs, {}, squares, through)
 
 
 def _shaped_square(shaped: Callable, site: Any, fn: Any) -> torch.Tensor:

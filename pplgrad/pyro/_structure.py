@@ -9,6 +9,7 @@ from typing import Any
 
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.program import Run
+from pplgrad.objectives import Objective
 from pplgrad.pyro._guards import Guard, arguments_kind
 from pplgrad.pyro._program import Traces, specify
 from pplgrad.pyro._provenance import Provenance
@@ -29,7 +30,7 @@ class Structure:
     guard: Guard | None = None
     roots: tuple = field(default_factory=tuple)
 
-    def layout(self, traces: Traces, run: Run, provenance: Provenance | None) -> Layout:
+    def layout(self, traces: Traces, run: Run, provenance: Provenance | None, objective: Objective) -> Layout:
         """Return the layout of a run: found anew where it was watched, else the known one if it still fits.
 
         A run that was not watched and turns out to have another structure is laid out as if everything read
@@ -41,10 +42,10 @@ class Structure:
                 assert self.found is not None
                 return self.found
             self.following, self.found = True, None
-            return Layout.build(*specify(run, traces, None))
+            return Layout.build(*specify(run, traces, None), objective)
         self.hidden_draws |= traces.hidden_draws
         self.misused.update(provenance.misused)
-        layout = Layout.build(*specify(run, traces, provenance))
+        layout = Layout.build(*specify(run, traces, provenance), objective)
         signature = traces.signature()
         if provenance.read_ever or (self.found is not None and signature != self.signature):
             # Values leave the tensors, or looped particles differ: the structure may differ at every run.

@@ -167,15 +167,77 @@ def _exact_gradient(case: Case, weights: CostWeights) -> dict[str, np.ndarray]:
     return {name: np.asarray(g) for name, g in jax.jit(jax.grad(loss))(parameters(case)).items()}
 
 
+Combine = Callable[[Any, Any], Any]
+"""From an array namespace and the log weights of all particles, (particles, *elements), to a bound's value."""
+
+
+def exact_bound_gradient(case: Case, combine: Combine, particles: int, keep: int) -> dict[str, np.ndarray]:
+    """Return the gradient of −E[Σ combine(log weights)], summed over every tuple of outcomes with the same subsample.
+
+    The weights have the last `keep` batch dimensions as elements; a subsampled plate's scale multiplies their bound.
+    """
+    every = list(outcomes(case))
+    picked = _tuples(case, every, particles)
+    rows = stacked([{n: np.stack([every[i][n] for i in p]) for n in every[0]} for p in picked])
+    scale = float(np.prod([size / drawn for size, drawn in case.subsamples.values()])) if keep else 1.0
+    subsets = _count(case)
+
+    def loss(params: dict) -> jax.Array:
+        def one(draws: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            log_q, logs = jax.vmap(lambda o: _log_weight_by_element(case, params, o, keep))(draws)
+            return log_q.sum(), scale * combine(jnp, logs / scale).sum()
+
+        log_q, bound = jax.vmap(one)(rows)
+        return -(jnp.exp(log_q) * bound).sum() / subsets
+
+    return {name: np.asarray(g) for name, g in jax.jit(jax.grad(loss))(parameters(case)).items()}
+
+
+def _log_weight_by_element(case: Case, params: dict, outcome: dict, keep: int) -> tuple[jax.Array, jax.Array]:
+    """Return log q of the discrete sites and log p − log q of each element."""
+    model, guide = case.build(HOST)
+    one = {name: value[None] for name, value in outcome.items()}
+    model_key, guide_key = jax.random.split(jax.random.key(KEY))
+    guide = handlers.seed(forced(guide, one, case.noise, 1), guide_key)
+    log_q, guide_trace = compute_log_probs(guide, (), {}, params, sum_log_prob=False)
+    replayed = handlers.replay(handlers.seed(model, model_key), guide_trace)
+    log_p, _ = compute_log_probs(replayed, (), {}, params, sum_log_prob=False)
+
+    def by_element(x: jax.Array) -> jax.Array:
+        return x.sum(range(x.ndim - keep))
+
+    sites = [guide_trace[name] for name in case.latents]
+    drawn = sum(unmasked(site["fn"]).log_prob(site["value"]).sum() for site in sites)
+    return drawn, sum(map(by_element, log_p.values())) - sum(map(by_element, log_q.values()))
+
+
+def _tuples(case: Case, every: list, particles: int) -> list[tuple[int, ...]]:
+    """Return the tuples of outcomes whose subsample is the same."""
+
+    def subset(i: int) -> list:
+        return [every[i][name].tolist() for name in case.subsamples]
+
+    joint = itertools.product(range(len(every)), repeat=particles)
+    return [p for p in joint if all(subset(i) == subset(p[0]) for i in p)]
+
+
 def expected_gradient(
-    case: Case, elbo: Any, particles: int, wrap: Callable = lambda guide: guide, extra: dict | None = None
+    case: Case,
+    elbo: Any,
+    particles: int,
+    wrap: Callable = lambda guide: guide,
+    extra: dict | None = None,
+    shared: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Return E[estimate] over every tuple of outcomes of the particles; `extra` is state and parameters of baselines."""
+    """Return E[estimate] over every tuple of outcomes of the particles; `extra` is state and parameters of baselines.
+
+    Particles that are `shared` have the same subsample.
+    """
     model, guide = case.build(HOST)
     every = list(outcomes(case))
     weights = jax.vmap(lambda o: log_weight_and_objective(case, parameters(case), o)[0])(stacked(every))
     weights = np.exp(np.asarray(weights))
-    picked = list(itertools.product(range(len(every)), repeat=particles))
+    picked = _tuples(case, every, particles) if shared else list(itertools.product(range(len(every)), repeat=particles))
     tuples = stacked([{n: np.stack([every[i][n] for i in p]) for n in every[0]} for p in picked])
 
     def loss(params: dict, draws: dict[str, jax.Array]) -> jax.Array:
@@ -184,6 +246,8 @@ def expected_gradient(
 
     found = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(parameters(case), tuples)
     weight = np.array([np.prod([weights[i] for i in p]) for p in picked])
+    if shared:
+        weight = weight * _count(case) ** (particles - 1)
     return {name: np.tensordot(weight, np.asarray(g), 1) for name, g in found.items()}
 
 

@@ -165,6 +165,48 @@ def exact_loss(case: Case, model: Callable, guide: Callable, weights: CostWeight
     return total
 
 
+Combine = Callable[[Any, Any], Any]
+"""From an array namespace and the log weights of all particles, (particles, *elements), to a bound's value."""
+
+
+def exact_bound_gradient(case: Case, combine: Combine, particles: int, keep: int) -> dict[str, np.ndarray]:
+    """Return the gradient of −E[Σ combine(log weights)], summed over every tuple of outcomes with the same subsample.
+
+    The weights have the last `keep` batch dimensions as elements; a subsampled plate's scale multiplies their bound.
+    """
+    fresh(case)
+    model, guide = case.build(HOST)
+    subsets = subsamples(case)
+    scale = float(np.prod([size / drawn for size, drawn in case.subsamples.values()])) if keep else 1.0
+    total: Any = 0.0
+    for subset in subsets:
+        rows = [_log_weight_by_element(case, model, guide, outcome | subset, keep) for outcome in outcomes(case)]
+        for picked in itertools.product(rows, repeat=particles):
+            log_q = sum(row[0] for row in picked)
+            bound = scale * combine(xp, torch.stack([row[1] for row in picked]) / scale).sum()
+            total = total - log_q.exp() * bound / len(subsets)
+    total.backward()
+    return gradient()
+
+
+def _log_weight_by_element(case: Case, model: Callable, guide: Callable, outcome: Outcome, keep: int) -> tuple:
+    """Return log q of the discrete sites and log p − log q of each element."""
+    with Force([outcome], case.noise):
+        guide_trace = poutine.trace(guide).get_trace()
+    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace()
+    log_q: Any = 0.0
+    total: Any = 0.0
+    for trace, sign in ((prune_subsample_sites(model_trace), 1.0), (prune_subsample_sites(guide_trace), -1.0)):
+        trace.compute_log_prob()
+        for name, node in trace.nodes.items():
+            if node["type"] == "sample":
+                x = node["log_prob"]
+                total = total + sign * x.sum(tuple(range(x.dim() - keep))) if x.dim() > keep else total + sign * x
+                if sign < 0 and name in case.latents:
+                    log_q = log_q + unmasked(node["fn"]).log_prob(node["value"]).sum()
+    return log_q, total
+
+
 def exact_gradient(case: Case, weights: CostWeights = PLAIN) -> dict[str, np.ndarray]:
     """Return the gradient of the enumerated loss."""
     fresh(case)

@@ -168,6 +168,24 @@ def nested_plates(h):
     return model, guide
 
 
+@case({"z": ((2,), 2)}, {"a": (3,), "b": (2,)}, subsamples={"data": (3, 2)})
+def minibatch(h):
+    """Local latents alone in a subsampled plate."""
+    data = np.array([0.3, -0.6, 1.4])
+
+    def model():
+        b = values("minibatch", h)["b"]
+        with h.plate("data", 3, subsample_size=2) as index:
+            z = h.sample("z", bernoulli(h, b[0]))
+            h.sample("x", h.dist.Normal(b[1] * z, 1.0), obs=h.array(data)[index])
+
+    def guide():
+        with h.plate("data", 3, subsample_size=2) as index:
+            h.sample("z", bernoulli(h, values("minibatch", h)["a"][index]))
+
+    return model, guide
+
+
 @case({"g": ((), 2), "z": ((2,), 2)}, {"g0": (), "a": (3,), "b": (3,)}, subsamples={"data": (3, 2)})
 def subsampled(h):
     data = np.array([0.3, -0.6, 1.4])

@@ -1,0 +1,275 @@
+"""What a site's estimator weighs: the site's downstream cost, or the bound of several particles that its element is in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+
+from pplgrad.engine.downstream import aligned, downstream, stacked_costs, to_shape
+from pplgrad.engine.layout import Layout
+from pplgrad.engine.ops import Array, Ops
+from pplgrad.engine.program import Run
+from pplgrad.errors import ProgramError
+from pplgrad.objectives import MultiSample, ReweightedWakeSleep
+
+
+class Signals(Protocol):
+    """The signals of all sites in all runs; `run` and `group` are their numbers."""
+
+    replicates: int
+    """The number of values of the objective that are averaged."""
+    value: Array
+    """The objective, with the gradient that flows through the costs."""
+    surrogate: Array
+    """What the terms of the sites are added to: the value itself, unless the objective says otherwise."""
+
+    def at_draw(self, run: int, group: int) -> Array:
+        """Return the signal of a group's sites, a constant of shape (particles, n, *plates)."""
+
+    def in_branches(self, run: int, group: int, costs: Sequence[Array], constant: bool) -> Array:
+        """Return the signal in branches, (particles, m, *plates), from all costs in them: (particles * m, *batch)."""
+
+    def shares_in_branches(self, run: int, costs: Sequence[Array]) -> Array:
+        """Return the particle's own share of the importance weights in its branches, (particles, m, *plates)."""
+
+    def weights_of(self, run: int, group: int) -> Weights | None:
+        """Return the importance weights as the group's elements see them; None without several particles in one bound."""
+
+
+class Downstream:
+    """The signals of an objective that is a sum of costs: those that depend on the site, in its own plates."""
+
+    def __init__(self, ops: Ops, runs: Sequence[tuple[Layout, Run]]) -> None:
+        self._ops = ops
+        self._layouts = [layout for layout, _ in runs]
+        self._stacks = []
+        total = None
+        for layout, run in runs:
+            costs = _own_density_held(ops, layout, run, scores_too=True)
+            stacks = [stacked_costs(ops, costs, group) for group in layout.cost_groups]
+            for stack, group in zip(stacks, layout.cost_groups, strict=True):
+                part = _signed_sum(ops, stack, group.signs)
+                total = part if total is None else total + part
+            self._stacks.append(stacks)
+        assert total is not None
+        self.replicates = sum(run.particles for _, run in runs)
+        self.value = self.surrogate = total / self.replicates
+
+    def at_draw(self, run: int, group: int) -> Array:
+        """Return the downstream costs."""
+        return downstream(self._ops, self._layouts[run], group, self._stacks[run])
+
+    def in_branches(self, run: int, group: int, costs: Sequence[Array], constant: bool) -> Array:
+        """Return the downstream cost in each branch."""
+        layout = self._layouts[run]
+        stacks = [stacked_costs(self._ops, list(costs), members) for members in layout.cost_groups]
+        found = downstream(self._ops, layout, group, stacks, constant)[:, 0]
+        return self._ops.xp.reshape(found, (self._stacks[run][0].shape[1], -1, *found.shape[1:]))
+
+    def shares_in_branches(self, run: int, costs: Sequence[Array]) -> Array:
+        """Particles are only averaged: nothing is shared."""
+        raise TypeError("An objective that is a sum of costs has no importance weights.")
+
+    def weights_of(self, run: int, group: int) -> Weights | None:
+        """Return None: particles are only averaged."""
+        return None
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The log weights that one bound combines, as the elements of a site's group see them.
+
+    `logs` are constants of shape (bounds, K, *plates of the weights); `scale` is what a subsampled plate multiplies a bound by.
+    """
+
+    ops: Ops
+    objective: MultiSample
+    logs: Array
+    scale: float
+    rows: np.ndarray
+    shape: tuple[int, ...]
+
+    @property
+    def xp(self):  # type: ignore[no-untyped-def]
+        """The array namespace."""
+        return self.ops.xp
+
+    @property
+    def samples(self) -> int:
+        """K."""
+        return self.logs.shape[1]
+
+    @cached_property
+    def _own(self) -> np.ndarray:
+        own = np.eye(self.samples, dtype=bool)
+        return own.reshape(1, *own.shape, *(1,) * (len(self.logs.shape) - 2))
+
+    def replaced(self, own: Array) -> Array:
+        """Return the log weights (bounds, K, K, *plates) where particle k's is replaced by `own`, in row k."""
+        xp = self.xp
+        mask = self.ops.constant(self._own, self.logs) > 0
+        return xp.where(mask, own[:, :, None], self.logs[:, None])
+
+    def bound_with(self, own: Array) -> Array:
+        """Return, for each particle, the scaled bound with its own log weight replaced by `own`: (bounds, K, *plates)."""
+        return self.scale * self.objective.bound(self.xp, self.replaced(own), 2)
+
+    @cached_property
+    def bound_without(self) -> Array:
+        """Return, for each particle, the scaled bound of the K − 1 others: (bounds, K, *plates)."""
+        power = self.objective.power
+        least = self.xp.full_like(self.logs, -math.inf if power > 0 else math.inf)
+        found = self.objective.bound(self.xp, self.replaced(least), 2)
+        return self.scale * (found + math.log(self.samples / (self.samples - 1)) / power)
+
+    @property
+    def shares(self) -> Array:
+        """Return the scaled derivative of the bound with respect to each log weight: (bounds, K, *plates)."""
+        return self.scale * self.objective.shares(self.xp, self.logs, 1)
+
+    def at_sites(self, x: Array) -> Array:
+        """Bring (bounds, K, *plates) to the shape of the group's signal, (particles, 1, *plates of the sites)."""
+        flat = self.xp.reshape(x, (-1, *x.shape[2:]))
+        if len(self.rows) != flat.shape[0]:
+            flat = self.xp.stack([flat[int(row)] for row in self.rows], axis=0)
+        return aligned(self.ops, flat, 1, len(self.shape))[:, None]
+
+
+class Bounds:
+    """The signals of an objective that combines the importance weights of several particles."""
+
+    def __init__(self, ops: Ops, runs: Sequence[tuple[Layout, Run]], objective: MultiSample) -> None:
+        xp = ops.xp
+        self._ops = ops
+        self._objective = objective
+        self._layouts = [layout for layout, _ in runs]
+        self._starts = np.cumsum([0, *(run.particles for _, run in runs)])
+        total = int(self._starts[-1])
+        layout = self._layouts[0]
+        if any(other.weight_plates != layout.weight_plates for other in self._layouts):
+            raise ProgramError(
+                f"The particles of the program stand in different plates, so that {objective!r} cannot combine their weights; "
+                "give every particle the same plates, or use the ELBO."
+            )
+        self._scale = float(np.prod([p.full_size / p.size for p in layout.weight_plates or ()]))
+        costs = [_own_density_held(ops, layout, run, scores_too=False) for layout, run in runs]
+        sums = [self._summed(layout, x, None) for layout, x in zip(self._layouts, costs, strict=True)]
+        logs = xp.concat([x for x, _ in sums], axis=0) if len(sums) > 1 else sums[0][0]
+        count = objective.combined(total)
+        self.replicates = total // count
+        logs = xp.reshape(logs, (self.replicates, count, *logs.shape[1:]))
+        self._logs = ops.stop_gradient(logs)
+        beside = sum((x for _, x in sums[1:]), sums[0][1]) / total
+        self.value = self.surrogate = self._scale * xp.sum(objective.bound(xp, logs, 1)) / self.replicates + beside
+        if isinstance(objective, ReweightedWakeSleep):
+            awake = [self._summed(o, x, objective.insomnia) for o, x in zip(self._layouts, costs, strict=True)]
+            followed = xp.concat([x for x, _ in awake], axis=0) if len(awake) > 1 else awake[0][0]
+            shares = self._scale * objective.shares(xp, self._logs, 1)
+            self.surrogate = xp.sum(xp.reshape(followed, logs.shape) * shares) / self.replicates + beside
+
+    def _summed(self, layout: Layout, costs: Sequence[Array], guide: float | None) -> tuple[Array, Array]:
+        """Return the unscaled log weights, (particles, *plates), and the sum of all that no draw changes and no plate has.
+
+        With `guide` the guide's log densities count with that sign and weight instead of −1.
+        """
+        ops, shape = self._ops, layout.weight_shape
+        total = beside = ops.constant(np.zeros(()), costs[0])
+        for group in layout.cost_groups:
+            signs = group.signs if guide is None else np.where(group.signs < 0, guide, group.signs)
+            stack = stacked_costs(ops, list(costs), group)
+            summed = ops.contract(ops.constant(signs[None], stack), stack)[0]
+            if all(plate in group.plates for plate in layout.weight_plates or ()):
+                total = total + to_shape(ops, summed, shape) / self._scale
+            else:
+                beside = beside + ops.xp.sum(summed)
+        particles = costs[0].shape[0]
+        return ops.xp.broadcast_to(total, (particles, *shape)), beside
+
+    def weights_of(self, run: int, group: int) -> Weights:
+        """Return the weights, placed as the group needs them."""
+        rows = np.arange(self._starts[run], self._starts[run + 1])
+        shape = self._layouts[run].site_groups[group].shape
+        return Weights(self._ops, self._objective, self._logs, self._scale, rows, shape)
+
+    def at_draw(self, run: int, group: int) -> Array:
+        """Return the bound of each element, for every particle in it."""
+        weights, sites = self.weights_of(run, group), self._layouts[run].site_groups[group]
+        found = self._scale * self._objective.bound(self._ops.xp, self._logs, 1)
+        every = self._ops.xp.broadcast_to(found[:, None], self._logs.shape)
+        placed = weights.at_sites(every)
+        return self._ops.xp.broadcast_to(placed, (placed.shape[0], len(sites.members), *sites.shape))
+
+    def in_branches(self, run: int, group: int, costs: Sequence[Array], constant: bool) -> Array:
+        """Return the bound with the particle's own weight replaced by that of the branch."""
+        found, others = self._in_branches(run, costs, constant)
+        return self._scale * self._objective.bound(self._ops.xp, self._set_in(others, found, run), 1)
+
+    def shares_in_branches(self, run: int, costs: Sequence[Array]) -> Array:
+        """Return the particle's own share of the weights in its branches, (particles, m, *plates)."""
+        xp = self._ops.xp
+        found, others = self._in_branches(run, costs, True)
+        every = self._objective.shares(xp, self._set_in(others, found, run), 1)
+        return self._scale * xp.sum(xp.where(self._mine(run, len(found.shape)), every, xp.zeros_like(every)), axis=1)
+
+    def share_rates(self, run: int) -> tuple[Array, Array]:
+        """Return each particle's share of the weights, and how fast it grows with its log weight: (particles, *plates)."""
+        shares = self._objective.shares(self._ops.xp, self._logs, 1)
+        rates = self._objective.power * shares * (1 - shares)
+        rows = slice(int(self._starts[run]), int(self._starts[run + 1]))
+        shape = (-1, *self._logs.shape[2:])
+        return tuple(self._scale * self._ops.xp.reshape(x, shape)[rows] for x in (shares, rates))  # type: ignore[return-value]
+
+    def log_weights(self, run: int, costs: Sequence[Array]) -> Array:
+        """Return the unscaled log weights that costs amount to: (particles, *plates)."""
+        return self._summed(self._layouts[run], costs, None)[0]
+
+    def _in_branches(self, run: int, costs: Sequence[Array], constant: bool) -> tuple[Array, Array]:
+        """Return the log weights in branches, (particles, m, *plates), and all of each particle's bound, (particles, K, ...)."""
+        found, _ = self._summed(self._layouts[run], costs, None)
+        particles = int(self._starts[run + 1] - self._starts[run])
+        found = self._ops.xp.reshape(found, (particles, -1, *found.shape[1:]))
+        bounds = np.arange(self._starts[run], self._starts[run + 1]) // self._logs.shape[1]
+        others = self._ops.xp.stack([self._logs[int(i)] for i in bounds], axis=0)
+        return self._ops.stop_gradient(found) if constant else found, others
+
+    def _mine(self, run: int, ndim: int) -> Array:
+        """Return, for each particle of a run, where it stands in its bound: (particles, K, 1, ...)."""
+        count = self._logs.shape[1]
+        place = np.arange(self._starts[run], self._starts[run + 1]) % count
+        mine = (place[:, None] == np.arange(count)).reshape(len(place), count, *(1,) * (ndim - 1))
+        return self._ops.constant(mine, self._logs) > 0
+
+    def _set_in(self, others: Array, found: Array, run: int) -> Array:
+        """Return the log weights (particles, K, m, *plates) with each particle's own replaced."""
+        return self._ops.xp.where(self._mine(run, len(found.shape)), found[:, None], others[:, :, None])
+
+
+def _own_density_held(ops: Ops, layout: Layout, run: Run, scores_too: bool) -> list[Array]:
+    """Return the costs without the gradient that the guide's densities are not to carry.
+
+    A site that follows its path alone (sticking the landing) has no gradient through its density's parameters. In a sum of
+    costs the density of a site with a score term has none at all, since E[∇ log q] = 0 given the parents.
+    """
+    estimators = {site.name: site.estimator for site in layout.sites}
+    costs = list(run.costs)
+    for number, cost in enumerate(layout.costs):
+        if cost.sign > 0 or cost.name not in estimators:
+            continue
+        if scores_too and estimators[cost.name].uses_score:
+            costs[number] = ops.stop_gradient(costs[number])
+        elif cost.name in run.through:
+            through = run.through[cost.name]
+            costs[number] = costs[number] - through + ops.stop_gradient(through)
+    return costs
+
+
+def _signed_sum(ops: Ops, stack: Array, signs: np.ndarray) -> Array:
+    if (signs == signs[0]).all():
+        return ops.xp.sum(stack) * float(signs[0])
+    shaped = signs.reshape((-1,) + (1,) * (len(stack.shape) - 1))
+    return ops.xp.sum(stack * ops.constant(shaped, stack))
