@@ -1,12 +1,17 @@
 """What is proved of objectives that combine particles, the same in both libraries."""
 
+import math
+
+import pytest
+
 from pplgrad import (
     IWAE,
     OVIS,
+    REBAR,
     VIMCO,
-    DecayingAverage,
     DisARM,
     LocalExpectation,
+    MuProp,
     Renyi,
     ScoreFunction,
     UnorderedSet,
@@ -18,14 +23,12 @@ def bound(power):
     """Return the bound of log weights along their first axis."""
 
     def combine(xp, logs):
-        import math
-
         return (log_sum_exp(xp, power * logs, 0) - math.log(logs.shape[0])) / power
 
     return combine
 
 
-PROGRAMS = {
+KEPT = {
     "single": 0,
     "hierarchy": 0,
     "mixed": 0,
@@ -52,7 +55,34 @@ BRANCHES = {
     "ovis-samples": OVIS(samples=1),
     "samples2": ScoreFunction(samples=2),
     "set2": UnorderedSet(2),
+    "muprop": MuProp(),
 }
-"""Estimators that run the program at other values."""
+"""Estimators that run the program at other values, with finite noise."""
 
-STATEFUL = ScoreFunction(DecayingAverage(0.9))
+RANDOM = REBAR(0.5, 0.8, learn=False)
+
+
+def score_pairs():
+    """Return objectives, programs and estimators; the quick ones are few."""
+    quick = {("iwae", "event_in_plate", "vimco"), ("renyi", "mixed", "score"), ("iwae", "minibatch", "ovis")}
+    every = [("iwae", name, short) for name in KEPT for short in SCORES]
+    every += [(o, name, short) for o in ("renyi", "renyi2") for name in ("mixed", "event_in_plate") for short in SCORES]
+    return [pytest.param(*row, marks=() if row in quick else pytest.mark.slow) for row in every]
+
+
+def branch_pairs():
+    """Return objectives, programs and estimators that run branches."""
+    every = [("iwae", "single", short) for short in BRANCHES] + [("renyi2", "single", "local")]
+    every += [("iwae", "shared_parameter", "disarm"), ("iwae", "reparameterized_parent", "local")]
+    quick = {("iwae", "single", "local"), ("iwae", "single", "disarm")}
+    return [pytest.param(*row, marks=() if row in quick else pytest.mark.slow) for row in every]
+
+
+def wake(fixed):
+    """Return what reweighted wake-sleep follows: Σ w̃ log w with the weights held by `fixed`."""
+
+    def combine(xp, logs):
+        shares = fixed(xp.exp(logs - log_sum_exp(xp, logs, 0)))
+        return (shares * logs).sum(0)
+
+    return combine

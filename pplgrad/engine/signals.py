@@ -156,7 +156,7 @@ class Bounds:
                 f"The particles of the program stand in different plates, so that {objective!r} cannot combine their weights; "
                 "give every particle the same plates, or use the ELBO."
             )
-        self._scale = float(np.prod([p.full_size / p.size for p in layout.weight_plates or ()]))
+        self._scale = _scale_outside(layout)
         costs = [_own_density_held(ops, layout, run, scores_too=False) for layout, run in runs]
         sums = [self._summed(layout, x, None) for layout, x in zip(self._layouts, costs, strict=True)]
         logs = xp.concat([x for x, _ in sums], axis=0) if len(sums) > 1 else sums[0][0]
@@ -247,6 +247,11 @@ class Bounds:
     def _set_in(self, others: Array, found: Array, run: int) -> Array:
         """Return the log weights (particles, K, m, *plates) with each particle's own replaced."""
         return self._ops.xp.where(self._mine(run, len(found.shape)), found[:, None], others[:, :, None])
+
+
+def _scale_outside(layout: Layout) -> float:
+    """Return what subsampled plates multiply a bound by."""
+    return math.prod(plate.full_size / plate.size for plate in layout.weight_plates or ())
 
 
 def _own_density_held(ops: Ops, layout: Layout, run: Run, scores_too: bool) -> list[Array]:

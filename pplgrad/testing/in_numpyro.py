@@ -171,10 +171,13 @@ Combine = Callable[[Any, Any], Any]
 """From an array namespace and the log weights of all particles, (particles, *elements), to a bound's value."""
 
 
-def exact_bound_gradient(case: Case, combine: Combine, particles: int, keep: int) -> dict[str, np.ndarray]:
+def exact_bound_gradient(
+    case: Case, combine: Combine, particles: int, keep: int, draws_move: bool = True
+) -> dict[str, np.ndarray]:
     """Return the gradient of −E[Σ combine(log weights)], summed over every tuple of outcomes with the same subsample.
 
-    The weights have the last `keep` batch dimensions as elements; a subsampled plate's scale multiplies their bound.
+    The weights have the last `keep` batch dimensions as elements; a subsampled plate's scale multiplies their bound. The
+    probabilities of the draws are constants unless `draws_move`.
     """
     every = list(outcomes(case))
     picked = _tuples(case, every, particles)
@@ -188,6 +191,7 @@ def exact_bound_gradient(case: Case, combine: Combine, particles: int, keep: int
             return log_q.sum(), scale * combine(jnp, logs / scale).sum()
 
         log_q, bound = jax.vmap(one)(rows)
+        log_q = log_q if draws_move else jax.lax.stop_gradient(log_q)
         return -(jnp.exp(log_q) * bound).sum() / subsets
 
     return {name: np.asarray(g) for name, g in jax.jit(jax.grad(loss))(parameters(case)).items()}

@@ -169,10 +169,13 @@ Combine = Callable[[Any, Any], Any]
 """From an array namespace and the log weights of all particles, (particles, *elements), to a bound's value."""
 
 
-def exact_bound_gradient(case: Case, combine: Combine, particles: int, keep: int) -> dict[str, np.ndarray]:
+def exact_bound_gradient(
+    case: Case, combine: Combine, particles: int, keep: int, draws_move: bool = True
+) -> dict[str, np.ndarray]:
     """Return the gradient of −E[Σ combine(log weights)], summed over every tuple of outcomes with the same subsample.
 
-    The weights have the last `keep` batch dimensions as elements; a subsampled plate's scale multiplies their bound.
+    The weights have the last `keep` batch dimensions as elements; a subsampled plate's scale multiplies their bound. The
+    probabilities of the draws are constants unless `draws_move`.
     """
     fresh(case)
     model, guide = case.build(HOST)
@@ -183,6 +186,7 @@ def exact_bound_gradient(case: Case, combine: Combine, particles: int, keep: int
         rows = [_log_weight_by_element(case, model, guide, outcome | subset, keep) for outcome in outcomes(case)]
         for picked in itertools.product(rows, repeat=particles):
             log_q = sum(row[0] for row in picked)
+            log_q = log_q if draws_move else log_q.detach()
             bound = scale * combine(xp, torch.stack([row[1] for row in picked]) / scale).sum()
             total = total - log_q.exp() * bound / len(subsets)
     total.backward()
