@@ -24,6 +24,7 @@ from pplgrad.errors import (
 from pplgrad.estimators import (
     ARM,
     ARMS,
+    CARMS,
     OVIS,
     REBAR,
     VIMCO,
@@ -41,8 +42,10 @@ from pplgrad.estimators import (
     ReinMax,
     Reparam,
     ScoreFunction,
+    StickBreakingDisARM,
     StraightThrough,
     SumAndSample,
+    TreeDisARM,
     UnorderedSet,
 )
 from pplgrad.objectives import ELBO, IWAE, Expectation, Objective, Renyi, ReweightedWakeSleep
@@ -53,6 +56,7 @@ __all__ = [
     "Auto",
     "Baseline",
     "BaselineError",
+    "CARMS",
     "ConfigurationError",
     "Constant",
     "DReG",
@@ -85,8 +89,10 @@ __all__ = [
     "Reparam",
     "ReweightedWakeSleep",
     "ScoreFunction",
+    "StickBreakingDisARM",
     "StraightThrough",
     "SumAndSample",
+    "TreeDisARM",
     "UnorderedSet",
     "VIMCO",
 ]

@@ -1,6 +1,7 @@
 """Estimators: one file for each family. The mathematics only; nothing here knows Pyro or NumPyro."""
 
 from pplgrad.estimators.antithetic import ARM, ARMS, DisARM
+from pplgrad.estimators.antithetic_categorical import CARMS, StickBreakingDisARM, TreeDisARM
 from pplgrad.estimators.auto import Auto
 from pplgrad.estimators.base import Declaration, Estimator
 from pplgrad.estimators.control_variates import REBAR, DoubleCV, MuProp
@@ -16,6 +17,7 @@ __all__ = [
     "ARM",
     "ARMS",
     "Auto",
+    "CARMS",
     "DReG",
     "Declaration",
     "DisARM",
@@ -32,8 +34,10 @@ __all__ = [
     "ReinMax",
     "Reparam",
     "ScoreFunction",
+    "StickBreakingDisARM",
     "StraightThrough",
     "SumAndSample",
+    "TreeDisARM",
     "UnorderedSet",
     "VIMCO",
 ]

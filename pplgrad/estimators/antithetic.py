@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pplgrad.engine.branches import Alternatives, BranchTerms, Draw
+from pplgrad.engine.noise import Noise
 from pplgrad.engine.ops import Array
 from pplgrad.errors import ConfigurationError
 from pplgrad.estimators.base import Declaration, Estimator, SiteInfo
@@ -94,11 +95,7 @@ class DisARM(Estimator):
     def alternatives(self, draw: Draw) -> Alternatives:
         """Return the antithetic partner, drawn given the draw."""
         xp, probs = draw.ops.xp, _probs(draw)
-        drawn = draw.index == 1
-        # Given 1 the uniform lies in (0, p), and the partner is 1 where it is above 1 - p; given 0, in (p, 1).
-        both = xp.clip(2 * probs - 1, min=0) / probs
-        only = 1 - xp.clip(1 - 2 * probs, min=0) / (1 - probs)
-        partner = draw.noise.bernoulli(xp.where(drawn, both, only))
+        partner = partner_of(draw.noise, xp, probs, draw.index == 1)
         return Alternatives(draw.embed(xp.astype(partner, draw.index.dtype)[:, None]), partner)
 
     def surrogate_of(self, terms: BranchTerms) -> Array:
@@ -183,6 +180,14 @@ class ARMS(Estimator):
         rare = xp.where(probs <= 0.5, probs, 1 - probs)
         both = xp.clip(2 * rare ** (1 / (self.n - 1)) - 1, min=0) ** (self.n - 1)
         return (both - rare**2) / (rare * (1 - rare))
+
+
+def partner_of(noise: Noise, xp: Any, probs: Array, drawn: Array) -> Array:
+    """Return the antithetic partner of binary draws, given which of them are 1: 1 or 0 in the dtype of `probs`."""
+    # Given 1 the uniform lies in (0, p), and the partner is 1 where it is above 1 - p; given 0, in (p, 1).
+    both = xp.clip(2 * probs - 1, min=0) / probs
+    only = 1 - xp.clip(1 - 2 * probs, min=0) / (1 - probs)
+    return noise.bernoulli(xp.where(drawn, both, only))
 
 
 def _probs(draw: Draw) -> Array:

@@ -1,0 +1,288 @@
+"""Antithetic estimators of categorical sites: coupled binary decisions, and coupled draws weighted by their law."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import numpy as np
+
+from pplgrad.engine.branches import Alternatives, BranchTerms, Draw
+from pplgrad.engine.ops import Array
+from pplgrad.errors import ConfigurationError
+from pplgrad.estimators.antithetic import partner_of
+from pplgrad.estimators.base import Declaration, Estimator, SiteInfo
+from pplgrad.estimators.fit import require_finite
+
+
+class _CoupledDecisions(Estimator):
+    """What the two estimators share: a category is the outcome of binary decisions, each with an antithetic partner."""
+
+    declaration: ClassVar[Declaration] = Declaration(
+        unbiased=True,
+        supports="finitely many values",
+        evaluations=1,
+        differentiable_costs=False,
+        derivatives=1,
+        source="Dong, Mnih and Tucker 2021",
+    )
+    uses_score: ClassVar[bool] = True
+    uses_branches: ClassVar[bool] = True
+
+    @staticmethod
+    @abstractmethod
+    def decisions(categories: int) -> np.ndarray:
+        """Return a row for each decision: 1 for the categories of its yes, −1 for those of its no, 0 for the others."""
+
+    def check(self, site: SiteInfo) -> None:
+        """Refuse a site without finitely many values."""
+        require_finite(self, site)
+
+    def alternatives(self, draw: Draw) -> Alternatives:
+        """Return the category that the partners of all decisions lead to."""
+        ops, xp = draw.ops, draw.ops.xp
+        table = ops.constant(self.decisions(draw.log_probs.shape[-1]), draw.log_probs)
+        side = _sides(draw, table, draw.index)
+        probs = _inside(xp, 1 / (1 + xp.exp(-ops.stop_gradient(_log_odds(ops, draw.log_probs, table)))))
+        # What the draw says nothing about is decided now, as the program would have.
+        taken = xp.where(side == 0, draw.noise.bernoulli(probs), (side > 0) * 1.0)
+        partner = partner_of(draw.noise, xp, probs, taken == 1)
+        missed = xp.sum(xp.where(partner[..., None] == 1, table < 0, table > 0), axis=-2)
+        other = xp.astype(xp.argmin(xp.astype(missed, draw.log_probs.dtype), axis=-1), draw.index.dtype)
+        concerned = (side != 0) | (_sides(draw, table, other) != 0)
+        return Alternatives(draw.embed(other[:, None]), xp.where(concerned, taken - partner, xp.zeros_like(probs)))
+
+    def surrogate_of(self, terms: BranchTerms) -> Array:
+        """Return Σ_n α_n ½ (f(z) − f(z̃)) (b_n − b̃_n) σ(|α_n|) over the decisions that z or z̃ passes."""
+        draw, ops, xp = terms.draw, terms.ops, terms.ops.xp
+        table = ops.constant(self.decisions(draw.log_probs.shape[-1]), draw.log_probs)
+        odds = _log_odds(ops, draw.log_probs, table)
+        weight = 0.5 * terms.alternatives.kept / (1 + xp.exp(-xp.abs(ops.stop_gradient(odds))))
+        return xp.sum(odds * (weight * (terms.downstream - terms.costs[:, 0])[..., None, None]))
+
+
+def _sides(draw: Draw, table: Array, index: Array) -> Array:
+    """Return 1, −1 or 0 for each decision, (..., decisions): what a category says of it."""
+    xp = draw.ops.xp
+    numbers = draw.ops.arange(table.shape[-1], index)
+    hit = xp.astype(index[..., None] == numbers, table.dtype)
+    return xp.sum(hit[..., None, :] * table, axis=-1)
+
+
+def _log_odds(ops: Any, log_probs: Array, table: Array) -> Array:
+    """Return the log odds of yes for each decision, (..., decisions)."""
+    xp = ops.xp
+    spread = xp.broadcast_to(log_probs[..., None, :], (*log_probs.shape[:-1], *table.shape))
+    least = xp.full_like(spread, float(xp.finfo(log_probs.dtype).min) / 4)
+
+    def total(chosen: Array) -> Array:
+        x = xp.where(chosen, spread, least)
+        top = ops.stop_gradient(xp.max(x, axis=-1, keepdims=True))
+        return xp.log(xp.sum(xp.exp(x - top), axis=-1)) + top[..., 0]
+
+    return total(table > 0) - total(table < 0)
+
+
+def _inside(xp: Any, probs: Array) -> Array:
+    """Return probabilities kept strictly inside (0, 1)."""
+    tiny = xp.finfo(probs.dtype).eps
+    return xp.clip(probs, min=tiny, max=1 - tiny)
+
+
+@dataclass(frozen=True)
+class StickBreakingDisARM(_CoupledDecisions):
+    r"""DisARM on the binary variables that break a stick into the categories, one after the other.
+
+    Estimates ∇ E_q[f(z)] = E[Σ_c ½ (f(z) − f(z̃)) (b_c − b̃_c) σ(|α_c|) ∇α_c], where z is the first c with b_c = 1, α_c the log odds of c
+    against the later categories, b̃_c antithetic to b_c, and z̃ what the b̃ lead to. Variables behind both z and z̃ are left out: their
+    terms have mean zero.
+
+    Shapes: all elements change at once: one evaluation, whatever the plates and the event. Costs in nats.
+
+    Raises `EstimatorError` on a site without finitely many values.
+
+    >>> StickBreakingDisARM.decisions(3).tolist()
+    [[1.0, -1.0, -1.0], [0.0, 1.0, -1.0]]
+
+    Source: Dong, Mnih and Tucker (2021), "Coupled gradient estimators for discrete latent variables", section 3.
+    """
+
+    @staticmethod
+    @lru_cache
+    def decisions(categories: int) -> np.ndarray:
+        """Return, for each but the last category, itself against all later ones."""
+        table = np.triu(-np.ones((categories, categories)), 1) + np.eye(categories)
+        return table[: max(categories - 1, 1)]
+
+
+@dataclass(frozen=True)
+class TreeDisARM(_CoupledDecisions):
+    r"""DisARM on the decisions of a balanced binary tree whose leaves are the categories.
+
+    Estimates ∇ E_q[f(z)] = E[Σ_n ½ (f(z) − f(z̃)) (b_n − b̃_n) σ(|α_n|) ∇α_n], where α_n are the log odds of the right half at node n, b̃_n is
+    antithetic to b_n, and z̃ is the leaf that the b̃ lead to. Nodes that neither z nor z̃ passes are left out: their terms have mean
+    zero.
+
+    Shapes: all elements change at once: one evaluation, whatever the plates and the event. Costs in nats.
+
+    Raises `EstimatorError` on a site without finitely many values.
+
+    >>> TreeDisARM.decisions(3).tolist()
+    [[-1.0, 1.0, 1.0], [0.0, -1.0, 1.0]]
+
+    Source: Dong, Mnih and Tucker (2021), "Coupled gradient estimators for discrete latent variables", section 3.
+    """
+
+    @staticmethod
+    @lru_cache
+    def decisions(categories: int) -> np.ndarray:
+        """Return the left half against the right half, for every node."""
+        rows = []
+        nodes = [(0, categories)]
+        while nodes:
+            start, stop = nodes.pop(0)
+            middle = (start + stop) // 2
+            if stop - start > 1:
+                row = np.zeros(categories)
+                row[start:middle], row[middle:stop] = -1, 1
+                rows.append(row)
+                nodes += [(start, middle), (middle, stop)]
+        return np.stack(rows) if rows else np.ones((1, categories))
+
+
+@dataclass(frozen=True)
+class CARMS(Estimator):
+    r"""n mutually antithetic draws of a categorical site, each pair weighted by how its law differs from independence.
+
+    Estimates ∇θ E_q[f(z)] = E[1/(n(n − 1)) Σ_{i<j} (f(z_i) − f(z_j)) r_ij (∇θ log q(z_i) − ∇θ log q(z_j))] for each element, with r_ij =
+    q(z_i) q(z_j) / p(z_i, z_j). The n draws come from a Dirichlet copula through the inverse of the distribution function, over the
+    categories in a random cyclic order, so that every pair of different values has p > 0.
+
+    Shapes: all elements change at once: n − 1 evaluations, whatever the plates and the event. Costs in nats.
+
+    Raises `EstimatorError` on a site without finitely many values, `ConfigurationError` if n is below 3 (two draws would leave
+    out pairs of values; use `TreeDisARM()`).
+
+    >>> CARMS(3).declaration.unbiased
+    True
+
+    Source: Dimitriev and Zhou (2021), "CARMS: categorical-antithetic-REINFORCE multi-sample gradient estimator", section 3;
+    the random order is ours.
+    """
+
+    n: int = 4
+
+    declaration: ClassVar[Declaration] = Declaration(
+        unbiased=True,
+        supports="finitely many values",
+        evaluations="n − 1",
+        differentiable_costs=False,
+        derivatives=1,
+        source="Dimitriev and Zhou 2021",
+    )
+    uses_score: ClassVar[bool] = True
+    uses_branches: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.n, int) or self.n < 3:
+            raise ConfigurationError(f"CARMS(n={self.n!r}): n is the number of draws, an integer of at least 3.")
+
+    def check(self, site: SiteInfo) -> None:
+        """Refuse a site without finitely many values."""
+        require_finite(self, site)
+
+    def alternatives(self, draw: Draw) -> Alternatives:
+        """Return the other n − 1 draws of the copula, given the program's own draw as the first."""
+        ops, xp, n = draw.ops, draw.ops.xp, self.n
+        count, shape = draw.log_probs.shape[-1], tuple(draw.index.shape)
+        even = xp.zeros_like(draw.log_probs) - math.log(count)
+        order = draw.noise.categorical(ops.stop_gradient(even))
+        upper = _upper_edges(draw, order)
+        low, high = _edges(xp, upper, (draw.index - order) % count)
+        uniform = low + draw.noise.uniform(shape, low) * (high - low)
+        first = 1 - uniform ** (1 / (n - 1))
+        shares = -xp.log(draw.noise.uniform((shape[0], n - 1, *shape[1:]), low))
+        rest = (1 - first)[:, None] * shares / xp.sum(shares, axis=1, keepdims=True)
+        passed = ((1 - rest) ** (n - 1))[..., None] > upper[:, None, ..., :-1]
+        others = (xp.sum(xp.astype(passed, draw.index.dtype), axis=-1) + order[:, None]) % count
+        return Alternatives(draw.embed(others), others)
+
+    def surrogate_of(self, terms: BranchTerms) -> Array:
+        """Return 1/(n(n − 1)) Σ_{i<j} (f_i − f_j) r_ij (log q(z_i) − log q(z_j)), summed over elements."""
+        draw, ops, xp, n = terms.draw, terms.ops, terms.ops.xp, self.n
+        index = xp.concat([draw.index[:, None], terms.alternatives.kept], axis=1)
+        costs = xp.concat([terms.downstream[:, None], terms.costs], axis=1)
+        log_probs = xp.broadcast_to(draw.log_probs[:, None], (index.shape[0], n, *draw.log_probs.shape[1:]))
+        log_q = xp.take_along_axis(log_probs, index[..., None], axis=-1)[..., 0]
+        joint = _pair_law(draw, index, n - 1)
+        total: Any = 0.0
+        for i, j in itertools.combinations(range(n), 2):
+            apart = index[:, i] != index[:, j]
+            both = xp.exp(ops.stop_gradient(log_q[:, i] + log_q[:, j]))
+            ratio = xp.where(apart, both, xp.zeros_like(both)) / xp.where(apart, joint(i, j), xp.ones_like(both))
+            total = total + xp.sum((costs[:, i] - costs[:, j])[..., None] * ratio * (log_q[:, i] - log_q[:, j]))
+        return total / (n * (n - 1))
+
+
+def _upper_edges(draw: Draw, order: Array) -> Array:
+    """Return the distribution function over the categories from number `order` on, cyclically: (..., categories)."""
+    ops, xp = draw.ops, draw.ops.xp
+    count = draw.log_probs.shape[-1]
+    moved = (order[..., None] + ops.arange(count, order)) % count
+    edges = xp.cumulative_sum(xp.take_along_axis(xp.exp(ops.stop_gradient(draw.log_probs)), moved, axis=-1), axis=-1)
+    return edges / edges[..., -1:]
+
+
+def _edges(xp: Any, upper: Array, place: Array) -> tuple[Array, Array]:
+    """Return the lower and upper edge of what stands at a place."""
+    lower = xp.concat([xp.zeros_like(upper[..., :1]), upper[..., :-1]], axis=-1)
+    low, high = (xp.take_along_axis(x, place[..., None], axis=-1)[..., 0] for x in (lower, upper))
+    return low, high
+
+
+def _pair_law(draw: Draw, index: Array, power: int) -> Callable[[int, int], Array]:
+    """Return the probability of what draws i and j are, for the draws (particles, n, ...), averaged over the orders."""
+    xp, count = draw.ops.xp, draw.log_probs.shape[-1]
+    edges = []
+    for order in range(count):
+        upper = _upper_edges(draw, xp.zeros_like(draw.index) + order)
+        repeated = xp.broadcast_to(upper[:, None], (index.shape[0], index.shape[1], *upper.shape[1:]))
+        low, high = _edges(xp, repeated, (index - order) % count)
+        edges.append((low ** (1 / power), high ** (1 / power)))
+
+    def joint(i: int, j: int) -> Array:
+        total: Any = 0.0
+        for low, high in edges:
+            start = low[:, i] + low[:, j] - 1
+            total = total + _rectangle(xp, start, high[:, i] - low[:, i], high[:, j] - low[:, j], power)
+        return total / count
+
+    return joint
+
+
+def _rectangle(xp: Any, x: Array, h: Array, k: Array, m: int) -> Array:
+    """Return g(x + h + k) − g(x + h) − g(x + k) + g(x) with g(t) = max(t, 0)^m, as a sum of positive terms."""
+    a, b, origin = xp.clip(x + h, min=0), xp.clip(x + k, min=0), xp.clip(x, min=0)
+    below = xp.clip(-x, min=0)
+
+    def terms(u: Array, v: Array, w: Array, keep: Callable[[int, int], bool]) -> Array:
+        total = xp.zeros_like(x)
+        for i in range(m + 1):
+            for j in range(m + 1 - i):
+                if keep(i, j):
+                    weight = math.factorial(m) // (math.factorial(i) * math.factorial(j) * math.factorial(m - i - j))
+                    total = total + weight * u**i * v**j * w ** (m - i - j)
+        return total
+
+    inside = terms(h, k, origin, lambda i, j: i > 0 and j > 0)
+    corner = terms(a, b, below, lambda i, j: i < m and j < m)
+    first = terms(a, k, xp.zeros_like(x), lambda i, j: j > 0)
+    second = terms(b, h, xp.zeros_like(x), lambda i, j: j > 0)
+    alone = xp.clip(x + h + k, min=0) ** m
+    beyond = xp.where(b > 0, second, alone)
+    return xp.where(x >= 0, inside, xp.where(a > 0, xp.where(b > 0, corner, first), beyond))
