@@ -9,10 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from pplgrad import (
     ARM,
     ARMS,
+    CARMS,
     REBAR,
+    RELAX,
+    RODEO,
     DisARM,
     DoubleCV,
     Estimator,
@@ -20,17 +25,22 @@ from pplgrad import (
     MeasureValued,
     MuProp,
     ScoreFunction,
+    StickBreakingDisARM,
     SumAndSample,
+    TreeDisARM,
     UnorderedSet,
 )
 from pplgrad.engine import branches, layout
 from pplgrad.estimators import (
     antithetic,
+    antithetic_categorical,
     control_variates,
     local_expectation,
     measure_valued,
+    relax,
     relaxed,
     score,
+    stein,
     without_replacement,
 )
 
@@ -265,3 +275,81 @@ def sum_and_sample_that_forgets_the_rest(patch):
 @mutant("categorical_index", SumAndSample(2))
 def sum_and_sample_with_the_wrong_sign(patch):
     after(patch, without_replacement.SumAndSample, "surrogate_of", lambda self, terms, term: -term)
+
+
+@mutant("single", StickBreakingDisARM())
+def stick_breaking_with_the_wrong_sign(patch):
+    after(patch, StickBreakingDisARM, "surrogate_of", lambda self, terms, term: -term)
+
+
+@mutant("counts", StickBreakingDisARM())
+def sticks_whose_decisions_are_against_all_categories(patch):
+    """The log odds of a category against all others instead of the later ones."""
+
+    def decisions(categories):
+        return 2 * np.eye(categories)[: categories - 1] - 1
+
+    patch.setattr(StickBreakingDisARM, "decisions", staticmethod(decisions))
+
+
+@mutant("single", TreeDisARM())
+def tree_whose_partner_forgets_the_draw(patch):
+    patch.setattr(antithetic_categorical, "partner_of", lambda noise, xp, probs, drawn: noise.bernoulli(probs))
+
+
+@mutant("counts", TreeDisARM())
+def tree_that_credits_the_draws_decisions_alone(patch):
+    """Decisions that the partner alone passes are left out."""
+    plain = TreeDisARM.alternatives
+
+    def alternatives(self, draw):
+        found = plain(self, draw)
+        table = draw.ops.constant(self.decisions(draw.log_probs.shape[-1]), draw.log_probs)
+        passed = antithetic_categorical._sides(draw, table, draw.index) != 0
+        return replace(found, kept=found.kept * passed)
+
+    patch.setattr(TreeDisARM, "alternatives", alternatives)
+
+
+@mutant("single", CARMS(3), exact=False)
+def carms_with_the_wrong_sign(patch):
+    after(patch, CARMS, "surrogate_of", lambda self, terms, term: -term)
+
+
+@mutant("single", CARMS(3), exact=False)
+def carms_with_the_law_squared(patch):
+    plain = antithetic_categorical._pair_law
+
+    def law(draw, index, power):
+        joint = plain(draw, index, power)
+        return lambda i, j: joint(i, j) ** 2
+
+    patch.setattr(antithetic_categorical, "_pair_law", law)
+
+
+@mutant("single", RELAX(0.5, hidden=4), exact=False)
+def relax_without_the_slope_of_the_network(patch):
+    plain = relax._network
+
+    def network(draw, weights, known):
+        value, slopes = plain(draw, weights, known)
+        return 5 * value, 0 * slopes
+
+    patch.setattr(relax, "_network", network)
+
+
+@mutant("single", RODEO(2, learn=False))
+def rodeo_with_the_wrong_sign(patch):
+    after(patch, RODEO, "surrogate_of", lambda self, terms, term: -term)
+
+
+@mutant("single", RODEO(2))
+def rodeo_whose_operator_has_a_mean(patch):
+    """What the operator subtracts is forgotten."""
+    plain = stein.RODEO._network
+
+    def network(self, xp, known, cost, line):
+        found = plain(self, xp, known, cost, line)
+        return found if cost.shape[-1] == 1 and line.shape[-1] != 1 else 0 * found
+
+    patch.setattr(stein.RODEO, "_network", network)

@@ -2,7 +2,17 @@
 
 import numpy as np
 
-from pplgrad import GappedStraightThrough, GumbelRao, GumbelSoftmax, ReinMax, StraightThrough
+from pplgrad import (
+    REBAR,
+    RELAX,
+    RODEO,
+    DoubleCV,
+    GappedStraightThrough,
+    GumbelRao,
+    GumbelSoftmax,
+    ReinMax,
+    StraightThrough,
+)
 
 FINITE = {"straight-through": StraightThrough(), "reinmax": ReinMax(), "gapped": GappedStraightThrough(0.7, 0.4)}
 """Relaxations without noise of their own: their expected gradient, bias included, is a finite sum."""
@@ -48,9 +58,25 @@ def fixed_prior(h):
     return model, guide
 
 
-def slope_by_differences(squared, start, step=1e-5):
-    """Return the derivative of a function of two numbers by central differences."""
-    return [(squared(*(start + step * unit)) - squared(*(start - step * unit))) / (2 * step) for unit in np.eye(2)]
+LEARNING = {
+    "rebar": REBAR(0.6, 0.7),
+    "double-cv": DoubleCV(3, scale=0.4),
+    "rodeo": RODEO(2),
+    "relax": RELAX(0.6, 0.7, hidden=3),
+    "relax-alone": RELAX(0.6, through_cost=False, hidden=3),
+}
+"""Estimators that learn."""
+
+
+def slope_by_differences(squared, values, step=1e-5):
+    """Return the derivative of a function of named arrays by central differences, along a direction, and that direction."""
+    rng = np.random.default_rng(1)
+    unit = {name: rng.normal(size=np.shape(value)) for name, value in values.items()}
+
+    def at(t):
+        return squared({name: value + t * unit[name] for name, value in values.items()})
+
+    return (at(step) - at(-step)) / (2 * step), unit
 
 
 def sigmoid(x):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -69,8 +70,8 @@ class BranchHost(Protocol):
         What follows a relaxed site is relaxed at its temperature, or replaced by its probabilities (None).
         """
 
-    def learned(self, site: str, name: str, start: float) -> Array:
-        """Return a number that the site's estimator learns, from `start` on."""
+    def learned(self, site: str, name: str, start: Any) -> Array:
+        """Return a number or array that the site's estimator learns, from `start` on."""
 
 
 class Draw:
@@ -87,17 +88,29 @@ class Draw:
         group: SiteGroup,
         noise: Noise,
         score: Array,
-        learned: Callable[[str, float], Array],
+        learned: Callable[[str, Any], Array],
+        starts: Callable[[int, int], Mapping[str, Any]],
     ) -> None:
         self.ops = ops
         self.name = host.name
         self.noise = noise
         self.score = to_shape(ops, score, group.shape)
         """log q of the draw, with its gradient: (particles, *plates)."""
-        self.learned = learned
+        self._learned = learned
+        self._starts = starts
         self._host = host
         self._plates = group.plates
         self._shape = group.shape
+
+    def learned(self, name: str) -> Array:
+        """Return what the estimator learns at the site under a name."""
+        return self._learned(name, self._starts(self.event_elements, self.log_probs.shape[-1])[name])
+
+    @property
+    def event_elements(self) -> int:
+        """Return the number of elements of the event, the last of the elements; those of loose dimensions come before."""
+        shape, batch = self._finite[1].shape, len(self._host.value.shape) - self._host.event_dim
+        return math.prod(shape[batch:])
 
     @property
     def is_finite(self) -> bool:
@@ -268,7 +281,9 @@ def asked_of(ops: Ops, layout: Layout, run: Run, host: BranchHost) -> dict[int, 
         site = layout.sites[group.members[0]]
         if site.estimator.uses_branches:
             noise, score = noise_for(site.name, ops, host.noise), run.scores[group.members[0]]
-            draw = Draw(ops, host.draw(site.name), group, noise, score, partial(host.learned, site.name))
+            draw = Draw(
+                ops, host.draw(site.name), group, noise, score, partial(host.learned, site.name), site.estimator.learned
+            )
             found[number] = (draw, site.estimator.alternatives(draw))
     return found
 

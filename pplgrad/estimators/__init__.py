@@ -8,9 +8,11 @@ from pplgrad.estimators.control_variates import REBAR, DoubleCV, MuProp
 from pplgrad.estimators.local_expectation import LocalExpectation
 from pplgrad.estimators.measure_valued import MeasureValued
 from pplgrad.estimators.multi_sample import OVIS, VIMCO, DReG
+from pplgrad.estimators.relax import RELAX
 from pplgrad.estimators.relaxed import GappedStraightThrough, GumbelRao, GumbelSoftmax, ReinMax, StraightThrough
 from pplgrad.estimators.reparam import Reparam
 from pplgrad.estimators.score import ScoreFunction
+from pplgrad.estimators.stein import RODEO
 from pplgrad.estimators.without_replacement import SumAndSample, UnorderedSet
 
 __all__ = [
@@ -31,6 +33,8 @@ __all__ = [
     "MuProp",
     "OVIS",
     "REBAR",
+    "RELAX",
+    "RODEO",
     "ReinMax",
     "Reparam",
     "ScoreFunction",

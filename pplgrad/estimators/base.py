@@ -133,7 +133,7 @@ class Estimator(ABC):
     @property
     def keeps_state(self) -> bool:
         """Whether something is kept for the site by a plug-in: a baseline's state, network or function, learned numbers."""
-        return bool(self.learned) or any(part.per_site for part in parts_of(self.baseline))
+        return bool(self.learned(1, 2)) or any(part.per_site for part in parts_of(self.baseline))
 
     @property
     def path_only(self) -> bool:
@@ -165,7 +165,9 @@ class Estimator(ABC):
         """Return the loss that trains what the estimator learns, or None."""
         return None
 
-    @property
-    def learned(self) -> Mapping[str, float]:
-        """The numbers that the estimator learns at a site, with their first values."""
+    def learned(self, elements: int, categories: int) -> Mapping[str, Any]:
+        """Return the numbers and arrays that the estimator learns at a site, by name, with their first values.
+
+        The site's event has so many independent elements, of so many categories each.
+        """
         return {}

@@ -15,7 +15,7 @@ from pplgrad.estimators.fit import require_relaxable, require_unscanned
 from pplgrad.estimators.relaxed import HardDraw, softmax
 
 
-class _WithSlopes(Estimator):
+class WithSlopes(Estimator):
     """What the estimators of this family share."""
 
     uses_score: ClassVar[bool] = True
@@ -28,7 +28,8 @@ class _WithSlopes(Estimator):
         require_relaxable(self, site)
 
 
-def _one_hot(draw: Draw, index: Array) -> Array:
+def one_hot(draw: Draw, index: Array) -> Array:
+    """Return category numbers as weights of the categories."""
     xp = draw.ops.xp
     numbers = draw.ops.arange(draw.log_probs.shape[-1], index)
     return xp.astype(index[..., None] == numbers, draw.log_probs.dtype)
@@ -40,7 +41,7 @@ def _dot(xp: Any, slopes: Array, weights: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class MuProp(_WithSlopes):
+class MuProp(WithSlopes):
     r"""The score function minus a first-order expansion of the cost around the mean, whose own gradient is added back.
 
     Estimates ∇θ E_q[f(z)] = E[(f(z) − f(μ) − f′(μ)·(z − μ)) ∇θ log q(z)] + f′(μ)·∇θ μ, where μ are the probabilities and
@@ -75,32 +76,35 @@ class MuProp(_WithSlopes):
         """Return (f(z) − expansion at z) log q(z) + f′(μ)·μ."""
         draw, ops, xp = terms.draw, terms.ops, terms.ops.xp
         probs, slopes = xp.exp(draw.log_probs), ops.stop_gradient(terms.slopes[:, 0])
-        step = _one_hot(draw, draw.index) - ops.stop_gradient(probs)
+        step = one_hot(draw, draw.index) - ops.stop_gradient(probs)
         left = terms.downstream - ops.stop_gradient(terms.soft_costs[:, 0]) - _dot(xp, slopes, step)
         return xp.sum(draw.score * left) + xp.sum(slopes * probs)
 
 
 @dataclass(frozen=True)
-class DoubleCV(_WithSlopes):
+class DoubleCV(WithSlopes):
     r"""Leave-one-out over draws of the site, with two control variates from the derivatives of the cost at the others.
 
     Estimates ∇θ E_q[f(z)] = E[1/k Σ_i (f(z_i) − c_i(z_i) − b_i) ∇θ log q(z_i) + ḡ_i·∇θ μ] with, from the other draws alone,
-    ḡ_i = α/(k − 1) Σ_{j≠i} f′(z_j), c_i(z) = ḡ_i·(z − μ), and the baseline b_i = 1/(k − 1) Σ_{j≠i} [f(z_j) − α f′(z_j)·(z_j − μ)].
-    In the derivatives discrete sites that follow take their probabilities.
+    ḡ_i = α/(k − 1) Σ_{j≠i} f′(z_j), c_i(z) = ḡ_i·(z − μ), and the baseline b_i = 1/(k − 1) Σ_{j≠i} [f(z_j) − c_j(z_j)], which has the
+    mean of f. In the derivatives discrete sites that follow take their probabilities. With `learn=True` α follows the gradient
+    of the single-sample variance of the gradient with respect to the site's logits, of the mean cost of all elements.
 
-    Shapes: any plates and event; k − 1 evaluations, and k with their derivative. Costs in nats; `scale` is α.
+    Shapes: any plates and event; k − 1 evaluations, and k with their derivative. Costs in nats; `scale` is the first α.
 
     Raises `EstimatorError` on a site that is neither Bernoulli nor one-hot, or whose value (or that of a discrete site
-    that follows) the program compares, rounds or uses as an index; `ConfigurationError` if `samples` is below 2.
+    that follows) the program compares, rounds or uses as an index; `ConfigurationError` if `samples` is below 2;
+    in NumPyro `BaselineError` if `learn=True` and the guide is not wrapped by `config_estimators`.
 
-    >>> DoubleCV(samples=2).scale
-    1.0
+    >>> DoubleCV(samples=2).learned(1, 2)
+    {'scale': 0.0}
 
-    Source: Titsias and Shi (2022), section 3, with a fixed α for both control variates.
+    Source: Titsias and Shi (2022), section 3, with one α for both control variates.
     """
 
     samples: int = 2
-    scale: float = 1.0
+    scale: float = 0.0
+    learn: bool = True
     declaration: ClassVar[Declaration] = Declaration(
         unbiased=True,
         supports="Bernoulli, one-hot",
@@ -114,26 +118,52 @@ class DoubleCV(_WithSlopes):
         if not isinstance(self.samples, int) or self.samples < 2:
             raise ConfigurationError(f"DoubleCV(samples={self.samples!r}): give the number of draws, 2 or more.")
 
+    def learned(self, elements: int, categories: int) -> Mapping[str, Any]:
+        """Return the scale."""
+        return {"scale": self.scale} if self.learn else {}
+
     def alternatives(self, draw: Draw) -> Alternatives:
         """Draw the site again, and ask for the derivative at all draws."""
-        xp = draw.ops.xp
-        more = draw.again_index(self.samples - 1)
-        index = xp.concat([draw.index[:, None], more], axis=1)
-        return Alternatives(draw.embed(more), index, weights=_one_hot(draw, index))
+        return again_with_slopes(draw, self.samples, draw.learned("scale") if self.learn else self.scale)
 
     def surrogate_of(self, terms: BranchTerms) -> Array:
         """Return 1/k Σ_i (f_i − c_i(z_i) − b_i) log q(z_i) + ḡ_i·μ."""
         draw, ops, xp, k = terms.draw, terms.ops, terms.ops.xp, self.samples
-        index = terms.alternatives.kept
-        slopes = self.scale * ops.stop_gradient(terms.slopes)
-        probs = xp.exp(draw.log_probs)[:, None]
-        step = terms.alternatives.weights - ops.stop_gradient(probs)
-        costs = xp.concat([terms.downstream[:, None], terms.costs], axis=1)
-        others = _others(xp, slopes)
-        left = costs - _dot(xp, others, step) - _others(xp, costs - _dot(xp, slopes, step))
+        index, scale = terms.alternatives.kept
+        left, others = self._signals(terms, ops.stop_gradient(scale) if self.learn else scale)
         log_probs = _repeated(xp, draw.log_probs, k)
         log_q = xp.sum(xp.take_along_axis(log_probs, index[..., None], axis=-1)[..., 0], axis=-1)
-        return (xp.sum(log_q * left) + xp.sum(others * probs)) / k
+        return (xp.sum(log_q * left) + xp.sum(others * xp.exp(draw.log_probs)[:, None])) / k
+
+    def loss_of(self, terms: BranchTerms) -> Array | None:
+        """Return the squared gradient with respect to the logits, with gradient to the scale alone."""
+        if not self.learn:
+            return None
+        draw, ops, xp = terms.draw, terms.ops, terms.ops.xp
+        _, scale = terms.alternatives.kept
+        left, others = self._signals(terms, scale)
+        probs = xp.exp(ops.stop_gradient(draw.log_probs))[:, None]
+        scores = left[..., None, None] * (ops.stop_gradient(terms.alternatives.weights) - probs)
+        paths = probs * (others - xp.sum(others * probs, axis=-1, keepdims=True))
+        return ops.only(xp.mean(xp.sum(xp.mean(scores + paths, axis=1) ** 2, axis=-1)), [scale])
+
+    @staticmethod
+    def _signals(terms: BranchTerms, scale: Any) -> tuple[Array, Array]:
+        """Return what multiplies each score, (particles, k, *plates), and ḡ_i."""
+        ops, xp = terms.ops, terms.ops.xp
+        probs = xp.exp(ops.stop_gradient(terms.draw.log_probs))[:, None]
+        others = scale * _others(xp, ops.stop_gradient(terms.slopes))
+        costs = xp.concat([terms.downstream[:, None], terms.costs], axis=1)
+        held = costs - _dot(xp, others, ops.stop_gradient(terms.alternatives.weights) - probs)
+        return held - _others(xp, held), others
+
+
+def again_with_slopes(draw: Draw, count: int, kept: Any) -> Alternatives:
+    """Return count − 1 more draws, and the draws as weights to ask for the derivative at all of them."""
+    xp = draw.ops.xp
+    more = draw.again_index(count - 1)
+    index = xp.concat([draw.index[:, None], more], axis=1)
+    return Alternatives(draw.embed(more), (index, kept), weights=one_hot(draw, index))
 
 
 def _others(xp: Any, x: Array) -> Array:
@@ -146,7 +176,7 @@ def _repeated(xp: Any, x: Array, count: int) -> Array:
 
 
 @dataclass(frozen=True)
-class REBAR(_WithSlopes):
+class REBAR(WithSlopes):
     r"""The score function with the relaxed cost as its control variate, whose gradient is reparameterized.
 
     Estimates ∇θ E_q[f(b)] = E[(f(b) − η f(s̃)) ∇θ log q(b) + η f′(s)·∇θ s − η f′(s̃)·∇θ s̃]: s is the softmax at
@@ -161,7 +191,7 @@ class REBAR(_WithSlopes):
     that follows) the program compares, rounds or uses as an index; `ConfigurationError` if the temperature is not above
     0; in NumPyro `BaselineError` if `learn=True` and the guide is not wrapped by `config_estimators`.
 
-    >>> REBAR(temperature=1.0).learned
+    >>> REBAR(temperature=1.0).learned(1, 2)
     {'log_temperature': 0.0, 'scale': 1.0}
 
     Source: Tucker, Mnih, Maddison, Lawson and Sohl-Dickstein (2017), equation 9, sections 3.2 and 3.4.
@@ -183,53 +213,64 @@ class REBAR(_WithSlopes):
         if not self.temperature > 0:
             raise ConfigurationError(f"REBAR(temperature={self.temperature}): the temperature must be above 0.")
 
-    @property
-    def learned(self) -> Mapping[str, float]:
-        """The logarithm of the temperature, and the scale."""
+    def learned(self, elements: int, categories: int) -> Mapping[str, Any]:
+        """Return the logarithm of the temperature, and the scale."""
         return {"log_temperature": math.log(self.temperature), "scale": self.scale} if self.learn else {}
 
     def alternatives(self, draw: Draw) -> Alternatives:
         """Ask for the cost and its derivative at the relaxed draw."""
         ops, xp = draw.ops, draw.ops.xp
-        temperature, scale = self.temperature, self.scale
-        if self.learn:
-            temperature = xp.exp(draw.learned("log_temperature", self.learned["log_temperature"]))
-            scale = draw.learned("scale", self.scale)
+        known = {name: draw.learned(name) for name in self.learned(draw.event_elements, draw.log_probs.shape[-1])}
+        temperature = xp.exp(known["log_temperature"]) if self.learn else self.temperature
         perturbed = HardDraw(ops, draw.log_probs, draw.index, draw.noise).perturbed()
+        weights = softmax(xp, ops.stop_gradient(perturbed) / temperature)[:, None]
         return Alternatives(
-            kept=(perturbed, temperature, scale),
-            weights=softmax(xp, ops.stop_gradient(perturbed) / temperature)[:, None],
+            kept=(perturbed, weights, temperature, known),
+            weights=weights if self.through_cost else None,
             temperature=ops.stop_gradient(temperature) if self.learn else temperature,
         )
 
+    @property
+    def through_cost(self) -> bool:
+        """Whether the control variate holds the relaxed cost."""
+        return True
+
+    def control(self, terms: BranchTerms, weights: Array, known: Mapping[str, Any]) -> tuple[Array, Array]:
+        """Return the control variate at the weights, (particles, *plates), and its derivative with respect to them.
+
+        The cost moves with the weights along its slope, and what is in `known` keeps its gradient.
+        """
+        ops, xp = terms.ops, terms.ops.xp
+        slopes, scale = terms.slopes[:, 0], known.get("scale", self.scale)
+        moved = _dot(xp, ops.stop_gradient(slopes), weights - ops.stop_gradient(weights))
+        return scale * (ops.stop_gradient(terms.soft_costs[:, 0]) + moved), scale * slopes
+
     def surrogate_of(self, terms: BranchTerms) -> Array:
-        """Return (f(b) − η f(s̃)) log q(b) + η f′(s)·(s − s̃)."""
+        """Return (f(b) − c(s̃)) log q(b) + c′(s)·(s − s̃)."""
         draw, ops, xp = terms.draw, terms.ops, terms.ops.xp
-        free, temperature, scale = terms.alternatives.kept
-        if self.learn:
-            temperature, scale = ops.stop_gradient(temperature), ops.stop_gradient(scale)
+        free, weights, temperature, known = terms.alternatives.kept
+        temperature = ops.stop_gradient(temperature) if self.learn else temperature
+        value, slopes = self.control(terms, weights[:, 0], known)
         given = ops.stop_gradient(free) + _given_draw(ops, free) * (draw.log_probs - ops.stop_gradient(draw.log_probs))
         path = softmax(xp, free / temperature) - softmax(xp, given / temperature)
-        left = terms.downstream - scale * ops.stop_gradient(terms.soft_costs[:, 0])
-        return xp.sum(draw.score * left) + xp.sum(scale * ops.stop_gradient(terms.slopes[:, 0]) * path)
+        left = terms.downstream - ops.stop_gradient(value)
+        return xp.sum(draw.score * left) + xp.sum(ops.stop_gradient(slopes) * path)
 
     def loss_of(self, terms: BranchTerms) -> Array | None:
         """Return the squared gradient with respect to the logits, with gradient to what is learned alone."""
         if not self.learn:
             return None
         draw, ops, xp = terms.draw, terms.ops, terms.ops.xp
-        free, temperature, scale = terms.alternatives.kept
-        weights, slopes = softmax(xp, ops.stop_gradient(free) / temperature), terms.slopes[:, 0]
-        # The cost at the weights moves with them along its slope.
-        moved = _dot(xp, ops.stop_gradient(slopes), weights - ops.stop_gradient(weights))
-        soft = ops.stop_gradient(terms.soft_costs[:, 0]) + moved
+        free, weights, temperature, known = terms.alternatives.kept
+        weights = weights[:, 0]
+        value, slopes = self.control(terms, weights, known)
         probs = xp.exp(ops.stop_gradient(draw.log_probs))
         along = weights * (slopes - xp.sum(slopes * weights, axis=-1, keepdims=True)) / temperature
         given = _given_draw(ops, free) * along
         given = given - probs * xp.sum(given, axis=-1, keepdims=True)
-        left = (terms.downstream - scale * soft)[..., None, None]
-        gradient = left * (_one_hot(draw, draw.index) - probs) + scale * (along - given)
-        return ops.only(xp.mean(xp.sum(gradient**2, axis=-1)), [temperature, scale])
+        left = (terms.downstream - value)[..., None, None]
+        gradient = left * (one_hot(draw, draw.index) - probs) + (along - given)
+        return ops.only(xp.mean(xp.sum(gradient**2, axis=-1)), list(known.values()))
 
 
 def _given_draw(ops: Any, perturbed: Array) -> Array:

@@ -8,7 +8,10 @@ from typing import Any
 from pplgrad import (
     ARM,
     ARMS,
+    CARMS,
     REBAR,
+    RELAX,
+    RODEO,
     Auto,
     Baseline,
     DecayingAverage,
@@ -25,7 +28,9 @@ from pplgrad import (
     OptimalConstant,
     ReinMax,
     ScoreFunction,
+    StickBreakingDisARM,
     StraightThrough,
+    TreeDisARM,
 )
 from pplgrad.lab.script import ScriptError
 
@@ -45,7 +50,12 @@ SIMPLE: dict[str, Callable[[], Estimator]] = {
     "arm": ARM,
     "disarm": DisARM,
     "arms4": lambda: ARMS(4),
+    "stick-breaking": StickBreakingDisARM,
+    "tree": TreeDisARM,
+    "carms4": lambda: CARMS(4),
     "rebar": REBAR,
+    "relax": RELAX,
+    "rodeo": RODEO,
     "muprop": MuProp,
     "double-cv": DoubleCV,
     "gumbel-softmax": GumbelSoftmax,

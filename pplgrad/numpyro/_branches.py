@@ -98,11 +98,11 @@ class NumPyroBranches:
         """Return the noise of a site's estimator."""
         return JaxNoise(site_key(self._noise, site))
 
-    def learned(self, site: str, name: str, start: float) -> jax.Array:
-        """Return a number among the parameters that the wrapped guide registered."""
+    def learned(self, site: str, name: str, start: Any) -> jax.Array:
+        """Return a number or array among the parameters that the wrapped guide registered."""
         if (site, name) not in self._learned:
             raise BaselineError(
-                f"The estimator at site '{site}' learns a number ({name}) that NumPyro's SVI keeps, and only a wrapped guide "
+                f"The estimator at site '{site}' learns something ({name}) that NumPyro's SVI keeps, and only a wrapped guide "
                 "can register it; write config_estimators(guide, {...}) with this estimator there and initialise SVI "
                 "with that guide, or pass learn=False."
             )

@@ -73,12 +73,16 @@ def family(fn: Any) -> str:
     return type(_family(unmasked(fn))).__name__.removesuffix("Logits").removesuffix("Probs")
 
 
+def event_elements(fn: Any) -> int:
+    """Return the number of independent elements in an event."""
+    return math.prod(fn.event_shape[: len(fn.event_shape) - len(_family(unmasked(fn)).event_shape)])
+
+
 def elements(fn: Any, plates: Collection[int]) -> int:
     """Return the number of independent elements in an event and in the batch dimensions without a plate."""
     batch = fn.batch_shape
     loose = [size for i, size in enumerate(batch) if i - len(batch) not in plates]
-    event = fn.event_shape[: len(fn.event_shape) - len(_family(fn).event_shape)]
-    return math.prod([*loose, *event])
+    return math.prod(loose) * event_elements(fn)
 
 
 def is_relaxable(fn: Any) -> bool:

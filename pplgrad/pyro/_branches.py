@@ -169,8 +169,8 @@ class PyroBranches:
         """Return the noise of a site's estimator."""
         return TorchNoise()
 
-    def learned(self, site: str, name: str, start: float) -> torch.Tensor:
-        """Return a number from the param store, put there at first use."""
+    def learned(self, site: str, name: str, start: Any) -> torch.Tensor:
+        """Return a number or array from the param store, put there at first use."""
         like = self._traces.guide.nodes[site]["fn"].log_prob(self._traces.guide.nodes[site]["value"])
         return pyro.param(f"{PREFIX}{site}.{name}", like.new_tensor(start))
 

@@ -17,12 +17,12 @@ from numpyro.infer.util import compute_log_probs
 
 from pplgrad.engine.noise import replaced_noise
 from pplgrad.estimators.base import Estimator
-from pplgrad.numpyro import TraceGrad_ELBO
+from pplgrad.numpyro import TraceGrad_ELBO, config_estimators, is_baseline_param
 from pplgrad.numpyro._compat import unmasked
 from pplgrad.numpyro._distributions import finite_draw, finite_parts
 from pplgrad.numpyro._relaxed import OneHotCategorical
 from pplgrad.objectives import CostWeights
-from pplgrad.testing.cells import ListedNoise, NoiseShapes, cells, z_of
+from pplgrad.testing.cells import ListedNoise, NoiseShapes, cells, disturb, z_of
 from pplgrad.testing.programs import CASES, Case, Host
 
 KEY = 7
@@ -305,7 +305,9 @@ def probabilities(case: Case, outcome: dict[str, jax.Array]) -> dict[str, jax.Ar
     return found
 
 
-def expected_gradient_over_cells(case: Case, elbo: Any, particles: int = 1) -> dict[str, np.ndarray]:
+def expected_gradient_over_cells(
+    case: Case, elbo: Any, particles: int = 1, wrap: Callable = lambda guide: guide, extra: dict | None = None
+) -> dict[str, np.ndarray]:
     """Return E[estimate] over all draws, the draws of branches, and the estimators' own finite noise."""
     model, guide = case.build(HOST)
     rows: list[dict[str, np.ndarray]] = []
@@ -323,8 +325,8 @@ def expected_gradient_over_cells(case: Case, elbo: Any, particles: int = 1) -> d
     def loss(params: dict, draw: dict[str, jax.Array], noise: Any) -> tuple[jax.Array, jax.Array]:
         listed = ListedNoise(noise or [])
         with replaced_noise(shapes.recording if noise is None else listed.make):
-            run = driven(guide, draw, case.noise, particles)
-            value = elbo.loss_with_mutable_state(jax.random.key(KEY), params, model, run)["loss"]
+            run = wrap(driven(guide, draw, case.noise, particles))
+            value = elbo.loss_with_mutable_state(jax.random.key(KEY), {**params, **(extra or {})}, model, run)["loss"]
         return value, jnp.asarray(listed.log_weight)
 
     jax.eval_shape(lambda p, d: loss(p, d, None), params, {name: x[0] for name, x in draws.items()})
@@ -366,10 +368,26 @@ def make_elbo(case: Case, estimator: Estimator, particles: int, vectorized: bool
     return TraceGrad_ELBO(particles, vectorized or particles == 1, estimators=dict.fromkeys(case.latents, estimator))
 
 
+def kept_by_the_guide(case: Case, estimator: Estimator) -> tuple[Callable, dict[str, jax.Array]]:
+    """Return a wrapper of the guide that registers what the estimator learns, and that, away from where it starts."""
+    if not estimator.learned(1, 2):
+        return lambda guide: guide, {}
+
+    def wrap(guide: Callable) -> Callable:
+        return config_estimators(guide, dict.fromkeys(case.latents, estimator))
+
+    run = handlers.substitute(handlers.seed(wrap(case.build(HOST)[1]), 0), data=parameters(case))
+    sites = handlers.trace(run).get_trace()
+    known = {n: site["value"] for n, site in sites.items() if site["type"] == "param" and is_baseline_param(n)}
+    return wrap, {name: array(disturb(name, np.asarray(value))) for name, value in known.items()}
+
+
 def gradient_error(case: Case, estimator: Estimator, particles: int, vectorized: bool) -> float:
     """Return how far the expected gradient is from the exact one."""
     over = expected_gradient_over_cells if estimator.uses_branches else expected_gradient
-    found, wanted = over(case, make_elbo(case, estimator, particles, vectorized), particles), exact_gradient(case)
+    wrap, extra = kept_by_the_guide(case, estimator)
+    found = over(case, make_elbo(case, estimator, particles, vectorized), particles, wrap, extra)
+    wanted = exact_gradient(case)
     return max(float(np.abs(found[name] - value).max()) for name, value in wanted.items())
 
 
@@ -377,11 +395,12 @@ def z_score(case: Case, estimator: Estimator, particles: int, vectorized: bool, 
     """Return the largest |z| of the mean estimate against the exact gradient."""
     wanted = exact_gradient(case)
     model, guide = case.build(HOST)
-    guide = with_fixed_noise(guide, case)
+    wrap, extra = kept_by_the_guide(case, estimator)
+    guide = wrap(with_fixed_noise(guide, case))
     objective = make_elbo(case, estimator, particles, vectorized)
 
     def one(params: dict, key: jax.Array) -> dict:
-        return jax.grad(lambda p: objective.loss(key, p, model, guide))(params)
+        return jax.grad(lambda p: objective.loss(key, {**p, **extra}, model, guide))(params)
 
     found = jax.jit(jax.vmap(one, (None, 0)))(parameters(case), jax.random.split(jax.random.key(seed), draws))
     return max(z_of(np.asarray(found[name]), value) for name, value in wanted.items())

@@ -30,6 +30,7 @@ from pplgrad.testing.in_numpyro import (
     assert_same,
     exact_gradient,
     expected_gradient_over_cells,
+    kept_by_the_guide,
     parameters,
 )
 from pplgrad.testing.programs import CASES
@@ -43,16 +44,17 @@ def elbo(name, estimator, particles=1, vectorize=True):
 
 @pytest.mark.parametrize(("short", "name"), exact_pairs())
 def test_exact(short, name):
-    found = expected_gradient_over_cells(CASES[name], elbo(name, EXACT[short][0]))
-    assert_same(found, exact_gradient(CASES[name]))
+    assert gradient_error(EXACT[short][0], "numpyro", name) < 1e-9
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("vectorize", [True, False, lambda f, xs: jax.lax.map(f, xs)], ids=["vmap", "map", "callable"])
 @pytest.mark.parametrize("short", [short for short, (_, names) in EXACT.items() if "single" in names])
 def test_two_particles_exact(short, vectorize):
-    found = expected_gradient_over_cells(CASES["single"], elbo("single", EXACT[short][0], 2, vectorize), 2)
-    assert_same(found, exact_gradient(CASES["single"]))
+    case, estimator = CASES["single"], EXACT[short][0]
+    wrap, extra = kept_by_the_guide(case, estimator)
+    found = expected_gradient_over_cells(case, elbo("single", estimator, 2, vectorize), 2, wrap, extra)
+    assert_same(found, exact_gradient(case))
 
 
 @pytest.mark.slow
@@ -189,7 +191,9 @@ def test_a_scan_may_follow(estimator):
     assert np.all(np.abs(found - wanted) < 4.5 * np.sqrt(error**2 + spread**2))
 
 
-@pytest.mark.parametrize("estimator", [REBAR(learn=False), MuProp(), DoubleCV()], ids=["rebar", "muprop", "double"])
+@pytest.mark.parametrize(
+    "estimator", [REBAR(learn=False), MuProp(), DoubleCV(learn=False)], ids=["rebar", "muprop", "double"]
+)
 def test_what_follows_in_a_scan_is_not_relaxed(estimator):
     model, guide = over_a_scan()
     params = {"a": jnp.array([0.3, 0.8, -0.4])}

@@ -43,7 +43,7 @@ def test_two_particles_exact(short):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("short", "name"), random_pairs())
+@pytest.mark.parametrize(("short", "name"), random_pairs(TOO_MANY))
 def test_unbiased(short, name):
     """Fewer draws than in NumPyro, where a step is a thousand times cheaper; the mathematics is the same code."""
     assert z_score(RANDOM[short][0], "pyro", name, draws=1500) < 4.5
