@@ -70,6 +70,11 @@ class Baseline(ABC):
         """Whether the value for one particle is computed from the other particles of the same step."""
         return False
 
+    @property
+    def normalizes(self) -> bool:
+        """Whether the signal is rescaled, beside the baseline that is subtracted."""
+        return False
+
     def state_shapes(self, plates: Sequence[Plate]) -> Mapping[str, tuple[int, ...]]:
         """Return the shapes of the arrays that are kept from step to step; they start at zero."""
         return {}

@@ -65,6 +65,11 @@ class NeuralBaseline(Baseline):
                 f"got {type(self.inputs).__name__}."
             )
 
+    @property
+    def normalizes(self) -> bool:
+        """Return whether the variance is normalised."""
+        return self.normalize_variance
+
     def state_shapes(self, plates: Sequence[Plate]) -> Mapping[str, tuple[int, ...]]:
         """Return the shapes of the signal's running moments, if the variance is normalised."""
         return average_shapes(["mean", "square"], plates, False) if self.normalize_variance else {}

@@ -106,7 +106,9 @@ def report_mapping(mapping: EstimatorMapping) -> None:
         collected.append(mapping)
 
 
-def resolve(mapping: EstimatorMapping, own: object, site: SiteInfo, stateful: bool) -> tuple[Estimator, str]:
+def resolve(
+    mapping: EstimatorMapping, own: object, site: SiteInfo, stateful: bool, higher_order: bool = False
+) -> tuple[Estimator, str]:
     """Return a site's estimator and why: the ELBO's mapping first, then the site's own, then the default.
 
     `Auto` is replaced by its choice, and whatever comes out has checked that it fits the site.
@@ -126,6 +128,11 @@ def resolve(mapping: EstimatorMapping, own: object, site: SiteInfo, stateful: bo
             "estimator; remove it (ScoreFunction() stands for none)."
         )
     found.check(site)
+    if higher_order and found.declaration.derivatives is not None:
+        raise EstimatorError(
+            f"{found!r} at site '{site.name}' is right for first derivatives alone, and the ELBO has higher_order=True; use "
+            f"{'Reparam()' if site.has_rsample else 'ScoreFunction()'} there (with a baseline that does not normalise)."
+        )
     return found, reason
 
 

@@ -39,6 +39,12 @@ class Ops(Protocol):
         Both go on carrying gradient to what the points were computed from, and to nothing else.
         """
 
+    def transposed(self, function: Callable[[list[Array]], list[Array]], inputs: list[Array], outputs: list) -> list:
+        """Return the transpose of a linear function of arrays like `inputs`, at `outputs`, whose gradient it carries."""
+
+    def first_order_only(self, x: Array, message: str) -> Array:
+        """Return `x`, of which a second derivative raises `EstimatorError` with the message."""
+
     def only(self, loss: Array, learned: list[Array]) -> Array:
         """Return `loss` with its gradient to the arrays in `learned`, and to nothing else."""
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from pplgrad.engine.downstream import aligned, downstream, stacked_costs, to_shape
+from pplgrad.engine.downstream import aligned, downstream, stacked_costs, stacked_scores, to_shape
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.ops import Array, Ops
 from pplgrad.engine.program import Run
@@ -44,18 +44,20 @@ class Signals(Protocol):
 class Downstream:
     """The signals of an objective that is a sum of costs: those that depend on the site, in its own plates."""
 
-    def __init__(self, ops: Ops, runs: Sequence[tuple[Layout, Run]]) -> None:
+    def __init__(self, ops: Ops, runs: Sequence[tuple[Layout, Run]], higher_order: bool = False) -> None:
         self._ops = ops
         self._layouts = [layout for layout, _ in runs]
         self._stacks = []
         total = None
         for layout, run in runs:
-            costs = _own_density_held(ops, layout, run, scores_too=True)
+            costs = _own_density_held(ops, layout, run, scores_too=not higher_order)
             stacks = [stacked_costs(ops, costs, group) for group in layout.cost_groups]
+            self._stacks.append(stacks)
+            if higher_order:
+                stacks = _weighed_by_scores(ops, layout, run, stacks)
             for stack, group in zip(stacks, layout.cost_groups, strict=True):
                 part = _signed_sum(ops, stack, group.signs)
                 total = part if total is None else total + part
-            self._stacks.append(stacks)
         assert total is not None
         self.replicates = sum(run.particles for _, run in runs)
         self.value = self.surrogate = total / self.replicates
@@ -143,7 +145,9 @@ class Weights:
 class Bounds:
     """The signals of an objective that combines the importance weights of several particles."""
 
-    def __init__(self, ops: Ops, runs: Sequence[tuple[Layout, Run]], objective: MultiSample) -> None:
+    def __init__(
+        self, ops: Ops, runs: Sequence[tuple[Layout, Run]], objective: MultiSample, higher_order: bool = False
+    ) -> None:
         xp = ops.xp
         self._ops = ops
         self._objective = objective
@@ -165,7 +169,12 @@ class Bounds:
         logs = xp.reshape(logs, (self.replicates, count, *logs.shape[1:]))
         self._logs = ops.stop_gradient(logs)
         beside = sum((x for _, x in sums[1:]), sums[0][1]) / total
-        self.value = self.surrogate = self._scale * xp.sum(objective.bound(xp, logs, 1)) / self.replicates + beside
+        bounds = objective.bound(xp, logs, 1)
+        if higher_order:
+            scores = [_joint_score(ops, layout, run) for layout, run in runs]
+            joint = xp.concat(scores, axis=0) if len(scores) > 1 else scores[0]
+            bounds = bounds * xp.exp(xp.sum(xp.reshape(joint, logs.shape), axis=1))
+        self.value = self.surrogate = self._scale * xp.sum(bounds) / self.replicates + beside
         if isinstance(objective, ReweightedWakeSleep):
             awake = [self._summed(o, x, objective.insomnia) for o, x in zip(self._layouts, costs, strict=True)]
             followed = xp.concat([x for x, _ in awake], axis=0) if len(awake) > 1 else awake[0][0]
@@ -271,6 +280,39 @@ def _own_density_held(ops: Ops, layout: Layout, run: Run, scores_too: bool) -> l
             through = run.through[cost.name]
             costs[number] = costs[number] - through + ops.stop_gradient(through)
     return costs
+
+
+def _weighed_by_scores(ops: Ops, layout: Layout, run: Run, stacks: list[Array]) -> list[Array]:
+    """Return the costs times exp(Σ log q − Σ log q as a constant) over the scored draws that each depends on.
+
+    The factor is one, and its derivatives of every order are those that the distribution of the draws brings in
+    (Foerster et al., 2018). What a cost depends on is the transpose of what a site's downstream cost sums.
+    """
+    if not layout.site_groups:
+        return stacks
+    scores = []
+    for group in layout.site_groups:
+        log_q = stacked_scores(ops, run.scores, group)
+        scores.append(log_q - ops.stop_gradient(log_q))
+
+    def summed(costs: list[Array]) -> list[Array]:
+        return [downstream(ops, layout, number, costs, False) for number in range(len(layout.site_groups))]
+
+    back = ops.transposed(summed, [ops.stop_gradient(stack) for stack in stacks], scores)
+    weighed = []
+    for stack, log_q, members in zip(stacks, back, layout.cost_groups, strict=True):
+        signs = members.signs.reshape((-1,) + (1,) * (len(stack.shape) - 1))
+        weighed.append(stack * ops.xp.exp(log_q * ops.constant(signs, stack)))
+    return weighed
+
+
+def _joint_score(ops: Ops, layout: Layout, run: Run) -> Array:
+    """Return Σ log q − Σ log q as a constant over all scored draws, (particles, *plates of the weights)."""
+    total = ops.constant(np.zeros((run.particles, *layout.weight_shape)), run.costs[0])
+    for site, score in zip(layout.sites, run.scores, strict=True):
+        if site.estimator.uses_score:
+            total = total + to_shape(ops, score - ops.stop_gradient(score), layout.weight_shape)
+    return total
 
 
 def _signed_sum(ops: Ops, stack: Array, signs: np.ndarray) -> Array:

@@ -61,21 +61,52 @@ def estimate(
     host: BaselineHost | None,
     branches: Sequence[Rerun] = (),
     objective: Objective | None = None,
+    higher_order: bool = False,
 ) -> Estimate:
     """Return the objective's value and surrogate from the runs of all particles.
 
     One run with several particles (vectorized) or several with one each (looped); looped particles may differ in
     structure. `host` holds state, networks and functions of baselines, and may be None where no baseline has any;
-    `branches` runs each run again at other values, and may be empty where no site asks for any.
+    `branches` runs each run again at other values, and may be empty where no site asks for any. With `higher_order`
+    derivatives of every order are right; without, a second one is refused where it would not be.
     """
     signals: Signals
     if isinstance(objective, MultiSample):
-        signals = Bounds(ops, runs, objective)
+        signals = Bounds(ops, runs, objective, higher_order)
     else:
-        signals = Downstream(ops, runs)
+        signals = Downstream(ops, runs, higher_order)
     result = Estimate(ops.stop_gradient(signals.value), signals.surrogate, None)
-    if isinstance(objective, MultiSample) and objective.draws_are_constant:
-        return result
+    if not (isinstance(objective, MultiSample) and objective.draws_are_constant):
+        _add_sites(ops, runs, host, branches, signals, higher_order, result)
+    message = None if higher_order else _only_first(runs)
+    if message is not None:
+        result.surrogate = ops.first_order_only(result.surrogate, message)
+    return result
+
+
+def _only_first(runs: Sequence[tuple[Layout, Run]]) -> str | None:
+    """Return why a second derivative would be wrong, or None."""
+    for layout, _ in runs:
+        for site in layout.sites:
+            if site.estimator.uses_score or site.estimator.declaration.derivatives is not None:
+                return (
+                    f"A second derivative was asked for (create_graph=True, or jax.grad of a gradient), and the surrogate of "
+                    f"{site.estimator!r} at site '{site.name}' is right for first ones alone; pass higher_order=True to "
+                    "TraceGrad_ELBO, with ScoreFunction() or Reparam() at all sites."
+                )
+    return None
+
+
+def _add_sites(
+    ops: Ops,
+    runs: Sequence[tuple[Layout, Run]],
+    host: BaselineHost | None,
+    branches: Sequence[Rerun],
+    signals: Signals,
+    higher_order: bool,
+    result: Estimate,
+) -> None:
+    """Add the terms of all sites to the estimate."""
     groups: list[list[SiteGroupRun]] = []
     for number, (layout, run) in enumerate(runs):
         plain = [i for i, group in enumerate(layout.site_groups) if not layout.estimator(group).uses_branches]
@@ -88,8 +119,7 @@ def estimate(
             if path is not None:
                 _add(result, path, None, signals.replicates)
     for group in _merged(ops, groups):
-        _add_group(ops, group, host, signals.replicates, result)
-    return result
+        _add_group(ops, group, host, signals.replicates, higher_order, result)
 
 
 def _add(result: Estimate, term: Array, loss: Array | None, replicates: int) -> None:
@@ -181,7 +211,9 @@ def _per_particle(ops: Ops, member: SiteGroupRun, name: str) -> Array:
     return ops.xp.broadcast_to(index[None], (member.log_prob.shape[0], index.shape[0]))
 
 
-def _add_group(ops: Ops, group: SiteGroupRun, host: BaselineHost | None, replicates: int, result: Estimate) -> None:
+def _add_group(
+    ops: Ops, group: SiteGroupRun, host: BaselineHost | None, replicates: int, higher_order: bool, result: Estimate
+) -> None:
     """Add one group's score terms, baseline losses and new states to the estimate."""
 
     def evaluate(baseline: Baseline) -> BaselineValue:
@@ -192,7 +224,9 @@ def _add_group(ops: Ops, group: SiteGroupRun, host: BaselineHost | None, replica
         losses = [site.loss for site in sites if site.loss is not None]
         return BaselineValue(signal, sum(losses[1:], losses[0]) if losses else None)
 
-    terms = GroupTerms(group.names, group.plates, group.log_prob, group.downstream, ops, evaluate, group.weights)
+    terms = GroupTerms(
+        group.names, group.plates, group.log_prob, group.downstream, ops, evaluate, group.weights, higher_order
+    )
     term, loss = group.estimator.surrogate(terms)
     _add(result, term, loss, replicates)
 

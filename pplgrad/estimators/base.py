@@ -69,7 +69,8 @@ class GroupTerms:
 
     `log_prob` is log q with its gradient and `downstream` the sum of the costs that depend on each site, both of
     shape (particles, n, *plates); `evaluate` evaluates a baseline for the group. Under an objective that combines particles
-    `downstream` is the bound of the site's element, and `weights` are the importance weights.
+    `downstream` is the bound of the site's element, and `weights` are the importance weights. With `higher_order` the costs are
+    multiplied by the probability of the draws already (as a function that is one), and only the baseline is asked for.
     """
 
     names: tuple[str, ...]
@@ -79,6 +80,7 @@ class GroupTerms:
     ops: Ops
     evaluate: Callable[[Baseline], BaselineValue]
     weights: Weights | None = None
+    higher_order: bool = False
 
 
 @dataclass(frozen=True)

@@ -34,15 +34,19 @@ class Reparam(Estimator):
 
     sticking_the_landing: bool = False
 
-    declaration: ClassVar[Declaration] = Declaration(
-        unbiased=True,
-        supports="continuous, with a reparameterized sampler",
-        evaluations=0,
-        differentiable_costs=True,
-        derivatives=None,
-        source="Kingma and Welling 2014",
-    )
     uses_score: ClassVar[bool] = False
+
+    @property
+    def declaration(self) -> Declaration:  # type: ignore[override]
+        """What the estimator promises: derivatives of every order, unless it sticks the landing."""
+        return Declaration(
+            unbiased=True,
+            supports="continuous, with a reparameterized sampler",
+            evaluations=0,
+            differentiable_costs=True,
+            derivatives=1 if self.sticking_the_landing else None,
+            source="Kingma and Welling 2014",
+        )
 
     @property
     def path_only(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pplgrad.baselines.base import Baseline
+from pplgrad.baselines.base import Baseline, parts_of
 from pplgrad.engine.branches import Alternatives, BranchTerms, Draw
 from pplgrad.engine.ops import Array
 from pplgrad.errors import ConfigurationError
@@ -42,14 +42,6 @@ class ScoreFunction(Estimator):
     baseline: Baseline | None = None
     samples: int = 1
 
-    declaration: ClassVar[Declaration] = Declaration(
-        unbiased=True,
-        supports="every distribution with a log density",
-        evaluations="samples − 1",
-        differentiable_costs=False,
-        derivatives=1,
-        source="Williams 1992",
-    )
     uses_score: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -70,6 +62,19 @@ class ScoreFunction(Estimator):
         given = [f"baseline={self.baseline!r}"] if self.baseline is not None else []
         given += [f"samples={self.samples}"] if self.samples > 1 else []
         return f"ScoreFunction({', '.join(given)})"
+
+    @property
+    def declaration(self) -> Declaration:  # type: ignore[override]
+        """What the estimator promises: derivatives of every order with one draw and a baseline that is subtracted as it is."""
+        normalized = any(part.normalizes for part in parts_of(self.baseline))
+        return Declaration(
+            unbiased=True,
+            supports="every distribution with a log density",
+            evaluations="samples − 1",
+            differentiable_costs=False,
+            derivatives=1 if self.samples > 1 or normalized else None,
+            source="Williams 1992",
+        )
 
     @property
     def uses_branches(self) -> bool:  # type: ignore[override]
@@ -94,8 +99,12 @@ class ScoreFunction(Estimator):
         if self.baseline is not None:
             value = terms.evaluate(self.baseline)
             signal, loss = value.signal, value.loss
-        xp = terms.ops.xp
-        return xp.sum(terms.log_prob * terms.ops.stop_gradient(signal)), loss
+        xp, ops = terms.ops.xp, terms.ops
+        if terms.higher_order:
+            # Its derivatives of every order have mean zero, since those of E[1] are zero.
+            held = ops.stop_gradient(terms.downstream - signal)
+            return xp.sum(held * (1 - xp.exp(terms.log_prob - ops.stop_gradient(terms.log_prob)))), loss
+        return xp.sum(terms.log_prob * ops.stop_gradient(signal)), loss
 
     def alternatives(self, draw: Draw) -> Alternatives:
         """Return the further draws."""

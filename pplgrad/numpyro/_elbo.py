@@ -39,7 +39,8 @@ class TraceGrad_ELBO(Trace_ELBO):
     site's plates, and inside `scan` to the step and those after it.
 
     `estimators` maps names and glob patterns to estimators and goes before what the guide says; `objective` puts another
-    objective in the place of the bound; the other arguments
+    objective in the place of the bound; with `higher_order=True` derivatives of every order are right (for `ScoreFunction`
+    and `Reparam`; Foerster et al., 2018), and without it a second derivative that would be wrong is refused. The other arguments
     are those of `numpyro.infer.Trace_ELBO`. Shapes: any plates; particles are mapped by `vectorize_particles` (True:
     `vmap`, False: `lax.map`, or a function of (f, keys)). The loss is in nats. With several particles a user's own
     mutable state is the one that the first particle leaves. With `sum_sites=False` each site's entry has the gradient
@@ -68,6 +69,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         *,
         estimators: Mapping[str, Estimator] | None = None,
         objective: Objective = ELBO(),  # noqa: B008
+        higher_order: bool = False,
     ) -> None:
         super().__init__(
             num_particles=num_particles,
@@ -80,6 +82,7 @@ class TraceGrad_ELBO(Trace_ELBO):
             raise ConfigurationError(
                 f"sum_sites=False reports a part of the objective for each site, and {objective!r} is no sum over sites; drop it."
             )
+        self.higher_order = higher_order
         self._mapping = EstimatorMapping.of(estimators, "TraceGrad_ELBO(estimators=...)")
         self._reasons: dict[str, str] = {}
 
@@ -100,7 +103,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         host = self._host(runs, parts, param_map, args, kwargs)
         program = (model, guide, args, kwargs)
         branches = self._branches(rng_key, param_map, program, runs, parts)
-        result = estimate(OPS, parts, host, branches, self.objective)
+        result = estimate(OPS, parts, host, branches, self.objective, self.higher_order)
         _refuse_impossible(result, runs)
         loss = _with_gradient(result) if self.sum_sites else _by_site(runs)
         return {"loss": loss, "mutable_state": _new_state(runs, result)}
@@ -237,7 +240,9 @@ class TraceGrad_ELBO(Trace_ELBO):
     def _resolve(self, name: str, msg: Any, scanned: bool) -> Estimator:
         """Choose a site's estimator: the ELBO's mapping, the site's own or the guide wrapper's, the default."""
         site = site_info(msg, name, self.num_particles, scanned, self.objective)
-        found = resolve(self._mapping, msg["infer"].get("estimator"), site, stateful="pplgrad" in msg["infer"])
+        found = resolve(
+            self._mapping, msg["infer"].get("estimator"), site, "pplgrad" in msg["infer"], self.higher_order
+        )
         self._reasons[name] = found[1]
         return found[0]
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from pplgrad.engine.noise import Noise
+from pplgrad.errors import EstimatorError
 
 
 class JaxOps:
@@ -42,6 +43,29 @@ class JaxOps:
         outputs, back = jax.vjp(function, points)
         (slopes,) = back([jnp.ones_like(x) for x in outputs])
         return outputs, slopes
+
+    def transposed(self, function: Callable[[list], list], inputs: list, outputs: list) -> list:
+        return jax.linear_transpose(function, list(inputs))(list(outputs))[0]
+
+    def first_order_only(self, x: jax.Array, message: str) -> jax.Array:
+        # The rule of the first derivative multiplies by one(x), whose own derivative is asked for by a second one alone.
+        @jax.custom_jvp
+        def one(y: jax.Array) -> jax.Array:
+            return jnp.ones_like(y)
+
+        @one.defjvp
+        def _(primals: tuple, tangents: tuple) -> tuple:
+            raise EstimatorError(message)
+
+        @jax.custom_jvp
+        def guarded(y: jax.Array) -> jax.Array:
+            return y
+
+        @guarded.defjvp
+        def _(primals: tuple, tangents: tuple) -> tuple:
+            return primals[0], tangents[0] * one(primals[0])
+
+        return guarded(x)
 
     def only(self, loss: jax.Array, learned: list) -> jax.Array:
         # The program's own parameters are constants in branches already.

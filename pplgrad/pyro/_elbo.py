@@ -46,7 +46,8 @@ class TraceGrad_ELBO(Trace_ELBO):
     site's plates.
 
     `estimators` maps names and glob patterns to estimators and goes before what the guide says; `objective` puts another
-    objective in the place of the bound; the other arguments
+    objective in the place of the bound; with `higher_order=True` derivatives of every order are right (for `ScoreFunction`
+    and `Reparam`; Foerster et al., 2018), and without it a second derivative that would be wrong is refused. The other arguments
     are those of `pyro.infer.ELBO`. Shapes: any plates; with `vectorize_particles=True` particles run in a plate
     to the left of all others. The loss is in nats.
 
@@ -76,6 +77,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         *,
         estimators: Mapping[str, Estimator] | None = None,
         objective: Objective = ELBO(),  # noqa: B008
+        higher_order: bool = False,
     ) -> None:
         super().__init__(
             num_particles=num_particles,
@@ -89,6 +91,7 @@ class TraceGrad_ELBO(Trace_ELBO):
             tail_adaptive_beta=tail_adaptive_beta,
         )
         self.objective = checked_objective(objective, num_particles)
+        self.higher_order = higher_order
         self._mapping = EstimatorMapping.of(estimators, "TraceGrad_ELBO(estimators=...)")
         self._networks = Networks()
         self._structures = Structures()
@@ -200,6 +203,7 @@ class TraceGrad_ELBO(Trace_ELBO):
             self._host(layouts, runs, traced, last if len(runs) == 1 else None, args, kwargs),
             [self._branches(model, guide, args, kwargs, *run) for run in zip(traced, layouts, runs, strict=True)],
             self.objective,
+            self.higher_order,
         )
         if not math.isfinite(float(result.value)):
             for traces, run in zip(traced, runs, strict=True):
@@ -240,7 +244,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         found = self._resolved.get(key)
         if found is None:
             site = site_info(name, fn, self.num_particles, plates, self.objective)
-            found = self._resolved[key] = resolve(self._mapping, own, site, stateful=True)
+            found = self._resolved[key] = resolve(self._mapping, own, site, True, self.higher_order)
         return found[0]
 
     def _check(self, traces: Traces, mappings: list[EstimatorMapping], provenance: Provenance | None) -> None:

@@ -9,6 +9,7 @@ import array_api_compat.torch as xp
 import torch
 
 from pplgrad.engine.noise import Noise
+from pplgrad.errors import EstimatorError
 
 
 class TorchOps:
@@ -42,6 +43,15 @@ class TorchOps:
         # The program's own parameters must get no gradient from here: what goes on is the slope along the points alone.
         return [x.detach() for x in outputs], list(slopes)
 
+    def transposed(self, function: Callable[[list], list], inputs: list, outputs: list) -> list:
+        with torch.enable_grad():
+            points = [torch.zeros_like(x).requires_grad_() for x in inputs]
+            values = function(points)
+        return list(torch.autograd.grad(values, points, outputs, create_graph=True, materialize_grads=True))
+
+    def first_order_only(self, x: torch.Tensor, message: str) -> torch.Tensor:
+        return _FirstOrderOnly.apply(x, message)
+
     def only(self, loss: torch.Tensor, learned: list) -> torch.Tensor:
         if not torch.is_grad_enabled():
             return loss
@@ -65,6 +75,21 @@ class TorchNoise(Noise):
     def uniform(self, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
         tiny = torch.finfo(like.dtype).tiny
         return torch.rand(shape, dtype=like.dtype, device=like.device).clamp_(min=tiny)
+
+
+class _FirstOrderOnly(torch.autograd.Function):
+    """Identity; what would differentiate its gradient runs the backward pass with gradients enabled."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, message: str) -> torch.Tensor:
+        ctx.message = message
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        if torch.is_grad_enabled():
+            raise EstimatorError(ctx.message)
+        return gradients[0], None
 
 
 class _Attach(torch.autograd.Function):

@@ -157,14 +157,19 @@ def exact_gradient(case: Case, weights: CostWeights = PLAIN) -> dict[str, np.nda
     return _EXACT[case.name]
 
 
-def _exact_gradient(case: Case, weights: CostWeights) -> dict[str, np.ndarray]:
+def exact_hessian(case: Case) -> dict[str, dict[str, np.ndarray]]:
+    """Return the second derivatives of −E_q[log p − log q], by pairs of parameters."""
+    return _exact_gradient(case, PLAIN, jax.hessian)
+
+
+def _exact_gradient(case: Case, weights: CostWeights, derive: Callable = jax.grad) -> Any:
     every = stacked(list(outcomes(case)))
 
     def loss(params: dict) -> jax.Array:
         log_w, objective = jax.vmap(lambda o: log_weight_and_objective(case, params, o, weights))(every)
         return -(jnp.exp(log_w) * objective).sum()
 
-    return {name: np.asarray(g) for name, g in jax.jit(jax.grad(loss))(parameters(case)).items()}
+    return jax.tree.map(np.asarray, jax.jit(derive(loss))(parameters(case)))
 
 
 Combine = Callable[[Any, Any], Any]
@@ -172,7 +177,7 @@ Combine = Callable[[Any, Any], Any]
 
 
 def exact_bound_gradient(
-    case: Case, combine: Combine, particles: int, keep: int, draws_move: bool = True
+    case: Case, combine: Combine, particles: int, keep: int, draws_move: bool = True, derive: Callable = jax.grad
 ) -> dict[str, np.ndarray]:
     """Return the gradient of −E[Σ combine(log weights)], summed over every tuple of outcomes with the same subsample.
 
@@ -194,7 +199,7 @@ def exact_bound_gradient(
         log_q = log_q if draws_move else jax.lax.stop_gradient(log_q)
         return -(jnp.exp(log_q) * bound).sum() / subsets
 
-    return {name: np.asarray(g) for name, g in jax.jit(jax.grad(loss))(parameters(case)).items()}
+    return jax.tree.map(np.asarray, jax.jit(derive(loss))(parameters(case)))
 
 
 def _log_weight_by_element(case: Case, params: dict, outcome: dict, keep: int) -> tuple[jax.Array, jax.Array]:
@@ -232,10 +237,11 @@ def expected_gradient(
     wrap: Callable = lambda guide: guide,
     extra: dict | None = None,
     shared: bool = False,
+    derive: Callable = jax.grad,
 ) -> dict[str, np.ndarray]:
     """Return E[estimate] over every tuple of outcomes of the particles; `extra` is state and parameters of baselines.
 
-    Particles that are `shared` have the same subsample.
+    Particles that are `shared` have the same subsample. `derive` may be `jax.hessian`.
     """
     model, guide = case.build(HOST)
     every = list(outcomes(case))
@@ -248,11 +254,11 @@ def expected_gradient(
         run = wrap(forced(guide, draws, case.noise, particles))
         return elbo.loss_with_mutable_state(jax.random.key(KEY), {**params, **(extra or {})}, model, run)["loss"]
 
-    found = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(parameters(case), tuples)
+    found = jax.jit(jax.vmap(derive(loss), (None, 0)))(parameters(case), tuples)
     weight = np.array([np.prod([weights[i] for i in p]) for p in picked])
     if shared:
         weight = weight * _count(case) ** (particles - 1)
-    return {name: np.tensordot(weight, np.asarray(g), 1) for name, g in found.items()}
+    return jax.tree.map(lambda g: np.tensordot(weight, np.asarray(g), 1), found)
 
 
 def driven(guide: Callable, uniforms: dict[str, jax.Array], noise: dict[str, np.ndarray], particles: int) -> Callable:
