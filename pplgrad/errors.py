@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 __all__ = [
     "BaselineError",
     "ConfigurationError",
@@ -38,3 +40,8 @@ class ImpossibleValueError(PplgradError):
 
 class ProgramError(PplgradError):
     """The model and the guide do not form a program that the estimator can differentiate."""
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names in quotes, for an error message."""
+    return ", ".join(f"'{name}'" for name in names) or "none"

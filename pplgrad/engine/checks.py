@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pplgrad.engine.configuration import EstimatorMapping, listed
+from pplgrad.engine.configuration import EstimatorMapping
 from pplgrad.engine.layout import Layout
-from pplgrad.errors import ConfigurationError, EstimatorError, ImpossibleValueError, ProgramError
+from pplgrad.errors import ConfigurationError, EstimatorError, ImpossibleValueError, ProgramError, listed
 from pplgrad.objectives import MultiSample, Objective
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from pplgrad.baselines.average import DecayingAverage
 from pplgrad.baselines.leave_one_out import LeaveOneOut
 from pplgrad.baselines.neural import NeuralBaseline
-from pplgrad.errors import ConfigurationError, EstimatorError
+from pplgrad.errors import ConfigurationError, EstimatorError, listed
 from pplgrad.estimators.auto import Auto
 from pplgrad.estimators.base import Estimator, SiteInfo
 from pplgrad.estimators.multi_sample import VIMCO
@@ -78,11 +78,6 @@ def refuse_unmatched(mapping: EstimatorMapping, latent: Iterable[str], observed:
         raise ConfigurationError(
             f"{owner} names '{key}', which matches no latent site of the guide; the sites are: {listed(latent)}."
         )
-
-
-def listed(names: Iterable[str]) -> str:
-    """Return names in quotes, for an error message."""
-    return ", ".join(f"'{name}'" for name in names) or "none"
 
 
 _RUNNING: ContextVar[list[EstimatorMapping] | None] = ContextVar("pplgrad_running_mappings", default=None)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pplgrad.engine.closed_forms import refuse_lossy
 from pplgrad.engine.dependencies import cost_dependencies, site_dependencies
 from pplgrad.engine.program import AFTER, BEFORE, EVERY, SAME, CostSpec, Plate, SiteSpec
 from pplgrad.engine.weight_plates import weight_plates
@@ -91,6 +92,7 @@ class Layout:
         """Group sites and costs by their plates, close the dependencies and lay out the sums."""
         closed = site_dependencies(sites)
         depends = cost_dependencies(costs, closed)
+        refuse_lossy(costs, depends)
         layout = cls(sites, costs, ancestors=closed)
         if isinstance(objective, MultiSample):
             layout.weight_plates = weight_plates(sites, costs, depends, objective)

@@ -52,12 +52,16 @@ class SiteSpec:
 
 @dataclass(frozen=True)
 class CostSpec:
-    """One log density of the model (`sign=+1`) or of the guide (`sign=-1`), and the sites that it reads."""
+    """One log density of the model (`sign=+1`) or of the guide (`sign=-1`), and the sites that it reads.
+
+    `closed` says that it is an expectation over the site's draw, in closed form: a divergence, or minus an entropy.
+    """
 
     name: str
     plates: tuple[Plate, ...]
     sign: float
     reads: Dependencies = field(default_factory=dict)
+    closed: bool = False
 
 
 @dataclass

@@ -272,7 +272,7 @@ def _own_density_held(ops: Ops, layout: Layout, run: Run, scores_too: bool) -> l
     estimators = {site.name: site.estimator for site in layout.sites}
     costs = list(run.costs)
     for number, cost in enumerate(layout.costs):
-        if cost.sign > 0 or cost.name not in estimators:
+        if cost.sign > 0 or cost.name not in estimators or cost.closed:
             continue
         if scores_too and estimators[cost.name].uses_score:
             costs[number] = ops.stop_gradient(costs[number])

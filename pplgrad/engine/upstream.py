@@ -6,10 +6,9 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pplgrad.engine.configuration import listed
 from pplgrad.engine.ops import Array, Ops
 from pplgrad.engine.program import Plate
-from pplgrad.errors import BaselineError
+from pplgrad.errors import BaselineError, listed
 
 
 class UpstreamSites(Mapping[str, Array]):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from pplgrad.engine.checks import refuse_misuse
+from pplgrad.engine.closed_forms import Counting
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.noise import Noise
 from pplgrad.engine.program import Run
@@ -21,7 +22,6 @@ from pplgrad.numpyro._ops import JaxNoise
 from pplgrad.numpyro._program import Arrays, Static, run_particle
 from pplgrad.numpyro._relaxed import Extended, extended, softened
 from pplgrad.numpyro._sites import Intervene, Resolve, site_key
-from pplgrad.objectives import CostWeights
 
 Program = tuple[Callable, Callable, tuple, dict]
 """Model, guide, and the arguments of both."""
@@ -73,7 +73,7 @@ class NumPyroBranches:
         map_particles: Callable | None,
         traceable: bool,
         learned: Mapping[tuple[str, str], jax.Array],
-        weights: CostWeights,
+        counting: Counting,
     ) -> None:
         """`map_particles` maps a function over particles, None for a single one; a program that is not `traceable` runs
         one branch after the other."""
@@ -88,7 +88,7 @@ class NumPyroBranches:
         self._map_particles = map_particles
         self._traceable = traceable
         self._learned = learned
-        self._weights = weights
+        self._counting = counting
 
     def draw(self, site: str) -> NumPyroDraw:
         """Return the draw of a site."""
@@ -223,7 +223,7 @@ class NumPyroBranches:
         """Run a particle again with its own key."""
         model, guide, args, kwargs = self._program
         params = dict(self._params)
-        return run_particle(key, params, model, guide, args, kwargs, self._resolve, self._weights, intervene)
+        return run_particle(key, params, model, guide, args, kwargs, self._resolve, self._counting, intervene)
 
     def _in_order(self, arrays: Arrays) -> list[jax.Array]:
         """Return the costs in the order of the layout."""

@@ -12,6 +12,7 @@ from numpyro.handlers import seed
 from numpyro.infer import Trace_ELBO
 
 from pplgrad.engine.checks import checked_objective, impossible_cost, refuse_misuse
+from pplgrad.engine.closed_forms import ClosedForms, Counting
 from pplgrad.engine.configuration import EstimatorMapping, refuse_unmatched, resolve
 from pplgrad.engine.description import Description, describe
 from pplgrad.engine.layout import Layout
@@ -40,7 +41,9 @@ class TraceGrad_ELBO(Trace_ELBO):
 
     `estimators` maps names and glob patterns to estimators and goes before what the guide says; `objective` puts another
     objective in the place of the bound; with `higher_order=True` derivatives of every order are right (for `ScoreFunction`
-    and `Reparam`; Foerster et al., 2018), and without it a second derivative that would be wrong is refused. The other arguments
+    and `Reparam`; Foerster et al., 2018), and without it a second derivative that would be wrong is refused. `closed_form` maps
+    names and patterns to "kl" (the site's divergence of guide from model in closed form, in the place of its sampled densities) or
+    "entropy" (of the guide alone), and goes before the site's `infer={"closed_form": ...}`. The other arguments
     are those of `numpyro.infer.Trace_ELBO`. Shapes: any plates; particles are mapped by `vectorize_particles` (True:
     `vmap`, False: `lax.map`, or a function of (f, keys)). The loss is in nats. With several particles a user's own
     mutable state is the one that the first particle leaves. With `sum_sites=False` each site's entry has the gradient
@@ -70,6 +73,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         estimators: Mapping[str, Estimator] | None = None,
         objective: Objective = ELBO(),  # noqa: B008
         higher_order: bool = False,
+        closed_form: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(
             num_particles=num_particles,
@@ -83,6 +87,7 @@ class TraceGrad_ELBO(Trace_ELBO):
                 f"sum_sites=False reports a part of the objective for each site, and {objective!r} is no sum over sites; drop it."
             )
         self.higher_order = higher_order
+        self._closed = ClosedForms.of(closed_form, self.objective)
         self._mapping = EstimatorMapping.of(estimators, "TraceGrad_ELBO(estimators=...)")
         self._reasons: dict[str, str] = {}
 
@@ -144,6 +149,9 @@ class TraceGrad_ELBO(Trace_ELBO):
             return program
         return seed(program, jax.random.fold_in(key, 0xDA7A), hide_types=["sample", "prng_key", "control_flow"])
 
+    def _counting(self, args: tuple, kwargs: dict) -> Counting:
+        return Counting(self.objective.weights(args, kwargs), self._closed)
+
     def _runs(
         self, rng_key: jax.Array, params: dict, model: Callable, guide: Callable, args: tuple, kwargs: dict
     ) -> list[tuple[Arrays, Static, dict[str, Reads] | None]]:
@@ -173,10 +181,10 @@ class TraceGrad_ELBO(Trace_ELBO):
     ) -> tuple[Callable[[jax.Array], Arrays], Static, dict[str, Reads]]:
         """Trace one particle once; return it as a function of the key, and what its densities read."""
         seen: list[Static] = []
-        weights = self.objective.weights(args, kwargs)
+        counting = self._counting(args, kwargs)
 
         def program(key: jax.Array, params: dict) -> Arrays:
-            arrays, static = run_particle(key, params, model, guide, args, kwargs, self._resolve, weights)
+            arrays, static = run_particle(key, params, model, guide, args, kwargs, self._resolve, counting)
             seen.append(static)
             return arrays
 
@@ -202,9 +210,9 @@ class TraceGrad_ELBO(Trace_ELBO):
     ) -> list[tuple[Arrays, Static, dict[str, Reads] | None]]:
         """Run particles as plain Python: every cost is charged to all that was drawn before it."""
         runs: list[tuple[Arrays, Static, dict[str, Reads] | None]] = []
-        weights = self.objective.weights(args, kwargs)
+        counting = self._counting(args, kwargs)
         for key in keys:
-            arrays, static = run_particle(key, params, model, guide, args, kwargs, self._resolve, weights)
+            arrays, static = run_particle(key, params, model, guide, args, kwargs, self._resolve, counting)
             runs.append((jax.tree.map(lambda x: jnp.asarray(x)[None], replace(arrays, probes={})), static, None))
         return runs
 
@@ -232,7 +240,7 @@ class TraceGrad_ELBO(Trace_ELBO):
                     map_particles,
                     together,
                     self._registered([runs[number]], params)[0],
-                    self.objective.weights(*program[2:]),
+                    self._counting(*program[2:]),
                 )
             )
         return result
@@ -250,6 +258,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         refuse_unmatched(self._mapping, static.estimators, static.observed, "TraceGrad_ELBO(estimators=...)")
         for mapping in static.mappings:
             refuse_unmatched(mapping, static.estimators, static.observed, "config_estimators")
+        self._closed.refuse_unmatched(list(static.estimators))
 
     def _refuse_scores(
         self, rng_key: jax.Array, params: dict, model: Callable, guide: Callable, args: tuple, kwargs: dict

@@ -13,10 +13,12 @@ from numpyro.handlers import replay, seed, substitute, trace
 
 from pplgrad.baselines.base import parts_of
 from pplgrad.engine.checks import impossible_log_prob, refuse_mismatch
+from pplgrad.engine.closed_forms import Counting
 from pplgrad.engine.configuration import EstimatorMapping, collect_mappings
 from pplgrad.engine.program import AFTER, BEFORE, EVERY, SAME, CostSpec, Plate, SiteSpec
-from pplgrad.errors import ProgramError
+from pplgrad.errors import EstimatorError, ProgramError
 from pplgrad.estimators.base import Estimator
+from pplgrad.numpyro._closed_forms import closed_form
 from pplgrad.numpyro._compat import leaves_of, unmasked, warn_about_plates
 from pplgrad.numpyro._distributions import (
     FiniteDraw,
@@ -28,7 +30,6 @@ from pplgrad.numpyro._distributions import (
 from pplgrad.numpyro._flow import Flow
 from pplgrad.numpyro._provenance import Reads, union
 from pplgrad.numpyro._sites import Intervene, ModelInferMessenger, Resolve, SiteMessenger, make_constant, site_key
-from pplgrad.objectives import CostWeights
 
 # The steps of a scan lie left of every plate, in a dimension of their own.
 TIME_DIM = -8
@@ -53,6 +54,7 @@ class Static:
     mutables: dict[Any, str] = field(default_factory=dict)
     mappings: list[EstimatorMapping] = field(default_factory=list)
     extended: set[str] = field(default_factory=set)
+    closed: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -94,7 +96,7 @@ def run_particle(
     args: tuple,
     kwargs: dict,
     resolve: Resolve,
-    weights: CostWeights,
+    counting: Counting,
     intervene: Intervene | None = None,
 ) -> tuple[Arrays, Static]:
     """Run the guide, and the model against it, with the draws that `Trace_ELBO` would make, or `intervene` puts there."""
@@ -126,7 +128,7 @@ def run_particle(
     refuse_mismatch(_sample_sites(guide_trace), _sample_sites(model_trace))
     warn_about_plates(model_trace)
     again = jax.random.fold_in(guide_seed, 1)
-    return _collected(static, guide_trace, model_trace, mutable, params, again, weights), static
+    return _collected(static, guide_trace, model_trace, mutable, params, again, counting), static
 
 
 def _checked(model: Callable) -> Callable:
@@ -160,8 +162,9 @@ def _collected(
     mutable: dict,
     given: dict,
     again: jax.Array,
-    weights: CostWeights,
+    counting: Counting,
 ) -> Arrays:
+    weights = counting.weights
     arrays = Arrays({}, {}, {}, {}, {}, {}, mutable, {}, {}, {}, {}, {}, {})
     sizes: dict[str, int] = {}
     for site in (*model_trace.values(), *guide_trace.values()):
@@ -175,12 +178,23 @@ def _collected(
                 arrays.fresh_params[site["name"]] = site["value"]
         elif site["type"] == "mutable" and "pplgrad" in site:
             static.mutables[site["pplgrad"]] = site["name"]
+    for name, chosen in static.estimators.items():
+        own = guide_trace[name]["infer"].get("closed_form")
+        kind = counting.closed.find(name, own, chosen, name in model_trace, weights)
+        if kind is not None and _is_scanned(static.guide_flows, name):
+            raise EstimatorError(
+                f"Site '{name}' is drawn inside scan, where its '{kind}' has no closed form here; drop it."
+            )
+        if kind is not None:
+            static.closed[name] = kind
     for name, site in model_trace.items():
         if site["type"] != "sample":
             continue
         static.model.append(name)
         weight = weights.observed if site["is_observed"] else weights.prior
         cost = weighted(_log_prob(site, site["fn"], site["intermediates"]) * _scale(site), weight)
+        if static.closed.get(name) == "kl":
+            cost = jnp.zeros_like(cost)
         arrays.model_costs[name] = _in_time(cost, site, static.model_flows.get(name), backwards=True)
         static.plates["model", name] = _plates(site, arrays.model_costs[name], sizes, static.model_flows)  # type: ignore[index]
         arrays.probes["model:" + name] = _probes(site)
@@ -199,7 +213,10 @@ def _collected(
             fixed = {**site, "value": jax.lax.stop_gradient(site["value"])}
             held = weighted(_log_prob(fixed, site["fn"], None) * _scale(site), weights.guide)
             arrays.through[name] = _in_time(held, site, flow)
-        cost = weighted(log_q * _scale(site), weights.guide)
+        counted = log_q
+        if name in static.closed:
+            counted = closed_form(name, static.closed[name], site, model_trace.get(name))
+        cost = weighted(counted * _scale(site), weights.guide)
         if estimator is not None:
             if "pplgrad" in site["infer"]:
                 static.tokens[site["infer"]["pplgrad"]] = name
@@ -320,10 +337,13 @@ def densities_read(static: Static, numbers: Arrays, read: Sequence[Reads]) -> di
     for name in static.guide:
         parts = [read[i] for i in numbers.probes["guide:" + name]]
         if not _is_scanned(static.guide_flows, name):
-            outputs = [group[name] for group in (numbers.guide_costs, numbers.scores) if name in group]
+            groups = (numbers.scores,) if name in static.closed else (numbers.guide_costs, numbers.scores)
+            outputs = [group[name] for group in groups if name in group]
             # The density of a draw reads the draw, which the draw itself does not.
             parts += [{site: r for site, r in read[i].items() if site != name} for i in outputs]  # type: ignore[call-overload]
         found["guide:" + name] = union(*parts)
+        if name in static.closed:
+            found["closed:" + name] = read[numbers.guide_costs[name]]  # type: ignore[call-overload]
     return found
 
 
@@ -358,9 +378,17 @@ def specify(static: Static, reads: dict[str, Reads] | None) -> tuple[list[SiteSp
         read = direct("guide", name, before)
         if name in static.estimators:
             sites.append(SiteSpec(name, plates["score", name], static.estimators[name], read))
-            read = {**read, name: read.get(name, 0) | _own(static, name, ("guide", name))}
+            if name in static.closed:
+                if reads is None and static.closed[name] == "kl":
+                    raise ProgramError(
+                        f"Python control flow of the program depends on a value, so that it cannot be seen whether the divergence "
+                        f"of site '{name}' has a closed form; drop it from closed_form."
+                    )
+                read = direct("closed", name, drawn)
+            else:
+                read = {**read, name: read.get(name, 0) | _own(static, name, ("guide", name))}
             before.append(name)
-        costs.append(CostSpec(name, plates["guide", name], -1.0, read))
+        costs.append(CostSpec(name, plates["guide", name], -1.0, read, closed=name in static.closed))
     return sites, costs
 
 

@@ -22,7 +22,7 @@ from pplgrad.objectives import CostWeights
 from pplgrad.pyro._baselines import PREFIX
 from pplgrad.pyro._distributions import family, finite_parts, is_relaxable, parameters, unmasked
 from pplgrad.pyro._ops import TorchNoise
-from pplgrad.pyro._program import PARTICLES, Traces, cost_of, with_particles
+from pplgrad.pyro._program import PARTICLES, Traces, closed_cost, cost_of, with_particles
 from pplgrad.pyro._relaxed import Extended, ExtendedModelMessenger, relaxed, softened
 
 
@@ -316,7 +316,11 @@ class PyroBranches:
                 raise self._changed(spec.name, site)
             node = sides[spec.sign].nodes[spec.name]
             latent = self._weights.prior if spec.sign > 0 else self._weights.guide
-            cost = cost_of(spec.name, node, self._weights.observed if node["is_observed"] else latent)
+            closed = self._traces.closed.get(spec.name)
+            if closed is not None and spec.sign < 0:
+                cost = closed_cost(spec.name, closed, guide, model, self._weights)
+            else:
+                cost = cost_of(spec.name, node, self._weights.observed if node["is_observed"] else latent, closed)
             found.append(cost[None] if depth is None else with_particles(node, cost, rows, depth))
         counted = sum(
             1

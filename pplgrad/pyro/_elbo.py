@@ -15,6 +15,7 @@ from pyro.infer.util import is_validation_enabled
 from pyro.util import check_if_enumerated
 
 from pplgrad.engine.checks import checked_objective, impossible_cost, refuse_misuse
+from pplgrad.engine.closed_forms import ClosedForms
 from pplgrad.engine.configuration import (
     EstimatorMapping,
     collect_mappings,
@@ -47,7 +48,9 @@ class TraceGrad_ELBO(Trace_ELBO):
 
     `estimators` maps names and glob patterns to estimators and goes before what the guide says; `objective` puts another
     objective in the place of the bound; with `higher_order=True` derivatives of every order are right (for `ScoreFunction`
-    and `Reparam`; Foerster et al., 2018), and without it a second derivative that would be wrong is refused. The other arguments
+    and `Reparam`; Foerster et al., 2018), and without it a second derivative that would be wrong is refused. `closed_form` maps
+    names and patterns to "kl" (the site's divergence of guide from model in closed form, in the place of its sampled densities) or
+    "entropy" (of the guide alone), and goes before the site's `infer={"closed_form": ...}`. The other arguments
     are those of `pyro.infer.ELBO`. Shapes: any plates; with `vectorize_particles=True` particles run in a plate
     to the left of all others. The loss is in nats.
 
@@ -78,6 +81,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         estimators: Mapping[str, Estimator] | None = None,
         objective: Objective = ELBO(),  # noqa: B008
         higher_order: bool = False,
+        closed_form: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(
             num_particles=num_particles,
@@ -92,6 +96,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         )
         self.objective = checked_objective(objective, num_particles)
         self.higher_order = higher_order
+        self._closed = ClosedForms.of(closed_form, self.objective)
         self._mapping = EstimatorMapping.of(estimators, "TraceGrad_ELBO(estimators=...)")
         self._networks = Networks()
         self._structures = Structures()
@@ -234,9 +239,20 @@ class TraceGrad_ELBO(Trace_ELBO):
                             f"({str(error).splitlines()[0]})"
                         ) from error
                     raise
+            self._close(traces, args, kwargs)
             if known is None or provenance is not None:
                 self._check(traces, mappings, provenance)
             yield traces, provenance
+
+    def _close(self, traces: Traces, args: tuple, kwargs: dict) -> None:
+        """Note which sites have their divergence or entropy in closed form."""
+        for name, estimator in traces.estimators.items():
+            own = traces.guide.nodes[name]["infer"].get("closed_form")
+            if own is not None or self._closed.kinds:
+                weights = self.objective.weights(args, kwargs)
+                kind = self._closed.find(name, own, estimator, name in traces.model.nodes, weights)
+                if kind is not None:
+                    traces.closed[name] = kind
 
     def _resolve(self, name: str, fn: Any, own: Estimator | None, plates: frozenset[int]) -> Estimator:
         """Choose a site's estimator: the ELBO's mapping, the site's own or the guide wrapper's, the default."""
@@ -258,6 +274,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         refuse_unmatched(self._mapping, traces.estimators, observed, "TraceGrad_ELBO(estimators=...)")
         for mapping in mappings:
             refuse_unmatched(mapping, traces.estimators, observed, "config_estimators")
+        self._closed.refuse_unmatched(list(traces.estimators))
 
     def _record(self, traces: Traces, provenance: Provenance | None, args: tuple, kwargs: dict) -> Run:
         vectorized = self.vectorize_particles and self.num_particles > 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from pplgrad.errors import ProgramError
 from pplgrad.estimators.base import Estimator, SiteInfo
 from pplgrad.estimators.relaxed import Relaxation
 from pplgrad.objectives import CostWeights, Objective
+from pplgrad.pyro._closed_forms import closed_form
 from pplgrad.pyro._distributions import (
     categories,
     elements,
@@ -133,6 +134,7 @@ class Traces:
     model_escaped: dict[str, int]
     rng: dict[Any, torch.Tensor]
     hidden_draws: bool
+    closed: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.guide_sites = _samples(self.guide)
@@ -162,7 +164,7 @@ class Traces:
     def signature(self) -> tuple:
         """Return the program's structure: names, families, shapes, plates and estimators of all sites, in order."""
         model = [_kind(name, site) for name, site in self.model_sites]
-        guide = [(_kind(name, site), id(self.estimators.get(name))) for name, site in self.guide_sites]
+        guide = [(_kind(n, site), id(self.estimators.get(n)), self.closed.get(n)) for n, site in self.guide_sites]
         return (model, guide)
 
 
@@ -264,16 +266,18 @@ def record(
 
     with provenance or nullcontext():
         for name, site in traces.model_sites:
-            model_costs.append(
-                shaped(site, cost_of(name, site, weights.observed if site["is_observed"] else weights.prior))
-            )
+            weight = weights.observed if site["is_observed"] else weights.prior
+            model_costs.append(shaped(site, cost_of(name, site, weight, traces.closed.get(name))))
         for name, site in traces.guide_sites:
             estimator = traces.estimators.get(name)
             log_q = log_prob(name, site, site["fn"])
             if estimator is not None and estimator.path_only:
                 held = log_prob(name, {**site, "value": site["value"].detach()}, site["fn"])
                 through[name] = shaped(site, weighted(_scaled(site, held), weights.guide))
-            cost = weighted(_scaled(site, log_q), weights.guide)
+            if name in traces.closed:
+                cost = closed_cost(name, traces.closed[name], traces.guide, traces.model, weights)
+            else:
+                cost = weighted(_scaled(site, log_q), weights.guide)
             if estimator is not None:
                 bare = unmasked(site["fn"])
                 score = log_q if bare is site["fn"] else log_prob(name, site, bare)
@@ -295,8 +299,19 @@ def log_prob(name: str, site: Any, fn: Any) -> torch.Tensor:
         raise impossible_log_prob(name, fn, error) from error
 
 
-def cost_of(name: str, site: Any, weight: Any = 1.0) -> torch.Tensor:
-    """Return a site's log density as it counts in the objective: scaled, masked and weighted."""
+def closed_cost(name: str, kind: str, guide: Any, model: Any, weights: CostWeights) -> torch.Tensor:
+    """Return what stands for a guide site's log density in closed form, as it counts in the objective."""
+    node = guide.nodes[name]
+    return weighted(_scaled(node, closed_form(name, kind, node, model.nodes.get(name))), weights.guide)
+
+
+def cost_of(name: str, site: Any, weight: Any = 1.0, closed: str | None = None) -> torch.Tensor:
+    """Return a site's log density as it counts in the objective: scaled, masked and weighted.
+
+    A model's site whose divergence is in closed form counts with its guide's site alone.
+    """
+    if closed == "kl":
+        return torch.zeros_like(log_prob(name, site, site["fn"]))
     return weighted(_scaled(site, log_prob(name, site, site["fn"])), weight)
 
 
@@ -370,9 +385,13 @@ def specify(run: Run, traces: Traces, provenance: Provenance | None) -> tuple[li
             costs.append(CostSpec(name, _plates(site, x), -1.0, upstream))
             continue
         score = next(scores)
-        upstream.update(reads(score, escaped, before))
+        closed = name in traces.closed
+        whole = upstream if closed else {}
+        upstream = {**({} if closed else upstream), **reads(score, escaped, before)}
         upstream.pop(name, None)
         sites.append(SiteSpec(name, _plates(site, score), estimator, upstream))
-        costs.append(CostSpec(name, _plates(site, x), -1.0, {**upstream, name: EVERY}))
+        if not closed or provenance is None:
+            whole = {**upstream, **dict.fromkeys(drawn if closed else (), EVERY), name: EVERY}
+        costs.append(CostSpec(name, _plates(site, x), -1.0, whole, closed))
         before.append(name)
     return sites, costs

@@ -42,6 +42,11 @@ class Extended(TorchDistribution):
     def support(self) -> Any:  # type: ignore[override]
         return constraints.independent(constraints.unit_interval, self.event_dim)
 
+    @property
+    def element_shape(self) -> torch.Size:
+        """The shape of the value of one element: nothing, or that of a one-hot vector."""
+        return self._base.event_shape
+
     def categories(self) -> torch.Tensor:
         """Return the log probabilities of an element's categories, (*batch, *elements, categories)."""
         parts = finite_parts(self._base)
@@ -58,6 +63,13 @@ class Extended(TorchDistribution):
 
     def rsample(self, sample_shape: Any = ()) -> torch.Tensor:
         return self._bare.sample(sample_shape)
+
+
+def extension(fn: Any) -> Extended | None:
+    """Return the extension of a distribution with finitely many values for each element, or None for others."""
+    if isinstance(fn, Extended):
+        return fn
+    return None if finite_parts(unmasked(fn)) is None else Extended(fn)
 
 
 def _mask_of(fn: Any) -> torch.Tensor:

@@ -1,0 +1,41 @@
+"""Which programs have divergences in closed form, the same in both libraries."""
+
+import pytest
+
+from pplgrad import DisARM, LocalExpectation, ScoreFunction
+
+EXACT = [
+    ("single", {"z": "kl"}),
+    ("shared_parameter", {"z": "kl"}),
+    ("hierarchy", {"z3": "kl"}),
+    ("hierarchy", {"z*": "entropy"}),
+    ("nested_plates", {"g": "kl", "u": "kl", "v": "kl"}),
+    ("subsampled", {"*": "kl"}),
+    ("masked", {"z": "kl"}),
+    ("scaled", {"z": "entropy", "w": "kl"}),
+    ("chain", {"z*": "kl"}),
+    ("event", {"z": "kl"}),
+    ("event_in_plate", {"z": "kl"}),
+    ("batch_without_plate", {"z": "entropy"}),
+    ("categorical_index", {"k": "kl"}),
+    ("auxiliary", {"helper": "entropy"}),
+    ("counts", {"n": "kl", "z": "entropy"}),
+    ("one_hot", {"*": "kl"}),
+]
+"""Programs of discrete sites: the closed form has the gradient that enumeration has."""
+
+ESTIMATORS = {"score": ScoreFunction(), "local": LocalExpectation(), "disarm": DisARM()}
+
+
+def pairs():
+    """Return programs, closed forms and estimators; few of them quick."""
+    quick = {"single", "event_in_plate"}
+    plain = [
+        pytest.param(name, kinds, "score", marks=() if name in quick else pytest.mark.slow) for name, kinds in EXACT
+    ]
+    branches = [
+        ("hierarchy", {"z3": "kl"}, "local"),
+        ("chain", {"z*": "kl"}, "disarm"),
+        ("single", {"z": "kl"}, "local"),
+    ]
+    return plain + [pytest.param(*row, marks=pytest.mark.slow) for row in branches]

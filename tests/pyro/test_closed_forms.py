@@ -1,0 +1,121 @@
+"""Divergences and entropies in closed form: exact by enumeration, like the host's where it has them, refused elsewhere."""
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import TraceMeanField_ELBO
+
+from pplgrad import IWAE, ConfigurationError, EstimatorError, Expectation, GumbelSoftmax, ProgramError, Reparam
+from pplgrad.pyro import TraceGrad_ELBO
+from pplgrad.testing.in_pyro import (
+    HOST,
+    array,
+    assert_same,
+    exact_gradient,
+    expected_gradient,
+    expected_gradient_over_cells,
+    fresh,
+    gradient,
+)
+from pplgrad.testing.programs import CASES
+from tests.closed import ESTIMATORS, pairs
+
+
+@pytest.mark.parametrize(("name", "kinds", "short"), pairs())
+def test_exact(name, kinds, short):
+    case, estimator = CASES[name], ESTIMATORS[short]
+
+    def elbo():
+        return TraceGrad_ELBO(estimators=dict.fromkeys(case.latents, estimator), closed_form=kinds)
+
+    over = expected_gradient_over_cells if estimator.uses_branches else expected_gradient
+    assert_same(over(case, elbo, 1), exact_gradient(case))
+
+
+@pytest.mark.parametrize("vectorized", [True, False])
+def test_like_the_mean_field_elbo(vectorized):
+    def model():
+        with pyro.plate("data", 4, subsample_size=2):
+            x = pyro.sample("x", dist.Normal(array([0.0] * 3), 1.0).to_event(1))
+            pyro.sample("obs", dist.Normal(x.sum(-1), 0.7), obs=array([0.4, -1.1]))
+
+    def guide():
+        p = pyro.param("p", array([0.3, -0.2]))
+        with pyro.plate("data", 4, subsample_size=2):
+            pyro.sample("x", dist.Normal(p[0] * torch.ones(3), p[1].exp()).to_event(1))
+
+    def found(elbo):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(3)
+        pyro.param("p", array([0.3, -0.2]))
+        loss = elbo.loss_and_grads(model, guide)
+        return {**gradient(), "loss": np.array(loss)}
+
+    given = {"num_particles": 3, "vectorize_particles": vectorized, "max_plate_nesting": 1}
+    assert_same(found(TraceGrad_ELBO(closed_form={"x": "kl"}, **given)), found(TraceMeanField_ELBO(**given)))
+
+
+def relaxed(**given):
+    def model():
+        pyro.factor("f", 3.0 * pyro.sample("z", dist.Bernoulli(array(0.4))))
+
+    def guide():
+        pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", array(0.3))))
+
+    pyro.clear_param_store()
+    pyro.set_rng_seed(1)
+    TraceGrad_ELBO(estimators={"z": GumbelSoftmax(0.5)}, **given).loss_and_grads(model, guide)
+    return float(gradient()["a"])
+
+
+def test_a_relaxed_site_may_have_it():
+    a = array(0.3).requires_grad_()
+    q = torch.sigmoid(a)
+    (q * (q / 0.4).log() + (1 - q) * ((1 - q) / 0.6).log()).backward()
+    plain = relaxed(objective=Expectation())
+    np.testing.assert_allclose(relaxed(closed_form={"z": "kl"}), plain + float(a.grad))
+
+
+REFUSED = [
+    ("hierarchy", {"z1": "kl"}, ProgramError, "'z1' has no closed form: the model draws the site given 'z2'"),
+    ("hierarchy", {"nobody": "kl"}, ConfigurationError, "names 'nobody', which matches no latent site"),
+    ("hierarchy", {"z1": "KL"}, ConfigurationError, '\'KL\'; write "kl" or "entropy"'),
+    ("auxiliary", {"helper": "kl"}, EstimatorError, "'helper' is not in the model"),
+]
+
+
+@pytest.mark.parametrize(("name", "kinds", "kind", "words"), REFUSED)
+def test_refusals(name, kinds, kind, words):
+    fresh(CASES[name])
+    model, guide = CASES[name].build(HOST)
+    with pytest.raises(kind, match=words):
+        TraceGrad_ELBO(closed_form=kinds).loss_and_grads(model, guide)
+
+
+def test_what_has_none_is_refused():
+    def program():
+        with poutine.scale(scale=0.5):
+            pyro.sample("x", dist.Normal(array(0.3), 1.0))
+        pyro.sample("y", dist.Normal(array(0.3), 1.0))
+
+    def other():
+        pyro.sample("x", dist.Normal(array(0.3), 1.0))
+        pyro.sample("y", dist.StudentT(array(3.0)), infer={"closed_form": "entropy"})
+
+    def loss(**given):
+        return TraceGrad_ELBO(**given).loss_and_grads(program, other)
+
+    loss()
+    with pytest.raises(ProgramError, match="'x' is scaled or masked differently"):
+        loss(closed_form={"x": "kl"})
+    with pytest.raises(EstimatorError, match="divergence of StudentT from Normal at site 'y' has no closed form here"):
+        loss(closed_form={"y": "kl"})
+    with pytest.raises(EstimatorError, match="weighs the densities of site 'x' differently"):
+        loss(closed_form={"x": "kl"}, objective=Expectation(entropy=1.0))
+    with pytest.raises(EstimatorError, match="choose one of the two"):
+        loss(estimators={"y": Reparam(sticking_the_landing=True)})
+    with pytest.raises(ConfigurationError, match="no meaning under IWAE"):
+        loss(closed_form={"x": "kl"}, objective=IWAE())
