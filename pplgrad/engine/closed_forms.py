@@ -10,7 +10,7 @@ from typing import Any
 from pplgrad.engine.program import CostSpec
 from pplgrad.errors import ConfigurationError, EstimatorError, ProgramError, listed
 from pplgrad.estimators.base import Estimator
-from pplgrad.objectives import CostWeights, MultiSample, Objective
+from pplgrad.objectives import ELBO, CostWeights, MultiSample, Objective
 
 KINDS = ("kl", "entropy")
 
@@ -21,12 +21,13 @@ class ClosedForms:
 
     kinds: dict[str, str] = field(default_factory=dict)
     matched: set[str] = field(default_factory=set)
+    objective: Objective = field(default_factory=ELBO)
 
     @classmethod
     def of(cls, kinds: Mapping[str, str] | None, objective: Objective) -> ClosedForms:
         """Check a user's mapping and copy it."""
         if kinds is None:
-            return cls()
+            return cls(objective=objective)
         if not isinstance(kinds, Mapping):
             raise ConfigurationError(
                 'TraceGrad_ELBO(closed_form=...) takes a mapping from site names or patterns to "kl" or "entropy"; got '
@@ -34,12 +35,7 @@ class ClosedForms:
             )
         for key, kind in kinds.items():
             _check_kind(kind, f"'{key}' in TraceGrad_ELBO(closed_form=...)")
-        if kinds and isinstance(objective, MultiSample):
-            raise ConfigurationError(
-                f"TraceGrad_ELBO(closed_form=...) has no meaning under {objective!r}, whose weights are made of the densities "
-                "themselves; drop one of the two."
-            )
-        return cls(dict(kinds))
+        return cls(dict(kinds), objective=objective)
 
     def find(self, name: str, own: Any, estimator: Estimator, in_model: bool, weights: CostWeights) -> str | None:
         """Return what a site has in closed form: by the ELBO's mapping, else by its own `infer`; or refuse it."""
@@ -49,6 +45,11 @@ class ClosedForms:
         if kind is None:
             return None
         _check_kind(kind, f"site '{name}' (infer)")
+        if isinstance(self.objective, MultiSample):
+            raise EstimatorError(
+                f"The '{kind}' of site '{name}' in closed form has no meaning under {self.objective!r}, whose weights are made of "
+                "the densities themselves; drop one of the two."
+            )
         if estimator.path_only:
             raise EstimatorError(
                 f"Site '{name}' has {estimator!r}, which follows the density of the draw, and its '{kind}' in closed form, which has "

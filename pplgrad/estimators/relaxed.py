@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from pplgrad.engine.noise import Noise
@@ -63,6 +64,13 @@ class Relaxation(Estimator):
         require_unscanned(self, site)
         require_relaxable(self, site)
 
+    def at(self, args: tuple, kwargs: Mapping[str, Any]) -> Relaxation:
+        """Return the estimator with its temperature at the program's arguments, where it is a function of them."""
+        temperature = getattr(self, "temperature", None)
+        if not callable(temperature):
+            return self
+        return replace(self, temperature=temperature(*args, **kwargs))  # type: ignore[type-var]
+
     @abstractmethod
     def weights(self, draw: HardDraw) -> Array:
         """Return the weights of the categories, (..., categories), with their gradient."""
@@ -102,7 +110,7 @@ class GumbelSoftmax(Relaxation):
     value is the one-hot draw and only its gradient is that of y (straight-through Gumbel-softmax).
 
     Shapes: any batch and event shape; particles and plates add nothing. `temperature` has no unit; it may be an array,
-    such as an argument of the guide that follows a schedule.
+    or a function of the program's arguments that returns one, such as a schedule of a step that is among them.
 
     Raises `EstimatorError` on a site that is neither Bernoulli nor one-hot, or whose value the program compares, rounds
     or uses as an index; `ConfigurationError` if the temperature is not above 0.

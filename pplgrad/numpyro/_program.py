@@ -104,7 +104,7 @@ def run_particle(
     params = dict(params)
     model_seed, guide_seed = jax.random.split(key)
     with collect_mappings() as static.mappings:
-        messenger = SiteMessenger(resolve, static.estimators, guide_seed, intervene)
+        messenger = SiteMessenger(resolve, static.estimators, guide_seed, intervene, None, (args, kwargs))
         with messenger:
             guide_trace = trace(substitute(seed(guide, guide_seed), data=params)).get_trace(*args, **kwargs)
     static.guide_flows = messenger.flows

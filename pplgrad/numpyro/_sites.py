@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -36,8 +36,10 @@ class SiteMessenger(FlowMessenger):
         key: jax.Array,
         intervene: Intervene | None = None,
         extended: set[str] | None = None,
+        arguments: tuple[tuple, Mapping[str, Any]] = ((), {}),
     ) -> None:
         super().__init__()
+        self._arguments = arguments
         self._key = key
         # Sites whose densities are extended to weights: noted in the guide, obeyed in the model.
         self.extended: set[str] = set() if extended is None else extended
@@ -46,7 +48,9 @@ class SiteMessenger(FlowMessenger):
         self._intervene = intervene
 
     def copy(self) -> SiteMessenger:
-        return SiteMessenger(self._resolve, self._estimators, self._key, self._intervene, self.extended)
+        return SiteMessenger(
+            self._resolve, self._estimators, self._key, self._intervene, self.extended, self._arguments
+        )
 
     def enter_bodies(self, msg: Any, inner: FlowMessenger) -> None:
         if self._resolve is None:
@@ -87,7 +91,7 @@ class SiteMessenger(FlowMessenger):
             key = msg["kwargs"].get("rng_key")
             key = site_key(self._key, name) if key is None else key
             if isinstance(estimator, Relaxation):
-                msg["value"], msg["fn"] = relaxed(name, msg["fn"], msg["value"], estimator, key)
+                msg["value"], msg["fn"] = relaxed(name, msg["fn"], msg["value"], estimator.at(*self._arguments), key)
             if self._intervene is not None:
                 self._intervene(name, msg, key, self.inside)
             if isinstance(unmasked(msg["fn"]), Extended):

@@ -101,8 +101,10 @@ class Intervention(Messenger):
         replace: Callable[[str, Fresh, int], torch.Tensor] | None = None,
         estimators: Mapping[str, Estimator] | None = None,
         temperatures: Mapping[str, Any] | None = None,
+        arguments: tuple[tuple, Mapping[str, Any]] = ((), {}),
     ) -> None:
         super().__init__()
+        self._arguments = arguments
         self._primary = primary
         self._replace = replace
         self._estimators = estimators or {}
@@ -119,7 +121,7 @@ class Intervention(Messenger):
         estimator = self._estimators.get(name)
         fresh: Fresh = lambda branch: drawn  # noqa: E731
         if isinstance(estimator, Relaxation):
-            drawn, msg["fn"] = relaxed(name, fn, drawn, estimator)
+            drawn, msg["fn"] = relaxed(name, fn, drawn, estimator.at(*self._arguments))
         elif self._temperatures is not None and is_relaxable(fn):
             temperatures = self._temperatures
             fresh = lambda branch: softened(name, fn, drawn, temperatures[branch.site])  # noqa: E731
@@ -298,7 +300,7 @@ class PyroBranches:
 
             return run if depth is not None else function
 
-        with Intervention(self._traces.guide, replace, self._traces.estimators, temperatures):
+        with Intervention(self._traces.guide, replace, self._traces.estimators, temperatures, (args, kwargs)):
             guide_trace = poutine.trace(plated(guide)).get_trace(*args, **kwargs)
         wide = [name for name, node in guide_trace.nodes.items() if isinstance(node.get("fn"), Extended)]
         with Intervention(self._traces.model), ExtendedModelMessenger(wide):

@@ -46,8 +46,9 @@ class SiteMessenger(Messenger):
     It stands outermost, so that what it puts into a message is what the program and the trace get to see.
     """
 
-    def __init__(self, resolve: Resolve | None, provenance: Provenance | None) -> None:
+    def __init__(self, resolve: Resolve | None, provenance: Provenance | None, args: tuple, kwargs: dict) -> None:
         super().__init__()
+        self._arguments = args, kwargs
         self.estimators: dict[str, Estimator] = {}
         self.escaped: dict[str, int] = {}
         self._resolve = resolve
@@ -71,7 +72,7 @@ class SiteMessenger(Messenger):
             if estimator.uses_score and msg["value"].requires_grad:
                 msg["value"] = msg["value"].detach()
             if isinstance(estimator, Relaxation):
-                msg["value"], msg["fn"] = relaxed(msg["name"], msg["fn"], msg["value"], estimator)
+                msg["value"], msg["fn"] = relaxed(msg["name"], msg["fn"], msg["value"], estimator.at(*self._arguments))
         if self._provenance is not None:
             may_be_relaxed = isinstance(msg["fn"], Extended) or is_relaxable(msg["fn"])
             msg["value"] = self._provenance.tag(msg["name"], msg["value"], may_be_relaxed)
@@ -177,8 +178,8 @@ def run_traces(
     provenance: Provenance | None,
 ) -> Traces:
     """Run the guide, and the model against it, and return their traces."""
-    outer = SiteMessenger(resolve, provenance)
-    inner = SiteMessenger(None, provenance)
+    outer = SiteMessenger(resolve, provenance, args, kwargs)
+    inner = SiteMessenger(None, provenance, args, kwargs)
     rng = _generators()
     hidden_draws = False
     with provenance or nullcontext():

@@ -16,6 +16,7 @@ from pplgrad import (
     BaselineError,
     DoubleCV,
     EstimatorError,
+    GappedStraightThrough,
     GumbelRao,
     GumbelSoftmax,
     MuProp,
@@ -231,3 +232,18 @@ def test_branches_that_relax_refuse_what_they_cannot_relax(estimator):
         program(lambda p: dist.Bernoulli(0.5 * p), lambda w: jnp.where(w == 1, 2.0, 1.0))
     program(lambda p: dist.Bernoulli(0.5 * p), lambda w: 1.0 + w)
     program(lambda p: dist.Gamma(p, 1.0), lambda w: w)
+
+
+@pytest.mark.parametrize("estimator", [GumbelSoftmax, GumbelRao, ReinMax, GappedStraightThrough])
+def test_a_temperature_may_follow_the_arguments(estimator):
+    def model(step):
+        numpyro.factor("f", numpyro.sample("z", dist.Bernoulli(0.4)) ** 2)
+
+    def guide(step):
+        numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("a", 0.3)))
+
+    def gradient(temperature):
+        elbo = TraceGrad_ELBO(estimators={"z": estimator(temperature=temperature)})
+        return jax.jit(jax.grad(lambda a, step: elbo.loss(jax.random.key(0), {"a": a}, model, guide, step)))(0.3, 4.0)
+
+    np.testing.assert_allclose(gradient(lambda step: 1.0 / step), gradient(0.25))

@@ -117,5 +117,5 @@ def test_what_has_none_is_refused():
         loss(closed_form={"x": "kl"}, objective=Expectation(entropy=1.0))
     with pytest.raises(EstimatorError, match="choose one of the two"):
         loss(estimators={"y": Reparam(sticking_the_landing=True)})
-    with pytest.raises(ConfigurationError, match="no meaning under IWAE"):
+    with pytest.raises(EstimatorError, match="no meaning under IWAE"):
         loss(closed_form={"x": "kl"}, objective=IWAE())

@@ -12,6 +12,7 @@ from pplgrad import (
     REBAR,
     DoubleCV,
     EstimatorError,
+    GappedStraightThrough,
     GumbelRao,
     GumbelSoftmax,
     MuProp,
@@ -223,3 +224,20 @@ def test_branches_that_relax_refuse_what_they_cannot_relax(estimator, vectorized
         program(lambda p: dist.Bernoulli(0.5 * p), lambda w: torch.where(w == 1, 2.0, 1.0))
     program(lambda p: dist.Bernoulli(0.5 * p), lambda w: 1.0 + w)
     program(lambda p: dist.Gamma(p, 1.0), lambda w: w)
+
+
+@pytest.mark.parametrize("estimator", [GumbelSoftmax, GumbelRao, ReinMax, GappedStraightThrough])
+def test_a_temperature_may_follow_the_arguments(estimator):
+    def model(step):
+        pyro.factor("f", pyro.sample("z", dist.Bernoulli(array(0.4))) ** 2)
+
+    def guide(step):
+        pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", array(0.3))))
+
+    found = []
+    for temperature in (lambda step: 1.0 / step, 0.25):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        TraceGrad_ELBO(estimators={"z": estimator(temperature=temperature)}).loss_and_grads(model, guide, 4)
+        found.append(pyro.get_param_store()._params["a"].grad)
+    torch.testing.assert_close(*found)
