@@ -235,18 +235,21 @@ class Renyi(MultiSample):
 
 @dataclass(frozen=True)
 class ReweightedWakeSleep(MultiSample):
-    r"""Reweighted wake-sleep in its wake phases: the model follows the importance-weighted bound, the guide the posterior.
+    r"""Reweighted wake-sleep: the model follows the importance-weighted bound, the guide the posterior.
 
-    Not the gradient of one objective: Σ_i Σ_k w̃_ik ∇ [log p(x_i, z_ik) + c log q(z_ik)], where w̃ are the normalised weights and c
-    is `insomnia`: the model's parameters climb the bound of `IWAE`, the guide's descend KL(p ‖ q). No gradient goes
-    through a draw, so that every site, discrete or continuous, is treated alike and needs no estimator. The value is
-    the bound.
+    Not the gradient of one objective: Σ_i Σ_k w̃_ik ∇ [log p(x_i, z_ik) + c log q(z_ik; x_i)] + (1 − c) E_p(z, x)[∇ log q(z; x)], where w̃ are
+    the normalised weights and c is `insomnia`. The model's parameters climb the bound of `IWAE`; the guide's descend KL(p ‖ q), by
+    weighted particles (wake) and by draws of latents and data from the model (sleep). No gradient goes through a draw, so that
+    every site, discrete or continuous, is treated alike and needs no estimator. The value is the bound.
 
-    Shapes, `samples` and `plates`: those of `IWAE`. Biased for a finite K, as self-normalised weights are.
+    Shapes, `samples` and `plates`: those of `IWAE`. `dream` is called with a mapping from the observed sites' names to the data that the
+    model drew, and with the program's arguments, and returns the tuple of arguments with which the guide sees that data; it is
+    needed where `insomnia` is below 1, and `dreams` draws are averaged. Biased for a finite K, as self-normalised weights are.
 
-    Raises what `IWAE` raises, `EstimatorError` if a site names an estimator, `ConfigurationError` if `insomnia` is negative.
+    Raises what `IWAE` raises, `EstimatorError` if a site names an estimator, `ConfigurationError` if `insomnia` is outside [0, 1], or
+    below 1 without `dream`.
 
-    >>> ReweightedWakeSleep().draws_are_constant
+    >>> ReweightedWakeSleep(insomnia=0.5, dream=lambda drawn, x: (drawn["x"],)).draws_are_constant
     True
 
     Source: Bornschein and Bengio (2015), section 2.2; Le, Kosiorek, Siddharth, Teh and Wood (2019), equation 8 (wake-wake).
@@ -255,12 +258,27 @@ class ReweightedWakeSleep(MultiSample):
     insomnia: float = 1.0
     samples: int | None = None
     plates: tuple[str, ...] | None = None
+    dream: Callable[..., tuple] | None = None
+    dreams: int = 1
 
     def __post_init__(self) -> None:
         self._check()
-        _check("ReweightedWakeSleep(insomnia", self.insomnia)
+        if not 0 <= self.insomnia <= 1:
+            raise ConfigurationError(f"ReweightedWakeSleep(insomnia={self.insomnia}): give a number from 0 to 1.")
+        if self.insomnia < 1 and not callable(self.dream):
+            raise ConfigurationError(
+                f"ReweightedWakeSleep(insomnia={self.insomnia}) sleeps, and needs a function that hands the model's data to the "
+                'guide: dream=lambda drawn, x: (drawn["x"],), for a guide of x and an observed site "x".'
+            )
+        if not isinstance(self.dreams, int) or self.dreams < 1:
+            raise ConfigurationError(f"ReweightedWakeSleep(dreams={self.dreams!r}): give a number of draws, 1 or more.")
 
     @property
     def draws_are_constant(self) -> bool:
         """True."""
         return True
+
+    @property
+    def sleeps(self) -> bool:
+        """Whether the guide learns from what the model draws."""
+        return self.insomnia < 1

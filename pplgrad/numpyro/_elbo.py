@@ -29,7 +29,8 @@ from pplgrad.numpyro._ops import OPS, attach, concrete
 from pplgrad.numpyro._program import Arrays, Static, densities_read, run_particle, specify
 from pplgrad.numpyro._provenance import Reads, outputs_read
 from pplgrad.numpyro._sites import site_info
-from pplgrad.objectives import ELBO, MultiSample, Objective
+from pplgrad.numpyro._sleep import asleep
+from pplgrad.objectives import ELBO, MultiSample, Objective, ReweightedWakeSleep
 
 
 class TraceGrad_ELBO(Trace_ELBO):
@@ -109,6 +110,9 @@ class TraceGrad_ELBO(Trace_ELBO):
         program = (model, guide, args, kwargs)
         branches = self._branches(rng_key, param_map, program, runs, parts)
         result = estimate(OPS, parts, host, branches, self.objective, self.higher_order)
+        if isinstance(self.objective, ReweightedWakeSleep) and self.objective.sleeps:
+            key = jax.random.fold_in(rng_key, 0xD4EA)
+            result.surrogate = result.surrogate + asleep(self.objective, key, param_map, *program)
         _refuse_impossible(result, runs)
         loss = _with_gradient(result) if self.sum_sites else _by_site(runs)
         return {"loss": loss, "mutable_state": _new_state(runs, result)}

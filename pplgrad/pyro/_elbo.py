@@ -29,13 +29,14 @@ from pplgrad.engine.signals import Bounds
 from pplgrad.engine.surrogate import Estimate, estimate
 from pplgrad.errors import PplgradError, ProgramError
 from pplgrad.estimators.base import Estimator
-from pplgrad.objectives import ELBO, MultiSample, Objective
+from pplgrad.objectives import ELBO, MultiSample, Objective, ReweightedWakeSleep
 from pplgrad.pyro._baselines import Networks, PyroBaselines, store_states
 from pplgrad.pyro._branches import PyroBranches
 from pplgrad.pyro._distributions import family
 from pplgrad.pyro._ops import OPS, attach
 from pplgrad.pyro._program import SharedMinibatch, Traces, check_match, record, run_traces, site_info
 from pplgrad.pyro._provenance import Provenance
+from pplgrad.pyro._sleep import asleep
 from pplgrad.pyro._structure import Structure, Structures
 
 
@@ -210,6 +211,8 @@ class TraceGrad_ELBO(Trace_ELBO):
             self.objective,
             self.higher_order,
         )
+        if isinstance(self.objective, ReweightedWakeSleep) and self.objective.sleeps:
+            result.surrogate = result.surrogate + asleep(self.objective, model, guide, args, kwargs)
         if not math.isfinite(float(result.value)):
             for traces, run in zip(traced, runs, strict=True):
                 _check_costs(math.nan, traces, run)

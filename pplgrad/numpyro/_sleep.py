@@ -1,0 +1,45 @@
+"""The sleep phase of wake-sleep in NumPyro: the guide at latents and data that the model drew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from numpyro.handlers import replay, seed, substitute, trace, uncondition
+
+from pplgrad.objectives import ReweightedWakeSleep
+
+
+def asleep(
+    objective: ReweightedWakeSleep,
+    key: jax.Array,
+    params: dict,
+    model: Callable,
+    guide: Callable,
+    args: tuple,
+    kwargs: dict,
+) -> jax.Array:
+    """Return (1 − insomnia) times the mean log q of the model's draws, with its gradient to the guide's parameters."""
+
+    def one(key: jax.Array) -> jax.Array:
+        model_key, guide_key = jax.random.split(key)
+        fixed = jax.lax.stop_gradient(params)
+        drawn = trace(uncondition(substitute(seed(model, model_key), data=fixed))).get_trace(*args, **kwargs)
+        samples = {name: site for name, site in drawn.items() if site["type"] == "sample"}
+        data = {
+            n: jax.lax.stop_gradient(site["value"]) for n, site in samples.items() if "was_observed" in site["infer"]
+        }
+        assert objective.dream is not None
+        told = objective.dream(data, *args, **kwargs)
+        kept = {n: site for n, site in drawn.items() if site["type"] in ("sample", "plate") and n not in data}
+        run = replay(substitute(seed(guide, guide_key), data=params), kept)
+        total: Any = jnp.zeros(())
+        for name, site in trace(run).get_trace(*told).items():
+            if site["type"] == "sample" and name in kept and not site["is_observed"]:
+                scale = 1.0 if site["scale"] is None else site["scale"]
+                total = total + jnp.sum(site["fn"].log_prob(jax.lax.stop_gradient(site["value"])) * scale)
+        return total
+
+    return (1 - objective.insomnia) * jax.vmap(one)(jax.random.split(key, objective.dreams)).mean()
