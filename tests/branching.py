@@ -23,24 +23,24 @@ from pplgrad import (
 from pplgrad.testing.programs import CASES
 
 # Without nested_plates: its cells go into the thousands.
-FINITE = [name for name in CASES if name != "nested_plates"]
+FINITE = [name for name in CASES if name not in ("nested_plates", "five")]
 BINARY = [name for name in FINITE if all(size == 2 for _, size in CASES[name].latents.values())]
 RELAXABLE = [*BINARY, "one_hot"]
 SETS = ["single", "hierarchy", "event", "subsampled", "mixed", "categorical_index", "one_hot", "counts"]
 
 EXACT = {
-    "local": (LocalExpectation(), FINITE),
+    "local": (LocalExpectation(), [*FINITE, "five"]),
     "disarm": (DisARM(), BINARY),
-    "samples2": (ScoreFunction(samples=2), FINITE),
+    "samples2": (ScoreFunction(samples=2), [*FINITE, "five"]),
     "samples3": (ScoreFunction(samples=3), ["single", "independent", "categorical_index"]),
     "muprop": (MuProp(), RELAXABLE),
     "double-cv": (DoubleCV(2, scale=1.0, learn=False), RELAXABLE),
     "double-cv3": (DoubleCV(3, scale=0.7), ["single", "independent"]),
     "rodeo": (RODEO(2, learn=False), RELAXABLE),
     "rodeo3": (RODEO(3), ["single", "independent"]),
-    "set2": (UnorderedSet(2), SETS),
+    "set2": (UnorderedSet(2), [*SETS, "five"]),
     "set3": (UnorderedSet(3), ["categorical_index", "event"]),
-    "sum2": (SumAndSample(2), SETS),
+    "sum2": (SumAndSample(2), [*SETS, "five"]),
     "sum3": (SumAndSample(3), ["categorical_index", "event"]),
     "stick": (StickBreakingDisARM(), ["single", "categorical_index", "one_hot", "counts", "hierarchy"]),
     "tree": (TreeDisARM(), ["single", "categorical_index", "one_hot", "counts", "mixed"]),
@@ -52,7 +52,7 @@ RANDOM = {
     "arm": (ARM(), BINARY),
     "arms2": (ARMS(2), BINARY),
     "arms4": (ARMS(4), BINARY),
-    "carms": (CARMS(4), ["hierarchy", "categorical_index", "one_hot"]),
+    "carms": (CARMS(4), ["hierarchy", "categorical_index", "one_hot", "five"]),
     "carms3": (CARMS(3), ["categorical_index"]),
     "rebar": (REBAR(0.5, 0.8, learn=False), RELAXABLE),
     "relax": (RELAX(0.5, hidden=4), ["single", "hierarchy", "one_hot", "event"]),
@@ -64,6 +64,7 @@ RANDOM = {
 HARD = [
     "hierarchy",
     "categorical_index",
+    "five",
     "mixed",
     "event",
     "subsampled",
@@ -112,6 +113,7 @@ TOO_MANY = {(short, name) for short in ("stick", "tree") for name in ("categoric
 TOO_MANY |= {
     (short, name) for short in ("carms", "relax") for name in ("hierarchy", "one_hot", "nested_plates", "event")
 }
+TOO_MANY |= {(short, "five") for short in ("samples2", "set2", "sum2")}
 TOO_MANY |= {("relax-alone", name) for name in ("hierarchy", "nested_plates")}
 """Whose outcomes go into the thousands, or whose branches are many: for the library that goes through them all at once."""
 

@@ -22,7 +22,7 @@ from pplgrad.objectives import CostWeights
 from pplgrad.pyro import TraceGrad_ELBO
 from pplgrad.pyro._baselines import PREFIX
 from pplgrad.pyro._branches import PyroDraw
-from pplgrad.pyro._distributions import finite_parts, unmasked
+from pplgrad.pyro._distributions import family, finite_parts, unmasked
 from pplgrad.testing.cells import ListedNoise, NoiseShapes, cells, disturb, z_of
 from pplgrad.testing.programs import Case, Host
 
@@ -85,7 +85,7 @@ class Force(Messenger):
                 visit = self.visits.get(name, 0)
                 self.visits[name] = visit + 1
                 stacked = self.outcomes[visit % len(self.outcomes)][name]
-            integer = type(unmasked(fn)).__name__ == "Categorical"
+            integer = family(fn) == "Categorical"
             value = torch.as_tensor(stacked) if integer else array(stacked)
             msg["value"] = value.reshape(fn.batch_shape + fn.event_shape)
         else:

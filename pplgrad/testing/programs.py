@@ -327,6 +327,24 @@ def categorical_index(h):
     return model, guide
 
 
+@case({"k": ((1, 2), 5)}, {"a": (1, 2, 5), "b": (5,), "means": (5,)})
+def five(h):
+    """Categorical sites of five values with batch and event dimensions, under a cost that does not separate."""
+
+    def model():
+        p = values("five", h)
+        with h.plate("data", 1):
+            k = h.sample("k", h.dist.Categorical(logits=p["b"] + h.array(np.zeros((1, 2, 5)))).to_event(1))
+            x = p["means"][k]
+            h.sample("x", h.dist.Normal(x[..., 0] * x[..., 1] + x[..., 0], 1.0), obs=h.array([0.3]))
+
+    def guide():
+        with h.plate("data", 1):
+            h.sample("k", h.dist.Categorical(logits=values("five", h)["a"]).to_event(1))
+
+    return model, guide
+
+
 @case({"z": ((), 2), "helper": ((), 2)}, {"a": (3,), "b": (2,)})
 def auxiliary(h):
     """A guide site that the model does not have, marked auxiliary."""
