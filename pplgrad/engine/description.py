@@ -57,7 +57,7 @@ def describe(
             plates,
             brief(site.estimator),
             " + ".join(brief(part) for part in parts_of(site.estimator.baseline)) or "none",
-            counts.get(site.name, 0),
+            counts.get(site.name, 0) + site.estimator.reweights_path,
             reasons[site.name],
         )
         rows.append(dict(zip(COLUMNS, cells, strict=True)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -39,14 +39,6 @@ class RELAX(REBAR):
 
     through_cost: bool = True  # type: ignore[assignment]
     hidden: int = 32
-    declaration: ClassVar[Declaration] = Declaration(
-        unbiased=True,
-        supports="Bernoulli, one-hot",
-        evaluations="1, or 0 without the cost",
-        differentiable_costs=True,
-        derivatives=1,
-        source="Grathwohl et al. 2018",
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,6 +48,18 @@ class RELAX(REBAR):
             )
         if not isinstance(self.hidden, int) or self.hidden < 1:
             raise ConfigurationError(f"RELAX(hidden={self.hidden!r}): give the number of hidden units, 1 or more.")
+
+    @property
+    def declaration(self) -> Declaration:  # type: ignore[override]
+        """What the estimator promises: without the cost in its control variate, that needs no derivative."""
+        return Declaration(
+            unbiased=True,
+            supports="Bernoulli, one-hot",
+            evaluations="1, or 0 without the cost",
+            differentiable_costs=self.through_cost,
+            derivatives=1,
+            source="Grathwohl et al. 2018",
+        )
 
     @property
     def uses_slopes(self) -> bool:  # type: ignore[override]

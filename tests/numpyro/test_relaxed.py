@@ -13,6 +13,7 @@ from numpyro.optim import Adam
 
 from pplgrad import (
     REBAR,
+    RELAX,
     BaselineError,
     DoubleCV,
     EstimatorError,
@@ -247,3 +248,20 @@ def test_a_temperature_may_follow_the_arguments(estimator):
         return jax.jit(jax.grad(lambda a, step: elbo.loss(jax.random.key(0), {"a": a}, model, guide, step)))(0.3, 4.0)
 
     np.testing.assert_allclose(gradient(lambda step: 1.0 / step), gradient(0.25))
+
+
+def test_relax_without_the_cost_needs_no_derivative():
+    def guide():
+        numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("a", 0.3)))
+
+    def model():
+        z = numpyro.sample("z", dist.Bernoulli(0.3))
+        numpyro.factor("f", jnp.where(z == 1, 2.0, 0.5))
+
+    def losses(estimator):
+        svi = SVI(model, config_estimators(guide, {"z": estimator}), Adam(0.1), TraceGrad_ELBO())
+        return svi.run(jax.random.key(0), 2, progress_bar=False).losses
+
+    assert np.isfinite(losses(RELAX(through_cost=False))).all()
+    with pytest.raises(EstimatorError, match="Site 'z' is relaxed, but the program compares"):
+        losses(RELAX())

@@ -10,6 +10,7 @@ from pyro.optim import Adam
 
 from pplgrad import (
     REBAR,
+    RELAX,
     DoubleCV,
     EstimatorError,
     GappedStraightThrough,
@@ -241,3 +242,17 @@ def test_a_temperature_may_follow_the_arguments(estimator):
         TraceGrad_ELBO(estimators={"z": estimator(temperature=temperature)}).loss_and_grads(model, guide, 4)
         found.append(pyro.get_param_store()._params["a"].grad)
     torch.testing.assert_close(*found)
+
+
+def test_relax_without_the_cost_needs_no_derivative():
+    def guide():
+        pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", array(0.3))))
+
+    def model():
+        z = pyro.sample("z", dist.Bernoulli(array(0.3)))
+        pyro.factor("f", torch.where(z == 1, array(2.0), array(0.5)))
+
+    pyro.clear_param_store()
+    TraceGrad_ELBO(estimators={"z": RELAX(through_cost=False)}).loss_and_grads(model, guide)
+    with pytest.raises(EstimatorError, match="Site 'z' is relaxed, but the program compares"):
+        TraceGrad_ELBO(estimators={"z": RELAX()}).loss_and_grads(model, guide)
