@@ -257,7 +257,8 @@ class BranchTerms:
     `downstream` is the downstream cost of the draw, (particles, *plates), and `costs` that of each alternative,
     (particles, m, *plates). `soft_costs`, (particles, m', *plates), and `slopes`, of the shape of the weights, are the cost and
     its derivative at the weights; slopes carry gradient to what the weights were computed from. Under an objective that
-    combines particles a cost is the bound, and `shares()` the normalised weights of the alternatives, shaped like `costs`.
+    combines particles a cost is the bound, and `shares()` the normalised weights of the alternatives, shaped like `costs`. With
+    `higher_order` the score of the draw is in the costs already, with derivatives of every order, and is to be taken out again.
     """
 
     draw: Draw
@@ -267,6 +268,7 @@ class BranchTerms:
     soft_costs: Array
     slopes: Array
     shares: Callable[[], Array] | None = None
+    higher_order: bool = False
 
     @property
     def ops(self) -> Ops:
@@ -289,7 +291,7 @@ def asked_of(ops: Ops, layout: Layout, run: Run, host: BranchHost) -> dict[int, 
 
 
 def branch_terms(
-    ops: Ops, layout: Layout, run: Run, signals: Signals, number: int, host: BranchHost
+    ops: Ops, layout: Layout, run: Run, signals: Signals, number: int, host: BranchHost, higher_order: bool = False
 ) -> tuple[Array, Array | None]:
     """Run the branches of all sites of a run (the one of that number) that ask for them.
 
@@ -320,6 +322,7 @@ def branch_terms(
             None if place is None else soft_costs[place],
             None if place is None else slopes[place],
             None if costs is None else partial(signals.shares_in_branches, number, costs),
+            higher_order,
         )
         estimator = layout.estimator(layout.site_groups[group])
         term, learning = estimator.surrogate_of(terms), estimator.loss_of(terms)

@@ -92,7 +92,7 @@ def _only_first(runs: Sequence[tuple[Layout, Run]]) -> str | None:
                 return (
                     f"A second derivative was asked for (create_graph=True, or jax.grad of a gradient), and the surrogate of "
                     f"{site.estimator!r} at site '{site.name}' is right for first ones alone; pass higher_order=True to "
-                    "TraceGrad_ELBO, with ScoreFunction() or Reparam() at all sites."
+                    "TraceGrad_ELBO, with ScoreFunction(), LocalExpectation() or Reparam() at all sites."
                 )
     return None
 
@@ -112,7 +112,7 @@ def _add_sites(
         plain = [i for i, group in enumerate(layout.site_groups) if not layout.estimator(group).uses_branches]
         groups.append([_group_run(ops, layout, run, i, signals, number) for i in plain])
         if len(plain) < len(layout.site_groups):
-            term, loss = branch_terms(ops, layout, run, signals, number, branches[number])
+            term, loss = branch_terms(ops, layout, run, signals, number, branches[number], higher_order)
             _add(result, term, loss, signals.replicates)
         if isinstance(signals, Bounds) and branches:
             path = path_terms(ops, layout, run, signals, number, branches[number])

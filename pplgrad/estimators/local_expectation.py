@@ -21,6 +21,8 @@ class LocalExpectation(Estimator):
     cost downstream does not have; (categories − 1) evaluations for each of them, all elements of the other plates at
     once. Costs in nats.
 
+    Derivatives of every order are right under `higher_order=True`.
+
     Raises `EstimatorError` on a site without finitely many values.
 
     >>> LocalExpectation().declaration.unbiased
@@ -34,7 +36,7 @@ class LocalExpectation(Estimator):
         supports="finitely many values",
         evaluations="elements × (categories − 1)",
         differentiable_costs=False,
-        derivatives=1,
+        derivatives=None,
         source="Titsias and Lázaro-Gredilla 2015",
     )
     uses_score: ClassVar[bool] = True
@@ -67,4 +69,9 @@ class LocalExpectation(Estimator):
         shifts = (draw.ops.arange(categories, index) - index[..., None]) % categories
         cost = xp.take_along_axis(by_shift, shifts, axis=-1)
         # Only differences between values count: without the draw's own cost the sums stay small.
-        return xp.sum(xp.exp(draw.log_probs) * (cost - own))
+        total = xp.sum(xp.exp(draw.log_probs) * (cost - own))
+        if not terms.higher_order:
+            return total
+        # Of the sum over the values and of the score at the draw all derivatives have the same mean.
+        log_q = xp.take_along_axis(draw.log_probs, index[..., None], axis=-1)[..., 0]
+        return total - xp.sum(xp.exp(log_q - terms.ops.stop_gradient(log_q)) * terms.downstream[..., None])

@@ -41,8 +41,8 @@ class TraceGrad_ELBO(Trace_ELBO):
     site's plates, and inside `scan` to the step and those after it.
 
     `estimators` maps names and glob patterns to estimators and goes before what the guide says; `objective` puts another
-    objective in the place of the bound; with `higher_order=True` derivatives of every order are right (for `ScoreFunction`
-    and `Reparam`; Foerster et al., 2018), and without it a second derivative that would be wrong is refused. `closed_form` maps
+    objective in the place of the bound; with `higher_order=True` derivatives of every order are right (for `ScoreFunction`,
+    `LocalExpectation` and `Reparam`; Foerster et al., 2018), and without it a second derivative that would be wrong is refused. `closed_form` maps
     names and patterns to "kl" (the site's divergence of guide from model in closed form, in the place of its sampled densities) or
     "entropy" (of the guide alone), and goes before the site's `infer={"closed_form": ...}`. The other arguments
     are those of `numpyro.infer.Trace_ELBO`. Shapes: any plates; particles are mapped by `vectorize_particles` (True:

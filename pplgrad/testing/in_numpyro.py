@@ -312,9 +312,17 @@ def probabilities(case: Case, outcome: dict[str, jax.Array]) -> dict[str, jax.Ar
 
 
 def expected_gradient_over_cells(
-    case: Case, elbo: Any, particles: int = 1, wrap: Callable = lambda guide: guide, extra: dict | None = None
-) -> dict[str, np.ndarray]:
-    """Return E[estimate] over all draws, the draws of branches, and the estimators' own finite noise."""
+    case: Case,
+    elbo: Any,
+    particles: int = 1,
+    wrap: Callable = lambda guide: guide,
+    extra: dict | None = None,
+    derive: Callable = jax.grad,
+) -> Any:
+    """Return E[estimate] over all draws, the draws of branches, and the estimators' own finite noise.
+
+    `derive` may be `jax.hessian`.
+    """
     model, guide = case.build(HOST)
     rows: list[dict[str, np.ndarray]] = []
     sizes: list[float] = []
@@ -340,16 +348,16 @@ def expected_gradient_over_cells(
     joint = [jnp.stack(column) for column in zip(*noises, strict=True)]
 
     def over_noise(params: dict, draw: dict[str, jax.Array]) -> dict:
-        one = jax.grad(loss, has_aux=True)
+        one = derive(loss, has_aux=True)
         if not joint:
             return one(params, draw, [])[0]
         found, log_weight = jax.vmap(lambda noise: one(params, draw, noise))(joint)
         # An impossible outcome may have no gradient at all.
         weight = jnp.exp(log_weight)
-        return {name: jnp.tensordot(weight, _where(weight > 0, g), 1) for name, g in found.items()}
+        return jax.tree.map(lambda g: jnp.tensordot(weight, _where(weight > 0, g), 1), found)
 
     found = jax.jit(jax.vmap(over_noise, (None, 0)))(params, draws)
-    return {name: np.tensordot(np.array(sizes), np.asarray(g), 1) for name, g in found.items()}
+    return jax.tree.map(lambda g: np.tensordot(np.array(sizes), np.asarray(g), 1), found)
 
 
 def _where(rows: jax.Array, x: jax.Array) -> jax.Array:

@@ -19,7 +19,12 @@ from pplgrad import (
     ScoreFunction,
 )
 from pplgrad.numpyro import TraceGrad_ELBO
-from pplgrad.testing.in_numpyro import exact_bound_gradient, exact_hessian, expected_gradient
+from pplgrad.testing.in_numpyro import (
+    exact_bound_gradient,
+    exact_hessian,
+    expected_gradient,
+    expected_gradient_over_cells,
+)
 from pplgrad.testing.programs import CASES
 from tests.bounds import bound
 
@@ -49,6 +54,23 @@ def test_hessian_exact(name):
 @pytest.mark.parametrize("name", ["single", "shared_parameter", "batch_without_plate"])
 def test_hessian_with_leave_one_out_exact(name):
     found = expected_gradient(CASES[name], make(name, ScoreFunction(LeaveOneOut()), 2), 2, derive=jax.hessian)
+    same(found, exact_hessian(CASES[name]))
+
+
+LOCAL = [
+    "shared_parameter",
+    "hierarchy",
+    "mixed",
+    "event",
+    "categorical_index",
+    "coupled_plate",
+    "reparameterized_parent",
+]
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in LOCAL])
+def test_hessian_by_local_expectation_exact(name):
+    found = expected_gradient_over_cells(CASES[name], make(name, LocalExpectation()), derive=jax.hessian)
     same(found, exact_hessian(CASES[name]))
 
 

@@ -19,14 +19,17 @@ from pplgrad import (
     ScoreFunction,
 )
 from pplgrad.pyro import TraceGrad_ELBO
+from pplgrad.testing.cells import cells
 from pplgrad.testing.in_pyro import (
     HOST,
+    Drive,
     Force,
     array,
     exact_loss,
     fresh,
     log_weight_and_objective,
     outcomes,
+    probabilities,
     subsamples,
 )
 from pplgrad.testing.programs import CASES
@@ -66,6 +69,23 @@ def expected_hessian(case, estimator, particles, vectorized):
     return total
 
 
+def expected_hessian_over_cells(case, vectorized):
+    """Local expectation has no noise of its own: over all draws, and those of the branches."""
+    fresh(case)
+    model, guide = case.build(HOST)
+    elbo = TraceGrad_ELBO(
+        vectorize_particles=vectorized,
+        max_plate_nesting=2,
+        estimators=dict.fromkeys(case.latents, LocalExpectation()),
+        higher_order=True,
+    )
+    total = 0.0
+    for uniforms, size in cells(probabilities(case, guide, list(outcomes(case)))):
+        with Drive([uniforms], case.noise):
+            total = total + size * second(elbo.differentiable_loss(model, guide))
+    return total
+
+
 def exact_hessian(case):
     fresh(case)
     return second(exact_loss(case, *case.build(HOST)))
@@ -87,6 +107,15 @@ def test_hessian_exact(name):
 @pytest.mark.parametrize("name", ["single", "shared_parameter"])
 def test_hessian_with_leave_one_out_exact(name, vectorized):
     found = expected_hessian(CASES[name], ScoreFunction(LeaveOneOut()), 2, vectorized)
+    np.testing.assert_allclose(found, exact_hessian(CASES[name]), atol=1e-9)
+
+
+@pytest.mark.parametrize("vectorized", [True, False])
+@pytest.mark.parametrize(
+    "name", ["shared_parameter", *(pytest.param(n, marks=pytest.mark.slow) for n in ("mixed", "event"))]
+)
+def test_hessian_by_local_expectation_exact(name, vectorized):
+    found = expected_hessian_over_cells(CASES[name], vectorized)
     np.testing.assert_allclose(found, exact_hessian(CASES[name]), atol=1e-9)
 
 
