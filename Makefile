@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS = 1
 export MKL_NUM_THREADS = 1
 
-.PHONY: demo test quick lint format bench variance training clean
+.PHONY: demo test quick lint format bench variance clean
 
 # The stamp is newer than the files that say what to install, so that a second run installs nothing.
 .venv/installed: pyproject.toml constraints.txt
@@ -45,8 +45,6 @@ bench: .venv/installed
 
 variance: .venv/installed
 	$(BIN)/python -m benchmarks.variance
-
-training: .venv/installed
 	$(BIN)/python -m benchmarks.training
 
 clean:

@@ -1,4 +1,4 @@
-"""The bound that each estimator reaches in equal time: `make training`.
+"""The bound that each estimator reaches in equal time: the second half of `make variance`.
 
 The sigmoid belief network of models/sbn.py on the digits, a batch of 100, Adam. Every estimator starts from the same
 parameters and trains for the same seconds of wall time, compiling apart, on one thread; then the evidence lower bound per
@@ -66,6 +66,28 @@ def main() -> None:
         name = row["estimator"] if row["unbiased"] else f"{row['estimator']} (biased)"
         table.add_row(row["library"], name, str(row["steps"]), f"{row['bound']:.2f}")
     Console(width=100).print(table)
+    draw(frame, given.out.with_suffix(".png"))
+
+
+def draw(frame: pd.DataFrame, path: Path) -> None:
+    """Draw the bounds, a panel for each library."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    libraries = list(dict.fromkeys(frame["library"]))
+    figure, panels = plt.subplots(1, len(libraries), figsize=(6 * len(libraries), 6), squeeze=False)
+    for panel, library in zip(panels[0], libraries, strict=True):
+        rows = frame[frame["library"] == library].sort_values("bound")
+        colors = ["C0" if unbiased else "C1" for unbiased in rows["unbiased"]]
+        panel.barh(
+            rows["estimator"], rows["bound"] - rows["bound"].min() + 0.2, left=rows["bound"].min() - 0.2, color=colors
+        )
+        panel.set(xlabel="test ELBO, nats / datum", title=f"{library}, {frame['seconds'].iloc[0]:g} s each")
+    figure.suptitle("blue: unbiased, orange: biased")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
 
 
 def in_numpyro(estimator: Any, particles: int, given: argparse.Namespace) -> tuple[int, float]:

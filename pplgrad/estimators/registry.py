@@ -76,7 +76,7 @@ def fitting(site: SiteInfo) -> list[str]:
         except PplgradError:
             continue
         found.append(estimator)
-    return [repr(estimator) for estimator in sorted(found, key=lambda e: not e.declaration.unbiased)]
+    return [f"{type(estimator).__name__}()" for estimator in sorted(found, key=lambda e: not e.declaration.unbiased)]
 
 
 def remedy(site: SiteInfo) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from numpyro.handlers import replay, seed, substitute, trace, uncondition
+from numpyro.handlers import seed, substitute, trace, uncondition
 
 from pplgrad.objectives import ReweightedWakeSleep
 
@@ -33,13 +33,15 @@ def asleep(
         }
         assert objective.dream is not None
         told = objective.dream(data, *args, **kwargs)
-        kept = {n: site for n, site in drawn.items() if site["type"] in ("sample", "plate") and n not in data}
-        run = replay(substitute(seed(guide, guide_key), data=params), kept)
+        kinds = ("sample", "plate")
+        kept = {n: site["value"] for n, site in drawn.items() if site["type"] in kinds and n not in data}
+        # Not by `replay`, which would put the model's `infer` in the place of the guide's.
+        run = substitute(seed(guide, guide_key), data={**params, **jax.lax.stop_gradient(kept)})
         total: Any = jnp.zeros(())
         for name, site in trace(run).get_trace(*told).items():
             if site["type"] == "sample" and name in kept and not site["is_observed"]:
                 scale = 1.0 if site["scale"] is None else site["scale"]
-                total = total + jnp.sum(site["fn"].log_prob(jax.lax.stop_gradient(site["value"])) * scale)
+                total = total + jnp.sum(site["fn"].log_prob(site["value"]) * scale)
         return total
 
     return (1 - objective.insomnia) * jax.vmap(one)(jax.random.split(key, objective.dreams)).mean()

@@ -23,6 +23,7 @@ from pplgrad import (
     ReweightedWakeSleep,
     ScoreFunction,
 )
+from pplgrad.engine import surrogate
 from pplgrad.numpyro import TraceGrad_ELBO, config_estimators
 from pplgrad.testing.in_numpyro import (
     HOST,
@@ -323,6 +324,19 @@ def test_sleep_phase_unbiased():
         return jax.jit(jax.vmap(one, (None, 0)))({"p": p, "a": a}, jax.random.split(jax.random.key(0), 40_000))
 
     found = gradients(insomnia=0.0, dream=lambda drawn, x: (drawn["x"],))
+    objective = ReweightedWakeSleep(insomnia=0.5, dream=lambda drawn, x: (drawn["x"],))
+    svi = SVI(model, config_estimators(guide), numpyro.optim.Adam(0.01), TraceGrad_ELBO(2, objective=objective))
+    assert np.isfinite(svi.run(jax.random.key(0), 5, x, progress_bar=False).losses).all()
     assert z_of(np.asarray(found["a"]), np.asarray(jax.grad(crossed)(a))) < 4.5
     wake = gradients()
     assert z_of(np.asarray(found["p"] - wake["p"]), np.zeros(3)) < 4.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("factor", [0.0, -1.0, 2.0])
+def test_mutants_of_the_reparameterized_score_are_caught(factor, monkeypatch):
+    """The term left out, with the wrong sign, or twice."""
+    plain = surrogate.path_terms
+    monkeypatch.setattr(surrogate, "path_terms", lambda *args: factor * plain(*args))
+    with pytest.raises(AssertionError):
+        test_doubly_reparameterized_of_one_site()

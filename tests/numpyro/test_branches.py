@@ -208,7 +208,7 @@ def test_what_follows_in_a_scan_is_not_relaxed(estimator):
         (DisARM(), lambda: dist.Poisson(2.0), "Poisson is not binary"),
         (LocalExpectation(), lambda: dist.Poisson(2.0), "does not have finitely many values"),
         (LocalExpectation(), lambda: dist.Normal(0.0, 1.0), "does not have finitely many values"),
-        (DisARM(), lambda: dist.Categorical(jnp.ones(3) / 3), "use one that fits there: LocalExpectation"),
+        (DisARM(), lambda: dist.Categorical(jnp.ones(3) / 3), "use one that fits there: CARMS.*, LocalExpectation"),
     ],
 )
 def test_misfits_are_refused(estimator, distribution, words):

@@ -22,6 +22,7 @@ from pplgrad import (
     ReweightedWakeSleep,
     ScoreFunction,
 )
+from pplgrad.engine import surrogate
 from pplgrad.pyro import TraceGrad_ELBO
 from pplgrad.testing.in_pyro import (
     HOST,
@@ -297,3 +298,13 @@ def test_sleep_phase_unbiased():
         elbo.loss_and_grads(model, guide, array([1.0, 0.0]))
         rows.append(gradient()["a"])
     assert z_of(np.stack(rows), wanted.numpy()) < 4.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("factor", [0.0, -1.0, 2.0])
+def test_mutants_of_the_reparameterized_score_are_caught(factor, monkeypatch):
+    """The term left out, with the wrong sign, or twice."""
+    plain = surrogate.path_terms
+    monkeypatch.setattr(surrogate, "path_terms", lambda *args: factor * plain(*args))
+    with pytest.raises(AssertionError):
+        test_doubly_reparameterized_of_one_site(True)

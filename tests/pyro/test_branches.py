@@ -144,7 +144,7 @@ def test_a_program_with_other_sites_in_a_branch_is_refused():
         (DisARM(), dist.Poisson(torch.tensor(2.0)), "Poisson is not binary"),
         (LocalExpectation(), dist.Poisson(torch.tensor(2.0)), "does not have finitely many values"),
         (LocalExpectation(), dist.Normal(0.0, 1.0), "does not have finitely many values"),
-        (DisARM(), dist.Categorical(torch.ones(3)), "use one that fits there: LocalExpectation"),
+        (DisARM(), dist.Categorical(torch.ones(3)), "use one that fits there: CARMS.*, LocalExpectation"),
     ],
 )
 def test_misfits_are_refused(estimator, distribution, words):
