@@ -76,10 +76,10 @@ def one_weight_for_the_program(patch):
     """The elements' weights joined into one."""
     plain = signals.Bounds.__init__
 
-    def joined(self, ops, runs, objective):
+    def joined(self, ops, runs, *rest):
         for layout, _ in runs:
             layout.weight_plates = ()
-        plain(self, ops, runs, objective)
+        plain(self, ops, runs, *rest)
 
     patch.setattr(signals.Bounds, "__init__", joined)
 

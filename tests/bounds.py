@@ -64,7 +64,7 @@ RANDOM = REBAR(0.5, 0.8, learn=False)
 
 def score_pairs():
     """Return objectives, programs and estimators; the quick ones are few."""
-    quick = {("iwae", "event_in_plate", "vimco"), ("renyi", "mixed", "score"), ("iwae", "minibatch", "ovis")}
+    quick = {("iwae", "event_in_plate", "vimco"), ("renyi", "mixed", "score")}
     every = [("iwae", name, short) for name in KEPT for short in SCORES]
     every += [(o, name, short) for o in ("renyi", "renyi2") for name in ("mixed", "event_in_plate") for short in SCORES]
     return [pytest.param(*row, marks=() if row in quick else pytest.mark.slow) for row in every]

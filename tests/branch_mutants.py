@@ -328,12 +328,12 @@ def carms_with_the_law_squared(patch):
 
 
 @mutant("single", RELAX(0.5, hidden=4), exact=False)
-def relax_without_the_slope_of_the_network(patch):
+def relax_with_another_slope_than_that_of_the_network(patch):
     plain = relax._network
 
     def network(draw, weights, known):
         value, slopes = plain(draw, weights, known)
-        return 5 * value, 0 * slopes
+        return value, slopes + 3.0 * draw.ops.arange(weights.shape[-1], draw.index)
 
     patch.setattr(relax, "_network", network)
 

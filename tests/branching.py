@@ -119,9 +119,9 @@ TOO_MANY |= {("relax-alone", name) for name in ("hierarchy", "nested_plates")}
 
 
 def exact_pairs(left_out=()):
-    """Return every estimator with finite noise and each of its programs; two quick ones for each."""
+    """Return every estimator with finite noise and each of its programs; a quick one for each."""
     return [
-        pytest.param(short, name, marks=() if name in ("single", "event") else pytest.mark.slow)
+        pytest.param(short, name, marks=() if name == "single" else pytest.mark.slow)
         for short, (_, names) in EXACT.items()
         for name in names
         if (short, name) not in left_out

@@ -29,7 +29,7 @@ ESTIMATORS = {"score": ScoreFunction(), "local": LocalExpectation(), "disarm": D
 
 def pairs():
     """Return programs, closed forms and estimators; few of them quick."""
-    quick = {"single", "event_in_plate"}
+    quick = {"single"}
     plain = [
         pytest.param(name, kinds, "score", marks=() if name in quick else pytest.mark.slow) for name, kinds in EXACT
     ]

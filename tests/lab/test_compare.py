@@ -43,6 +43,7 @@ def study(tmp_path_factory):
     return out, result.output
 
 
+@pytest.mark.slow
 def test_leaves_table_tidy_files_and_picture(study):
     out, shown = study
     runs = pd.read_csv(out / "runs.csv")
@@ -57,12 +58,14 @@ def test_leaves_table_tidy_files_and_picture(study):
     assert (runs[["gradient_variance", "milliseconds_per_step"]] > 0).all().all()
 
 
+@pytest.mark.slow
 def test_both_libraries_start_at_the_same_objective(study):
     curves = pd.read_parquet(study[0] / "curves.parquet")
     start = curves[curves["step"] == 0].groupby("backend")["elbo_train"].mean()
     assert abs(start["pyro"] - start["numpyro"]) < 0.5
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_never_repeated(study):
     out, _ = study
     before = {path: path.stat().st_mtime_ns for path in (out / "runs").iterdir()}

@@ -77,6 +77,7 @@ def configured(path, backend, **changes):
     return RunConfig(str(path), script.digest, script.options({}), backend, "score", 0, **settings)
 
 
+@pytest.mark.slow
 def test_nested_plates_dataclasses_and_neighbours(script, tmp_path):
     backends = [word for backend in BACKENDS for word in ("--backend", backend)]
     result = run(script, *backends, "--estimator", "score", "--steps", 3, "--seeds", 1, "--quiet", "--out", tmp_path)
@@ -102,6 +103,7 @@ def test_both_libraries_see_the_same_batches(script, tmp_path, monkeypatch):
     assert streams[0] == streams[1] and len(streams[0]) == 5
 
 
+@pytest.mark.slow
 def test_gradient_variance_is_of_the_same_parameters_in_both_libraries(script, tmp_path):
     """In the constrained parameter it would be (1 / p (1 - p))^2 = 39 times larger."""
     found = [

@@ -190,6 +190,7 @@ def test_doubly_reparameterized_of_one_site():
     np.testing.assert_allclose(found["s"], -(weights * noise * jnp.exp(params["s"])).sum(), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_value_is_that_of_the_hosts_bound():
     """Without subsampling, for the same draws."""
     model, guide = continuous(False)
@@ -202,6 +203,7 @@ def test_the_value_is_that_of_the_hosts_bound():
     assert abs(found.mean() - wanted.mean()) < 4.5 * np.sqrt((found.var() + wanted.var()) / 400)
 
 
+@pytest.mark.slow
 def test_particles_share_the_minibatch():
     """Weights of different data points in one bound would mean nothing; with one point they are one sum of equal ones."""
     data = jnp.array([0.0, 100.0])
@@ -221,6 +223,7 @@ def test_particles_share_the_minibatch():
     assert losses == {2, 10_002}
 
 
+@pytest.mark.slow
 def test_training_with_the_defaults():
     case = CASES["mixed"]
     model, guide = case.build(HOST)

@@ -92,6 +92,7 @@ def test_numbers_unbiased(family):
     assert np.all(np.abs(found - wanted) < 4.5 * np.sqrt(error**2 + spread**2) + 1e-12)
 
 
+@pytest.mark.slow
 def test_draws_are_those_of_trace_elbo():
     case = CASES["hierarchy"]
     model, guide = case.build(HOST)
@@ -191,6 +192,7 @@ def test_a_scan_may_follow(estimator):
     assert np.all(np.abs(found - wanted) < 4.5 * np.sqrt(error**2 + spread**2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "estimator", [REBAR(learn=False), MuProp(), DoubleCV(learn=False)], ids=["rebar", "muprop", "double"]
 )

@@ -47,6 +47,7 @@ def continuous():
     return model, guide
 
 
+@pytest.mark.slow
 def test_like_the_mean_field_elbo():
     def model():
         with numpyro.plate("data", 4, subsample_size=2):
@@ -87,6 +88,7 @@ def path(s, k):
     return jnp.exp(s) * noise
 
 
+@pytest.mark.slow
 def test_a_relaxed_site_may_have_it():
     def model():
         numpyro.factor("f", 3.0 * numpyro.sample("z", dist.Bernoulli(0.4)))

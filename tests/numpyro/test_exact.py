@@ -10,6 +10,7 @@ from pplgrad.testing.in_numpyro import assert_same, exact_gradient, expected_gra
 from pplgrad.testing.programs import CASES
 
 SMALL = [name for name, case in CASES.items() if len(list(outcomes(case))) <= 8 and not case.subsamples]
+QUICK = ("hierarchy", "mixed", "subsampled", "event_in_plate")
 # NumPyro warns of batch dimensions that no plate declares; the gradient is right all the same.
 pytestmark = pytest.mark.filterwarnings("ignore:Missing a plate statement")
 
@@ -19,9 +20,7 @@ def discrete(name, estimator):
     return dict.fromkeys(CASES[name].latents, estimator)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n in ("nested_plates", "one_hot") else ()) for n in CASES]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CASES])
 def test_one_particle(name):
     elbo = TraceGrad_ELBO(estimators=discrete(name, ScoreFunction(Constant(-1.7))))
     assert_same(expected_gradient(CASES[name], elbo, 1), exact_gradient(CASES[name]))

@@ -39,7 +39,7 @@ def same(found, wanted):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-9), found, wanted)
 
 
-QUICK = ("shared_parameter", "mixed")
+QUICK = ("shared_parameter",)
 
 
 @pytest.mark.parametrize(

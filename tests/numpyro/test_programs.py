@@ -319,6 +319,7 @@ def test_closed_form_moments_of_both_estimators(sigma):
         assert abs(draws.var() - variance) / np.sqrt((fourth - variance**2) / n) < 4.5
 
 
+@pytest.mark.slow
 def test_guide_and_model_share_the_minibatch():
     """With a cost that differs from element to element, the loss is that of one minibatch in both programs."""
     data = jnp.arange(9.0)

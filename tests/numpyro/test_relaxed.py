@@ -90,6 +90,7 @@ def test_the_argmax_of_the_relaxed_draw_is_the_hosts_draw():
         np.testing.assert_allclose(found, Trace_ELBO(2).loss(jax.random.key(key), params, model, guide))
 
 
+@pytest.mark.slow
 def test_a_relaxed_parent_of_a_score_function_site():
     """z relaxed and k by the score function: exact for k's logits given z; z's weights move k's logits."""
     case = CASES["one_hot"]

@@ -46,13 +46,13 @@ def test_two_particles_exact(short):
 @pytest.mark.parametrize(("short", "name"), random_pairs(TOO_MANY))
 def test_unbiased(short, name):
     """Fewer draws than in NumPyro, where a step is a thousand times cheaper; the mathematics is the same code."""
-    assert z_score(RANDOM[short][0], "pyro", name, draws=1500) < 4.5
+    assert z_score(RANDOM[short][0], "pyro", name, draws=800) < 4.5
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("vectorized", [False, True], ids=["looped", "vectorized"])
 def test_particles_unbiased(vectorized):
-    assert z_score(DisARM(), "pyro", particles=2, vectorized=vectorized, draws=1500) < 4.5
+    assert z_score(DisARM(), "pyro", particles=2, vectorized=vectorized, draws=800) < 4.5
 
 
 def moments(objective, family, draws):
@@ -161,11 +161,9 @@ def test_misfits_are_refused(estimator, distribution, words):
 def test_mutant_is_caught(name, monkeypatch):
     mutant = MUTANTS[name]
 
-    def far():
-        if mutant.exact:
-            return gradient_error(mutant.estimator, "pyro", mutant.case) > 1e-6
-        return z_score(mutant.estimator, "pyro", mutant.case, draws=1500) > 8
-
-    assert not far()
     mutant.apply(monkeypatch)
-    assert far()
+    # That the sound ones pass is shown above, and for the same pairs in NumPyro, where it takes less time.
+    if mutant.exact:
+        assert gradient_error(mutant.estimator, "pyro", mutant.case) > 1e-6
+    else:
+        assert z_score(mutant.estimator, "pyro", mutant.case, draws=1500) > 8

@@ -74,6 +74,7 @@ def gaussian_mixture():
     return model
 
 
+@pytest.mark.slow
 def test_autoguide_beside_a_hand_written_discrete_site():
     model = gaussian_mixture()
     guide = AutoGuideList(model)
