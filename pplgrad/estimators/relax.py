@@ -92,8 +92,8 @@ class RELAX(REBAR):
 def _network(draw: Draw, weights: Array, known: Mapping[str, Any]) -> tuple[Array, Array]:
     """Return r, (particles, *plates), and its derivative with respect to the weights (particles, *plates, elements, categories)."""
     xp, (categories, count) = draw.ops.xp, (weights.shape[-1], draw.event_elements)
-    events = xp.reshape(weights, (*weights.shape[:-2], -1, 1, count * categories))
-    active = xp.tanh(xp.sum(events * known["in"], axis=-1) + known["shift"])
+    events = xp.reshape(weights, (*weights.shape[:-2], -1, count * categories))
+    active = xp.tanh(xp.matmul(events, xp.permute_dims(known["in"], (1, 0))) + known["shift"])
     value = xp.sum(active * known["out"], axis=(-2, -1))
-    rates = (1 - active**2) * known["out"]
-    return value, xp.reshape(xp.sum(rates[..., None] * known["in"], axis=-2), weights.shape)
+    slopes = xp.matmul((1 - active**2) * known["out"], known["in"])
+    return value, xp.reshape(slopes, weights.shape)
