@@ -42,11 +42,15 @@ def test_two_particles_exact(short):
     assert_same(found, exact_gradient(CASES["single"]))
 
 
+MANY = {"particles": 500, "vectorized": True, "draws": 100}
+"""50,000 draws, as the means of 500 at a time."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("short", "name"), random_pairs(TOO_MANY))
 def test_unbiased(short, name):
     """Fewer draws than in NumPyro, where a step is a thousand times cheaper; the mathematics is the same code."""
-    assert z_score(RANDOM[short][0], "pyro", name, draws=800) < 4.5
+    assert z_score(RANDOM[short][0], "pyro", name, **MANY) < 4.5
 
 
 @pytest.mark.slow
@@ -166,4 +170,4 @@ def test_mutant_is_caught(name, monkeypatch):
     if mutant.exact:
         assert gradient_error(mutant.estimator, "pyro", mutant.case) > 1e-6
     else:
-        assert z_score(mutant.estimator, "pyro", mutant.case, draws=1500) > 8
+        assert z_score(mutant.estimator, "pyro", mutant.case, **MANY) > 8
