@@ -32,6 +32,7 @@ from benchmarks.steps import OPTIONS, ROOT, in_turns, sbn
 from pplgrad import (
     ARM,
     ARMS,
+    CARMS,
     REBAR,
     RODEO,
     DisARM,
@@ -41,10 +42,13 @@ from pplgrad import (
     GumbelSoftmax,
     LeaveOneOut,
     LocalExpectation,
+    MeasureValued,
     MuProp,
     ReinMax,
     ScoreFunction,
+    StickBreakingDisARM,
     StraightThrough,
+    TreeDisARM,
 )
 from pplgrad.numpyro import TraceGrad_ELBO
 
@@ -56,7 +60,11 @@ ESTIMATORS: dict[str, tuple[Any, int]] = {
     "ARM": (ARM(), 1),
     "DisARM": (DisARM(), 1),
     "ARMS(4)": (ARMS(4), 1),
+    "StickBreakingDisARM": (StickBreakingDisARM(), 1),
+    "TreeDisARM": (TreeDisARM(), 1),
+    "CARMS(4)": (CARMS(4), 1),
     "LocalExpectation": (LocalExpectation(), 1),
+    "MeasureValued": (MeasureValued(), 1),
     "MuProp": (MuProp(), 1),
     "DoubleCV": (DoubleCV(scale=1.0, learn=False), 1),
     "RODEO": (RODEO(learn=False), 1),

@@ -1,5 +1,7 @@
 """What must not change, and what must change in step, whatever the estimator."""
 
+from contextlib import nullcontext
+
 from pplgrad import (
     ARM,
     ARMS,
@@ -60,5 +62,23 @@ def toy(h):
     def model():
         z = h.sample("z", h.dist.Bernoulli(logits=h.array([0.0] * 4)).to_event(1))
         h.factor("f", 3.0 * ((z - 0.45) ** 2).sum(-1) + 2.0 * z[..., 0] * z[..., 1])
+
+    return model, guide
+
+
+def credited(h, plated):
+    """Return independent bits whose costs are told apart by a plate, or taken as one joint cost without it."""
+
+    def scope():
+        return h.plate("data", 4) if plated else nullcontext()
+
+    def guide():
+        with scope():
+            h.sample("z", h.dist.Bernoulli(logits=h.param("a", h.array([0.2, -0.4, 0.9, 0.1]))))
+
+    def model():
+        with scope():
+            z = h.sample("z", h.dist.Bernoulli(logits=h.array([0.0] * 4)))
+            h.sample("x", h.dist.Normal(2.0 * z, 1.0), obs=h.array([0.3, -0.6, 1.4, 0.2]))
 
     return model, guide

@@ -12,7 +12,7 @@ from pplgrad import Constant, Expectation, ScoreFunction
 from pplgrad.numpyro import TraceGrad_ELBO
 from pplgrad.testing.in_numpyro import HOST, assert_same, exact_gradient, expected_gradient, parameters
 from pplgrad.testing.programs import CASES
-from tests.metamorphic import LINEAR, ORDERS, toy
+from tests.metamorphic import LINEAR, ORDERS, credited, toy
 
 
 def gradient(short, model, guide, params):
@@ -91,3 +91,16 @@ def test_known_orders(short):
         rows = jax.jit(jax.vmap(one, (None, 0)))(jnp.array([0.2, -0.4, 0.9, 0.1]), keys)
         variances.append(float(rows.var(0).sum()))
     assert variances[0] < variances[1]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Missing a plate statement")
+def test_rao_blackwellised_costs_vary_less():
+    variances = []
+    for plated in (True, False):
+        model, guide = credited(HOST, plated)
+        elbo = TraceGrad_ELBO(estimators={"z": ScoreFunction()})
+        one = jax.grad(lambda a, key, e=elbo, m=model, g=guide: e.loss(key, {"a": a}, m, g))
+        rows = jax.vmap(one, (None, 0))(jnp.array([0.2, -0.4, 0.9, 0.1]), jax.random.split(jax.random.key(0), 5_000))
+        variances.append(float(rows.var(0).sum()))
+    assert 2 * variances[0] < variances[1]

@@ -9,7 +9,7 @@ from pplgrad import Constant, Expectation, ScoreFunction
 from pplgrad.pyro import TraceGrad_ELBO
 from pplgrad.testing.in_pyro import HOST, assert_same, exact_gradient, expected_gradient, fresh, gradient
 from pplgrad.testing.programs import CASES
-from tests.metamorphic import LINEAR, ORDERS, toy
+from tests.metamorphic import LINEAR, ORDERS, credited, toy
 
 
 def one(elbo, model, guide):
@@ -57,3 +57,19 @@ def test_known_orders(short):
             rows.append(gradient()["a"])
         variances.append(np.var(rows, axis=0).sum())
     assert variances[0] < variances[1]
+
+
+@pytest.mark.slow
+def test_rao_blackwellised_costs_vary_less():
+    variances = []
+    for plated in (True, False):
+        model, guide = credited(HOST, plated)
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        elbo = TraceGrad_ELBO(estimators={"z": ScoreFunction()})
+        rows = []
+        for _ in range(500):
+            elbo.loss_and_grads(model, guide)
+            rows.append(gradient()["a"])
+        variances.append(np.var(rows, axis=0).sum())
+    assert 2 * variances[0] < variances[1]
