@@ -132,7 +132,7 @@ def disarm_with_an_independent_partner(patch):
     plain = antithetic.DisARM.alternatives
 
     def alternatives(self, draw):
-        probs = antithetic._probs(draw)
+        probs = antithetic.probability(draw.ops, draw.logits)
         partner = draw.noise.bernoulli(probs)
         return branches.Alternatives(draw.embed(draw.ops.xp.astype(partner, draw.index.dtype)[:, None]), partner)
 

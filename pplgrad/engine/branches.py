@@ -102,9 +102,11 @@ class Draw:
         self._plates = group.plates
         self._shape = group.shape
 
-    def learned(self, name: str) -> Array:
-        """Return what the estimator learns at the site under a name."""
-        return self._learned(name, self._starts(self.event_elements, self.log_probs.shape[-1])[name])
+    @cached_property
+    def learned(self) -> Mapping[str, Array]:
+        """Return what the estimator learns at the site, by name."""
+        starts = self._starts(self.event_elements, self.log_probs.shape[-1])
+        return {name: self._learned(name, start) for name, start in starts.items()}
 
     @property
     def event_elements(self) -> int:
@@ -188,13 +190,21 @@ class Draw:
         xp = self.ops.xp
         if self.is_finite:
             index = self.again_index(count)
-            shape = self.log_probs.shape
-            log_probs = xp.broadcast_to(self.log_probs[:, None], (shape[0], count, *shape[1:]))
-            chosen = xp.take_along_axis(log_probs, index[..., None], axis=-1)[..., 0]
-            return self.embed(index), xp.sum(chosen, axis=-1)
+            return self.embed(index), xp.sum(self.log_q(index), axis=-1)
         values, log_q = self._host.again(count)
         flat = to_shape(self.ops, xp.reshape(log_q, (-1, *log_q.shape[2:])), self._shape)
         return values, xp.reshape(flat, (*log_q.shape[:2], *flat.shape[1:]))
+
+    def log_q(self, index: Array) -> Array:
+        """Return log q of category numbers, with its gradient: both of shape (particles, m, *plates, elements)."""
+        xp, shape = self.ops.xp, self.log_probs.shape
+        every = xp.broadcast_to(self.log_probs[:, None], (shape[0], index.shape[1], *shape[1:]))
+        return xp.take_along_axis(every, index[..., None], axis=-1)[..., 0]
+
+    def one_hot(self, index: Array) -> Array:
+        """Return category numbers as weights of the categories, in one more dimension behind."""
+        numbers = self.ops.arange(self.log_probs.shape[-1], index)
+        return self.ops.xp.astype(index[..., None] == numbers, self.log_probs.dtype)
 
     def again_index(self, count: int) -> Array:
         """Return category numbers of `count` more draws, (particles, count, *plates, elements)."""

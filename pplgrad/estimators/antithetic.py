@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from pplgrad.engine.branches import Alternatives, BranchTerms, Draw
 from pplgrad.engine.noise import Noise
-from pplgrad.engine.ops import Array
+from pplgrad.engine.ops import Array, Ops
 from pplgrad.errors import ConfigurationError
 from pplgrad.estimators.base import Declaration, Estimator, SiteInfo
 from pplgrad.estimators.fit import require_binary
@@ -47,7 +47,7 @@ class ARM(Estimator):
 
     def alternatives(self, draw: Draw) -> Alternatives:
         """Return the partner: 1 where the uniform lies above σ(−α)."""
-        xp, probs = draw.ops.xp, _probs(draw)
+        xp, probs = draw.ops.xp, probability(draw.ops, draw.logits)
         below = draw.noise.uniform(tuple(probs.shape), probs)
         uniform = xp.where(draw.index == 1, below * probs, probs + below * (1 - probs))
         partner = xp.astype(uniform > 1 - probs, draw.index.dtype)
@@ -94,17 +94,15 @@ class DisARM(Estimator):
 
     def alternatives(self, draw: Draw) -> Alternatives:
         """Return the antithetic partner, drawn given the draw."""
-        xp, probs = draw.ops.xp, _probs(draw)
+        xp, probs = draw.ops.xp, probability(draw.ops, draw.logits)
         partner = partner_of(draw.noise, xp, probs, draw.index == 1)
         return Alternatives(draw.embed(xp.astype(partner, draw.index.dtype)[:, None]), partner)
 
     def surrogate_of(self, terms: BranchTerms) -> Array:
         """Return Σ_d α_d ½ (f(b) − f(b̃)) (b_d − b̃_d) σ(|α_d|)."""
-        draw, ops, xp = terms.draw, terms.ops, terms.ops.xp
-        logits = draw.logits
-        apart = xp.astype(draw.index, logits.dtype) - terms.alternatives.kept
-        weight = 0.5 * apart / (1 + xp.exp(-xp.abs(ops.stop_gradient(logits))))
-        return xp.sum(logits * (weight * (terms.downstream - terms.costs[:, 0])[..., None]))
+        draw, xp = terms.draw, terms.ops.xp
+        apart = xp.astype(draw.index, draw.logits.dtype) - terms.alternatives.kept
+        return coupled(terms.ops, draw.logits, apart, (terms.downstream - terms.costs[:, 0])[..., None])
 
 
 @dataclass(frozen=True)
@@ -149,7 +147,7 @@ class ARMS(Estimator):
 
     def alternatives(self, draw: Draw) -> Alternatives:
         """Return the other n − 1 draws of the copula, given the program's own draw as the first."""
-        xp, probs = draw.ops.xp, _probs(draw)
+        xp, probs = draw.ops.xp, probability(draw.ops, draw.logits)
         # The copula makes the rarer value antithetic: two of its hits exclude each other as far as they can.
         rare = xp.where(probs <= 0.5, probs, 1 - probs)
         hit = xp.astype(xp.where(probs <= 0.5, draw.index, 1 - draw.index), probs.dtype)
@@ -164,7 +162,7 @@ class ARMS(Estimator):
     def surrogate_of(self, terms: BranchTerms) -> Array:
         """Return Σ_d α_d/(n − 1) Σ_i (f(b_i) − f̄) (b_id − p_d) / (1 − ρ_d)."""
         draw, xp = terms.draw, terms.ops.xp
-        probs = _probs(draw)
+        probs = probability(draw.ops, draw.logits)
         hits = terms.alternatives.kept
         others = xp.where(probs[:, None] <= 0.5, hits, 1 - hits)
         values = xp.astype(xp.concat([draw.index[:, None], others], axis=1), probs.dtype)
@@ -190,9 +188,14 @@ def partner_of(noise: Noise, xp: Any, probs: Array, drawn: Array) -> Array:
     return noise.bernoulli(xp.where(drawn, both, only))
 
 
-def _probs(draw: Draw) -> Array:
-    """Return the probability of 1, as a constant, strictly inside (0, 1)."""
-    ops, xp = draw.ops, draw.ops.xp
-    probs = 1 / (1 + xp.exp(-ops.stop_gradient(draw.logits)))
-    tiny = xp.finfo(probs.dtype).eps
-    return xp.clip(probs, min=tiny, max=1 - tiny)
+def coupled(ops: Ops, odds: Array, apart: Array, difference: Array) -> Array:
+    """Return Σ α ½ (f − f̃) (b − b̃) σ(|α|) for log odds α, `apart` = b − b̃ and `difference` = f − f̃."""
+    xp = ops.xp
+    return xp.sum(odds * (0.5 * apart / (1 + xp.exp(-xp.abs(ops.stop_gradient(odds)))) * difference))
+
+
+def probability(ops: Ops, odds: Array) -> Array:
+    """Return the probability of 1 at log odds, as a constant, strictly inside (0, 1)."""
+    probs = 1 / (1 + ops.xp.exp(-ops.stop_gradient(odds)))
+    tiny = ops.xp.finfo(probs.dtype).eps
+    return ops.xp.clip(probs, min=tiny, max=1 - tiny)

@@ -15,7 +15,7 @@ import numpy as np
 from pplgrad.engine.branches import Alternatives, BranchTerms, Draw
 from pplgrad.engine.ops import Array
 from pplgrad.errors import ConfigurationError
-from pplgrad.estimators.antithetic import partner_of
+from pplgrad.estimators.antithetic import coupled, partner_of, probability
 from pplgrad.estimators.base import Declaration, Estimator, SiteInfo
 from pplgrad.estimators.fit import require_finite
 
@@ -48,7 +48,7 @@ class _CoupledDecisions(Estimator):
         ops, xp = draw.ops, draw.ops.xp
         table = ops.constant(self.decisions(draw.log_probs.shape[-1]), draw.log_probs)
         side = _sides(draw, table, draw.index)
-        probs = _inside(xp, 1 / (1 + xp.exp(-ops.stop_gradient(_log_odds(ops, draw.log_probs, table)))))
+        probs = probability(ops, _log_odds(ops, draw.log_probs, table))
         # What the draw says nothing about is decided now, as the program would have.
         taken = xp.where(side == 0, draw.noise.bernoulli(probs), (side > 0) * 1.0)
         partner = partner_of(draw.noise, xp, probs, taken == 1)
@@ -59,19 +59,15 @@ class _CoupledDecisions(Estimator):
 
     def surrogate_of(self, terms: BranchTerms) -> Array:
         """Return Σ_n α_n ½ (f(z) − f(z̃)) (b_n − b̃_n) σ(|α_n|) over the decisions that z or z̃ passes."""
-        draw, ops, xp = terms.draw, terms.ops, terms.ops.xp
+        draw, ops = terms.draw, terms.ops
         table = ops.constant(self.decisions(draw.log_probs.shape[-1]), draw.log_probs)
-        odds = _log_odds(ops, draw.log_probs, table)
-        weight = 0.5 * terms.alternatives.kept / (1 + xp.exp(-xp.abs(ops.stop_gradient(odds))))
-        return xp.sum(odds * (weight * (terms.downstream - terms.costs[:, 0])[..., None, None]))
+        difference = (terms.downstream - terms.costs[:, 0])[..., None, None]
+        return coupled(ops, _log_odds(ops, draw.log_probs, table), terms.alternatives.kept, difference)
 
 
 def _sides(draw: Draw, table: Array, index: Array) -> Array:
     """Return 1, −1 or 0 for each decision, (..., decisions): what a category says of it."""
-    xp = draw.ops.xp
-    numbers = draw.ops.arange(table.shape[-1], index)
-    hit = xp.astype(index[..., None] == numbers, table.dtype)
-    return xp.sum(hit[..., None, :] * table, axis=-1)
+    return draw.ops.xp.sum(draw.one_hot(index)[..., None, :] * table, axis=-1)
 
 
 def _log_odds(ops: Any, log_probs: Array, table: Array) -> Array:
@@ -82,16 +78,11 @@ def _log_odds(ops: Any, log_probs: Array, table: Array) -> Array:
 
     def total(chosen: Array) -> Array:
         x = xp.where(chosen, spread, least)
+        # Where a category is impossible, a gradient through the largest one would be NaN.
         top = ops.stop_gradient(xp.max(x, axis=-1, keepdims=True))
         return xp.log(xp.sum(xp.exp(x - top), axis=-1)) + top[..., 0]
 
     return total(table > 0) - total(table < 0)
-
-
-def _inside(xp: Any, probs: Array) -> Array:
-    """Return probabilities kept strictly inside (0, 1)."""
-    tiny = xp.finfo(probs.dtype).eps
-    return xp.clip(probs, min=tiny, max=1 - tiny)
 
 
 @dataclass(frozen=True)
@@ -217,8 +208,7 @@ class CARMS(Estimator):
         draw, ops, xp, n = terms.draw, terms.ops, terms.ops.xp, self.n
         index = xp.concat([draw.index[:, None], terms.alternatives.kept], axis=1)
         costs = xp.concat([terms.downstream[:, None], terms.costs], axis=1)
-        log_probs = xp.broadcast_to(draw.log_probs[:, None], (index.shape[0], n, *draw.log_probs.shape[1:]))
-        log_q = xp.take_along_axis(log_probs, index[..., None], axis=-1)[..., 0]
+        log_q = draw.log_q(index)
         joint = _pair_law(draw, index, n - 1)
         total: Any = 0.0
         for i, j in itertools.combinations(range(n), 2):

@@ -28,13 +28,6 @@ class WithSlopes(Estimator):
         require_relaxable(self, site)
 
 
-def one_hot(draw: Draw, index: Array) -> Array:
-    """Return category numbers as weights of the categories."""
-    xp = draw.ops.xp
-    numbers = draw.ops.arange(draw.log_probs.shape[-1], index)
-    return xp.astype(index[..., None] == numbers, draw.log_probs.dtype)
-
-
 def _dot(xp: Any, slopes: Array, weights: Array) -> Array:
     """Return Σ slopes · weights over elements and categories."""
     return xp.sum(slopes * weights, axis=(-2, -1))
@@ -76,7 +69,7 @@ class MuProp(WithSlopes):
         """Return (f(z) − expansion at z) log q(z) + f′(μ)·μ."""
         draw, ops, xp = terms.draw, terms.ops, terms.ops.xp
         probs, slopes = xp.exp(draw.log_probs), ops.stop_gradient(terms.slopes[:, 0])
-        step = one_hot(draw, draw.index) - ops.stop_gradient(probs)
+        step = draw.one_hot(draw.index) - ops.stop_gradient(probs)
         left = terms.downstream - ops.stop_gradient(terms.soft_costs[:, 0]) - _dot(xp, slopes, step)
         return xp.sum(draw.score * left) + xp.sum(slopes * probs)
 
@@ -124,15 +117,14 @@ class DoubleCV(WithSlopes):
 
     def alternatives(self, draw: Draw) -> Alternatives:
         """Draw the site again, and ask for the derivative at all draws."""
-        return again_with_slopes(draw, self.samples, draw.learned("scale") if self.learn else self.scale)
+        return again_with_slopes(draw, self.samples, draw.learned.get("scale", self.scale))
 
     def surrogate_of(self, terms: BranchTerms) -> Array:
         """Return 1/k Σ_i (f_i − c_i(z_i) − b_i) log q(z_i) + ḡ_i·μ."""
         draw, ops, xp, k = terms.draw, terms.ops, terms.ops.xp, self.samples
         index, scale = terms.alternatives.kept
         left, others = self._signals(terms, ops.stop_gradient(scale) if self.learn else scale)
-        log_probs = _repeated(xp, draw.log_probs, k)
-        log_q = xp.sum(xp.take_along_axis(log_probs, index[..., None], axis=-1)[..., 0], axis=-1)
+        log_q = xp.sum(draw.log_q(index), axis=-1)
         return (xp.sum(log_q * left) + xp.sum(others * xp.exp(draw.log_probs)[:, None])) / k
 
     def loss_of(self, terms: BranchTerms) -> Array | None:
@@ -163,16 +155,12 @@ def again_with_slopes(draw: Draw, count: int, kept: Any) -> Alternatives:
     xp = draw.ops.xp
     more = draw.again_index(count - 1)
     index = xp.concat([draw.index[:, None], more], axis=1)
-    return Alternatives(draw.embed(more), (index, kept), weights=one_hot(draw, index))
+    return Alternatives(draw.embed(more), (index, kept), weights=draw.one_hot(index))
 
 
 def _others(xp: Any, x: Array) -> Array:
     """Return, for each draw on axis 1, the mean of the others."""
     return (xp.sum(x, axis=1, keepdims=True) - x) / (x.shape[1] - 1)
-
-
-def _repeated(xp: Any, x: Array, count: int) -> Array:
-    return xp.broadcast_to(x[:, None], (x.shape[0], count, *x.shape[1:]))
 
 
 @dataclass(frozen=True)
@@ -220,7 +208,7 @@ class REBAR(WithSlopes):
     def alternatives(self, draw: Draw) -> Alternatives:
         """Ask for the cost and its derivative at the relaxed draw."""
         ops, xp = draw.ops, draw.ops.xp
-        known = {name: draw.learned(name) for name in self.learned(draw.event_elements, draw.log_probs.shape[-1])}
+        known = draw.learned
         temperature = xp.exp(known["log_temperature"]) if self.learn else self.temperature
         perturbed = HardDraw(ops, draw.log_probs, draw.index, draw.noise).perturbed()
         weights = softmax(xp, ops.stop_gradient(perturbed) / temperature)[:, None]
@@ -269,7 +257,7 @@ class REBAR(WithSlopes):
         given = _given_draw(ops, free) * along
         given = given - probs * xp.sum(given, axis=-1, keepdims=True)
         left = (terms.downstream - value)[..., None, None]
-        gradient = left * (one_hot(draw, draw.index) - probs) + (along - given)
+        gradient = left * (draw.one_hot(draw.index) - probs) + (along - given)
         return ops.only(xp.mean(xp.sum(gradient**2, axis=-1)), list(known.values()))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ class RELAX(REBAR):
 
     Raises `EstimatorError` on a site that is neither Bernoulli nor one-hot, or (through the cost) whose value (or that of a
     discrete site that follows) the program compares, rounds or uses as an index; `ConfigurationError` if the temperature
-    is not above 0 or `learn` is False; in NumPyro `BaselineError` if the guide is not wrapped by `config_estimators`.
+    is not above 0, `learn` is False, or a `scale` is set and the cost left out; in NumPyro `BaselineError` if the guide is not wrapped by `config_estimators`.
 
     >>> RELAX(hidden=8).learned(3, 2)["in"].shape
     (8, 6)
@@ -48,6 +49,11 @@ class RELAX(REBAR):
             )
         if not isinstance(self.hidden, int) or self.hidden < 1:
             raise ConfigurationError(f"RELAX(hidden={self.hidden!r}): give the number of hidden units, 1 or more.")
+        if not self.through_cost and self.scale != 1.0:
+            raise ConfigurationError(
+                f"RELAX(scale={self.scale!r}, through_cost=False): the scale multiplies the cost's part of the control variate, "
+                "which through_cost=False leaves out; drop one of the two."
+            )
 
     @property
     def declaration(self) -> Declaration:  # type: ignore[override]
@@ -68,17 +74,10 @@ class RELAX(REBAR):
 
     def learned(self, elements: int, categories: int) -> Mapping[str, Any]:
         """Return the temperature, the scale, and the network's layers."""
-        count = elements * categories
-        rng = np.random.default_rng(0)
-        network = {
-            "in": rng.normal(size=(self.hidden, count)) / np.sqrt(elements),
-            "shift": np.zeros(self.hidden),
-            "out": np.zeros(self.hidden),
-        }
         numbers = super().learned(elements, categories)
-        return (
-            {**numbers, **network} if self.through_cost else {"log_temperature": numbers["log_temperature"], **network}
-        )
+        if not self.through_cost:
+            numbers = {"log_temperature": numbers["log_temperature"]}
+        return {**numbers, **_first_layers(self.hidden, elements, categories)}
 
     def control(self, terms: BranchTerms, weights: Array, known: Mapping[str, Any]) -> tuple[Array, Array]:
         """Return η f + r at the weights, and its derivative."""
@@ -97,3 +96,14 @@ def _network(draw: Draw, weights: Array, known: Mapping[str, Any]) -> tuple[Arra
     value = xp.sum(active * known["out"], axis=(-2, -1))
     slopes = xp.matmul((1 - active**2) * known["out"], known["in"])
     return value, xp.reshape(slopes, weights.shape)
+
+
+@lru_cache
+def _first_layers(hidden: int, elements: int, categories: int) -> Mapping[str, np.ndarray]:
+    """Return the layers of a network that is zero, the same everywhere."""
+    rng = np.random.default_rng(0)
+    return {
+        "in": rng.normal(size=(hidden, elements * categories)) / np.sqrt(elements),
+        "shift": np.zeros(hidden),
+        "out": np.zeros(hidden),
+    }

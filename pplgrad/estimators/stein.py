@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,7 +13,7 @@ from pplgrad.engine.branches import Alternatives, BranchTerms, Draw
 from pplgrad.engine.ops import Array
 from pplgrad.errors import ConfigurationError
 from pplgrad.estimators.base import Declaration
-from pplgrad.estimators.control_variates import WithSlopes, again_with_slopes, one_hot
+from pplgrad.estimators.control_variates import WithSlopes, again_with_slopes
 
 _HIDDEN = 32
 
@@ -56,23 +57,18 @@ class RODEO(WithSlopes):
     def __post_init__(self) -> None:
         if not isinstance(self.samples, int) or self.samples < 2:
             raise ConfigurationError(f"RODEO(samples={self.samples!r}): give the number of draws, 2 or more.")
+        if self.learn and self.scale != 1.0:
+            raise ConfigurationError(
+                f"RODEO(scale={self.scale!r}): the scales are learned, from 0; set one with RODEO(learn=False, scale={self.scale!r})."
+            )
 
     def learned(self, elements: int, categories: int) -> Mapping[str, Any]:
         """Return the two scales and the network's layers."""
-        if not self.learn:
-            return {}
-        rng = np.random.default_rng(0)
-        network = {
-            "in": rng.normal(size=(2, _HIDDEN)) / np.sqrt(2),
-            "shift": np.zeros(_HIDDEN),
-            "out": rng.normal(size=(_HIDDEN, 2)) / np.sqrt(_HIDDEN),
-        }
-        return {"alpha": 0.0, "beta": 0.0, **network}
+        return {"alpha": 0.0, "beta": 0.0, **_first_layers()} if self.learn else {}
 
     def alternatives(self, draw: Draw) -> Alternatives:
         """Draw the site again, and ask for the derivative at all draws."""
-        known = {name: draw.learned(name) for name in self.learned(1, 2)}
-        return again_with_slopes(draw, self.samples, known or {"alpha": self.scale, "beta": self.scale})
+        return again_with_slopes(draw, self.samples, draw.learned or {"alpha": self.scale, "beta": self.scale})
 
     def surrogate_of(self, terms: BranchTerms) -> Array:
         """Return Σ a · log q over elements and categories, where a are the coefficients."""
@@ -93,7 +89,7 @@ class RODEO(WithSlopes):
         """Return what multiplies log q of each category, (particles, *plates, elements, categories)."""
         draw, ops, xp, k = terms.draw, terms.ops, terms.ops.xp, self.samples
         index, known = terms.alternatives.kept
-        hard = one_hot(draw, index)
+        hard = draw.one_hot(index)
         probs = xp.exp(ops.stop_gradient(draw.log_probs))[:, None]
         costs = xp.concat([terms.downstream[:, None], terms.costs], axis=1)
         slopes = ops.stop_gradient(terms.slopes)
@@ -131,3 +127,14 @@ class RODEO(WithSlopes):
         weights = known["in"]
         active = xp.tanh(cost[..., None] * weights[0] + line[..., None] * weights[1] + known["shift"])
         return xp.matmul(active, known["out"])
+
+
+@lru_cache
+def _first_layers() -> Mapping[str, np.ndarray]:
+    """Return the layers of a network that has learned nothing, the same everywhere."""
+    rng = np.random.default_rng(0)
+    return {
+        "in": rng.normal(size=(2, _HIDDEN)) / np.sqrt(2),
+        "shift": np.zeros(_HIDDEN),
+        "out": rng.normal(size=(_HIDDEN, 2)) / np.sqrt(_HIDDEN),
+    }

@@ -173,8 +173,9 @@ class PyroBranches:
 
     def learned(self, site: str, name: str, start: Any) -> torch.Tensor:
         """Return a number or array from the param store, put there at first use."""
-        like = self._traces.guide.nodes[site]["fn"].log_prob(self._traces.guide.nodes[site]["value"])
-        return pyro.param(f"{PREFIX}{site}.{name}", like.new_tensor(start))
+        node = self._traces.guide.nodes[site]
+        # A callable is called at the first use alone.
+        return pyro.param(f"{PREFIX}{site}.{name}", lambda: node["fn"].log_prob(node["value"]).new_tensor(start))
 
     def branch_costs(self, values: Mapping[str, torch.Tensor]) -> dict[str, list[torch.Tensor]]:
         """Return the costs in all branches."""

@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from pplgrad import ConfigurationError, DecayingAverage, LeaveOneOut, NeuralBaseline, Reparam, ScoreFunction
+from pplgrad import (
+    RELAX,
+    RODEO,
+    ConfigurationError,
+    DecayingAverage,
+    LeaveOneOut,
+    NeuralBaseline,
+    Reparam,
+    ScoreFunction,
+)
 from pplgrad.baselines.base import BaselineTerms
 from pplgrad.engine.configuration import EstimatorMapping, collect_mappings, default_estimator, report_mapping
 from pplgrad.engine.dependencies import compose, cost_dependencies, site_dependencies
@@ -188,3 +197,9 @@ def test_default_inputs():
     np.testing.assert_allclose(found, np.concatenate([full[[3, 0]], sub], -1))
     assert default_inputs(OPS, (), {}, [full]) is None
     assert default_inputs(OPS, (plate,), {}, [np.ones(7)]) is None
+
+
+@pytest.mark.parametrize("make", [lambda: RODEO(scale=2.0), lambda: RELAX(scale=2.0, through_cost=False)])
+def test_an_option_that_would_do_nothing_is_refused(make):
+    with pytest.raises(ConfigurationError, match="scale=2.0"):
+        make()
