@@ -1,4 +1,4 @@
-"""What a study leaves: tidy files, a table and a picture."""
+"""What a study leaves: one tidy dataset, and the tables made of it."""
 
 from __future__ import annotations
 
@@ -6,67 +6,164 @@ import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import numpy as np
 import pandas as pd
-from rich.table import Table
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-matplotlib.use("Agg", force=False)
+from pplgrad.lab.certificate import EVERYTHING
+from pplgrad.lab.script import ScriptError
+from pplgrad.lab.study import Study
+from pplgrad.lab.tasks import Result, write_atomically
 
-COLUMNS = {
-    "elbo_train": "ELBO train, nats",
-    "elbo_test": "ELBO test, nats",
-    "gradient_variance": "gradient variance",
-    "milliseconds_per_step": "step, ms",
+UNITS = {
+    "train": "nats / datum",
+    "test": "nats / datum",
+    "weighted_bound": "nats / datum",
+    "seconds": "s",
+    "milliseconds": "ms",
+    "gradient_variance": "(nats / datum)²",
+    "gradient2": "(nats / datum)²",
+    "bias2": "(nats / datum)²",
+    "bias2_se": "(nats / datum)²",
+    "variance": "(nats / datum)²",
+    "mse": "(nats / datum)²",
+    "evaluations": "programs",
+    "peak_bytes": "bytes",
 }
-# Okabe and Ito's palette, which colour-blind readers can tell apart.
-PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+KEYS = [
+    "kind",
+    "backend",
+    "estimator",
+    "seed",
+    "learning_rate",
+    "step",
+    "part",
+    "name",
+    "quantity",
+    "value",
+    "unit",
+    "error",
+]
+FILE = "study.parquet"
 
 
-def tidy(results: list[dict[str, Any]]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return one row for each run, and one row for each point of each run's curve."""
-    runs, curves = [], []
+def tidy(results: list[Result]) -> pd.DataFrame:
+    """Return one row for each number that was measured; a run that failed has one row with its reason."""
+    rows: list[dict[str, Any]] = []
     for result in results:
-        config = result["config"]
-        key = {name: config[name] for name in ("backend", "estimator", "seed")}
-        settings = {
-            name: config[name]
-            for name in ("steps", "particles", "batch_size", "learning_rate", "baseline_learning_rate")
-        }
-        described = {"options": json.dumps(config["options"]), "versions": json.dumps(config["versions"])}
-        curve = pd.DataFrame(result["curve"])
-        runs.append(
-            {
-                **key,
-                "elbo_train": curve["train"].iloc[-1],
-                "elbo_test": curve["test"].iloc[-1],
-                "gradient_variance": result["gradient_variance"],
-                "milliseconds_per_step": result["milliseconds_per_step"],
-                **settings,
-                **described,
-            }
-        )
-        curves.append(curve.rename(columns={"train": "elbo_train", "test": "elbo_test"}).assign(**key))
-    return pd.DataFrame(runs), pd.concat(curves, ignore_index=True)
+        task = result["task"]
+        key = {name: task[name] for name in ("kind", "backend", "estimator", "seed")}
+        key |= {"learning_rate": task["settings"].get("learning_rate"), "step": task["settings"].get("snapshot")}
+        if "error" in result:
+            rows.append({**key, "error": result["error"]})
+        elif task["kind"] == "training":
+            rows += _training(key, task, result)
+        elif task["kind"] == "gradients":
+            rows += _gradients(key, result)
+    frame = pd.DataFrame(rows, columns=KEYS)
+    frame["unit"] = frame["quantity"].map(UNITS)
+    return frame.astype({"step": "Int64", "value": float, "learning_rate": float})
 
 
-def summary(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return mean and standard deviation over seeds for each backend and estimator, in the order they were given."""
-    groups = runs.groupby(["backend", "estimator"], sort=False)[list(COLUMNS)]
-    return pd.concat({"mean": groups.mean(), "sd": groups.std(ddof=1)}, axis=1)
+def _training(key: dict[str, Any], task: dict[str, Any], result: Result) -> list[dict[str, Any]]:
+    rows = [
+        {**key, "step": point["step"], "part": "curve", "quantity": quantity, "value": point[quantity]}
+        for point in result["curve"]
+        for quantity in ("seconds", "train", "test")
+    ]
+    last = {**key, "step": task["settings"]["steps"], "part": "end"}
+    for quantity in ("milliseconds", "gradient_variance", "weighted_bound"):
+        if quantity in result:
+            rows.append({**last, "quantity": quantity, "value": result[quantity]})
+    return rows
 
 
-def table(runs: pd.DataFrame) -> Table:
-    """Return the summary as a table for the screen: mean ± standard deviation over seeds."""
-    result = Table(caption="mean ± standard deviation over seeds; ELBO / datum")
-    for name in ("backend", "estimator"):
-        result.add_column(name)
-    for name in COLUMNS.values():
-        result.add_column(name, justify="right")
-    found = summary(runs)
-    for index, row in found.iterrows():
-        cells = [spread(row["mean", name], row["sd", name]) for name in COLUMNS]
-        result.add_row(*index, *cells)  # type: ignore[misc]
-    return result
+def _gradients(key: dict[str, Any], result: Result) -> list[dict[str, Any]]:
+    rows = []
+    for row in result["rows"]:
+        where = {**key, "part": row["kind"], "name": row["name"]}
+        rows += [{**where, "quantity": q, "value": v} for q, v in row.items() if q not in ("kind", "name")]
+    whole = {**key, "part": "program", "name": EVERYTHING}
+    return rows + [{**whole, "quantity": q, "value": result[q]} for q in ("milliseconds", "evaluations", "peak_bytes")]
+
+
+def write(results: list[Result], study: Study, about: dict[str, Any], out: Path) -> pd.DataFrame:
+    """Write the dataset, with what it is in its metadata; return it."""
+    frame = tidy(results)
+    described = {"study": study.to_dict(), **about}
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"pplgrad": json.dumps(described).encode()})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    try:
+        write_atomically(out / FILE, sink.getvalue().to_pybytes())
+    except OSError as error:
+        raise ScriptError(f"The results cannot be written to {out} ({error.strerror}).") from None
+    return frame
+
+
+def read(out: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Return a study's dataset and what it says of itself."""
+    path = out / FILE
+    if not path.is_file():
+        raise ScriptError(f"There is no {FILE} in {out}; `pplgrad compare` leaves one.")
+    try:
+        table = pq.read_table(path)
+        described = json.loads(table.schema.metadata[b"pplgrad"])
+    except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+        raise ScriptError(f"{path} is not the dataset of a study ({type(error).__name__}).") from None
+    return table.to_pandas(), described
+
+
+def failures(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return what failed, and why, one row for each estimator and reason."""
+    bad = frame[frame["error"].notna()]
+    return bad.groupby(["kind", "backend", "estimator", "error"], sort=False).size().rename("runs").reset_index()
+
+
+def best_rates(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the training rows of the learning rate that each estimator went on with: the best on the first seed."""
+    training = frame[(frame["kind"] == "training") & frame["error"].isna()]
+    if training.empty:
+        return training
+    first = training[(training["seed"] == 0) & (training["part"] == "curve") & (training["quantity"] == "train")]
+    last = first[first["step"] == first.groupby(["backend", "estimator", "learning_rate"])["step"].transform("max")]
+    chosen = last.loc[last.groupby(["backend", "estimator"], sort=False)["value"].idxmax()]
+    return training.merge(chosen[["backend", "estimator", "learning_rate"]])
+
+
+def training_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return mean and standard deviation over seeds of what training reached, in the order of the study."""
+    training = best_rates(frame)
+    if training.empty:
+        return pd.DataFrame()
+    end = training[(training["part"] == "end") | (training["step"] == training["step"].max())]
+    end = end[end["quantity"] != "seconds"]
+    groups = end.groupby(["backend", "estimator", "learning_rate", "quantity"], sort=False)["value"]
+    return pd.concat({"mean": groups.mean(), "sd": groups.std(ddof=1)}, axis=1).unstack("quantity")
+
+
+def gradient_table(frame: pd.DataFrame, part: str = "program") -> pd.DataFrame:
+    """Return what was measured of each estimator's gradient at each snapshot, means over seeds.
+
+    `mse × evaluations` and `mse × ms` are what is left at equal evaluations and at equal time; `efficiency` is the
+    inverse of the latter.
+    """
+    rows = frame[(frame["kind"] == "gradients") & frame["error"].isna()]
+    if rows.empty:
+        return pd.DataFrame()
+    cost = rows[rows["quantity"].isin(["milliseconds", "evaluations", "peak_bytes"])]
+    shown = rows[(rows["part"] == part) & ~rows["quantity"].isin(["milliseconds", "evaluations", "peak_bytes"])]
+    where = ["step", "backend", "estimator"]
+    named = where if part == "program" else [*where, "name"]
+    table = shown.pivot_table(index=named, columns="quantity", values="value", aggfunc="mean", sort=False)
+    costs = cost.pivot_table(index=where, columns="quantity", values="value", aggfunc="mean", sort=False)
+    table = table.join(costs, on=where) if part != "program" else table.join(costs)
+    table["mse × evaluations"] = table["mse"] * table["evaluations"]
+    table["mse × ms"] = table["mse"] * table["milliseconds"]
+    table["efficiency"] = 1 / table["mse × ms"].replace(0, np.nan)
+    return table
 
 
 def spread(mean: float, deviation: float) -> str:
@@ -76,44 +173,3 @@ def spread(mean: float, deviation: float) -> str:
     ('-31.42 ± 0.2718', '0.000123')
     """
     return f"{mean:.4g}" if pd.isna(deviation) else f"{mean:.4g} ± {deviation:.4g}"
-
-
-def picture(curves: pd.DataFrame, title: str) -> Any:
-    """Return a figure of the test ELBO against steps, one panel a backend, mean and range over seeds."""
-    import matplotlib.pyplot as plt
-
-    backends = list(dict.fromkeys(curves["backend"]))
-    figure, axes = plt.subplots(1, len(backends), figsize=(5.2 * len(backends), 4), sharey=True, squeeze=False)
-    styles = ["-", "--", "-.", ":"]
-    for axis, backend in zip(axes[0], backends, strict=True):
-        mine = curves[curves["backend"] == backend]
-        for i, name in enumerate(dict.fromkeys(mine["estimator"])):
-            by_step = mine[mine["estimator"] == name].groupby("step")["elbo_test"]
-            mean, low, high = by_step.mean(), by_step.min(), by_step.max()
-            colour = PALETTE[i % len(PALETTE)]
-            axis.plot(mean.index, mean, styles[i % len(styles)], color=colour, label=name)
-            axis.fill_between(mean.index, low, high, color=colour, alpha=0.15, linewidth=0)
-        axis.set_title(backend)
-        axis.set_xlabel("steps")
-        axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("test ELBO / datum, nats")
-    axes[0][-1].legend(frameon=False, loc="lower right")
-    figure.suptitle(title)
-    figure.tight_layout()
-    return figure
-
-
-def write(results: list[dict[str, Any]], out: Path, title: str) -> tuple[pd.DataFrame, list[Path]]:
-    """Write runs.csv, curves.parquet, curves.png and curves.svg; return the runs and the files."""
-    import matplotlib.pyplot as plt
-
-    runs, curves = tidy(results)
-    files = [out / name for name in ("runs.csv", "runs.parquet", "curves.parquet", "curves.png", "curves.svg")]
-    runs.to_csv(files[0], index=False)
-    runs.to_parquet(files[1])
-    curves.to_parquet(files[2])
-    figure = picture(curves, title)
-    figure.savefig(files[3], dpi=150)
-    figure.savefig(files[4])
-    plt.close(figure)
-    return runs, files

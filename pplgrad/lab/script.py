@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -30,8 +30,8 @@ class Script:
     module: ModuleType
     digest: str
 
-    def options(self, given: dict[str, str]) -> dict[str, Any]:
-        """Return the script's options with the given ones, as strings, converted to the defaults' types."""
+    def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the script's options with the given ones, strings converted to the defaults' types."""
         options = dict(self.module.OPTIONS)
         for name, text in given.items():
             if name not in options:
@@ -95,12 +95,19 @@ def load_script(path: Path, backends: tuple[str, ...]) -> Script:
     return Script(path, module, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
-def _converted(name: str, text: str, default: Any) -> Any:
-    if isinstance(default, bool):
-        if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
-            raise ScriptError(f"Option '{name}' is true or false; got '{text}'.")
-        return text.lower() in ("true", "1", "yes")
+def _converted(name: str, given: Any, default: Any) -> Any:
+    kind = type(default)
+    if isinstance(given, str) and kind is bool:
+        if given.lower() not in ("true", "false", "1", "0", "yes", "no"):
+            raise ScriptError(f"Option '{name}' is true or false; got '{given}'.")
+        return given.lower() in ("true", "1", "yes")
     try:
-        return type(default)(text)
-    except ValueError:
-        raise ScriptError(f"Option '{name}' is of type {type(default).__name__}; got '{text}'.") from None
+        return kind(given) if isinstance(given, str) or kind is float else _of(kind, given)
+    except (TypeError, ValueError):
+        raise ScriptError(f"Option '{name}' is of type {kind.__name__}; got '{given}'.") from None
+
+
+def _of(kind: type, given: Any) -> Any:
+    if type(given) is not kind:
+        raise TypeError
+    return given

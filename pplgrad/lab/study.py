@@ -1,142 +1,135 @@
-"""A study: many independent runs, each kept in a file of its own, so that none is lost or done twice."""
+"""A study: which estimators are compared on which program, and how. Written on the command line or in a TOML file."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import tempfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from pplgrad.lab.script import Script, ScriptError, load_script
-
-PACKAGES = ("pplgrad", "torch", "pyro-ppl", "jax", "numpyro")
-Progress = Callable[[int], None]
+from pplgrad.lab.script import PROGRAMS, ScriptError
+from pplgrad.lab.specs import objective, specification
 
 
 @dataclass(frozen=True)
-class RunConfig:
-    """Everything that decides a run's result."""
+class Gradients:
+    """Estimators at the same parameters: bias, variance, time, at snapshots of one training run.
 
-    script: str
-    digest: str
-    options: dict[str, Any]
-    backend: str
-    estimator: str
-    seed: int
-    steps: int
-    particles: int
-    batch_size: int
-    learning_rate: float
-    baseline_learning_rate: float
+    `snapshots` are numbers of training steps, taken under `trained_with`; `draws` gradients of each estimator are compared
+    with the mean of `reference_draws` of the score function with leave-one-out over ten particles. What an
+    estimator learns is learned for `warm_up` steps before.
+    """
+
+    snapshots: tuple[int, ...] = (0,)
+    draws: int = 200
+    reference_draws: int = 1000
+    warm_up: int = 200
+    trained_with: str = "score+loo"
+    learning_rate: float = 3e-3
+
+
+@dataclass(frozen=True)
+class Training:
+    """Training under each estimator: curves over steps and time, and a held-out importance-weighted bound.
+
+    With several `learning_rates` each estimator first trains with each of them on the first seed, and goes on with the one
+    whose final train objective is best. `bound_samples` are those of the bound (0: none).
+    """
+
+    steps: int = 1000
+    learning_rates: tuple[float, ...] = (3e-3,)
+    baseline_learning_rate: float = 1e-2
     points: int = 20
     gradient_draws: int = 64
-    versions: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def file(self) -> str:
-        """The name of the run's file, which changes with anything that decides the result."""
-        known = {name: value for name, value in asdict(self).items() if name != "script"}
-        digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
-        return f"{self.backend}-{self.estimator.replace('+', '_')}-{self.seed}-{digest}.json"
+    bound_samples: int = 100
 
 
-def installed_versions() -> dict[str, str]:
-    """Return the versions of the packages that decide results."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+@dataclass(frozen=True)
+class Study:
+    """Everything that decides a study's results, but for the script's own text and the versions of packages."""
+
+    script: str
+    estimators: tuple[str, ...] = ("score", "score+loo")
+    backends: tuple[str, ...] = tuple(PROGRAMS)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    seeds: int = 3
+    particles: int = 2
+    batch_size: int = 100
+    objective: str = "ELBO()"
+    gradients: Gradients | None = None
+    training: Training | None = field(default_factory=Training)
+
+    def __post_init__(self) -> None:
+        for word in self.estimators:
+            specification(word)
+        objective(self.objective)
+        for name in self.backends:
+            if name not in PROGRAMS:
+                raise ScriptError(f"Unknown backend '{name}'; the backends are: {', '.join(PROGRAMS)}.")
+        for name, value in (("seeds", self.seeds), ("particles", self.particles), ("batch_size", self.batch_size)):
+            _at_least(name, value, 1)
+        if self.gradients is not None:
+            specification(self.gradients.trained_with)
+            for step in self.gradients.snapshots:
+                _at_least("gradients.snapshots", step, 0)
+            _at_least("gradients.draws", self.gradients.draws, 20)
+            _at_least("gradients.reference_draws", self.gradients.reference_draws, 20)
+            _at_least("gradients.warm_up", self.gradients.warm_up, 0)
+        if self.training is not None:
+            _at_least("training.steps", self.training.steps, 1)
+            if not self.training.learning_rates:
+                raise ScriptError("training.learning_rates is empty; give one or more.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the study as plain data, as a TOML file would have it."""
+        return asdict(self)
 
 
-def check_backend(backend: str) -> None:
-    """Refuse a backend whose library is not installed."""
+def _at_least(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ScriptError(f"{name} = {value!r}: give a whole number, {least} or more.")
+
+
+def from_toml(path: Path, data: str | None = None) -> Study:
+    """Return the study that a TOML file describes; its script's path is relative to the file."""
     try:
-        import_module(f"pplgrad.{backend}")
-    except ModuleNotFoundError as error:
-        raise ScriptError(
-            f"Backend '{backend}' needs {error.name}, which is not installed; pip install 'pplgrad[{backend}]'."
-        ) from None
-
-
-def check_folder(out: Path) -> Path:
-    """Make the output folder and its runs, and refuse one that cannot be written."""
-    runs = out / "runs"
-    try:
-        runs.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=runs):
-            pass
+        found = tomllib.loads(path.read_text())
     except OSError as error:
-        raise ScriptError(f"The output folder {out} cannot be written ({error.strerror}); choose another.") from None
-    return runs
+        raise ScriptError(f"The study {path} cannot be read ({error.strerror}).") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ScriptError(f"The study {path} is not TOML: {error}.") from None
+    if "script" not in found:
+        raise ScriptError(f'The study {path} names no script; write script = "..." with the path of a model script.')
+    parts = {name: _part(kind, found.pop(name), name, path) for name, kind in _PARTS.items() if name in found}
+    script = path.parent / found.pop("script")
+    if "training" not in parts:
+        parts["training"] = None
+    given = _checked(Study, found, path, "")
+    study = Study(script=str(script), **given, **parts)
+    return study if data is None else replace(study, options={**study.options, "data": data})
 
 
-def perform(config: RunConfig, runs: Path, progress: Progress = lambda steps: None) -> dict[str, Any]:
-    """Do a run, or read it if it was done before; return its result."""
-    path = runs / config.file
-    if path.exists():
-        return json.loads(path.read_text())
-    script = load_script(Path(config.script), (config.backend,))
-    train = import_module(f"pplgrad.lab.train_{config.backend}").train
-    result = {"config": asdict(config), **train(config, script, progress)}
-    write_atomically(path, json.dumps(result))
-    return result
+_PARTS = {"gradients": Gradients, "training": Training}
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that it is either whole or not there, whenever the process is killed."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+def _part(kind: type, found: Any, name: str, path: Path) -> Any:
+    if not isinstance(found, dict):
+        raise ScriptError(f"The study {path}: [{name}] is a table.")
+    return kind(**_checked(kind, found, path, f"[{name}] "))
 
 
-class Batches:
-    """The batches of a run: the same for every estimator and backend with the same seed."""
-
-    def __init__(self, config: RunConfig, script: Script) -> None:
-        self.config = config
-        self.script = script
-        self.train, self.test = script.load(config.options, config.seed)
-        self.rng = np.random.default_rng([config.seed, 1])
-        self.size = len(self.train) if script.whole_data else min(config.batch_size, len(self.train))
-
-    def next(self) -> np.ndarray:
-        """Return the next step's batch."""
-        chosen = slice(None) if self.script.whole_data else self.rng.choice(len(self.train), self.size, replace=False)
-        return self.script.prepare(self.config.options, self.train[chosen], self.rng)
-
-    def fixed(self, which: str) -> np.ndarray:
-        """Return the data on which the objective is evaluated, prepared once."""
-        data = self.train if which == "train" else self.test
-        return self.script.prepare(self.config.options, data, np.random.default_rng([self.config.seed, 2]))
-
-
-def evaluation_steps(steps: int, points: int) -> list[int]:
-    """Return the steps after which the objective is evaluated: the start, the end and between.
-
-    >>> evaluation_steps(10, 5)
-    [0, 2, 4, 6, 8, 10]
-    """
-    return sorted({round(i * steps / points) for i in range(points + 1)})
-
-
-def total_variance(gradients: np.ndarray) -> float:
-    """Return the trace of the covariance of gradient draws, of shape (draws, parameters)."""
-    return float(gradients.var(axis=0, ddof=1).sum())
+def _checked(kind: type, found: dict[str, Any], path: Path, where: str) -> dict[str, Any]:
+    """Return values for a dataclass, lists as tuples; refuse what it does not know."""
+    known = {f.name: f.default for f in fields(kind)}
+    for name in found:
+        if name not in known:
+            raise ScriptError(f"The study {path}: {where}knows no '{name}'; it knows {', '.join(known)}.")
+    for name, value in found.items():
+        if isinstance(known[name], tuple) and not isinstance(value, list):
+            raise ScriptError(f"The study {path}: {where}{name} is a list.")
+        if type(known[name]) in (int, str) and type(value) is not type(known[name]):
+            raise ScriptError(
+                f"The study {path}: {where}{name} is of type {type(known[name]).__name__}; got {value!r}."
+            )
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}

@@ -1,0 +1,112 @@
+"""`pplgrad check`: certificates for a script's program."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pplgrad.lab import cli
+from pplgrad.lab.checking import REFERENCES
+from pplgrad.lab.script import PROGRAMS, load_script
+from pplgrad.lab.specs import objective, specification
+from pplgrad.lab.tasks import Task, check_backend
+
+# The worst verdict decides.
+_CODES = {"unbiased": 0, "biased": 1, "broken": 1, "unknown": 3}
+
+
+@click.command()
+@click.argument("script", type=click.Path(path_type=Path))
+@click.option(
+    "--backend", "backends", type=click.Choice(list(PROGRAMS)), multiple=True, help="May be repeated; both by default."
+)
+@click.option(
+    "--estimator",
+    "words",
+    multiple=True,
+    help="As in Python, 'DisARM()' or 'z=DisARM(),w=Reparam()', or score+loo; may be repeated.",
+)
+@click.option(
+    "--elbo", "elbos", multiple=True, help="An ELBO of the library itself, such as TraceGraph_ELBO; may be repeated."
+)
+@click.option(
+    "--objective",
+    "target",
+    default="ELBO()",
+    show_default=True,
+    help="Such as 'IWAE()', 'Renyi(0.5)', 'Expectation()'.",
+)
+@click.option("--particles", default=2, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--batch-size", default=5, show_default=True, type=click.IntRange(1), help="Small ones can be enumerated."
+)
+@click.option(
+    "--train", "steps", default=0, show_default=True, type=click.IntRange(0), help="Training steps before the check."
+)
+@click.option("--draws", default=2000, show_default=True, type=click.IntRange(100), help="Gradients of each estimator.")
+@click.option(
+    "--reference", type=click.Choice(REFERENCES), default="auto", show_default=True, help="What they are compared with."
+)
+@click.option(
+    "--outcomes", default=4096, show_default=True, type=click.IntRange(1), help="As many are enumerated at most."
+)
+@click.option("--level", default=0.01, show_default=True, type=float, help="Rate of false alarms of a check.")
+@click.option(
+    "--tolerance", default=0.05, show_default=True, type=float, help="Bias that is called none, by the gradient's norm."
+)
+@click.option("--seed", default=0, show_default=True, type=int)
+@click.option(
+    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="An option of the script; may be repeated."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def check(
+    script: Path,
+    backends: tuple[str, ...],
+    words: tuple[str, ...],
+    elbos: tuple[str, ...],
+    target: str,
+    particles: int,
+    batch_size: int,
+    steps: int,
+    settings: tuple[str, ...],
+    as_json: bool,
+    **budget: Any,
+) -> None:
+    """Say whether gradient estimators are unbiased on SCRIPT's program.
+
+    Each is compared with the gradient of the enumerated objective where the program has few outcomes (a smaller
+    batch or fewer latents help), else with the score function at every site: the bias with an interval, its z-score, variance
+    and a verdict in words, for the whole gradient, each parameter and each site.
+
+    \b
+    Exit code 0: all unbiased. 1: one is biased. 3: cannot tell with this many draws.
+
+    \b
+    pplgrad check models/sbn.py --set latents=2 --batch-size 2 --estimator 'DisARM()' --estimator 'GumbelSoftmax(0.5)'
+    pplgrad check models/mixture.py --backend numpyro --elbo TraceGraph_ELBO
+    """
+    backends = backends or tuple(PROGRAMS)
+    words = words or (() if elbos else ("score+loo",))
+    loaded = load_script(script, backends)
+    options = loaded.options(cli.parsed(settings))
+    loaded.load(options, 0)
+    for word in words:
+        specification(word)
+    objective(target)
+    found, worst = [], 0
+    for backend in backends:
+        check_backend(backend)
+        task = Task("snapshots", str(script), loaded.digest, options, backend, "score+loo", budget["seed"], particles, batch_size, target,
+                    {"snapshots": [steps], "steps": steps, "learning_rate": 3e-3})  # fmt: skip
+        work = import_module(f"pplgrad.lab.run_{backend}")
+        for certificate in work.certificates(task, loaded, words, elbos, budget):
+            found.append({"backend": backend, **certificate.to_dict()})
+            worst = max(worst, _CODES[certificate.status], key=(0, 3, 1).index)
+            if not as_json:
+                click.echo(f"{backend}, {certificate}\n")
+    if as_json:
+        cli.show_json(found)
+    raise SystemExit(worst)

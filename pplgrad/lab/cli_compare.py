@@ -1,0 +1,213 @@
+"""`pplgrad compare`: a study from the command line or from a TOML file."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pplgrad.lab import cli
+from pplgrad.lab.script import PROGRAMS, ScriptError
+from pplgrad.lab.study import Gradients, Study, Training, from_toml
+
+LOG = logging.getLogger("pplgrad.lab")
+
+
+@click.command()
+@click.argument("script", type=click.Path(path_type=Path))
+@click.option(
+    "--backend",
+    "backends",
+    type=click.Choice(list(PROGRAMS)),
+    multiple=True,
+    help="Library; may be repeated. Both by default.",
+)
+@click.option(
+    "--estimator",
+    "estimators",
+    multiple=True,
+    help="As in Python, 'DisARM()'; by site, 'z=DisARM(),w=Reparam()'; or score with baselines, score+loo, +average, +neural, "
+    "+optimal, +optimal-past. '@4' at the end: four particles. May be repeated.",
+)
+@click.option("--objective", help="What is estimated, such as 'IWAE()'.  [default: ELBO()]")
+@click.option("--steps", type=click.IntRange(0), help="Training steps of each run; 0 for no training.  [default: 1000]")
+@click.option(
+    "--snapshots", metavar="N,N,...", help="Compare gradients too, after so many training steps, such as 0,100,2000."
+)
+@click.option("--draws", type=click.IntRange(20), help="Gradients of each estimator at a snapshot.  [default: 200]")
+@click.option("--seeds", type=click.IntRange(1), help="Runs of each estimator, with seeds 0, 1, ...  [default: 3]")
+@click.option(
+    "--out", default="results", show_default=True, type=click.Path(path_type=Path), help="Folder for the results."
+)
+@click.option("--particles", type=click.IntRange(1), help="Particles of each estimator.  [default: 2]")
+@click.option("--batch-size", type=click.IntRange(1), help="Data in each step.  [default: 100]")
+@click.option(
+    "--learning-rate",
+    "learning_rates",
+    multiple=True,
+    type=float,
+    help="Adam's; repeated, each estimator takes the best on the first seed.  [default: 0.003]",
+)
+@click.option("--baseline-learning-rate", type=float, help="Adam's, for learned baselines.  [default: 0.01]")
+@click.option(
+    "--bound-samples",
+    type=click.IntRange(0),
+    help="Samples of the held-out importance-weighted bound; 0 for none.  [default: 100]",
+)
+@click.option(
+    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="An option of the model script; may be repeated."
+)
+@click.option("--data", help="The script's option 'data': a name, or the path of a local copy.")
+@click.option(
+    "--jobs", default=1, show_default=True, type=click.IntRange(1), help="Runs side by side, in processes of their own."
+)
+@click.option("--cluster", metavar="ADDRESS", help="Run on the workers of a Dask scheduler, such as tcp://host:8786.")
+@click.option("--quiet", is_flag=True, help="No progress bar; the log in the folder is written all the same.")
+@click.option("--json", "as_json", is_flag=True, help="Print the tables' numbers as JSON.")
+def compare(script: Path, out: Path, jobs: int, cluster: str | None, quiet: bool, as_json: bool, **given: Any) -> None:
+    """Compare estimators on SCRIPT's program, or run the study that a TOML file describes.
+
+    Trains under each estimator, and (with --snapshots) measures bias, variance, time and memory of their gradients at the same
+    parameters. Leaves tables on the screen, study.parquet (one row a number), report.html, and pictures as PNG and SVG. What
+    is finished is never repeated: interrupt at any time, and give the same command again to go on. An estimator that
+    does not fit, or fails, is reported with its reason.
+
+    \b
+    pplgrad compare models/sbn.py --estimator score+loo --estimator 'DisARM()' --snapshots 0,100,1000 --jobs 2
+    pplgrad compare studies/disarm_2020.toml --data digits --jobs 2
+    """
+    cli.need("compare", "joblib", "jinja2", "matplotlib", "pandas", "pyarrow", "rich")
+    from pplgrad.lab.report import command_line, write_report
+    from pplgrad.lab.results import failures, write
+    from pplgrad.lab.runner import Plan, Workers, perform_study
+    from pplgrad.lab.tables import show
+    from pplgrad.lab.tasks import check_folder, installed_versions, machine
+
+    study = _study(script, given)
+    plan = Plan(study)
+    runs = check_folder(out)
+    began = time.time()
+    with _progress(plan, out, quiet) as told:
+        results = perform_study(plan, runs, Workers(jobs, cluster), told)
+    about = {
+        "command": command_line(sys.argv[1:]),
+        "versions": installed_versions(),
+        "machine": machine(),
+        "finished": time.strftime("%Y-%m-%d %H:%M", time.gmtime()) + " UTC",
+        "wall_time": _duration(sum(r.get("seconds_taken", 0.0) for r in results)) + " of work",
+    }
+    frame = write(results, study, about, out)
+    page = write_report(out)
+    LOG.info("finished: %d runs, %s", len(results), _duration(time.time() - began))
+    if as_json:
+        rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
+        cli.show_json({**about, "study": study.to_dict(), "rows": rows})
+    else:
+        show(frame, page)
+    if len(failures(frame)) and frame["error"].notna().all():
+        raise SystemExit(1)
+
+
+def _study(script: Path, given: dict[str, Any]) -> Study:
+    """Return the study: of the TOML file, or of the script; what is said on the command line goes before it."""
+    options: dict[str, Any] = dict(cli.parsed(given["settings"]))
+    if given["data"] is not None:
+        options["data"] = given["data"]
+    named = {
+        k: given[k] for k in ("backends", "estimators", "objective", "seeds", "particles", "batch_size") if given[k]
+    }
+    study = from_toml(script) if script.suffix == ".toml" else Study(str(script))
+    training = study.training if given["steps"] is None or given["steps"] > 0 else None
+    if training is None and given["steps"]:
+        training = Training()
+    if training is not None:
+        names = ("steps", "learning_rates", "baseline_learning_rate", "bound_samples")
+        training = replace(training, **{k: given[k] for k in names if given[k] not in (None, ())})
+    gradients = study.gradients
+    if given["snapshots"]:
+        gradients = replace(gradients or Gradients(), snapshots=_numbers(given["snapshots"]))
+    if given["draws"]:
+        if gradients is None:
+            raise ScriptError(
+                "--draws are those of gradients at snapshots; give --snapshots, such as --snapshots 0,100,1000."
+            )
+        gradients = replace(gradients, draws=given["draws"])
+    if training is None and gradients is None:
+        raise ScriptError(
+            "There is nothing to compare: --steps 0 leaves out training; give --snapshots, such as --snapshots 0."
+        )
+    return replace(study, **named, options={**study.options, **options}, training=training, gradients=gradients)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise ScriptError(f"--snapshots takes numbers of steps, such as 0,100,2000; got '{text}'.") from None
+
+
+class _progress:
+    """Tells of finished runs, and of the time left: a bar in the terminal, lines in the folder's log."""
+
+    def __init__(self, plan: Any, out: Path, quiet: bool) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("runs"))
+        clocks = (TimeElapsedColumn(), TextColumn("left:"), TimeRemainingColumn())
+        self.bar = Progress(*columns, *clocks, console=Console(stderr=True), disable=quiet)
+        self.total, self.done, self.began = plan.total(), 0, time.time()
+        self.handler = logging.FileHandler(out / "log.txt")
+        self.handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+
+    def __enter__(self) -> Any:
+        LOG.addHandler(self.handler)
+        LOG.setLevel(logging.INFO)
+        LOG.info("%d runs", self.total)
+        self.bar.start()
+        self.task = self.bar.add_task("comparing", total=self.total)
+        return self.told
+
+    def told(self, task: Any, result: dict[str, Any]) -> None:
+        self.done += 1
+        # What was there before takes no time, and says nothing of what is left.
+        fresh = result.get("began", 0) >= self.began
+        spent = time.time() - self.began
+        left = _duration(spent / self.done * (self.total - self.done)) if fresh else "unknown"
+        how = (
+            f"failed: {result['error']}"
+            if "error" in result
+            else f"{result.get('seconds_taken', 0):.1f} s"
+            if fresh
+            else "was done"
+        )
+        LOG.info("%d/%d %s: %s; left: %s", self.done, self.total, task.title, how, left)
+        self.bar.update(self.task, advance=1, description=task.title[:40])
+
+    def __exit__(self, *error: Any) -> None:
+        self.bar.stop()
+        LOG.removeHandler(self.handler)
+        self.handler.close()
+
+
+def _duration(seconds: float) -> str:
+    """Return a time in words.
+
+    >>> _duration(75), _duration(4000)
+    ('1 min 15 s', '1 h 6 min')
+    """
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,205 @@
+"""The pieces of a study in NumPyro."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+from numpyro import handlers
+from numpyro.infer import SVI
+from numpyro.optim import Adam
+
+from pplgrad import IWAE, LeaveOneOut, ScoreFunction
+from pplgrad.errors import ProgramError
+from pplgrad.lab import measure
+from pplgrad.lab.certificate import GradientCheck
+from pplgrad.lab.data import Batches, evaluation_steps, packed, total_variance, unpacked
+from pplgrad.lab.script import Script, ScriptError
+from pplgrad.lab.specs import host_elbo, objective, specification
+from pplgrad.lab.tasks import Progress, Result, Task
+from pplgrad.numpyro import TraceGrad_ELBO, check_gradients, config_estimators, is_baseline_param, split_optimizer
+from pplgrad.numpyro._gradients import Gradients
+from pplgrad.objectives import MultiSample
+
+
+class Program:
+    """A script's program with a batch stream, and the ELBOs of a task."""
+
+    def __init__(self, task: Task, script: Script) -> None:
+        self.task, self.script = task, script
+        self.batches = Batches(task, script)
+        self.model, self.guide = script.program("numpyro", task.options, self.batches.train, task.seed)
+        self.chosen = specification(task.estimator)
+        self.mapping = self.chosen.mapping(script.discrete, script.baseline_inputs)
+        self.configured = config_estimators(self.guide, self.mapping)
+        self.fixed = {which: jnp.asarray(self.batches.fixed(which)) for which in ("train", "test")}
+        self.hard = dict.fromkeys(script.discrete, ScoreFunction())
+
+    def elbo(self) -> TraceGrad_ELBO:
+        """Return the task's ELBO; the estimators are on the guide."""
+        return TraceGrad_ELBO(self.chosen.particles or self.task.particles, objective=objective(self.task.objective))
+
+    def bound(self) -> Callable[[dict, jax.Array], jax.Array]:
+        """Return the evidence lower bound per datum at hard draws, from draws of its own."""
+        # A relaxation has an objective of its own; what is compared is the bound at hard draws.
+        evaluate, key = TraceGrad_ELBO(10, estimators=self.hard), jax.random.key(self.task.seed + 1)
+        return jax.jit(lambda p, x: -evaluate.loss(key, p, self.model, self.guide, x) / x.shape[0])
+
+    def weighted_bound(self, params: dict, samples: int) -> float:
+        """Return the importance-weighted bound per test datum; one weight for the whole program where data share a latent."""
+        key, test = jax.random.key(self.task.seed + 1), self.fixed["test"]
+        size = len(test) if self.script.whole_data else 100
+        parts = [test[start : start + size] for start in range(0, len(test), size)]
+        for plates in (None, ()):
+            evaluate = TraceGrad_ELBO(samples, estimators=self.hard, objective=IWAE(plates=plates))
+            loss = jax.jit(lambda x, elbo=evaluate: elbo.loss(key, params, self.model, self.guide, x))
+            try:
+                return -sum(float(loss(x)) for x in parts) / len(test)
+            except ProgramError:
+                if plates == ():
+                    raise
+        raise AssertionError
+
+
+def training(task: Task, script: Script, needs: dict[str, Result], progress: Progress) -> Result:
+    """Train under one estimator; return its curve, its gradient's variance at the end, and its time."""
+    run, known = Program(task, script), task.settings
+    bound = run.bound()
+    curve: list[dict[str, float]] = []
+
+    def at(step: int, seconds: float, params: dict, *rest: Any) -> None:
+        curve.append(measure.curve_point(step, seconds, lambda which: float(bound(params, run.fixed[which]))))
+        # Nothing can be raised under jit, and NaN parameters fail later where no message says why.
+        if not np.isfinite([curve[-1]["train"], curve[-1]["test"]]).all():
+            raise ScriptError(f"the objective is not finite after {step} steps; lower the learning rate")
+
+    stops = evaluation_steps(known["steps"], known["points"])
+    per_step, elbo, svi, state = _train(run, known, stops, at, progress)
+    result: Result = {"curve": curve, "milliseconds": 1e3 * float(np.median(per_step))}
+    if known["gradient_draws"]:
+        result["gradient_variance"] = _gradient_variance(run, elbo, svi, state)
+    if known["bound_samples"]:
+        result["weighted_bound"] = run.weighted_bound(svi.get_params(state), known["bound_samples"])
+    return result
+
+
+def snapshots(task: Task, script: Script, needs: dict[str, Result], progress: Progress) -> Result:
+    """Train, and keep the parameters at some steps."""
+    run = Program(task, script)
+    kept: dict[str, str] = {}
+
+    def at(step: int, seconds: float, params: dict, unconstrained: dict) -> None:
+        kept[str(step)] = packed({n: np.asarray(x) for n, x in unconstrained.items() if not is_baseline_param(n)})
+
+    _train(run, task.settings, sorted(task.settings["snapshots"]), at, progress)
+    return {"snapshots": kept}
+
+
+def reference(task: Task, script: Script, needs: dict[str, Result], progress: Progress) -> Result:
+    """Return the gradient at a snapshot, by the mean of an unbiased estimator."""
+    run = Program(task, script)
+    target = objective(task.objective)
+    sites = {"*": ScoreFunction(samples=4) if isinstance(target, MultiSample) else ScoreFunction(LeaveOneOut())}
+    particles = task.particles if isinstance(target, MultiSample) else 10
+    host = _at_snapshot(run, run.guide, needs)
+    elbo = TraceGrad_ELBO(particles, estimators=sites, objective=target)
+    return {"reference": packed(measure.reference(host, elbo, task.steps, task.seed))}
+
+
+def gradients(task: Task, script: Script, needs: dict[str, Result], progress: Progress) -> Result:
+    """Measure one estimator at a snapshot."""
+    run = Program(task, script)
+    elbo = run.elbo()
+    host = _at_snapshot(run, run.configured, needs)
+    if run.chosen.learns:
+        host.warm_up(elbo, task.settings["warm_up"])
+    wanted = unpacked(needs["reference"]["reference"])
+    found = measure.gradients(host, elbo, wanted, task.settings["draws"], run.batches.size, task.seed + 1)
+    model, guide, args, _ = host.program
+    described = elbo.describe(jax.random.key(0), host.constrain(host.params), model, guide, *args)
+    progress(task.steps)
+    return {**found, "evaluations": elbo.num_particles * (1 + sum(row["evaluations"] for row in described.rows))}
+
+
+def _at_snapshot(run: Program, guide: Callable, needs: dict[str, Result]) -> Gradients:
+    """Return the gradient at the parameters of a snapshot, on the batch that all estimators see."""
+    task = run.task
+    host = Gradients(run.model, guide, (run.fixed["train"][: run.batches.size],), {}, None, task.seed)
+    values = unpacked(needs["snapshots"]["snapshots"][str(task.settings["snapshot"])])
+    host.params = {name: jnp.asarray(values[name]) for name in host.params}
+    return host
+
+
+def _train(
+    run: Program, known: dict[str, Any], stops: list[int], at: Callable, progress: Progress
+) -> tuple[list[float], TraceGrad_ELBO, SVI, Any]:
+    """Train, calling `at(step, seconds so far, parameters, unconstrained ones)` at the stops; return the time of a step."""
+    elbo = run.elbo()
+    optimizer = split_optimizer(Adam(known["learning_rate"]), Adam(known.get("baseline_learning_rate", 1e-2)))
+    svi = SVI(run.model, run.configured, optimizer, elbo)
+    # A batch of the stream would be lost to training, and all later ones would differ from Pyro's.
+    state = svi.init(jax.random.key(run.task.seed), run.fixed["train"][: run.batches.size])
+
+    @jax.jit
+    def advance(state: Any, data: jax.Array) -> tuple[Any, jax.Array]:
+        return jax.lax.scan(lambda s, x: svi.update(s, x), state, data)
+
+    per_step: list[float] = []
+    total = 0.0
+    for begin, stop in zip([0, *stops[:-1]], stops, strict=True):
+        if stop > begin:
+            data = jnp.asarray(np.stack([run.batches.next() for _ in range(stop - begin)]))
+            start = time.perf_counter()
+            state, losses = advance(state, data)
+            losses.block_until_ready()
+            spent = time.perf_counter() - start
+            total += spent
+            # The first piece, and one of another length, are compiled.
+            if begin > 0:
+                per_step.append(spent / (stop - begin))
+            progress(stop - begin)
+        at(stop, total, svi.get_params(state), svi.optim.get_params(state.optim_state))
+    return per_step or [total / max(stops[-1], 1)], elbo, svi, state
+
+
+def _gradient_variance(run: Program, elbo: Any, svi: SVI, state: Any) -> float:
+    """Return the trace of the covariance of the guide's gradient of the loss per datum, at the final parameters."""
+    batch = jnp.asarray(run.batches.next())
+    host = Gradients(run.model, run.configured, (batch,), {}, None, run.task.seed)
+    everything = svi.optim.get_params(state.optim_state)
+    # Unconstrained, as in Pyro: the parameters that the optimizer moves.
+    host.params = {name: everything[name] for name in host.params}
+    host.learned = {name: everything[name] for name in host.learned}
+    host.mutable = state.mutable_state or {}
+    seeded = handlers.seed(handlers.substitute(run.guide, svi.get_params(state)), jax.random.key(0))
+    names = {name for name, site in handlers.trace(seeded).get_trace(batch).items() if site["type"] == "param"}
+    rows = np.concatenate(list(host.draws(elbo)(run.task.settings["gradient_draws"], run.task.seed + 2)))
+    inside = np.concatenate([indices for name, indices in host.blocks.items() if name in names])
+    return total_variance(rows[:, inside].astype(float) / batch.shape[0])
+
+
+def certificates(
+    task: Task, script: Script, words: tuple[str, ...], elbos: tuple[str, ...], budget: dict[str, Any]
+) -> Iterator[GradientCheck]:
+    """Yield a certificate for each estimator and each ELBO of the library, at the parameters that the task's training leaves."""
+    run = Program(task, script)
+    batch = run.fixed["train"][: run.batches.size]
+    kept: list[dict] = [None]  # type: ignore[list-item]
+    if task.settings["steps"]:
+        stops = [task.settings["steps"]]
+        _train(run, task.settings, stops, lambda step, seconds, params, rest: kept.append(params), lambda steps: None)
+    for word in words:
+        chosen = specification(word)
+        mapping = chosen.mapping(script.discrete, script.baseline_inputs)
+        guide = config_estimators(run.guide, mapping)
+        particles = chosen.particles or task.particles
+        elbo = TraceGrad_ELBO(particles, estimators=mapping, objective=objective(task.objective))
+        yield check_gradients(run.model, guide, (batch,), params=kept[-1], elbo=elbo, **budget)
+    for name in elbos:
+        elbo = host_elbo(numpyro.infer, name, task.particles)
+        yield check_gradients(run.model, run.guide, (batch,), params=kept[-1], elbo=elbo, **budget)

@@ -1,0 +1,217 @@
+"""The pieces of a study in Pyro."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import SVI
+from pyro.optim import Adam
+
+from pplgrad import IWAE, LeaveOneOut, ScoreFunction
+from pplgrad.errors import ProgramError
+from pplgrad.lab import measure
+from pplgrad.lab.certificate import GradientCheck
+from pplgrad.lab.data import Batches, evaluation_steps, packed, total_variance, unpacked
+from pplgrad.lab.script import Script, ScriptError
+from pplgrad.lab.specs import host_elbo, objective, specification
+from pplgrad.lab.tasks import Progress, Result, Task
+from pplgrad.objectives import MultiSample
+from pplgrad.pyro import TraceGrad_ELBO, check_gradients, config_estimators, split_optimizer
+from pplgrad.pyro._gradients import Gradients
+
+
+class Program:
+    """A script's program with a batch stream, and the ELBOs of a task."""
+
+    def __init__(self, task: Task, script: Script) -> None:
+        pyro.clear_param_store()
+        pyro.set_rng_seed(task.seed)
+        self.task, self.script = task, script
+        self.batches = Batches(task, script)
+        self.model, self.guide = script.program("pyro", task.options, self.batches.train, task.seed)
+        self.chosen = specification(task.estimator)
+        self.mapping = self.chosen.mapping(script.discrete, script.baseline_inputs)
+        self.fixed = {which: torch.from_numpy(self.batches.fixed(which)) for which in ("train", "test")}
+        self.nesting = _plate_nesting(self.model, self.guide, self.fixed["train"][: self.batches.size])
+        self.hard = dict.fromkeys(script.discrete, ScoreFunction())
+
+    def elbo(self) -> TraceGrad_ELBO:
+        """Return the task's ELBO; the estimators are on the guide, or given to it."""
+        particles = self.chosen.particles or self.task.particles
+        together = particles > 1 or any(e.uses_branches or e.relaxes for e in self.chosen.all)
+        return self.made(particles, objective=objective(self.task.objective), vectorize_particles=together)
+
+    def made(self, particles: int, vectorize_particles: bool = True, **others: Any) -> TraceGrad_ELBO:
+        """Return an ELBO."""
+        return TraceGrad_ELBO(
+            particles, vectorize_particles=vectorize_particles, max_plate_nesting=self.nesting, **others
+        )
+
+    def bound(self, which: str, particles: int) -> float:
+        """Return the evidence lower bound per datum at hard draws, from draws of its own."""
+        # A relaxation has an objective of its own; what is compared is the bound at hard draws.
+        evaluate = self.made(particles, estimators=self.hard)
+        # Evaluation draws from a stream of its own, so that it does not move the training's.
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(self.task.seed + 1)
+            return -evaluate.loss(self.model, self.guide, self.fixed[which]) / len(self.fixed[which])
+
+    def weighted_bound(self, samples: int) -> float:
+        """Return the importance-weighted bound per test datum; one weight for the whole program where data share a latent."""
+        for plates in (None, ()):
+            evaluate = self.made(samples, estimators=self.hard, objective=IWAE(plates=plates))
+            try:
+                with torch.random.fork_rng(devices=[]), torch.no_grad():
+                    torch.manual_seed(self.task.seed + 1)
+                    parts = self.fixed["test"].split(len(self.fixed["test"]) if self.script.whole_data else 100)
+                    return -sum(evaluate.loss(self.model, self.guide, x) for x in parts) / len(self.fixed["test"])
+            except ProgramError:
+                if plates == ():
+                    raise
+        raise AssertionError
+
+
+def training(task: Task, script: Script, needs: dict[str, Result], progress: Progress) -> Result:
+    """Train under one estimator; return its curve, its gradient's variance at the end, and its time."""
+    run = Program(task, script)
+    known = task.settings
+    curve: list[dict[str, float]] = []
+
+    def at(step: int, seconds: float) -> None:
+        curve.append(measure.curve_point(step, seconds, lambda which: run.bound(which, 10)))
+        if not np.isfinite([curve[-1]["train"], curve[-1]["test"]]).all():
+            raise ScriptError(f"the objective is not finite after {step} steps; lower the learning rate")
+
+    stops = evaluation_steps(known["steps"], known["points"])
+    seconds, elbo, guide = _train(run, known["steps"], known, stops, at, progress)
+    result: Result = {"curve": curve, "milliseconds": 1e3 * float(np.median(seconds[3:] or seconds))}
+    if known["gradient_draws"]:
+        batch = torch.from_numpy(run.batches.next())
+        with Gradients(run.model, guide, (batch,), {}) as host:
+            inside = [i for name, i in host.blocks.items() if name in _guide_params(guide, batch)]
+            rows = np.concatenate(list(host.draws(elbo)(known["gradient_draws"], task.seed + 2)))
+        result["gradient_variance"] = total_variance(rows[:, np.concatenate(inside)] / len(batch))
+    if known["bound_samples"]:
+        result["weighted_bound"] = run.weighted_bound(known["bound_samples"])
+    return result
+
+
+def snapshots(task: Task, script: Script, needs: dict[str, Result], progress: Progress) -> Result:
+    """Train, and keep the parameters at some steps, and one batch."""
+    run = Program(task, script)
+    kept: dict[str, str] = {}
+    batch = run.batches.fixed("train")[: run.batches.size]
+
+    def at(step: int, seconds: float) -> None:
+        with Gradients(run.model, run.guide, (torch.from_numpy(batch),), {}) as host:
+            kept[str(step)] = packed({name: leaf.detach().numpy() for name, leaf in host.leaves.items()})
+
+    _train(run, max(task.settings["snapshots"]), task.settings, task.settings["snapshots"], at, progress)
+    return {"snapshots": kept}
+
+
+def reference(task: Task, script: Script, needs: dict[str, Result], progress: Progress) -> Result:
+    """Return the gradient at a snapshot, by the mean of an unbiased estimator."""
+    run = Program(task, script)
+    target = objective(task.objective)
+    sites = {"*": ScoreFunction(samples=4) if isinstance(target, MultiSample) else ScoreFunction(LeaveOneOut())}
+    particles = task.particles if isinstance(target, MultiSample) else 10
+    with _at_snapshot(run, run.guide, needs, task) as host:
+        found = measure.reference(host, run.made(particles, estimators=sites, objective=target), task.steps, task.seed)
+    return {"reference": packed(found)}
+
+
+def gradients(task: Task, script: Script, needs: dict[str, Result], progress: Progress) -> Result:
+    """Measure one estimator at a snapshot."""
+    run = Program(task, script)
+    guide = config_estimators(run.guide, run.mapping)
+    elbo = run.elbo()
+    with _at_snapshot(run, guide, needs, task) as host:
+        if run.chosen.learns:
+            host.warm_up(elbo, task.settings["warm_up"])
+        wanted = unpacked(needs["reference"]["reference"])
+        found = measure.gradients(host, elbo, wanted, task.settings["draws"], run.batches.size, task.seed + 1)
+        described = elbo.describe(run.model, guide, *host.args)
+    progress(task.steps)
+    return {**found, "evaluations": elbo.num_particles * (1 + sum(row["evaluations"] for row in described.rows))}
+
+
+class _at_snapshot(Gradients):
+    """The gradient at the parameters of a snapshot, on the batch that all estimators see."""
+
+    def __init__(self, run: Program, guide: Callable, needs: dict[str, Result], task: Task) -> None:
+        batch = torch.from_numpy(run.batches.fixed("train")[: run.batches.size])
+        super().__init__(run.model, guide, (batch,), {}, task.seed)
+        self._values = unpacked(needs["snapshots"]["snapshots"][str(task.settings["snapshot"])])
+
+    def __enter__(self) -> Gradients:
+        super().__enter__()
+        with torch.no_grad():
+            for name, leaf in self.leaves.items():
+                leaf.copy_(torch.from_numpy(self._values[name]))
+        return self
+
+
+def _train(
+    run: Program, steps: int, known: dict[str, Any], stops: list[int], at: Callable, progress: Progress
+) -> tuple[list[float], TraceGrad_ELBO, Callable]:
+    """Train, calling `at(step, seconds so far)` at the stops; return the time of each step, the ELBO and the guide."""
+    guide = config_estimators(run.guide, run.mapping)
+    elbo = run.elbo()
+    rates = Adam({"lr": known["learning_rate"]}), Adam({"lr": known.get("baseline_learning_rate", 1e-2)})
+    svi = SVI(run.model, guide, split_optimizer(*rates), elbo)
+    seconds: list[float] = []
+    for step in range(steps + 1):
+        if step in stops:
+            at(step, sum(seconds))
+        if step < steps:
+            batch = torch.from_numpy(run.batches.next())
+            start = time.perf_counter()
+            svi.step(batch)
+            seconds.append(time.perf_counter() - start)
+            progress(1)
+    return seconds, elbo, guide
+
+
+def _guide_params(guide: Callable, batch: torch.Tensor) -> set[str]:
+    return set(poutine.trace(guide).get_trace(batch).param_nodes)
+
+
+def _plate_nesting(model: Any, guide: Any, batch: torch.Tensor) -> int:
+    """Return how many plate dimensions a program uses; the ELBO's own guess is the same and logs a line each time."""
+    drawn = poutine.trace(guide).get_trace(batch)
+    run = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(batch)
+    sites = [*drawn.nodes.values(), *run.nodes.values()]
+    return max(
+        (-f.dim for s in sites if s["type"] == "sample" for f in s["cond_indep_stack"] if f.vectorized), default=0
+    )
+
+
+def certificates(
+    task: Task, script: Script, words: tuple[str, ...], elbos: tuple[str, ...], budget: dict[str, Any]
+) -> Iterator[GradientCheck]:
+    """Yield a certificate for each estimator and each ELBO of the library, at the parameters that the task's training leaves."""
+    run = Program(task, script)
+    batch = torch.from_numpy(run.batches.fixed("train")[: run.batches.size])
+    if task.steps:
+        _train(run, task.settings["steps"], task.settings, [], lambda *args: None, lambda steps: None)
+    for word in words:
+        chosen = specification(word)
+        mapping = chosen.mapping(script.discrete, script.baseline_inputs)
+        elbo = run.made(
+            chosen.particles or task.particles,
+            task.particles > 1,
+            estimators=mapping,
+            objective=objective(task.objective),
+        )
+        yield check_gradients(run.model, run.guide, (batch,), elbo=elbo, **budget)
+    for name in elbos:
+        yield check_gradients(
+            run.model, run.guide, (batch,), elbo=host_elbo(pyro.infer, name, task.particles), **budget
+        )

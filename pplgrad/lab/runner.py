@@ -1,0 +1,260 @@
+"""Run the pieces of a study side by side: processes of this machine, or a Dask cluster."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pplgrad.lab.script import Script, ScriptError, load_script
+from pplgrad.lab.study import Study
+from pplgrad.lab.tasks import Result, Task, check_backend, installed_versions, perform, write_atomically
+
+Needs = dict[str, Result]
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Where tasks run: `jobs` processes of this machine, or the workers of a Dask scheduler."""
+
+    jobs: int = 1
+    cluster: str | None = None
+
+
+class Plan:
+    """A study as tasks, in stages: what a stage needs of an earlier one is known when it begins."""
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self.script: Script = load_script(Path(study.script), tuple(study.backends))
+        for backend in study.backends:
+            check_backend(backend)
+        self.options = self.script.options(study.options)
+        self.script.load(self.options, 0)
+        self.versions = installed_versions()
+
+    def task(self, kind: str, backend: str, estimator: str, seed: int, **settings: Any) -> Task:
+        """Return a task of the study."""
+        study = self.study
+        return Task(
+            kind=kind,
+            script=study.script,
+            digest=self.script.digest,
+            options=self.options,
+            backend=backend,
+            estimator=estimator,
+            seed=seed,
+            particles=study.particles,
+            batch_size=study.batch_size,
+            objective=study.objective,
+            settings=settings,
+            versions=self.versions,
+        )
+
+    def snapshots(self, backend: str, seed: int) -> Task:
+        """Return the training run whose parameters are kept."""
+        plan = self.study.gradients
+        assert plan is not None
+        steps = sorted(set(plan.snapshots))
+        rate = plan.learning_rate
+        return self.task(
+            "snapshots", backend, plan.trained_with, seed, snapshots=steps, steps=max(steps), learning_rate=rate
+        )
+
+    def reference(self, backend: str, seed: int, snapshot: int) -> Task:
+        """Return the task that finds the gradient at a snapshot."""
+        plan = self.study.gradients
+        assert plan is not None
+        settings = {"snapshot": snapshot, "draws": plan.reference_draws, "of": self.snapshots(backend, seed).key}
+        return self.task("reference", backend, "score", seed, **settings)
+
+    def gradients(self, backend: str, seed: int, snapshot: int, estimator: str) -> Task:
+        """Return the task that measures an estimator at a snapshot."""
+        plan = self.study.gradients
+        assert plan is not None
+        needs = self.reference(backend, seed, snapshot).key
+        settings = {"snapshot": snapshot, "draws": plan.draws, "warm_up": plan.warm_up, "against": needs}
+        return self.task("gradients", backend, estimator, seed, **settings)
+
+    def training(self, backend: str, seed: int, estimator: str, rate: float) -> Task:
+        """Return the task that trains under an estimator."""
+        plan = self.study.training
+        assert plan is not None
+        settings = {
+            "steps": plan.steps,
+            "points": plan.points,
+            "learning_rate": rate,
+            "baseline_learning_rate": plan.baseline_learning_rate,
+            "gradient_draws": plan.gradient_draws,
+            "bound_samples": plan.bound_samples,
+        }
+        return self.task("training", backend, estimator, seed, **settings)
+
+    def runs(self) -> Iterator[tuple[str, str, int]]:
+        """Yield every backend, estimator and seed."""
+        for backend in dict.fromkeys(self.study.backends):
+            for estimator in dict.fromkeys(self.study.estimators):
+                for seed in range(self.study.seeds):
+                    yield backend, estimator, seed
+
+    def measured(self) -> Iterator[tuple[str, int, int]]:
+        """Yield every backend, seed and snapshot at which gradients are measured."""
+        for backend in dict.fromkeys(self.study.backends):
+            for seed in range(self.study.seeds):
+                for snapshot in sorted(set(self.study.gradients.snapshots)) if self.study.gradients else ():
+                    yield backend, seed, snapshot
+
+    def total(self) -> int:
+        """Return the number of tasks."""
+        runs, rates = len(list(self.runs())), len(self.study.training.learning_rates) if self.study.training else 0
+        pairs = len(self.study.backends) * len(self.study.estimators)
+        points = list(self.measured())
+        measured = len(points) * (1 + len(self.study.estimators)) + len({p[:2] for p in points})
+        return measured + (runs + pairs * (rates - 1) if rates else 0)
+
+
+def perform_study(
+    plan: Plan, runs: Path, workers: Workers, told: Callable[[Task, Result], None] = lambda task, result: None
+) -> list[Result]:
+    """Do every task that is not done yet; return all results."""
+    study = plan.study
+    done: dict[str, Result] = {}
+
+    with _pool(workers) as map_tasks:
+
+        def finish(tasks: list[tuple[Task, Needs]]) -> None:
+            for task, result in map_tasks(tasks, runs):
+                done[task.key] = result
+                told(task, result)
+
+        finish([(plan.snapshots(backend, seed), {}) for backend, seed in _pairs(plan)])
+        first = [
+            (plan.reference(b, s, at), {"snapshots": done[plan.snapshots(b, s).key]}) for b, s, at in plan.measured()
+        ]
+        finish(_possible(first, done, told) + _searches(plan))
+        second = []
+        for backend, seed, snapshot in plan.measured():
+            for estimator in dict.fromkeys(study.estimators):
+                needs = {
+                    "snapshots": done[plan.snapshots(backend, seed).key],
+                    "reference": done[plan.reference(backend, seed, snapshot).key],
+                }
+                second.append((plan.gradients(backend, seed, snapshot, estimator), needs))
+        finish(_possible(second, done, told) + _rest(plan, done))
+    return list(done.values())
+
+
+def _pairs(plan: Plan) -> list[tuple[str, int]]:
+    return list(dict.fromkeys((backend, seed) for backend, seed, _ in plan.measured()))
+
+
+def _possible(
+    tasks: list[tuple[Task, Needs]], done: dict[str, Result], told: Callable[[Task, Result], None]
+) -> list[tuple[Task, Needs]]:
+    """Return the tasks whose needs are there; the others fail with the reason of what failed before them."""
+    result = []
+    for task, needs in tasks:
+        failed = next((need["error"] for need in needs.values() if "error" in need), None)
+        if failed is None:
+            result.append((task, needs))
+        else:
+            done[task.key] = {"task": asdict(task), "error": f"what it is compared with failed: {failed}"}
+            told(task, done[task.key])
+    return result
+
+
+def _searches(plan: Plan) -> list[tuple[Task, Needs]]:
+    """Return the first seed's training runs, with every learning rate."""
+    if plan.study.training is None:
+        return []
+    rates = plan.study.training.learning_rates
+    first = [(b, e, s) for b, e, s in plan.runs() if s == 0]
+    return [(plan.training(b, s, e, rate), {}) for b, e, s in first for rate in rates]
+
+
+def _rest(plan: Plan, done: dict[str, Result]) -> list[tuple[Task, Needs]]:
+    """Return the other seeds' training runs, with the learning rate that served the first seed best."""
+    if plan.study.training is None:
+        return []
+    return [(plan.training(b, s, e, best_rate(plan, done, b, e)), {}) for b, e, s in plan.runs() if s > 0]
+
+
+def best_rate(plan: Plan, done: dict[str, Result], backend: str, estimator: str) -> float:
+    """Return the learning rate with the best final train objective on the first seed."""
+    assert plan.study.training is not None
+
+    def reached(rate: float) -> float:
+        result = done[plan.training(backend, 0, estimator, rate).key]
+        return result["curve"][-1]["train"] if "error" not in result else -float("inf")
+
+    return max(plan.study.training.learning_rates, key=reached)
+
+
+Mapped = Callable[[list[tuple[Task, Needs]], Path], Iterator[tuple[Task, Result]]]
+
+
+@contextmanager
+def _pool(workers: Workers) -> Iterator[Mapped]:
+    """Return what maps tasks to results as they come."""
+    if workers.cluster is None and workers.jobs == 1:
+        yield lambda tasks, runs: ((task, perform(task, runs, needs)) for task, needs in tasks)
+        return
+    from joblib import Parallel, delayed, parallel_config
+
+    with _backend(workers) as backend, parallel_config(**backend), warnings.catch_warnings():
+        # A worker that has grown is replaced by a new one, which loses nothing.
+        warnings.filterwarnings("ignore", message="A worker stopped while some jobs")
+
+        def mapped(tasks: list[tuple[Task, Needs]], runs: Path) -> Iterator[tuple[Task, Result]]:
+            waiting = []
+            for task, needs in tasks:
+                if (runs / task.file).exists():
+                    yield task, perform(task, runs)
+                else:
+                    waiting.append((task, needs))
+            # Long ones last would leave the other workers idle: backends and estimators take turns.
+            waiting.sort(key=lambda pair: (pair[0].seed, pair[0].estimator, pair[0].backend))
+            calls = (delayed(_remote)(task, str(runs.resolve()), needs) for task, needs in waiting)
+            for task, result in Parallel(return_as="generator_unordered")(calls):
+                if "error" not in result and not (runs / task.file).exists():
+                    # A worker elsewhere that does not see this folder hands its result back.
+                    _keep(runs, task, result)
+                yield task, result
+
+        yield mapped
+
+
+def _keep(runs: Path, task: Task, result: Result) -> None:
+    write_atomically(runs / task.file, json.dumps(result))
+
+
+def _remote(task: Task, runs: str, needs: Needs) -> tuple[Task, Result]:
+    """Do a task in a worker, and keep the result at once if the worker sees the folder."""
+    folder = Path(runs)
+    return task, perform(task, folder if folder.is_dir() else None, needs)
+
+
+@contextmanager
+def _backend(workers: Workers) -> Iterator[dict[str, Any]]:
+    """Return joblib's settings; connect to the cluster if there is one."""
+    if workers.cluster is None:
+        yield {"backend": "loky", "n_jobs": workers.jobs}
+        return
+    try:
+        from distributed import Client
+    except ModuleNotFoundError:
+        raise ScriptError("--cluster needs Dask, which is not installed; pip install 'pplgrad[cluster]'.") from None
+    try:
+        client = Client(workers.cluster, timeout="10s")
+    except (OSError, ValueError) as error:
+        raise ScriptError(f"There is no Dask scheduler at {workers.cluster} ({error}).") from None
+    with client:
+        if not client.scheduler_info()["workers"]:
+            raise ScriptError(
+                f"The Dask scheduler at {workers.cluster} has no workers; start one with `dask worker {workers.cluster}`."
+            )
+        yield {"backend": "dask", "n_jobs": -1}

@@ -1,0 +1,236 @@
+"""Estimators and objectives as text: `DisARM()`, `ScoreFunction(LeaveOneOut())`, `z=DisARM(),w=Reparam()`, `score+loo`."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import pplgrad
+from pplgrad import (
+    Baseline,
+    DecayingAverage,
+    Estimator,
+    LeaveOneOut,
+    NeuralBaseline,
+    Objective,
+    OptimalConstant,
+    ScoreFunction,
+)
+from pplgrad.baselines.base import parts_of
+from pplgrad.errors import PplgradError
+from pplgrad.lab.script import ScriptError
+
+BASELINES: dict[str, Callable[[], Baseline]] = {
+    "average": lambda: DecayingAverage(0.9),
+    "neural": NeuralBaseline,
+    "loo": LeaveOneOut,
+    "optimal": OptimalConstant,
+    "optimal-past": lambda: OptimalConstant(decay=0.9),
+}
+"""Short words for baselines, after `score+`."""
+
+NAMES: dict[str, Any] = {
+    name: made
+    for name in pplgrad.__all__
+    if isinstance(made := getattr(pplgrad, name), type)
+    and issubclass(made, (Estimator, Baseline, Objective))
+    and made not in (Estimator, Baseline, Objective)
+}
+"""What a specification may name."""
+
+
+@dataclass(frozen=True)
+class Specification:
+    """What one candidate of a comparison does: an estimator for each name or pattern, and a number of particles.
+
+    The name "" stands for the sites that a script calls discrete; `particles` is None for the study's number.
+    """
+
+    text: str
+    estimators: Mapping[str, Estimator]
+    particles: int | None = None
+
+    def mapping(self, discrete: tuple[str, ...], inputs: Callable[..., Any] | None = None) -> dict[str, Estimator]:
+        """Return the estimators by site; networks that say nothing of their inputs get the script's."""
+        result: dict[str, Estimator] = {}
+        for name, estimator in self.estimators.items():
+            given = with_inputs(estimator, inputs)
+            result.update(dict.fromkeys(discrete, given) if name == "" else {name: given})
+        return result
+
+    @property
+    def all(self) -> tuple[Estimator, ...]:
+        """The estimators that are named."""
+        return tuple(self.estimators.values())
+
+    @property
+    def unbiased(self) -> bool:
+        """Whether every estimator declares itself unbiased."""
+        return all(estimator.declaration.unbiased for estimator in self.all)
+
+    @property
+    def learns(self) -> bool:
+        """Whether anything is learned or averaged along the way."""
+        return any(estimator.keeps_state for estimator in self.all)
+
+
+def specification(text: str) -> Specification:
+    """Return what a text says.
+
+    An estimator as in Python, for the script's discrete sites (`DisARM()`); several by site (`z=DisARM(),w=Reparam()`), where names
+    may be patterns; or `score` with short words for baselines (`score+loo`). `@4` at the end asks for four particles.
+
+    >>> specification("score+loo").mapping(("z",))
+    {'z': ScoreFunction(baseline=LeaveOneOut())}
+    >>> specification("layer*=ARMS(4), w=Reparam() @ 2").particles
+    2
+    """
+    body, particles = _particles(text)
+    found: dict[str, Estimator] = {}
+    for part in _split(body, text):
+        name, equals, rest = part.partition("=")
+        named = bool(equals) and "(" not in name
+        key, expression = (name.strip(), rest) if named else ("", part)
+        if key in found:
+            raise ScriptError(f"Estimator '{text}' names {key or 'the discrete sites'} twice.")
+        found[key] = _estimator(expression.strip(), text)
+    return Specification(text.strip(), found, particles)
+
+
+def objective(text: str) -> Objective:
+    """Return the objective that a text names.
+
+    >>> objective("IWAE(samples=5)")
+    IWAE(samples=5, plates=None)
+    """
+    made = _evaluated(text, text)
+    if not isinstance(made, Objective):
+        raise ScriptError(f"'{text}' is not an objective; write one such as ELBO(), IWAE() or Renyi(0.5).")
+    return made
+
+
+def host_elbo(module: Any, name: str, particles: int) -> Any:
+    """Return an ELBO of the host by its name."""
+    made = getattr(module, name, None)
+    if not isinstance(made, type) or not name.endswith("ELBO"):
+        known = ", ".join(sorted(n for n in dir(module) if n.endswith("_ELBO") or n == "RenyiELBO"))
+        raise ScriptError(f"'{name}' is not an ELBO of {module.__name__}; these are: {known}.")
+    return made(num_particles=particles)
+
+
+def with_inputs(estimator: Estimator, inputs: Callable[..., Any] | None) -> Estimator:
+    """Return an estimator whose networks that say nothing of their inputs have the given ones."""
+    baseline = getattr(estimator, "baseline", None)
+    if inputs is None or baseline is None:
+        return estimator
+    made = [
+        replace(p, inputs=inputs) if isinstance(p, NeuralBaseline) and p.inputs is None else p
+        for p in parts_of(baseline)
+    ]
+    total: Any = made[0]
+    for part in made[1:]:
+        total = total + part
+    return replace(estimator, baseline=total)  # type: ignore[type-var]
+
+
+def _particles(text: str) -> tuple[str, int | None]:
+    body, at, count = text.rpartition("@")
+    if not at:
+        return text, None
+    if not count.strip().isdigit() or int(count) < 1:
+        raise ScriptError(f"Estimator '{text}': write the number of particles after @, such as @2.")
+    return body, int(count)
+
+
+def _split(text: str, whole: str) -> list[str]:
+    """Split at the commas that stand in no parentheses."""
+    parts, depth, start = [], 0, 0
+    for place, letter in enumerate(text):
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            parts.append(text[start:place])
+            start = place + 1
+    parts.append(text[start:])
+    if not all(part.strip() for part in parts):
+        raise ScriptError(
+            f"Estimator '{whole}' has an empty part; write one such as DisARM() or z=DisARM(),w=Reparam()."
+        )
+    return parts
+
+
+def _estimator(text: str, whole: str) -> Estimator:
+    first, *rest = text.split("+")
+    if first.strip() == "score":
+        return ScoreFunction(_sum([word.strip() for word in rest], whole))
+    made = _evaluated(text, whole)
+    if not isinstance(made, Estimator):
+        raise ScriptError(f"'{text}' in '{whole}' is not an estimator; write one such as DisARM() or score+loo.")
+    return made
+
+
+def _sum(words: list[str], whole: str) -> Baseline | None:
+    total: Any = None
+    for word in words:
+        if word not in BASELINES:
+            raise ScriptError(f"Unknown baseline '{word}' in '{whole}'; the baselines are: {', '.join(BASELINES)}.")
+        total = BASELINES[word]() if total is None else total + BASELINES[word]()
+    return total
+
+
+def _evaluated(text: str, whole: str) -> Any:
+    try:
+        return _value(ast.parse(text, mode="eval").body, whole)
+    except SyntaxError:
+        raise ScriptError(
+            f"'{text}' cannot be read; write an estimator such as DisARM() or ScoreFunction(LeaveOneOut())."
+        ) from None
+    except PplgradError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ScriptError(f"'{text}' cannot be made: {error}") from None
+
+
+def _value(node: ast.expr, whole: str) -> Any:
+    """Return the value of an expression of known names, calls, sums of baselines and plain numbers."""
+    match node:
+        case ast.Call(func=ast.Name(id=name)):
+            arguments = [_value(argument, whole) for argument in node.args]
+            return _named(name, whole)(*arguments, **{str(k.arg): _value(k.value, whole) for k in node.keywords})
+        case ast.BinOp(left=left, op=ast.Add(), right=right):
+            return _value(left, whole) + _value(right, whole)
+        case ast.Name(id=name):
+            _named(name, whole)
+            raise ScriptError(f"'{name}' in '{whole}' is a name without parentheses; write {name}().")
+        case _:
+            return ast.literal_eval(node)
+
+
+def _named(name: str, whole: str) -> Any:
+    if name not in NAMES:
+        near = difflib.get_close_matches(name, NAMES, 1, 0.5)
+        hint = f"did you mean {near[0]}()?" if near else "`pplgrad estimators` lists them."
+        raise ScriptError(f"Unknown name '{name}' in '{whole}'; {hint}")
+    return NAMES[name]
+
+
+def code(value: Any) -> str:
+    """Return a specification as a user would write it, without what is at its default.
+
+    >>> code(ScoreFunction(LeaveOneOut())), code(DecayingAverage(0.9) + NeuralBaseline())
+    ('ScoreFunction(LeaveOneOut())', 'DecayingAverage() + NeuralBaseline()')
+    """
+    if isinstance(value, Baseline) and len(parts_of(value)) > 1:
+        return " + ".join(code(part) for part in parts_of(value))
+    if not is_dataclass(value) or isinstance(value, type):
+        return repr(value)
+    shown, positional = [], True
+    for field in fields(value):
+        given = getattr(value, field.name)
+        if given is field.default or given == field.default:
+            positional = False
+            continue
+        shown.append(code(given) if positional else f"{field.name}={code(given)}")
+    return f"{type(value).__name__}({', '.join(shown)})"

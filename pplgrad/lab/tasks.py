@@ -1,0 +1,159 @@
+"""The independent pieces of a study, each kept in a file of its own, so that none is lost or done twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pplgrad.errors import PplgradError
+from pplgrad.lab.script import ScriptError, load_script
+
+PACKAGES = ("pplgrad", "torch", "pyro-ppl", "jax", "numpyro")
+Progress = Callable[[int], None]
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One piece of work: its `kind`, and everything that decides its result.
+
+    `kind` is "snapshots" (train, and keep parameters), "reference" and "gradients" (at one snapshot), or "training".
+    `settings` are those of the kind.
+    """
+
+    kind: str
+    script: str
+    digest: str
+    options: dict[str, Any]
+    backend: str
+    estimator: str
+    seed: int
+    particles: int
+    batch_size: int
+    objective: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """A digest of everything that decides the result."""
+        known = {name: value for name, value in asdict(self).items() if name != "script"}
+        return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def file(self) -> str:
+        """The name of the result's file."""
+        word = re.sub(r"[^\w.*-]+", "_", self.estimator).strip("_")[:60].replace("*", "")
+        return f"{self.kind}-{self.backend}-{word}-{self.seed}-{self.key}.json"
+
+    @property
+    def title(self) -> str:
+        """The task in words, for logs."""
+        return f"{self.kind} {self.backend} {self.estimator} seed {self.seed}"
+
+    @property
+    def steps(self) -> int:
+        """How long the task is, in training steps or draws."""
+        return int(self.settings.get("steps") or self.settings.get("draws") or 1)
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the versions of the packages that decide results."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, str]:
+    """Return what a reader of timings wants to know of the machine."""
+    return {
+        "system": f"{platform.system()} {platform.release()}",
+        "processor": platform.machine(),
+        "cores": str(os.cpu_count()),
+        "python": platform.python_version(),
+        "threads": os.environ.get("OMP_NUM_THREADS", "not limited"),
+    }
+
+
+def check_backend(backend: str) -> None:
+    """Refuse a backend whose library is not installed."""
+    try:
+        import_module(f"pplgrad.{backend}")
+    except ModuleNotFoundError as error:
+        raise ScriptError(
+            f"Backend '{backend}' needs {error.name}, which is not installed; pip install 'pplgrad[{backend}]'."
+        ) from None
+
+
+def check_folder(out: Path) -> Path:
+    """Make the output folder and its runs, and refuse one that cannot be written."""
+    runs = out / "runs"
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=runs):
+            pass
+    except OSError as error:
+        raise ScriptError(f"The output folder {out} cannot be written ({error.strerror}); choose another.") from None
+    return runs
+
+
+def perform(
+    task: Task, runs: Path | None, needs: dict[str, Result] | None = None, progress: Progress = lambda steps: None
+) -> Result:
+    """Do a task and keep its result, or read it if it was done before.
+
+    `needs` are results of other tasks. A program or an estimator that fails is a result too, with its reason, kept if it is one of
+    pplgrad's own, which will not change. What the machine fails at (a full disk, no memory) is raised. Without a folder nothing
+    is kept.
+    """
+    path = None if runs is None else runs / task.file
+    if path is not None and path.exists():
+        return json.loads(path.read_text())
+    result: Result = {"task": asdict(task), "machine": machine(), "began": time.time()}
+    try:
+        script = load_script(Path(task.script), (task.backend,))
+        work = import_module(f"pplgrad.lab.run_{task.backend}")
+        result |= getattr(work, task.kind)(task, script, needs or {}, progress)
+    except (OSError, MemoryError, ImportError):
+        raise
+    except Exception as error:
+        known = isinstance(error, PplgradError)
+        result["error"] = (
+            " ".join(str(error).split()) if known else f"{type(error).__name__}: {' '.join(str(error).split())}"
+        )
+    result["seconds_taken"] = time.time() - result["began"]
+    if path is not None:
+        write_atomically(path, json.dumps(result))
+    return result
+
+
+def write_atomically(path: Path, text: str | bytes) -> None:
+    """Write a file so that it is either whole or not there, whenever the process is killed."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(text.encode() if isinstance(text, str) else text)
+            file.flush()
+            os.fsync(file.fileno())
+        # As any file of the user's would be, not as a temporary one.
+        os.umask(mask := os.umask(0))
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

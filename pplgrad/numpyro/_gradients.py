@@ -1,0 +1,183 @@
+"""Draws of a gradient at fixed parameters, for whatever measures or compares estimators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro.infer import SVI
+from numpyro.optim import SGD, Adam
+
+from pplgrad.estimators.base import Estimator
+from pplgrad.lab.checking import TooManyOutcomes
+from pplgrad.numpyro._baselines import is_baseline_param
+from pplgrad.numpyro._compat import TRACING_ERRORS, unmasked
+from pplgrad.numpyro._elbo import TraceGrad_ELBO
+from pplgrad.numpyro._exact import Program, exact_gradient, latents, log_q_and_objective, run_traces, subsamples
+from pplgrad.numpyro._optim import split_optimizer
+from pplgrad.objectives import Objective
+
+_LOOKS = 8
+"""Runs from which the parameters that each site reads are known."""
+_CHUNK = 250
+_NUMBERS = 4_000_000
+"""Draws that one compiled call makes, and the numbers that it may return."""
+
+
+class Gradients:
+    """The gradient of an ELBO at given parameters (those that a program starts with, if none are), as a flat vector."""
+
+    def __init__(
+        self,
+        model: Callable,
+        guide: Callable,
+        args: tuple,
+        kwargs: Mapping[str, Any],
+        params: Mapping[str, Any] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.program = Program(model, guide, args, dict(kwargs))
+        svi = SVI(model, guide, Adam(1e-3), TraceGrad_ELBO())
+        state = svi.init(jax.random.key(seed), *args, init_params=None if params is None else dict(params), **kwargs)
+        self.constrain = svi.constrain_fn
+        everything = svi.optim.get_params(state.optim_state)
+        self.params = {name: x for name, x in everything.items() if not is_baseline_param(name)}
+        self.learned = {name: x for name, x in everything.items() if is_baseline_param(name)}
+        self.mutable = state.mutable_state or {}
+
+    @property
+    def blocks(self) -> dict[str, np.ndarray]:
+        """The numbers of each parameter's coordinates in the flat vector."""
+        result, start = {}, 0
+        for name, tree in self.params.items():
+            size = sum(int(np.size(x)) for x in jax.tree.leaves(tree))
+            result[name] = np.arange(start, start + size)
+            start += size
+        return result
+
+    @property
+    def rounding(self) -> float:
+        """The part of a gradient's norm that rounding may take."""
+        leaves = [x for x in jax.tree.leaves(self.params) if jnp.issubdtype(x.dtype, jnp.floating)]
+        return max((float(jnp.finfo(x.dtype).eps) for x in leaves), default=1e-16) ** 0.5
+
+    def flat(self, gradient: dict) -> jax.Array:
+        """Return a gradient as one vector."""
+        leaves = [jnp.ravel(x) for name in self.params for x in jax.tree.leaves(gradient[name])]
+        return jnp.concatenate(leaves) if leaves else jnp.zeros(0)
+
+    def sites(self) -> dict[str, np.ndarray]:
+        """Return, for each latent site of the guide, the coordinates of the parameters that its density reads."""
+
+        def densities(params: dict, key: jax.Array) -> dict[str, jax.Array]:
+            known = self._known(params)
+            drawn, _ = run_traces(self.program, jax.lax.stop_gradient(known), key, {})
+            values = {name: site["value"] for name, site in {**latents(drawn), **subsamples(drawn)}.items()}
+            again, _ = run_traces(self.program, known, key, jax.lax.stop_gradient(values))
+            return {name: unmasked(s["fn"]).log_prob(s["value"]).sum() for name, s in latents(again).items()}
+
+        found: dict[str, np.ndarray] = {}
+        for key in jax.random.split(jax.random.key(0), _LOOKS):
+            for name, gradient in jax.jacrev(densities)(self.params, key).items():
+                read = np.asarray(self.flat(gradient)) != 0
+                found[name] = found.get(name, np.zeros(len(read), bool)) | read
+        return {name: np.flatnonzero(read) for name, read in found.items()}
+
+    def _known(self, params: dict) -> dict:
+        return {**self.constrain({**params, **self.learned}), **self.mutable}
+
+    def gradient_of(self, elbo: Any) -> Callable[[jax.Array], jax.Array]:
+        """Return the function from a key to one draw of an ELBO's gradient."""
+        model, guide, args, kwargs = self.program
+
+        def draw(key: jax.Array) -> jax.Array:
+            def loss(params: dict) -> jax.Array:
+                return elbo.loss(key, self._known(params), model, guide, *args, **kwargs)
+
+            return self.flat(jax.grad(loss)(self.params))
+
+        return draw
+
+    def draws(self, elbo: Any, chunk: int = _CHUNK) -> Callable[[int, int], Iterator[np.ndarray]]:
+        """Return draws of an ELBO's gradient, at most `chunk` in a call, compiled where the program can be."""
+        return self._chunks(self.gradient_of(elbo), chunk)
+
+    def peak_bytes(self, elbo: Any) -> int:
+        """Return the memory that one gradient takes at its peak, beyond parameters and data, as the compiler plans it."""
+        compiled = jax.jit(self.gradient_of(elbo)).lower(jax.random.key(0)).compile()
+        plan = compiled.memory_analysis()
+        return int(plan.temp_size_in_bytes + plan.output_size_in_bytes) if plan is not None else 0
+
+    def _chunks(
+        self, draw: Callable[[jax.Array], jax.Array], chunk: int = _CHUNK
+    ) -> Callable[[int, int], Iterator[np.ndarray]]:
+        size = sum(len(indices) for indices in self.blocks.values())
+        length = max(1, min(chunk, _NUMBERS // max(size, 1)))
+        compiled = jax.jit(lambda keys: jax.lax.map(draw, keys))
+
+        def chunks(count: int, seed: int) -> Iterator[np.ndarray]:
+            keys = jax.random.split(jax.random.key(seed), count)
+            for start in range(0, count, length):
+                mine = keys[start : start + length]
+                # A last chunk of another length would be compiled again.
+                padded = jnp.concatenate([mine, keys[: length - len(mine)]]) if start and len(mine) < length else mine
+                try:
+                    yield np.asarray(compiled(padded))[: len(mine)]
+                except TRACING_ERRORS:
+                    yield np.stack([np.asarray(draw(key)) for key in mine])
+
+        return chunks
+
+    def warm_up(self, elbo: Any, steps: int, learning_rate: float = 1e-2) -> None:
+        """Let what an estimator learns be learned, at the program's parameters as they are."""
+        model, guide, args, kwargs = self.program
+        svi = SVI(model, guide, split_optimizer(SGD(0.0), Adam(learning_rate)), elbo)
+        state = svi.init(jax.random.key(0), *args, init_params=self.constrain(self.params), **kwargs)
+        state, _ = jax.jit(lambda s: jax.lax.scan(lambda s, _: svi.update(s, *args, **kwargs), s, None, steps))(state)
+        everything = svi.optim.get_params(state.optim_state)
+        self.learned = {name: x for name, x in everything.items() if is_baseline_param(name)}
+        self.mutable = state.mutable_state or {}
+
+    def whole_score(self, objective: Objective, particles: int = 4) -> Callable[[int, int], Iterator[np.ndarray]]:
+        """Return draws of the plainest unbiased gradient, which shares no code with the estimators.
+
+        The joint log density of all latent sites times the whole objective, less the mean of the other particles'.
+        """
+
+        def draw(key: jax.Array) -> jax.Array:
+            def one(params: dict, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+                known = self._known(params)
+                drawn, run = run_traces(self.program, known, key, {})
+                chosen = {**latents(drawn), **subsamples(drawn), **subsamples(run)}
+                values = {name: jax.lax.stop_gradient(site["value"]) for name, site in chosen.items()}
+                return log_q_and_objective(self.program, known, values, objective)
+
+            def loss(params: dict) -> jax.Array:
+                log_q, value = jax.vmap(one, (None, 0))(params, jax.random.split(key, particles))
+                fixed = jax.lax.stop_gradient(value)
+                signal = (fixed * particles - fixed.sum()) / (particles - 1)
+                return -(log_q * signal + value).mean()
+
+            return self.flat(jax.grad(loss)(self.params))
+
+        return self._chunks(draw)
+
+    def exact_gradient(self, objective: Objective, particles: int, limit: int) -> np.ndarray:
+        """Return the gradient of the enumerated loss, or raise `TooManyOutcomes`."""
+        try:
+            found = exact_gradient(self.program, self._known, self.params, objective, particles, limit)
+        except TRACING_ERRORS:
+            raise TooManyOutcomes(
+                "its Python control flow depends on a value, so that outcomes cannot be mapped"
+            ) from None
+        return np.asarray(self.flat(found), np.float64)
+
+    def make_elbo(
+        self, num_particles: int, estimators: Mapping[str, Estimator], objective: Objective
+    ) -> TraceGrad_ELBO:
+        """Return the plug-in's ELBO."""
+        # One particle after the other also where a program cannot be traced.
+        return TraceGrad_ELBO(num_particles, False, estimators=estimators, objective=objective)
