@@ -71,10 +71,11 @@ def check(
     reference: Any,
     budget: Budget,
     progress: Callable[[str], None] = lambda words: None,
+    plain: Host | None = None,
 ) -> GradientCheck:
-    """Return the certificate of an ELBO on a program."""
+    """Return the certificate of an ELBO on a program; `plain` is the program without the estimators under check."""
     particles = int(getattr(elbo, "num_particles", 1))
-    wanted = reference_of(host, objective, particles, reference, budget.outcomes)
+    wanted = reference_of(plain or host, objective, particles, reference, budget.outcomes)
     blocks = {("parameter", name): indices for name, indices in host.blocks.items()}
     blocks |= {("site", name): indices for name, indices in host.sites().items()}
     return certify(

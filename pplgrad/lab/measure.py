@@ -23,14 +23,11 @@ class Measured(Protocol):
     def blocks(self) -> Mapping[str, np.ndarray]:
         """The numbers of each parameter's coordinates."""
 
-    def sites(self) -> Mapping[str, np.ndarray]:
-        """Return, for each latent site, the coordinates that its density reads."""
-
     def draws(self, elbo: Any, chunk: int = CHUNK) -> Draws:
         """Return draws of an ELBO's gradient."""
 
-    def peak_bytes(self, elbo: Any) -> int:
-        """Return the memory that one gradient takes at its peak, beyond parameters and data."""
+    def peak_bytes(self, elbo: Any, chunk: int = CHUNK) -> int:
+        """Return the memory that a gradient takes at its peak, beyond parameters and data."""
 
 
 @dataclass
@@ -56,7 +53,13 @@ def reference(host: Measured, elbo: Any, draws: int, seed: int) -> dict[str, np.
 
 
 def gradients(
-    host: Measured, elbo: Any, wanted: Mapping[str, np.ndarray], draws: int, per: float, seed: int
+    host: Measured,
+    elbo: Any,
+    sites: Mapping[str, np.ndarray],
+    wanted: Mapping[str, np.ndarray],
+    draws: int,
+    per: float,
+    seed: int,
 ) -> dict[str, Any]:
     """Return what was measured, a row for the whole gradient, each parameter and each site.
 
@@ -68,7 +71,7 @@ def gradients(
     mean, error = np.asarray(wanted["mean"], float), np.asarray(wanted["squared_error"], float)
     blocks = {("program", EVERYTHING): np.arange(len(mean))}
     blocks |= {("parameter", name): indices for name, indices in host.blocks.items()}
-    blocks |= {("site", name): indices for name, indices in host.sites().items() if len(indices)}
+    blocks |= {("site", name): indices for name, indices in sites.items() if len(indices)}
     rows = []
     for (kind, name), indices in blocks.items():
         squared, spread = squared_norm(moments.batches[:, indices] - mean[indices])
@@ -90,7 +93,7 @@ def gradients(
         "rows": rows,
         "broken": moments.broken,
         "milliseconds": 1e3 * float(np.median(clock.seconds)) if clock.seconds else float("nan"),
-        "peak_bytes": host.peak_bytes(elbo),
+        "peak_bytes": host.peak_bytes(elbo, CHUNK),
         "draws": draws,
     }
 
@@ -98,3 +101,8 @@ def gradients(
 def curve_point(step: int, seconds: float, objective: Callable[[str], float]) -> dict[str, float]:
     """Return one point of a training curve."""
     return {"step": step, "seconds": seconds, "train": objective("train"), "test": objective("test")}
+
+
+def evaluations(elbo: Any, described: Any) -> int:
+    """Return the evaluations of the program that one step takes: particles, and the further ones of their sites."""
+    return int(elbo.num_particles) * (1 + sum(row["evaluations"] for row in described.rows))

@@ -54,13 +54,14 @@ def tidy(results: list[Result]) -> pd.DataFrame:
     for result in results:
         task = result["task"]
         key = {name: task[name] for name in ("kind", "backend", "estimator", "seed")}
-        key |= {"learning_rate": task["settings"].get("learning_rate"), "step": task["settings"].get("snapshot")}
+        key |= {"learning_rate": task["settings"].get("learning_rate"), "step": None}
         if "error" in result:
             rows.append({**key, "error": result["error"]})
         elif task["kind"] == "training":
             rows += _training(key, task, result)
         elif task["kind"] == "gradients":
-            rows += _gradients(key, result)
+            for step, measured in result["snapshots"].items():
+                rows += _gradients({**key, "step": int(step)}, {**measured, "evaluations": result["evaluations"]})
     frame = pd.DataFrame(rows, columns=KEYS)
     frame["unit"] = frame["quantity"].map(UNITS)
     return frame.astype({"step": "Int64", "value": float, "learning_rate": float})

@@ -53,7 +53,9 @@ class Program:
     def weighted_bound(self, params: dict, samples: int) -> float:
         """Return the importance-weighted bound per test datum; one weight for the whole program where data share a latent."""
         key, test = jax.random.key(self.task.seed + 1), self.fixed["test"]
-        size = len(test) if self.script.whole_data else 100
+        # Parts of one length are compiled once.
+        count = 1 if self.script.whole_data else -(-len(test) // 100)
+        size = -(-len(test) // count)
         parts = [test[start : start + size] for start in range(0, len(test), size)]
         for plates in (None, ()):
             evaluate = TraceGrad_ELBO(samples, estimators=self.hard, objective=IWAE(plates=plates))
@@ -106,33 +108,44 @@ def reference(task: Task, script: Script, needs: dict[str, Result], progress: Pr
     target = objective(task.objective)
     sites = {"*": ScoreFunction(samples=4) if isinstance(target, MultiSample) else ScoreFunction(LeaveOneOut())}
     particles = task.particles if isinstance(target, MultiSample) else 10
-    host = _at_snapshot(run, run.guide, needs)
+    host = _host(run, run.guide)
     elbo = TraceGrad_ELBO(particles, estimators=sites, objective=target)
-    return {"reference": packed(measure.reference(host, elbo, task.steps, task.seed))}
+    found = {}
+    for step, values in needs["snapshots"]["snapshots"].items():
+        _move(host, values)
+        found[step] = packed(measure.reference(host, elbo, task.steps, task.seed))
+    return {"references": found}
 
 
 def gradients(task: Task, script: Script, needs: dict[str, Result], progress: Progress) -> Result:
     """Measure one estimator at a snapshot."""
     run = Program(task, script)
     elbo = run.elbo()
-    host = _at_snapshot(run, run.configured, needs)
-    if run.chosen.learns:
-        host.warm_up(elbo, task.settings["warm_up"])
-    wanted = unpacked(needs["reference"]["reference"])
-    found = measure.gradients(host, elbo, wanted, task.settings["draws"], run.batches.size, task.seed + 1)
+    host = _host(run, run.configured)
+    sites = _host(run, run.guide).sites()
+    first, per, found = (host.learned, host.mutable), run.batches.size, {}
+    for step, values in needs["snapshots"]["snapshots"].items():
+        _move(host, values)
+        host.learned, host.mutable = first
+        if run.chosen.learns:
+            host.warm_up(elbo, task.settings["warm_up"])
+        wanted = unpacked(needs["reference"]["references"][step])
+        found[step] = measure.gradients(host, elbo, sites, wanted, task.settings["draws"], per, task.seed + 1)
+        progress(task.steps)
     model, guide, args, _ = host.program
     described = elbo.describe(jax.random.key(0), host.constrain(host.params), model, guide, *args)
-    progress(task.steps)
-    return {**found, "evaluations": elbo.num_particles * (1 + sum(row["evaluations"] for row in described.rows))}
+    return {"snapshots": found, "evaluations": measure.evaluations(elbo, described)}
 
 
-def _at_snapshot(run: Program, guide: Callable, needs: dict[str, Result]) -> Gradients:
-    """Return the gradient at the parameters of a snapshot, on the batch that all estimators see."""
-    task = run.task
-    host = Gradients(run.model, guide, (run.fixed["train"][: run.batches.size],), {}, None, task.seed)
-    values = unpacked(needs["snapshots"]["snapshots"][str(task.settings["snapshot"])])
-    host.params = {name: jnp.asarray(values[name]) for name in host.params}
-    return host
+def _host(run: Program, guide: Callable) -> Gradients:
+    """Return the gradient on the batch that all estimators see."""
+    return Gradients(run.model, guide, (run.fixed["train"][: run.batches.size],), {}, None, run.task.seed)
+
+
+def _move(host: Gradients, values: str) -> None:
+    """Go to the parameters of a snapshot."""
+    found = unpacked(values)
+    host.params = {name: jnp.asarray(found[name]) for name in host.params}
 
 
 def _train(
@@ -151,18 +164,20 @@ def _train(
 
     per_step: list[float] = []
     total = 0.0
+    compiled: dict[int, Any] = {}
     for begin, stop in zip([0, *stops[:-1]], stops, strict=True):
-        if stop > begin:
-            data = jnp.asarray(np.stack([run.batches.next() for _ in range(stop - begin)]))
+        if (length := stop - begin) > 0:
+            data = jnp.asarray(np.stack([run.batches.next() for _ in range(length)]))
+            if length not in compiled:
+                # Compiling is no training, and is not counted.
+                compiled[length] = advance.lower(state, data).compile()
             start = time.perf_counter()
-            state, losses = advance(state, data)
+            state, losses = compiled[length](state, data)
             losses.block_until_ready()
             spent = time.perf_counter() - start
             total += spent
-            # The first piece, and one of another length, are compiled.
-            if begin > 0:
-                per_step.append(spent / (stop - begin))
-            progress(stop - begin)
+            per_step.append(spent / length)
+            progress(length)
         at(stop, total, svi.get_params(state), svi.optim.get_params(state.optim_state))
     return per_step or [total / max(stops[-1], 1)], elbo, svi, state
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -122,9 +123,12 @@ def reference(task: Task, script: Script, needs: dict[str, Result], progress: Pr
     target = objective(task.objective)
     sites = {"*": ScoreFunction(samples=4) if isinstance(target, MultiSample) else ScoreFunction(LeaveOneOut())}
     particles = task.particles if isinstance(target, MultiSample) else 10
-    with _at_snapshot(run, run.guide, needs, task) as host:
-        found = measure.reference(host, run.made(particles, estimators=sites, objective=target), task.steps, task.seed)
-    return {"reference": packed(found)}
+    elbo = run.made(particles, estimators=sites, objective=target)
+    found = {}
+    for step, values in needs["snapshots"]["snapshots"].items():
+        with _host(run, run.guide, values) as host:
+            found[step] = packed(measure.reference(host, elbo, task.steps, task.seed))
+    return {"references": found}
 
 
 def gradients(task: Task, script: Script, needs: dict[str, Result], progress: Progress) -> Result:
@@ -132,30 +136,28 @@ def gradients(task: Task, script: Script, needs: dict[str, Result], progress: Pr
     run = Program(task, script)
     guide = config_estimators(run.guide, run.mapping)
     elbo = run.elbo()
-    with _at_snapshot(run, guide, needs, task) as host:
-        if run.chosen.learns:
-            host.warm_up(elbo, task.settings["warm_up"])
-        wanted = unpacked(needs["reference"]["reference"])
-        found = measure.gradients(host, elbo, wanted, task.settings["draws"], run.batches.size, task.seed + 1)
-        described = elbo.describe(run.model, guide, *host.args)
-    progress(task.steps)
-    return {**found, "evaluations": elbo.num_particles * (1 + sum(row["evaluations"] for row in described.rows))}
+    per, found = run.batches.size, {}
+    for step, values in needs["snapshots"]["snapshots"].items():
+        with _host(run, guide, values) as host:
+            sites = host.sites()
+            if run.chosen.learns:
+                host.warm_up(elbo, task.settings["warm_up"])
+            wanted = unpacked(needs["reference"]["references"][step])
+            found[step] = measure.gradients(host, elbo, sites, wanted, task.settings["draws"], per, task.seed + 1)
+            described = elbo.describe(run.model, guide, *host.args)
+        progress(task.steps)
+    return {"snapshots": found, "evaluations": measure.evaluations(elbo, described)}
 
 
-class _at_snapshot(Gradients):
-    """The gradient at the parameters of a snapshot, on the batch that all estimators see."""
-
-    def __init__(self, run: Program, guide: Callable, needs: dict[str, Result], task: Task) -> None:
-        batch = torch.from_numpy(run.batches.fixed("train")[: run.batches.size])
-        super().__init__(run.model, guide, (batch,), {}, task.seed)
-        self._values = unpacked(needs["snapshots"]["snapshots"][str(task.settings["snapshot"])])
-
-    def __enter__(self) -> Gradients:
-        super().__enter__()
+@contextmanager
+def _host(run: Program, guide: Callable, values: str) -> Iterator[Gradients]:
+    """Give the gradient at the parameters of a snapshot, on the batch that all estimators see."""
+    batch, found = torch.from_numpy(run.batches.fixed("train")[: run.batches.size]), unpacked(values)
+    with Gradients(run.model, guide, (batch,), {}, run.task.seed) as host:
         with torch.no_grad():
-            for name, leaf in self.leaves.items():
-                leaf.copy_(torch.from_numpy(self._values[name]))
-        return self
+            for name, leaf in host.leaves.items():
+                leaf.copy_(torch.from_numpy(found[name]))
+        yield host
 
 
 def _train(

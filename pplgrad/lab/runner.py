@@ -65,19 +65,18 @@ class Plan:
             "snapshots", backend, plan.trained_with, seed, snapshots=steps, steps=max(steps), learning_rate=rate
         )
 
-    def reference(self, backend: str, seed: int, snapshot: int) -> Task:
-        """Return the task that finds the gradient at a snapshot."""
+    def reference(self, backend: str, seed: int) -> Task:
+        """Return the task that finds the gradient at the snapshots."""
         plan = self.study.gradients
         assert plan is not None
-        settings = {"snapshot": snapshot, "draws": plan.reference_draws, "of": self.snapshots(backend, seed).key}
+        settings = {"draws": plan.reference_draws, "of": self.snapshots(backend, seed).key}
         return self.task("reference", backend, "score", seed, **settings)
 
-    def gradients(self, backend: str, seed: int, snapshot: int, estimator: str) -> Task:
-        """Return the task that measures an estimator at a snapshot."""
+    def gradients(self, backend: str, seed: int, estimator: str) -> Task:
+        """Return the task that measures an estimator at the snapshots."""
         plan = self.study.gradients
         assert plan is not None
-        needs = self.reference(backend, seed, snapshot).key
-        settings = {"snapshot": snapshot, "draws": plan.draws, "warm_up": plan.warm_up, "against": needs}
+        settings = {"draws": plan.draws, "warm_up": plan.warm_up, "against": self.reference(backend, seed).key}
         return self.task("gradients", backend, estimator, seed, **settings)
 
     def training(self, backend: str, seed: int, estimator: str, rate: float) -> Task:
@@ -101,19 +100,17 @@ class Plan:
                 for seed in range(self.study.seeds):
                     yield backend, estimator, seed
 
-    def measured(self) -> Iterator[tuple[str, int, int]]:
-        """Yield every backend, seed and snapshot at which gradients are measured."""
-        for backend in dict.fromkeys(self.study.backends):
-            for seed in range(self.study.seeds):
-                for snapshot in sorted(set(self.study.gradients.snapshots)) if self.study.gradients else ():
-                    yield backend, seed, snapshot
+    def measured(self) -> list[tuple[str, int]]:
+        """Return every backend and seed for which gradients are measured."""
+        if self.study.gradients is None:
+            return []
+        return [(b, s) for b in dict.fromkeys(self.study.backends) for s in range(self.study.seeds)]
 
     def total(self) -> int:
         """Return the number of tasks."""
         runs, rates = len(list(self.runs())), len(self.study.training.learning_rates) if self.study.training else 0
-        pairs = len(self.study.backends) * len(self.study.estimators)
-        points = list(self.measured())
-        measured = len(points) * (1 + len(self.study.estimators)) + len({p[:2] for p in points})
+        pairs = len(set(self.study.backends)) * len(set(self.study.estimators))
+        measured = len(self.measured()) * 2 + runs * bool(self.measured())
         return measured + (runs + pairs * (rates - 1) if rates else 0)
 
 
@@ -121,7 +118,6 @@ def perform_study(
     plan: Plan, runs: Path, workers: Workers, told: Callable[[Task, Result], None] = lambda task, result: None
 ) -> list[Result]:
     """Do every task that is not done yet; return all results."""
-    study = plan.study
     done: dict[str, Result] = {}
 
     with _pool(workers) as map_tasks:
@@ -131,25 +127,23 @@ def perform_study(
                 done[task.key] = result
                 told(task, result)
 
-        finish([(plan.snapshots(backend, seed), {}) for backend, seed in _pairs(plan)])
-        first = [
-            (plan.reference(b, s, at), {"snapshots": done[plan.snapshots(b, s).key]}) for b, s, at in plan.measured()
-        ]
+        finish([(plan.snapshots(*pair), {}) for pair in plan.measured()])
+        first = [(plan.reference(*pair), {"snapshots": done[plan.snapshots(*pair).key]}) for pair in plan.measured()]
         finish(_possible(first, done, told) + _searches(plan))
         second = []
-        for backend, seed, snapshot in plan.measured():
-            for estimator in dict.fromkeys(study.estimators):
-                needs = {
-                    "snapshots": done[plan.snapshots(backend, seed).key],
-                    "reference": done[plan.reference(backend, seed, snapshot).key],
-                }
-                second.append((plan.gradients(backend, seed, snapshot, estimator), needs))
+        for backend, estimator, seed in plan.runs() if plan.measured() else ():
+            snapshots, reference = plan.snapshots(backend, seed), plan.reference(backend, seed)
+            needs = {"snapshots": done[snapshots.key], "reference": done[reference.key]}
+            second.append((plan.gradients(backend, seed, estimator), needs))
         finish(_possible(second, done, told) + _rest(plan, done))
-    return list(done.values())
+    # In the plan's order, whichever came first.
+    order = {(b, e, s): i for i, (b, e, s) in enumerate(plan.runs())}
 
+    def place(result: Result) -> tuple:
+        task = result["task"]
+        return task["kind"], order.get((task["backend"], task["estimator"], task["seed"]), 0), str(task["settings"])
 
-def _pairs(plan: Plan) -> list[tuple[str, int]]:
-    return list(dict.fromkeys((backend, seed) for backend, seed, _ in plan.measured()))
+    return sorted(done.values(), key=place)
 
 
 def _possible(

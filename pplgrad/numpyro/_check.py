@@ -69,13 +69,13 @@ def check_gradients(
     budget = Budget(draws, level, tolerance, outcomes, seed)
     checked = chosen_elbo(TraceGrad_ELBO, elbo, estimators, num_particles)
     wanted = objective or objective_of(checked)
-    if estimators is not None:
-        # Learned baselines live in a wrapped guide alone.
-        guide = config_estimators(guide, estimators)
+    plain = Gradients(model, guide, args, kwargs or {}, params, seed)
+    # Learned baselines live in a wrapped guide alone.
+    guide = guide if estimators is None else config_estimators(guide, estimators)
     host = Gradients(model, guide, args, kwargs or {}, params, seed)
     if isinstance(checked, TraceGrad_ELBO) and warm_up and (host.learned or host.mutable):
         host.warm_up(checked, warm_up)
-    return check(host, checked, wanted, reference, budget, progress)
+    return check(host, checked, wanted, reference, budget, progress, plain)
 
 
 def objective_of(elbo: Any) -> Objective:

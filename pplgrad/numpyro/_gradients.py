@@ -47,6 +47,7 @@ class Gradients:
         self.params = {name: x for name, x in everything.items() if not is_baseline_param(name)}
         self.learned = {name: x for name, x in everything.items() if is_baseline_param(name)}
         self.mutable = state.mutable_state or {}
+        self._made: dict[tuple[int, int], tuple[Compiled, Any]] = {}
 
     @property
     def blocks(self) -> dict[str, np.ndarray]:
@@ -69,67 +70,67 @@ class Gradients:
         leaves = [jnp.ravel(x) for name in self.params for x in jax.tree.leaves(gradient[name])]
         return jnp.concatenate(leaves) if leaves else jnp.zeros(0)
 
+    @property
+    def state(self) -> tuple[dict, dict, dict]:
+        """Where the gradient is taken: parameters, what estimators have learned, and mutable state."""
+        return self.params, self.learned, self.mutable
+
     def sites(self) -> dict[str, np.ndarray]:
         """Return, for each latent site of the guide, the coordinates of the parameters that its density reads."""
 
-        def densities(params: dict, key: jax.Array) -> dict[str, jax.Array]:
-            known = self._known(params)
+        def densities(params: dict, state: tuple, key: jax.Array) -> dict[str, jax.Array]:
+            known = self._known(params, state)
             drawn, _ = run_traces(self.program, jax.lax.stop_gradient(known), key, {})
             values = {name: site["value"] for name, site in {**latents(drawn), **subsamples(drawn)}.items()}
             again, _ = run_traces(self.program, known, key, jax.lax.stop_gradient(values))
             return {name: unmasked(s["fn"]).log_prob(s["value"]).sum() for name, s in latents(again).items()}
 
         found: dict[str, np.ndarray] = {}
+        derive = self._compiled_or_not(jax.jacrev(densities))
         for key in jax.random.split(jax.random.key(0), _LOOKS):
-            for name, gradient in jax.jacrev(densities)(self.params, key).items():
+            for name, gradient in derive(self.params, self.state, key).items():
                 read = np.asarray(self.flat(gradient)) != 0
                 found[name] = found.get(name, np.zeros(len(read), bool)) | read
         return {name: np.flatnonzero(read) for name, read in found.items()}
 
-    def _known(self, params: dict) -> dict:
-        return {**self.constrain({**params, **self.learned}), **self.mutable}
+    def _compiled_or_not(self, f: Callable) -> Callable:
+        compiled = jax.jit(f)
 
-    def gradient_of(self, elbo: Any) -> Callable[[jax.Array], jax.Array]:
-        """Return the function from a key to one draw of an ELBO's gradient."""
+        def run(*args: Any) -> Any:
+            try:
+                return compiled(*args)
+            except TRACING_ERRORS:
+                return f(*args)
+
+        return run
+
+    def _known(self, params: dict, state: tuple[dict, dict, dict] | None = None) -> dict:
+        _, learned, mutable = self.state if state is None else state
+        return {**self.constrain({**params, **learned}), **mutable}
+
+    def gradient_of(self, elbo: Any) -> Callable[[tuple, jax.Array], jax.Array]:
+        """Return the function from the state and a key to one draw of an ELBO's gradient."""
         model, guide, args, kwargs = self.program
 
-        def draw(key: jax.Array) -> jax.Array:
+        def draw(state: tuple[dict, dict, dict], key: jax.Array) -> jax.Array:
             def loss(params: dict) -> jax.Array:
-                return elbo.loss(key, self._known(params), model, guide, *args, **kwargs)
+                return elbo.loss(key, self._known(params, state), model, guide, *args, **kwargs)
 
-            return self.flat(jax.grad(loss)(self.params))
+            return self.flat(jax.grad(loss)(state[0]))
 
         return draw
 
     def draws(self, elbo: Any, chunk: int = _CHUNK) -> Callable[[int, int], Iterator[np.ndarray]]:
-        """Return draws of an ELBO's gradient, at most `chunk` in a call, compiled where the program can be."""
-        return self._chunks(self.gradient_of(elbo), chunk)
+        """Return draws of an ELBO's gradient, at most `chunk` in a call, compiled once where the program can be."""
+        if (id(elbo), chunk) not in self._made:
+            # The ELBO is kept, so that no other one takes its place under the same number.
+            self._made[id(elbo), chunk] = Compiled(self, self.gradient_of(elbo), chunk), elbo
+        return self._made[id(elbo), chunk][0].chunks
 
-    def peak_bytes(self, elbo: Any) -> int:
-        """Return the memory that one gradient takes at its peak, beyond parameters and data, as the compiler plans it."""
-        compiled = jax.jit(self.gradient_of(elbo)).lower(jax.random.key(0)).compile()
-        plan = compiled.memory_analysis()
-        return int(plan.temp_size_in_bytes + plan.output_size_in_bytes) if plan is not None else 0
-
-    def _chunks(
-        self, draw: Callable[[jax.Array], jax.Array], chunk: int = _CHUNK
-    ) -> Callable[[int, int], Iterator[np.ndarray]]:
-        size = sum(len(indices) for indices in self.blocks.values())
-        length = max(1, min(chunk, _NUMBERS // max(size, 1)))
-        compiled = jax.jit(lambda keys: jax.lax.map(draw, keys))
-
-        def chunks(count: int, seed: int) -> Iterator[np.ndarray]:
-            keys = jax.random.split(jax.random.key(seed), count)
-            for start in range(0, count, length):
-                mine = keys[start : start + length]
-                # A last chunk of another length would be compiled again.
-                padded = jnp.concatenate([mine, keys[: length - len(mine)]]) if start and len(mine) < length else mine
-                try:
-                    yield np.asarray(compiled(padded))[: len(mine)]
-                except TRACING_ERRORS:
-                    yield np.stack([np.asarray(draw(key)) for key in mine])
-
-        return chunks
+    def peak_bytes(self, elbo: Any, chunk: int = _CHUNK) -> int:
+        """Return the memory that the gradient takes at its peak, beyond parameters and data, as the compiler plans it."""
+        self.draws(elbo, chunk)
+        return self._made[id(elbo), chunk][0].peak_bytes
 
     def warm_up(self, elbo: Any, steps: int, learning_rate: float = 1e-2) -> None:
         """Let what an estimator learns be learned, at the program's parameters as they are."""
@@ -147,9 +148,9 @@ class Gradients:
         The joint log density of all latent sites times the whole objective, less the mean of the other particles'.
         """
 
-        def draw(key: jax.Array) -> jax.Array:
+        def draw(state: tuple, key: jax.Array) -> jax.Array:
             def one(params: dict, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-                known = self._known(params)
+                known = self._known(params, state)
                 drawn, run = run_traces(self.program, known, key, {})
                 chosen = {**latents(drawn), **subsamples(drawn), **subsamples(run)}
                 values = {name: jax.lax.stop_gradient(site["value"]) for name, site in chosen.items()}
@@ -161,9 +162,9 @@ class Gradients:
                 signal = (fixed * particles - fixed.sum()) / (particles - 1)
                 return -(log_q * signal + value).mean()
 
-            return self.flat(jax.grad(loss)(self.params))
+            return self.flat(jax.grad(loss)(state[0]))
 
-        return self._chunks(draw)
+        return Compiled(self, draw).chunks
 
     def exact_gradient(self, objective: Objective, particles: int, limit: int) -> np.ndarray:
         """Return the gradient of the enumerated loss, or raise `TooManyOutcomes`."""
@@ -181,3 +182,42 @@ class Gradients:
         """Return the plug-in's ELBO."""
         # One particle after the other also where a program cannot be traced.
         return TraceGrad_ELBO(num_particles, False, estimators=estimators, objective=objective)
+
+
+class Compiled:
+    """Draws from a function of the state and a key, several in a call; one by one where the program cannot be traced."""
+
+    def __init__(self, host: Gradients, draw: Callable[[tuple, jax.Array], jax.Array], chunk: int = _CHUNK) -> None:
+        self._host, self._draw = host, draw
+        size = sum(len(indices) for indices in host.blocks.values())
+        self._length = max(1, min(chunk, _NUMBERS // max(size, 1)))
+        self._compiled: Any = None
+        self._keys = 0
+        self.peak_bytes = 0
+
+    def chunks(self, count: int, seed: int) -> Iterator[np.ndarray]:
+        """Yield draws at the host's state, in pieces."""
+        keys = jax.random.split(jax.random.key(seed), count)
+        length = min(self._length, count)
+        for start in range(0, count, length):
+            mine = keys[start : start + length]
+            # A last piece of another length would be compiled again.
+            padded = jnp.concatenate([mine, keys[: length - len(mine)]]) if len(mine) < length else mine
+            run = self._made(padded)
+            if run is None:
+                yield np.stack([np.asarray(self._draw(self._host.state, key)) for key in mine])
+            else:
+                yield np.asarray(run(self._host.state, padded))[: len(mine)]
+
+    def _made(self, keys: jax.Array) -> Any:
+        if self._keys != len(keys):
+            self._keys = len(keys)
+            try:
+                mapped = jax.jit(lambda state, keys: jax.lax.map(lambda key: self._draw(state, key), keys))
+                self._compiled = mapped.lower(self._host.state, keys).compile()
+            except TRACING_ERRORS:
+                self._compiled = None
+                return None
+            plan = self._compiled.memory_analysis()
+            self.peak_bytes = int(plan.temp_size_in_bytes) if plan is not None else 0
+        return self._compiled

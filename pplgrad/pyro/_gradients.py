@@ -137,7 +137,7 @@ class Gradients:
 
         return chunks
 
-    def peak_bytes(self, elbo: Any) -> int:
+    def peak_bytes(self, elbo: Any, chunk: int = 1) -> int:
         """Return the memory of the tensors that one gradient holds at its peak, beyond parameters and data."""
         draw = self.draws(elbo)
         with Memory() as memory:
