@@ -50,7 +50,14 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--format", "form", type=click.Choice(["table", "markdown", "json"]), default="table", show_default=True)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "markdown", "json"]),
+    default="table",
+    show_default=True,
+    help="What to print.",
+)
 def estimators(form: str) -> None:
     """List all estimators with what they declare."""
     if form == "markdown":

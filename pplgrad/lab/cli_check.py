@@ -39,7 +39,7 @@ _CODES = {"unbiased": 0, "biased": 1, "broken": 1, "unknown": 3}
     show_default=True,
     help="Such as 'IWAE()', 'Renyi(0.5)', 'Expectation()'.",
 )
-@click.option("--particles", default=2, show_default=True, type=click.IntRange(1))
+@click.option("--particles", default=2, show_default=True, type=click.IntRange(1), help="Particles of each estimator.")
 @click.option(
     "--batch-size", default=5, show_default=True, type=click.IntRange(1), help="Small ones can be enumerated."
 )
@@ -57,7 +57,7 @@ _CODES = {"unbiased": 0, "biased": 1, "broken": 1, "unknown": 3}
 @click.option(
     "--tolerance", default=0.05, show_default=True, type=float, help="Bias that is called none, by the gradient's norm."
 )
-@click.option("--seed", default=0, show_default=True, type=int)
+@click.option("--seed", default=0, show_default=True, type=int, help="Of data, parameters and draws.")
 @click.option(
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="An option of the script; may be repeated."
 )

@@ -12,7 +12,7 @@ import numpy as np
 from pplgrad.lab.certificate import EVERYTHING
 from pplgrad.lab.moments import Chunks, Draws, Moments, squared_norm
 
-CHUNK = 20
+CHUNK = 10
 """Draws between two looks at the clock, where a library makes several in one call."""
 
 

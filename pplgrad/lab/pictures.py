@@ -131,14 +131,13 @@ def _bars(table: pd.DataFrame, names: list[str]) -> Any:
         for j, step in enumerate(steps):
             axis = axes[i][j]
             rows = table.loc[(step, backend)].reindex(names)
-            norm = rows["gradient2"].median()
+            # The squared norm is estimated without its noise, and may come out negative where the gradient is near zero.
+            norm = max(float(rows["gradient2"].median()), 1e-3 * float(rows["variance"].min()), 1e-30)
             places = np.arange(len(names))
             axis.plot(rows["variance"] / norm, places, "o", color=PALETTE[0], label="variance")
-            error = rows["bias2_se"] / norm
-            shown = (rows["bias2"] / norm).clip(lower=1e-12)
-            axis.errorbar(
-                shown, places, xerr=[error.clip(upper=shown * 0.999), error], fmt="x", color=PALETTE[1], label="bias²"
-            )
+            low, high = (((rows["bias2"] + sign * rows["bias2_se"]) / norm).clip(lower=1e-12) for sign in (-1, 1))
+            axis.hlines(places, low, high, color=PALETTE[1])
+            axis.plot((rows["bias2"] / norm).where(rows["bias2"] > 0), places, "x", color=PALETTE[1], label="bias²")
             axis.set(xscale="log", yticks=places, yticklabels=names, title=f"{backend}, {step:,} steps")
             axis.set_xlim(left=max(1e-8, float(rows["variance"].min() / norm) / 100))
             axis.grid(alpha=0.3)

@@ -1,7 +1,8 @@
-"""pplgrad for NumPyro: the ELBO, the guide wrapper, a certificate for gradients, and a learning rate of their own for learned baselines."""
+"""pplgrad for NumPyro: the ELBO, the guide wrapper, a certificate for gradients, a choice by measurement, and a learning rate of their own for learned baselines."""
 
 from pplgrad.numpyro._baselines import is_baseline_param
 from pplgrad.numpyro._check import check_gradients
+from pplgrad.numpyro._choose import choose_estimators
 from pplgrad.numpyro._elbo import TraceGrad_ELBO
 from pplgrad.numpyro._guide import config_estimators
 from pplgrad.numpyro._optim import split_optimizer
@@ -11,6 +12,7 @@ __all__ = [
     "OneHotCategorical",
     "TraceGrad_ELBO",
     "check_gradients",
+    "choose_estimators",
     "config_estimators",
     "is_baseline_param",
     "split_optimizer",

@@ -1,9 +1,17 @@
-"""pplgrad for Pyro: the ELBO, the guide wrapper, a certificate for gradients, and a learning rate of their own for learned baselines."""
+"""pplgrad for Pyro: the ELBO, the guide wrapper, a certificate for gradients, a choice by measurement, and a learning rate of their own for learned baselines."""
 
 from pplgrad.pyro._baselines import is_baseline_param
 from pplgrad.pyro._check import check_gradients
+from pplgrad.pyro._choose import choose_estimators
 from pplgrad.pyro._elbo import TraceGrad_ELBO
 from pplgrad.pyro._guide import config_estimators
 from pplgrad.pyro._optim import split_optimizer
 
-__all__ = ["TraceGrad_ELBO", "check_gradients", "config_estimators", "is_baseline_param", "split_optimizer"]
+__all__ = [
+    "TraceGrad_ELBO",
+    "check_gradients",
+    "choose_estimators",
+    "config_estimators",
+    "is_baseline_param",
+    "split_optimizer",
+]

@@ -151,6 +151,21 @@ class Gradients:
         for _ in range(steps):
             svi.step(*self.args, **self.kwargs)
 
+    def learned(self) -> dict[str, torch.Tensor]:
+        """Return what estimators have put into the store since the context began, and take it out."""
+        found = {}
+        for name, leaf in list(self._store.named_parameters()):
+            if is_baseline_param(name) and name not in self._names:
+                found[name] = leaf.detach().clone()
+                del self._store[name]
+        return found
+
+    def recall(self, learned: Mapping[str, torch.Tensor]) -> None:
+        """Put what `learned` took out back into the store, in the place of what is there."""
+        self.learned()
+        for name, value in learned.items():
+            self._store[name] = value.clone()
+
     def whole_score(self, objective: Any, particles: int = 4) -> Callable[[int, int], Iterator[np.ndarray]]:
         """Return draws of the plainest unbiased gradient, which shares no code with the estimators.
 

@@ -14,11 +14,14 @@ import pytest
 from click.testing import CliRunner
 
 from pplgrad.lab.cli import main
-from pplgrad.lab.results import COLUMNS, spread, summary
-from pplgrad.lab.study import RunConfig, evaluation_steps
+from pplgrad.lab.data import evaluation_steps
+from pplgrad.lab.results import KEYS, UNITS, failures, gradient_table, read, training_table
+from pplgrad.lab.tasks import Task
 
 SBN = Path(__file__).parents[2] / "models" / "sbn.py"
-SMALL = ["--set", "latents=5", "--steps", "6", "--seeds", "2", "--quiet", "--batch-size", "20"]
+SMALL = ["--set", "latents=5", "--steps", "6", "--seeds", "1", "--quiet", "--batch-size", "20", "--bound-samples", "5"]
+GRADIENTS = ["--snapshots", "0,4", "--draws", "20"]
+WORDS = ["DisARM()", "score+average+neural", "score+loo", "z*=Reparam()"]
 
 
 def run(*arguments):
@@ -33,55 +36,122 @@ def refused(*arguments):
     return message
 
 
+def estimators(words=WORDS):
+    return [x for word in words for x in ("--estimator", word)]
+
+
+def values(frame, **wanted):
+    for name, value in wanted.items():
+        frame = frame[frame[name] == value]
+    return frame["value"]
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     out = tmp_path_factory.mktemp("study")
-    words = ["score", "score+average", "score+neural", "score+loo"]
-    backends = ["--backend", "pyro", "--backend", "numpyro"]
-    result = run(SBN, *backends, *(x for w in words for x in ("--estimator", w)), *SMALL, "--out", out)
+    result = run(SBN, *estimators(), *SMALL, *GRADIENTS, "--out", out)
     assert result.exit_code == 0, result.output
     return out, result.output
 
 
 @pytest.mark.slow
-def test_leaves_table_tidy_files_and_picture(study):
+def test_leaves_one_dataset_that_says_what_it_is(study):
     out, shown = study
-    runs = pd.read_csv(out / "runs.csv")
-    assert len(runs) == 2 * 4 * 2
-    curves = pd.read_parquet(out / "curves.parquet")
-    assert set(curves.columns) == {"step", "elbo_train", "elbo_test", "seconds", "backend", "estimator", "seed"}
-    assert (out / "curves.png").read_bytes()[:4] == b"\x89PNG" and "<svg" in (out / "curves.svg").read_text()
-    for _, row in summary(runs).iterrows():
-        for name in COLUMNS:
-            assert spread(row["mean", name], row["sd", name]) in shown
-    assert json.loads(runs["versions"][0])["pplgrad"] and json.loads(runs["options"][0])["latents"] == 5
-    assert (runs[["gradient_variance", "milliseconds_per_step"]] > 0).all().all()
+    frame, about = read(out)
+    assert list(frame.columns) == KEYS and set(frame["quantity"].dropna()) <= set(UNITS)
+    assert about["versions"]["pplgrad"] and about["machine"]["cores"] and about["study"]["options"]["latents"] == "5"
+    assert about["command"].startswith("pplgrad ")
+    curve = values(frame, kind="training", backend="pyro", estimator="score+loo", seed=0, quantity="test")
+    assert len(curve) == len(evaluation_steps(6, 20))
+    # Nothing is counted twice.
+    assert not frame.duplicated([k for k in KEYS if k not in ("value", "unit", "error")]).any()
+    for quantity in ("bias2", "variance", "mse", "milliseconds", "evaluations", "peak_bytes"):
+        found = values(frame, kind="gradients", part="program", quantity=quantity)
+        assert len(found) == 2 * 3 * 2 and (quantity == "bias2" or (found > 0).all()), quantity
+    sites = frame[(frame["kind"] == "gradients") & (frame["part"] == "site")]
+    assert set(sites["name"]) == {"z1"}
+    assert "DisARM()" in shown and "importance-weighted bound" in shown
 
 
 @pytest.mark.slow
-def test_both_libraries_start_at_the_same_objective(study):
-    curves = pd.read_parquet(study[0] / "curves.parquet")
-    start = curves[curves["step"] == 0].groupby("backend")["elbo_train"].mean()
+def test_an_estimator_that_does_not_fit_is_reported_and_ends_nothing(study):
+    out, shown = study
+    frame, _ = read(out)
+    bad = failures(frame)
+    assert set(bad["estimator"]) == {"z*=Reparam()"} and set(bad["kind"]) == {"training", "gradients"}
+    assert bad["error"].str.contains("Bernoulli has no reparameterized sampler").all()
+    assert "failed: training pyro z*=Reparam(): Reparam() cannot be used at site 'z1'" in shown
+
+
+@pytest.mark.slow
+def test_tables_are_means_of_the_dataset(study):
+    frame, _ = read(study[0])
+    table = gradient_table(frame)
+    row = table.loc[(4, "numpyro", "DisARM()")]
+    wanted = {q: values(frame, kind="gradients", backend="numpyro", estimator="DisARM()", step=4, part="program", quantity=q).mean()
+              for q in ("mse", "evaluations", "milliseconds")}  # fmt: skip
+    assert row["mse × ms"] == pytest.approx(wanted["mse"] * wanted["milliseconds"])
+    assert row["efficiency"] == pytest.approx(1 / row["mse × ms"])
+    # Two particles, each with one more run.
+    assert row["evaluations"] == wanted["evaluations"] == 4
+    trained = training_table(frame).loc[("pyro", "score+loo", 3e-3)]
+    ends = values(frame, kind="training", backend="pyro", estimator="score+loo", step=6, quantity="test")
+    assert trained["mean", "test"] == pytest.approx(ends.mean()) and len(ends) == 1
+
+
+@pytest.mark.slow
+def test_both_libraries_start_at_the_same_objective_and_have_the_same_gradients(study):
+    frame, _ = read(study[0])
+    start = {b: values(frame, kind="training", backend=b, step=0, quantity="train").mean() for b in ("pyro", "numpyro")}
     assert abs(start["pyro"] - start["numpyro"]) < 0.5
+    table = gradient_table(frame)["variance"]
+    for name in WORDS[:-1]:
+        assert table[(4, "pyro", name)] == pytest.approx(table[(4, "numpyro", name)], rel=0.9)
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_never_repeated(study):
+def test_a_finished_run_is_never_repeated_and_the_page_is_the_same(study):
     out, _ = study
     before = {path: path.stat().st_mtime_ns for path in (out / "runs").iterdir()}
-    words = ["score", "score+average", "score+neural", "score+loo"]
-    result = run(SBN, *(x for w in words for x in ("--estimator", w)), *SMALL, "--out", out)
+    page, data = (out / "report.html").read_text(), read(out)[0]
+    result = run(SBN, *estimators(), *SMALL, *GRADIENTS, "--out", out)
     assert result.exit_code == 0
     assert {path: path.stat().st_mtime_ns for path in (out / "runs").iterdir()} == before
+    pd.testing.assert_frame_equal(read(out)[0], data)
+    assert page.split("<h2>")[1:-1] == (out / "report.html").read_text().split("<h2>")[1:-1]
+    assert "was done" in (out / "log.txt").read_text()
 
 
 @pytest.mark.slow
 def test_another_configuration_is_another_run(tmp_path):
-    base = [SBN, "--backend", "numpyro", "--estimator", "score", "--set", "latents=3", "--seeds", "1", "--quiet"]
+    base = [SBN, "--backend", "pyro", "--estimator", "score", "--set", "latents=3", "--seeds", "1", "--quiet"]
     for extra in (["--steps", "2"], ["--steps", "3"], ["--steps", "3", "--learning-rate", "0.1"]):
         assert run(*base, *extra, "--out", tmp_path).exit_code == 0
     assert len(list((tmp_path / "runs").iterdir())) == 3
-    assert len(pd.read_csv(tmp_path / "runs.csv")) == 1
+    assert set(read(tmp_path)[0]["learning_rate"]) == {0.1}
+
+
+@pytest.mark.slow
+def test_the_learning_rate_is_searched_on_the_first_seed(tmp_path):
+    rates = ["--learning-rate", "1e-6", "--learning-rate", "0.01"]
+    given = [
+        SBN,
+        "--backend",
+        "pyro",
+        "--estimator",
+        "score+loo",
+        *SMALL[:2],
+        "--steps",
+        "60",
+        "--seeds",
+        "2",
+        "--quiet",
+    ]
+    assert run(*given, *rates, "--out", tmp_path).exit_code == 0
+    frame, _ = read(tmp_path)
+    assert set(frame[frame["seed"] == 0]["learning_rate"]) == {1e-6, 0.01}
+    assert set(frame[frame["seed"] == 1]["learning_rate"]) == {0.01}
+    assert list(training_table(frame).index) == [("pyro", "score+loo", 0.01)]
 
 
 @pytest.mark.slow
@@ -89,7 +159,19 @@ def test_killed_in_the_middle_it_goes_on(tmp_path):
     """`kill -9` after the first finished run: nothing half is left, and the same command finishes the rest."""
     command = [
         *(sys.executable, "-m", "pplgrad.lab", "compare", str(SBN), "--backend", "pyro", "--estimator", "score"),
-        *("--set", "latents=5", "--steps", "300", "--seeds", "4", "--quiet", "--out", str(tmp_path)),
+        *(
+            "--set",
+            "latents=5",
+            "--steps",
+            "100",
+            "--seeds",
+            "4",
+            "--bound-samples",
+            "0",
+            "--quiet",
+            "--out",
+            str(tmp_path),
+        ),
     ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     runs = tmp_path / "runs"
@@ -109,12 +191,36 @@ def test_killed_in_the_middle_it_goes_on(tmp_path):
 
 
 @pytest.mark.slow
-def test_side_by_side_gives_the_same_results(tmp_path):
-    base = [SBN, "--backend", "numpyro", "--estimator", "score+loo", *SMALL]
+def test_a_full_disk_writes_no_half_file(tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(SBN, "--backend", "pyro", "--estimator", "score", *SMALL, "--out", tmp_path)
+    assert list((tmp_path / "runs").iterdir()) == []
+    monkeypatch.undo()
+    assert run(SBN, "--backend", "pyro", "--estimator", "score", *SMALL, "--out", tmp_path).exit_code == 0
+
+
+@pytest.mark.slow
+def test_side_by_side_gives_the_same_results_bit_for_bit(tmp_path):
+    base = [
+        SBN,
+        "--backend",
+        "pyro",
+        *estimators(["score+loo", "DisARM()"]),
+        *SMALL,
+        "--snapshots",
+        "0",
+        "--draws",
+        "20",
+    ]
     run(*base, "--out", tmp_path / "one")
     run(*base, "--jobs", "2", "--out", tmp_path / "two")
-    one, two = (pd.read_csv(tmp_path / name / "runs.csv") for name in ("one", "two"))
-    pd.testing.assert_series_equal(one["elbo_test"], two["elbo_test"])
+    one, two = (read(tmp_path / name)[0] for name in ("one", "two"))
+    timed = one["quantity"].isin(["seconds", "milliseconds", "peak_bytes"])
+    pd.testing.assert_frame_equal(one[~timed], two[~timed])
 
 
 def test_refusals(tmp_path):
@@ -124,16 +230,22 @@ def test_refusals(tmp_path):
     assert "has no 'load'" in refused(script, "--backend", "pyro")
     script.write_text("import nothing_of_this_name\n")
     assert "cannot be loaded: ModuleNotFoundError" in refused(script)
-    assert "Unknown estimator 'magic'" in refused(SBN, "--estimator", "magic")
+    assert "Unknown name 'DisARMS' in 'DisARMS()'; did you mean DisARM()?" in refused(SBN, "--estimator", "DisARMS()")
+    assert "write DisARM()" in refused(SBN, "--estimator", "DisARM")
     assert "Unknown baseline 'magic'" in refused(SBN, "--estimator", "score+magic")
     assert "only one baseline" in refused(SBN, "--estimator", "score+loo+optimal")
-    assert "needs at least two particles" in refused(SBN, "--estimator", "score+loo", "--particles", "1")
+    assert "'IWAE(' cannot be read" in refused(SBN, "--objective", "IWAE(")
     assert "has no option 'size'" in refused(SBN, "--set", "size=3")
     assert "is of type int" in refused(SBN, "--set", "latents=many")
     assert "NAME=VALUE" in refused(SBN, "--set", "latents")
+    assert "nothing to compare" in refused(SBN, "--steps", "0")
+    assert "give --snapshots" in refused(SBN, "--draws", "50")
+    assert "--snapshots takes numbers" in refused(SBN, "--snapshots", "early")
     file = tmp_path / "file"
     file.write_text("")
     assert "cannot be written" in refused(SBN, "--out", file / "results")
+    missing = CliRunner().invoke(main, ["report", str(tmp_path)])
+    assert missing.exit_code == 2 and "no study.parquet" in missing.stderr
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -142,17 +254,27 @@ def test_unwritable_folder(tmp_path):
     assert "cannot be written" in refused(SBN, "--out", tmp_path / "results")
 
 
-def test_help_names_every_option():
-    result = CliRunner().invoke(main, ["compare", "--help"])
-    for option in ("--backend", "--estimator", "--steps", "--seeds", "--out", "--particles", "--set", "--jobs"):
-        assert option in result.output
+@pytest.mark.parametrize("command", ["check", "compare", "report", "estimators", "completion"])
+def test_every_option_has_its_help(command):
+    for option in main.commands[command].params:
+        assert option.help or option.param_type_name == "argument", option.name
+    assert CliRunner().invoke(main, [command, "--help"]).exit_code == 0
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(shell):
+    result = CliRunner().invoke(main, ["completion", shell])
+    assert result.exit_code == 0 and "_PPLGRAD_COMPLETE" in result.output
 
 
 def test_evaluation_steps_and_file_names():
     assert evaluation_steps(3, 20) == [0, 1, 2, 3]
-    common = dict(script="a.py", digest="0", options={}, backend="pyro", estimator="score+loo", seed=0, steps=1)
-    common |= dict(particles=2, batch_size=1, learning_rate=0.1, baseline_learning_rate=0.1)
-    one = RunConfig(**common)
+    common = dict(
+        kind="training", script="a.py", digest="0", options={}, backend="pyro", estimator="z*=ARMS(4), w=Reparam()"
+    )
+    common |= dict(seed=0, particles=2, batch_size=1, objective="ELBO()")
+    one = Task(**common)
     # The path of the script does not decide the result, its content does.
-    assert one.file == RunConfig(**{**common, "script": "b.py"}).file
-    assert one.file != RunConfig(**{**common, "digest": "1"}).file
+    assert one.file == Task(**{**common, "script": "b.py"}).file
+    assert one.file != Task(**{**common, "digest": "1"}).file
+    assert not set(one.file) & set("*()=, /")
