@@ -10,7 +10,7 @@ export MKL_NUM_THREADS = 1
 # The stamp is newer than the files that say what to install, so that a second run installs nothing.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pyro,numpyro,research,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pyro,numpyro,research,cluster,test]'
 	touch $@
 
 demo: .venv/installed
@@ -19,10 +19,10 @@ demo: .venv/installed
 	  --steps 1000 --seeds 3 --jobs 2 --out results/
 
 test: .venv/installed
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
 quick: .venv/installed
-	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not slow"
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -179,20 +179,29 @@ def choose(
     open_sites = {name: found for name, found in offered.items() if len(found) > 1}
     everything: dict[str, Measured] = {}
     seed = itertools.count()
-    sure, gain = 1.0, float("inf")
-    for site, candidates in open_sites.items():
-        end = time.perf_counter() + seconds / len(open_sites)
-        runs = []
-        for candidate in candidates:
-            estimators = {**best, site: candidate}
-            runs.append(everything.setdefault(repr(estimators), Measured(estimators)))
-        finalists = _halve(draws_of, runs, end, seed, progress)
-        best = finalists[0].estimators
-        if len(finalists) > 1:
-            here, ratio = _sure(finalists)
-            sure, gain = sure * here, min(gain, ratio)
+    sure: dict[str, tuple[float, float]] = {}
+    # What is best at a site may depend on what the others use: a second pass, and a third if that changed anything.
+    passes = 1 if len(open_sites) == 1 else 3
+    end = time.perf_counter() + seconds
+    for number in range(passes):
+        before = dict(best)
+        for site, found in open_sites.items():
+            runs = []
+            for candidate in found:
+                estimators = {**best, site: candidate}
+                runs.append(everything.setdefault(repr(estimators), Measured(estimators)))
+            share = seconds / (len(open_sites) * min(passes, 2))
+            finalists = _halve(draws_of, runs, min(end, time.perf_counter() + share), seed, progress)
+            best = finalists[0].estimators
+            sure[site] = _sure(finalists) if len(finalists) > 1 else (1.0, math.inf)
+        if number and (best == before or time.perf_counter() > end):
+            break
     known = sorted(everything.values(), key=lambda run: run.log_cost[0])
-    return Choice(best, sure, gain, tuple(_row(run) for run in known))
+    confidence, gain = (
+        math.prod(one for one, _ in sure.values()),
+        min((by for _, by in sure.values()), default=math.inf),
+    )
+    return Choice(best, confidence, gain, tuple(_row(run) for run in known))
 
 
 def _halve(
@@ -203,7 +212,7 @@ def _halve(
     racing = list(runs)
     while True:
         for run in racing:
-            if time.perf_counter() > end and not run.draws and sum(other.draws > 0 for other in racing) >= 2:
+            if time.perf_counter() > end and not run.draws and sum(other.draws > 0 for other in runs) >= 2:
                 # Compiling takes its time as well.
                 run.error = "not measured: out of time"
             if run.error is None:

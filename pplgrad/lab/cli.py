@@ -137,7 +137,8 @@ def show_json(data: Any) -> None:
     click.echo(json.dumps(data, indent=2, default=str))
 
 
-from pplgrad.lab import cli_check, cli_compare  # noqa: E402
+from pplgrad.lab import cli_check, cli_choose, cli_compare  # noqa: E402
 
 main.add_command(cli_check.check)
+main.add_command(cli_choose.choose)
 main.add_command(cli_compare.compare)

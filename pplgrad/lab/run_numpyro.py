@@ -16,13 +16,22 @@ from numpyro.optim import Adam
 
 from pplgrad import IWAE, LeaveOneOut, ScoreFunction
 from pplgrad.errors import ProgramError
+from pplgrad.estimators.base import Estimator
 from pplgrad.lab import measure
 from pplgrad.lab.certificate import GradientCheck
+from pplgrad.lab.choosing import Choice
 from pplgrad.lab.data import Batches, evaluation_steps, packed, total_variance, unpacked
 from pplgrad.lab.script import Script, ScriptError
 from pplgrad.lab.specs import host_elbo, objective, specification
 from pplgrad.lab.tasks import Progress, Result, Task
-from pplgrad.numpyro import TraceGrad_ELBO, check_gradients, config_estimators, is_baseline_param, split_optimizer
+from pplgrad.numpyro import (
+    TraceGrad_ELBO,
+    check_gradients,
+    choose_estimators,
+    config_estimators,
+    is_baseline_param,
+    split_optimizer,
+)
 from pplgrad.numpyro._gradients import Gradients
 from pplgrad.objectives import MultiSample
 
@@ -204,17 +213,41 @@ def certificates(
     """Yield a certificate for each estimator and each ELBO of the library, at the parameters that the task's training leaves."""
     run = Program(task, script)
     batch = run.fixed["train"][: run.batches.size]
-    kept: list[dict] = [None]  # type: ignore[list-item]
-    if task.settings["steps"]:
-        stops = [task.settings["steps"]]
-        _train(run, task.settings, stops, lambda step, seconds, params, rest: kept.append(params), lambda steps: None)
+    params = _trained(run)
     for word in words:
         chosen = specification(word)
         mapping = chosen.mapping(script.discrete, script.baseline_inputs)
         guide = config_estimators(run.guide, mapping)
         particles = chosen.particles or task.particles
         elbo = TraceGrad_ELBO(particles, estimators=mapping, objective=objective(task.objective))
-        yield check_gradients(run.model, guide, (batch,), params=kept[-1], elbo=elbo, **budget)
+        yield check_gradients(run.model, guide, (batch,), params=params, elbo=elbo, **budget)
     for name in elbos:
         elbo = host_elbo(numpyro.infer, name, task.particles)
-        yield check_gradients(run.model, run.guide, (batch,), params=kept[-1], elbo=elbo, **budget)
+        yield check_gradients(run.model, run.guide, (batch,), params=params, elbo=elbo, **budget)
+
+
+def chosen(task: Task, script: Script, candidates: list[Estimator] | None, seconds: float) -> Choice:
+    """Return the choice of estimators, at the parameters that the task's training leaves."""
+    run = Program(task, script)
+    return choose_estimators(
+        run.model,
+        run.guide,
+        (run.fixed["train"][: run.batches.size],),
+        params=_trained(run),
+        seconds=seconds,
+        candidates=candidates,
+        num_particles=task.particles,
+        objective=objective(task.objective),
+        seed=task.seed,
+    )
+
+
+def _trained(run: Program) -> dict | None:
+    """Return the program's parameters after the task's training steps, or None if there are none."""
+    kept: list[dict] = []
+    if run.task.settings["steps"]:
+        stops = [run.task.settings["steps"]]
+        _train(
+            run, run.task.settings, stops, lambda step, seconds, params, rest: kept.append(params), lambda steps: None
+        )
+    return {name: x for name, x in kept[-1].items() if not is_baseline_param(name)} if kept else None

@@ -16,14 +16,16 @@ from pyro.optim import Adam
 
 from pplgrad import IWAE, LeaveOneOut, ScoreFunction
 from pplgrad.errors import ProgramError
+from pplgrad.estimators.base import Estimator
 from pplgrad.lab import measure
 from pplgrad.lab.certificate import GradientCheck
+from pplgrad.lab.choosing import Choice
 from pplgrad.lab.data import Batches, evaluation_steps, packed, total_variance, unpacked
 from pplgrad.lab.script import Script, ScriptError
 from pplgrad.lab.specs import host_elbo, objective, specification
 from pplgrad.lab.tasks import Progress, Result, Task
 from pplgrad.objectives import MultiSample
-from pplgrad.pyro import TraceGrad_ELBO, check_gradients, config_estimators, split_optimizer
+from pplgrad.pyro import TraceGrad_ELBO, check_gradients, choose_estimators, config_estimators, split_optimizer
 from pplgrad.pyro._gradients import Gradients
 
 
@@ -217,3 +219,22 @@ def certificates(
         yield check_gradients(
             run.model, run.guide, (batch,), elbo=host_elbo(pyro.infer, name, task.particles), **budget
         )
+
+
+def chosen(task: Task, script: Script, candidates: list[Estimator] | None, seconds: float) -> Choice:
+    """Return the choice of estimators, at the parameters that the task's training leaves."""
+    run = Program(task, script)
+    batch = torch.from_numpy(run.batches.fixed("train")[: run.batches.size])
+    if task.settings["steps"]:
+        _train(run, task.settings["steps"], task.settings, [], lambda *args: None, lambda steps: None)
+    return choose_estimators(
+        run.model,
+        run.guide,
+        (batch,),
+        seconds=seconds,
+        candidates=candidates,
+        num_particles=task.particles,
+        max_plate_nesting=run.nesting,
+        objective=objective(task.objective),
+        seed=task.seed,
+    )

@@ -23,6 +23,9 @@ SMALL = ["--set", "latents=5", "--steps", "6", "--seeds", "1", "--quiet", "--bat
 GRADIENTS = ["--snapshots", "0,4", "--draws", "20"]
 WORDS = ["DisARM()", "score+average+neural", "score+loo", "z*=Reparam()"]
 
+# One process makes the study that these share.
+grouped = pytest.mark.xdist_group("study")
+
 
 def run(*arguments):
     return CliRunner().invoke(main, ["compare", *map(str, arguments)], catch_exceptions=False)
@@ -54,6 +57,7 @@ def study(tmp_path_factory):
     return out, result.output
 
 
+@grouped
 @pytest.mark.slow
 def test_leaves_one_dataset_that_says_what_it_is(study):
     out, shown = study
@@ -73,6 +77,7 @@ def test_leaves_one_dataset_that_says_what_it_is(study):
     assert "DisARM()" in shown and "importance-weighted bound" in shown
 
 
+@grouped
 @pytest.mark.slow
 def test_an_estimator_that_does_not_fit_is_reported_and_ends_nothing(study):
     out, shown = study
@@ -83,6 +88,7 @@ def test_an_estimator_that_does_not_fit_is_reported_and_ends_nothing(study):
     assert "failed: training pyro z*=Reparam(): Reparam() cannot be used at site 'z1'" in shown
 
 
+@grouped
 @pytest.mark.slow
 def test_tables_are_means_of_the_dataset(study):
     frame, _ = read(study[0])
@@ -99,6 +105,7 @@ def test_tables_are_means_of_the_dataset(study):
     assert trained["mean", "test"] == pytest.approx(ends.mean()) and len(ends) == 1
 
 
+@grouped
 @pytest.mark.slow
 def test_both_libraries_start_at_the_same_objective_and_have_the_same_gradients(study):
     frame, _ = read(study[0])
@@ -109,6 +116,7 @@ def test_both_libraries_start_at_the_same_objective_and_have_the_same_gradients(
         assert table[(4, "pyro", name)] == pytest.approx(table[(4, "numpyro", name)], rel=0.9)
 
 
+@grouped
 @pytest.mark.slow
 def test_a_finished_run_is_never_repeated_and_the_page_is_the_same(study):
     out, _ = study
@@ -254,7 +262,7 @@ def test_unwritable_folder(tmp_path):
     assert "cannot be written" in refused(SBN, "--out", tmp_path / "results")
 
 
-@pytest.mark.parametrize("command", ["check", "compare", "report", "estimators", "completion"])
+@pytest.mark.parametrize("command", ["check", "choose", "compare", "report", "estimators", "completion"])
 def test_every_option_has_its_help(command):
     for option in main.commands[command].params:
         assert option.help or option.param_type_name == "argument", option.name

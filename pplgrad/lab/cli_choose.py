@@ -1,0 +1,82 @@
+"""`pplgrad choose`: the estimators with the best efficiency on a script's program."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pplgrad.lab import cli
+from pplgrad.lab.script import PROGRAMS, load_script
+from pplgrad.lab.specs import objective, specification
+from pplgrad.lab.tasks import Task, check_backend
+
+
+@click.command()
+@click.argument("script", type=click.Path(path_type=Path))
+@click.option(
+    "--backend", "backends", type=click.Choice(list(PROGRAMS)), multiple=True, help="May be repeated; both by default."
+)
+@click.option(
+    "--seconds", default=60.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Time for each library."
+)
+@click.option(
+    "--estimator", "words", multiple=True, help="A candidate, as in Python; all unbiased ones that fit by default."
+)
+@click.option("--objective", "target", default="ELBO()", show_default=True, help="Such as 'IWAE()', 'Renyi(0.5)'.")
+@click.option("--particles", default=2, show_default=True, type=click.IntRange(1), help="Particles of each estimator.")
+@click.option("--batch-size", default=100, show_default=True, type=click.IntRange(1), help="Data in each step.")
+@click.option(
+    "--train", "steps", default=0, show_default=True, type=click.IntRange(0), help="Training steps before measuring."
+)
+@click.option("--seed", default=0, show_default=True, type=int, help="Of data, parameters and draws.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="An option of the script; may be repeated."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def choose(
+    script: Path,
+    backends: tuple[str, ...],
+    seconds: float,
+    words: tuple[str, ...],
+    target: str,
+    particles: int,
+    batch_size: int,
+    steps: int,
+    seed: int,
+    settings: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Measure the estimators that fit each site of SCRIPT's program, and say which to use.
+
+    Candidates are drawn in turns, and the worse half of them is dropped after each round; what decides is variance × time of the
+    whole gradient. Prints the table, how sure the choice is, and the text to paste into the program. Early and late in
+    training the answer may differ: see --train.
+
+    \b
+    pplgrad choose models/sbn.py --backend pyro --seconds 60
+    pplgrad choose models/sbn.py --train 500 --estimator 'DisARM()' --estimator 'ARMS(4)' --estimator score+loo
+    """
+    backends = backends or tuple(PROGRAMS)
+    loaded = load_script(script, backends)
+    options = loaded.options(cli.parsed(settings))
+    loaded.load(options, 0)
+    candidates = [estimator for word in words for estimator in specification(word).all] or None
+    objective(target)
+    found = []
+    for backend in backends:
+        check_backend(backend)
+        known = {"snapshots": [steps], "steps": steps, "learning_rate": 3e-3}
+        common: dict[str, Any] = dict(
+            kind="choose", script=str(script), digest=loaded.digest, options=options, backend=backend
+        )
+        common |= dict(estimator="score+loo", seed=seed, particles=particles, batch_size=batch_size, objective=target)
+        work = import_module(f"pplgrad.lab.run_{backend}")
+        choice = work.chosen(Task(**common, settings=known), loaded, candidates, seconds)
+        found.append({"backend": backend, **choice.to_dict()})
+        if not as_json:
+            click.echo(f"{backend}\n{choice}\n")
+    if as_json:
+        cli.show_json(found)

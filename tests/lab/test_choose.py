@@ -1,0 +1,108 @@
+"""Choosing by measurement: where the answer is known in closed form, in time, and honestly unsure."""
+
+import itertools
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from pplgrad import (
+    ARM,
+    ConfigurationError,
+    DisARM,
+    GumbelSoftmax,
+    LeaveOneOut,
+    LocalExpectation,
+    Reparam,
+    ScoreFunction,
+)
+from pplgrad.estimators.base import SiteInfo
+from pplgrad.lab.choosing import candidates, choose
+from pplgrad.lab.cli import main
+
+SBN = Path(__file__).parents[2] / "models" / "sbn.py"
+# What a draw of each candidate costs, in seconds, and its standard deviation; the product of the latter's square with the former decides.
+KNOWN = {ARM(): (0.002, 3.0), DisARM(): (0.002, 1.0), LocalExpectation(): (0.004, 0.5), ScoreFunction(): (0.001, 9.0)}
+
+
+def toy(estimators):
+    """Return draws of two sites' gradients whose variances and times add up."""
+
+    def draws(count, seed):
+        rng = np.random.default_rng(seed)
+        for _ in range(0, count, 10):
+            end = time.perf_counter() + 10 * sum(KNOWN[e][0] for e in estimators.values())
+            spread = np.array([KNOWN[e][1] for e in estimators.values()])
+            rows = spread * rng.normal(size=(10, len(estimators)))
+            while time.perf_counter() < end:
+                pass
+            yield rows
+
+    return draws
+
+
+def cost(estimators):
+    return sum(KNOWN[e][1] ** 2 for e in estimators) * sum(KNOWN[e][0] for e in estimators)
+
+
+@pytest.mark.slow
+def test_the_known_best_is_chosen():
+    found = choose(toy, {"a": list(KNOWN)}, 6.0)
+    assert found.estimators == {"a": LocalExpectation()} and found.confidence > 0.9
+    assert found.code == 'guide = config_estimators(guide, {"a": LocalExpectation()})'
+    both = choose(toy, {"a": list(KNOWN), "b": list(KNOWN)}, 8.0)
+    best = min(itertools.product(KNOWN, repeat=2), key=cost)
+    assert cost(both.estimators.values()) <= 1.1 * cost(best)
+
+
+@pytest.mark.slow
+def test_two_alike_are_not_told_apart_with_certainty():
+    found = choose(lambda e: toy({"a": ARM()}), {"a": [ARM(), DisARM()]}, 2.0)
+    assert found.confidence < 0.999 and 1 <= found.gain < 1.3
+
+
+@pytest.mark.slow
+def test_it_ends_in_time_and_says_what_it_did_not_measure():
+    begin = time.perf_counter()
+    found = choose(toy, {"a": list(KNOWN)}, 0.05)
+    assert time.perf_counter() - begin < 2
+    assert [row["note"] for row in found.table].count("not measured: out of time") == 2
+    assert json.loads(json.dumps(found.to_dict()))["estimators"]
+
+
+def test_what_fails_is_left_out_with_its_reason():
+    def broken(estimators):
+        if estimators["a"] == ARM():
+            return lambda count, seed: iter([np.full((count, 1), np.nan)])
+        raise ConfigurationError("it does not fit")
+
+    with pytest.raises(ConfigurationError, match="No candidate can be measured: .*not finite.*it does not fit"):
+        choose(broken, {"a": [ARM(), DisARM()]}, 1.0)
+
+
+def test_candidates_are_those_that_fit_and_are_unbiased():
+    binary = SiteInfo("z", "Bernoulli", False, True, 2, categories=2, relaxable=True)
+    normal = SiteInfo("w", "Normal", True, False, 2)
+    found = candidates({"z": binary, "w": normal}, None)
+    assert DisARM() in found["z"] and ScoreFunction(LeaveOneOut()) in found["z"] and DisARM() not in found["w"]
+    assert Reparam() in found["w"] and all(e.declaration.unbiased for e in found["z"])
+    with pytest.raises(ConfigurationError, match="is biased, and choosing compares variances"):
+        candidates({"z": binary}, [GumbelSoftmax()])
+    with pytest.raises(ConfigurationError, match="No candidate fits site 'w'"):
+        candidates({"w": normal}, [DisARM()])
+    with pytest.raises(ConfigurationError, match="give the time"):
+        choose(toy, {}, 0.0)
+
+
+@pytest.mark.slow
+def test_on_the_command_line():
+    words = [x for word in ("DisARM()", "score", "score+loo") for x in ("--estimator", word)]
+    given = ["choose", str(SBN), "--set", "latents=10", "--seconds", "6", *words]
+    result = CliRunner().invoke(main, [*given, "--json", "--train", "3"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.output)
+    assert [row["backend"] for row in found] == ["pyro", "numpyro"]
+    assert all(row["estimators"]["z1"] in ("DisARM()", "ScoreFunction(LeaveOneOut())") for row in found)

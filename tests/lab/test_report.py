@@ -1,0 +1,189 @@
+"""The page of a study: its numbers are the dataset's, it needs nothing beside it, and a browser shows it."""
+
+import os
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from pplgrad.lab.cli import main
+from pplgrad.lab.report import cell, write_report
+from pplgrad.lab.results import gradient_table, read, spread, training_table, write
+from pplgrad.lab.study import Gradients, Study
+
+NAMES = ("score+loo", "DisARM()", "z1=ARMS(4),z2=DisARM()", "<b>odd</b>")
+ABOUT = {
+    "command": "pplgrad compare models/sbn.py --estimator 'DisARM()'",
+    "versions": {"pplgrad": "0.1.0", "torch": "2.13.0"},
+    "machine": {"system": "Linux", "cores": "2", "python": "3.11"},
+    "finished": "2026-11-21 12:00 UTC",
+    "wall_time": "3 min 2 s of work",
+}
+
+
+def results():
+    """Return results as runs leave them, with numbers made up; one estimator failed."""
+    rng = np.random.default_rng(0)
+    made = []
+    for backend in ("pyro", "numpyro"):
+        for name in NAMES:
+            for seed in range(2):
+                task = {"backend": backend, "estimator": name, "seed": seed}
+                if name == NAMES[-1]:
+                    made.append(
+                        {"task": {**task, "kind": "training", "settings": {}}, "error": "it cannot & will not <fit>"}
+                    )
+                    continue
+                curve = [
+                    {"step": s, "seconds": s / 10, "train": -30 + s + rng.normal(), "test": -31 + s + rng.normal()}
+                    for s in (0, 5, 10)
+                ]
+                settings = {"steps": 10, "learning_rate": 0.003}
+                end = {
+                    "curve": curve,
+                    "milliseconds": 1.5,
+                    "gradient_variance": 20 + rng.random(),
+                    "weighted_bound": -19.0,
+                }
+                made.append({"task": {**task, "kind": "training", "settings": settings}, **end})
+                parts = [("program", "all parameters"), ("parameter", "w"), ("site", "z1")]
+                rows = [
+                    {
+                        "kind": k,
+                        "name": n,
+                        "gradient2": 4.0,
+                        "bias2": rng.normal() / 10,
+                        "bias2_se": 0.1,
+                        "variance": v,
+                        "mse": v + 0.1,
+                    }
+                    for (k, n), v in zip(parts, rng.random(3) + 1, strict=True)
+                ]
+                one = {"rows": rows, "broken": 0, "milliseconds": rng.random() + 0.1, "peak_bytes": 5000, "draws": 20}
+                measured = {"0": one, "100": one}
+                made.append(
+                    {"task": {**task, "kind": "gradients", "settings": {}}, "snapshots": measured, "evaluations": 4}
+                )
+    return made
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write(results(), Study("models/sbn.py", NAMES[:1], gradients=Gradients((0, 100))), ABOUT, tmp_path)
+    return tmp_path
+
+
+class Tables(HTMLParser):
+    """The cells of all tables, row by row, and what a page takes from elsewhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows, self.outside, self.inside = [], [], False
+
+    def handle_starttag(self, tag, attributes):
+        self.inside = tag in ("td", "th")
+        if tag == "tr":
+            self.rows.append([])
+        if self.inside:
+            self.rows[-1].append("")
+        self.outside += [
+            v for k, v in attributes if k in ("src", "href", "xlink:href") and v and not v.startswith(("#", "data:"))
+        ]
+
+    def handle_endtag(self, tag):
+        self.inside = False
+
+    def handle_data(self, data):
+        if self.inside:
+            self.rows[-1][-1] += data
+
+
+def test_the_pages_numbers_are_the_datasets(folder):
+    page = write_report(folder).read_text()
+    tables = Tables()
+    tables.feed(page)
+    frame, _ = read(folder)
+    trained = training_table(frame)
+    for (backend, name, rate), row in trained.iterrows():
+        wanted = [
+            backend,
+            name,
+            f"{rate:g}",
+            *(spread(row["mean", q], row["sd", q]) for q in ("train", "test", "weighted_bound")),
+        ]
+        assert wanted in [found[:6] for found in tables.rows]
+    plain = frame[(frame["kind"] == "training") & (frame["step"] == 10) & (frame["quantity"] == "test")]
+    by_hand = plain[(plain["backend"] == "pyro") & (plain["estimator"] == "score+loo")]["value"]
+    assert trained.loc[("pyro", "score+loo", 0.003)]["mean", "test"] == pytest.approx(by_hand.mean())
+    for (_, backend, name), row in gradient_table(frame).iterrows():
+        shown = [backend, name, *(cell(q, row[q]) for q in ("bias2", "variance", "mse", "evaluations", "milliseconds"))]
+        assert shown in [found[:7] for found in tables.rows]
+    assert ["training", "pyro", "<b>odd</b>", "it cannot & will not <fit>", "2"] in tables.rows
+    assert ABOUT["command"] in re.sub("&#39;", "'", page)
+
+
+def test_the_page_needs_nothing_beside_it(folder):
+    page = write_report(folder).read_text()
+    tables = Tables()
+    tables.feed(page)
+    assert tables.outside == [] and "<script" not in page and page.count("<svg") == 4
+    assert "<b>odd</b>" not in page
+    for name in ("training-steps", "training-time", "gradients-time", "gradients-bias"):
+        assert (folder / f"{name}.png").read_bytes()[:4] == b"\x89PNG" and "<svg" in (
+            folder / f"{name}.svg"
+        ).read_text()
+
+
+def test_report_again_is_the_same_page(folder):
+    first = write_report(folder).read_text()
+    result = CliRunner().invoke(main, ["report", str(folder)])
+    assert result.exit_code == 0 and "report.html" in result.output
+    ids = re.compile(r'(id|href|url\(#)="?#?[\w-]*')
+    assert ids.sub("", (folder / "report.html").read_text()) == ids.sub("", first)
+
+
+def test_what_is_no_dataset_is_refused(folder):
+    (folder / "study.parquet").write_bytes(b"nothing of the kind")
+    result = CliRunner().invoke(main, ["report", str(folder)])
+    assert result.exit_code == 2 and "is not the dataset of a study" in result.stderr
+    pd.DataFrame({"a": [1]}).to_parquet(folder / "study.parquet")
+    assert "is not the dataset of a study" in CliRunner().invoke(main, ["report", str(folder)]).stderr
+
+
+@pytest.mark.slow
+def test_a_browser_shows_the_page(folder, tmp_path):
+    """Headless Chromium: everything is there, nothing runs out of the window, narrow or wide, and it prints."""
+    browser = os.environ.get("PPLGRAD_BROWSER") or shutil.which("chromium")
+    if not browser:
+        pytest.skip("no Chromium here; CI installs one (PPLGRAD_BROWSER names another)")
+    page = write_report(folder)
+    probe = (
+        "<script>document.title = [document.documentElement.scrollWidth, innerWidth, document.querySelectorAll('svg').length, "
+        "[...document.querySelectorAll('figure svg')].every(x => x.getBoundingClientRect().height > 100)].join(' ')</script>"
+    )
+    (folder / "probe.html").write_text(page.read_text().replace("</body>", probe + "</body>"))
+
+    def chromium(*arguments):
+        common = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            f"--user-data-dir={tmp_path / 'profile'}",
+        ]
+        done = subprocess.run([browser, *common, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    for width in (500, 1300):
+        shown = chromium(f"--window-size={width},900", "--dump-dom", f"file://{folder / 'probe.html'}")
+        wide, window, pictures, visible = re.search(r"<title>(\d+) (\d+) (\d+) (\w+)</title>", shown).groups()
+        assert int(wide) <= int(window) and pictures == "4" and visible == "true", (width, wide, window)
+    chromium(f"--print-to-pdf={folder / 'page.pdf'}", f"file://{page}")
+    chromium(f"--screenshot={folder / 'page.png'}", "--window-size=1300,2400", f"file://{page}")
+    assert (folder / "page.pdf").read_bytes()[:4] == b"%PDF" and (folder / "page.png").stat().st_size > 50_000
