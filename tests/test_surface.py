@@ -57,7 +57,14 @@ def test_both_plugins_have_the_same_names(name):
     module = importlib.import_module(f"pplgrad.{name}")
     # Pyro has this distribution; NumPyro does not.
     shared = [name for name in module.__all__ if name != "OneHotCategorical"]
-    assert shared == ["TraceGrad_ELBO", "config_estimators", "is_baseline_param", "split_optimizer"]
+    assert shared == [
+        "TraceGrad_ELBO",
+        "check_gradients",
+        "choose_estimators",
+        "config_estimators",
+        "is_baseline_param",
+        "split_optimizer",
+    ]
 
 
 def test_every_public_docstring_has_an_example_and_a_source():
