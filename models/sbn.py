@@ -1,37 +1,41 @@
-"""Sigmoid belief network on digits: one or two layers of Bernoulli latents, linear or nonlinear.
+"""Sigmoid belief network on images: one to three layers of Bernoulli latents, linear or nonlinear.
 
     z_L ~ Bernoulli(prior),  z_{l-1} | z_l ~ Bernoulli(net_l(z_l)),  x | z_1 ~ Bernoulli(net_0(z_1))
 
 with the guide in the opposite direction, q(z_1 | x) q(z_2 | z_1): the standard benchmark of gradient estimators for
 discrete latents (Mnih and Gregor 2014; Dong, Mnih and Tucker 2020, whose nonlinear networks have two hidden layers
-of tanh units between stochastic layers). Data: scikit-learn's 1,797 digits of 8 x 8 pixels, binarised.
+of leaky rectifiers between stochastic layers). Data: scikit-learn's 1,797 digits of 8 x 8 pixels, or a local copy of another
+set (images.py), binarised.
 """
 
 import numpy as np
 
 OPTIONS = {
     "latents": 200,  # Bernoulli latents in each layer
-    "layers": 1,  # stochastic layers: 1 or 2
-    "nonlinear": False,  # two hidden layers of tanh units between stochastic layers
+    "layers": 1,  # stochastic layers: 1 to 3
+    "nonlinear": False,  # two hidden layers between stochastic layers
     "hidden": 200,  # units of those hidden layers
+    "activation": "tanh",  # of those units: "tanh", or "leaky" (a slope of 0.3 below zero)
     "binarize": "threshold",  # "threshold" once at half intensity, or "dynamic": sampled afresh at every step
+    "data": "digits",  # or the path of a local copy of MNIST, Fashion-MNIST or Omniglot
+    "held_back": 0,  # the last train images, left out for validation
 }
 DISCRETE = ("z*",)
 
 
 def load(options, seed):
-    """Return the pixels of the train and the test digits, in [0, 1], from a split that depends on the seed."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
+    """Return the pixels of the train and the test images, in [0, 1]."""
+    import images
 
     if options["binarize"] not in ("threshold", "dynamic"):
         raise ValueError(f"binarize is 'threshold' or 'dynamic'; got '{options['binarize']}'.")
-    if options["layers"] not in (1, 2):
-        raise ValueError(f"layers is 1 or 2; got {options['layers']}.")
-    images = load_digits().data / 16.0
+    if options["layers"] not in (1, 2, 3):
+        raise ValueError(f"layers is 1, 2 or 3; got {options['layers']}.")
+    if options["activation"] not in ("tanh", "leaky"):
+        raise ValueError(f"activation is 'tanh' or 'leaky'; got '{options['activation']}'.")
+    train, test = images.load(options["data"], seed, options["held_back"])
     if options["binarize"] == "threshold":
-        images = (images >= 0.5).astype(float)
-    train, test = train_test_split(images, test_size=297, random_state=seed)
+        train, test = (train >= 0.5).astype(float), (test >= 0.5).astype(float)
     return train, test
 
 
@@ -57,9 +61,9 @@ def initial(options, train, seed):
 
     network("decode0", [n, *between, pixels], np.log(mean / (1 - mean)))
     network("encode1", [pixels, *between, n])
-    if layers == 2:
-        network("decode1", [n, *between, n])
-        network("encode2", [n, *between, n])
+    for layer in range(1, layers):
+        network(f"decode{layer}", [n, *between, n])
+        network(f"encode{layer + 1}", [n, *between, n])
     return params
 
 
@@ -75,7 +79,7 @@ def program(ppl, dist, xp, array, options, train, seed):
             weight = ppl.param(f"{name}_w{i}", start[f"{name}_w{i}"])
             h = h @ weight + ppl.param(f"{name}_b{i}", start[f"{name}_b{i}"])
             if i < depth - 1:
-                h = xp.tanh(h)
+                h = xp.tanh(h) if options["activation"] == "tanh" else xp.where(h > 0, h, 0.3 * h)
         return h
 
     def bernoulli(logits):
@@ -85,15 +89,15 @@ def program(ppl, dist, xp, array, options, train, seed):
         prior = ppl.param("prior", start["prior"])
         with ppl.plate("data", x.shape[0]):
             z = ppl.sample(f"z{layers}", bernoulli(prior))
-            if layers == 2:
-                z = ppl.sample("z1", bernoulli(network("decode1", 2.0 * z - 1.0)))
+            for layer in range(layers - 1, 0, -1):
+                z = ppl.sample(f"z{layer}", bernoulli(network(f"decode{layer}", 2.0 * z - 1.0)))
             ppl.sample("x", bernoulli(network("decode0", 2.0 * z - 1.0)), obs=x)
 
     def guide(x):
         with ppl.plate("data", x.shape[0]):
             z = ppl.sample("z1", bernoulli(network("encode1", 2.0 * (x - center))))
-            if layers == 2:
-                ppl.sample("z2", bernoulli(network("encode2", 2.0 * z - 1.0)))
+            for layer in range(2, layers + 1):
+                z = ppl.sample(f"z{layer}", bernoulli(network(f"encode{layer}", 2.0 * z - 1.0)))
 
     return model, guide
 

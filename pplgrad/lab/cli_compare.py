@@ -39,7 +39,11 @@ LOG = logging.getLogger("pplgrad.lab")
 @click.option(
     "--snapshots", metavar="N,N,...", help="Compare gradients too, after so many training steps, such as 0,100,2000."
 )
-@click.option("--draws", type=click.IntRange(20), help="Gradients of each estimator at a snapshot.  [default: 200]")
+@click.option(
+    "--draws",
+    type=click.IntRange(20),
+    help="Gradients of each estimator at a snapshot, a fifth of the reference's.  [default: 200]",
+)
 @click.option("--seeds", type=click.IntRange(1), help="Runs of each estimator, with seeds 0, 1, ...  [default: 3]")
 @click.option(
     "--out", default="results", show_default=True, type=click.Path(path_type=Path), help="Folder for the results."
@@ -136,7 +140,7 @@ def _study(script: Path, given: dict[str, Any]) -> Study:
             raise ScriptError(
                 "--draws are those of gradients at snapshots; give --snapshots, such as --snapshots 0,100,1000."
             )
-        gradients = replace(gradients, draws=given["draws"])
+        gradients = replace(gradients, draws=given["draws"], reference_draws=5 * given["draws"])
     if training is None and gradients is None:
         raise ScriptError(
             "There is nothing to compare: --steps 0 leaves out training; give --snapshots, such as --snapshots 0."

@@ -117,7 +117,7 @@ def test_gradient_variance_is_of_the_same_parameters_in_both_libraries(script, t
 def test_options_that_a_script_refuses(tmp_path):
     out = ["--out", tmp_path / "out"]
     assert "binarize is 'threshold' or 'dynamic'; got 'treshold'" in refused(SBN, "--set", "binarize=treshold", *out)
-    assert "layers is 1 or 2; got 3" in refused(SBN, "--set", "layers=3", *out)
+    assert "layers is 1, 2 or 3; got 4" in refused(SBN, "--set", "layers=4", *out)
     assert "data is 'iris' or 'wine'" in refused(SBN.parent / "mixture.py", "--set", "data=irys", *out)
     assert not (tmp_path / "out").exists()
 

@@ -1,17 +1,23 @@
 """Each model script trains in both libraries, and its objective rises."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pplgrad.lab.script import load_script
-from pplgrad.lab.study import RunConfig, check_backend, perform
+from pplgrad.lab.results import failures, read
+from pplgrad.lab.runner import Plan
+from pplgrad.lab.script import ScriptError, load_script
+from pplgrad.lab.study import from_toml
+from pplgrad.lab.tasks import Task, perform
+from tests.lab.test_compare import run
 
 MODELS = Path(__file__).parents[2] / "models"
 SMALL = {
     "sbn": [{"latents": 20}, {"latents": 10, "layers": 2, "nonlinear": True, "hidden": 16, "binarize": "dynamic"}],
     "mixed": [{"hidden": 32}],
+    "categorical": [{"variables": 6, "categories": 4, "hidden": 32}],
     "mixture": [{}, {"data": "wine"}],
 }
 PROGRAMS = [(name, options) for name, several in SMALL.items() for options in several]
@@ -21,25 +27,14 @@ PROGRAMS = [(name, options) for name, several in SMALL.items() for options in se
 @pytest.mark.parametrize("backend", ["pyro", "numpyro"])
 @pytest.mark.parametrize(("name", "options"), PROGRAMS, ids=[f"{n}-{i}" for i, (n, _) in enumerate(PROGRAMS)])
 def test_objective_rises(name, options, backend, tmp_path):
-    check_backend(backend)
     path = MODELS / f"{name}.py"
     script = load_script(path, (backend,))
-    config = RunConfig(
-        script=str(path),
-        digest=script.digest,
-        options=script.options({key: str(value) for key, value in options.items()}),
-        backend=backend,
-        estimator="score+loo",
-        seed=0,
-        steps=120,
-        particles=2,
-        batch_size=100,
-        learning_rate=1e-2,
-        baseline_learning_rate=1e-2,
-        points=4,
-        gradient_draws=4,
-    )
-    curve = perform(config, tmp_path)["curve"]
+    settings = dict(steps=120, points=4, learning_rate=1e-2, gradient_draws=0, bound_samples=0)
+    common = dict(kind="training", script=str(path), digest=script.digest, options=script.options(options))
+    common |= dict(backend=backend, estimator="score+loo", seed=0, particles=2, batch_size=100, objective="ELBO()")
+    result = perform(Task(**common, settings=settings), tmp_path)
+    assert "error" not in result, result["error"]
+    curve = {which: [point[which] for point in result["curve"]] for which in ("train", "test")}
     assert np.isfinite(curve["train"]).all() and np.isfinite(curve["test"]).all()
     assert curve["train"][-1] > curve["train"][0] + 1
     assert curve["test"][-1] > curve["test"][0] + 0.3
@@ -48,3 +43,50 @@ def test_objective_rises(name, options, backend, tmp_path):
 def test_every_script_is_in_the_readme():
     text = (MODELS / "README.md").read_text()
     assert all(f"`{path.name}`" in text for path in MODELS.glob("*.py"))
+
+
+STUDIES = sorted((MODELS.parent / "studies").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=[path.stem for path in STUDIES])
+def test_a_published_study_is_planned_on_the_digits(path):
+    study = from_toml(path)
+    assert study.training.steps == 1_000_000 and study.gradients is not None
+    plan = Plan(replace(study, options={**study.options, "data": "digits"}))
+    assert plan.total() > 10
+    with pytest.raises(ScriptError, match="no data at 'mnist'; give the path of a local copy"):
+        Plan(study)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vimco_2016", "coupled_2021", "rodeo_2022_nonlinear"])
+def test_a_published_study_runs_on_the_digits(name, tmp_path):
+    small = [
+        "--data",
+        "digits",
+        "--backend",
+        "pyro",
+        "--seeds",
+        "1",
+        "--steps",
+        "3",
+        "--snapshots",
+        "0",
+        "--draws",
+        "20",
+    ]
+    sizes = ["variables=3", "categories=4"] if name == "coupled_2021" else ["latents=6"]
+    sizes = [word for size in [*sizes, "hidden=8"] for word in ("--set", size)]
+    given = [
+        MODELS.parent / "studies" / f"{name}.toml",
+        *small,
+        *sizes,
+        "--learning-rate",
+        "1e-3",
+        "--bound-samples",
+        "3",
+    ]
+    result = run(*given, "--quiet", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    frame, _ = read(tmp_path)
+    assert failures(frame).empty, failures(frame).to_string()
