@@ -83,7 +83,7 @@ def compare(script: Path, out: Path, jobs: int, cluster: str | None, quiet: bool
 
     \b
     pplgrad compare models/sbn.py --estimator score+loo --estimator 'DisARM()' --snapshots 0,100,1000 --jobs 2
-    pplgrad compare studies/disarm_2020.toml --data digits --jobs 2
+    pplgrad compare studies/disarm_2020_linear.toml --data digits --steps 1000 --snapshots 0,100,1000
     """
     cli.need("compare", "joblib", "jinja2", "matplotlib", "pandas", "pyarrow", "rich")
     from pplgrad.lab.report import command_line, write_report
