@@ -300,7 +300,7 @@ def _percent(part: float) -> str:
     """Return a part in percent, with two digits.
 
     >>> _percent(0.00345), _percent(0.4849), _percent(2.0)
-    ('0.35%', '48%', '200%')
+    ('0.34%', '48%', '200%')
     """
     return f"{100 * part:.0f}%" if part >= 0.1 else f"{100 * part:.2g}%"
 

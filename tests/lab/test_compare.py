@@ -49,7 +49,7 @@ def values(frame, **wanted):
     return frame["value"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def study(tmp_path_factory):
     out = tmp_path_factory.mktemp("study")
     result = run(SBN, *estimators(), *SMALL, *GRADIENTS, "--out", out)
