@@ -127,6 +127,7 @@ def test_the_pages_numbers_are_the_datasets(folder):
     assert ABOUT["command"] in re.sub("&#39;", "'", page)
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_beside_it(folder):
     page = write_report(folder).read_text()
     tables = Tables()
@@ -139,6 +140,7 @@ def test_the_page_needs_nothing_beside_it(folder):
         ).read_text()
 
 
+@pytest.mark.slow
 def test_report_again_is_the_same_page(folder):
     first = write_report(folder).read_text()
     result = CliRunner().invoke(main, ["report", str(folder)])

@@ -87,6 +87,7 @@ def test_nested_plates_dataclasses_and_neighbours(script, tmp_path):
     assert set(read(tmp_path)[0]["backend"]) == set(BACKENDS)
 
 
+@pytest.mark.slow
 def test_both_libraries_see_the_same_batches(script, tmp_path, monkeypatch):
     drawn: list[float] = []
     draw = Batches.next

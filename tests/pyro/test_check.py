@@ -90,9 +90,7 @@ def test_a_program_whose_sites_depend_on_its_draws_is_followed_down_every_path()
     def guide():
         program(pyro.param("a", torch.tensor(0.3)), pyro.param("b", torch.tensor(0.5)))
 
-    assert (
-        check_gradients(model, guide, draws=1000, tolerance=0.5).reference == "the gradient of the enumerated objective"
-    )
+    assert check_gradients(model, guide, draws=100).reference == "the gradient of the enumerated objective"
     found = enumerated(model, guide)
     a, b = torch.tensor(0.3, requires_grad=True), torch.tensor(0.5, requires_grad=True)
     x, t = torch.tensor(1.2), torch.tensor([0.1, 0.2, 0.7])
@@ -154,6 +152,7 @@ def still_there(found, what):
 
 
 @pytest.mark.parametrize("name", ["single", "event_in_plate"])
+@pytest.mark.slow
 def test_it_finds_that_renyi_elbo_has_no_right_score(name):
     model, guide = program(name, 0.7)
     still_there(
