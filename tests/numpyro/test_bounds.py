@@ -48,6 +48,7 @@ def make(name, estimator, objective, particles=2, vectorize=True):
 
 
 @pytest.mark.parametrize(("objective", "name", "short"), score_pairs())
+@pytest.mark.slow
 def test_exact(objective, name, short):
     spec, power = OBJECTIVES[objective]
     found = expected_gradient(CASES[name], make(name, SCORES[short], spec), 2, shared=True)

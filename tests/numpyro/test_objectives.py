@@ -25,6 +25,7 @@ OBJECTIVES = {
 )
 @pytest.mark.parametrize("estimator", [ScoreFunction(), LocalExpectation(), DisARM()], ids=["score", "local", "disarm"])
 @pytest.mark.parametrize("short", OBJECTIVES)
+@pytest.mark.slow
 def test_exact(short, estimator, name):
     objective, weights = OBJECTIVES[short]
     case = CASES[name]

@@ -158,6 +158,7 @@ def as_case(name):
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.slow
 def test_exact(name):
     case = as_case(name)
     elbo = TraceGrad_ELBO(estimators=dict.fromkeys(case.latents, ScoreFunction()))
