@@ -56,6 +56,7 @@ def check_gradients(
 
     >>> import pyro, pyro.distributions as dist, torch
     >>> from pplgrad import ScoreFunction
+    >>> pyro.clear_param_store()
     >>> def model():
     ...     pyro.sample("z", dist.Bernoulli(0.3))
     >>> def guide():

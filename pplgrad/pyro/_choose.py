@@ -47,6 +47,7 @@ def choose_estimators(
 
     >>> import pyro, pyro.distributions as dist, torch
     >>> from pplgrad import DisARM, ScoreFunction
+    >>> pyro.clear_param_store()
     >>> def model():
     ...     pyro.sample("z", dist.Bernoulli(0.3))
     >>> def guide():
