@@ -114,11 +114,15 @@ def reference_of(host: Host, objective: Objective, particles: int, reference: An
                 f"reference='whole' estimates sums of costs, and {objective!r} combines particles; use reference='score'."
             )
         return Reference("the score of all sites times the whole objective", draws=host.whole_score(objective))
+    elbo = host.make_elbo(*trusted(objective, particles, 4), objective)
+    return Reference("the score function at every site", draws=host.draws(elbo))
+
+
+def trusted(objective: Objective, particles: int, averaged: int) -> tuple[int, dict[str, Estimator]]:
+    """Return the particles and the unbiased estimators of a reference; `averaged` particles where they are no part of the objective."""
     if isinstance(objective, MultiSample):
-        trusted = host.make_elbo(particles, {"*": ScoreFunction(samples=4)}, objective)
-    else:
-        trusted = host.make_elbo(4, {"*": ScoreFunction(LeaveOneOut())}, objective)
-    return Reference("the score function at every site", draws=host.draws(trusted))
+        return particles, {"*": ScoreFunction(samples=4)}
+    return averaged, {"*": ScoreFunction(LeaveOneOut())}
 
 
 def chosen_elbo(

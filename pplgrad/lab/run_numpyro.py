@@ -14,16 +14,17 @@ from numpyro import handlers
 from numpyro.infer import SVI
 from numpyro.optim import Adam
 
-from pplgrad import IWAE, LeaveOneOut, ScoreFunction
+from pplgrad import IWAE, ScoreFunction
 from pplgrad.errors import ProgramError
 from pplgrad.estimators.base import Estimator
 from pplgrad.lab import measure
 from pplgrad.lab.certificate import GradientCheck
+from pplgrad.lab.checking import trusted
 from pplgrad.lab.choosing import Choice
 from pplgrad.lab.data import Batches, evaluation_steps, packed, total_variance, unpacked
 from pplgrad.lab.script import Script, ScriptError
 from pplgrad.lab.specs import host_elbo, objective, specification
-from pplgrad.lab.tasks import Progress, Result, Task
+from pplgrad.lab.tasks import Result, Task
 from pplgrad.numpyro import (
     TraceGrad_ELBO,
     check_gradients,
@@ -33,7 +34,6 @@ from pplgrad.numpyro import (
     split_optimizer,
 )
 from pplgrad.numpyro._gradients import Gradients
-from pplgrad.objectives import MultiSample
 
 
 class Program:
@@ -77,7 +77,7 @@ class Program:
         raise AssertionError
 
 
-def training(task: Task, script: Script, needs: dict[str, Result], progress: Progress) -> Result:
+def training(task: Task, script: Script, needs: dict[str, Result]) -> Result:
     """Train under one estimator; return its curve, its gradient's variance at the end, and its time."""
     run, known = Program(task, script), task.settings
     bound = run.bound()
@@ -90,7 +90,7 @@ def training(task: Task, script: Script, needs: dict[str, Result], progress: Pro
             raise ScriptError(f"the objective is not finite after {step} steps; lower the learning rate")
 
     stops = evaluation_steps(known["steps"], known["points"])
-    per_step, elbo, svi, state = _train(run, known, stops, at, progress)
+    per_step, elbo, svi, state = _train(run, known, stops, at)
     result: Result = {"curve": curve, "milliseconds": 1e3 * float(np.median(per_step))}
     if known["gradient_draws"]:
         result["gradient_variance"] = _gradient_variance(run, elbo, svi, state)
@@ -99,7 +99,7 @@ def training(task: Task, script: Script, needs: dict[str, Result], progress: Pro
     return result
 
 
-def snapshots(task: Task, script: Script, needs: dict[str, Result], progress: Progress) -> Result:
+def snapshots(task: Task, script: Script, needs: dict[str, Result]) -> Result:
     """Train, and keep the parameters at some steps."""
     run = Program(task, script)
     kept: dict[str, str] = {}
@@ -107,26 +107,25 @@ def snapshots(task: Task, script: Script, needs: dict[str, Result], progress: Pr
     def at(step: int, seconds: float, params: dict, unconstrained: dict) -> None:
         kept[str(step)] = packed({n: np.asarray(x) for n, x in unconstrained.items() if not is_baseline_param(n)})
 
-    _train(run, task.settings, sorted(task.settings["snapshots"]), at, progress)
+    _train(run, task.settings, sorted(task.settings["snapshots"]), at)
     return {"snapshots": kept}
 
 
-def reference(task: Task, script: Script, needs: dict[str, Result], progress: Progress) -> Result:
+def reference(task: Task, script: Script, needs: dict[str, Result]) -> Result:
     """Return the gradient at a snapshot, by the mean of an unbiased estimator."""
     run = Program(task, script)
     target = objective(task.objective)
-    sites = {"*": ScoreFunction(samples=4) if isinstance(target, MultiSample) else ScoreFunction(LeaveOneOut())}
-    particles = task.particles if isinstance(target, MultiSample) else 10
+    particles, sites = trusted(target, task.particles, 10)
     host = _host(run, run.guide)
     elbo = TraceGrad_ELBO(particles, estimators=sites, objective=target)
     found = {}
     for step, values in needs["snapshots"]["snapshots"].items():
         _move(host, values)
-        found[step] = packed(measure.reference(host, elbo, task.steps, task.seed))
+        found[step] = packed(measure.reference(host, elbo, task.settings["draws"], task.seed))
     return {"references": found}
 
 
-def gradients(task: Task, script: Script, needs: dict[str, Result], progress: Progress) -> Result:
+def gradients(task: Task, script: Script, needs: dict[str, Result]) -> Result:
     """Measure one estimator at a snapshot."""
     run = Program(task, script)
     elbo = run.elbo()
@@ -140,7 +139,6 @@ def gradients(task: Task, script: Script, needs: dict[str, Result], progress: Pr
             host.warm_up(elbo, task.settings["warm_up"])
         wanted = unpacked(needs["reference"]["references"][step])
         found[step] = measure.gradients(host, elbo, sites, wanted, task.settings["draws"], per, task.seed + 1)
-        progress(task.steps)
     model, guide, args, _ = host.program
     described = elbo.describe(jax.random.key(0), host.constrain(host.params), model, guide, *args)
     return {"snapshots": found, "evaluations": measure.evaluations(elbo, described)}
@@ -158,7 +156,7 @@ def _move(host: Gradients, values: str) -> None:
 
 
 def _train(
-    run: Program, known: dict[str, Any], stops: list[int], at: Callable, progress: Progress
+    run: Program, known: dict[str, Any], stops: list[int], at: Callable
 ) -> tuple[list[float], TraceGrad_ELBO, SVI, Any]:
     """Train, calling `at(step, seconds so far, parameters, unconstrained ones)` at the stops; return the time of a step."""
     elbo = run.elbo()
@@ -186,7 +184,6 @@ def _train(
             spent = time.perf_counter() - start
             total += spent
             per_step.append(spent / length)
-            progress(length)
         at(stop, total, svi.get_params(state), svi.optim.get_params(state.optim_state))
     return per_step or [total / max(stops[-1], 1)], elbo, svi, state
 
@@ -247,7 +244,5 @@ def _trained(run: Program) -> dict | None:
     kept: list[dict] = []
     if run.task.settings["steps"]:
         stops = [run.task.settings["steps"]]
-        _train(
-            run, run.task.settings, stops, lambda step, seconds, params, rest: kept.append(params), lambda steps: None
-        )
+        _train(run, run.task.settings, stops, lambda step, seconds, params, rest: kept.append(params))
     return {name: x for name, x in kept[-1].items() if not is_baseline_param(name)} if kept else None

@@ -14,17 +14,17 @@ from pyro import poutine
 from pyro.infer import SVI
 from pyro.optim import Adam
 
-from pplgrad import IWAE, LeaveOneOut, ScoreFunction
+from pplgrad import IWAE, ScoreFunction
 from pplgrad.errors import ProgramError
 from pplgrad.estimators.base import Estimator
 from pplgrad.lab import measure
 from pplgrad.lab.certificate import GradientCheck
+from pplgrad.lab.checking import trusted
 from pplgrad.lab.choosing import Choice
 from pplgrad.lab.data import Batches, evaluation_steps, packed, total_variance, unpacked
 from pplgrad.lab.script import Script, ScriptError
-from pplgrad.lab.specs import host_elbo, objective, specification
-from pplgrad.lab.tasks import Progress, Result, Task
-from pplgrad.objectives import MultiSample
+from pplgrad.lab.specs import Specification, host_elbo, objective, specification
+from pplgrad.lab.tasks import Result, Task
 from pplgrad.pyro import TraceGrad_ELBO, check_gradients, choose_estimators, config_estimators, split_optimizer
 from pplgrad.pyro._gradients import Gradients
 
@@ -47,8 +47,7 @@ class Program:
     def elbo(self) -> TraceGrad_ELBO:
         """Return the task's ELBO; the estimators are on the guide, or given to it."""
         particles = self.chosen.particles or self.task.particles
-        together = particles > 1 or any(e.uses_branches or e.relaxes for e in self.chosen.all)
-        return self.made(particles, objective=objective(self.task.objective), vectorize_particles=together)
+        return self.made(particles, together(particles, self.chosen), objective=objective(self.task.objective))
 
     def made(self, particles: int, vectorize_particles: bool = True, **others: Any) -> TraceGrad_ELBO:
         """Return an ELBO."""
@@ -80,7 +79,7 @@ class Program:
         raise AssertionError
 
 
-def training(task: Task, script: Script, needs: dict[str, Result], progress: Progress) -> Result:
+def training(task: Task, script: Script, needs: dict[str, Result]) -> Result:
     """Train under one estimator; return its curve, its gradient's variance at the end, and its time."""
     run = Program(task, script)
     known = task.settings
@@ -92,7 +91,7 @@ def training(task: Task, script: Script, needs: dict[str, Result], progress: Pro
             raise ScriptError(f"the objective is not finite after {step} steps; lower the learning rate")
 
     stops = evaluation_steps(known["steps"], known["points"])
-    seconds, elbo, guide = _train(run, known["steps"], known, stops, at, progress)
+    seconds, elbo, guide = _train(run, known["steps"], known, stops, at)
     result: Result = {"curve": curve, "milliseconds": 1e3 * float(np.median(seconds[3:] or seconds))}
     if known["gradient_draws"]:
         batch = torch.from_numpy(run.batches.next())
@@ -105,7 +104,7 @@ def training(task: Task, script: Script, needs: dict[str, Result], progress: Pro
     return result
 
 
-def snapshots(task: Task, script: Script, needs: dict[str, Result], progress: Progress) -> Result:
+def snapshots(task: Task, script: Script, needs: dict[str, Result]) -> Result:
     """Train, and keep the parameters at some steps, and one batch."""
     run = Program(task, script)
     kept: dict[str, str] = {}
@@ -115,25 +114,24 @@ def snapshots(task: Task, script: Script, needs: dict[str, Result], progress: Pr
         with Gradients(run.model, run.guide, (torch.from_numpy(batch),), {}) as host:
             kept[str(step)] = packed({name: leaf.detach().numpy() for name, leaf in host.leaves.items()})
 
-    _train(run, max(task.settings["snapshots"]), task.settings, task.settings["snapshots"], at, progress)
+    _train(run, max(task.settings["snapshots"]), task.settings, task.settings["snapshots"], at)
     return {"snapshots": kept}
 
 
-def reference(task: Task, script: Script, needs: dict[str, Result], progress: Progress) -> Result:
+def reference(task: Task, script: Script, needs: dict[str, Result]) -> Result:
     """Return the gradient at a snapshot, by the mean of an unbiased estimator."""
     run = Program(task, script)
     target = objective(task.objective)
-    sites = {"*": ScoreFunction(samples=4) if isinstance(target, MultiSample) else ScoreFunction(LeaveOneOut())}
-    particles = task.particles if isinstance(target, MultiSample) else 10
+    particles, sites = trusted(target, task.particles, 10)
     elbo = run.made(particles, estimators=sites, objective=target)
     found = {}
     for step, values in needs["snapshots"]["snapshots"].items():
         with _host(run, run.guide, values) as host:
-            found[step] = packed(measure.reference(host, elbo, task.steps, task.seed))
+            found[step] = packed(measure.reference(host, elbo, task.settings["draws"], task.seed))
     return {"references": found}
 
 
-def gradients(task: Task, script: Script, needs: dict[str, Result], progress: Progress) -> Result:
+def gradients(task: Task, script: Script, needs: dict[str, Result]) -> Result:
     """Measure one estimator at a snapshot."""
     run = Program(task, script)
     guide = config_estimators(run.guide, run.mapping)
@@ -147,8 +145,12 @@ def gradients(task: Task, script: Script, needs: dict[str, Result], progress: Pr
             wanted = unpacked(needs["reference"]["references"][step])
             found[step] = measure.gradients(host, elbo, sites, wanted, task.settings["draws"], per, task.seed + 1)
             described = elbo.describe(run.model, guide, *host.args)
-        progress(task.steps)
     return {"snapshots": found, "evaluations": measure.evaluations(elbo, described)}
+
+
+def together(particles: int, chosen: Specification) -> bool:
+    """Whether a step's particles and branches run as one: there is more than one of them."""
+    return particles > 1 or any(e.uses_branches or e.relaxes for e in chosen.all)
 
 
 @contextmanager
@@ -163,7 +165,7 @@ def _host(run: Program, guide: Callable, values: str) -> Iterator[Gradients]:
 
 
 def _train(
-    run: Program, steps: int, known: dict[str, Any], stops: list[int], at: Callable, progress: Progress
+    run: Program, steps: int, known: dict[str, Any], stops: list[int], at: Callable
 ) -> tuple[list[float], TraceGrad_ELBO, Callable]:
     """Train, calling `at(step, seconds so far)` at the stops; return the time of each step, the ELBO and the guide."""
     guide = config_estimators(run.guide, run.mapping)
@@ -179,7 +181,6 @@ def _train(
             start = time.perf_counter()
             svi.step(batch)
             seconds.append(time.perf_counter() - start)
-            progress(1)
     return seconds, elbo, guide
 
 
@@ -203,17 +204,14 @@ def certificates(
     """Yield a certificate for each estimator and each ELBO of the library, at the parameters that the task's training leaves."""
     run = Program(task, script)
     batch = torch.from_numpy(run.batches.fixed("train")[: run.batches.size])
-    if task.steps:
-        _train(run, task.settings["steps"], task.settings, [], lambda *args: None, lambda steps: None)
+    if task.settings["steps"]:
+        _train(run, task.settings["steps"], task.settings, [], lambda *args: None)
     for word in words:
         chosen = specification(word)
         mapping = chosen.mapping(script.discrete, script.baseline_inputs)
-        elbo = run.made(
-            chosen.particles or task.particles,
-            task.particles > 1,
-            estimators=mapping,
-            objective=objective(task.objective),
-        )
+        particles = chosen.particles or task.particles
+        target = objective(task.objective)
+        elbo = run.made(particles, together(particles, chosen), estimators=mapping, objective=target)
         yield check_gradients(run.model, run.guide, (batch,), elbo=elbo, **budget)
     for name in elbos:
         yield check_gradients(
@@ -226,7 +224,7 @@ def chosen(task: Task, script: Script, candidates: list[Estimator] | None, secon
     run = Program(task, script)
     batch = torch.from_numpy(run.batches.fixed("train")[: run.batches.size])
     if task.settings["steps"]:
-        _train(run, task.settings["steps"], task.settings, [], lambda *args: None, lambda steps: None)
+        _train(run, task.settings["steps"], task.settings, [], lambda *args: None)
     return choose_estimators(
         run.model,
         run.guide,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.util
 import sys
@@ -92,7 +93,26 @@ def load_script(path: Path, backends: tuple[str, ...]) -> Script:
     for name in ("OPTIONS", "DISCRETE", "load", *(PROGRAMS[backend] for backend in backends)):
         if not hasattr(module, name):
             raise ScriptError(f"{path} has no '{name}', which a model script needs (models/README.md lists them).")
-    return Script(path, module, hashlib.sha256(path.read_bytes()).hexdigest())
+    return Script(path, module, _digest(path))
+
+
+def _digest(path: Path) -> str:
+    """Return a digest of the script and of the neighbours that it imports, as text, wherever they lie."""
+    texts: dict[Path, bytes] = {}
+    waiting = [path.resolve()]
+    while waiting:
+        file = waiting.pop()
+        if file in texts or not file.is_file():
+            continue
+        texts[file] = file.read_bytes()
+        for node in ast.walk(ast.parse(texts[file])):
+            names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            waiting += [path.resolve().parent / f"{name.split('.')[0]}.py" for name in names]
+    digest = hashlib.sha256()
+    for text in sorted(texts.values()):
+        digest.update(hashlib.sha256(text).digest())
+    return digest.hexdigest()
 
 
 def _converted(name: str, given: Any, default: Any) -> Any:

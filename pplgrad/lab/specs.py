@@ -67,11 +67,6 @@ class Specification:
         return tuple(self.estimators.values())
 
     @property
-    def unbiased(self) -> bool:
-        """Whether every estimator declares itself unbiased."""
-        return all(estimator.declaration.unbiased for estimator in self.all)
-
-    @property
     def learns(self) -> bool:
         """Whether anything is learned or averaged along the way."""
         return any(estimator.keeps_state for estimator in self.all)

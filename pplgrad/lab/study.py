@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ def _at_least(name: str, value: Any, least: int) -> None:
         raise ScriptError(f"{name} = {value!r}: give a whole number, {least} or more.")
 
 
-def from_toml(path: Path, data: str | None = None) -> Study:
+def from_toml(path: Path) -> Study:
     """Return the study that a TOML file describes; its script's path is relative to the file."""
     try:
         found = tomllib.loads(path.read_text())
@@ -106,8 +106,7 @@ def from_toml(path: Path, data: str | None = None) -> Study:
     if "training" not in parts:
         parts["training"] = None
     given = _checked(Study, found, path, "")
-    study = Study(script=str(script), **given, **parts)
-    return study if data is None else replace(study, options={**study.options, "data": data})
+    return Study(script=str(script), **given, **parts)
 
 
 _PARTS = {"gradients": Gradients, "training": Training}

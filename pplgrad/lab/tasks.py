@@ -9,7 +9,6 @@ import platform
 import re
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -20,7 +19,6 @@ from pplgrad.errors import PplgradError
 from pplgrad.lab.script import ScriptError, load_script
 
 PACKAGES = ("pplgrad", "torch", "pyro-ppl", "jax", "numpyro")
-Progress = Callable[[int], None]
 Result = dict[str, Any]
 
 
@@ -61,11 +59,6 @@ class Task:
     def title(self) -> str:
         """The task in words, for logs."""
         return f"{self.kind} {self.backend} {self.estimator} seed {self.seed}"
-
-    @property
-    def steps(self) -> int:
-        """How long the task is, in training steps or draws."""
-        return int(self.settings.get("steps") or self.settings.get("draws") or 1)
 
 
 def installed_versions() -> dict[str, str]:
@@ -112,9 +105,7 @@ def check_folder(out: Path) -> Path:
     return runs
 
 
-def perform(
-    task: Task, runs: Path | None, needs: dict[str, Result] | None = None, progress: Progress = lambda steps: None
-) -> Result:
+def perform(task: Task, runs: Path | None, needs: dict[str, Result] | None = None) -> Result:
     """Do a task and keep its result, or read it if it was done before.
 
     `needs` are results of other tasks. A program or an estimator that fails is a result too, with its reason, kept if it is one of
@@ -128,11 +119,13 @@ def perform(
     try:
         script = load_script(Path(task.script), (task.backend,))
         work = import_module(f"pplgrad.lab.run_{task.backend}")
-        result |= getattr(work, task.kind)(task, script, needs or {}, progress)
+        result |= getattr(work, task.kind)(task, script, needs or {})
     except (OSError, MemoryError, ImportError):
         raise
     except Exception as error:
         known = isinstance(error, PplgradError)
+        # Anything else may be mended from outside (a package, a file), and is tried again next time.
+        path = path if known else None
         result["error"] = (
             " ".join(str(error).split()) if known else f"{type(error).__name__}: {' '.join(str(error).split())}"
         )

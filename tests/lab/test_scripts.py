@@ -1,5 +1,7 @@
 """User scripts of every shape, and what must be equal in both libraries for a comparison to mean anything."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -152,3 +154,24 @@ def test_what_is_not_installed_is_named_before_anything_runs(tmp_path, monkeypat
 def test_unknown_backend_is_refused():
     result = CliRunner().invoke(cli.main, ["compare", str(SBN), "--backend", "stan"])
     assert result.exit_code == 2 and "'stan' is not one of" in result.stderr
+
+
+def test_a_failure_that_may_be_mended_is_tried_again_and_one_of_ours_is_kept(script, tmp_path):
+    """A file that the script misses may be there next time; an estimator that does not fit a site never will."""
+    task = replace(configured(script, "pyro"), estimator="Reparam()")
+    kept = perform(task, tmp_path)
+    assert "reparameteriz" in kept["error"] and (tmp_path / task.file).exists()
+    script.write_text(SCRIPT.replace("def model(x):", "def model(x):\n        missing"))
+    task = configured(script, "pyro")
+    assert "NameError" in perform(task, tmp_path)["error"] and not (tmp_path / task.file).exists()
+    script.write_text(SCRIPT)
+    assert "curve" in perform(task, tmp_path)
+
+
+def test_what_a_script_imports_from_its_folder_is_part_of_a_run(script):
+    """A finished run is not repeated, and another program is no finished run."""
+    before = load_script(script, ("pyro",)).digest
+    (script.parent / "unrelated.py").write_text("PRIOR = 0.1\n")
+    assert load_script(script, ("pyro",)).digest == before
+    (script.parent / "neighbour.py").write_text("PRIOR = 0.5\n")
+    assert load_script(script, ("pyro",)).digest != before
