@@ -5,12 +5,12 @@ BIN := .venv/bin
 export OMP_NUM_THREADS = 1
 export MKL_NUM_THREADS = 1
 
-.PHONY: demo test quick lint format bench variance clean
+.PHONY: demo test quick lint format bench bench-watching variance clean
 
 # The stamp is newer than the files that say what to install, so that a second run installs nothing.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pyro,numpyro,research,cluster,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pyro,numpyro,research,cluster,watch,test]'
 	touch $@
 
 demo: .venv/installed
@@ -42,6 +42,9 @@ bench: .venv/installed
 	# Without one it still does on 200 sites.
 	$(BIN)/python -m benchmarks.steps --libraries numpyro --lengths 10 50 --latents --gradient \
 	  --out results/steps-numpyro-gradient.csv
+
+bench-watching: .venv/installed
+	$(BIN)/python -m benchmarks.watching
 
 variance: .venv/installed
 	$(BIN)/python -m benchmarks.variance

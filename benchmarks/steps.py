@@ -14,7 +14,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 
 import argparse
-import importlib.util
 import time
 from collections.abc import Callable
 from functools import partial
@@ -28,18 +27,17 @@ from rich.table import Table
 from tqdm import tqdm
 
 from pplgrad import ScoreFunction
+from pplgrad.lab.script import load_script
 
 ROOT = Path(__file__).parents[1]
-OPTIONS = {"layers": 1, "nonlinear": False, "hidden": 200, "binarize": "threshold"}
 
 
 def sbn() -> Any:
     """Return the module models/sbn.py."""
-    spec = importlib.util.spec_from_file_location("sbn", ROOT / "models" / "sbn.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "models" / "sbn.py", ()).module
+
+
+OPTIONS = dict(sbn().OPTIONS)
 
 
 def chain(ppl: Any, dist: Any, zeros: Callable, length: int) -> tuple[Callable, Callable]:

@@ -51,6 +51,7 @@ from pplgrad.estimators import (
     UnorderedSet,
 )
 from pplgrad.objectives import ELBO, IWAE, Expectation, Objective, Renyi, ReweightedWakeSleep
+from pplgrad.watch import Watch
 
 __all__ = [
     "ARM",
@@ -99,4 +100,5 @@ __all__ = [
     "TreeDisARM",
     "UnorderedSet",
     "VIMCO",
+    "Watch",
 ]

@@ -30,6 +30,28 @@ def test_check_peers():
     assert "unbiased to within" in second
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["pyro", "numpyro"])
+def test_watch_training(backend, tmp_path):
+    command = [
+        sys.executable,
+        ROOT / "examples" / "watch_training.py",
+        "--backend",
+        backend,
+        "--steps",
+        "61",
+        "--every",
+        "30",
+    ]
+    command += ["--tensorboard", tmp_path]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    steps = [line.split() for line in shown[1:]]
+    assert [line[0] for line in steps] == ["0", "30", "60"] and float(steps[2][1]) < float(steps[0][1])
+    # 200 latents: the entropy of all of them, in nats.
+    assert all(100 < float(line[-1]) < 139 for line in steps)
+    assert list(tmp_path.glob("events*"))
+
+
 def test_every_example_is_in_the_gallery():
     text = (ROOT / "examples" / "README.md").read_text()
     assert all(f"({path.name})" in text for path in (ROOT / "examples").glob("*.*") if path.suffix in (".py", ".toml"))

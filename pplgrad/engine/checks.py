@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pplgrad.engine.configuration import EstimatorMapping
 from pplgrad.engine.layout import Layout
 from pplgrad.errors import ConfigurationError, EstimatorError, ImpossibleValueError, ProgramError, listed
 from pplgrad.objectives import MultiSample, Objective
+from pplgrad.watch import Watch, Watcher
 
 
 def refuse_mismatch(guide: Mapping[str, Mapping], model: Mapping[str, Mapping]) -> None:
@@ -88,11 +90,18 @@ def impossible_log_prob(name: str, fn: Any, error: Exception) -> ImpossibleValue
     )
 
 
-def configured(guide: Any, estimators: Any, wrap: Callable[[Callable, EstimatorMapping], Any]) -> Any:
+def configured(guide: Any, estimators: Any, watch: Any, wrap: Callable[[Callable, EstimatorMapping], Any]) -> Any:
     """Return a wrapped guide, or a decorator if no guide is given: what both libraries' `config_estimators` do."""
+    if watch is not None and not isinstance(watch, Watch):
+        raise ConfigurationError(f"config_estimators(watch=...) takes a Watch, such as Watch(print); got {watch!r}.")
+
+    def mapped(given: Any) -> EstimatorMapping:
+        mapping = EstimatorMapping.of(given, "config_estimators")
+        return mapping if watch is None else replace(mapping, watcher=Watcher(watch))
+
     if guide is None or isinstance(guide, Mapping):
-        mapping = EstimatorMapping.of(guide if guide is not None else estimators, "config_estimators")
+        mapping = mapped(guide if guide is not None else estimators)
         return lambda function: wrap(function, mapping)
     if not callable(guide):
         raise ConfigurationError(f"config_estimators takes a guide, a callable; got {type(guide).__name__}.")
-    return wrap(guide, EstimatorMapping.of(estimators, "config_estimators"))
+    return wrap(guide, mapped(estimators))

@@ -19,14 +19,19 @@ from pplgrad.estimators.multi_sample import VIMCO
 from pplgrad.estimators.reparam import Reparam
 from pplgrad.estimators.score import ScoreFunction
 from pplgrad.objectives import MultiSample
+from pplgrad.watch import Watcher
 
 
 @dataclass
 class EstimatorMapping:
-    """A mapping from site names and glob patterns to estimators, that remembers which of its keys matched."""
+    """A mapping from site names and glob patterns to estimators, that remembers which of its keys matched.
+
+    A guide's mapping also holds what watches the run, if anything does.
+    """
 
     estimators: dict[str, Estimator]
     matched: set[str] = field(default_factory=set)
+    watcher: Watcher | None = None
 
     @classmethod
     def of(cls, estimators: Mapping[str, Estimator] | None, owner: str) -> EstimatorMapping:
@@ -63,6 +68,17 @@ def check_estimator(estimator: object, where: str) -> None:
     if not isinstance(estimator, Estimator):
         hint = f"{estimator.__name__}()" if isinstance(estimator, type) else "ScoreFunction() or Reparam()"
         raise ConfigurationError(f"The estimator at {where} is {estimator!r}, not an estimator; write {hint}.")
+
+
+def watcher_of(mappings: Iterable[EstimatorMapping]) -> Watcher | None:
+    """Return what watches the run, by the mappings of the guide's wrappers."""
+    found = [mapping.watcher for mapping in mappings if mapping.watcher is not None]
+    if len(found) > 1:
+        raise ConfigurationError(
+            "Two wrappers of the guide have a watch; give config_estimators(watch=...) once, with a callback and a folder if "
+            "both are wanted."
+        )
+    return found[0] if found else None
 
 
 def refuse_unmatched(mapping: EstimatorMapping, latent: Iterable[str], observed: Iterable[str], owner: str) -> None:

@@ -17,6 +17,7 @@ from pplgrad.engine.ops import Array, Ops
 from pplgrad.engine.paths import PathHost, path_terms
 from pplgrad.engine.program import Plate, Run
 from pplgrad.engine.signals import Bounds, Downstream, Signals, Weights
+from pplgrad.engine.watching import Noted, learned_numbers
 from pplgrad.errors import BaselineError
 from pplgrad.estimators.base import BaselineHost, BaselineValue, Estimator, GroupTerms
 from pplgrad.objectives import MultiSample, Objective
@@ -32,13 +33,14 @@ class Estimate:
 
     `value` is the objective (to be maximised), `surrogate` the scalar whose gradient estimates the objective's,
     `baseline_loss` the regression loss of learned baselines (to be minimised, None without any), `states` the
-    new state of each stateful baseline by (site, key). Values are averages over particles.
+    new state of each stateful baseline by (site, key), `noted` what a watch wants to know. Values are averages over particles.
     """
 
     value: Array
     surrogate: Array
     baseline_loss: Array | None
     states: dict[tuple[str, str], Mapping[str, Array]] = field(default_factory=dict)
+    noted: Noted | None = None
 
 
 @dataclass
@@ -62,22 +64,29 @@ def estimate(
     branches: Sequence[Rerun] = (),
     objective: Objective | None = None,
     higher_order: bool = False,
+    noted: Noted | None = None,
 ) -> Estimate:
     """Return the objective's value and surrogate from the runs of all particles.
 
     One run with several particles (vectorized) or several with one each (looped); looped particles may differ in
     structure. `host` holds state, networks and functions of baselines, and may be None where no baseline has any;
     `branches` runs each run again at other values, and may be empty where no site asks for any. With `higher_order`
-    derivatives of every order are right; without, a second one is refused where it would not be.
+    derivatives of every order are right; without, a second one is refused where it would not be. What is to be noted of the
+    sites goes into `noted`.
     """
     signals: Signals
     if isinstance(objective, MultiSample):
         signals = Bounds(ops, runs, objective, higher_order)
     else:
         signals = Downstream(ops, runs, higher_order)
-    result = Estimate(ops.stop_gradient(signals.value), signals.surrogate, None)
+    result = Estimate(ops.stop_gradient(signals.value), signals.surrogate, None, noted=noted)
     if not (isinstance(objective, MultiSample) and objective.draws_are_constant):
         _add_sites(ops, runs, host, branches, signals, higher_order, result)
+    if noted is not None:
+        for (layout, _), rerun in zip(runs, branches, strict=True):
+            for site in layout.sites:
+                starts = learned_numbers(site.estimator)
+                noted.learned[site.name] = {name: rerun.learned(site.name, name, x) for name, x in starts.items()}
     message = None if higher_order else _only_first(runs)
     if message is not None:
         result.surrogate = ops.first_order_only(result.surrogate, message)
@@ -267,12 +276,24 @@ def _evaluated(
                 f"{part!r} at site '{name}' returned shape {tuple(value.shape)}, which does not fit the site's "
                 f"shape {shape} (particles, then plates); return one number for each element of the site's plates."
             ) from None
-        signal = part.rescale(terms, signal - ops.stop_gradient(fits))
+        before, signal = signal, signal - ops.stop_gradient(fits)
+        if result.noted is not None:
+            _note(result.noted, group, index, before, signal)
+        signal = part.rescale(terms, signal)
         if loss is not None:
             total_loss = loss if total_loss is None else total_loss + loss
         if state:
             result.states[name, key] = state
     return BaselineValue(signal, total_loss)
+
+
+def _note(noted: Noted, group: SiteGroupRun, index: int | None, before: Array, after: Array) -> None:
+    """Note the signal before and after a part of a baseline, for one site or all of a group."""
+    if index is not None:
+        noted.signals.setdefault(group.names[index], []).append((before, after))
+        return
+    for i, name in enumerate(group.names):
+        noted.signals.setdefault(name, []).append((before[:, i], after[:, i]))
 
 
 def _nothing_to_predict() -> Array:

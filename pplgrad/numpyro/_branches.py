@@ -18,13 +18,11 @@ from pplgrad.errors import BaselineError, EstimatorError, ProgramError
 from pplgrad.numpyro._coarse import misused, raise_if_index
 from pplgrad.numpyro._compat import unmasked
 from pplgrad.numpyro._distributions import family, is_relaxable
+from pplgrad.numpyro._exact import Program
 from pplgrad.numpyro._ops import JaxNoise
 from pplgrad.numpyro._program import Arrays, Static, run_particle
 from pplgrad.numpyro._relaxed import Extended, extended, softened
 from pplgrad.numpyro._sites import Intervene, Resolve, site_key
-
-Program = tuple[Callable, Callable, tuple, dict]
-"""Model, guide, and the arguments of both."""
 
 
 class NumPyroDraw:

@@ -63,7 +63,7 @@ def _walk(jaxpr: Any, inputs: list[str | None], names: set[str], found: dict[str
     def of(atom: Any) -> str | None:
         return None if is_literal(atom) else known.get(atom)
 
-    for equation in jaxpr.eqns:
+    for equation in _used(jaxpr):
         site, kind = tag_of(equation), equation.primitive.name
         operands = [of(atom) for atom in equation.invars]
         copied = next((name for name in operands if name is not None), None)
@@ -85,6 +85,17 @@ def _walk(jaxpr: Any, inputs: list[str | None], names: set[str], found: dict[str
             outputs = _inside(equation, list(sub_jaxprs(equation)), operands, names, found)
         known.update(zip(equation.outvars, outputs, strict=True))
     return [of(atom) for atom in jaxpr.outvars]
+
+
+def _used(jaxpr: Any) -> list[Any]:
+    """Return the equations that an output needs: NumPyro validates the parameters of a distribution and drops the result."""
+    needed = {id(atom) for atom in jaxpr.outvars}
+    found = []
+    for equation in reversed(jaxpr.eqns):
+        if equation.effects or any(id(var) in needed for var in equation.outvars):
+            needed |= {id(atom) for atom in equation.invars}
+            found.append(equation)
+    return found[::-1]
 
 
 def _is_whole(equation: Any) -> bool:

@@ -77,7 +77,7 @@ def unmasked(fn: Any) -> Any:
     return fn
 
 
-def marked_mutable(name: str, value: dict, mark: Any) -> dict:
+def marked_mutable(name: str, value: Any, mark: Any) -> Any:
     """Register mutable state like `numpyro.primitives.mutable`, with a mark that handlers leave alone."""
     if not _PYRO_STACK:
         return value

@@ -13,23 +13,26 @@ from numpyro.infer import Trace_ELBO
 
 from pplgrad.engine.checks import checked_objective, impossible_cost, refuse_misuse
 from pplgrad.engine.closed_forms import ClosedForms, Counting
-from pplgrad.engine.configuration import EstimatorMapping, refuse_unmatched, resolve
+from pplgrad.engine.configuration import EstimatorMapping, refuse_unmatched, resolve, watcher_of
 from pplgrad.engine.description import Description, describe
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.program import CostSpec, Run
 from pplgrad.engine.surrogate import Estimate, estimate
+from pplgrad.engine.watching import Noted
 from pplgrad.errors import ConfigurationError, EstimatorError, ProgramError
 from pplgrad.estimators.base import Estimator
 from pplgrad.estimators.score import ScoreFunction
 from pplgrad.numpyro._baselines import NumPyroBaselines
-from pplgrad.numpyro._branches import NumPyroBranches, Program
+from pplgrad.numpyro._branches import NumPyroBranches
 from pplgrad.numpyro._coarse import misused, raise_if_index
 from pplgrad.numpyro._compat import TRACING_ERRORS, as_function
+from pplgrad.numpyro._exact import Program
 from pplgrad.numpyro._ops import OPS, attach, concrete
 from pplgrad.numpyro._program import Arrays, Static, densities_read, run_particle, specify
 from pplgrad.numpyro._provenance import Reads, outputs_read
 from pplgrad.numpyro._sites import site_info
 from pplgrad.numpyro._sleep import asleep
+from pplgrad.numpyro._watch import STEPS, counted, look
 from pplgrad.objectives import ELBO, MultiSample, Objective, ReweightedWakeSleep
 
 
@@ -101,21 +104,46 @@ class TraceGrad_ELBO(Trace_ELBO):
                 raise ConfigurationError(
                     f"multi_sample_guide=True computes the evidence lower bound alone; drop it to use {self.objective!r}."
                 )
+            if STEPS in param_map:
+                raise ConfigurationError(
+                    "multi_sample_guide=True computes NumPyro's own loss, which has nothing to watch; drop config_estimators(watch=...)."
+                )
             self._refuse_scores(rng_key, param_map, model, guide, args, kwargs)
             return super().loss_with_mutable_state(rng_key, param_map, model, guide, *args, **kwargs)
-        model, guide = self._with_one_minibatch(rng_key, model), self._with_one_minibatch(rng_key, guide)
-        runs = self._runs(rng_key, param_map, model, guide, args, kwargs)
-        parts = [_laid_out(static, arrays, reads, self.objective) for arrays, static, reads in runs]
-        host = self._host(runs, parts, param_map, args, kwargs)
-        program = (model, guide, args, kwargs)
-        branches = self._branches(rng_key, param_map, program, runs, parts)
-        result = estimate(OPS, parts, host, branches, self.objective, self.higher_order)
-        if isinstance(self.objective, ReweightedWakeSleep) and self.objective.sleeps:
-            key = jax.random.fold_in(rng_key, 0xD4EA)
-            result.surrogate = result.surrogate + asleep(self.objective, key, param_map, *program)
+        program = Program(model, guide, args, kwargs)
+        result, runs = self._estimated(rng_key, param_map, program)
         _refuse_impossible(result, runs)
-        loss = _with_gradient(result) if self.sum_sites else _by_site(runs)
-        return {"loss": loss, "mutable_state": _new_state(runs, result)}
+        loss, state = _with_gradient(result) if self.sum_sites else _by_site(runs), _new_state(runs, result)
+        static = runs[0][1]
+        watcher = watcher_of(static.mappings)
+        if watcher is not None and STEPS in param_map:
+            look(
+                watcher,
+                lambda key, params, noted: self._estimated(key, params, program, noted)[0],
+                rng_key,
+                param_map,
+                program,
+                static.estimators,
+            )
+            state = counted(state or {})
+        return {"loss": loss, "mutable_state": state}
+
+    def _estimated(
+        self, key: jax.Array, params: dict, program: Program, noted: Noted | None = None
+    ) -> tuple[Estimate, list[tuple[Arrays, Static, dict[str, Reads] | None]]]:
+        """Run the program; return the objective's value, surrogate and new states, and the runs."""
+        model, guide = (self._with_one_minibatch(key, f) for f in program[:2])
+        _, _, args, kwargs = program
+        runs = self._runs(key, params, model, guide, args, kwargs)
+        parts = [_laid_out(static, arrays, reads, self.objective) for arrays, static, reads in runs]
+        host = self._host(runs, parts, params, args, kwargs)
+        branches = self._branches(key, params, Program(model, guide, args, kwargs), runs, parts)
+        result = estimate(OPS, parts, host, branches, self.objective, self.higher_order, noted)
+        if isinstance(self.objective, ReweightedWakeSleep) and self.objective.sleeps:
+            dreams = jax.random.fold_in(key, 0xD4EA)
+            asleep_loss = asleep(self.objective, dreams, params, model, guide, args, kwargs)
+            result.surrogate = result.surrogate + asleep_loss
+        return result, runs
 
     def diagnose(
         self, rng_key: jax.Array, param_map: dict, model: Callable, guide: Callable, *args: Any, **kwargs: Any
@@ -144,7 +172,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         model, guide = self._with_one_minibatch(rng_key, model), self._with_one_minibatch(rng_key, guide)
         runs = self._runs(rng_key, param_map, model, guide, args, kwargs)
         parts = [_laid_out(static, arrays, reads, self.objective) for arrays, static, reads in runs]
-        host = self._branches(rng_key, param_map, (model, guide, args, kwargs), runs, parts)[0]
+        host = self._branches(rng_key, param_map, Program(model, guide, args, kwargs), runs, parts)[0]
         return describe(OPS, *parts[0], host, runs[0][1].families, self._reasons)
 
     def _with_one_minibatch(self, key: jax.Array, program: Callable) -> Callable:
@@ -153,7 +181,7 @@ class TraceGrad_ELBO(Trace_ELBO):
             return program
         return seed(program, jax.random.fold_in(key, 0xDA7A), hide_types=["sample", "prng_key", "control_flow"])
 
-    def _counting(self, args: tuple, kwargs: dict) -> Counting:
+    def _counting(self, args: tuple, kwargs: Mapping[str, Any]) -> Counting:
         return Counting(self.objective.weights(args, kwargs), self._closed)
 
     def _runs(
@@ -244,7 +272,7 @@ class TraceGrad_ELBO(Trace_ELBO):
                     map_particles,
                     together,
                     self._registered([runs[number]], params)[0],
-                    self._counting(*program[2:]),
+                    self._counting(program.args, program.kwargs),
                 )
             )
         return result

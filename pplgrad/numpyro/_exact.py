@@ -27,7 +27,7 @@ class Program(NamedTuple):
     model: Callable
     guide: Callable
     args: tuple
-    kwargs: Mapping[str, Any]
+    kwargs: dict[str, Any]
 
 
 def run_traces(program: Program, params: dict, key: jax.Array, values: Mapping[str, jax.Array]) -> tuple[dict, dict]:

@@ -24,6 +24,8 @@ from pplgrad.numpyro._flow import FlowMessenger
 from pplgrad.numpyro._networks import network
 from pplgrad.numpyro._program import TIME, TIME_DIM
 from pplgrad.numpyro._sites import site_info
+from pplgrad.numpyro._watch import register_counter
+from pplgrad.watch import Watch
 
 
 class EstimatorMessenger(FlowMessenger):
@@ -74,6 +76,8 @@ class ConfiguredGuide:
         messenger = EstimatorMessenger(self._mapping, object())
         with messenger:
             value = self.__wrapped__(*args, **kwargs)
+        if self._mapping.watcher is not None:
+            register_counter()
         # After the body, so that its draws are those of the bare guide.
         for name, msg in messenger.seen.items():
             _register(name, msg, messenger, args, kwargs)
@@ -141,12 +145,18 @@ def _values(messenger: EstimatorMessenger, plates: tuple[Plate, ...]) -> dict[st
 
 
 @overload
-def config_estimators(guide: Mapping[str, Estimator]) -> Callable[[Callable], Callable]: ...
+def config_estimators(
+    guide: Mapping[str, Estimator], *, watch: Watch | None = None
+) -> Callable[[Callable], Callable]: ...
 @overload
-def config_estimators(guide: None = None, estimators: Mapping[str, Estimator] | None = None) -> Callable: ...
+def config_estimators(
+    guide: None = None, estimators: Mapping[str, Estimator] | None = None, *, watch: Watch | None = None
+) -> Callable: ...
 @overload
-def config_estimators(guide: Callable, estimators: Mapping[str, Estimator] | None = None) -> Callable: ...
-def config_estimators(guide: Any = None, estimators: Any = None) -> Any:
+def config_estimators(
+    guide: Callable, estimators: Mapping[str, Estimator] | None = None, *, watch: Watch | None = None
+) -> Callable: ...
+def config_estimators(guide: Any = None, estimators: Any = None, *, watch: Any = None) -> Any:
     """Return the guide with an estimator chosen for each latent site that `estimators` names.
 
     Keys are site names or glob patterns: an exact name goes before the patterns, which go in their order. A site's own
@@ -158,6 +168,8 @@ def config_estimators(guide: Any = None, estimators: Any = None) -> Any:
     baselines, so that `SVI` keeps, saves and trains them; only a wrapped guide can have such baselines (an empty mapping
     will do). Works as a call and, given the mapping alone, as a decorator; attributes of the guide stay reachable.
 
+    `watch` shows what becomes of the gradient at each site while `TraceGrad_ELBO` trains the guide (see `Watch`).
+
     Raises `ConfigurationError` if a value is not an estimator; a key that matches no site is reported by the ELBO.
 
     >>> from pplgrad import ScoreFunction
@@ -167,4 +179,4 @@ def config_estimators(guide: Any = None, estimators: Any = None) -> Any:
 
     Source: named after `config_enumerate`, beside which it sits.
     """
-    return configured(guide, estimators, ConfiguredGuide)
+    return configured(guide, estimators, watch, ConfiguredGuide)

@@ -21,23 +21,28 @@ from pplgrad.engine.configuration import (
     collect_mappings,
     refuse_unmatched,
     resolve,
+    watcher_of,
 )
 from pplgrad.engine.description import Description, describe
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.program import Run, SiteSpec
 from pplgrad.engine.signals import Bounds
 from pplgrad.engine.surrogate import Estimate, estimate
+from pplgrad.engine.watching import Noted
 from pplgrad.errors import PplgradError, ProgramError
 from pplgrad.estimators.base import Estimator
 from pplgrad.objectives import ELBO, MultiSample, Objective, ReweightedWakeSleep
 from pplgrad.pyro._baselines import Networks, PyroBaselines, store_states
 from pplgrad.pyro._branches import PyroBranches
 from pplgrad.pyro._distributions import family
+from pplgrad.pyro._exact import Program
 from pplgrad.pyro._ops import OPS, attach
 from pplgrad.pyro._program import SharedMinibatch, Traces, check_match, record, run_traces, site_info
 from pplgrad.pyro._provenance import Provenance
 from pplgrad.pyro._sleep import asleep
 from pplgrad.pyro._structure import Structure, Structures
+from pplgrad.pyro._watch import look
+from pplgrad.watch import Watcher
 
 
 class TraceGrad_ELBO(Trace_ELBO):
@@ -102,6 +107,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         self._networks = Networks()
         self._structures = Structures()
         self._resolved: dict[Any, tuple[Estimator, str]] = {}
+        self._watcher: Watcher | None = None
 
     def __call__(self, model: torch.nn.Module, guide: torch.nn.Module) -> ELBOModule:
         """Return a module that computes the loss, whose parameters include those of learned baselines."""
@@ -141,14 +147,31 @@ class TraceGrad_ELBO(Trace_ELBO):
         surrogate = _surrogate_loss(result)
         if surrogate.requires_grad:
             surrogate.backward(retain_graph=self.retain_graph)
+        self._watch(model, guide, args, kwargs)
         store_states(result.states)
         return -float(result.value)
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return the loss as a tensor whose gradient is the estimate."""
         result = self._estimate(model, guide, args, kwargs)
+        self._watch(model, guide, args, kwargs)
         store_states(result.states)
         return attach(-result.value, _surrogate_loss(result))
+
+    def _watch(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> None:
+        """Count a training step, and look at it if the guide's watch says so."""
+        watcher = self._watcher
+        if watcher is None:
+            return
+        if watcher.due(watcher.steps):
+            resolved = {key[0]: estimator for key, (estimator, _) in self._resolved.items()}
+            look(
+                watcher,
+                lambda noted: self._estimate(model, guide, args, kwargs, noted),
+                Program(model, guide, args, kwargs),
+                resolved,
+            )
+        watcher.steps += 1
 
     def diagnose(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> None:
         """Run one step without changing anything, and raise the error that names the site if something is wrong."""
@@ -178,18 +201,22 @@ class TraceGrad_ELBO(Trace_ELBO):
             for name in [name for name in store.keys() if name not in before]:
                 del store[name]
 
-    def _estimate(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Estimate:
+    def _estimate(
+        self, model: Callable, guide: Callable, args: tuple, kwargs: dict, noted: Noted | None = None
+    ) -> Estimate:
         """Run the program and return the estimate; if it raises, the param store is as it was."""
         store = pyro.get_param_store()
         before = set(store.keys())
         try:
-            return self._estimated(model, guide, args, kwargs)
+            return self._estimated(model, guide, args, kwargs, noted)
         except PplgradError:
             for name in [name for name in store.keys() if name not in before]:
                 del store[name]
             raise
 
-    def _estimated(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Estimate:
+    def _estimated(
+        self, model: Callable, guide: Callable, args: tuple, kwargs: dict, noted: Noted | None = None
+    ) -> Estimate:
         """Run the program and return the objective's value, surrogate and new states, which are not stored yet."""
         known = self._structures.find(model, guide, args, kwargs)
         layouts: list[Layout] = []
@@ -210,6 +237,7 @@ class TraceGrad_ELBO(Trace_ELBO):
             [self._branches(model, guide, args, kwargs, *run) for run in zip(traced, layouts, runs, strict=True)],
             self.objective,
             self.higher_order,
+            noted,
         )
         if isinstance(self.objective, ReweightedWakeSleep) and self.objective.sleeps:
             result.surrogate = result.surrogate + asleep(self.objective, model, guide, args, kwargs)
@@ -242,6 +270,7 @@ class TraceGrad_ELBO(Trace_ELBO):
                             f"({str(error).splitlines()[0]})"
                         ) from error
                     raise
+            self._watcher = watcher_of(mappings)
             self._close(traces, args, kwargs)
             if known is None or provenance is not None:
                 self._check(traces, mappings, provenance)

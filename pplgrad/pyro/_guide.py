@@ -13,6 +13,7 @@ from pyro.poutine.util import site_is_subsample
 from pplgrad.engine.checks import configured
 from pplgrad.engine.configuration import EstimatorMapping, report_mapping
 from pplgrad.estimators.base import Estimator
+from pplgrad.watch import Watch
 
 
 class EstimatorMessenger(Messenger):
@@ -82,12 +83,18 @@ class ConfiguredGuideModule(torch.nn.Module):
 
 
 @overload
-def config_estimators(guide: Mapping[str, Estimator]) -> Callable[[Callable], Callable]: ...
+def config_estimators(
+    guide: Mapping[str, Estimator], *, watch: Watch | None = None
+) -> Callable[[Callable], Callable]: ...
 @overload
-def config_estimators(guide: None = None, estimators: Mapping[str, Estimator] | None = None) -> Callable: ...
+def config_estimators(
+    guide: None = None, estimators: Mapping[str, Estimator] | None = None, *, watch: Watch | None = None
+) -> Callable: ...
 @overload
-def config_estimators(guide: Callable, estimators: Mapping[str, Estimator] | None = None) -> Callable: ...
-def config_estimators(guide: Any = None, estimators: Any = None) -> Any:
+def config_estimators(
+    guide: Callable, estimators: Mapping[str, Estimator] | None = None, *, watch: Watch | None = None
+) -> Callable: ...
+def config_estimators(guide: Any = None, estimators: Any = None, *, watch: Any = None) -> Any:
     """Return the guide with an estimator chosen for each latent site that `estimators` names.
 
     Keys are site names or glob patterns: an exact name goes before the patterns, which go in their order. A site's own
@@ -96,6 +103,8 @@ def config_estimators(guide: Any = None, estimators: Any = None) -> Any:
     sampler allows it, else the score function with a baseline. Estimates nothing itself; shapes are unchanged.
 
     Works as a call and, given the mapping alone, as a decorator. Attributes of the wrapped guide stay reachable.
+
+    `watch` shows what becomes of the gradient at each site while `TraceGrad_ELBO` trains the guide (see `Watch`).
 
     Raises `ConfigurationError` if a value is not an estimator; a key that matches no site is reported by the ELBO.
 
@@ -106,7 +115,7 @@ def config_estimators(guide: Any = None, estimators: Any = None) -> Any:
 
     Source: named after `pyro.infer.config_enumerate`, beside which it sits.
     """
-    return configured(guide, estimators, _wrapped)
+    return configured(guide, estimators, watch, _wrapped)
 
 
 def _wrapped(guide: Callable, mapping: EstimatorMapping) -> Any:

@@ -141,6 +141,21 @@ def test_misuse_is_refused(misuse, estimator):
         TraceGrad_ELBO(estimators={"z": estimator}).loss(jax.random.key(0), {}, model, guide)
 
 
+def test_a_relaxed_value_may_be_a_parameter_of_a_distribution():
+    """NumPyro compares a parameter with its constraint, and nothing comes of it."""
+
+    def guide():
+        numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("a", 0.3)))
+
+    def model():
+        z = numpyro.sample("z", dist.Bernoulli(0.4))
+        numpyro.sample("x", dist.Normal(z, 1.0), obs=0.3)
+
+    elbo = TraceGrad_ELBO(estimators={"z": GumbelSoftmax()})
+    slope = jax.grad(lambda a: elbo.loss(jax.random.key(0), {"a": a}, model, guide))(0.3)
+    assert jnp.isfinite(slope) and slope != 0
+
+
 def test_what_is_computed_from_a_relaxed_value_may_be_compared():
     def guide():
         numpyro.sample("z", dist.Bernoulli(logits=0.3))
