@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
 from pplgrad.baselines.average import DecayingAverage
 from pplgrad.baselines.leave_one_out import LeaveOneOut
@@ -70,8 +70,23 @@ def check_estimator(estimator: object, where: str) -> None:
         raise ConfigurationError(f"The estimator at {where} is {estimator!r}, not an estimator; write {hint}.")
 
 
+_UNWATCHED: ContextVar[bool] = ContextVar("pplgrad_unwatched", default=False)
+
+
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """Let gradients be drawn that are no steps of a run, and that no watch is told of."""
+    token = _UNWATCHED.set(True)
+    try:
+        yield
+    finally:
+        _UNWATCHED.reset(token)
+
+
 def watcher_of(mappings: Iterable[EstimatorMapping]) -> Watcher | None:
     """Return what watches the run, by the mappings of the guide's wrappers."""
+    if _UNWATCHED.get():
+        return None
     found = [mapping.watcher for mapping in mappings if mapping.watcher is not None]
     if len(found) > 1:
         raise ConfigurationError(
@@ -117,9 +132,17 @@ def report_mapping(mapping: EstimatorMapping) -> None:
         collected.append(mapping)
 
 
+class Resolved(NamedTuple):
+    """A site's estimator, why it has it, and the `Auto(measure=True)` that chooses it, if one does."""
+
+    estimator: Estimator
+    reason: str
+    measuring: Auto | None = None
+
+
 def resolve(
     mapping: EstimatorMapping, own: object, site: SiteInfo, stateful: bool, higher_order: bool = False
-) -> tuple[Estimator, str]:
+) -> Resolved:
     """Return a site's estimator and why: the ELBO's mapping first, then the site's own, then the default.
 
     `Auto` is replaced by its choice, and whatever comes out has checked that it fits the site.
@@ -130,6 +153,7 @@ def resolve(
     default = default_estimator(site, stateful)
     found: Any = override or own or default
     reason = "the ELBO's argument" if override else "named by the guide" if own else "the default"
+    measuring = found if isinstance(found, Auto) and found.measure else None
     if isinstance(found, Auto):
         found, why = found.choose(site, default)
         reason = f"Auto: {why}"
@@ -144,7 +168,7 @@ def resolve(
             f"{found!r} at site '{site.name}' is right for first derivatives alone, and the ELBO has higher_order=True; use "
             f"{'Reparam()' if site.has_rsample else 'ScoreFunction()'} there (with a baseline that does not normalise)."
         )
-    return found, reason
+    return Resolved(found, reason, measuring)
 
 
 def default_estimator(site: SiteInfo, stateful: bool) -> Estimator:

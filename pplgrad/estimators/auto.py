@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from pplgrad.errors import ConfigurationError
@@ -22,9 +22,15 @@ class Auto(Estimator):
     with a budget of at least 1; `ScoreFunction(samples=budget + 1)` with a budget of at least 1; else the score function
     with the default baseline. `elbo.describe(...)` says what was chosen and why.
 
+    With `measure=True` the choice goes by time and not by the budget: `elbo.measure(...)` draws the unbiased estimators that fit
+    the site for `seconds`, as `choose_estimators` does, and this object keeps the best for each site (in `measured`). In Pyro
+    the first step measures by itself; in NumPyro, where time cannot be measured inside `jit`, `measure` is called before
+    `svi.init`. Until then `describe` shows the choice by the budget.
+
     Shapes: those of its choice. `budget` is in evaluations of the program for each site and step.
 
-    Raises `ConfigurationError` if the budget is negative.
+    Raises `ConfigurationError` if the budget is negative or `seconds` is not above 0, and in NumPyro if a gradient is asked for
+    before it is measured.
 
     >>> Auto(budget=2).choose(SiteInfo("z", "Bernoulli", False, True, 1, categories=2), None)
     (LocalExpectation(), '1 evaluation for all values, within the budget of 2')
@@ -33,6 +39,9 @@ class Auto(Estimator):
     """
 
     budget: int = 2
+    measure: bool = False
+    seconds: float = 30.0
+    measured: dict[str, Estimator] = field(default_factory=dict, init=False, repr=False, compare=False)
     declaration: ClassVar[Declaration] = Declaration(
         unbiased=True,
         supports="every distribution with a log density",
@@ -46,12 +55,24 @@ class Auto(Estimator):
     def __post_init__(self) -> None:
         if not isinstance(self.budget, int) or self.budget < 0:
             raise ConfigurationError(f"Auto(budget={self.budget!r}): give a number of evaluations, 0 or more.")
+        if not isinstance(self.measure, bool):
+            raise ConfigurationError(f"Auto(measure={self.measure!r}): write True or False.")
+        if not self.seconds > 0:
+            raise ConfigurationError(f"Auto(seconds={self.seconds!r}): give the time to measure in, such as 30.")
 
     def check(self, site: SiteInfo) -> None:
         """Accept every site."""
 
     def choose(self, site: SiteInfo, default: Estimator | None) -> tuple[Estimator, str]:
         """Return the estimator for a site and the reason; `default` is what an unconfigured site gets."""
+        if site.name in self.measured:
+            return self.measured[site.name], "the best of those measured on this program"
+        if self.measure:
+            found, why = self._by_budget(site, default)
+            return found, f"{why} (not measured yet)"
+        return self._by_budget(site, default)
+
+    def _by_budget(self, site: SiteInfo, default: Estimator | None) -> tuple[Estimator, str]:
         if site.has_rsample:
             return Reparam(), "reparameterized sampler"
         if not site.scanned and site.categories is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pplgrad.baselines.leave_one_out import LeaveOneOut
+from pplgrad.engine.configuration import Resolved
 from pplgrad.errors import ConfigurationError, PplgradError
 from pplgrad.estimators.base import Estimator, SiteInfo
 from pplgrad.estimators.registry import every_estimator
@@ -20,6 +21,8 @@ from pplgrad.estimators.score import ScoreFunction
 from pplgrad.lab.moments import Draws
 from pplgrad.lab.specs import code
 
+WARM_UP = 50
+"""Steps in which a candidate learns what it learns, before it is measured."""
 _FIRST = 40
 """Draws from which the first half of the candidates is dropped."""
 
@@ -28,16 +31,39 @@ Candidate = Callable[[Mapping[str, Estimator]], Draws]
 """From an estimator for each site to draws of the gradient."""
 
 
+@dataclass(frozen=True)
 class Probe(ScoreFunction):
     """An estimator that notes what it is told of each site."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        object.__setattr__(self, "seen", {})
+    seen: dict[str, SiteInfo] = field(default_factory=dict, compare=False)
 
     def check(self, site: SiteInfo) -> None:
         """Note the site."""
-        self.seen[site.name] = site  # type: ignore[attr-defined]
+        self.seen[site.name] = site
+
+
+def to_measure(
+    resolved: Mapping[str, Resolved], sites: Mapping[str, SiteInfo], stateless: Collection[str] = ()
+) -> tuple[dict[str, list[Estimator]], float]:
+    """Return what each site's estimator is chosen from, and for how long: sites without `Auto(measure=True)` keep what they have.
+
+    A site of `stateless` can keep nothing that an estimator learns.
+    """
+    autos = {name: found.measuring for name, found in resolved.items() if found.measuring is not None}
+    if not autos:
+        raise ConfigurationError("No site has Auto(measure=True), so that there is nothing to measure.")
+    offered = candidates({name: sites[name] for name in autos}, None)
+    for name in stateless:
+        offered[name] = [estimator for estimator in offered.get(name, []) if not estimator.keeps_state]
+    kept = {name: offered[name] if name in autos else [found.estimator] for name, found in resolved.items()}
+    return kept, max(auto.seconds for auto in autos.values())
+
+
+def keep(choice: Choice, resolved: Mapping[str, Resolved]) -> None:
+    """Tell each `Auto(measure=True)` what was chosen for its sites."""
+    for name, found in resolved.items():
+        if found.measuring is not None:
+            found.measuring.measured[name] = choice.estimators[name]
 
 
 def candidates(sites: Mapping[str, SiteInfo], given: Sequence[Estimator] | None) -> dict[str, list[Estimator]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pplgrad
 from pplgrad import (
+    Auto,
     Baseline,
     DecayingAverage,
     Estimator,
@@ -91,7 +92,12 @@ def specification(text: str) -> Specification:
         key, expression = (name.strip(), rest) if named else ("", part)
         if key in found:
             raise ScriptError(f"Estimator '{text}' names {key or 'the discrete sites'} twice.")
-        found[key] = _estimator(expression.strip(), text)
+        found[key] = estimator = _estimator(expression.strip(), text)
+        if isinstance(estimator, Auto) and estimator.measure:
+            raise ScriptError(
+                f"Estimator '{text}' measures times, and what a study finds must not depend on them; run `pplgrad choose` and "
+                "write what it chooses."
+            )
     return Specification(text.strip(), found, particles)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from numpyro.infer import Trace_ELBO
 
 from pplgrad.engine.checks import checked_objective, impossible_cost, refuse_misuse
 from pplgrad.engine.closed_forms import ClosedForms, Counting
-from pplgrad.engine.configuration import EstimatorMapping, refuse_unmatched, resolve, watcher_of
+from pplgrad.engine.configuration import EstimatorMapping, Resolved, refuse_unmatched, resolve, watcher_of
 from pplgrad.engine.description import Description, describe
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.program import CostSpec, Run
@@ -34,6 +35,9 @@ from pplgrad.numpyro._sites import site_info
 from pplgrad.numpyro._sleep import asleep
 from pplgrad.numpyro._watch import STEPS, counted, look
 from pplgrad.objectives import ELBO, MultiSample, Objective, ReweightedWakeSleep
+
+if TYPE_CHECKING:
+    from pplgrad.lab.choosing import Choice
 
 
 class TraceGrad_ELBO(Trace_ELBO):
@@ -93,7 +97,8 @@ class TraceGrad_ELBO(Trace_ELBO):
         self.higher_order = higher_order
         self._closed = ClosedForms.of(closed_form, self.objective)
         self._mapping = EstimatorMapping.of(estimators, "TraceGrad_ELBO(estimators=...)")
-        self._reasons: dict[str, str] = {}
+        self._resolved: dict[str, Resolved] = {}
+        self._stateless: set[str] = set()
 
     def loss_with_mutable_state(
         self, rng_key: jax.Array, param_map: dict, model: Callable, guide: Callable, *args: Any, **kwargs: Any
@@ -112,6 +117,7 @@ class TraceGrad_ELBO(Trace_ELBO):
             return super().loss_with_mutable_state(rng_key, param_map, model, guide, *args, **kwargs)
         program = Program(model, guide, args, kwargs)
         result, runs = self._estimated(rng_key, param_map, program)
+        self._refuse_unmeasured()
         _refuse_impossible(result, runs)
         loss, state = _with_gradient(result) if self.sum_sites else _by_site(runs), _new_state(runs, result)
         static = runs[0][1]
@@ -173,7 +179,49 @@ class TraceGrad_ELBO(Trace_ELBO):
         runs = self._runs(rng_key, param_map, model, guide, args, kwargs)
         parts = [_laid_out(static, arrays, reads, self.objective) for arrays, static, reads in runs]
         host = self._branches(rng_key, param_map, Program(model, guide, args, kwargs), runs, parts)[0]
-        return describe(OPS, *parts[0], host, runs[0][1].families, self._reasons)
+        reasons = {name: found.reason for name, found in self._resolved.items()}
+        return describe(OPS, *parts[0], host, runs[0][1].families, reasons)
+
+    def measure(
+        self, rng_key: jax.Array, param_map: dict, model: Callable, guide: Callable, *args: Any, **kwargs: Any
+    ) -> Choice:
+        """Choose for the sites under `Auto(measure=True)` by measurement, and return the choice; call it before `svi.init`.
+
+        Takes what `loss` takes, where `param_map` may be empty: then the program starts where `svi.init` would. `print` the
+        choice for what was measured. At a site whose `Auto` the guide's wrapper does not know, estimators that learn something are left out.
+
+        Raises `ConfigurationError` if no site has such an `Auto`, or inside `jit`, where time cannot be measured.
+
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
+        >>> from pplgrad import Auto
+        >>> program = lambda: numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("a", 0.5)))
+        >>> elbo = TraceGrad_ELBO(estimators={"z": Auto(measure=True, seconds=0.2)})
+        >>> elbo.measure(jax.random.key(0), {}, program, program).estimators["z"] == elbo._mapping.estimators["z"].measured["z"]
+        True
+        """
+        from pplgrad.numpyro._choose import measured  # It builds on this class.
+
+        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((rng_key, param_map, args, kwargs))):
+            raise ConfigurationError(
+                "Time cannot be measured inside jit; call elbo.measure(...) outside, before svi.init."
+            )
+        seed = int(jax.random.randint(rng_key, (), 0, 2**31 - 1))
+        return measured(self, Program(model, guide, args, kwargs), param_map or None, seed)
+
+    def with_estimators(self, estimators: Mapping[str, Estimator]) -> TraceGrad_ELBO:
+        """Return the same ELBO with another mapping."""
+        other = copy.copy(self)
+        other._mapping = EstimatorMapping.of(estimators, "TraceGrad_ELBO(estimators=...)")
+        other._resolved, other._stateless = {}, set()
+        return other
+
+    def _refuse_unmeasured(self) -> None:
+        for name, found in self._resolved.items():
+            if found.measuring is not None and name not in found.measuring.measured:
+                raise ConfigurationError(
+                    f"Auto(measure=True) at site '{name}' has not measured anything yet; call elbo.measure(key, {{}}, model, guide, "
+                    "*args) before svi.init (time cannot be measured inside jit)."
+                )
 
     def _with_one_minibatch(self, key: jax.Array, program: Callable) -> Callable:
         """Make the particles of one bound draw the same elements of a subsampled plate: a weight is that of one data point."""
@@ -283,8 +331,11 @@ class TraceGrad_ELBO(Trace_ELBO):
         found = resolve(
             self._mapping, msg["infer"].get("estimator"), site, "pplgrad" in msg["infer"], self.higher_order
         )
-        self._reasons[name] = found[1]
-        return found[0]
+        self._resolved[name] = found
+        # Only a wrapped guide can register what is learned, and it knows nothing of the ELBO's argument.
+        if "pplgrad" not in msg["infer"] or self._mapping.find(name) is not None:
+            self._stateless.add(name)
+        return found.estimator
 
     def _check(self, static: Static) -> None:
         refuse_unmatched(self._mapping, static.estimators, static.observed, "TraceGrad_ELBO(estimators=...)")

@@ -11,6 +11,7 @@ import numpy as np
 from numpyro.infer import SVI
 from numpyro.optim import SGD, Adam
 
+from pplgrad.engine.configuration import unwatched
 from pplgrad.estimators.base import Estimator
 from pplgrad.lab.checking import TooManyOutcomes
 from pplgrad.numpyro._baselines import is_baseline_param
@@ -114,7 +115,8 @@ class Gradients:
 
         def draw(state: tuple[dict, dict, dict], key: jax.Array) -> jax.Array:
             def loss(params: dict) -> jax.Array:
-                return elbo.loss(key, self._known(params, state), model, guide, *args, **kwargs)
+                with unwatched():
+                    return elbo.loss(key, self._known(params, state), model, guide, *args, **kwargs)
 
             return self.flat(jax.grad(loss)(state[0]))
 
@@ -137,7 +139,10 @@ class Gradients:
         model, guide, args, kwargs = self.program
         svi = SVI(model, guide, split_optimizer(SGD(0.0), Adam(learning_rate)), elbo)
         state = svi.init(jax.random.key(0), *args, init_params=self.constrain(self.params), **kwargs)
-        state, _ = jax.jit(lambda s: jax.lax.scan(lambda s, _: svi.update(s, *args, **kwargs), s, None, steps))(state)
+        with unwatched():
+            state, _ = jax.jit(lambda s: jax.lax.scan(lambda s, _: svi.update(s, *args, **kwargs), s, None, steps))(
+                state
+            )
         everything = svi.optim.get_params(state.optim_state)
         self.learned = {name: x for name, x in everything.items() if is_baseline_param(name)}
         self.mutable = state.mutable_state or {}

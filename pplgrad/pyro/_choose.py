@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from pplgrad.estimators.base import Estimator
-from pplgrad.lab.choosing import Choice, Probe, choose
+from pplgrad.engine.configuration import Resolved
+from pplgrad.estimators.base import Estimator, SiteInfo
+from pplgrad.lab.choosing import WARM_UP, Candidate, Choice, Probe, choose, keep, to_measure
 from pplgrad.lab.choosing import candidates as fitting
 from pplgrad.lab.moments import Draws
 from pplgrad.objectives import ELBO, Objective
 from pplgrad.pyro._elbo import TraceGrad_ELBO
+from pplgrad.pyro._exact import Program
 from pplgrad.pyro._gradients import Gradients
 
 
@@ -28,7 +30,7 @@ def choose_estimators(
     vectorize_particles: bool = True,
     max_plate_nesting: float = float("inf"),
     objective: Objective = ELBO(),  # noqa: B008
-    warm_up: int = 50,
+    warm_up: int = WARM_UP,
     seed: int = 0,
     progress: Callable[[str], None] = lambda words: None,
 ) -> Choice:
@@ -59,31 +61,46 @@ def choose_estimators(
     Source: Karnin, Koren and Somekh (2013), successive halving; Owen (2013), section 8.1, for the efficiency.
     """
 
-    def made(estimators: Mapping[str, Estimator]) -> TraceGrad_ELBO:
-        return TraceGrad_ELBO(
-            num_particles,
-            max_plate_nesting,
-            vectorize_particles=vectorize_particles,
-            estimators=estimators,
-            objective=objective,
-        )
-
+    elbo = TraceGrad_ELBO(
+        num_particles, max_plate_nesting, vectorize_particles=vectorize_particles, objective=objective
+    )
     with Gradients(model, guide, args, kwargs or {}, seed) as host:
-        probe = Probe()
-        made({"*": probe}).describe(model, guide, *args, **(kwargs or {}))
+        offered = fitting(_sites(elbo, host.program), candidates)
+        return choose(_draws_of(elbo, host, warm_up), offered, seconds, progress)
 
-        def draws_of(estimators: Mapping[str, Estimator]) -> Draws:
-            elbo = made(estimators)
-            host.recall({})
-            if warm_up and any(estimator.keeps_state for estimator in estimators.values()):
-                host.warm_up(elbo, warm_up)
-            learned, draws = host.learned(), host.draws(elbo)
 
-            def chunks(count: int, seed: int) -> Iterator[np.ndarray]:
-                # Candidates take turns, each with what it has learned itself.
-                host.recall(learned)
-                yield from draws(count, seed)
+def measured(elbo: TraceGrad_ELBO, program: Program, resolved: Mapping[str, Resolved]) -> Choice:
+    """Choose for the sites of an ELBO that have an `Auto(measure=True)`, the others as they are, and keep the choice there."""
+    with Gradients(*program) as host:
+        offered, seconds = to_measure(resolved, _sites(elbo, program))
+        choice = choose(_draws_of(elbo, host), offered, seconds)
+    keep(choice, resolved)
+    return choice
 
-            return chunks
 
-        return choose(draws_of, fitting(probe.seen, candidates), seconds, progress)  # type: ignore[attr-defined]
+def _sites(elbo: TraceGrad_ELBO, program: Program) -> dict[str, SiteInfo]:
+    """Return what an estimator is told of each site."""
+    model, guide, args, kwargs = program
+    probe = Probe()
+    elbo.with_estimators({"*": probe}).describe(model, guide, *args, **kwargs)
+    return probe.seen
+
+
+def _draws_of(elbo: TraceGrad_ELBO, host: Gradients, warm_up: int = WARM_UP) -> Candidate:
+    """Return what makes draws of the ELBO's gradient with other estimators, which have learned what they learn."""
+
+    def draws_of(estimators: Mapping[str, Estimator]) -> Draws:
+        mine = elbo.with_estimators(estimators)
+        host.recall({})
+        if warm_up and any(estimator.keeps_state for estimator in estimators.values()):
+            host.warm_up(mine, warm_up)
+        learned, draws = host.learned(), host.draws(mine)
+
+        def chunks(count: int, seed: int) -> Iterator[np.ndarray]:
+            # Candidates take turns, each with what it has learned itself.
+            host.recall(learned)
+            yield from draws(count, seed)
+
+        return chunks
+
+    return draws_of

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
@@ -18,6 +19,7 @@ from pplgrad.engine.checks import checked_objective, impossible_cost, refuse_mis
 from pplgrad.engine.closed_forms import ClosedForms
 from pplgrad.engine.configuration import (
     EstimatorMapping,
+    Resolved,
     collect_mappings,
     refuse_unmatched,
     resolve,
@@ -43,6 +45,9 @@ from pplgrad.pyro._sleep import asleep
 from pplgrad.pyro._structure import Structure, Structures
 from pplgrad.pyro._watch import look
 from pplgrad.watch import Watcher
+
+if TYPE_CHECKING:
+    from pplgrad.lab.choosing import Choice
 
 
 class TraceGrad_ELBO(Trace_ELBO):
@@ -106,7 +111,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         self._mapping = EstimatorMapping.of(estimators, "TraceGrad_ELBO(estimators=...)")
         self._networks = Networks()
         self._structures = Structures()
-        self._resolved: dict[Any, tuple[Estimator, str]] = {}
+        self._resolved: dict[Any, Resolved] = {}
         self._watcher: Watcher | None = None
 
     def __call__(self, model: torch.nn.Module, guide: torch.nn.Module) -> ELBOModule:
@@ -143,7 +148,7 @@ class TraceGrad_ELBO(Trace_ELBO):
 
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """Return the loss, and add its gradient estimate to the parameters' gradients."""
-        result = self._estimate(model, guide, args, kwargs)
+        result = self._step(model, guide, args, kwargs)
         surrogate = _surrogate_loss(result)
         if surrogate.requires_grad:
             surrogate.backward(retain_graph=self.retain_graph)
@@ -153,7 +158,7 @@ class TraceGrad_ELBO(Trace_ELBO):
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return the loss as a tensor whose gradient is the estimate."""
-        result = self._estimate(model, guide, args, kwargs)
+        result = self._step(model, guide, args, kwargs)
         self._watch(model, guide, args, kwargs)
         store_states(result.states)
         return attach(-result.value, _surrogate_loss(result))
@@ -164,7 +169,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         if watcher is None:
             return
         if watcher.due(watcher.steps):
-            resolved = {key[0]: estimator for key, (estimator, _) in self._resolved.items()}
+            resolved = {key[0]: found.estimator for key, found in self._resolved.items()}
             look(
                 watcher,
                 lambda noted: self._estimate(model, guide, args, kwargs, noted),
@@ -195,11 +200,50 @@ class TraceGrad_ELBO(Trace_ELBO):
                 layout = seen.layout(traces, run, provenance, self.objective)
                 host = self._branches(model, guide, args, kwargs, traces, layout, run)
                 families = {name: family(traces.guide.nodes[name]["fn"]) for name in traces.estimators}
-                reasons = {key[0]: reason for key, (_, reason) in self._resolved.items()}
+                reasons = {key[0]: found.reason for key, found in self._resolved.items()}
                 return describe(OPS, layout, run, host, families, reasons)
         finally:
             for name in [name for name in store.keys() if name not in before]:
                 del store[name]
+
+    def measure(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Choice:
+        """Choose for the sites under `Auto(measure=True)` by measurement, at the present parameters, and return the choice.
+
+        The first step does this by itself; called again, it measures again. `print` the choice for what was measured.
+
+        Raises `ConfigurationError` if no site has such an `Auto`.
+
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> from pplgrad import Auto
+        >>> pyro.clear_param_store()
+        >>> program = lambda: pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor(0.5))))
+        >>> elbo = TraceGrad_ELBO(estimators={"z": Auto(measure=True, seconds=0.2)})
+        >>> elbo.measure(program, program).estimators["z"] == elbo._mapping.estimators["z"].measured["z"]
+        True
+        """
+        from pplgrad.pyro._choose import measured  # It builds on this class.
+
+        self.describe(model, guide, *args, **kwargs)
+        found = {key[0]: resolved for key, resolved in self._resolved.items()}
+        choice = measured(self, Program(model, guide, args, kwargs), found)
+        self._resolved.clear()
+        self._structures = Structures()
+        return choice
+
+    def with_estimators(self, estimators: Mapping[str, Estimator]) -> TraceGrad_ELBO:
+        """Return the same ELBO with another mapping, and nothing learned yet."""
+        other = copy.copy(self)
+        other._mapping = EstimatorMapping.of(estimators, "TraceGrad_ELBO(estimators=...)")
+        other._networks, other._structures, other._resolved = Networks(), Structures(), {}
+        return other
+
+    def _step(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Estimate:
+        """Return the estimate of a training step; the first one measures what an `Auto(measure=True)` is to choose from."""
+        result = self._estimate(model, guide, args, kwargs)
+        if any(x.measuring and key[0] not in x.measuring.measured for key, x in self._resolved.items()):
+            self.measure(model, guide, *args, **kwargs)
+            result = self._estimate(model, guide, args, kwargs)
+        return result
 
     def _estimate(
         self, model: Callable, guide: Callable, args: tuple, kwargs: dict, noted: Noted | None = None
@@ -293,7 +337,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         if found is None:
             site = site_info(name, fn, self.num_particles, plates, self.objective)
             found = self._resolved[key] = resolve(self._mapping, own, site, True, self.higher_order)
-        return found[0]
+        return found.estimator
 
     def _check(self, traces: Traces, mappings: list[EstimatorMapping], provenance: Provenance | None) -> None:
         """Refuse a guide and model that do not match, and a key of a mapping that names no latent site."""

@@ -17,6 +17,7 @@ from pyro.optim import SGD, Adam
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from pplgrad.engine.configuration import unwatched
 from pplgrad.estimators.base import Estimator
 from pplgrad.objectives import Objective
 from pplgrad.pyro._baselines import is_baseline_param
@@ -132,7 +133,8 @@ class Gradients:
             for _ in range(count):
                 for leaf in self.leaves.values():
                     leaf.grad = None
-                mine.loss_and_grads(self.model, self.guide, *self.args, **self.kwargs)
+                with unwatched():
+                    mine.loss_and_grads(self.model, self.guide, *self.args, **self.kwargs)
                 yield self.flat([leaf.grad for leaf in self.leaves.values()])[None]
 
         return chunks
@@ -148,8 +150,9 @@ class Gradients:
         """Let what an estimator learns be learned, at the program's parameters as they are."""
         rates = split_optimizer(SGD({"lr": 0.0}), Adam({"lr": learning_rate}))
         svi = SVI(self.model, self.guide, rates, elbo)
-        for _ in range(steps):
-            svi.step(*self.args, **self.kwargs)
+        with unwatched():
+            for _ in range(steps):
+                svi.step(*self.args, **self.kwargs)
 
     def learned(self) -> dict[str, torch.Tensor]:
         """Return what estimators have put into the store since the context began, and take it out."""

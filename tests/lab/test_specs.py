@@ -3,7 +3,13 @@
 import pytest
 
 from pplgrad import REBAR, DisARM, LeaveOneOut, NeuralBaseline, PplgradError, Reparam, ScoreFunction
+from pplgrad.lab.script import ScriptError
 from pplgrad.lab.specs import NAMES, code, specification
+
+
+def test_what_depends_on_the_clock_is_no_part_of_a_study():
+    with pytest.raises(ScriptError, match="measures times.*pplgrad choose"):
+        specification("z1=Auto(measure=True)")
 
 
 def test_sites_patterns_and_particles():
