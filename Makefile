@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS = 1
 export MKL_NUM_THREADS = 1
 
-.PHONY: demo test quick lint format bench bench-watching variance clean
+.PHONY: demo test quick lint format bench bench-watching variance study clean
 
 # The stamp is newer than the files that say what to install, so that a second run installs nothing.
 .venv/installed: pyproject.toml constraints.txt
@@ -49,6 +49,9 @@ bench-watching: .venv/installed
 variance: .venv/installed
 	$(BIN)/python -m benchmarks.variance
 	$(BIN)/python -m benchmarks.training
+
+study: .venv/installed
+	$(BIN)/pplgrad compare studies/digits.toml --jobs 2 --out results/study
 
 clean:
 	rm -rf .venv results

@@ -39,7 +39,7 @@ def table() -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for estimator in every_estimator():
         declared = estimator.declaration
-        arguments = ", ".join(f.name for f in fields(estimator))  # type: ignore[arg-type]
+        arguments = ", ".join(f.name for f in fields(estimator) if f.init)  # type: ignore[arg-type]
         rows.append(
             (
                 f"{type(estimator).__name__}({arguments})",
