@@ -12,7 +12,7 @@ import numpy as np
 import numpyro
 from numpyro import handlers
 from numpyro.infer import SVI
-from numpyro.optim import Adam
+from numpyro.optim import SGD, Adam
 
 from pplgrad import IWAE, ScoreFunction
 from pplgrad.errors import ProgramError
@@ -22,7 +22,7 @@ from pplgrad.lab.certificate import GradientCheck
 from pplgrad.lab.checking import trusted
 from pplgrad.lab.choosing import Choice
 from pplgrad.lab.data import Batches, evaluation_steps, packed, total_variance, unpacked
-from pplgrad.lab.script import Script, ScriptError
+from pplgrad.lab.script import Script, ScriptError, check_parameters
 from pplgrad.lab.specs import host_elbo, objective, specification
 from pplgrad.lab.tasks import Result, Task
 from pplgrad.numpyro import (
@@ -34,6 +34,7 @@ from pplgrad.numpyro import (
     split_optimizer,
 )
 from pplgrad.numpyro._gradients import Gradients
+from pplgrad.numpyro._optim import SplitOptimizer
 
 
 class Program:
@@ -161,9 +162,12 @@ def _train(
     """Train, calling `at(step, seconds so far, parameters, unconstrained ones)` at the stops; return the time of a step."""
     elbo = run.elbo()
     optimizer = split_optimizer(Adam(known["learning_rate"]), Adam(known.get("baseline_learning_rate", 1e-2)))
+    for name, rate in known.get("gradient_descent", {}).items():
+        optimizer = SplitOptimizer(optimizer, SGD(rate / run.batches.size), name.__eq__)
     svi = SVI(run.model, run.configured, optimizer, elbo)
     # A batch of the stream would be lost to training, and all later ones would differ from Pyro's.
     state = svi.init(jax.random.key(run.task.seed), run.fixed["train"][: run.batches.size])
+    check_parameters(known, svi.get_params(state))
 
     @jax.jit
     def advance(state: Any, data: jax.Array) -> tuple[Any, jax.Array]:

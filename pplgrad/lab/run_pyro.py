@@ -12,7 +12,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import SVI
-from pyro.optim import Adam
+from pyro.optim import SGD, Adam
 
 from pplgrad import IWAE, ScoreFunction
 from pplgrad.errors import ProgramError
@@ -22,11 +22,12 @@ from pplgrad.lab.certificate import GradientCheck
 from pplgrad.lab.checking import trusted
 from pplgrad.lab.choosing import Choice
 from pplgrad.lab.data import Batches, evaluation_steps, packed, total_variance, unpacked
-from pplgrad.lab.script import Script, ScriptError
+from pplgrad.lab.script import Script, ScriptError, check_parameters
 from pplgrad.lab.specs import Specification, host_elbo, objective, specification
 from pplgrad.lab.tasks import Result, Task
 from pplgrad.pyro import TraceGrad_ELBO, check_gradients, choose_estimators, config_estimators, split_optimizer
 from pplgrad.pyro._gradients import Gradients
+from pplgrad.pyro._optim import SplitOptimizer
 
 
 class Program:
@@ -170,8 +171,12 @@ def _train(
     """Train, calling `at(step, seconds so far)` at the stops; return the time of each step, the ELBO and the guide."""
     guide = config_estimators(run.guide, run.mapping)
     elbo = run.elbo()
-    rates = Adam({"lr": known["learning_rate"]}), Adam({"lr": known.get("baseline_learning_rate", 1e-2)})
-    svi = SVI(run.model, guide, split_optimizer(*rates), elbo)
+    optimizer = split_optimizer(
+        Adam({"lr": known["learning_rate"]}), Adam({"lr": known.get("baseline_learning_rate", 1e-2)})
+    )
+    for name, rate in known.get("gradient_descent", {}).items():
+        optimizer = SplitOptimizer(optimizer, SGD({"lr": rate / run.batches.size}), name.__eq__)
+    svi = SVI(run.model, guide, optimizer, elbo)
     seconds: list[float] = []
     for step in range(steps + 1):
         if step in stops:
@@ -181,6 +186,8 @@ def _train(
             start = time.perf_counter()
             svi.step(batch)
             seconds.append(time.perf_counter() - start)
+        if step == 0:
+            check_parameters(known, pyro.get_param_store().keys())
     return seconds, elbo, guide
 
 

@@ -60,10 +60,12 @@ class Plan:
         plan = self.study.gradients
         assert plan is not None
         steps = sorted(set(plan.snapshots))
-        rate = plan.learning_rate
-        return self.task(
-            "snapshots", backend, plan.trained_with, seed, snapshots=steps, steps=max(steps), learning_rate=rate
-        )
+        settings = {"snapshots": steps, "steps": max(steps), "learning_rate": plan.learning_rate, **self._descent()}
+        return self.task("snapshots", backend, plan.trained_with, seed, **settings)
+
+    def _descent(self) -> dict[str, Any]:
+        found = dict(self.study.gradient_descent)
+        return {"gradient_descent": found} if found else {}
 
     def reference(self, backend: str, seed: int) -> Task:
         """Return the task that finds the gradient at the snapshots."""
@@ -90,6 +92,7 @@ class Plan:
             "baseline_learning_rate": plan.baseline_learning_rate,
             "gradient_draws": plan.gradient_draws,
             "bound_samples": plan.bound_samples,
+            **self._descent(),
         }
         return self.task("training", backend, estimator, seed, **settings)
 

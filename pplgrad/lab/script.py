@@ -6,7 +6,7 @@ import ast
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -71,6 +71,16 @@ class Script:
         """Return the inputs of a learned baseline."""
         inputs = getattr(self.module, "baseline_inputs", None)
         return x if inputs is None else inputs(x)
+
+
+def check_parameters(settings: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Refuse gradient descent for a parameter that the program does not have."""
+    known = sorted(names)
+    for name in settings.get("gradient_descent", {}):
+        if name not in known:
+            raise ScriptError(
+                f"[gradient_descent] names '{name}', which is no parameter; the parameters are: {', '.join(known)}."
+            )
 
 
 def load_script(path: Path, backends: tuple[str, ...]) -> Script:

@@ -57,6 +57,8 @@ class Study:
     particles: int = 2
     batch_size: int = 100
     objective: str = "ELBO()"
+    gradient_descent: Mapping[str, float] = field(default_factory=dict)
+    """Parameters that follow plain gradient descent on the loss per datum instead of Adam, with their rates (0: fixed)."""
     gradients: Gradients | None = None
     training: Training | None = field(default_factory=Training)
 
@@ -76,6 +78,9 @@ class Study:
             _at_least("gradients.draws", self.gradients.draws, 20)
             _at_least("gradients.reference_draws", self.gradients.reference_draws, 20)
             _at_least("gradients.warm_up", self.gradients.warm_up, 0)
+        for name, rate in self.gradient_descent.items():
+            if not isinstance(rate, (int, float)) or isinstance(rate, bool) or rate < 0:
+                raise ScriptError(f"gradient_descent.{name} = {rate!r}: give a rate, 0 or more.")
         if self.training is not None:
             _at_least("training.steps", self.training.steps, 1)
             if not self.training.learning_rates:

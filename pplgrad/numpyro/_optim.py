@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -31,29 +32,31 @@ def split_optimizer(main: Any, baseline: Any) -> _NumPyroOptim:
 class SplitOptimizer(_NumPyroOptim):
     """A NumPyro optimizer made of two, each with its own part of the parameters."""
 
-    def __init__(self, main: _NumPyroOptim, baseline: _NumPyroOptim) -> None:
+    def __init__(
+        self, main: _NumPyroOptim, baseline: _NumPyroOptim, belongs: Callable[[str], bool] = is_baseline_param
+    ) -> None:
         self.main = main
         self.baseline = baseline
+        self._belongs = belongs
         with_value = main.update_with_value or baseline.update_with_value
         super().__init__(lambda: (self._init, self._update, self._get_params), update_with_value=with_value)
 
     def _init(self, params: dict) -> tuple:
-        ours, learned = _split(params)
+        ours, learned = self._split(params)
         return self.main.init(ours)[1], self.baseline.init(learned)[1]
 
     def _update(self, i: jax.Array, gradient: dict, state: tuple, value: Any = None) -> tuple:
         # Each one's own `update`, where the clipping optimizers clip.
-        ours, learned = _split(gradient)
+        ours, learned = self._split(gradient)
         main = self.main.update(ours, (i, state[0]), value=value)
         return main[1], self.baseline.update(learned, (i, state[1]), value=value)[1]
 
     def _get_params(self, state: tuple) -> dict:
         return {**self.main.get_params((0, state[0])), **self.baseline.get_params((0, state[1]))}
 
-
-def _split(params: dict) -> tuple[dict, dict]:
-    ours = {name: value for name, value in params.items() if not is_baseline_param(name)}
-    return ours, {name: value for name, value in params.items() if is_baseline_param(name)}
+    def _split(self, params: dict) -> tuple[dict, dict]:
+        ours = {name: value for name, value in params.items() if not self._belongs(name)}
+        return ours, {name: value for name, value in params.items() if self._belongs(name)}
 
 
 def _as_numpyro(optimizer: Any) -> _NumPyroOptim:

@@ -12,7 +12,7 @@ from pplgrad.engine.checks import refuse_model_estimator
 from pplgrad.errors import ProgramError
 from pplgrad.estimators.base import Estimator, SiteInfo
 from pplgrad.estimators.relaxed import Relaxation
-from pplgrad.numpyro._compat import is_handed_out, replay_branches, tag, unmasked
+from pplgrad.numpyro._compat import is_handed_out, off_zero, replay_branches, tag, unmasked
 from pplgrad.numpyro._distributions import categories, elements, family, is_relaxable
 from pplgrad.numpyro._flow import FlowMessenger
 from pplgrad.numpyro._relaxed import Extended, extended_in_model, relaxed
@@ -57,6 +57,8 @@ class SiteMessenger(FlowMessenger):
             replay_branches(msg)
 
     def process_site(self, msg: Any) -> None:
+        if msg["type"] == "sample" and not is_handed_out(msg):
+            msg["fn"] = off_zero(msg["fn"])
         if self._resolve is None and msg["type"] == "sample":
             name = self.name_of(msg["name"])
             if name in self.extended and not isinstance(unmasked(msg["fn"]), Extended):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -12,12 +13,15 @@ from pplgrad.pyro._baselines import is_baseline_param
 
 
 class SplitOptimizer(PyroOptim):
-    """A Pyro optimizer that makes the torch optimizers of learned baselines as another one would."""
+    """A Pyro optimizer that makes the torch optimizers of some parameters, of learned baselines by default, as another one would."""
 
-    def __init__(self, main: PyroOptim, baseline: PyroOptim) -> None:
+    def __init__(
+        self, main: PyroOptim, baseline: PyroOptim, belongs: Callable[[str], bool] = is_baseline_param
+    ) -> None:
         super().__init__(main.pt_optim_constructor, main.pt_optim_args, main.pt_clip_args)
         self.main = main
         self.baseline = baseline
+        self._belongs = belongs
 
     def step(self, *args: Any, **kwargs: Any) -> None:
         """Step the learning-rate schedulers, where the optimizers are schedulers."""
@@ -27,7 +31,7 @@ class SplitOptimizer(PyroOptim):
 
     def _owner(self, param: Any) -> PyroOptim:
         name = pyro.get_param_store().param_name(param) or ""
-        return self.baseline if is_baseline_param(name) else self.main
+        return self.baseline if self._belongs(name) else self.main
 
     def _get_optim(self, param: Any) -> Any:
         return self._owner(param)._get_optim(param)

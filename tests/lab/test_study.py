@@ -1,12 +1,16 @@
 """Studies in TOML files."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from pplgrad.lab.data import unpacked
 from pplgrad.lab.runner import Plan
 from pplgrad.lab.script import ScriptError
-from pplgrad.lab.study import from_toml
+from pplgrad.lab.study import Gradients, Study, from_toml
+from pplgrad.lab.tasks import perform
 from tests.lab.test_compare import refused
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "study.toml"
@@ -72,3 +76,38 @@ def test_a_study_runs_and_the_command_line_goes_before_it(tmp_path):
     frame, about = read(tmp_path)
     assert set(frame["estimator"]) == {"score+loo"} and set(frame["kind"]) == {"training", "gradients"}
     assert about["study"]["options"]["latents"] == "4" and about["study"]["training"]["steps"] == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["pyro", "numpyro"])
+def test_gradient_descent_of_some_parameters(backend, tmp_path):
+    """A parameter at rate 0 stays; at another it moves by the gradient per datum; the others follow Adam."""
+    script = Path(__file__).parents[2] / "models" / "sbn.py"
+    found = {}
+    for rate in (0.0, 0.1, 0.2):
+        study = Study(
+            str(script),
+            estimators=("score+loo",),
+            backends=(backend,),
+            options={"latents": "3"},
+            seeds=1,
+            gradients=Gradients(snapshots=(0, 1), draws=20, reference_draws=20, trained_with="score+loo"),
+            training=None,
+            gradient_descent={"prior": rate},
+        )
+        plan = Plan(study)
+        result = perform(plan.snapshots(backend, 0), tmp_path)
+        assert "error" not in result, result["error"]
+        values = [unpacked(result["snapshots"][step]) for step in ("0", "1")]
+        found[rate] = {name: values[1][name] - values[0][name] for name in values[0]}
+    assert (found[0.0]["prior"] == 0).all() and (found[0.1]["prior"] != 0).all()
+    np.testing.assert_allclose(found[0.2]["prior"], 2 * found[0.1]["prior"], rtol=1e-3)
+    # Adam's first step is the rate in each coordinate.
+    np.testing.assert_allclose(np.abs(found[0.1]["decode0_b0"]), 3e-3, rtol=1e-2)
+    bad = perform(Plan(replace(study, gradient_descent={"priors": 0.1})).snapshots(backend, 0), tmp_path)
+    assert "[gradient_descent] names 'priors', which is no parameter; the parameters are: " in bad["error"]
+
+
+def test_a_negative_rate_is_refused():
+    with pytest.raises(ScriptError, match="gradient_descent.prior = -1: give a rate, 0 or more"):
+        Study("a.py", gradient_descent={"prior": -1})

@@ -264,3 +264,15 @@ def test_subsampled_plate_inside_a_scan_is_refused():
 
     with pytest.raises(ProgramError, match="Plate 'data' is subsampled inside a scan"):
         TraceGrad_ELBO().loss(jax.random.key(0), {}, program, program)
+
+
+def test_log_odds_of_exactly_zero_have_the_right_gradient():
+    """The host differentiates the density of such a site wrongly there, also in a body."""
+
+    def model():
+        a = numpyro.param("a", jnp.zeros(2))
+        scan(lambda c, x: (c, numpyro.sample("x", dist.Bernoulli(logits=a[0] + x), obs=1.0)), 0.0, jnp.zeros(3))
+
+    elbo = TraceGrad_ELBO()
+    found = jax.grad(lambda p: elbo.loss(jax.random.key(0), p, model, lambda: None))({"a": jnp.zeros(2)})
+    np.testing.assert_allclose(found["a"], [-1.5, 0.0], rtol=1e-12)

@@ -28,7 +28,7 @@ from pplgrad.pyro import TraceGrad_ELBO, check_gradients
 from pplgrad.pyro._gradients import Gradients
 from pplgrad.testing.in_pyro import HOST, exact_bound_gradient, exact_gradient, fresh
 from pplgrad.testing.programs import CASES
-from tests import mutants
+from tests import bound_mutants, branch_mutants, mutants
 from tests.bounds import KEPT, bound
 
 
@@ -124,6 +124,35 @@ def test_every_mutant_is_caught(name, monkeypatch):
         model, guide, estimators={"*" if mutant.case != "reparameterized_parent" else "z": mutant.estimator},
         num_particles=mutant.particles, draws=6000 if name == "only_direct_dependencies" else 2000
     )  # fmt: skip
+    assert found.status == "biased", str(found)
+
+
+# The loudest of those with branches and of bounds; NumPyro's test has all of them, of the same mathematics.
+QUICK = [
+    "local_expectation_with_the_wrong_sign",
+    "elements_of_a_coupled_plate_changed_at_once",
+    "branches_charged_with_the_primary_costs",
+    "disarm_with_an_independent_partner",
+    "samples_centred_but_averaged_over_all",
+    "vimco_with_the_wrong_sign",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", QUICK)
+def test_mutants_with_branches_and_of_bounds_are_caught(name, monkeypatch):
+    mutant = {**branch_mutants.MUTANTS, **bound_mutants.MUTANTS}[name]
+    several = isinstance(mutant, bound_mutants.Mutant)
+    model, guide = program(mutant.case, 0.7)
+    elbo = TraceGrad_ELBO(
+        2 if several else 1,
+        objective=IWAE() if several else ELBO(),
+        vectorize_particles=True,
+        max_plate_nesting=1,
+        estimators=dict.fromkeys(CASES[mutant.case].latents, mutant.estimator),
+    )
+    mutant.apply(monkeypatch)
+    found = check_gradients(model, guide, elbo=elbo, draws=1000)
     assert found.status == "biased", str(found)
 
 
