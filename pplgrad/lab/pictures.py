@@ -113,11 +113,22 @@ def _scatter(table: pd.DataFrame, names: list[str]) -> Any:
         for j, step in enumerate(steps):
             axes[i][j].set(xscale="log", yscale="log", title=f"{backend}, {step:,} steps")
             axes[i][j].grid(alpha=0.3)
+            _plain_numbers(axes[i][j].xaxis)
+            _plain_numbers(axes[i][j].yaxis)
         axes[i][0].set_ylabel("mean squared error, (nats / datum)²")
     for axis in axes[-1]:
         axis.set_xlabel("time of a gradient, ms")
     _legend(figure, axes, names)
     return figure
+
+
+def _plain_numbers(axis: Any) -> None:
+    """Label a logarithmic axis at 1, 2 and 5 of each decade, where few decades would leave powers that run into one another."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _bars(table: pd.DataFrame, names: list[str]) -> Any:
