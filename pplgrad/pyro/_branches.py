@@ -22,7 +22,7 @@ from pplgrad.objectives import CostWeights
 from pplgrad.pyro._baselines import PREFIX
 from pplgrad.pyro._distributions import family, finite_parts, is_relaxable, parameters, unmasked
 from pplgrad.pyro._ops import TorchNoise
-from pplgrad.pyro._program import PARTICLES, Traces, closed_cost, cost_of, with_particles
+from pplgrad.pyro._program import PARTICLES, Traces, closed_cost, cost_of, with_particles, without_shapes
 from pplgrad.pyro._relaxed import Extended, ExtendedModelMessenger, relaxed, softened
 
 
@@ -288,6 +288,7 @@ class PyroBranches:
             for branch in branches
         }
 
+    @without_shapes()
     def _run(
         self, replace: Callable, temperatures: Mapping[str, Any] | None, rows: int, depth: int | None
     ) -> tuple[Any, Any]:

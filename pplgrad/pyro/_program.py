@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from pyro.poutine.util import site_is_subsample
 
 from pplgrad.engine.checks import impossible_log_prob, refuse_mismatch, refuse_model_estimator
 from pplgrad.engine.program import EVERY, CostSpec, Plate, Run, SiteSpec
-from pplgrad.errors import ProgramError
+from pplgrad.errors import PplgradError, ProgramError
 from pplgrad.estimators.base import Estimator, SiteInfo
 from pplgrad.estimators.relaxed import Relaxation
 from pplgrad.objectives import CostWeights, Objective
@@ -169,6 +169,19 @@ class Traces:
         return (model, guide)
 
 
+@contextmanager
+def without_shapes() -> Iterator[None]:
+    """Raise an error of pplgrad's as it was: Pyro's traces add the shapes of all their sites to its sentence."""
+    try:
+        yield
+    except PplgradError as error:
+        first: BaseException = error
+        while type(first.__cause__) is type(error) and str(first).startswith(str(first.__cause__)):
+            first = first.__cause__
+        raise first from first.__cause__
+
+
+@without_shapes()
 def run_traces(
     model: Callable,
     guide: Callable,

@@ -161,3 +161,9 @@ def test_program_that_cannot_be_vectorized():
     elbo = TraceGrad_ELBO(3, vectorize_particles=True, max_plate_nesting=0)
     with pytest.raises(ProgramError, match="vectorize_particles"):
         elbo.loss_and_grads(undeclared, undeclared_guide)
+
+
+def test_an_error_is_one_sentence_without_the_shapes_of_the_trace():
+    with pytest.raises(EstimatorError) as caught:
+        TraceGrad_ELBO(estimators={"z": Reparam()}).loss_and_grads(model, guide)
+    assert "\n" not in str(caught.value) and "Trace Shapes" not in str(caught.value)
