@@ -39,7 +39,7 @@ def fails(error, match, model=model, guide=guide, elbo=None, kwargs=None):
     for act in (SVI(model, guide, optimizer, elbo).step, lambda: elbo.differentiable_loss(model, guide)):
         with pytest.raises(error, match=match) as caught:
             act()
-        assert "\n" not in str(caught.value).strip().split("Trace Shapes")[0].strip()
+        assert "\n" not in str(caught.value)
         assert not list(pyro.get_param_store().keys())
         assert not optimizer.optim_objs
 
