@@ -44,9 +44,9 @@ def joined_costs(ops: Ops, costs: list[Array], group: CostGroup) -> Array:
         _added(ops.xp, [[arrays[i] for i in part if group.signs[i] == sign] for part in group.parts])
         for sign in (1, -1)
     )
-    if gains is None or losses is None:
-        return -losses if gains is None else gains
-    return gains - losses
+    if losses is None:
+        return gains
+    return -losses if gains is None else gains - losses
 
 
 def _added(xp: Any, parts: list[list[Array]]) -> Array | None:
