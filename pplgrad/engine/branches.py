@@ -57,11 +57,10 @@ class BranchHost(Protocol):
     def noise(self, site: str) -> Noise:
         """Return the noise of a site's estimator."""
 
-    def branch_costs(self, values: Mapping[str, Array]) -> Mapping[str, Sequence[Array]]:
+    def branch_costs(self, values: Mapping[str, Values]) -> Mapping[str, Sequence[Array]]:
         """Return all costs, as constants, in the branches of each site: arrays of shape (particles * m, *batch).
 
-        `values` holds the m alternatives of each site, (particles, m, *B, *E). Costs come in the order of the
-        layout's specifications.
+        `values` holds the m alternatives of each site. Costs come in the order of the layout's specifications.
         """
 
     def soft_costs(self, values: Mapping[str, Array], temperatures: Mapping[str, Any]) -> Mapping[str, Sequence[Array]]:
@@ -246,15 +245,31 @@ class _Axes:
 
 
 @dataclass(frozen=True)
+class Values:
+    """Other values of a site, by their number: `at(numbers)` has shape (particles, len(numbers), *B, *E).
+
+    They are made where they are wanted, so that branches that run some at a time hold no more of them.
+    """
+
+    count: int
+    at: Callable[[Array], Array]
+
+    @classmethod
+    def of(cls, values: Array | Values) -> Values:
+        """Return alternatives that are all there, (particles, m, *B, *E), by their number."""
+        return values if isinstance(values, Values) else cls(values.shape[1], lambda numbers: values[:, numbers])
+
+
+@dataclass(frozen=True)
 class Alternatives:
     """Where an estimator wants the downstream cost of a site, and what it keeps for itself.
 
-    `values` are other values, (particles, m, *B, *E) as `Draw.embed` gives them. `weights` are weights of the categories,
+    `values` are other values, (particles, m, *B, *E) as `Draw.embed` gives them, or by their number. `weights` are weights of the categories,
     (particles, m', *plates, elements, categories), at which the derivative of the cost is wanted too; discrete sites
     that follow are then relaxed as well, at the `temperature`, or replaced by their probabilities if it is None.
     """
 
-    values: Array | None = None
+    values: Array | Values | None = None
     kept: Any = None
     weights: Array | None = None
     temperature: Any = None
@@ -310,7 +325,7 @@ def branch_terms(
     found = asked_of(ops, layout, run, host)
     draws = {n: draw for n, (draw, _) in found.items()}
     asked = {n: alternatives for n, (_, alternatives) in found.items()}
-    values = {draws[n].name: ops.stop_gradient(a.values) for n, a in asked.items() if a.values is not None}
+    values = {draws[n].name: _constant(ops, Values.of(a.values)) for n, a in asked.items() if a.values is not None}
     hard = host.branch_costs(values) if values else {}
     soft = [n for n, a in asked.items() if a.weights is not None]
 
@@ -341,3 +356,18 @@ def branch_terms(
             loss = learning if loss is None else loss + learning
     assert total is not None
     return total, loss
+
+
+def _constant(ops: Ops, values: Values) -> Values:
+    return Values(values.count, lambda numbers: ops.stop_gradient(values.at(numbers)))
+
+
+def chunks(count: int, at_once: int | None) -> list[tuple[int, int]]:
+    """Return the first and the last number (exclusive) of chunks of nearly equal size, of at most `at_once`.
+
+    >>> chunks(10, 4), chunks(3, None)
+    ([(0, 4), (4, 8), (8, 10)], [(0, 3)])
+    """
+    number = 1 if at_once is None else -(-count // at_once)
+    size = -(-count // number)
+    return [(first, min(first + size, count)) for first in range(0, count, size)]

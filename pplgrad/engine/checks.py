@@ -57,6 +57,21 @@ def checked_objective(objective: Any, particles: int) -> Objective:
     return objective
 
 
+def checked_parallel(rows: Any, particles: int) -> int | None:
+    """Return how many rows of branches may run at once, or refuse what is no such number; `particles` run at once anyway."""
+    if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
+        raise ConfigurationError(
+            f"TraceGrad_ELBO(max_parallel={rows!r}): write how many rows (particles × alternatives) may run at once, 1 or more, "
+            "or None for all."
+        )
+    if rows is not None and rows < particles:
+        raise ConfigurationError(
+            f"TraceGrad_ELBO(max_parallel={rows}): the {particles} particles run at once already, and each branch is a row of every "
+            f"particle; write {particles} or more, or vectorize_particles=False."
+        )
+    return rows
+
+
 def refuse_misuse(layout: Layout, misused: Mapping[str, str]) -> None:
     """Refuse a program that treats a relaxed value as if it were hard; `misused` maps sites to operations.
 

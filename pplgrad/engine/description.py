@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from pplgrad.baselines.base import parts_of
-from pplgrad.engine.branches import BranchHost, asked_of
+from pplgrad.engine.branches import BranchHost, Values, asked_of
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.ops import Ops
 from pplgrad.engine.program import Run
@@ -79,4 +79,5 @@ def brief(specification: Any) -> str:
 
 
 def _count(asked: Any) -> int:
-    return sum(x.shape[1] for x in (asked.values, asked.weights) if x is not None)
+    values = 0 if asked.values is None else Values.of(asked.values).count
+    return values + (0 if asked.weights is None else asked.weights.shape[1])

@@ -1,10 +1,14 @@
 """Downstream costs: for each site the sum of the costs that depend on it, reduced to the site's own plates.
 
 This is the Rao-Blackwellisation of Schulman et al. (2015), equation 4, and of Ranganath et al. (2014), section 3,
-as one product of a dependency matrix with the stacked costs instead of one sum for each site.
+with what the sums of several sites share added up once.
 """
 
 from __future__ import annotations
+
+from functools import reduce
+from operator import add
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +35,37 @@ def to_shape(ops: Ops, x: Array, shape: Shape) -> Array:
 def stacked_costs(ops: Ops, costs: list[Array], group: CostGroup) -> Array:
     """Return the costs of a group as one array of shape (n, particles, *shape)."""
     return ops.xp.stack([to_shape(ops, costs[i], group.shape) for i in group.members], axis=0)
+
+
+def joined_costs(ops: Ops, costs: list[Array], group: CostGroup) -> Array:
+    """Return the signed costs of a group, those of each part added up, as one array of shape (parts, particles, *shape)."""
+    arrays = [to_shape(ops, costs[i], group.shape) for i in group.members]
+    gains, losses = (
+        _added(ops.xp, [[arrays[i] for i in part if group.signs[i] == sign] for part in group.parts])
+        for sign in (1, -1)
+    )
+    if losses is None:
+        return gains
+    return -losses if gains is None else gains - losses
+
+
+def _added(xp: Any, parts: list[list[Array]]) -> Array | None:
+    """Return the sum of each part's arrays, one below the other; None if there is no array."""
+    longest, count = max(map(len, parts)), sum(map(len, parts))
+    if count == 0:
+        return None
+    zero = None
+    if count < len(parts) * longest:
+        zero = xp.zeros_like(next(part[0] for part in parts if part))
+    if len(parts) == 1 or len(parts) * longest > 2 * count:
+        return xp.stack([_total(xp, part) if part else zero for part in parts], axis=0)
+    # Whole stacks are added, so that there are as many operations as arrays in a part, and not as arrays.
+    stacks = [xp.stack([part[k] if k < len(part) else zero for part in parts], axis=0) for k in range(longest)]
+    return reduce(add, stacks)
+
+
+def _total(xp: Any, arrays: list[Array]) -> Array:
+    return reduce(add, arrays) if len(arrays) < 4 else xp.sum(xp.stack(arrays, axis=0), axis=0)
 
 
 def stacked_scores(ops: Ops, scores: list[Array], group: SiteGroup) -> Array:
@@ -65,8 +100,8 @@ def _linked(ops: Ops, values: Array, link: Link, ndim: int) -> Array:
         values = xp.sum(values, axis=link.summed, keepdims=True)
     values = aligned(ops, values, 2, ndim)
     total = None
-    for flag, weights in link.weights.items():
-        part = _weighted(ops, weights, _shifted(ops, values, flag, link.time_dim))
+    for flag, sums in link.sums.items():
+        part = sums(ops, _shifted(ops, values, flag, link.time_dim))
         total = part if total is None else total + part
     return total
 
@@ -81,16 +116,6 @@ def _shifted(ops: Ops, values: Array, flag: int, time_dim: int | None) -> Array:
         return later - values
     assert flag == BEFORE
     return xp.cumulative_sum(values, axis=time_dim) - values
-
-
-def _weighted(ops: Ops, weights: np.ndarray, values: Array) -> Array:
-    """Return weights @ values; one shared sum where every site needs the same costs."""
-    first = weights[:1]
-    if (weights == first).all():
-        if (first == 1).all():
-            return ops.xp.sum(values, axis=0, keepdims=True)
-        return ops.contract(ops.constant(first, values), values)
-    return ops.contract(ops.constant(weights, values), values)
 
 
 def aligned(ops: Ops, x: Array, lead: int, ndim: int) -> Array:

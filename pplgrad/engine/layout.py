@@ -11,6 +11,7 @@ import numpy as np
 from pplgrad.engine.closed_forms import refuse_lossy
 from pplgrad.engine.dependencies import cost_dependencies, site_dependencies
 from pplgrad.engine.program import AFTER, BEFORE, EVERY, SAME, CostSpec, Plate, SiteSpec
+from pplgrad.engine.sums import Sums
 from pplgrad.engine.weight_plates import weight_plates
 from pplgrad.objectives import MultiSample, Objective
 
@@ -43,19 +44,24 @@ class SiteGroup:
 
 @dataclass(frozen=True)
 class CostGroup:
-    """Costs that share their plates, handled as one array of shape (n, particles, *shape)."""
+    """Costs that share their plates, handled as one array of shape (parts, particles, *shape).
+
+    A part holds the costs that depend on the same scored sites in the same way, as their numbers in `members`. Parts that
+    depend on the most sites come first, which is the order in which the rewards-to-go of a chain add them up.
+    """
 
     members: tuple[int, ...]
     plates: tuple[Plate, ...]
     shape: Shape
     signs: np.ndarray
+    parts: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
 class Link:
     """How the costs of one group reach the sites of another, along the time axis where they share one.
 
-    `weights[flag]` is a matrix sites x costs with the costs' signs at the pairs that depend on each other.
+    `sums[flag]` says which of the group's parts each site's sum holds, and how they are added up.
     `summed` are the axes (negative, in the cost's own shape) that the site's plates do not have, and
     `time_dim` is the shared time axis, or None.
     """
@@ -63,7 +69,7 @@ class Link:
     costs: int
     summed: tuple[int, ...]
     time_dim: int | None
-    weights: dict[int, np.ndarray]
+    sums: dict[int, Sums]
 
 
 @dataclass
@@ -107,7 +113,10 @@ class Layout:
                 layout.site_groups.append(SiteGroup((i,), plates, plate_shape(plates)))
         for plates, _, members in _grouped(range(len(costs)), lambda i: (costs[i].plates, None)):
             signs = np.array([costs[i].sign for i in members])
-            layout.cost_groups.append(CostGroup(members, plates, plate_shape(plates), signs))
+            parts = _parts(
+                [depends[i] for i in members], {sites[i].name for g in layout.site_groups for i in g.members}
+            )
+            layout.cost_groups.append(CostGroup(members, plates, plate_shape(plates), signs, parts))
         for group in layout.site_groups:
             names = [sites[i].name for i in group.members]
             links = (_link(k, cost, group, names, depends) for k, cost in enumerate(layout.cost_groups))
@@ -137,14 +146,25 @@ def _link(
 ) -> Link | None:
     time = next((p for p in sites.plates if p.time and p in costs.plates), None)
     summed = tuple(p.dim for p in costs.plates if p not in sites.plates)
-    weights: dict[int, np.ndarray] = {}
-    for column, cost in enumerate(costs.members):
-        for row, name in enumerate(names):
-            flags = depends[cost].get(name, 0)
-            if not flags:
+    rows = {name: row for row, name in enumerate(names)}
+    held: dict[int, np.ndarray] = {}
+    for column, part in enumerate(costs.parts):
+        for name, flags in depends[costs.members[part[0]]].items():
+            if name not in rows:
                 continue
             for flag in (SAME, AFTER, BEFORE) if time is not None else (EVERY,):
-                if time is None or flags & flag:
-                    matrix = weights.setdefault(flag, np.zeros((len(names), len(costs.members))))
-                    matrix[row, column] = costs.signs[column]
-    return Link(index, summed, time.dim if time is not None else None, weights) if weights else None
+                if flags and (time is None or flags & flag):
+                    matrix = held.setdefault(flag, np.zeros((len(names), len(costs.parts)), dtype=bool))
+                    matrix[rows[name], column] = True
+    sums = {flag: Sums.of(matrix) for flag, matrix in held.items()}
+    return Link(index, summed, time.dim if time is not None else None, sums) if sums else None
+
+
+def _parts(depends: Sequence[dict[str, int]], scored: set[str]) -> tuple[tuple[int, ...], ...]:
+    """Return the numbers of the costs that depend on the same scored sites in the same way, most sites first."""
+    parts: dict[frozenset, list[int]] = {}
+    for number, reads in enumerate(depends):
+        parts.setdefault(frozenset((n, flags) for n, flags in reads.items() if n in scored and flags), []).append(
+            number
+        )
+    return tuple(tuple(parts[key]) for key in sorted(parts, key=len, reverse=True))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
+import numpy as np
+
 Array: TypeAlias = Any
 """An array of the host library: `torch.Tensor` or `jax.Array`."""
 
@@ -29,6 +31,9 @@ class Ops(Protocol):
 
     def take(self, x: Array, index: Array) -> Array:
         """Return `x[index]` for a one-dimensional `x` and an integer array `index` of any shape."""
+
+    def rows(self, x: Array, index: np.ndarray) -> Array:
+        """Return `x[index]` along the first axis, for places (0 or more) that are known when a program is compiled."""
 
     def index_add(self, x: Array, index: Array, values: Array) -> Array:
         """Return a copy of the one-dimensional `x` with `values` added at `index`; repeated indices add up."""

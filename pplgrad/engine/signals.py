@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from pplgrad.engine.downstream import aligned, downstream, stacked_costs, stacked_scores, to_shape
+from pplgrad.engine.downstream import aligned, downstream, joined_costs, stacked_costs, stacked_scores, to_shape
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.ops import Array, Ops
 from pplgrad.engine.program import Run
@@ -51,12 +51,12 @@ class Downstream:
         total = None
         for layout, run in runs:
             costs = _own_density_held(ops, layout, run, scores_too=not higher_order)
-            stacks = [stacked_costs(ops, costs, group) for group in layout.cost_groups]
+            stacks = [joined_costs(ops, costs, group) for group in layout.cost_groups]
             self._stacks.append(stacks)
             if higher_order:
                 stacks = _weighed_by_scores(ops, layout, run, stacks)
-            for stack, group in zip(stacks, layout.cost_groups, strict=True):
-                part = _signed_sum(ops, stack, group.signs)
+            for stack in stacks:
+                part = ops.xp.sum(stack)
                 total = part if total is None else total + part
         assert total is not None
         self.replicates = sum(run.particles for _, run in runs)
@@ -69,7 +69,7 @@ class Downstream:
     def in_branches(self, run: int, group: int, costs: Sequence[Array], constant: bool) -> Array:
         """Return the downstream cost in each branch."""
         layout = self._layouts[run]
-        stacks = [stacked_costs(self._ops, list(costs), members) for members in layout.cost_groups]
+        stacks = [joined_costs(self._ops, list(costs), members) for members in layout.cost_groups]
         found = downstream(self._ops, layout, group, stacks, constant)[:, 0]
         return self._ops.xp.reshape(found, (self._stacks[run][0].shape[1], -1, *found.shape[1:]))
 
@@ -299,11 +299,7 @@ def _weighed_by_scores(ops: Ops, layout: Layout, run: Run, stacks: list[Array]) 
         return [downstream(ops, layout, number, costs, False) for number in range(len(layout.site_groups))]
 
     back = ops.transposed(summed, [ops.stop_gradient(stack) for stack in stacks], scores)
-    weighed = []
-    for stack, log_q, members in zip(stacks, back, layout.cost_groups, strict=True):
-        signs = members.signs.reshape((-1,) + (1,) * (len(stack.shape) - 1))
-        weighed.append(stack * ops.xp.exp(log_q * ops.constant(signs, stack)))
-    return weighed
+    return [stack * ops.xp.exp(log_q) for stack, log_q in zip(stacks, back, strict=True)]
 
 
 def _joint_score(ops: Ops, layout: Layout, run: Run) -> Array:
@@ -313,10 +309,3 @@ def _joint_score(ops: Ops, layout: Layout, run: Run) -> Array:
         if site.estimator.uses_score:
             total = total + to_shape(ops, score - ops.stop_gradient(score), layout.weight_shape)
     return total
-
-
-def _signed_sum(ops: Ops, stack: Array, signs: np.ndarray) -> Array:
-    if (signs == signs[0]).all():
-        return ops.xp.sum(stack) * float(signs[0])
-    shaped = signs.reshape((-1,) + (1,) * (len(stack.shape) - 1))
-    return ops.xp.sum(stack * ops.constant(shaped, stack))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pplgrad.engine.branches import Alternatives, BranchTerms, Draw
+from pplgrad.engine.branches import Alternatives, BranchTerms, Draw, Values
 from pplgrad.engine.ops import Array
 from pplgrad.estimators.base import Declaration, Estimator, SiteInfo
 from pplgrad.estimators.fit import require_finite
@@ -50,11 +50,15 @@ class LocalExpectation(Estimator):
         """Return, for each element, the draw with every other value of that element."""
         xp, index = draw.ops.xp, draw.index
         elements, categories = index.shape[-1], draw.log_probs.shape[-1]
-        shifts = xp.reshape(draw.ops.arange(categories - 1, index) + 1, (1, -1, 1))
-        numbers = draw.ops.arange(elements, index)
-        one_hot = xp.astype(numbers[:, None, None] == numbers[None, None, :], index.dtype)
-        shift = xp.reshape(one_hot * shifts, (1, elements * (categories - 1), *(1,) * (len(index.shape) - 2), elements))
-        return Alternatives(draw.embed((index[:, None] + shift) % categories))
+        places = draw.ops.arange(elements, index)
+
+        def at(numbers: Array) -> Array:
+            element, shift = numbers // (categories - 1), numbers % (categories - 1) + 1
+            shifts = xp.where(element[:, None] == places, shift[:, None], 0)
+            shifts = xp.reshape(shifts, (1, -1, *(1,) * (len(index.shape) - 2), elements))
+            return draw.embed((index[:, None] + shifts) % categories)
+
+        return Alternatives(Values(elements * (categories - 1), at))
 
     def surrogate_of(self, terms: BranchTerms) -> Array:
         """Return Σ_d Σ_v q_d(v) f(z with z_d = v)."""

@@ -8,7 +8,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from pplgrad.engine.branches import Values, chunks
 from pplgrad.engine.checks import refuse_misuse
 from pplgrad.engine.closed_forms import Counting
 from pplgrad.engine.layout import Layout
@@ -72,9 +74,10 @@ class NumPyroBranches:
         traceable: bool,
         learned: Mapping[tuple[str, str], jax.Array],
         counting: Counting,
+        at_once: int | None,
     ) -> None:
         """`map_particles` maps a function over particles, None for a single one; a program that is not `traceable` runs
-        one branch after the other."""
+        one branch after the other, and of others no more than `at_once` of each particle run at once."""
         self._program = program
         self._params = jax.lax.stop_gradient(dict(params))
         self._keys = keys
@@ -87,6 +90,7 @@ class NumPyroBranches:
         self._traceable = traceable
         self._learned = learned
         self._counting = counting
+        self._at_once = at_once
 
     def draw(self, site: str) -> NumPyroDraw:
         """Return the draw of a site."""
@@ -106,7 +110,7 @@ class NumPyroBranches:
             )
         return self._learned[site, name]
 
-    def branch_costs(self, values: Mapping[str, jax.Array]) -> dict[str, list[jax.Array]]:
+    def branch_costs(self, values: Mapping[str, Values]) -> dict[str, list[jax.Array]]:
         """Return the costs in all branches."""
         found = self._run_all(values, None)
         return {name: [jax.lax.stop_gradient(x) for x in costs] for name, costs in found.items()}
@@ -120,7 +124,7 @@ class NumPyroBranches:
                 f"Site '{next(iter(values))}' is to be relaxed, but Python control flow of the program depends on a value; "
                 "use ScoreFunction() or LocalExpectation() there."
             )
-        return self._run_all(values, temperatures)
+        return self._run_all({name: Values.of(x) for name, x in values.items()}, temperatures)
 
     def path_slopes(
         self, run: Run, sites: Sequence[str], weigh: Callable[[list[jax.Array], list[jax.Array]], jax.Array]
@@ -156,45 +160,75 @@ class NumPyroBranches:
         return self._in_order(arrays), [arrays.scores[site.name] for site in self._layout.sites]
 
     def _run_all(
-        self, values: Mapping[str, jax.Array], temperatures: Mapping[str, Any] | None
+        self, values: Mapping[str, Values], temperatures: Mapping[str, Any] | None
     ) -> dict[str, list[jax.Array]]:
         places, start = {}, 0
         for name, alternatives in values.items():
-            places[name] = slice(start, start + alternatives.shape[1])
-            start += alternatives.shape[1]
+            places[name] = slice(start, start + alternatives.count)
+            start += alternatives.count
+        rows = partial(self._rows, values, places, temperatures)
+        # Relaxed branches are few, and what is differentiated is held in any case.
+        at_once = self._at_once if self._traceable and temperatures is None else None
+        parts = chunks(start, at_once)
+        if len(parts) == 1:
+            found = rows(np.arange(start))
+        else:
+            # Chunks have one size: the last is filled up with copies of the last branch.
+            numbers = np.minimum(np.arange(len(parts) * parts[0][1]), start - 1).reshape(len(parts), -1)
+            found = [
+                jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])[:, :start]
+                for x in jax.lax.map(rows, jnp.asarray(numbers))
+            ]
+        return {name: [x[:, place].reshape(-1, *x.shape[2:]) for x in found] for name, place in places.items()}
+
+    def _rows(
+        self,
+        values: Mapping[str, Values],
+        places: Mapping[str, slice],
+        temperatures: Mapping[str, Any] | None,
+        numbers: Any,
+    ) -> list[jax.Array]:
+        """Return the costs in the branches of those numbers: (particles, numbers, *batch)."""
+        alternatives = {}
+        for name, place in places.items():
+            last = place.stop - place.start - 1
+            alternatives[name] = values[name].at(jnp.clip(jnp.asarray(numbers) - place.start, 0, last))
 
         def particle(mine: tuple[jax.Array, dict[str, jax.Array]]) -> list[jax.Array]:
-            key, alternatives = mine
-            run = partial(self._costs, key, alternatives, places, temperatures)
+            key, own = mine
+            run = partial(self._costs, key, places, temperatures)
             if not self._traceable:
-                rows = [run(number)[0] for number in range(start)]
+                rows = [run(number, {name: x[i] for name, x in own.items()})[0] for i, number in enumerate(numbers)]
                 return [jnp.stack(column) for column in zip(*rows, strict=True)]
             if temperatures is not None:
                 seen: set[str] = set()
+                first = {name: x[0] for name, x in own.items()}
                 try:
-                    closed = jax.make_jaxpr(lambda number: _noted(run(number), seen))(jnp.zeros((), int))
+                    closed = jax.make_jaxpr(lambda number, own: _noted(run(number, own), seen))(
+                        jnp.zeros((), int), first
+                    )
                 except TypeError as error:
                     raise_if_index(error)
                     raise
                 refuse_misuse(self._layout, misused(closed, seen))
-            return jax.vmap(lambda number: run(number)[0])(jnp.arange(start))
+            return jax.vmap(lambda number, own: run(number, own)[0])(jnp.asarray(numbers), own)
 
         if self._map_particles is None:
-            found = particle((self._keys[0], {name: x[0] for name, x in values.items()}))
-            found = [x[None] for x in found]
-        else:
-            found = self._map_particles(particle, (jnp.stack(list(self._keys)), dict(values)))
-        return {name: [x[:, place].reshape(-1, *x.shape[2:]) for x in found] for name, place in places.items()}
+            return [x[None] for x in particle((self._keys[0], {name: x[0] for name, x in alternatives.items()}))]
+        return self._map_particles(particle, (jnp.stack(list(self._keys)), alternatives))
 
     def _costs(
         self,
         key: jax.Array,
-        alternatives: Mapping[str, jax.Array],
         places: Mapping[str, slice],
         temperatures: Mapping[str, Any] | None,
         number: Any,
+        alternatives: Mapping[str, jax.Array],
     ) -> tuple[list[jax.Array], set[str]]:
-        """Return the costs of one branch of one particle, in the order of the layout, and the relaxed sites."""
+        """Return the costs of one branch of one particle, in the order of the layout, and the relaxed sites.
+
+        `alternatives` holds the value that each of the sites takes if the branch is its own.
+        """
 
         def inside(name: str) -> Any:
             return (number >= places[name].start) & (number < places[name].stop)
@@ -205,9 +239,8 @@ class NumPyroBranches:
             elif temperatures is not None and not isinstance(unmasked(msg["fn"]), Extended):
                 self._soften(name, msg, key, temperatures, inside)
             if name in places:
-                first, last = places[name].start, places[name].stop - 1
-                mine = alternatives[name][jnp.clip(number - first, 0, last - first)]
-                msg["value"] = jnp.where(inside(name), mine.astype(msg["value"].dtype), msg["value"])
+                mine = alternatives[name].astype(msg["value"].dtype)
+                msg["value"] = jnp.where(inside(name), mine, msg["value"])
 
         arrays, static = self._again(key, intervene)
         for name in {*static.model, *static.guide} ^ {spec.name for spec in self._layout.costs}:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from numpyro.handlers import seed
 from numpyro.infer import Trace_ELBO
 
-from pplgrad.engine.checks import checked_objective, impossible_cost, refuse_misuse
+from pplgrad.engine.checks import checked_objective, checked_parallel, impossible_cost, refuse_misuse
 from pplgrad.engine.closed_forms import ClosedForms, Counting
 from pplgrad.engine.configuration import EstimatorMapping, Resolved, refuse_unmatched, resolve, watcher_of
 from pplgrad.engine.description import Description, describe
@@ -51,7 +51,9 @@ class TraceGrad_ELBO(Trace_ELBO):
     objective in the place of the bound; with `higher_order=True` derivatives of every order are right (for `ScoreFunction`,
     `LocalExpectation` and `Reparam`; Foerster et al., 2018), and without it a second derivative that would be wrong is refused. `closed_form` maps
     names and patterns to "kl" (the site's divergence of guide from model in closed form, in the place of its sampled densities) or
-    "entropy" (of the guide alone), and goes before the site's `infer={"closed_form": ...}`. The other arguments
+    "entropy" (of the guide alone), and goes before the site's `infer={"closed_form": ...}`. `max_parallel` bounds the memory of estimators
+    that run the program at other values: at most so many rows (particles × alternatives) at once, in chunks one after the
+    other (`lax.map`), with the same result; relaxed branches, which are few, run at once. The other arguments
     are those of `numpyro.infer.Trace_ELBO`. Shapes: any plates; particles are mapped by `vectorize_particles` (True:
     `vmap`, False: `lax.map`, or a function of (f, keys)). The loss is in nats. With several particles a user's own
     mutable state is the one that the first particle leaves. With `sum_sites=False` each site's entry has the gradient
@@ -82,6 +84,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         objective: Objective = ELBO(),  # noqa: B008
         higher_order: bool = False,
         closed_form: Mapping[str, str] | None = None,
+        max_parallel: int | None = None,
     ) -> None:
         super().__init__(
             num_particles=num_particles,
@@ -95,6 +98,8 @@ class TraceGrad_ELBO(Trace_ELBO):
                 f"sum_sites=False reports a part of the objective for each site, and {objective!r} is no sum over sites; drop it."
             )
         self.higher_order = higher_order
+        self._together = 1 if vectorize_particles is False else num_particles
+        self.max_parallel = checked_parallel(max_parallel, self._together)
         self._closed = ClosedForms.of(closed_form, self.objective)
         self._mapping = EstimatorMapping.of(estimators, "TraceGrad_ELBO(estimators=...)")
         self._resolved: dict[str, Resolved] = {}
@@ -321,6 +326,7 @@ class TraceGrad_ELBO(Trace_ELBO):
                     together,
                     self._registered([runs[number]], params)[0],
                     self._counting(program.args, program.kwargs),
+                    None if self.max_parallel is None else self.max_parallel // self._together,
                 )
             )
         return result

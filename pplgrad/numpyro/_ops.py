@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pplgrad.engine.noise import Noise
 from pplgrad.errors import EstimatorError
@@ -35,6 +36,9 @@ class JaxOps:
 
     def take(self, x: jax.Array, index: jax.Array) -> jax.Array:
         return x[index]
+
+    def rows(self, x: jax.Array, index: np.ndarray) -> jax.Array:
+        return x.at[index].get(mode="promise_in_bounds")
 
     def index_add(self, x: jax.Array, index: jax.Array, values: jax.Array) -> jax.Array:
         return x.at[index].add(values)

@@ -12,6 +12,7 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 
+from pplgrad.engine.branches import Values, chunks
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.noise import Noise
 from pplgrad.engine.program import Run
@@ -79,9 +80,16 @@ class Branch:
     """One site's part of the branches: rows `start` to `stop` of each particle take its alternatives."""
 
     site: str
-    values: torch.Tensor
+    values: Values
     start: int
     stop: int
+
+    def between(self, first: int, last: int) -> Branch:
+        """Return the part of the branch in a chunk of all rows, its place in the chunk and its alternatives there."""
+        start, stop = (min(max(at, first), last) for at in (self.start, self.stop))
+        skipped = start - self.start
+        values = Values(stop - start, lambda numbers: self.values.at(numbers + skipped))
+        return Branch(self.site, values, start - first, stop - first)
 
 
 Fresh = Callable[[Branch], torch.Tensor]
@@ -153,8 +161,12 @@ class PyroBranches:
         vectorized: bool,
         depth: int | None,
         weights: CostWeights,
+        at_once: int | None,
     ) -> None:
-        """`depth` is the place of the particle plate where branches are vectorized, None where they run one by one."""
+        """`depth` is the place of the particle plate where branches are vectorized, None where they run one by one.
+
+        No more than `at_once` branches of each particle are in the plate.
+        """
         self._program = (model, guide, args, kwargs)
         self._traces = traces
         self._layout = layout
@@ -162,6 +174,7 @@ class PyroBranches:
         self._vectorized = vectorized
         self._depth = depth
         self._weights = weights
+        self._at_most = at_once
 
     def draw(self, site: str) -> PyroDraw:
         """Return the draw of a site."""
@@ -177,7 +190,7 @@ class PyroBranches:
         # A callable is called at the first use alone.
         return pyro.param(f"{PREFIX}{site}.{name}", lambda: node["fn"].log_prob(node["value"]).new_tensor(start))
 
-    def branch_costs(self, values: Mapping[str, torch.Tensor]) -> dict[str, list[torch.Tensor]]:
+    def branch_costs(self, values: Mapping[str, Values]) -> dict[str, list[torch.Tensor]]:
         """Return the costs in all branches."""
         with torch.no_grad():
             return self._run_all(values, None)
@@ -186,15 +199,15 @@ class PyroBranches:
         self, values: Mapping[str, torch.Tensor], temperatures: Mapping[str, Any]
     ) -> dict[str, list[torch.Tensor]]:
         """Return the costs at relaxed values, with their gradient."""
-        return self._run_all(values, temperatures)
+        return self._run_all({name: Values.of(x) for name, x in values.items()}, temperatures)
 
     def _run_all(
-        self, values: Mapping[str, torch.Tensor], temperatures: Mapping[str, Any] | None
+        self, values: Mapping[str, Values], temperatures: Mapping[str, Any] | None
     ) -> dict[str, list[torch.Tensor]]:
         branches, start = [], 0
         for name, alternatives in values.items():
-            branches.append(Branch(name, alternatives, start, start + alternatives.shape[1]))
-            start += alternatives.shape[1]
+            branches.append(Branch(name, alternatives, start, start + alternatives.count))
+            start += alternatives.count
         if self._depth is None:
             return self._one_by_one(branches, temperatures)
         return self._at_once(branches, start, self._depth, temperatures)
@@ -232,10 +245,11 @@ class PyroBranches:
 
     def _replacing(self, branch: Branch, number: int) -> Callable:
         nodes = self._traces.guide.nodes
+        chosen = branch.values.at(torch.tensor([number], device=nodes[branch.site]["value"].device))[0, 0]
 
         def replace(name: str, fresh: Fresh, event: int) -> torch.Tensor:
             if name == branch.site:
-                return branch.values[0, number]
+                return chosen
             return fresh(branch) if self._follows(name, branch.site) else nodes[name]["value"].detach()
 
         return replace
@@ -243,15 +257,35 @@ class PyroBranches:
     def _at_once(
         self, branches: Sequence[Branch], count: int, depth: int, temperatures: Mapping[str, Any] | None
     ) -> dict[str, list[torch.Tensor]]:
-        """Run all branches of all particles in one plate: particle by particle, `count` rows each."""
-        particles = self._particles
-        nodes = self._traces.guide.nodes
+        """Run all branches of all particles, those of a chunk in one plate, and one chunk after the other."""
         if self._traces.hidden_draws:
             raise ProgramError(
                 f"The guide draws random numbers outside of its sample sites (dropout, or sites under block), which the "
                 f"branches of site '{branches[0].site}' would draw anew under vectorize_particles; use "
                 "vectorize_particles=False, or ScoreFunction() there."
             )
+        # What is differentiated is held in any case, and relaxed branches are few.
+        at_once = self._at_most if temperatures is None else None
+        with torch.random.fork_rng(devices=self._traces.rng_devices()):
+            found = [
+                self._rows([branch.between(*chunk) for branch in branches], chunk[1] - chunk[0], depth, temperatures)
+                for chunk in chunks(count, at_once)
+            ]
+        every = [torch.cat(column, 1) for column in zip(*found, strict=True)] if len(found) > 1 else found[0]
+        return {
+            branch.site: [
+                x[:, branch.start : branch.stop].reshape(self._particles * (branch.stop - branch.start), *x.shape[2:])
+                for x in every
+            ]
+            for branch in branches
+        }
+
+    def _rows(
+        self, branches: Sequence[Branch], count: int, depth: int, temperatures: Mapping[str, Any] | None
+    ) -> list[torch.Tensor]:
+        """Run branches of all particles in one plate, particle by particle, `count` rows each: (particles, count, *batch)."""
+        particles = self._particles
+        nodes = self._traces.guide.nodes
 
         def rows(value: torch.Tensor, event: int) -> torch.Tensor:
             """Bring (particles, m, *B, *E) to as many batch dimensions as the particle plate asks for."""
@@ -263,8 +297,10 @@ class PyroBranches:
             kept = rows((kept if self._vectorized else kept[None])[:, None], event)
             parts = []
             for branch in branches:
+                if branch.start == branch.stop:
+                    continue
                 if name == branch.site:
-                    part = rows(branch.values, event)
+                    part = rows(branch.values.at(torch.arange(branch.values.count, device=kept.device)), event)
                 elif self._follows(name, branch.site):
                     value = fresh(branch)
                     part = value.reshape(particles, count, *value.shape[1:])[:, branch.start : branch.stop]
@@ -275,18 +311,9 @@ class PyroBranches:
             parts = [part.expand(particles, -1, *shape) for part in parts]
             return torch.cat(parts, 1).reshape(particles * count, *shape)
 
-        with torch.random.fork_rng(devices=self._traces.rng_devices()):
-            every = self._costs(
-                *self._run(replace, temperatures, particles * count, depth), None, particles * count, depth
-            )
-        split = [x.reshape(particles, count, *x.shape[1:]) for x in every]
-        return {
-            branch.site: [
-                x[:, branch.start : branch.stop].reshape(particles * (branch.stop - branch.start), *x.shape[2:])
-                for x in split
-            ]
-            for branch in branches
-        }
+        traces = self._run(replace, temperatures, particles * count, depth)
+        every = self._costs(*traces, None, particles * count, depth)
+        return [x.reshape(particles, count, *x.shape[1:]) for x in every]
 
     @without_shapes()
     def _run(

@@ -15,7 +15,7 @@ from pyro.infer.elbo import ELBOModule
 from pyro.infer.util import is_validation_enabled
 from pyro.util import check_if_enumerated
 
-from pplgrad.engine.checks import checked_objective, impossible_cost, refuse_misuse
+from pplgrad.engine.checks import checked_objective, checked_parallel, impossible_cost, refuse_misuse
 from pplgrad.engine.closed_forms import ClosedForms
 from pplgrad.engine.configuration import (
     EstimatorMapping,
@@ -31,7 +31,7 @@ from pplgrad.engine.program import Run, SiteSpec
 from pplgrad.engine.signals import Bounds
 from pplgrad.engine.surrogate import Estimate, estimate
 from pplgrad.engine.watching import Noted
-from pplgrad.errors import PplgradError, ProgramError
+from pplgrad.errors import ConfigurationError, PplgradError, ProgramError
 from pplgrad.estimators.base import Estimator
 from pplgrad.objectives import ELBO, MultiSample, Objective, ReweightedWakeSleep
 from pplgrad.pyro._baselines import Networks, PyroBaselines, store_states
@@ -61,7 +61,10 @@ class TraceGrad_ELBO(Trace_ELBO):
     objective in the place of the bound; with `higher_order=True` derivatives of every order are right (for `ScoreFunction`,
     `LocalExpectation` and `Reparam`; Foerster et al., 2018), and without it a second derivative that would be wrong is refused. `closed_form` maps
     names and patterns to "kl" (the site's divergence of guide from model in closed form, in the place of its sampled densities) or
-    "entropy" (of the guide alone), and goes before the site's `infer={"closed_form": ...}`. The other arguments
+    "entropy" (of the guide alone), and goes before the site's `infer={"closed_form": ...}`. `max_parallel` bounds the memory of estimators
+    that run the program at other values under `vectorize_particles=True`: at most so many rows (particles × alternatives) at once,
+    in chunks one after the other; what follows the site is drawn anew in each row with or without, and relaxed branches,
+    which are few and hold what is differentiated, run at once. The other arguments
     are those of `pyro.infer.ELBO`. Shapes: any plates; with `vectorize_particles=True` particles run in a plate
     to the left of all others. The loss is in nats.
 
@@ -93,6 +96,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         objective: Objective = ELBO(),  # noqa: B008
         higher_order: bool = False,
         closed_form: Mapping[str, str] | None = None,
+        max_parallel: int | None = None,
     ) -> None:
         super().__init__(
             num_particles=num_particles,
@@ -107,6 +111,12 @@ class TraceGrad_ELBO(Trace_ELBO):
         )
         self.objective = checked_objective(objective, num_particles)
         self.higher_order = higher_order
+        self.max_parallel = checked_parallel(max_parallel, num_particles if vectorize_particles else 1)
+        if max_parallel is not None and not vectorize_particles:
+            raise ConfigurationError(
+                f"TraceGrad_ELBO(max_parallel={max_parallel}): without vectorize_particles=True branches run one by one, and there is "
+                "nothing to limit; drop it, or pass vectorize_particles=True."
+            )
         self._closed = ClosedForms.of(closed_form, self.objective)
         self._mapping = EstimatorMapping.of(estimators, "TraceGrad_ELBO(estimators=...)")
         self._networks = Networks()
@@ -366,7 +376,10 @@ class TraceGrad_ELBO(Trace_ELBO):
         if self.vectorize_particles:
             depth = int(self.max_plate_nesting) + (0 if vectorized else 1)
         weights = self.objective.weights(args, kwargs)
-        return PyroBranches(model, guide, args, kwargs, traces, layout, run.particles, vectorized, depth, weights)
+        at_once = None if self.max_parallel is None else self.max_parallel // run.particles
+        return PyroBranches(
+            model, guide, args, kwargs, traces, layout, run.particles, vectorized, depth, weights, at_once
+        )
 
     def _host(
         self,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import array_api_compat.torch as xp
+import numpy as np
 import torch
 
 from pplgrad.engine.noise import Noise
@@ -29,6 +30,9 @@ class TorchOps:
 
     def take(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         return x[index]
+
+    def rows(self, x: torch.Tensor, index: np.ndarray) -> torch.Tensor:
+        return x[torch.as_tensor(index, device=x.device)]
 
     def index_add(self, x: torch.Tensor, index: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         return x.index_add(0, index, values)

@@ -16,7 +16,7 @@ from pplgrad import (
 from pplgrad.baselines.base import BaselineTerms
 from pplgrad.engine.configuration import EstimatorMapping, collect_mappings, default_estimator, report_mapping
 from pplgrad.engine.dependencies import compose, cost_dependencies, site_dependencies
-from pplgrad.engine.downstream import downstream, stacked_costs, to_shape
+from pplgrad.engine.downstream import downstream, joined_costs, to_shape
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.program import AFTER, BEFORE, EVERY, SAME, CostSpec, Plate, SiteSpec
 from pplgrad.engine.upstream import UpstreamSites, call_with_sites, default_inputs
@@ -42,6 +42,9 @@ class NumPyOps:
         return np.asarray(values, like.dtype)
 
     def take(self, x, index):
+        return x[index]
+
+    def rows(self, x, index):
         return x[index]
 
     def index_add(self, x, index, values):
@@ -78,7 +81,7 @@ def test_steps_compose():
 
 def totals(sites, costs, arrays):
     layout = Layout.build(sites, costs)
-    stacks = [stacked_costs(OPS, arrays, group) for group in layout.cost_groups]
+    stacks = [joined_costs(OPS, arrays, group) for group in layout.cost_groups]
     return {
         layout.sites[i].name: downstream(OPS, layout, g, stacks)[:, k]
         for g, group in enumerate(layout.site_groups)

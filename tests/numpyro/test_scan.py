@@ -172,7 +172,7 @@ def test_exact_with_two_particles():
 
 
 def weights(name):
-    """Return the link weights of the scanned site z, by cost name and flag."""
+    """Return the flags with which costs are charged to the scanned site z, by cost name and sign."""
     model, guide, latents = CASES[name]
     elbo = TraceGrad_ELBO(estimators=dict.fromkeys(latents, ScoreFunction()))
     params = {key: array(value) for key, value in PARAMS.items()}
@@ -182,10 +182,11 @@ def weights(name):
     row = [layout.sites[i].name for i in layout.site_groups[group].members].index("z")
     found = {}
     for link in layout.links[group]:
-        for flag, matrix in link.weights.items():
-            for column, cost in enumerate(layout.cost_groups[link.costs].members):
-                if matrix[row, column]:
-                    spec = layout.costs[cost]
+        costs = layout.cost_groups[link.costs]
+        for flag, sums in link.sums.items():
+            for column, part in enumerate(costs.parts):
+                for number in part if sums.held[row, column] else ():
+                    spec = layout.costs[costs.members[number]]
                     found.setdefault((spec.name, spec.sign), set()).add(flag)
     return found
 
