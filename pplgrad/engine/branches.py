@@ -343,7 +343,9 @@ def branch_terms(
             None if costs is None else of_one_process(signals.in_branches(number, group, costs, True), group),
             None if place is None else soft_costs[place],
             None if place is None else slopes[place],
-            None if costs is None else lambda c=costs, n=group: of_one_process(signals.shares_in_branches(number, c), n),
+            None
+            if costs is None
+            else lambda c=costs, n=group: of_one_process(signals.shares_in_branches(number, c), n),
             higher_order,
         )
         estimator = layout.estimator(layout.site_groups[group])
