@@ -326,6 +326,9 @@ def branch_terms(
     def of_one_process(cost: Array, n: int) -> Array:
         return cost / larger[n] if larger[n] > 1 else cost
 
+    def shares(costs: Sequence[Array], n: int) -> Array:
+        return of_one_process(signals.shares_in_branches(number, costs), n)
+
     def at_weights(points: list[Array]) -> list[Array]:
         placed = {draws[n].name: draws[n].embed_weights(point) for n, point in zip(soft, points, strict=True)}
         costs = host.soft_costs(placed, {draws[n].name: asked[n].temperature for n in soft})
@@ -343,9 +346,7 @@ def branch_terms(
             None if costs is None else of_one_process(signals.in_branches(number, group, costs, True), group),
             None if place is None else soft_costs[place],
             None if place is None else slopes[place],
-            None
-            if costs is None
-            else lambda c=costs, n=group: of_one_process(signals.shares_in_branches(number, c), n),
+            None if costs is None else partial(shares, costs, group),
             higher_order,
         )
         estimator = layout.estimator(layout.site_groups[group])

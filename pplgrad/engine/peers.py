@@ -12,7 +12,9 @@ from pplgrad.engine.program import Plate
 class Peers(Protocol):
     """All processes of a run, this one among them. Each estimates the whole objective from its part of the data."""
 
-    count: int
+    @property
+    def count(self) -> int:
+        """Their number."""
 
     def total(self, x: Array) -> Array:
         """Return the sum of `x` over all processes, each of which calls this as often and with the same shapes."""
