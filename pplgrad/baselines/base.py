@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from pplgrad.engine.ops import Array, Ops
+from pplgrad.engine.peers import Peers
 from pplgrad.engine.program import Plate
 from pplgrad.errors import BaselineError, ConfigurationError
 
@@ -24,7 +25,8 @@ class BaselineTerms:
     `cost` has shape (particles, *elements) and is what the baselines before this one left; it is a constant.
     `state` is from before the draw. `score_squared()` is the squared gradient of log q with respect to the
     distribution's parameters, summed over them, of the shape of `cost`. `predict()` is the output of the
-    baseline's network or function. `indices` are the elements of subsampled plates.
+    baseline's network or function. `indices` are the elements of subsampled plates. `peers` are the other processes among
+    which the data is split, if it is: what is kept must then be learned from all of them.
     """
 
     site: str
@@ -35,6 +37,7 @@ class BaselineTerms:
     state: State
     score_squared: Callable[[], Array]
     predict: Callable[[], Array]
+    peers: Peers | None = None
 
 
 class Evaluation(NamedTuple):

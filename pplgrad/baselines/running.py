@@ -39,7 +39,8 @@ def update_averages(
     """Return the state after this draw: decay · old + (1 − decay) · new, where an element was seen."""
     xp, state = terms.ops.xp, terms.state
     if not per_element:
-        new = {name: decay * state[name] + (1 - decay) * xp.mean(value) for name, value in values.items()}
+        means = _over_peers(terms, [xp.mean(value) for value in values.values()], mean=True)
+        new = {name: decay * state[name] + (1 - decay) * x for name, x in zip(values, means, strict=True)}
         return {**new, "weight": decay * state["weight"] + (1 - decay)}
     index = _flat_index(terms)
     shape = tuple(state["weight"].shape)
@@ -47,18 +48,26 @@ def update_averages(
     full = (terms.cost.shape[0], *terms.cost.shape[1:])
     flat = xp.reshape(xp.broadcast_to(index, full), (-1,))
     ones = xp.reshape(xp.ones_like(terms.cost), (-1,))
-    seen = terms.ops.index_add(zeros, flat, ones)
+    parts = [xp.reshape(xp.broadcast_to(value, full), (-1,)) for value in values.values()]
+    seen, *sums = _over_peers(terms, [terms.ops.index_add(zeros, flat, x) for x in (ones, *parts)])
     counts = xp.where(seen > 0, seen, xp.ones_like(seen))
 
-    def blended(old: Array, sums: Array) -> Array:
+    def blended(old: Array, total: Array) -> Array:
         old = xp.reshape(old, (-1,))
-        return xp.reshape(xp.where(seen > 0, decay * old + (1 - decay) * sums / counts, old), shape)
+        return xp.reshape(xp.where(seen > 0, decay * old + (1 - decay) * total / counts, old), shape)
 
-    result = {"weight": blended(state["weight"], seen)}
-    for name, value in values.items():
-        sums = terms.ops.index_add(zeros, flat, xp.reshape(xp.broadcast_to(value, full), (-1,)))
-        result[name] = blended(state[name], sums)
-    return result
+    new = {name: blended(state[name], total) for name, total in zip(values, sums, strict=True)}
+    return {**new, "weight": blended(state["weight"], seen)}
+
+
+def _over_peers(terms: BaselineTerms, arrays: Sequence[Array], mean: bool = False) -> list[Array]:
+    """Return the sum or the mean over all processes of arrays of one shape, in one exchange."""
+    peers = terms.peers
+    if peers is None:
+        return list(arrays)
+    total = peers.total(terms.ops.xp.stack(list(arrays), axis=0))
+    total = total / peers.count if mean else total
+    return [total[i] for i in range(len(arrays))]
 
 
 def _flat_index(terms: BaselineTerms) -> Array:

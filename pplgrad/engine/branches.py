@@ -12,6 +12,7 @@ from pplgrad.engine.downstream import to_shape
 from pplgrad.engine.layout import Layout, SiteGroup
 from pplgrad.engine.noise import Noise, noise_for
 from pplgrad.engine.ops import Array, Ops
+from pplgrad.engine.peers import Peers, share
 from pplgrad.engine.program import Plate, Run
 from pplgrad.engine.signals import Signals
 from pplgrad.errors import EstimatorError
@@ -316,7 +317,14 @@ def asked_of(ops: Ops, layout: Layout, run: Run, host: BranchHost) -> dict[int, 
 
 
 def branch_terms(
-    ops: Ops, layout: Layout, run: Run, signals: Signals, number: int, host: BranchHost, higher_order: bool = False
+    ops: Ops,
+    layout: Layout,
+    run: Run,
+    signals: Signals,
+    number: int,
+    host: BranchHost,
+    higher_order: bool = False,
+    peers: Peers | None = None,
 ) -> tuple[Array, Array | None]:
     """Run the branches of all sites of a run (the one of that number) that ask for them.
 
@@ -328,11 +336,18 @@ def branch_terms(
     values = {draws[n].name: _constant(ops, Values.of(a.values)) for n, a in asked.items() if a.values is not None}
     hard = host.branch_costs(values) if values else {}
     soft = [n for n, a in asked.items() if a.weights is not None]
+    larger = {n: share(peers, layout.site_groups[n].plates) for n in asked}
+
+    def of_one_process(cost: Array, n: int) -> Array:
+        return cost / larger[n] if larger[n] > 1 else cost
+
+    def shares(costs: Sequence[Array], n: int) -> Array:
+        return of_one_process(signals.shares_in_branches(number, costs), n)
 
     def at_weights(points: list[Array]) -> list[Array]:
         placed = {draws[n].name: draws[n].embed_weights(point) for n, point in zip(soft, points, strict=True)}
         costs = host.soft_costs(placed, {draws[n].name: asked[n].temperature for n in soft})
-        return [signals.in_branches(number, n, costs[draws[n].name], False) for n in soft]
+        return [of_one_process(signals.in_branches(number, n, costs[draws[n].name], False), n) for n in soft]
 
     soft_costs, slopes = ops.with_slopes(at_weights, [asked[n].weights for n in soft]) if soft else ([], [])
     total = loss = None
@@ -341,16 +356,17 @@ def branch_terms(
         place = soft.index(group) if group in soft else None
         terms = BranchTerms(
             draw,
-            signals.at_draw(number, group)[:, 0],
+            of_one_process(signals.at_draw(number, group)[:, 0], group),
             asked[group],
-            None if costs is None else signals.in_branches(number, group, costs, True),
+            None if costs is None else of_one_process(signals.in_branches(number, group, costs, True), group),
             None if place is None else soft_costs[place],
             None if place is None else slopes[place],
-            None if costs is None else partial(signals.shares_in_branches, number, costs),
+            None if costs is None else partial(shares, costs, group),
             higher_order,
         )
         estimator = layout.estimator(layout.site_groups[group])
         term, learning = estimator.surrogate_of(terms), estimator.loss_of(terms)
+        term = larger[group] * term if larger[group] > 1 else term
         total = term if total is None else total + term
         if learning is not None:
             loss = learning if loss is None else loss + learning

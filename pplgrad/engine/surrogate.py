@@ -15,6 +15,7 @@ from pplgrad.engine.downstream import stacked_scores, to_shape
 from pplgrad.engine.layout import Layout, SiteGroup
 from pplgrad.engine.ops import Array, Ops
 from pplgrad.engine.paths import PathHost, path_terms
+from pplgrad.engine.peers import Peers, share
 from pplgrad.engine.program import Plate, Run
 from pplgrad.engine.signals import Bounds, Downstream, Signals, Weights
 from pplgrad.engine.watching import Noted, learned_numbers
@@ -45,7 +46,10 @@ class Estimate:
 
 @dataclass
 class SiteGroupRun:
-    """The arrays of a group of sites over all particles, ready for their estimator."""
+    """The arrays of a group of sites over all particles, ready for their estimator.
+
+    Costs are those of one process with all of the data: `share` times less than here.
+    """
 
     names: tuple[str, ...]
     plates: tuple[Plate, ...]
@@ -55,6 +59,7 @@ class SiteGroupRun:
     indices: Mapping[str, Array]
     score_squared: Sequence[Callable[[], Array] | None]
     weights: Weights | None = None
+    share: int = 1
 
 
 def estimate(
@@ -65,6 +70,7 @@ def estimate(
     objective: Objective | None = None,
     higher_order: bool = False,
     noted: Noted | None = None,
+    peers: Peers | None = None,
 ) -> Estimate:
     """Return the objective's value and surrogate from the runs of all particles.
 
@@ -72,7 +78,7 @@ def estimate(
     structure. `host` holds state, networks and functions of baselines, and may be None where no baseline has any;
     `branches` runs each run again at other values, and may be empty where no site asks for any. With `higher_order`
     derivatives of every order are right; without, a second one is refused where it would not be. What is to be noted of the
-    sites goes into `noted`.
+    sites goes into `noted`. `peers` are the processes that the data is split over, whose gradients are averaged.
     """
     signals: Signals
     if isinstance(objective, MultiSample):
@@ -81,7 +87,7 @@ def estimate(
         signals = Downstream(ops, runs, higher_order)
     result = Estimate(ops.stop_gradient(signals.value), signals.surrogate, None, noted=noted)
     if not (isinstance(objective, MultiSample) and objective.draws_are_constant):
-        _add_sites(ops, runs, host, branches, signals, higher_order, result)
+        _add_sites(ops, runs, host, branches, signals, higher_order, result, peers)
     if noted is not None:
         for (layout, _), rerun in zip(runs, branches, strict=True):
             for site in layout.sites:
@@ -114,21 +120,22 @@ def _add_sites(
     signals: Signals,
     higher_order: bool,
     result: Estimate,
+    peers: Peers | None,
 ) -> None:
     """Add the terms of all sites to the estimate."""
     groups: list[list[SiteGroupRun]] = []
     for number, (layout, run) in enumerate(runs):
         plain = [i for i, group in enumerate(layout.site_groups) if not layout.estimator(group).uses_branches]
-        groups.append([_group_run(ops, layout, run, i, signals, number) for i in plain])
+        groups.append([_group_run(ops, layout, run, i, signals, number, peers) for i in plain])
         if len(plain) < len(layout.site_groups):
-            term, loss = branch_terms(ops, layout, run, signals, number, branches[number], higher_order)
+            term, loss = branch_terms(ops, layout, run, signals, number, branches[number], higher_order, peers)
             _add(result, term, loss, signals.replicates)
         if isinstance(signals, Bounds) and branches:
             path = path_terms(ops, layout, run, signals, number, branches[number])
             if path is not None:
                 _add(result, path, None, signals.replicates)
     for group in _merged(ops, groups):
-        _add_group(ops, group, host, signals.replicates, higher_order, result)
+        _add_group(ops, group, host, signals.replicates, higher_order, result, peers)
 
 
 def _add(result: Estimate, term: Array, loss: Array | None, replicates: int) -> None:
@@ -139,18 +146,22 @@ def _add(result: Estimate, term: Array, loss: Array | None, replicates: int) -> 
         result.baseline_loss = loss if result.baseline_loss is None else result.baseline_loss + loss
 
 
-def _group_run(ops: Ops, layout: Layout, run: Run, index: int, signals: Signals, number: int) -> SiteGroupRun:
+def _group_run(
+    ops: Ops, layout: Layout, run: Run, index: int, signals: Signals, number: int, peers: Peers | None
+) -> SiteGroupRun:
     group = layout.site_groups[index]
+    larger, weights = share(peers, group.plates), signals.weights_of(number, index)
     names = tuple(layout.sites[i].name for i in group.members)
     return SiteGroupRun(
         names=names,
         plates=group.plates,
         estimator=layout.estimator(group),
         log_prob=stacked_scores(ops, run.scores, group),
-        downstream=signals.at_draw(number, index),
+        downstream=signals.at_draw(number, index) / larger if larger > 1 else signals.at_draw(number, index),
         indices=run.indices,
         score_squared=[_score_squared(ops, run, name, group) for name in names],
-        weights=signals.weights_of(number, index),
+        weights=weights if weights is None else replace(weights, scale=weights.scale / larger),
+        share=larger,
     )
 
 
@@ -179,6 +190,7 @@ def _merged(ops: Ops, groups: list[list[SiteGroupRun]]) -> list[SiteGroupRun]:
                     group.indices,
                     group.score_squared[i : i + 1],
                     group.weights,
+                    group.share,
                 )
                 by_site.setdefault((name, group.plates), []).append(single)
     return [_joined(ops, members) for members in by_site.values()]
@@ -204,6 +216,7 @@ def _joined(ops: Ops, members: list[SiteGroupRun]) -> SiteGroupRun:
         indices,
         squares,
         _all_rows([m.weights for m in members]),
+        first.share,
     )
 
 
@@ -221,14 +234,20 @@ def _per_particle(ops: Ops, member: SiteGroupRun, name: str) -> Array:
 
 
 def _add_group(
-    ops: Ops, group: SiteGroupRun, host: BaselineHost | None, replicates: int, higher_order: bool, result: Estimate
+    ops: Ops,
+    group: SiteGroupRun,
+    host: BaselineHost | None,
+    replicates: int,
+    higher_order: bool,
+    result: Estimate,
+    peers: Peers | None,
 ) -> None:
     """Add one group's score terms, baseline losses and new states to the estimate."""
 
     def evaluate(baseline: Baseline) -> BaselineValue:
         if not any(part.per_site for part in parts_of(baseline)):
-            return _evaluated(ops, group, None, baseline, host, result)
-        sites = [_evaluated(ops, group, i, baseline, host, result) for i in range(len(group.names))]
+            return _evaluated(ops, group, None, baseline, host, result, peers)
+        sites = [_evaluated(ops, group, i, baseline, host, result, peers) for i in range(len(group.names))]
         signal = ops.xp.stack([site.signal for site in sites], axis=1)
         losses = [site.loss for site in sites if site.loss is not None]
         return BaselineValue(signal, sum(losses[1:], losses[0]) if losses else None)
@@ -237,6 +256,8 @@ def _add_group(
         group.names, group.plates, group.log_prob, group.downstream, ops, evaluate, group.weights, higher_order
     )
     term, loss = group.estimator.surrogate(terms)
+    if group.share > 1:
+        term, loss = group.share * term, None if loss is None else group.share * loss
     _add(result, term, loss, replicates)
 
 
@@ -247,6 +268,7 @@ def _evaluated(
     baseline: Baseline,
     host: BaselineHost | None,
     result: Estimate,
+    peers: Peers | None,
 ) -> BaselineValue:
     """Subtract a baseline's parts one after the other, each from what those before it left."""
     name = group.names[0] if index is None else group.names[index]
@@ -264,6 +286,7 @@ def _evaluated(
             state=host.state(name, key) if host is not None and part.state_shapes(group.plates) else {},
             score_squared=_stacked_squares(ops, squares, index is None),
             predict=partial(host.predict, name, key, part) if host is not None else _nothing_to_predict,
+            peers=peers,
         )
         value, loss, state = part.evaluate(terms)
         if part.calls_function and host is not None:

@@ -192,3 +192,8 @@ def renamed(name: str, scopes: list[Any]) -> str:
 def warn_about_plates(model_trace: dict) -> None:
     """Give the warnings that NumPyro's own ELBOs give of a model whose batch dimensions no plate declares."""
     _validate_model(model_trace, plate_warning="loose")
+
+
+def manual_axes() -> tuple[str, ...]:
+    """Return the axes of a mesh whose devices run the code that is traced each on its own: those of `shard_map`."""
+    return tuple(jax.sharding.get_abstract_mesh().manual_axes)

@@ -20,13 +20,13 @@ from pplgrad.engine.layout import Layout
 from pplgrad.engine.program import CostSpec, Run
 from pplgrad.engine.surrogate import Estimate, estimate
 from pplgrad.engine.watching import Noted
-from pplgrad.errors import ConfigurationError, EstimatorError, ProgramError
+from pplgrad.errors import ConfigurationError, EstimatorError, ProgramError, listed
 from pplgrad.estimators.base import Estimator
 from pplgrad.estimators.score import ScoreFunction
 from pplgrad.numpyro._baselines import NumPyroBaselines
 from pplgrad.numpyro._branches import NumPyroBranches
 from pplgrad.numpyro._coarse import misused, raise_if_index
-from pplgrad.numpyro._compat import TRACING_ERRORS, as_function
+from pplgrad.numpyro._compat import TRACING_ERRORS, as_function, manual_axes
 from pplgrad.numpyro._exact import Program
 from pplgrad.numpyro._ops import OPS, attach, concrete
 from pplgrad.numpyro._program import Arrays, Static, densities_read, run_particle, specify
@@ -123,6 +123,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         program = Program(model, guide, args, kwargs)
         result, runs = self._estimated(rng_key, param_map, program)
         self._refuse_unmeasured()
+        _refuse_devices_alone(result)
         _refuse_impossible(result, runs)
         loss, state = _with_gradient(result) if self.sum_sites else _by_site(runs), _new_state(runs, result)
         static = runs[0][1]
@@ -443,6 +444,17 @@ def _by_site(runs: list) -> dict[str, jax.Array]:
             parts.append((Layout.build(plain, kept), replace(run, costs=[run.costs[i] for i in chosen])))
         losses[name] = _with_gradient(estimate(OPS, parts, None))
     return losses
+
+
+def _refuse_devices_alone(result: Estimate) -> None:
+    """Refuse averages of what one device of several has seen."""
+    axes = manual_axes()
+    if result.states and axes:
+        site = next(iter(result.states))[0]
+        raise ConfigurationError(
+            f"A baseline at site '{site}' keeps an average, and inside shard_map (over {listed(axes)}) each device would keep its "
+            "own; use jit with arrays of a NamedSharding, whose averages are over all devices, or LeaveOneOut() there."
+        )
 
 
 def _refuse_impossible(result: Estimate, runs: list) -> None:

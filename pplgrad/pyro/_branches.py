@@ -187,8 +187,11 @@ class PyroBranches:
     def learned(self, site: str, name: str, start: Any) -> torch.Tensor:
         """Return a number or array from the param store, put there at first use."""
         node = self._traces.guide.nodes[site]
-        # A callable is called at the first use alone.
-        return pyro.param(f"{PREFIX}{site}.{name}", lambda: node["fn"].log_prob(node["value"]).new_tensor(start))
+
+        def made() -> torch.nn.Parameter:
+            return torch.nn.Parameter(node["fn"].log_prob(node["value"]).new_tensor(start))
+
+        return pyro.param(f"{PREFIX}{site}.{name}", made)
 
     def branch_costs(self, values: Mapping[str, Values]) -> dict[str, list[torch.Tensor]]:
         """Return the costs in all branches."""

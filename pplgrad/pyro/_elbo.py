@@ -6,12 +6,12 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
 from pyro.infer import Trace_ELBO
-from pyro.infer.elbo import ELBOModule
 from pyro.infer.util import is_validation_enabled
 from pyro.util import check_if_enumerated
 
@@ -36,6 +36,7 @@ from pplgrad.estimators.base import Estimator
 from pplgrad.objectives import ELBO, MultiSample, Objective, ReweightedWakeSleep
 from pplgrad.pyro._baselines import Networks, PyroBaselines, store_states
 from pplgrad.pyro._branches import PyroBranches
+from pplgrad.pyro._distributed import TorchPeers, TraceGradModule, peers_of, refuse_own_gradients
 from pplgrad.pyro._distributions import family
 from pplgrad.pyro._exact import Program
 from pplgrad.pyro._ops import OPS, attach
@@ -64,7 +65,9 @@ class TraceGrad_ELBO(Trace_ELBO):
     "entropy" (of the guide alone), and goes before the site's `infer={"closed_form": ...}`. `max_parallel` bounds the memory of estimators
     that run the program at other values under `vectorize_particles=True`: at most so many rows (particles × alternatives) at once,
     in chunks one after the other; what follows the site is drawn anew in each row with or without, and relaxed branches,
-    which are few and hold what is differentiated, run at once. The other arguments
+    which are few and hold what is differentiated, run at once. `process_group` (True: all processes) says that
+    each process of that group draws its part of the subsampled plates and that their gradients are averaged (`DistributedDataParallel`
+    around `elbo(model, guide)`): baselines then see the costs, and learn from the draws, of all of them. The other arguments
     are those of `pyro.infer.ELBO`. Shapes: any plates; with `vectorize_particles=True` particles run in a plate
     to the left of all others. The loss is in nats.
 
@@ -97,6 +100,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         higher_order: bool = False,
         closed_form: Mapping[str, str] | None = None,
         max_parallel: int | None = None,
+        process_group: Any = False,
     ) -> None:
         super().__init__(
             num_particles=num_particles,
@@ -123,8 +127,9 @@ class TraceGrad_ELBO(Trace_ELBO):
         self._structures = Structures()
         self._resolved: dict[Any, Resolved] = {}
         self._watcher: Watcher | None = None
+        self._peers = peers_of(process_group)
 
-    def __call__(self, model: torch.nn.Module, guide: torch.nn.Module) -> ELBOModule:
+    def __call__(self, model: torch.nn.Module, guide: torch.nn.Module) -> TraceGradModule:
         """Return a module that computes the loss, whose parameters include those of learned baselines."""
         return TraceGradModule(model, guide, self)
 
@@ -158,6 +163,7 @@ class TraceGrad_ELBO(Trace_ELBO):
 
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """Return the loss, and add its gradient estimate to the parameters' gradients."""
+        refuse_own_gradients(self._peers)
         result = self._step(model, guide, args, kwargs)
         surrogate = _surrogate_loss(result)
         if surrogate.requires_grad:
@@ -182,7 +188,7 @@ class TraceGrad_ELBO(Trace_ELBO):
             resolved = {key[0]: found.estimator for key, found in self._resolved.items()}
             look(
                 watcher,
-                lambda noted: self._estimate(model, guide, args, kwargs, noted),
+                lambda noted: self._estimate(model, guide, args, kwargs, self._silent(), noted),
                 Program(model, guide, args, kwargs),
                 resolved,
             )
@@ -190,7 +196,11 @@ class TraceGrad_ELBO(Trace_ELBO):
 
     def diagnose(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> None:
         """Run one step without changing anything, and raise the error that names the site if something is wrong."""
-        self._estimate(model, guide, args, kwargs)
+        self._estimate(model, guide, args, kwargs, self._silent())
+
+    def _silent(self) -> TorchPeers | None:
+        """Return the processes for what this one may do without the others."""
+        return None if self._peers is None else replace(self._peers, exchanging=False)
 
     def describe(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Description:
         """Return what this ELBO does at each latent site, and why: `print` it for a table. Nothing is changed.
@@ -249,27 +259,44 @@ class TraceGrad_ELBO(Trace_ELBO):
 
     def _step(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Estimate:
         """Return the estimate of a training step; the first one measures what an `Auto(measure=True)` is to choose from."""
-        result = self._estimate(model, guide, args, kwargs)
+        result = self._estimate(model, guide, args, kwargs, self._peers)
         if any(x.measuring and key[0] not in x.measuring.measured for key, x in self._resolved.items()):
+            if self._peers is not None:
+                raise ConfigurationError(
+                    "Auto(measure=True) would choose in each process of process_group=... by itself; measure in one process before, "
+                    "and give all of them the estimators of its choice."
+                )
             self.measure(model, guide, *args, **kwargs)
-            result = self._estimate(model, guide, args, kwargs)
+            result = self._estimate(model, guide, args, kwargs, None)
         return result
 
     def _estimate(
-        self, model: Callable, guide: Callable, args: tuple, kwargs: dict, noted: Noted | None = None
+        self,
+        model: Callable,
+        guide: Callable,
+        args: tuple,
+        kwargs: dict,
+        peers: TorchPeers | None,
+        noted: Noted | None = None,
     ) -> Estimate:
         """Run the program and return the estimate; if it raises, the param store is as it was."""
         store = pyro.get_param_store()
         before = set(store.keys())
         try:
-            return self._estimated(model, guide, args, kwargs, noted)
+            return self._estimated(model, guide, args, kwargs, peers, noted)
         except PplgradError:
             for name in [name for name in store.keys() if name not in before]:
                 del store[name]
             raise
 
     def _estimated(
-        self, model: Callable, guide: Callable, args: tuple, kwargs: dict, noted: Noted | None = None
+        self,
+        model: Callable,
+        guide: Callable,
+        args: tuple,
+        kwargs: dict,
+        peers: TorchPeers | None,
+        noted: Noted | None = None,
     ) -> Estimate:
         """Run the program and return the objective's value, surrogate and new states, which are not stored yet."""
         known = self._structures.find(model, guide, args, kwargs)
@@ -292,6 +319,7 @@ class TraceGrad_ELBO(Trace_ELBO):
             self.objective,
             self.higher_order,
             noted,
+            peers,
         )
         if isinstance(self.objective, ReweightedWakeSleep) and self.objective.sleeps:
             result.surrogate = result.surrogate + asleep(self.objective, model, guide, args, kwargs)
@@ -433,13 +461,3 @@ def _check_costs(total: float, traces: Traces, run: Run) -> None:
     for (name, side), cost in zip(names, run.costs, strict=True):
         if not torch.isfinite(cost).all():
             raise impossible_cost(name, side, bool(torch.isnan(cost).any()))
-
-
-class TraceGradModule(ELBOModule):
-    """`ELBOModule` that also holds the networks of learned baselines, once the loss has been computed."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss = super().forward(*args, **kwargs)
-        for (site, key), network in self.elbo._networks.modules.items():
-            self.add_module(f"baseline_{site}_{key}".replace(".", "_"), network)
-        return loss

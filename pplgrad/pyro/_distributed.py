@@ -1,0 +1,100 @@
+"""Several processes of `torch.distributed` that each hold a part of the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+import torch.distributed as distributed
+from pyro.infer.elbo import ELBOModule
+
+from pplgrad.errors import ConfigurationError
+from pplgrad.pyro._baselines import PREFIX
+
+
+@dataclass(frozen=True)
+class TorchPeers:
+    """`pplgrad.engine.peers.Peers` for a process group; without `exchanging` the others are taken to have what this one has."""
+
+    group: Any
+    count: int
+    exchanging: bool = True
+
+    def total(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the sum over all processes."""
+        if not self.exchanging:
+            return self.count * x
+        total = x.detach().clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total, group=self.group)
+        return total
+
+
+def peers_of(process_group: Any) -> TorchPeers | None:
+    """Return the processes of a group (True: all), or None if there is one alone."""
+    if process_group is False:
+        return None
+    if not (distributed.is_available() and distributed.is_initialized()) or process_group is None:
+        raise ConfigurationError(
+            "TraceGrad_ELBO(process_group=...) needs a process group that is there already; call "
+            "torch.distributed.init_process_group(...) before, and pass True for all of its processes."
+        )
+    group = distributed.group.WORLD if process_group is True else process_group
+    count = distributed.get_world_size(group)
+    return TorchPeers(group, count) if count > 1 else None
+
+
+def refuse_own_gradients(peers: TorchPeers | None) -> None:
+    """Refuse a step that would follow this process's gradient alone."""
+    if peers is not None:
+        raise ConfigurationError(
+            "loss_and_grads (and so SVI.step) leaves this process's gradient alone, and the processes of "
+            "process_group=... would drift apart; train DistributedDataParallel(elbo(model, guide).initialize(*args)) instead."
+        )
+
+
+class TraceGradModule(ELBOModule):
+    """`ELBOModule` that also holds what baselines and estimators learn, once `initialize` or the loss has been called.
+
+    Its gradient is the estimate. Under `torch.nn.parallel.DistributedDataParallel`, which takes the parameters when it is made,
+    call `initialize` first, and give `TraceGrad_ELBO` the `process_group`.
+
+    Raises what `TraceGrad_ELBO` raises.
+
+    >>> import pyro.distributions as dist
+    >>> from pplgrad import NeuralBaseline, ScoreFunction
+    >>> from pplgrad.pyro import TraceGrad_ELBO
+    >>> pyro.clear_param_store()
+    >>> program = lambda: pyro.sample("z", dist.Bernoulli(0.5))
+    >>> module = TraceGrad_ELBO(estimators={"z": ScoreFunction(NeuralBaseline())})(program, program)
+    >>> len(list(module.parameters())), len(list(module.initialize().parameters()))
+    (0, 1)
+
+    Source: the interface is Pyro's `ELBOModule`.
+    """
+
+    def initialize(self, *args: Any, **kwargs: Any) -> TraceGradModule:
+        """Make all that is learned, from one run of the program that changes nothing else, and return the module."""
+        with torch.random.fork_rng():
+            self.elbo.diagnose(self.model, self.guide, *args, **kwargs)
+        self._adopt()
+        return self
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Return the loss in nats, whose gradient is the estimate."""
+        loss = super().forward(*args, **kwargs)
+        self._adopt()
+        return loss
+
+    def _adopt(self) -> None:
+        """Register networks of baselines, and numbers that estimators learn."""
+        for (site, key), network in self.elbo._networks.modules.items():
+            self.add_module(f"baseline_{site}_{key}".replace(".", "_"), network)
+        store = pyro.get_param_store()
+        for (site, *_), resolved in self.elbo._resolved.items():
+            for name in resolved.estimator.learned(1, 2):
+                full = f"{PREFIX}{site}.{name}"
+                if full in store:
+                    leaf = store[full].unconstrained()  # type: ignore[attr-defined]
+                    self.register_parameter(f"learned_{site}_{name}".replace(".", "_"), leaf)

@@ -1,0 +1,41 @@
+"""Data split over two devices gives the losses, parameters and states of one device, for the same key."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.numpyro.sharded import CASES
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def found():
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "error", "-m", "tests.numpyro.sharded"]
+    shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert shown.returncode == 0, shown.stderr
+    return json.loads(shown.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_two_devices_train_as_one(found, name):
+    assert found[name]["devices"] == 2 and found[name]["kept"]
+    assert found[name]["difference"] < 1e-10
+
+
+@pytest.mark.slow
+def test_shard_map_sums_gradients(found):
+    """JAX sums the gradient of parameters that all devices share, and each device's is that of its own data."""
+    assert found["shard_map"]["difference"] < 1e-10
+
+
+@pytest.mark.slow
+def test_shard_map_with_averages_is_refused(found):
+    assert "inside shard_map (over 'data')" in found["shard_map with state"]["refused"]
