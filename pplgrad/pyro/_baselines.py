@@ -114,6 +114,7 @@ class PyroBaselines:
         self._kwargs = kwargs
         self._like = like
         self._provenance = provenance
+        self.outputs: list[tuple[str, Baseline, torch.Tensor]] = []
 
     def state(self, site: str, key: str) -> Mapping[str, torch.Tensor]:
         """Return the arrays from before the draw, zeros at first."""
@@ -149,12 +150,17 @@ class PyroBaselines:
         return out
 
     def check_finite(self, site: str, baseline: Baseline, value: torch.Tensor) -> None:
-        """Refuse a value that is not finite."""
-        if not torch.isfinite(value).all():
-            raise BaselineError(
-                f"{type(baseline).__name__} at site '{site}' returned NaN or infinity; check its inputs and its "
-                "learning rate."
-            )
+        """Note whether a value is finite; it is read at the step's end, together with the loss."""
+        self.outputs.append((site, baseline, torch.isfinite(value).all()))
+
+    def refuse_infinite(self, flags: Sequence[float]) -> None:
+        """Refuse values that were not finite, given what was noted of each."""
+        for (site, baseline, _), finite in zip(self.outputs, flags, strict=True):
+            if not finite:
+                raise BaselineError(
+                    f"{type(baseline).__name__} at site '{site}' returned NaN or infinity; check its inputs and its "
+                    "learning rate."
+                )
 
     def _predicted(self, site: str, key: str, baseline: Any) -> torch.Tensor:
         if not isinstance(baseline, NeuralBaseline):

@@ -15,7 +15,7 @@ from pyro.infer.elbo import ELBOModule
 from pyro.infer.util import is_validation_enabled
 from pyro.util import check_if_enumerated
 
-from pplgrad.engine.checks import checked_objective, impossible_cost, refuse_misuse
+from pplgrad.engine.checks import checked_objective, refuse_misuse
 from pplgrad.engine.closed_forms import ClosedForms
 from pplgrad.engine.configuration import (
     EstimatorMapping,
@@ -29,7 +29,7 @@ from pplgrad.engine.description import Description, describe
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.program import Run, SiteSpec
 from pplgrad.engine.signals import Bounds
-from pplgrad.engine.surrogate import Estimate, estimate
+from pplgrad.engine.surrogate import estimate
 from pplgrad.engine.watching import Noted
 from pplgrad.errors import PplgradError, ProgramError
 from pplgrad.estimators.base import Estimator
@@ -37,6 +37,8 @@ from pplgrad.objectives import ELBO, MultiSample, Objective, ReweightedWakeSleep
 from pplgrad.pyro._baselines import Networks, PyroBaselines, store_states
 from pplgrad.pyro._branches import PyroBranches
 from pplgrad.pyro._distributions import family
+from pplgrad.pyro._compiled import Compiler
+from pplgrad.pyro._evaluation import Evaluation, check_costs
 from pplgrad.pyro._exact import Program
 from pplgrad.pyro._ops import OPS, attach
 from pplgrad.pyro._program import SharedMinibatch, Traces, check_match, record, run_traces, site_info
@@ -93,6 +95,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         objective: Objective = ELBO(),  # noqa: B008
         higher_order: bool = False,
         closed_form: Mapping[str, str] | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
     ) -> None:
         super().__init__(
             num_particles=num_particles,
@@ -113,6 +116,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         self._structures = Structures()
         self._resolved: dict[Any, Resolved] = {}
         self._watcher: Watcher | None = None
+        self._compiler = Compiler.of(compile)
 
     def __call__(self, model: torch.nn.Module, guide: torch.nn.Module) -> ELBOModule:
         """Return a module that computes the loss, whose parameters include those of learned baselines."""
@@ -127,7 +131,7 @@ class TraceGrad_ELBO(Trace_ELBO):
             for traces, _ in self._runs(model, guide, args, kwargs, None):
                 run = self._record(traces, None, args, kwargs)
                 objective = _objective(traces, run)
-                _check_costs(objective, traces, run)
+                check_costs(objective, traces, run)
                 total += objective
         return -total / self.num_particles
 
@@ -143,25 +147,34 @@ class TraceGrad_ELBO(Trace_ELBO):
             assert isinstance(self.objective, MultiSample)
             value = float(Bounds(OPS, runs, self.objective).value)
         for traces, (_, run) in zip(traced, runs, strict=True):
-            _check_costs(value, traces, run)
+            check_costs(value, traces, run)
         return -value
 
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """Return the loss, and add its gradient estimate to the parameters' gradients."""
-        result = self._step(model, guide, args, kwargs)
-        surrogate = _surrogate_loss(result)
-        if surrogate.requires_grad:
-            surrogate.backward(retain_graph=self.retain_graph)
+        if self._compiler is not None and torch.is_grad_enabled():
+            return self._compiler.step(self, model, guide, args, kwargs)
+        return self._eager_step(model, guide, args, kwargs)
+
+    def _eager_step(
+        self, model: Callable, guide: Callable, args: tuple, kwargs: dict, known: Structure | None = None
+    ) -> float:
+        evaluation, value = self._step(model, guide, args, kwargs, known)
+        if known is not None and self._compiler is not None:
+            self._compiler.refuse(known)
+        loss = evaluation.loss
+        if loss.requires_grad:
+            loss.backward(retain_graph=self.retain_graph)
         self._watch(model, guide, args, kwargs)
-        store_states(result.states)
-        return -float(result.value)
+        store_states(evaluation.result.states)
+        return -value
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return the loss as a tensor whose gradient is the estimate."""
-        result = self._step(model, guide, args, kwargs)
+        evaluation, _ = self._step(model, guide, args, kwargs)
         self._watch(model, guide, args, kwargs)
-        store_states(result.states)
-        return attach(-result.value, _surrogate_loss(result))
+        store_states(evaluation.result.states)
+        return attach(-evaluation.result.value, evaluation.loss)
 
     def _watch(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> None:
         """Count a training step, and look at it if the guide's watch says so."""
@@ -172,7 +185,7 @@ class TraceGrad_ELBO(Trace_ELBO):
             resolved = {key[0]: found.estimator for key, found in self._resolved.items()}
             look(
                 watcher,
-                lambda noted: self._estimate(model, guide, args, kwargs, noted),
+                lambda noted: self._estimate(model, guide, args, kwargs, noted)[0].result,
                 Program(model, guide, args, kwargs),
                 resolved,
             )
@@ -225,7 +238,7 @@ class TraceGrad_ELBO(Trace_ELBO):
 
         self.describe(model, guide, *args, **kwargs)
         found = {key[0]: resolved for key, resolved in self._resolved.items()}
-        choice = measured(self, Program(model, guide, args, kwargs), found)
+        choice = measured(self._uncompiled(), Program(model, guide, args, kwargs), found)
         self._resolved.clear()
         self._structures = Structures()
         return choice
@@ -235,34 +248,56 @@ class TraceGrad_ELBO(Trace_ELBO):
         other = copy.copy(self)
         other._mapping = EstimatorMapping.of(estimators, "TraceGrad_ELBO(estimators=...)")
         other._networks, other._structures, other._resolved = Networks(), Structures(), {}
+        other._compiler = None if self._compiler is None else self._compiler.anew()
         return other
 
-    def _step(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Estimate:
+    def _uncompiled(self) -> TraceGrad_ELBO:
+        """Return an ELBO that shares everything with this one, and does not compile."""
+        other = copy.copy(self)
+        other._compiler = None
+        return other
+
+    def _step(
+        self, model: Callable, guide: Callable, args: tuple, kwargs: dict, known: Structure | None = None
+    ) -> tuple[Evaluation, float]:
         """Return the estimate of a training step; the first one measures what an `Auto(measure=True)` is to choose from."""
-        result = self._estimate(model, guide, args, kwargs)
+        result = self._estimate(model, guide, args, kwargs, None, known)
         if any(x.measuring and key[0] not in x.measuring.measured for key, x in self._resolved.items()):
             self.measure(model, guide, *args, **kwargs)
             result = self._estimate(model, guide, args, kwargs)
         return result
 
     def _estimate(
-        self, model: Callable, guide: Callable, args: tuple, kwargs: dict, noted: Noted | None = None
-    ) -> Estimate:
-        """Run the program and return the estimate; if it raises, the param store is as it was."""
+        self,
+        model: Callable,
+        guide: Callable,
+        args: tuple,
+        kwargs: dict,
+        noted: Noted | None = None,
+        known: Structure | None = None,
+    ) -> tuple[Evaluation, float]:
+        """Run the program and return the estimate and its value; if it raises, the param store is as it was."""
         store = pyro.get_param_store()
         before = set(store.keys())
         try:
-            return self._estimated(model, guide, args, kwargs, noted)
+            evaluation = self._estimated(model, guide, args, kwargs, noted, known)
+            return evaluation, evaluation.checked(evaluation.numbers().tolist())
         except PplgradError:
             for name in [name for name in store.keys() if name not in before]:
                 del store[name]
             raise
 
     def _estimated(
-        self, model: Callable, guide: Callable, args: tuple, kwargs: dict, noted: Noted | None = None
-    ) -> Estimate:
+        self,
+        model: Callable,
+        guide: Callable,
+        args: tuple,
+        kwargs: dict,
+        noted: Noted | None = None,
+        known: Structure | None = None,
+    ) -> Evaluation:
         """Run the program and return the objective's value, surrogate and new states, which are not stored yet."""
-        known = self._structures.find(model, guide, args, kwargs)
+        known = known or self._structures.find(model, guide, args, kwargs)
         layouts: list[Layout] = []
         runs: list[Run] = []
         traced: list[Traces] = []
@@ -274,10 +309,11 @@ class TraceGrad_ELBO(Trace_ELBO):
             runs.append(run)
             traced.append(traces)
             last = provenance
+        host = self._host(layouts, runs, traced, last if len(runs) == 1 else None, args, kwargs)
         result = estimate(
             OPS,
             list(zip(layouts, runs, strict=True)),
-            self._host(layouts, runs, traced, last if len(runs) == 1 else None, args, kwargs),
+            host,
             [self._branches(model, guide, args, kwargs, *run) for run in zip(traced, layouts, runs, strict=True)],
             self.objective,
             self.higher_order,
@@ -285,10 +321,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         )
         if isinstance(self.objective, ReweightedWakeSleep) and self.objective.sleeps:
             result.surrogate = result.surrogate + asleep(self.objective, model, guide, args, kwargs)
-        if not math.isfinite(float(result.value)):
-            for traces, run in zip(traced, runs, strict=True):
-                _check_costs(math.nan, traces, run)
-        return result
+        return Evaluation(result, traced, runs, host)
 
     def _runs(
         self, model: Callable, guide: Callable, args: tuple, kwargs: dict, known: Structure | None
@@ -402,24 +435,9 @@ class TraceGrad_ELBO(Trace_ELBO):
         return PyroBaselines(self._networks, sites, ancestors, joined, indices, args, kwargs, like, provenance)
 
 
-def _surrogate_loss(result: Estimate) -> torch.Tensor:
-    loss = -result.surrogate
-    return loss if result.baseline_loss is None else loss + result.baseline_loss
-
-
 def _objective(traces: Traces, run: Run) -> float:
     models = len(traces.model_sites)
     return float(sum(cost.sum() for cost in run.costs[:models]) - sum(cost.sum() for cost in run.costs[models:]))
-
-
-def _check_costs(total: float, traces: Traces, run: Run) -> None:
-    """Raise an error that names the first site whose cost is NaN or infinite."""
-    if math.isfinite(total):
-        return
-    names = [(name, "model") for name, _ in traces.model_sites] + [(name, "guide") for name, _ in traces.guide_sites]
-    for (name, side), cost in zip(names, run.costs, strict=True):
-        if not torch.isfinite(cost).all():
-            raise impossible_cost(name, side, bool(torch.isnan(cost).any()))
 
 
 class TraceGradModule(ELBOModule):
