@@ -15,7 +15,7 @@ from pyro.poutine.util import site_is_subsample
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.noise import Noise
 from pplgrad.engine.program import Run
-from pplgrad.errors import EstimatorError, ProgramError
+from pplgrad.errors import CompileError, EstimatorError, ProgramError
 from pplgrad.estimators.base import Estimator
 from pplgrad.estimators.relaxed import Relaxation
 from pplgrad.objectives import CostWeights
@@ -23,6 +23,7 @@ from pplgrad.pyro._baselines import PREFIX
 from pplgrad.pyro._distributions import family, finite_parts, is_relaxable, parameters, unmasked
 from pplgrad.pyro._ops import TorchNoise
 from pplgrad.pyro._program import PARTICLES, Traces, closed_cost, cost_of, with_particles
+from pplgrad.pyro._recording import is_recording, moved_generators
 from pplgrad.pyro._relaxed import Extended, ExtendedModelMessenger, relaxed, softened
 
 
@@ -220,11 +221,18 @@ class PyroBranches:
     ) -> dict[str, list[torch.Tensor]]:
         """Run each branch from the state of the generator in which the primary run began."""
         result = {}
-        with torch.random.fork_rng(devices=self._traces.rng_devices()):
+        if is_recording() and self._traces.hidden_draws:
+            raise CompileError(
+                f"The step cannot be compiled, because the guide draws random numbers outside of its sample sites (dropout, or "
+                f"sites under block), which the branches of site '{branches[0].site}' have to share; use compile=False, or "
+                "ScoreFunction() there."
+            )
+        with moved_generators(), torch.random.fork_rng(devices=self._traces.rng_devices()):
             for branch in branches:
                 rows = []
                 for number in range(branch.stop - branch.start):
-                    self._traces.restore_rng()
+                    with moved_generators():
+                        self._traces.restore_rng()
                     traces = self._run(self._replacing(branch, number), temperatures, 1, None)
                     rows.append(self._costs(*traces, branch.site))
                 result[branch.site] = [torch.cat(column) for column in zip(*rows, strict=True)]
@@ -275,7 +283,7 @@ class PyroBranches:
             parts = [part.expand(particles, -1, *shape) for part in parts]
             return torch.cat(parts, 1).reshape(particles * count, *shape)
 
-        with torch.random.fork_rng(devices=self._traces.rng_devices()):
+        with moved_generators(), torch.random.fork_rng(devices=self._traces.rng_devices()):
             every = self._costs(
                 *self._run(replace, temperatures, particles * count, depth), None, particles * count, depth
             )

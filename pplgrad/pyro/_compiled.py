@@ -222,7 +222,7 @@ class Compiler:
         program = (model, guide, args, kwargs)
         try:
             if known.key in self._eager:
-                return elbo._eager_step(*program, known)
+                return elbo._eager_step(model, guide, args, kwargs, known)
             handlers = other_handlers()
             if handlers:
                 raise CompileError(
@@ -236,17 +236,19 @@ class Compiler:
                     "program, and takes other steps eagerly; give batches the same size, pass numbers that change as tensors, "
                     "or raise compile={'graphs': ...}."
                 )
-                return elbo._eager_step(*program, known)
+                return elbo._eager_step(model, guide, args, kwargs, known)
             if known.known:
                 return self._record(elbo, known, program)
             self._wait(known)
-            return elbo._eager_step(*program, known)
+            return elbo._eager_step(model, guide, args, kwargs, known)
         except CompileError as error:
+            # Pyro adds a table of shapes to errors that pass its trace.
+            message = str(error).splitlines()[0]
             if not self.options.fallback:
-                raise
-            self._warn(f"{error} This ELBO's steps go on eagerly.")
+                raise CompileError(message) from error
+            self._warn(f"{message} This ELBO's steps go on eagerly.")
             self._eager.add(known.key)
-            return elbo._eager_step(*program, known)
+            return elbo._eager_step(model, guide, args, kwargs, known)
 
     def refuse(self, known: Structure) -> None:
         """Refuse a program that was seen to read a tensor's value."""
@@ -279,7 +281,7 @@ class Compiler:
         except Stale:
             if all(name in unconstrained() for name in known.compiled.params):
                 known.compiled = None
-            return elbo._eager_step(*program, known)
+            return elbo._eager_step(model, guide, args, kwargs, known)
         if value is None:
             self._explain(elbo, known, program)
         elbo._watch(model, guide, args, kwargs)
@@ -287,7 +289,8 @@ class Compiler:
 
     def _explain(self, elbo: TraceGrad_ELBO, known: Structure, program: tuple) -> None:
         """Raise the error that names the site, if an eager step has it too, or one that says how to look for it."""
-        elbo._estimate(*program, None, known)
+        model, guide, args, kwargs = program
+        elbo._estimate(model, guide, args, kwargs, None, known)
         raise ImpossibleValueError(
             "The loss of a compiled step is NaN or infinite, at draws that an eager step did not repeat; nothing was changed: "
             "elbo.diagnose(model, guide, ...) runs a step eagerly, and names the site if it meets such a draw."
@@ -298,7 +301,7 @@ class Compiler:
         model, guide, args, kwargs = program
         recorder = Recorder()
         with poutine.trace(param_only=True) as seen, pyro.validation_enabled(False), recorder:
-            evaluation = elbo._estimated(*program, None, known)
+            evaluation = elbo._estimated(model, guide, args, kwargs, None, known)
             loss = evaluation.loss
             leaves = leaves_of(loss)
             gradients = torch.autograd.grad(loss, leaves, allow_unused=True) if leaves else ()
@@ -347,9 +350,7 @@ class Compiler:
         line = "the end of the step"
         ends = [sources.of(Captured(leaf, captured[0].node, line, False)) for leaf in leaves]
         try:
-            compiled = compiled_graph(
-                graph, [x.tensor for x in inputs], self.options.backend, self.options.same_draws
-            )
+            compiled = compiled_graph(graph, [x.tensor for x in inputs], self.options.backend, self.options.same_draws)
         except PplgradError:
             raise
         except Exception as error:

@@ -36,8 +36,8 @@ from pplgrad.estimators.base import Estimator
 from pplgrad.objectives import ELBO, MultiSample, Objective, ReweightedWakeSleep
 from pplgrad.pyro._baselines import Networks, PyroBaselines, store_states
 from pplgrad.pyro._branches import PyroBranches
-from pplgrad.pyro._distributions import family
 from pplgrad.pyro._compiled import Compiler
+from pplgrad.pyro._distributions import family
 from pplgrad.pyro._evaluation import Evaluation, check_costs
 from pplgrad.pyro._exact import Program
 from pplgrad.pyro._ops import OPS, attach
@@ -64,11 +64,22 @@ class TraceGrad_ELBO(Trace_ELBO):
     `LocalExpectation` and `Reparam`; Foerster et al., 2018), and without it a second derivative that would be wrong is refused. `closed_form` maps
     names and patterns to "kl" (the site's divergence of guide from model in closed form, in the place of its sampled densities) or
     "entropy" (of the guide alone), and goes before the site's `infer={"closed_form": ...}`. The other arguments
-    are those of `pyro.infer.ELBO`. Shapes: any plates; with `vectorize_particles=True` particles run in a plate
+    are those of `pyro.infer.ELBO`.
+
+    With `compile=True` training steps (`SVI.step`, `loss_and_grads`) are compiled: the first two run as ever, the third is recorded
+    with all its draws and compiled by torch's inductor, and later ones draw anew from there, repeatably after
+    `pyro.set_rng_seed`. Recorded again, at most `graphs` times in all, is what has other shapes, Python arguments or Python
+    state; after that such steps run eagerly, and a warning says so. A program that cannot be compiled raises `CompileError`, or
+    with `compile="fallback"` warns and runs eagerly. A mapping says more: `backend` (a name or callable of `torch.compile`;
+    "eager" runs the recorded operations as they are), `fallback`, `graphs` (8), `same_draws` (those of eager steps, slower).
+    Values are validated in eager steps alone; a loss that is not finite raises, with nothing changed. `loss` and
+    `differentiable_loss` stay eager, and `retain_graph` means nothing where there is no graph.
+
+    Shapes: any plates; with `vectorize_particles=True` particles run in a plate
     to the left of all others. The loss is in nats.
 
     Raises `ConfigurationError`, `EstimatorError` and `BaselineError` where a specification does not fit,
-    `ProgramError` where guide and model do not match, `ImpossibleValueError` where a cost is NaN or infinite; the
+    `ProgramError` where guide and model do not match, `CompileError` where `compile` cannot be had, `ImpossibleValueError` where a cost is NaN or infinite; the
     message names the site, and neither the param store nor the optimizer has changed.
 
     >>> from pplgrad import LeaveOneOut, ScoreFunction

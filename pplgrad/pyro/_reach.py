@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from functools import partial
+from operator import getitem
 from typing import Any
 
 import numpy as np
@@ -47,7 +49,7 @@ class Reach(Guard):
             for tensors in (value._parameters, value._buffers):
                 for name, tensor in tensors.items():
                     if tensor is not None:
-                        self.held.append((tensor, lambda t=tensors, n=name: t.get(n)))
+                        self.held.append((tensor, partial(tensors.get, name)))
         cls = type(value)
         if cls.__module__.startswith(_SPECIFYING) and cls.__name__ not in _CHANGING:
             self._visit_specification(value)
@@ -56,7 +58,7 @@ class Reach(Guard):
         """Watch numbers and tensors that a library's object holds, and go on into others like it."""
         state = getattr(value, "__dict__", {})
         for name, item in list(state.items()):
-            read = lambda s=state, n=name: s.get(n)  # noqa: E731
+            read = partial(state.get, name)
             if isinstance(item, torch.Tensor):
                 self.held.append((item, read))
             elif isinstance(item, _NUMBERS):
@@ -73,7 +75,7 @@ class Reach(Guard):
     def _visit_members(self, container: Any, keys: Any) -> None:
         for key in keys:
             item = container[key]
-            read = lambda c=container, k=key: c[k]  # noqa: E731
+            read = partial(getitem, container, key)
             if isinstance(item, torch.Tensor):
                 self.held.append((item, read))
             elif isinstance(item, _NUMBERS):

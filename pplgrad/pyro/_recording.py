@@ -88,12 +88,16 @@ class Recorder(TorchDispatchMode):
         """Return the graph that computes `outputs`, and its inputs in their order."""
         self._graph.output(tuple(self._node(x, False) for x in outputs))
         self._graph.eliminate_dead_code(_must_run)
-        writes = any(isinstance(x.target, torch._ops.OpOverload) and x.target._schema.is_mutable for x in self._graph.nodes)
+        writes = any(
+            isinstance(x.target, torch._ops.OpOverload) and x.target._schema.is_mutable for x in self._graph.nodes
+        )
         for captured in self._captured:
             if captured.constant and captured.tensor.numel() == 1:
                 _write_out(self._graph, captured)
             elif captured.constant and writes:
                 _copy(self._graph, captured)
+        if not writes:
+            _share(self._graph)
         used = [x for x in self._captured if x.node.users]
         for node in list(self._graph.nodes):
             if node.op == "placeholder" and not node.users:
@@ -185,10 +189,19 @@ class _Leaving(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in LEAVING and func is not torch.Tensor.data_ptr:
             self._recorder.refuse_reading(args)
+        if func is torch.nn.functional.one_hot:
+            return _one_hot(*args, **(kwargs or {}))
         out = func(*args, **(kwargs or {}))
         if func in COPYING:
             self._recorder.refuse_copying(out, (args, kwargs))
         return out
+
+
+def _one_hot(tensor: torch.Tensor, num_classes: int = -1) -> torch.Tensor:
+    """Return what torch's function does, without reading values to check that they are in bounds."""
+    if num_classes < 0:
+        raise reading_refused(user_line())
+    return (tensor[..., None] == torch.arange(num_classes, device=tensor.device)).long()
 
 
 @contextmanager
@@ -231,6 +244,24 @@ def _write_out(graph: Graph, captured: Captured) -> None:
             torch.ops.aten.full.default, (list(x.shape), x.item()), {"dtype": x.dtype, "device": x.device}
         )
     captured.node.replace_all_uses_with(number)
+
+
+def _share(graph: Graph) -> None:
+    """Let equal operations on equal inputs be one, in a graph that writes into no tensor: less to compile."""
+    found: dict[Any, Node] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_function" or _must_run(node):
+            continue
+        if node.target is torch.ops.aten.detach.default:
+            node.replace_all_uses_with(node.args[0])
+        else:
+            # Equal numbers of different types are not equal here.
+            key = (node.target, repr(node.args), repr(node.kwargs))
+            same = found.setdefault(key, node)
+            if same is node:
+                continue
+            node.replace_all_uses_with(same)
+        graph.erase_node(node)
 
 
 def _copy(graph: Graph, captured: Captured) -> None:
