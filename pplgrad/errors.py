@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 __all__ = [
     "BaselineError",
+    "CompileError",
     "ConfigurationError",
     "EstimatorError",
     "ImpossibleValueError",
@@ -40,6 +41,10 @@ class ImpossibleValueError(PplgradError):
 
 class ProgramError(PplgradError):
     """The model and the guide do not form a program that the estimator can differentiate."""
+
+
+class CompileError(ProgramError):
+    """The program's step cannot be compiled; the message names the line and what to write instead."""
 
 
 def listed(names: Iterable[str]) -> str:

@@ -11,11 +11,12 @@ import torch
 
 from pplgrad.baselines.base import Baseline, parts_of
 from pplgrad.baselines.neural import NeuralBaseline
-from pplgrad.engine.layout import plate_shape
-from pplgrad.engine.program import SiteSpec
+from pplgrad.engine.layout import Layout, plate_shape
+from pplgrad.engine.program import Run, SiteSpec
 from pplgrad.engine.upstream import UpstreamSites, call_with_sites, default_inputs
 from pplgrad.errors import BaselineError, ConfigurationError
 from pplgrad.pyro._ops import OPS
+from pplgrad.pyro._program import Traces
 from pplgrad.pyro._provenance import Provenance
 
 PREFIX = "pplgrad.baseline."
@@ -114,6 +115,7 @@ class PyroBaselines:
         self._kwargs = kwargs
         self._like = like
         self._provenance = provenance
+        self.outputs: list[tuple[str, Baseline, torch.Tensor]] = []
 
     def state(self, site: str, key: str) -> Mapping[str, torch.Tensor]:
         """Return the arrays from before the draw, zeros at first."""
@@ -149,12 +151,17 @@ class PyroBaselines:
         return out
 
     def check_finite(self, site: str, baseline: Baseline, value: torch.Tensor) -> None:
-        """Refuse a value that is not finite."""
-        if not torch.isfinite(value).all():
-            raise BaselineError(
-                f"{type(baseline).__name__} at site '{site}' returned NaN or infinity; check its inputs and its "
-                "learning rate."
-            )
+        """Note whether a value is finite; it is read at the step's end, together with the loss."""
+        self.outputs.append((site, baseline, torch.isfinite(value).all()))
+
+    def refuse_infinite(self, flags: Sequence[float]) -> None:
+        """Refuse values that were not finite, given what was noted of each."""
+        for (site, baseline, _), finite in zip(self.outputs, flags, strict=True):
+            if not finite:
+                raise BaselineError(
+                    f"{type(baseline).__name__} at site '{site}' returned NaN or infinity; check its inputs and its "
+                    "learning rate."
+                )
 
     def _predicted(self, site: str, key: str, baseline: Any) -> torch.Tensor:
         if not isinstance(baseline, NeuralBaseline):
@@ -214,3 +221,37 @@ def store_states(states: Mapping[tuple[str, str], Mapping[str, torch.Tensor]]) -
                     store[full].unconstrained().copy_(value)  # type: ignore[attr-defined]
                 else:
                     store[full] = value.detach().clone()
+
+
+def baselines_of(
+    networks: Networks,
+    layouts: Sequence[Layout],
+    runs: Sequence[Run],
+    traced: Sequence[Traces],
+    provenance: Provenance | None,
+    args: tuple,
+    kwargs: dict,
+) -> PyroBaselines | None:
+    """Return what baselines with state, networks or functions need in these runs, if a site has one."""
+    if not any(site.estimator.keeps_state for layout in layouts for site in layout.sites):
+        return None
+    vectorized = len(runs) == 1 and runs[0].particles > 1
+    sites: dict[str, SiteSpec] = {}
+    ancestors: dict[str, dict[str, int]] = {}
+    values: dict[str, tuple[list[torch.Tensor], int]] = {}
+    for layout, traces in zip(layouts, traced, strict=True):
+        for name, upstream in layout.ancestors.items():
+            ancestors.setdefault(name, {}).update(upstream)
+        for spec in layout.sites:
+            sites[spec.name] = spec
+            node = traces.guide.nodes[spec.name]
+            value = node["value"] if vectorized else node["value"][None]
+            values.setdefault(spec.name, ([], node["fn"].event_dim))[0].append(value)
+    joined = {
+        name: (parts[0] if len(parts) == 1 else torch.cat(parts), event_dim)
+        for name, (parts, event_dim) in values.items()
+        if len({tuple(part.shape[1:]) for part in parts}) == 1
+    }
+    indices = runs[0].indices if len(runs) == 1 else {}
+    like = runs[0].costs[0].detach()
+    return PyroBaselines(networks, sites, ancestors, joined, indices, args, kwargs, like, provenance)

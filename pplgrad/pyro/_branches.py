@@ -16,7 +16,7 @@ from pplgrad.engine.branches import Values, chunks
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.noise import Noise
 from pplgrad.engine.program import Run
-from pplgrad.errors import EstimatorError, ProgramError
+from pplgrad.errors import CompileError, EstimatorError, ProgramError
 from pplgrad.estimators.base import Estimator
 from pplgrad.estimators.relaxed import Relaxation
 from pplgrad.objectives import CostWeights
@@ -24,6 +24,7 @@ from pplgrad.pyro._baselines import PREFIX
 from pplgrad.pyro._distributions import family, finite_parts, is_relaxable, parameters, unmasked
 from pplgrad.pyro._ops import TorchNoise
 from pplgrad.pyro._program import PARTICLES, Traces, closed_cost, cost_of, with_particles, without_shapes
+from pplgrad.pyro._recording import is_recording, moved_generators
 from pplgrad.pyro._relaxed import Extended, ExtendedModelMessenger, relaxed, softened
 
 
@@ -236,11 +237,18 @@ class PyroBranches:
     ) -> dict[str, list[torch.Tensor]]:
         """Run each branch from the state of the generator in which the primary run began."""
         result = {}
-        with torch.random.fork_rng(devices=self._traces.rng_devices()):
+        if is_recording() and self._traces.hidden_draws:
+            raise CompileError(
+                f"The step cannot be compiled, because the guide draws random numbers outside of its sample sites (dropout, or "
+                f"sites under block), which the branches of site '{branches[0].site}' have to share; use compile=False, or "
+                "ScoreFunction() there."
+            )
+        with moved_generators(), torch.random.fork_rng(devices=self._traces.rng_devices()):
             for branch in branches:
                 rows = []
                 for number in range(branch.stop - branch.start):
-                    self._traces.restore_rng()
+                    with moved_generators():
+                        self._traces.restore_rng()
                     traces = self._run(self._replacing(branch, number), temperatures, 1, None)
                     rows.append(self._costs(*traces, branch.site))
                 result[branch.site] = [torch.cat(column) for column in zip(*rows, strict=True)]
@@ -269,7 +277,7 @@ class PyroBranches:
             )
         # What is differentiated is held in any case, and relaxed branches are few.
         at_once = self._at_most if temperatures is None else None
-        with torch.random.fork_rng(devices=self._traces.rng_devices()):
+        with moved_generators(), torch.random.fork_rng(devices=self._traces.rng_devices()):
             found = [
                 self._rows([branch.between(*chunk) for branch in branches], chunk[1] - chunk[0], depth, temperatures)
                 for chunk in chunks(count, at_once)

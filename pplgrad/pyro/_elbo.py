@@ -15,7 +15,7 @@ from pyro.infer import Trace_ELBO
 from pyro.infer.util import is_validation_enabled
 from pyro.util import check_if_enumerated
 
-from pplgrad.engine.checks import checked_objective, checked_parallel, impossible_cost, refuse_misuse
+from pplgrad.engine.checks import checked_objective, checked_parallel, refuse_misuse
 from pplgrad.engine.closed_forms import ClosedForms
 from pplgrad.engine.configuration import (
     EstimatorMapping,
@@ -27,17 +27,19 @@ from pplgrad.engine.configuration import (
 )
 from pplgrad.engine.description import Description, describe
 from pplgrad.engine.layout import Layout
-from pplgrad.engine.program import Run, SiteSpec
+from pplgrad.engine.program import Run
 from pplgrad.engine.signals import Bounds
-from pplgrad.engine.surrogate import Estimate, estimate
+from pplgrad.engine.surrogate import estimate
 from pplgrad.engine.watching import Noted
 from pplgrad.errors import ConfigurationError, PplgradError, ProgramError
 from pplgrad.estimators.base import Estimator
 from pplgrad.objectives import ELBO, MultiSample, Objective, ReweightedWakeSleep
-from pplgrad.pyro._baselines import Networks, PyroBaselines, store_states
+from pplgrad.pyro._baselines import Networks, baselines_of, store_states
 from pplgrad.pyro._branches import PyroBranches
+from pplgrad.pyro._compiled import Compiler
 from pplgrad.pyro._distributed import TorchPeers, TraceGradModule, peers_of, refuse_own_gradients
 from pplgrad.pyro._distributions import family
+from pplgrad.pyro._evaluation import Evaluation, check_costs
 from pplgrad.pyro._exact import Program
 from pplgrad.pyro._ops import OPS, attach
 from pplgrad.pyro._program import SharedMinibatch, Traces, check_match, record, run_traces, site_info
@@ -68,11 +70,22 @@ class TraceGrad_ELBO(Trace_ELBO):
     which are few and hold what is differentiated, run at once. `process_group` (True: all processes) says that
     each process of that group draws its part of the subsampled plates and that their gradients are averaged (`DistributedDataParallel`
     around `elbo(model, guide)`): baselines then see the costs, and learn from the draws, of all of them. The other arguments
-    are those of `pyro.infer.ELBO`. Shapes: any plates; with `vectorize_particles=True` particles run in a plate
+    are those of `pyro.infer.ELBO`.
+
+    With `compile=True` training steps (`SVI.step`, `loss_and_grads`) are compiled: the first two run as ever, the third is recorded
+    with all its draws and compiled by torch's inductor, and later ones draw anew from there, repeatably after
+    `pyro.set_rng_seed`. Recorded again, at most `graphs` times in all, is what has other shapes, Python arguments or Python
+    state; after that such steps run eagerly, and a warning says so. A program that cannot be compiled raises `CompileError`, or
+    with `compile="fallback"` warns and runs eagerly. A mapping says more: `backend` (a name or callable of `torch.compile`;
+    "eager" runs the recorded operations as they are), `fallback`, `graphs` (8), `same_draws` (those of eager steps, slower).
+    Values are validated in eager steps alone; a loss that is not finite raises, with nothing changed. `loss` and
+    `differentiable_loss` stay eager, and `retain_graph` means nothing where there is no graph.
+
+    Shapes: any plates; with `vectorize_particles=True` particles run in a plate
     to the left of all others. The loss is in nats.
 
     Raises `ConfigurationError`, `EstimatorError` and `BaselineError` where a specification does not fit,
-    `ProgramError` where guide and model do not match, `ImpossibleValueError` where a cost is NaN or infinite; the
+    `ProgramError` where guide and model do not match, `CompileError` where `compile` cannot be had, `ImpossibleValueError` where a cost is NaN or infinite; the
     message names the site, and neither the param store nor the optimizer has changed.
 
     >>> from pplgrad import LeaveOneOut, ScoreFunction
@@ -101,6 +114,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         closed_form: Mapping[str, str] | None = None,
         max_parallel: int | None = None,
         process_group: Any = False,
+        compile: bool | str | Mapping[str, Any] = False,
     ) -> None:
         super().__init__(
             num_particles=num_particles,
@@ -128,6 +142,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         self._resolved: dict[Any, Resolved] = {}
         self._watcher: Watcher | None = None
         self._peers = peers_of(process_group)
+        self._compiler = Compiler.of(compile)
 
     def __call__(self, model: torch.nn.Module, guide: torch.nn.Module) -> TraceGradModule:
         """Return a module that computes the loss, whose parameters include those of learned baselines."""
@@ -142,7 +157,7 @@ class TraceGrad_ELBO(Trace_ELBO):
             for traces, _ in self._runs(model, guide, args, kwargs, None):
                 run = self._record(traces, None, args, kwargs)
                 objective = _objective(traces, run)
-                _check_costs(objective, traces, run)
+                check_costs(objective, traces, run)
                 total += objective
         return -total / self.num_particles
 
@@ -158,26 +173,35 @@ class TraceGrad_ELBO(Trace_ELBO):
             assert isinstance(self.objective, MultiSample)
             value = float(Bounds(OPS, runs, self.objective).value)
         for traces, (_, run) in zip(traced, runs, strict=True):
-            _check_costs(value, traces, run)
+            check_costs(value, traces, run)
         return -value
 
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """Return the loss, and add its gradient estimate to the parameters' gradients."""
         refuse_own_gradients(self._peers)
-        result = self._step(model, guide, args, kwargs)
-        surrogate = _surrogate_loss(result)
-        if surrogate.requires_grad:
-            surrogate.backward(retain_graph=self.retain_graph)
+        if self._compiler is not None and torch.is_grad_enabled():
+            return self._compiler.step(self, model, guide, args, kwargs)
+        return self._eager_step(model, guide, args, kwargs)
+
+    def _eager_step(
+        self, model: Callable, guide: Callable, args: tuple, kwargs: dict, known: Structure | None = None
+    ) -> float:
+        evaluation, value = self._step(model, guide, args, kwargs, known)
+        if known is not None and self._compiler is not None:
+            self._compiler.refuse(known)
+        loss = evaluation.loss
+        if loss.requires_grad:
+            loss.backward(retain_graph=self.retain_graph)
         self._watch(model, guide, args, kwargs)
-        store_states(result.states)
-        return -float(result.value)
+        store_states(evaluation.result.states)
+        return -value
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return the loss as a tensor whose gradient is the estimate."""
-        result = self._step(model, guide, args, kwargs)
+        evaluation, _ = self._step(model, guide, args, kwargs)
         self._watch(model, guide, args, kwargs)
-        store_states(result.states)
-        return attach(-result.value, _surrogate_loss(result))
+        store_states(evaluation.result.states)
+        return attach(-evaluation.result.value, evaluation.loss)
 
     def _watch(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> None:
         """Count a training step, and look at it if the guide's watch says so."""
@@ -188,7 +212,7 @@ class TraceGrad_ELBO(Trace_ELBO):
             resolved = {key[0]: found.estimator for key, found in self._resolved.items()}
             look(
                 watcher,
-                lambda noted: self._estimate(model, guide, args, kwargs, self._silent(), noted),
+                lambda noted: self._estimate(model, guide, args, kwargs, noted, peers=self._silent())[0].result,
                 Program(model, guide, args, kwargs),
                 resolved,
             )
@@ -196,7 +220,7 @@ class TraceGrad_ELBO(Trace_ELBO):
 
     def diagnose(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> None:
         """Run one step without changing anything, and raise the error that names the site if something is wrong."""
-        self._estimate(model, guide, args, kwargs, self._silent())
+        self._estimate(model, guide, args, kwargs, peers=self._silent())
 
     def _silent(self) -> TorchPeers | None:
         """Return the processes for what this one may do without the others."""
@@ -245,7 +269,7 @@ class TraceGrad_ELBO(Trace_ELBO):
 
         self.describe(model, guide, *args, **kwargs)
         found = {key[0]: resolved for key, resolved in self._resolved.items()}
-        choice = measured(self, Program(model, guide, args, kwargs), found)
+        choice = measured(self._uncompiled(), Program(model, guide, args, kwargs), found)
         self._resolved.clear()
         self._structures = Structures()
         return choice
@@ -255,11 +279,20 @@ class TraceGrad_ELBO(Trace_ELBO):
         other = copy.copy(self)
         other._mapping = EstimatorMapping.of(estimators, "TraceGrad_ELBO(estimators=...)")
         other._networks, other._structures, other._resolved = Networks(), Structures(), {}
+        other._compiler = None if self._compiler is None else self._compiler.anew()
         return other
 
-    def _step(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Estimate:
+    def _uncompiled(self) -> TraceGrad_ELBO:
+        """Return an ELBO that shares everything with this one, and does not compile."""
+        other = copy.copy(self)
+        other._compiler = None
+        return other
+
+    def _step(
+        self, model: Callable, guide: Callable, args: tuple, kwargs: dict, known: Structure | None = None
+    ) -> tuple[Evaluation, float]:
         """Return the estimate of a training step; the first one measures what an `Auto(measure=True)` is to choose from."""
-        result = self._estimate(model, guide, args, kwargs, self._peers)
+        result = self._estimate(model, guide, args, kwargs, None, known, self._peers)
         if any(x.measuring and key[0] not in x.measuring.measured for key, x in self._resolved.items()):
             if self._peers is not None:
                 raise ConfigurationError(
@@ -276,14 +309,16 @@ class TraceGrad_ELBO(Trace_ELBO):
         guide: Callable,
         args: tuple,
         kwargs: dict,
-        peers: TorchPeers | None,
         noted: Noted | None = None,
-    ) -> Estimate:
-        """Run the program and return the estimate; if it raises, the param store is as it was."""
+        known: Structure | None = None,
+        peers: TorchPeers | None = None,
+    ) -> tuple[Evaluation, float]:
+        """Run the program and return the estimate and its value; if it raises, the param store is as it was."""
         store = pyro.get_param_store()
         before = set(store.keys())
         try:
-            return self._estimated(model, guide, args, kwargs, peers, noted)
+            evaluation = self._estimated(model, guide, args, kwargs, noted, known, peers)
+            return evaluation, evaluation.checked(evaluation.numbers().tolist())
         except PplgradError:
             for name in [name for name in store.keys() if name not in before]:
                 del store[name]
@@ -295,11 +330,12 @@ class TraceGrad_ELBO(Trace_ELBO):
         guide: Callable,
         args: tuple,
         kwargs: dict,
-        peers: TorchPeers | None,
         noted: Noted | None = None,
-    ) -> Estimate:
+        known: Structure | None = None,
+        peers: TorchPeers | None = None,
+    ) -> Evaluation:
         """Run the program and return the objective's value, surrogate and new states, which are not stored yet."""
-        known = self._structures.find(model, guide, args, kwargs)
+        known = known or self._structures.find(model, guide, args, kwargs)
         layouts: list[Layout] = []
         runs: list[Run] = []
         traced: list[Traces] = []
@@ -311,10 +347,11 @@ class TraceGrad_ELBO(Trace_ELBO):
             runs.append(run)
             traced.append(traces)
             last = provenance
+        host = baselines_of(self._networks, layouts, runs, traced, last if len(runs) == 1 else None, args, kwargs)
         result = estimate(
             OPS,
             list(zip(layouts, runs, strict=True)),
-            self._host(layouts, runs, traced, last if len(runs) == 1 else None, args, kwargs),
+            host,
             [self._branches(model, guide, args, kwargs, *run) for run in zip(traced, layouts, runs, strict=True)],
             self.objective,
             self.higher_order,
@@ -323,10 +360,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         )
         if isinstance(self.objective, ReweightedWakeSleep) and self.objective.sleeps:
             result.surrogate = result.surrogate + asleep(self.objective, model, guide, args, kwargs)
-        if not math.isfinite(float(result.value)):
-            for traces, run in zip(traced, runs, strict=True):
-                _check_costs(math.nan, traces, run)
-        return result
+        return Evaluation(result, traced, runs, host)
 
     def _runs(
         self, model: Callable, guide: Callable, args: tuple, kwargs: dict, known: Structure | None
@@ -409,55 +443,7 @@ class TraceGrad_ELBO(Trace_ELBO):
             model, guide, args, kwargs, traces, layout, run.particles, vectorized, depth, weights, at_once
         )
 
-    def _host(
-        self,
-        layouts: list[Layout],
-        runs: list[Run],
-        traced: list[Traces],
-        provenance: Provenance | None,
-        args: tuple,
-        kwargs: dict,
-    ) -> PyroBaselines | None:
-        """Return what baselines with state, networks or functions need, if a site has one."""
-        if not any(site.estimator.keeps_state for layout in layouts for site in layout.sites):
-            return None
-        vectorized = len(runs) == 1 and self.num_particles > 1
-        sites: dict[str, SiteSpec] = {}
-        ancestors: dict[str, dict[str, int]] = {}
-        values: dict[str, tuple[list[torch.Tensor], int]] = {}
-        for layout, traces in zip(layouts, traced, strict=True):
-            for name, upstream in layout.ancestors.items():
-                ancestors.setdefault(name, {}).update(upstream)
-            for spec in layout.sites:
-                sites[spec.name] = spec
-                node = traces.guide.nodes[spec.name]
-                value = node["value"] if vectorized else node["value"][None]
-                values.setdefault(spec.name, ([], node["fn"].event_dim))[0].append(value)
-        joined = {
-            name: (parts[0] if len(parts) == 1 else torch.cat(parts), event_dim)
-            for name, (parts, event_dim) in values.items()
-            if len({tuple(part.shape[1:]) for part in parts}) == 1
-        }
-        indices = runs[0].indices if len(runs) == 1 else {}
-        like = runs[0].costs[0].detach()
-        return PyroBaselines(self._networks, sites, ancestors, joined, indices, args, kwargs, like, provenance)
-
-
-def _surrogate_loss(result: Estimate) -> torch.Tensor:
-    loss = -result.surrogate
-    return loss if result.baseline_loss is None else loss + result.baseline_loss
-
 
 def _objective(traces: Traces, run: Run) -> float:
     models = len(traces.model_sites)
     return float(sum(cost.sum() for cost in run.costs[:models]) - sum(cost.sum() for cost in run.costs[models:]))
-
-
-def _check_costs(total: float, traces: Traces, run: Run) -> None:
-    """Raise an error that names the first site whose cost is NaN or infinite."""
-    if math.isfinite(total):
-        return
-    names = [(name, "model") for name, _ in traces.model_sites] + [(name, "guide") for name, _ in traces.guide_sites]
-    for (name, side), cost in zip(names, run.costs, strict=True):
-        if not torch.isfinite(cost).all():
-            raise impossible_cost(name, side, bool(torch.isnan(cost).any()))

@@ -109,7 +109,7 @@ class Guard:
             self._visit_object(value)
 
     def _visit_function(self, function: types.FunctionType) -> None:
-        if _is_library(function.__globals__.get("__name__", "")):
+        if is_library(function.__globals__.get("__name__", "")):
             # A handler's wrapper: its own code is fixed, but it holds the user's function.
             self._visit_cells(function)
             self._visit(getattr(function, "__wrapped__", None))
@@ -136,7 +136,7 @@ class Guard:
         top = module.__name__.partition(".")[0]
         if top in _UNWATCHABLE or (top == "numpy" and ("random" in names or module.__name__ == "numpy.random")):
             raise Unwatchable
-        if _is_library(module.__name__):
+        if is_library(module.__name__):
             return
         for name in names & vars(module).keys():
             found = vars(module)[name]
@@ -162,7 +162,7 @@ class Guard:
             self._watch(lambda v=value, k=key: v.get(k, _MISSING))  # type: ignore[misc]
 
     def _visit_class(self, cls: type) -> None:
-        if _is_library(cls.__module__):
+        if is_library(cls.__module__):
             return
         for name, found in list(vars(cls).items()):
             if isinstance(found, (staticmethod, classmethod)):
@@ -183,7 +183,7 @@ class Guard:
             for name in value._modules:
                 self._watch(lambda m=value._modules, n=name: m.get(n, _MISSING))  # type: ignore[misc]
         state = getattr(value, "__dict__", None)
-        if _is_library(cls.__module__):
+        if is_library(cls.__module__):
             self._visit_callables(state or {})
             return
         self._visit_class(cls)
@@ -242,6 +242,7 @@ def _names(code: types.CodeType) -> set[str]:
     return names
 
 
-def _is_library(module: str) -> bool:
+def is_library(module: str) -> bool:
+    """Return whether a module is a library whose code does not change."""
     top = module.partition(".")[0]
     return top in _OPAQUE or top in sys.stdlib_module_names

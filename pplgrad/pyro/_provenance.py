@@ -16,9 +16,11 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pplgrad.pyro._guards import is_library
+
 # Reading a value inside these is a check of arguments, not control flow of the user's program.
 _CHECKING = ("torch.distributions", "pyro.distributions", "pyro.util", "pyro.poutine", "pyro.infer")
-_LEAVING = {
+LEAVING = {
     torch.Tensor.numpy,
     torch.Tensor.tolist,
     torch.Tensor.__array__,
@@ -26,7 +28,7 @@ _LEAVING = {
     torch.Tensor.data_ptr,
 }
 # These copy the elements of a list of tensors without an operation that could be dispatched.
-_COPYING = {torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor}
+COPYING = {torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor}
 
 
 # What these make of a relaxed value has no gradient, or no meaning between two categories.
@@ -38,7 +40,7 @@ class Provenance(TorchDispatchMode):
     """Records, while active, which sites each tensor was computed from, as bits of an integer.
 
     `escaped` has the bits of all sites whose values have left the tensors so far in the current program (guide or
-    model), `escaped_ever` in both; `read_ever` says whether any tensor's value has left, a site's or not.
+    model), `escaped_ever` in both; `read_at` is the line where a tensor's value first left, a site's or not.
     `misused` names the relaxed sites whose value is compared, rounded or turned into whole numbers, and by what;
     `hidden_draws` says whether random numbers were drawn outside of the sites that are seen (`drawing`).
     """
@@ -47,7 +49,7 @@ class Provenance(TorchDispatchMode):
         super().__init__()
         self.escaped = 0
         self.escaped_ever = 0
-        self.read_ever = False
+        self.read_at: str | None = None
         self.drawing = False
         self.hidden_draws = False
         self.misused: dict[str, str] = {}
@@ -78,23 +80,23 @@ class Provenance(TorchDispatchMode):
 
     def _watch_relaxed(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Note where a relaxed value itself is compared, rounded or turned into whole numbers, and follow its copies."""
-        name = next((self._relaxed[_key(t)] for t in _tensors((args, kwargs)) if _key(t) in self._relaxed), None)
+        name = next((self._relaxed[_key(t)] for t in tensors_in((args, kwargs)) if _key(t) in self._relaxed), None)
         if name is None:
             return
         operation = func._schema.name.removeprefix("aten::")
-        whole = any(not t.is_floating_point() for t in _tensors(out))
+        whole = any(not t.is_floating_point() for t in tensors_in(out))
         if operation in _COARSE or whole:
-            if not _is_check():
+            if not is_check():
                 self.misused.setdefault(name, operation)
         elif operation in _COPIES:
-            for tensor in _tensors(out):
+            for tensor in tensors_in(out):
                 self._relaxed[_key(tensor)] = name
                 self._alive.append(tensor.untyped_storage())
 
     def of(self, *tensors: Any) -> int:
         """Return the bits of the sites that tensors were computed from."""
         bits = 0
-        for tensor in _tensors(tensors):
+        for tensor in tensors_in(tensors):
             bits |= self._bits.get(_key(tensor), 0)
         return bits
 
@@ -111,21 +113,21 @@ class Provenance(TorchDispatchMode):
         if self._relaxed:
             self._watch_relaxed(func, args, kwargs, out)
         if bits:
-            for tensor in _tensors(out):
+            for tensor in tensors_in(out):
                 self.mark(tensor, bits)
             for tensor in _written(func, args, kwargs):
                 self.mark(tensor, bits)
-        if torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags:
+        if torch.Tag.data_dependent_output in func.tags or dynamic_shape(func, args):
             self.escape(bits)
         return out
 
     def escape(self, bits: int) -> None:
         """Note that values have left the tensors, unless a library only checks its arguments."""
-        if not _is_check():
+        if not is_check():
             self._left(bits)
 
     def _left(self, bits: int) -> None:
-        self.read_ever = True
+        self.read_at = self.read_at or user_line()
         self.escaped |= bits
         self.escaped_ever |= bits
 
@@ -148,10 +150,10 @@ class _Leaving(TorchFunctionMode):
         self._provenance = provenance
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _LEAVING:
+        if func in LEAVING:
             self._provenance.escape(self._provenance.of(args))
         out = func(*args, **(kwargs or {}))
-        if func in _COPYING:
+        if func in COPYING:
             self._provenance.mark(out, self._provenance.of(args))
         return out
 
@@ -163,25 +165,45 @@ def _key(tensor: torch.Tensor) -> int:
         return 0
 
 
-def _tensors(tree: Any) -> Iterator[torch.Tensor]:
+def tensors_in(tree: Any) -> Iterator[torch.Tensor]:
     if isinstance(tree, torch.Tensor):
         yield tree
     elif isinstance(tree, (list, tuple)):
         for item in tree:
-            yield from _tensors(item)
+            yield from tensors_in(item)
     elif isinstance(tree, dict):
         for item in tree.values():
-            yield from _tensors(item)
+            yield from tensors_in(item)
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> Iterator[torch.Tensor]:
     """Yield the arguments that an in-place or out= operation writes to."""
     for position, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
-            yield from _tensors(args[position] if position < len(args) else kwargs.get(argument.name))
+            yield from tensors_in(args[position] if position < len(args) else kwargs.get(argument.name))
 
 
-def _is_check() -> bool:
+def dynamic_shape(func: Any, args: Any) -> bool:
+    """Return whether an operation's result has a shape that depends on values: an index of whole numbers has not."""
+    if torch.Tag.dynamic_output_shape not in func.tags:
+        return False
+    if func is torch.ops.aten.index.Tensor:
+        return any(index.dtype in (torch.bool, torch.uint8) for index in tensors_in(args[1]))
+    return True
+
+
+def user_line() -> str:
+    """Return the file and line of the innermost code that is neither a library's nor ours."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if not is_library(frame.f_globals.get("__name__", "")):
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return "an unknown line"
+
+
+def is_check() -> bool:
+    """Return whether a library that checks arguments is at work, and not the user's program."""
     frame = sys._getframe(1)
     while frame is not None:
         module = frame.f_globals.get("__name__", "")

@@ -19,16 +19,27 @@ _KEPT = 32
 
 @dataclass
 class Structure:
-    """What is known of a program for one kind of arguments; `following` says whether this step watches it."""
+    """What is known of a program for one kind of arguments; `following` says whether this step watches it.
+
+    `read_at` is the line where a tensor's value left the tensors, `compiled` the step recorded under this structure.
+    """
 
     following: bool = True
     reusable: bool = True
     hidden_draws: bool = False
+    read_at: str | None = None
     misused: dict[str, str] = field(default_factory=dict)
     signature: tuple | None = None
     found: Layout | None = None
     guard: Guard | None = None
     roots: tuple = field(default_factory=tuple)
+    key: Any = None
+    compiled: Any = None
+
+    @property
+    def known(self) -> bool:
+        """Whether the structure was found in earlier steps and holds for this one."""
+        return self.reusable and not self.following and self.found is not None
 
     def layout(self, traces: Traces, run: Run, provenance: Provenance | None, objective: Objective) -> Layout:
         """Return the layout of a run: found anew where it was watched, else the known one if it still fits.
@@ -47,7 +58,8 @@ class Structure:
         self.misused.update(provenance.misused)
         layout = Layout.build(*specify(run, traces, provenance), objective)
         signature = traces.signature()
-        if provenance.read_ever or (self.found is not None and signature != self.signature):
+        self.read_at = self.read_at or provenance.read_at
+        if provenance.read_at or (self.found is not None and signature != self.signature):
             # Values leave the tensors, or looped particles differ: the structure may differ at every run.
             self.reusable = False
         self.found, self.signature = layout, signature
@@ -60,11 +72,11 @@ class Structures:
     def __init__(self) -> None:
         self._known: OrderedDict[Any, Structure] = OrderedDict()
 
-    def find(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Structure:
-        """Return what is known of the program, or a new structure that this step is to find."""
+    def find(self, model: Callable, guide: Callable, args: tuple, kwargs: dict, settings: tuple = ()) -> Structure:
+        """Return what is known of the program under these settings, or a new structure that this step is to find."""
         objects: list[Any] = []
         try:
-            key = (id(model), id(guide), arguments_kind(args, objects), arguments_kind(kwargs, objects))
+            key = (id(model), id(guide), arguments_kind(args, objects), arguments_kind(kwargs, objects), settings)
             hash(key)
         except TypeError:
             return Structure()
@@ -83,7 +95,7 @@ class Structures:
                 if known.guard.holds():
                     known.following = False
                     return known
-        fresh = Structure(roots=(model, guide, *objects))
+        fresh = Structure(roots=(model, guide, *objects), key=key)
         self._known[key] = fresh
         self._known.move_to_end(key)
         while len(self._known) > _KEPT:

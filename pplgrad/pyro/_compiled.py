@@ -1,0 +1,363 @@
+"""Compiled steps: a training step recorded once, with its draws and its gradient, and then run without Python.
+
+The first two steps of a program run as ever, and find its structure. The third is recorded while it runs
+(`_recording.py`), and what was recorded is given to a compiler. From then on a step is: look whether the program is the
+same (`_reach.py`), gather the tensors that it reads, run the graph, check that the loss is finite, add up gradients.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pyro
+import torch
+from pyro import poutine
+
+from pplgrad.errors import CompileError, ConfigurationError, ImpossibleValueError, PplgradError
+from pplgrad.pyro._baselines import state_name, store_states
+from pplgrad.pyro._internals import (
+    Graph,
+    compiled_graph,
+    constraints,
+    leaves_of,
+    other_handlers,
+    settings,
+    unconstrained,
+)
+from pplgrad.pyro._provenance import tensors_in
+from pplgrad.pyro._reach import Reach
+from pplgrad.pyro._recording import Captured, Recorder, reading_refused
+from pplgrad.pyro._structure import Structure
+
+if TYPE_CHECKING:
+    from pplgrad.pyro._elbo import TraceGrad_ELBO
+
+_PATIENCE = 4
+"""Steps in a row after which a program whose structure is never known counts as one that always changes."""
+
+
+class Stale(Exception):
+    """What was recorded does not fit the parameters or tensors as they are now."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How steps are compiled: the backend of torch.compile, what to do where that fails, how many graphs to keep at most.
+
+    With `same_draws` the graph draws from torch's generator as eager steps do (slower), without it from one of the
+    backend's own, seeded by torch's at each step.
+    """
+
+    backend: str | Callable = "inductor"
+    fallback: bool = False
+    graphs: int = 8
+    same_draws: bool = False
+
+    @classmethod
+    def of(cls, given: Any) -> Options | None:
+        """Return what `TraceGrad_ELBO(compile=...)` asks for, or refuse it."""
+        if given is False or given is None:
+            return None
+        if given is True:
+            return cls()
+        if given == "fallback":
+            return cls(fallback=True)
+        if isinstance(given, Mapping) and given.keys() <= cls.__dataclass_fields__.keys():
+            return cls(**given)
+        raise ConfigurationError(
+            f'TraceGrad_ELBO(compile={given!r}): write True, "fallback", or a mapping with some of '
+            f"{', '.join(cls.__dataclass_fields__)}."
+        )
+
+
+@dataclass
+class Source:
+    """Where a tensor is found at each step: an argument's number, a parameter's name, or a read of what holds it."""
+
+    tensor: torch.Tensor
+    argument: int | None = None
+    name: str | None = None
+    read: Callable[[], Any] | None = None
+
+    def __post_init__(self) -> None:
+        x = self.tensor
+        self.kind = (x.shape, x.dtype, x.device, x.requires_grad)
+        self.stride = x.stride()
+
+    def find(self, arguments: Sequence[torch.Tensor], params: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the tensor as it is now, or raise if it is of another kind."""
+        found: Any
+        if self.argument is not None:
+            found = arguments[self.argument]
+        elif self.name is not None:
+            found = params.get(self.name)
+        else:
+            found = self.read() if self.read is not None else self.tensor
+        if not isinstance(found, torch.Tensor):
+            raise Stale
+        if (found.shape, found.dtype, found.device, found.requires_grad) != self.kind:
+            raise Stale
+        if found.stride() != self.stride:
+            if self.argument is None:
+                raise Stale
+            found = torch.empty_strided(found.shape, self.stride, dtype=found.dtype, device=found.device).copy_(found)
+        return found
+
+
+class Sources:
+    """Finds where the tensors that a step read come from: arguments, the param store, or what the program can reach."""
+
+    def __init__(self, reach: Reach, args: tuple, kwargs: dict) -> None:
+        self._found: dict[int, list[Source]] = {}
+        self.twins: list[tuple[Source, Source]] = []
+        for i, tensor in enumerate(tensors_in((args, kwargs))):
+            self._add(Source(tensor, argument=i))
+        for name, tensor in unconstrained().items():
+            self._add(Source(tensor, name=name))
+        for tensor, read in reach.held:
+            self._add(Source(tensor, read=read))
+
+    def _add(self, source: Source) -> None:
+        self._found.setdefault(id(source.tensor), []).append(source)
+
+    def of(self, captured: Captured) -> Source:
+        """Return where a tensor comes from; two places that hold the same one must go on to do so."""
+        tensor = captured.tensor
+        if captured.constant:
+            return Source(tensor)
+        sources = self._found.get(id(tensor))
+        if sources is None:
+            raise CompileError(
+                f"The step cannot be compiled, because the tensor of shape {tuple(tensor.shape)} that is read at "
+                f"{captured.line} cannot be found again at the next step; pass it as an argument, or hold it in a variable or "
+                "an attribute that the program reads."
+            )
+        if tensor.grad_fn is not None:
+            raise CompileError(
+                f"The step cannot be compiled, because the tensor that is read at {captured.line} requires a gradient through "
+                "what was computed before the step; detach it, or compute it inside the program."
+            )
+        self.twins += [(sources[0], other) for other in sources[1:]]
+        return sources[0]
+
+
+@dataclass
+class CompiledStep:
+    """A graph with where its inputs come from and where its outputs go."""
+
+    graph: Graph
+    sources: list[Source]
+    leaves: list[Source]
+    twins: list[tuple[Source, Source]]
+    flags: int
+    states: list[str]
+    params: list[str]
+    constraints: dict[str, Any] = field(default_factory=constraints)
+    known: dict[str, torch.Tensor] = field(default_factory=unconstrained)
+
+    def run(self, args: tuple, kwargs: dict) -> float | None:
+        """Take a step and return the objective, or None, with nothing changed, if something is not finite."""
+        arguments, params = list(tensors_in((args, kwargs))), unconstrained()
+        inputs = [source.find(arguments, params) for source in self.sources]
+        leaves = [source.find(arguments, params) for source in self.leaves]
+        for first, second in self.twins:
+            if first.find(arguments, params) is not second.find(arguments, params):
+                raise Stale
+        self._check_constraints(params)
+        with torch.no_grad():
+            numbers, *others = self.graph(inputs)
+            value, *finite = numbers.tolist()
+            if not math.isfinite(value) or not all(finite):
+                return None
+            for leaf, gradient in zip(leaves, others, strict=False):
+                if leaf.grad is None:
+                    leaf.grad = gradient
+                else:
+                    leaf.grad.add_(gradient)
+            for name, state in zip(self.states, others[len(leaves) :], strict=True):
+                params[name].copy_(state)
+        for name in self.params:
+            # SVI learns in this way which parameters the step has.
+            pyro.param(name)
+        return value
+
+    def _check_constraints(self, params: Mapping[str, torch.Tensor]) -> None:
+        """Refuse a parameter that was put into the store anew, under another constraint."""
+        if all(params.get(name) is self.known.get(name) for name in self.params):
+            return
+        now = constraints()
+        if any(name not in params or now[name] is not self.constraints[name] for name in self.params):
+            raise Stale
+        self.known = dict(params)
+
+
+class Compiler:
+    """Takes an ELBO's training steps: eagerly at first, then compiled."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self._made = 0
+        self._waits: dict[Any, int] = {}
+        self._eager: set[Any] = set()
+        self._warned: set[str] = set()
+
+    @classmethod
+    def of(cls, given: Any) -> Compiler | None:
+        """Return what takes the steps, or None if they are not to be compiled."""
+        options = Options.of(given)
+        return None if options is None else cls(options)
+
+    def anew(self) -> Compiler:
+        """Return another that has compiled nothing yet."""
+        return Compiler(self.options)
+
+    def step(self, elbo: TraceGrad_ELBO, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> float:
+        """Add the gradient estimate to the parameters' gradients, and return the loss."""
+        particles = (elbo.num_particles, elbo.vectorize_particles, id(elbo.objective))
+        known = elbo._structures.find(model, guide, args, kwargs, (*settings(), *particles))
+        program = (model, guide, args, kwargs)
+        try:
+            if known.key in self._eager:
+                return elbo._eager_step(model, guide, args, kwargs, known)
+            handlers = other_handlers()
+            if handlers:
+                raise CompileError(
+                    f"A compiled step cannot run under the handler {handlers[0]} around it; put it around model and guide."
+                )
+            if known.compiled is not None and known.known:
+                return self._run(elbo, known, program)
+            if known.known and self._made >= self.options.graphs:
+                self._warn(
+                    f"TraceGrad_ELBO(compile=...) has compiled {self._made} graphs, one for each kind of arguments and state of the "
+                    "program, and takes other steps eagerly; give batches the same size, pass numbers that change as tensors, "
+                    "or raise compile={'graphs': ...}."
+                )
+                return elbo._eager_step(model, guide, args, kwargs, known)
+            if known.known:
+                return self._record(elbo, known, program)
+            self._wait(known)
+            return elbo._eager_step(model, guide, args, kwargs, known)
+        except CompileError as error:
+            # Pyro adds a table of shapes to errors that pass its trace.
+            message = str(error).splitlines()[0]
+            if not self.options.fallback:
+                raise CompileError(message) from error
+            self._warn(f"{message} This ELBO's steps go on eagerly.")
+            self._eager.add(known.key)
+            return elbo._eager_step(model, guide, args, kwargs, known)
+
+    def refuse(self, known: Structure) -> None:
+        """Refuse a program that was seen to read a tensor's value."""
+        if known.read_at is not None and known.key not in self._eager:
+            error = reading_refused(known.read_at)
+            if not self.options.fallback:
+                raise error
+            self._warn(f"{error} This ELBO's steps go on eagerly.")
+            self._eager.add(known.key)
+
+    def _warn(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, UserWarning, stacklevel=5)
+
+    def _wait(self, known: Structure) -> None:
+        """Count steps whose structure is not known yet, and give up on a program that never stays the same."""
+        count = self._waits[known.key] = self._waits.get(known.key, 0) + 1
+        if count > _PATIENCE:
+            raise CompileError(
+                "The step cannot be compiled, because the program reads or changes Python state that is different at every "
+                "step (a counter, an iterator, a random number generator of Python or NumPy), or its sites do; keep the "
+                'state in a tensor, or use compile=False (compile="fallback" does so by itself).'
+            )
+
+    def _run(self, elbo: TraceGrad_ELBO, known: Structure, program: tuple) -> float:
+        model, guide, args, kwargs = program
+        try:
+            value = known.compiled.run(args, kwargs)
+        except Stale:
+            if all(name in unconstrained() for name in known.compiled.params):
+                known.compiled = None
+            return elbo._eager_step(model, guide, args, kwargs, known)
+        if value is None:
+            self._explain(elbo, known, program)
+        elbo._watch(model, guide, args, kwargs)
+        return -value
+
+    def _explain(self, elbo: TraceGrad_ELBO, known: Structure, program: tuple) -> None:
+        """Raise the error that names the site, if an eager step has it too, or one that says how to look for it."""
+        model, guide, args, kwargs = program
+        elbo._estimate(model, guide, args, kwargs, None, known)
+        raise ImpossibleValueError(
+            "The loss of a compiled step is NaN or infinite, at draws that an eager step did not repeat; nothing was changed: "
+            "elbo.diagnose(model, guide, ...) runs a step eagerly, and names the site if it meets such a draw."
+        )
+
+    def _record(self, elbo: TraceGrad_ELBO, known: Structure, program: tuple) -> float:
+        """Take a step eagerly, record it, and compile what was recorded."""
+        model, guide, args, kwargs = program
+        recorder = Recorder()
+        with poutine.trace(param_only=True) as seen, pyro.validation_enabled(False), recorder:
+            evaluation = elbo._estimated(model, guide, args, kwargs, None, known)
+            loss = evaluation.loss
+            leaves = leaves_of(loss)
+            gradients = torch.autograd.grad(loss, leaves, allow_unused=True) if leaves else ()
+            pairs = [(x, g.clone()) for x, g in zip(leaves, gradients, strict=True) if g is not None]
+            numbers = evaluation.numbers()
+            states = {
+                state_name(*key, name): value
+                for key, arrays in evaluation.result.states.items()
+                for name, value in arrays.items()
+            }
+        value = evaluation.checked(numbers.tolist())
+        if known.known:
+            # Else this run had other sites than the known ones: its gradient is right, and the next step watches.
+            names = [str(name) for name in seen.trace.nodes]
+            outputs = [numbers, *(gradient for _, gradient in pairs), *states.values()]
+            step = self._compiled(elbo, known, program, recorder, outputs, [leaf for leaf, _ in pairs])
+            step.flags, step.states, step.params = len(numbers) - 1, list(states), names
+            known.compiled = step
+            self._waits.pop(known.key, None)
+        with torch.no_grad():
+            for leaf, gradient in pairs:
+                leaf.grad = gradient.clone() if leaf.grad is None else leaf.grad.add_(gradient)
+        elbo._watch(model, guide, args, kwargs)
+        store_states(evaluation.result.states)
+        return -value
+
+    def _compiled(
+        self,
+        elbo: TraceGrad_ELBO,
+        known: Structure,
+        program: tuple,
+        recorder: Recorder,
+        outputs: list[torch.Tensor],
+        leaves: list[torch.Tensor],
+    ) -> CompiledStep:
+        graph, captured = recorder.graph_of(outputs)
+        _, _, args, kwargs = program
+        estimators = [found.estimator for found in elbo._resolved.values()]
+        reach = Reach.of(*known.roots, elbo.objective, estimators, list(elbo._networks.modules.values()))
+        if reach is None:
+            self._waits[known.key] = _PATIENCE
+            self._wait(known)
+        assert isinstance(reach, Reach)
+        sources = Sources(reach, args, kwargs)
+        inputs = [sources.of(x) for x in captured]
+        line = "the end of the step"
+        ends = [sources.of(Captured(leaf, captured[0].node, line, False)) for leaf in leaves]
+        try:
+            compiled = compiled_graph(graph, [x.tensor for x in inputs], self.options.backend, self.options.same_draws)
+        except PplgradError:
+            raise
+        except Exception as error:
+            raise CompileError(
+                f"The step cannot be compiled, because the backend {self.options.backend!r} failed: "
+                f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+            ) from error
+        self._made += 1
+        known.guard = reach
+        return CompiledStep(compiled, inputs, ends, sources.twins, 0, [], [])

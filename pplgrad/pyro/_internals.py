@@ -1,0 +1,88 @@
+"""What compiled steps use of torch and Pyro that is private there, or differs between versions: all of it is here.
+
+`tests/pyro/test_compile.py` tests each function by itself, so that a new version that breaks one is seen at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyro
+import torch
+from pyro.poutine.block_messenger import BlockMessenger
+from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.trace_messenger import TraceMessenger
+from torch.fx import GraphModule
+
+Graph = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
+
+
+def compiled_graph(
+    graph: GraphModule, inputs: Sequence[torch.Tensor], backend: str | Callable, same_draws: bool
+) -> Graph:
+    """Return a graph compiled by one of torch.compile's backends, from a list of inputs to its outputs.
+
+    The graph is given to the backend as it is: Dynamo, which would trace it once more and check it at every call, is left out.
+    """
+    with torch.no_grad():
+        inputs = [x.detach() for x in inputs]
+        if backend == "eager":
+            return lambda given: graph(*given)
+        if backend == "inductor":
+            from torch._inductor.compile_fx import compile_fx
+
+            compiled = compile_fx(graph, inputs, config_patches={"fallback_random": same_draws})
+        else:
+            from torch._dynamo.backends.registry import lookup_backend
+
+            compiled = lookup_backend(backend)(graph, inputs)
+        return lambda given: compiled(*given)
+
+
+def leaves_of(loss: torch.Tensor) -> list[torch.Tensor]:
+    """Return the tensors to whose gradients `loss.backward()` would add."""
+    found: dict[int, torch.Tensor] = {}
+    seen: set[Any] = set()
+    ahead = [loss.grad_fn]
+    while ahead:
+        function = ahead.pop()
+        if function is None or function in seen:
+            continue
+        seen.add(function)
+        if hasattr(function, "variable"):
+            found.setdefault(id(function.variable), function.variable)
+        ahead += [after for after, _ in function.next_functions]
+    return list(found.values())
+
+
+def other_handlers() -> list[str]:
+    """Return the names of Pyro's handlers around a step, except those that only look at its parameters."""
+    return [
+        type(handler).__name__
+        for handler in _PYRO_STACK
+        if not (isinstance(handler, BlockMessenger) or (isinstance(handler, TraceMessenger) and handler.param_only))
+    ]
+
+
+def unconstrained() -> dict[str, torch.Tensor]:
+    """Return the leaves of the param store by name."""
+    return dict(pyro.get_param_store().named_parameters())
+
+
+def constraints() -> dict[str, Any]:
+    """Return the constraints of the param store by name."""
+    # The public `get_state` takes from the parameters what SVI finds their unconstrained values by.
+    return dict(pyro.get_param_store()._constraints)
+
+
+def settings() -> tuple:
+    """Return torch's settings that decide what an operation computes."""
+    return (
+        torch.get_default_dtype(),
+        *(
+            (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+            for kind in ("cpu", "cuda")
+            if torch.is_autocast_enabled(kind)
+        ),
+    )

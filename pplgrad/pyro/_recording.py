@@ -1,0 +1,275 @@
+"""A step recorded while it runs: every operation below autograd, forward and backward, as a graph that can run again.
+
+What the step reads and did not make itself becomes an input of the graph. Numbers that the program makes of Python
+objects are constants, which holds as long as those objects are the same. Where a value leaves the tensors, or where random
+numbers do not come from torch's generators as they go on, the graph would not do what the program does: refused.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_aggregate
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pplgrad.errors import CompileError
+from pplgrad.pyro._provenance import COPYING, LEAVING, dynamic_shape, is_check, tensors_in, user_line
+
+_LIFTS = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default, torch.ops.aten.lift.default)
+_recorders: list[Recorder] = []
+
+
+@dataclass
+class Captured:
+    """A tensor that the step read: where in the program, and its place among the graph's inputs."""
+
+    tensor: torch.Tensor
+    node: Node
+    line: str
+    constant: bool
+
+
+class Recorder(TorchDispatchMode):
+    """Records, while active, what is computed; `graph_of` gives the graph of what led to some tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._graph = Graph()
+        self._nodes: dict[int, Node] = {}
+        # A freed tensor's identity may be given to another, so every tensor that was seen is kept alive.
+        self._alive: list[torch.Tensor] = []
+        self._captured: list[Captured] = []
+        self._generators: dict[torch.device, torch.Tensor] = {}
+        self._leaving = _Leaving(self)
+
+    def __enter__(self) -> Recorder:
+        _recorders.append(self)
+        self._leaving.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, where)
+        self._leaving.__exit__(kind, error, where)
+        _recorders.remove(self)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        self._refuse(func, args, kwargs)
+        lifted = func in _LIFTS and id(args[0]) not in self._nodes
+        inputs = map_aggregate((args, kwargs), lambda x: self._node(x, lifted) if isinstance(x, torch.Tensor) else x)
+        drawn = torch.Tag.nondeterministic_seeded in func.tags
+        if drawn:
+            self._check_generator(args, kwargs)
+        out = func(*args, **kwargs)
+        if not any(True for _ in tensors_in(out)):
+            return out
+        if lifted:
+            self._bind(out, inputs[0][0])
+            return out
+        node = self._graph.call_function(func, *inputs)
+        node.meta["fixed"] = not drawn and all(x.meta["fixed"] for x in node.all_input_nodes)
+        self._bind(out, node)
+        if drawn:
+            self._note_generator(out)
+        return out
+
+    def graph_of(self, outputs: Sequence[torch.Tensor]) -> tuple[GraphModule, list[Captured]]:
+        """Return the graph that computes `outputs`, and its inputs in their order."""
+        self._graph.output(tuple(self._node(x, False) for x in outputs))
+        self._graph.eliminate_dead_code(_must_run)
+        writes = any(
+            isinstance(x.target, torch._ops.OpOverload) and x.target._schema.is_mutable for x in self._graph.nodes
+        )
+        for captured in self._captured:
+            if captured.constant and captured.tensor.numel() == 1:
+                _write_out(self._graph, captured)
+            elif captured.constant and writes:
+                _copy(self._graph, captured)
+        if not writes:
+            _share(self._graph)
+        used = [x for x in self._captured if x.node.users]
+        for node in list(self._graph.nodes):
+            if node.op == "placeholder" and not node.users:
+                self._graph.erase_node(node)
+        self._graph.lint()
+        return GraphModule(torch.nn.Module(), self._graph), used
+
+    def _node(self, tensor: torch.Tensor, constant: bool) -> Node:
+        node = self._nodes.get(id(tensor))
+        if node is None:
+            after = self._captured[-1].node if self._captured else None
+            with self._graph.inserting_after(after):  # type: ignore[arg-type]
+                node = self._graph.placeholder(f"input_{len(self._captured)}")
+            node.meta["fixed"] = constant
+            # A tensor that shares an array's memory would change with it.
+            kept = tensor.detach().clone() if constant else tensor
+            self._captured.append(Captured(kept, node, user_line(), constant))
+            self._nodes[id(tensor)] = node
+            self._alive.append(tensor)
+        return node
+
+    def _bind(self, out: Any, node: Node) -> None:
+        if isinstance(out, torch.Tensor):
+            self._nodes[id(out)] = node
+            self._alive.append(out)
+            return
+        for i, part in enumerate(out):
+            if isinstance(part, (torch.Tensor, list, tuple)):
+                item = self._graph.call_function(operator.getitem, (node, i))
+                item.meta["fixed"] = node.meta["fixed"]
+                self._bind(part, item)
+
+    def _refuse(self, func: Any, args: Any, kwargs: Any) -> None:
+        if torch.Tag.data_dependent_output in func.tags:
+            self.refuse_reading((args, kwargs))
+        elif dynamic_shape(func, args):
+            raise CompileError(
+                f"The step cannot be compiled, because a shape depends on the values of a tensor at {user_line()}; write it "
+                'with torch.where or a weight of 0, or use compile=False (compile="fallback" does so by itself).'
+            )
+        if any(isinstance(x, torch.Generator) for x in (*args, *kwargs.values())):
+            raise CompileError(
+                f"The step cannot be compiled, because a generator of its own draws random numbers at {user_line()}; use "
+                "torch's default generator."
+            )
+
+    def refuse_reading(self, tree: Any) -> None:
+        """Refuse that Python reads a tensor's value, unless it is made of constants or a library checks its arguments."""
+        read = list(tensors_in(tree))
+        nodes = [self._nodes.get(id(x)) for x in read]
+        if all(node is not None and node.meta["fixed"] for node in nodes):
+            return
+        if is_check() and all(x.dtype == torch.bool for x in read):
+            return
+        raise reading_refused(user_line())
+
+    def refuse_copying(self, out: torch.Tensor, tree: Any) -> None:
+        """Refuse that numbers are copied out of tensors by no operation that could be recorded."""
+        node = self._nodes.get(id(out))
+        if node is not None and node.op == "placeholder" and node.meta["fixed"] and any(True for _ in tensors_in(tree)):
+            raise reading_refused(user_line())
+
+    def _check_generator(self, args: Any, kwargs: Any) -> None:
+        """Refuse random numbers whose generator was put into another state since the last ones."""
+        for device, state in self._generators.items():
+            if not torch.equal(_state(device), state):
+                raise CompileError(
+                    f"The step cannot be compiled, because it puts a random number generator into another state before "
+                    f"{user_line()} (by manual_seed, fork_rng or a checkpoint); let the generator go on."
+                )
+
+    def _note_generator(self, out: Any) -> None:
+        for tensor in tensors_in(out):
+            if tensor.device.type in ("cpu", "cuda"):
+                self._generators[tensor.device] = _state(tensor.device)
+
+    def forget_generators(self) -> None:
+        """Accept the generators' states as they are."""
+        self._generators = {device: _state(device) for device in self._generators}
+
+
+class _Leaving(TorchFunctionMode):
+    """Sees the ways out of torch that no dispatched operation shows."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in LEAVING and func is not torch.Tensor.data_ptr:
+            self._recorder.refuse_reading(args)
+        if func is torch.nn.functional.one_hot:
+            return _one_hot(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        if func in COPYING:
+            self._recorder.refuse_copying(out, (args, kwargs))
+        return out
+
+
+def _one_hot(tensor: torch.Tensor, num_classes: int = -1) -> torch.Tensor:
+    """Return what torch's function does, without reading values to check that they are in bounds."""
+    if num_classes < 0:
+        raise reading_refused(user_line())
+    return (tensor[..., None] == torch.arange(num_classes, device=tensor.device)).long()
+
+
+@contextmanager
+def moved_generators() -> Iterator[None]:
+    """Tell whoever records that generators are put into another state here, and that fresh numbers would do as well."""
+    yield
+    for recorder in _recorders:
+        recorder.forget_generators()
+
+
+def is_recording() -> bool:
+    """Return whether a step is being recorded."""
+    return bool(_recorders)
+
+
+def reading_refused(line: str) -> CompileError:
+    """Return the error for a program whose Python code reads a tensor's value."""
+    return CompileError(
+        f"The step cannot be compiled, because Python reads the value of a tensor at {line} (item(), bool(), an if); write "
+        'it with torch operations such as torch.where, or use compile=False (compile="fallback" does so by itself).'
+    )
+
+
+def _must_run(node: Node) -> bool:
+    """Return whether a node does more than compute: it writes into a tensor, or moves a generator on."""
+    if node.op in ("placeholder", "output"):
+        return True
+    target: Any = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    return target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags
+
+
+def _write_out(graph: Graph, captured: Captured) -> None:
+    """Put a number into the graph in the place of an input."""
+    x = captured.tensor
+    first = next(node for node in graph.nodes if node.op != "placeholder")
+    with graph.inserting_before(first):
+        number = graph.call_function(
+            torch.ops.aten.full.default, (list(x.shape), x.item()), {"dtype": x.dtype, "device": x.device}
+        )
+    captured.node.replace_all_uses_with(number)
+
+
+def _share(graph: Graph) -> None:
+    """Let equal operations on equal inputs be one, in a graph that writes into no tensor: less to compile."""
+    found: dict[Any, Node] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_function" or _must_run(node):
+            continue
+        if node.target is torch.ops.aten.detach.default:
+            node.replace_all_uses_with(node.args[0])
+        else:
+            # Equal numbers of different types are not equal here.
+            key = (node.target, repr(node.args), repr(node.kwargs))
+            same = found.setdefault(key, node)
+            if same is node:
+                continue
+            node.replace_all_uses_with(same)
+        graph.erase_node(node)
+
+
+def _copy(graph: Graph, captured: Captured) -> None:
+    """Let the graph work on a copy of a constant, which it might write into."""
+    with graph.inserting_after(captured.node):
+        copied = graph.call_function(torch.ops.aten.clone.default, (captured.node,))
+    captured.node.replace_all_uses_with(copied, lambda user: user is not copied)
+
+
+def _state(device: torch.device) -> torch.Tensor:
+    return torch.get_rng_state() if device.type == "cpu" else torch.cuda.get_rng_state(device)

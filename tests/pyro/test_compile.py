@@ -1,0 +1,522 @@
+"""Compiled steps give the gradient of eager ones on the same draws, and notice everything that changes."""
+
+import re
+from contextlib import nullcontext
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import SVI
+from pyro.infer.autoguide import AutoNormal
+from torch.distributions import constraints
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pplgrad import (
+    IWAE,
+    RELAX,
+    DecayingAverage,
+    DisARM,
+    FunctionBaseline,
+    GumbelSoftmax,
+    LocalExpectation,
+    MuProp,
+    NeuralBaseline,
+    ScoreFunction,
+)
+from pplgrad.errors import BaselineError, CompileError, ConfigurationError, ImpossibleValueError
+from pplgrad.objectives import ELBO
+from pplgrad.pyro import TraceGrad_ELBO, config_estimators
+from pplgrad.pyro import _internals as internals
+from pplgrad.testing.in_pyro import HOST, assert_same, fresh, gradient
+from pplgrad.testing.programs import CASES
+
+CHEAP = {"backend": "eager"}
+BRANCHING = {"disarm": DisARM(), "local": LocalExpectation(), "muprop": MuProp(), "relax": RELAX()}
+LEARNED = ScoreFunction(DecayingAverage() + NeuralBaseline(hidden=(3,)))
+
+
+@pytest.fixture
+def one_generator(monkeypatch):
+    """Let the generator go on in eager branches too, as it does in a graph."""
+    monkeypatch.setattr("torch.random.fork_rng", lambda devices=None: nullcontext())
+    monkeypatch.setattr("pplgrad.pyro._program.Traces.restore_rng", lambda self: None)
+
+
+def train(elbo, model, guide, args=(), steps=5):
+    """Take steps of plain descent, each from its own seed, and return losses, gradients and the store at the end."""
+    seen = []
+    for step in range(steps):
+        pyro.set_rng_seed(step)
+        loss = elbo.loss_and_grads(model, guide, *args)
+        found = gradient()
+        seen.append({"loss": np.array(loss), **found})
+        with torch.no_grad():
+            for name, leaf in pyro.get_param_store().named_parameters():
+                leaf.sub_(0.05 * torch.as_tensor(found[name]))
+    return seen, {name: leaf.detach().numpy().copy() for name, leaf in pyro.get_param_store().named_parameters()}
+
+
+def graphs(elbo):
+    """Return how many graphs an ELBO holds."""
+    return sum(known.compiled is not None for known in elbo._structures._known.values())
+
+
+def assert_like_eager(case, particles=1, vectorized=False, steps=5, **options):
+    """Compare compiled training with eager training, to rounding."""
+    results = []
+    for given in (False, CHEAP):
+        fresh(case)
+        model, guide = case.build(HOST)
+        elbo = TraceGrad_ELBO(particles, vectorize_particles=vectorized, compile=given, **options)
+        results.append(train(elbo, model, guide, steps=steps))
+    assert graphs(elbo) == 1
+    (eager, ends), (compiled, compiled_ends) = results
+    for wanted, found in zip(eager, compiled, strict=True):
+        for name, value in wanted.items():
+            np.testing.assert_allclose(found[name], value, rtol=1e-12, atol=1e-12)
+    for name, value in ends.items():
+        np.testing.assert_allclose(compiled_ends[name], value, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_program_with_learned_baselines(name):
+    chosen = dict.fromkeys(CASES[name].latents, LEARNED)
+    assert_like_eager(CASES[name], estimators=chosen, steps=4)
+
+
+@pytest.mark.parametrize("vectorized", [False, True], ids=["looped", "vectorized"])
+@pytest.mark.parametrize("name", ["mixed", "subsampled", "both_kinds_in_one_plate"])
+def test_several_particles(name, vectorized):
+    assert_like_eager(CASES[name], 2, vectorized)
+
+
+@pytest.mark.parametrize("vectorized", [False, True], ids=["looped", "vectorized"])
+@pytest.mark.parametrize("estimator", list(BRANCHING.values()), ids=list(BRANCHING))
+def test_branches(estimator, vectorized, one_generator):
+    """RELAX and MuProp have slopes, RELAX a learned control variate with learned numbers."""
+    assert_like_eager(CASES["hierarchy"], 2, vectorized, estimators={"*": estimator}, steps=4)
+
+
+def test_relaxations_and_bounds():
+    assert_like_eager(CASES["hierarchy"], estimators={"*": GumbelSoftmax(0.5)})
+    assert_like_eager(CASES["hierarchy"], 3, objective=IWAE())
+    assert_like_eager(CASES["subsampled"], 2, True, objective=IWAE(plates=()))
+
+
+# Programs of one latent site, a parameter under a constraint, and what they read beside.
+
+
+def program(read=lambda: torch.tensor(0.7), after=lambda z: None):
+    """Return a model that observes `read()`, and its guide."""
+
+    def model(*args):
+        scale = pyro.param("scale", torch.tensor(1.5), constraint=constraints.positive)
+        z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.3)))
+        after(z)
+        pyro.sample("x", dist.Normal(z, scale), obs=read(*args))
+
+    def guide(*args):
+        pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor(0.2))))
+
+    return model, guide
+
+
+def step(elbo, model, guide, *args, seed=0):
+    """Return loss and gradient of one step from the same parameters."""
+    pyro.set_rng_seed(seed)
+    loss = elbo.loss_and_grads(model, guide, *args)
+    return {"loss": np.array(loss), **gradient()}
+
+
+def compiled(model, guide, *args, **options):
+    """Return an ELBO that has compiled the program, with the other options of its constructor."""
+    elbo = TraceGrad_ELBO(**{"estimators": {"*": ScoreFunction()}, "compile": CHEAP, **options})
+    for _ in range(4):
+        step(elbo, model, guide, *args)
+    assert graphs(elbo) >= 1
+    return elbo
+
+
+def assert_right(elbo, model, guide, *args, **options):
+    """Compare the next steps with those of a new eager ELBO, until it has compiled again."""
+    for _ in range(4):
+        wanted = step(TraceGrad_ELBO(estimators={"*": ScoreFunction()}, **options), model, guide, *args)
+        assert_same(step(elbo, model, guide, *args), wanted)
+
+
+def test_svi_trains_as_eagerly():
+    ends = []
+    for given in (False, CHEAP):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(3)
+        elbo = TraceGrad_ELBO(estimators={"*": LEARNED}, compile=given)
+        svi = SVI(*program(), pyro.optim.Adam({"lr": 0.05}), elbo)
+        losses = [svi.step() for _ in range(12)]
+        ends.append((losses, {k: v.detach().numpy() for k, v in pyro.get_param_store().named_parameters()}))
+    assert graphs(elbo) == 1
+    np.testing.assert_allclose(ends[0][0], ends[1][0], rtol=1e-12)
+    assert_same(*(names for _, names in ends))
+    assert abs(ends[0][1]["a"] - 0.2) > 0.05
+
+
+def test_draws_are_fresh_and_seeds_are_honoured():
+    case = CASES["subsampled"]
+    fresh(case)
+    model, guide = case.build(HOST)
+    elbo = compiled(model, guide)
+
+    def several():
+        return [elbo.loss_and_grads(model, guide) for _ in range(20)]
+
+    pyro.set_rng_seed(5)
+    first, second = several(), several()
+    pyro.set_rng_seed(5)
+    again = several()
+    assert first == again and first != second
+    # A minibatch of 2 of 3 and two draws of a Bernoulli each give more than two values.
+    assert len(set(first)) > 2
+
+
+def test_gradients_add_up_and_share_no_memory():
+    model, guide = program()
+    elbo = compiled(model, guide)
+    once = step(elbo, model, guide)
+    pyro.set_rng_seed(0)
+    elbo.loss_and_grads(model, guide)
+    leaf = dict(pyro.get_param_store().named_parameters())["a"]
+    kept = leaf.grad
+    pyro.set_rng_seed(0)
+    elbo.loss_and_grads(model, guide)
+    assert leaf.grad is kept
+    np.testing.assert_allclose(leaf.grad, 2 * once["a"], rtol=1e-12)
+
+
+class Holder:
+    """Somewhere to keep things."""
+
+
+def changes():
+    """Yield (name, what the program reads, what changes it)."""
+    holder, data, inner = Holder(), {"x": torch.tensor(0.7)}, [torch.tensor(0.7)]
+    holder.x, holder.number = torch.tensor(0.7), 0.7
+    network = torch.nn.BatchNorm1d(1)
+    prior = dist.Normal(torch.tensor(0.7), 1.0)
+    large, dropout = np.full(2000, 0.7), torch.nn.Dropout(0.5)
+    free = torch.nn.Parameter(torch.tensor(0.7))
+    cell = torch.tensor(0.7)
+
+    def replace_cell():
+        nonlocal cell
+        cell = torch.tensor(-0.4)
+
+    yield "in place", lambda: inner[0], lambda: inner[0].mul_(-2)
+    yield "attribute", lambda: holder.x, lambda: setattr(holder, "x", torch.tensor(-0.4))
+    yield "number", lambda: torch.tensor(holder.number), lambda: setattr(holder, "number", -0.4)
+    yield "dict", lambda: data["x"], lambda: data.update(x=torch.tensor(-0.4))
+    yield "cell", lambda: cell, replace_cell
+    yield "buffer", lambda: network.running_mean[0] + 0.7, lambda: network.running_mean.fill_(2.0)
+    yield "distribution", lambda: prior.loc, lambda: setattr(prior, "loc", torch.tensor(-0.4))
+    yield "array", lambda: torch.tensor(large[1500]), lambda: large.__setitem__(1500, -0.4)
+    yield "rate", lambda: dropout(torch.tensor(0.7)), lambda: setattr(dropout, "p", 0.0)
+    yield "mode", lambda: dropout(torch.tensor(0.7)), lambda: dropout.eval()
+    yield "shape", lambda: holder.x.sum(), lambda: setattr(holder, "x", torch.ones(3))
+    yield "parameter", lambda: free, lambda: free.data.fill_(3.0)
+
+
+@pytest.mark.parametrize("name", [name for name, *_ in changes()])
+def test_what_a_program_reads_is_never_stale(name):
+    read, change = {each: found for each, *found in changes()}[name]
+    model, guide = program(read)
+    elbo = compiled(model, guide)
+    before = step(elbo, model, guide)
+    change()
+    assert_right(elbo, model, guide)
+    assert not np.isclose(step(elbo, model, guide)["loss"], before["loss"])
+
+
+def test_an_argument_that_is_also_read_by_the_program():
+    data = torch.tensor(0.7)
+    model, guide = program(lambda x: x + data)
+    elbo = compiled(model, guide, data)
+    assert_right(elbo, model, guide, torch.tensor(-1.0))
+    assert_right(elbo, model, guide, data)
+
+
+def test_arguments_of_any_layout():
+    model, guide = program(lambda x, more: (x["rows"] @ x["rows"].mT).sum() + more[0])
+    elbo = compiled(model, guide, {"rows": torch.randn(3, 2)}, [torch.tensor(1.0)])
+    assert_right(elbo, model, guide, {"rows": torch.randn(2, 3).mT}, [torch.tensor(2.0)])
+    assert elbo._compiler._made == 1
+
+
+def test_objectives_and_baselines_may_read_tensors_and_numbers():
+    weight, offset = [0.5], [torch.tensor(1.0)]
+    chosen = {"z": ScoreFunction(FunctionBaseline(lambda: offset[0]))}
+    options = {"objective": ELBO(kl_weight=lambda: weight[0]), "estimators": chosen}
+    model, guide = program()
+    elbo = compiled(model, guide, **options)
+    weight[0] = 0.1
+    for _ in range(4):
+        assert_same(step(elbo, model, guide), step(TraceGrad_ELBO(**options), model, guide))
+    offset[0] = torch.tensor(-7.0)
+    assert_same(step(elbo, model, guide), step(TraceGrad_ELBO(**options), model, guide))
+    offset[0] = torch.tensor(np.inf)
+    with pytest.raises(BaselineError, match="'z'"):
+        step(elbo, model, guide)
+
+
+def test_parameters_that_vanish_or_change():
+    model, guide = program()
+    elbo = compiled(model, guide)
+    pyro.clear_param_store()
+    assert_right(elbo, model, guide)
+    assert elbo._compiler._made == 1
+    pyro.clear_param_store()
+    pyro.param("scale", torch.tensor(0.4), constraint=constraints.greater_than(0.1))
+    pyro.param("a", torch.tensor(-0.3))
+    assert_right(elbo, model, guide)
+    pyro.clear_param_store()
+    pyro.param("scale", torch.tensor([0.4]), constraint=constraints.positive)
+    assert_right(elbo, model, guide)
+
+
+def test_modules_and_autoguides():
+    network = torch.nn.Linear(1, 1)
+
+    def model():
+        pyro.module("network", network)
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(network(w[..., None])[..., 0], 1.0), obs=torch.tensor(0.3))
+
+    guide = AutoNormal(model)
+    guide()
+    elbo = TraceGrad_ELBO(compile=CHEAP)
+    for seed in range(6):
+        assert_same(step(elbo, model, guide, seed=seed), step(TraceGrad_ELBO(), model, guide, seed=seed))
+    assert graphs(elbo) == 1
+    assert pyro.get_param_store().get_state()["params"]["network$$$weight"] is network.weight
+
+
+def test_new_shapes_are_compiled_until_there_are_too_many():
+    model, guide = program(lambda x: x.mean())
+    elbo = compiled(model, guide, torch.ones(2), compile={**CHEAP, "graphs": 3})
+    for size in (3, 4):
+        assert_right(elbo, model, guide, torch.ones(size))
+    assert elbo._compiler._made == 3
+    with pytest.warns(UserWarning, match="has compiled 3 graphs"):
+        assert_right(elbo, model, guide, torch.ones(5))
+    assert_right(elbo, model, guide, torch.ones(6))
+    assert_right(elbo, model, guide, torch.ones(4))
+    assert elbo._compiler._made == 3
+
+
+def refused():
+    """Yield (name, what the program does with its draw) for what cannot be recorded."""
+    counter = Holder()
+    counter.n = 0
+    generator = torch.Generator()
+
+    def branch(z):
+        if z > 0:
+            pyro.factor("f", z)
+
+    def count(z):
+        counter.n += 1
+
+    yield "if", branch
+    yield "item", lambda z: z.item()
+    yield "list", lambda z: z.tolist()
+    yield "copy", lambda z: pyro.factor("f", torch.tensor([z, z]).sum())
+    yield "shape", lambda z: pyro.factor("f", torch.ones(2)[torch.stack([z, z]) > 0].sum())
+    yield "generator", lambda z: pyro.factor("f", torch.rand((), generator=generator))
+    yield "seed", lambda z: [torch.rand(()), torch.manual_seed(0), pyro.factor("f", torch.rand(()))]
+    yield "counter", count
+
+
+@pytest.mark.parametrize("name", [name for name, _ in refused()])
+def test_what_cannot_be_compiled_is_refused_and_named(name):
+    after = dict(refused())[name]
+    model, guide = program(after=after)
+    elbo = TraceGrad_ELBO(estimators={"*": ScoreFunction()}, compile=CHEAP)
+    with pytest.raises(CompileError) as caught:
+        for _ in range(8):
+            step(elbo, model, guide)
+    message = str(caught.value)
+    assert "\n" not in message
+    if name != "counter":
+        line = int(re.search(r"test_compile\.py:(\d+)", message).group(1))
+        assert abs(line - after.__code__.co_firstlineno) <= 1
+    falling = TraceGrad_ELBO(estimators={"*": ScoreFunction()}, compile={**CHEAP, "fallback": True})
+    with pytest.warns(UserWarning, match="go on eagerly"):
+        for _ in range(8):
+            found = step(falling, model, guide)
+    assert_same(found, step(TraceGrad_ELBO(estimators={"*": ScoreFunction()}), model, guide))
+    assert graphs(falling) == 0
+
+
+def test_branches_that_would_draw_a_dropout_anew_are_refused():
+    """One after the other, eager branches share hidden random numbers; a graph cannot."""
+    dropout = torch.nn.Dropout(0.5)
+    model, _ = program()
+
+    def guide():
+        pyro.sample("z", dist.Bernoulli(logits=dropout(pyro.param("a", torch.tensor(0.2)))))
+
+    elbo = TraceGrad_ELBO(estimators={"z": DisARM()}, compile=CHEAP)
+    with pytest.raises(CompileError, match="'z'"):
+        for _ in range(4):
+            step(elbo, model, guide)
+
+
+def test_handlers_tensors_with_a_history_and_options_are_refused():
+    model, guide = program()
+    with poutine.scale(scale=2.0), pytest.raises(CompileError, match="ScaleMessenger"):
+        step(compiled(model, guide), model, guide)
+    grown = torch.tensor(0.7, requires_grad=True).exp()
+    model, guide = program(lambda x: x)
+    with pytest.raises(CompileError, match="test_compile.py:.*requires a gradient"):
+        elbo = TraceGrad_ELBO(estimators={"*": ScoreFunction()}, compile=CHEAP, retain_graph=True)
+        for _ in range(3):
+            elbo.loss_and_grads(model, guide, grown)
+    for wrong in ("yes", 1.5, {"sizes": 3}):
+        with pytest.raises(ConfigurationError, match="fallback"):
+            TraceGrad_ELBO(compile=wrong)
+    with pytest.raises(CompileError, match="no such backend|nonsense"):
+        compiled(*program(), compile={"backend": "nonsense"})
+
+
+def test_a_loss_that_is_not_finite_changes_nothing():
+    data = [torch.tensor(0.7)]
+    model, guide = program(lambda: data[0])
+    guide = config_estimators(guide, {"z": ScoreFunction(DecayingAverage())})
+    elbo = TraceGrad_ELBO(compile=CHEAP)
+    for _ in range(4):
+        step(elbo, model, guide)
+    before = {name: leaf.detach().clone() for name, leaf in pyro.get_param_store().named_parameters()}
+    data[0] = torch.tensor(np.nan)
+    with pytest.raises(ImpossibleValueError, match="'x'"):
+        step(elbo, model, guide)
+    for name, leaf in pyro.get_param_store().named_parameters():
+        assert leaf.grad is None and torch.equal(leaf, before[name])
+    data[0] = torch.tensor(0.7)
+    assert np.isfinite(step(elbo, model, guide)["loss"])
+
+
+class Reads(TorchDispatchMode):
+    """Counts how often a value leaves the tensors, which makes a GPU wait."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+        outer = self
+
+        class Lists(TorchFunctionMode):
+            def __torch_function__(self, func, types, args=(), kwargs=None):
+                outer.count += func in (torch.Tensor.tolist, torch.Tensor.numpy)
+                return func(*args, **(kwargs or {}))
+
+        self.lists = Lists()
+
+    def __enter__(self):
+        self.lists.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *exc):
+        super().__exit__(*exc)
+        self.lists.__exit__(*exc)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        leaves = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags)
+        self.count += bool(leaves) and func is not torch.ops.aten.index.Tensor
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("given", [False, CHEAP], ids=["eager", "compiled"])
+@pytest.mark.parametrize("estimator", [LEARNED, DisARM()], ids=["learned", "disarm"])
+def test_a_step_reads_one_number(given, estimator):
+    """The loss, which SVI.step returns, with whatever else must be looked at in the same reading."""
+    case = CASES["hierarchy"]
+    fresh(case)
+    model, guide = case.build(HOST)
+    with pyro.validation_enabled(False):
+        elbo = TraceGrad_ELBO(estimators=dict.fromkeys(case.latents, estimator), compile=given)
+        for _ in range(3):
+            elbo.loss_and_grads(model, guide)
+        with Reads() as reads:
+            elbo.loss_and_grads(model, guide)
+    assert reads.count == 1
+
+
+def test_private_parts_of_torch_and_pyro():
+    """Each function of `_internals.py` by itself: a version of torch or Pyro that changes one fails here."""
+    x = torch.tensor([1.0, 2.0], requires_grad=True)
+    assert [leaf is x for leaf in internals.leaves_of((x * 2 + x.exp()).sum())] == [True]
+    assert internals.leaves_of(torch.ones(())) == []
+    assert internals.other_handlers() == []
+    with poutine.trace(param_only=True), poutine.block(), poutine.mask(mask=False):
+        assert internals.other_handlers() == ["MaskMessenger"]
+    leaf = pyro.param("s", torch.tensor(1.0), constraint=constraints.positive).unconstrained()
+    assert internals.unconstrained()["s"] is leaf and internals.constraints() == {"s": constraints.positive}
+    assert leaf is pyro.param("s").unconstrained()
+    plain = internals.settings()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert internals.settings() != plain
+    graph = torch.fx.Graph()
+    a = graph.placeholder("a")
+    graph.output((graph.call_function(torch.ops.aten.mul.Tensor, (a, 3)),))
+    module = torch.fx.GraphModule(torch.nn.Module(), graph)
+    for backend in ("eager", "aot_eager"):
+        (tripled,) = internals.compiled_graph(module, [x], backend, False)([x.detach()])
+        assert tripled.tolist() == [3.0, 6.0] and not tripled.requires_grad
+
+
+# What only the real compiler can show.
+
+
+@pytest.mark.slow
+def test_inductor_draws_afresh_and_without_bias():
+    """One compilation: repeatable after a seed, other numbers at each call, and the exact gradient on average."""
+    model, guide = program(lambda: torch.tensor([0.7, -0.4]).sum())
+    elbo = compiled(model, guide, compile=True)
+    pyro.set_rng_seed(5)
+    first = [elbo.loss_and_grads(model, guide) for _ in range(30)]
+    pyro.set_rng_seed(5)
+    assert first == [elbo.loss_and_grads(model, guide) for _ in range(30)] and len(set(first)) == 2
+    gradient()
+    draws = []
+    for _ in range(20_000):
+        elbo.loss_and_grads(model, guide)
+        found = gradient()
+        draws.append([found["a"], found["scale"]])
+    draws = np.array(draws, float)
+    wanted = enumerated(model, guide)
+    z = (draws.mean(0) - [wanted["a"], wanted["scale"]]) / (draws.std(0) / np.sqrt(len(draws)))
+    assert np.abs(z).max() < 3.5
+
+
+def enumerated(model, guide):
+    """Return the gradient of the loss summed over both values of z."""
+    total = 0.0
+    for value in (0.0, 1.0):
+        held = {"z": torch.tensor(value)}
+        q = poutine.trace(poutine.condition(guide, data=held)).get_trace().log_prob_sum()
+        p = poutine.trace(poutine.condition(model, data=held)).get_trace().log_prob_sum()
+        total = total - q.exp() * (p - q)
+    total.backward()
+    return gradient()
+
+
+@pytest.mark.slow
+def test_inductor_with_the_draws_of_eager_steps():
+    """float64, the same draws, the same gradient."""
+    model, guide = program()
+    elbo = compiled(model, guide, compile={"same_draws": True})
+    for seed in range(5):
+        wanted = step(TraceGrad_ELBO(estimators={"*": ScoreFunction()}), model, guide, seed=seed)
+        found = step(elbo, model, guide, seed=seed)
+        for name, value in wanted.items():
+            np.testing.assert_allclose(found[name], value, rtol=1e-12, atol=1e-12)
