@@ -1,0 +1,48 @@
+"""Running the stories of examples/ and the programs of models/ inside a test."""
+
+import importlib
+import importlib.util
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+from click.testing import CliRunner
+
+ROOT = Path(__file__).parents[2]
+if str(ROOT / "examples") not in sys.path:
+    sys.path.append(str(ROOT / "examples"))
+
+
+def part(name):
+    """Return a module that stories share, such as `_draws`."""
+    return importlib.import_module(name)
+
+
+def model(name):
+    """Return a model script."""
+    return part("_story").model_script(name)
+
+
+def shown(path, out, *words):
+    """Run a story of examples/ as from the command line, and return what it prints; it must leave its picture."""
+    spec = importlib.util.spec_from_file_location(f"story_{path}", ROOT / "examples" / f"{path}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    result = CliRunner().invoke(module.main, [*map(str, words), "--out", str(out)], catch_exceptions=False)
+    assert result.exit_code == 0 and out.stat().st_size > 5000
+    return result.stdout
+
+
+@contextmanager
+def double_precision():
+    """Compute in float64 in both libraries, and put the switches back."""
+    import jax
+    import torch
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with jax.enable_x64(True):
+            yield
+    finally:
+        torch.set_default_dtype(before)
