@@ -23,12 +23,18 @@ def model(name):
     return part("_story").model_script(name)
 
 
-def shown(path, out, *words):
-    """Run a story of examples/ as from the command line, and return what it prints; it must leave its picture."""
-    spec = importlib.util.spec_from_file_location(f"story_{path}", ROOT / "examples" / f"{path}.py")
+def story_module(name):
+    """Return a story of examples/ as a module."""
+    spec = importlib.util.spec_from_file_location(f"story_{name}", ROOT / "examples" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    result = CliRunner().invoke(module.main, [*map(str, words), "--out", str(out)], catch_exceptions=False)
+    return module
+
+
+def shown(name, out, *words):
+    """Run a story of examples/ as from the command line, and return what it prints; it must leave its picture."""
+    arguments = [*map(str, words), "--out", str(out)]
+    result = CliRunner().invoke(story_module(name).main, arguments, catch_exceptions=False)
     assert result.exit_code == 0 and out.stat().st_size > 5000
     return result.stdout
 
