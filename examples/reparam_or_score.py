@@ -68,12 +68,13 @@ def main(backend, steps, seed, out):
         trained = train(backend, program, target, steps, seed, **choice)
         d, sigma = abs(float(trained.params["mu"])), float(np.exp(trained.params["log_sigma"]))
         print(f"{name}: after {steps} steps |d| = {d:.3f}, σ = {sigma:.3f}")
-        axes[2].plot(trained.losses, color=colour, label=name, lw=0.8)
+        smooth = np.convolve(trained.losses, np.ones(20) / 20, "valid") if steps > 20 else trained.losses
+        axes[2].plot(smooth, color=colour, label=name)
     axes[2].set(
         yscale="log",
         ylim=(1e-4, None),
         xlabel="step, one draw each",
-        ylabel="cost (x − c)²",
+        ylabel="cost (x − c)², mean of 20 steps",
         title="training from d = 3, σ = 1",
     )
     axes[2].legend(fontsize=8)

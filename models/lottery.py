@@ -33,8 +33,6 @@ def load(options, seed):
 
 def program(ppl, dist, array, start):
     """Return model and guide, written once for both libraries."""
-    start = array(start)
-
     def model(x):
         with ppl.plate("rounds", x.shape[0]):
             k = ppl.sample("k", dist.Categorical(logits=array(np.zeros(x.shape[1]))))
@@ -43,7 +41,7 @@ def program(ppl, dist, array, start):
             ppl.factor("reward", paid)
 
     def guide(x):
-        logits = ppl.param("logits", start)
+        logits = ppl.param("logits", array(start))
         with ppl.plate("rounds", x.shape[0]):
             ppl.sample("k", dist.Categorical(logits=logits))
 

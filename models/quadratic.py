@@ -25,15 +25,13 @@ def load(options, seed):
 
 def program(ppl, dist, xp, array, start):
     """Return model and guide, written once for both libraries."""
-    start = {name: array(value) for name, value in start.items()}
-
     def model(c):
         with ppl.plate("targets", c.shape[0]):
             x = ppl.sample("x", dist.Normal(array(0.0), 10.0))
             ppl.factor("reward", -((x - c[:, 0]) ** 2))
 
     def guide(c):
-        mu, log_sigma = (ppl.param(name, value) for name, value in start.items())
+        mu, log_sigma = (ppl.param(name, array(value)) for name, value in start.items())
         with ppl.plate("targets", c.shape[0]):
             ppl.sample("x", dist.Normal(mu, xp.exp(log_sigma)))
 

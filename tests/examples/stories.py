@@ -6,6 +6,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 from click.testing import CliRunner
 
 ROOT = Path(__file__).parents[2]
@@ -31,10 +32,17 @@ def story_module(name):
     return module
 
 
-def shown(name, out, *words):
-    """Run a story of examples/ as from the command line, and return what it prints; it must leave its picture."""
+def shown(name, out, *words, **constants):
+    """Run a story of examples/ as from the command line, and return what it prints; it must leave its picture.
+
+    `constants` of the script are replaced, to make it smaller.
+    """
+    story = story_module(name)
+    for constant, value in constants.items():
+        assert hasattr(story, constant)
+        setattr(story, constant, value)
     arguments = [*map(str, words), "--out", str(out)]
-    result = CliRunner().invoke(story_module(name).main, arguments, catch_exceptions=False)
+    result = CliRunner().invoke(story.main, arguments, catch_exceptions=False)
     assert result.exit_code == 0 and out.stat().st_size > 5000
     return result.stdout
 
@@ -52,3 +60,14 @@ def double_precision():
             yield
     finally:
         torch.set_default_dtype(before)
+
+
+def from_ratio(ratio, residual):
+    """Return the standard normal e of each draw and the size of its residual.
+
+    `ratio` is that of the scores for log σ and for μ times 1/σ, (e² − 1) / e, which has two roots: the better one counts.
+    """
+    roots = np.stack([(ratio + sign * np.sqrt(ratio**2 + 4)) / 2 for sign in (1, -1)])
+    errors = np.abs(np.stack([residual(root) for root in roots]))
+    best = errors.argmin(0)[None]
+    return np.take_along_axis(roots, best, 0)[0], np.take_along_axis(errors, best, 0)[0]
