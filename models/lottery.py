@@ -33,6 +33,7 @@ def load(options, seed):
 
 def program(ppl, dist, array, start):
     """Return model and guide, written once for both libraries."""
+
     def model(x):
         with ppl.plate("rounds", x.shape[0]):
             k = ppl.sample("k", dist.Categorical(logits=array(np.zeros(x.shape[1]))))

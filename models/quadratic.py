@@ -25,6 +25,7 @@ def load(options, seed):
 
 def program(ppl, dist, xp, array, start):
     """Return model and guide, written once for both libraries."""
+
     def model(c):
         with ppl.plate("targets", c.shape[0]):
             x = ppl.sample("x", dist.Normal(array(0.0), 10.0))
