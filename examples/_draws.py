@@ -44,8 +44,8 @@ def _in_numpyro(program, data, seed, choice, particles):
 
     model, guide = program
     x, key = jnp.asarray(data, float), jax.random.key(seed)
-    sites = handlers.trace(handlers.seed(guide, key)).get_trace(x)
-    params = {name: site["value"] for name, site in sites.items() if site["type"] == "param"}
+    both = [handlers.trace(handlers.seed(part, key)).get_trace(x) for part in (model, guide)]
+    params = {name: site["value"] for sites in both for name, site in sites.items() if site["type"] == "param"}
     elbo = TraceGrad_ELBO(particles, **choice)
     found = jax.jit(jax.grad(lambda p: elbo.loss(key, p, model, guide, x)))(params)
     return {name: -np.asarray(value) for name, value in found.items()}
