@@ -14,7 +14,7 @@ def gradient(
     *,
     estimators: dict | None = None,
     particles: int = 1,
-    objective: Any = None,
+    objective: Any,
 ) -> dict[str, np.ndarray]:
     """Return one draw of the gradient of the objective (to be maximised), by parameter, at its first values."""
     draw = {"pyro": _in_pyro, "numpyro": _in_numpyro}[backend]
