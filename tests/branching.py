@@ -13,6 +13,7 @@ from pplgrad import (
     DoubleCV,
     LocalExpectation,
     MeasureValued,
+    Mirrored,
     MuProp,
     ScoreFunction,
     StickBreakingDisARM,
@@ -79,6 +80,7 @@ NUMBERS = {
     "normal": MeasureValued(),
     "gamma": MeasureValued(),
     "poisson": MeasureValued(),
+    "normal-mirrored": Mirrored(),
     "normal-samples": ScoreFunction(samples=3),
     "poisson-samples": ScoreFunction(samples=2),
 }

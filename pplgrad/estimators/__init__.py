@@ -7,6 +7,7 @@ from pplgrad.estimators.base import Declaration, Estimator
 from pplgrad.estimators.control_variates import REBAR, DoubleCV, MuProp
 from pplgrad.estimators.local_expectation import LocalExpectation
 from pplgrad.estimators.measure_valued import MeasureValued
+from pplgrad.estimators.mirrored import Mirrored
 from pplgrad.estimators.multi_sample import OVIS, VIMCO, DReG
 from pplgrad.estimators.relax import RELAX
 from pplgrad.estimators.relaxed import GappedStraightThrough, GumbelRao, GumbelSoftmax, ReinMax, StraightThrough
@@ -30,6 +31,7 @@ __all__ = [
     "GumbelSoftmax",
     "LocalExpectation",
     "MeasureValued",
+    "Mirrored",
     "MuProp",
     "OVIS",
     "REBAR",

@@ -126,11 +126,17 @@ def trusted(objective: Objective, particles: int, averaged: int) -> tuple[int, d
 
 
 def chosen_elbo(
-    make: Callable[..., Any], elbo: Any, estimators: Mapping[str, Estimator] | None, num_particles: int | None
+    make: Callable[..., Any],
+    elbo: Any,
+    estimators: Mapping[str, Estimator] | None,
+    num_particles: int | None,
+    objective: Objective | None,
 ) -> Any:
-    """Return the ELBO under check: the one that is given, or pplgrad's with the estimators."""
+    """Return the ELBO under check: the one that is given, or pplgrad's with the estimators and the objective."""
     if elbo is None:
-        return make(num_particles or 1, estimators=estimators)
+        return make(
+            num_particles or 1, estimators=estimators, **({} if objective is None else {"objective": objective})
+        )
     if estimators is not None or num_particles is not None:
         raise ConfigurationError(
             "check_gradients takes either elbo, or estimators and num_particles for TraceGrad_ELBO; pass one of the two."

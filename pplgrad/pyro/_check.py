@@ -40,7 +40,7 @@ def check_gradients(
     Estimates b = E[estimate] − ∇ objective for the whole gradient, each parameter and each site (the parameters that its
     density reads): its norm with an interval, its z-score with Bonferroni's correction over all of them, the
     variance, the signal-to-noise ratio ‖∇‖ / √variance, and a verdict in words. `elbo` is any ELBO of the host with
-    `loss_and_grads`; without it `TraceGrad_ELBO(num_particles, estimators=estimators)`.
+    `loss_and_grads`; without it `TraceGrad_ELBO(num_particles, estimators=estimators, objective=objective)`.
 
     The reference is the gradient of the enumerated objective where the program has at most `outcomes` outcomes, else the
     score function at every site, in as many draws (`reference="score"`, which shares pplgrad's dependency analysis;
@@ -67,7 +67,7 @@ def check_gradients(
     Source: sample splitting with Bonferroni's correction; the norm of the bias as a U-statistic (Hoeffding, 1948).
     """
     budget = Budget(draws, level, tolerance, outcomes, seed)
-    checked = chosen_elbo(TraceGrad_ELBO, elbo, estimators, num_particles)
+    checked = chosen_elbo(TraceGrad_ELBO, elbo, estimators, num_particles, objective)
     wanted = objective or objective_of(checked)
     with Gradients(model, guide, args, kwargs or {}, seed) as host:
         if isinstance(checked, TraceGrad_ELBO) and warm_up:

@@ -78,6 +78,12 @@ def test_the_reference_of_other_objectives():
         assert all(np.allclose(found[i], np.ravel(wanted[n]), atol=1e-9) for n, i in host.blocks.items())
 
 
+def test_estimators_are_checked_on_the_objective_that_is_given():
+    """Local expectation of one site is the gradient itself, of this objective and of no other."""
+    choice = {"estimators": {"*": LocalExpectation()}, "objective": Expectation(entropy=0.3), "draws": 1000}
+    assert check_gradients(*program("single"), **choice).status != "biased"
+
+
 @pytest.mark.parametrize("name", ["single", "event_in_plate"])
 @pytest.mark.parametrize(("objective", "power"), [(IWAE(), 1.0), (Renyi(0.5), 0.5)])
 def test_the_reference_of_a_bound(name, objective, power):

@@ -16,6 +16,7 @@ from pplgrad import (
     Expectation,
     GumbelSoftmax,
     LeaveOneOut,
+    LocalExpectation,
     NeuralBaseline,
     ProgramError,
     Renyi,
@@ -67,6 +68,12 @@ def test_the_reference_of_other_objectives():
     ):
         wanted = exact_gradient(CASES["hierarchy"], weights)
         assert_same(enumerated(*program("hierarchy"), objective), wanted)
+
+
+def test_estimators_are_checked_on_the_objective_that_is_given():
+    """Local expectation of one site is the gradient itself, of this objective and of no other."""
+    choice = {"estimators": {"*": LocalExpectation()}, "objective": Expectation(entropy=0.3), "draws": 1000}
+    assert check_gradients(*program("single"), **choice).status != "biased"
 
 
 @pytest.mark.parametrize("name", ["single", "event_in_plate"])

@@ -1,0 +1,65 @@
+"""The score function at a draw and at its mirror image: the estimator of evolution strategies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pplgrad.engine.branches import Alternatives, BranchTerms, Draw
+from pplgrad.engine.ops import Array
+from pplgrad.errors import EstimatorError
+from pplgrad.estimators.base import Declaration, Estimator, SiteInfo
+from pplgrad.estimators.fit import require_unscanned
+from pplgrad.estimators.registry import remedy
+
+
+@dataclass(frozen=True)
+class Mirrored(Estimator):
+    r"""The mean of two score-function gradients: at the draw, and at its mirror image about the mean.
+
+    Estimates ∇θ E_q[f(x)] = E_q[½ f(x) ∇θ log q(x) + ½ f(x') ∇θ log q(x')] with x' = 2μ − x, which has the same law as x. For the
+    mean μ of a normal site this is ½ (f(x) − f(x')) (x − μ)/σ², from which every part of the cost that is even about μ, a
+    constant too, drops out; for its scale nothing does, so that there the cost wants centring.
+
+    Shapes: a Normal of any batch and event shape. Entries of an event, and of batch dimensions that no plate declares,
+    are mirrored together, at one further evaluation; elements of a plate are credited one by one. Costs in nats.
+
+    Raises `EstimatorError` on a site of another family, or inside a scan.
+
+    >>> Mirrored().declaration.evaluations
+    1
+
+    Source: Salimans, Ho, Chen, Sidor and Sutskever (2017), section 2.1; Brockhoff, Auger, Hansen, Arnold and Hohm (2010).
+    """
+
+    declaration: ClassVar[Declaration] = Declaration(
+        unbiased=True,
+        supports="Normal",
+        evaluations=1,
+        differentiable_costs=False,
+        derivatives=1,
+        source="Salimans et al. 2017",
+    )
+    uses_score: ClassVar[bool] = True
+    uses_branches: ClassVar[bool] = True
+
+    def check(self, site: SiteInfo) -> None:
+        """Refuse a family that is not symmetric about a known mean."""
+        require_unscanned(self, site)
+        if site.distribution != "Normal":
+            raise EstimatorError(
+                f"Mirrored() cannot be used at site '{site.name}': {site.distribution} is not Normal; {remedy(site)}"
+            )
+
+    def alternatives(self, draw: Draw) -> Alternatives:
+        """Return the mirror image of the draw."""
+        image = 2 * draw.ops.stop_gradient(draw.parameters["loc"]) - draw.value
+        return Alternatives(draw.place(image[:, None]), kept=image)
+
+    def surrogate_of(self, terms: BranchTerms) -> Array:
+        """Return ½ f(x) log q(x) + ½ f(x') log q(x')."""
+        ops, xp, draw = terms.ops, terms.ops.xp, terms.draw
+        loc, scale = draw.parameters["loc"], draw.parameters["scale"]
+        image = ops.stop_gradient(terms.alternatives.kept)
+        score = -xp.sum(0.5 * ((image - loc) / scale) ** 2 + xp.log(scale), axis=-1)
+        return 0.5 * xp.sum(draw.score * terms.downstream + score * terms.costs[:, 0])
