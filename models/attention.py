@@ -64,6 +64,13 @@ def split(scenes):
     return scenes[..., :-1].reshape((*scenes.shape[:-1], PLACES, 64)), scenes[..., -1]
 
 
+def whole(windows):
+    """Return the place of the whole digit: the one window with ink in the halves of all four sides."""
+    ink = windows.reshape((*windows.shape[:-1], 8, 8))
+    halves = [ink[..., :4, :], ink[..., 4:, :], ink[..., :4], ink[..., 4:]]
+    return np.argmax(np.min([half.sum((-2, -1)) for half in halves], 0), -1)
+
+
 def attention(params, xp, windows):
     """Return the logits of the places, from the means of each window's quarters."""
     quarters = windows.reshape((*windows.shape[:-1], 2, 4, 2, 4)).mean((-3, -1))

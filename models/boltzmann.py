@@ -15,6 +15,7 @@ OPTIONS = {
     "side": 4,  # pixels of a side: 4 or 2
     "energy": "restricted",  # or "lattice"
     "hidden": 16,  # units of the restricted machine
+    "pace": 0.1,  # of the energy's learning, beside the sampler's
 }
 DISCRETE = ("x*",)
 WHOLE_DATA = True
@@ -64,31 +65,29 @@ def negative_energy(params, xp, x, mask):
     return x @ params["fields"] + xp.logaddexp(x @ params["weights"] + params["offsets"], zero).sum(-1)
 
 
-def program(ppl, dist, scale, xp, array, constant, options, train, seed):
+def program(ppl, dist, xp, array, constant, options, train, seed):
     """Return model and guide, written once for both libraries."""
     energy, sampler = ({name: array(a) for name, a in start.items()} for start in initial(options, train, seed))
     mask = array(neighbours(options["side"])) if options["energy"] == "lattice" else None
-    n, fair = train.shape[1], array(0.0)
+    n, fair, pace = train.shape[1], array(0.0), options["pace"]
 
     def model(data):
-        params = {name: ppl.param(name, value) for name, value in energy.items()}
+        params = {name: pace * ppl.param(name, value / pace) for name, value in energy.items()}
         turned = {name: 2 * constant(value) - value for name, value in params.items()}
-        positive = negative_energy(params, xp, data, mask).sum()
+        positive = negative_energy(params, xp, data, mask).mean()
         ppl.factor("data", positive - constant(positive))
-        with scale(scale=float(data.shape[0])):
-            x = xp.stack([ppl.sample(f"x{i}", dist.Bernoulli(logits=fair)) for i in range(n)], -1)
-            # The model's pixels are fair coins, whose density is taken out again.
-            ppl.factor("negative", negative_energy(turned, xp, x, mask) + n * np.log(2))
+        x = xp.stack([ppl.sample(f"x{i}", dist.Bernoulli(logits=fair)) for i in range(n)], -1)
+        # The model's pixels are fair coins, whose density is taken out again.
+        ppl.factor("negative", negative_energy(turned, xp, x, mask) + n * np.log(2))
 
     def guide(data):
         params = {name: ppl.param(name, value) for name, value in sampler.items()}
-        with scale(scale=float(data.shape[0])):
-            drawn = []
-            for i in range(n):
-                logits = params["sampler_bias"][i]
-                if drawn:
-                    logits = logits + (2.0 * xp.stack(drawn, -1) - 1.0) @ params["sampler"][i, :i]
-                drawn.append(ppl.sample(f"x{i}", dist.Bernoulli(logits=logits)))
+        drawn = []
+        for i in range(n):
+            logits = params["sampler_bias"][i]
+            if drawn:
+                logits = logits + (2.0 * xp.stack(drawn, -1) - 1.0) @ params["sampler"][i, :i]
+            drawn.append(ppl.sample(f"x{i}", dist.Bernoulli(logits=logits)))
 
     return model, guide
 
@@ -102,7 +101,7 @@ def pyro_program(options, train, seed):
     def array(a):
         return torch.tensor(a, dtype=torch.float32)
 
-    return program(pyro, dist, pyro.poutine.scale, torch, array, torch.Tensor.detach, options, train, seed)
+    return program(pyro, dist, torch, array, torch.Tensor.detach, options, train, seed)
 
 
 def numpyro_program(options, train, seed):
@@ -115,5 +114,4 @@ def numpyro_program(options, train, seed):
     def array(a):
         return jnp.asarray(a, jnp.float32)
 
-    scale = numpyro.handlers.scale
-    return program(numpyro, dist, scale, jnp, array, jax.lax.stop_gradient, options, train, seed)
+    return program(numpyro, dist, jnp, array, jax.lax.stop_gradient, options, train, seed)
