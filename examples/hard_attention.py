@@ -66,26 +66,27 @@ def main(backend, steps, seed, out):
                 f"{budget} evaluations, {kind}: accuracy {accuracy[kind][-1]:.3f}, "
                 f"prefers the whole digit in {(places[kind] == whole).mean():.1%} of the scenes"
             )
-    draw(budgets, accuracy, windows[:10], places["hard, leave-one-out"], out)
+    draw(budgets, accuracy, windows[:12], places["hard, leave-one-out"], out)
 
 
 def draw(budgets, accuracy, windows, places, out):
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), width_ratios=(1, 1.2))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), width_ratios=(1, 1))
     for (kind, values), colour in zip(accuracy.items(), COLOURS, strict=False):
         left.plot(budgets, values, marker="o", color=colour, label=kind)
     left.set(xscale="log", xlabel="evaluations of the network a scene of the batch", ylabel="accuracy on new scenes")
     left.set_xticks(budgets, [f"{budget:,}" for budget in budgets])
     left.minorticks_off()
-    left.legend()
-    scenes = np.ones((2 * 28, 5 * 28))
+    left.set_ylim(0, 1.02)
+    left.legend(loc="lower right")
+    shown = np.ones((3 * 30, 4 * 30))
     for i, scene in enumerate(windows):
-        row, column = divmod(i, 5)
+        row, column = divmod(i, 4)
         for place, window in enumerate(scene):
-            y, x = 28 * row + 9 * (place // 3), 28 * column + 9 * (place % 3)
-            scenes[y : y + 8, x : x + 8] = window.reshape(8, 8)
+            y, x = 30 * row + 2 + 9 * (place // 3), 30 * column + 2 + 9 * (place % 3)
+            shown[y : y + 8, x : x + 8] = window.reshape(8, 8)
             if place == places[i]:
                 right.add_patch(plt.Rectangle((x - 1, y - 1), 9, 9, fill=False, color=COLOURS[1], linewidth=2))
-    right.imshow(scenes, cmap="gray", vmin=0, vmax=1)
+    right.imshow(shown, cmap="gray", vmin=0, vmax=1)
     right.set(xticks=[], yticks=[], title="new scenes, and where hard attention looks")
     save(figure, out)
 

@@ -29,7 +29,7 @@ ESTIMATORS = {
     "ARM": (ARM(), False),
     "DisARM": (DisARM(), False),
 }
-OPTIONS = {"latents": 50, "layers": 1}
+OPTIONS = {"latents": 40, "layers": 1}
 
 
 def ranked(backend, options, steps, seed, draws=100, size=50, estimators=ESTIMATORS):
@@ -52,6 +52,7 @@ def ranked(backend, options, steps, seed, draws=100, size=50, estimators=ESTIMAT
             num_particles=1 + options["layers"] if several else 1,
             reference=reference,
             draws=draws,
+            warm_up=100 if estimator.keeps_state else 0,
             seed=seed,
             **given,
         )

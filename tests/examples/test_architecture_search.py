@@ -29,7 +29,7 @@ def script(story):
 
 @pytest.fixture(scope="module")
 def scores(script):
-    return script.load({**script.OPTIONS, "epochs": 15}, 0)[0]
+    return script.load({**script.OPTIONS, "epochs": 10}, 0)[0]
 
 
 @pytest.mark.slow
@@ -38,7 +38,7 @@ def scores(script):
     [("pyro", ScoreFunction(LeaveOneOut()), 8), ("numpyro", LocalExpectation(), 1)],
 )
 def test_the_search_finds_the_known_best(backend, estimator, particles, story, script, scores):
-    q, reached = story.searched(backend, script, scores, estimator, particles, 400, 0)
+    q, reached = story.searched(backend, script, scores, estimator, particles, 300, 0)
     table, temperature = scores.reshape(script.SIZES), script.OPTIONS["temperature"]
     assert q.sum() == pytest.approx(1) and q.argmax() == table.argmax()
     entropy = -(q * np.log(q)).sum()

@@ -24,7 +24,7 @@ def story():
 
 @pytest.mark.slow
 def test_the_lattice_comes_near_its_maximum(story):
-    machine, data, _ = story.fitted("numpyro", "lattice", 1500, 0)
+    machine, data, _ = story.fitted("numpyro", "lattice", 2000, 0)
     script = story.model_script("boltzmann")
     best = story.Machine(script, "lattice", story.best_lattice(data, machine.mask))
     mean = data.mean(0).clip(1e-3, 1 - 1e-3)
