@@ -25,13 +25,14 @@ def main(backend, steps, seed, out):
     axes[0].bar(years, data[:, 1], color="0.6")
     axes[0].set_ylabel("disasters / year")
     for changes, axis in zip((1, 2), axes[1:], strict=True):
+        named = f"{changes} change point{'s' * (changes > 1)}"
         options = {**script.OPTIONS, "changes": changes}
         program = getattr(script, f"{backend}_program")(options, data, seed)
         params, losses = train(backend, program, data, steps, seed, estimators=CHOICE, learning_rate=0.1, particles=32)
         places, exact, evidence = script.exact_posterior(options, data)
         learned = script.guide_probabilities(params, places)
         bound = -losses[-len(losses) // 5 :].mean()
-        print(f"{changes} change(s): log evidence {evidence:.2f} nats by enumeration, bound {bound:.2f} nats")
+        print(f"{named}: log evidence {evidence:.2f} nats by enumeration, bound {bound:.2f} nats")
         for k in range(changes):
             by_year = [np.bincount(places[:, k], weights=p, minlength=len(years)) for p in (exact, learned)]
             off, likely = 0.5 * np.abs(by_year[0] - by_year[1]).sum(), int(years[np.argmax(by_year[1])])
@@ -41,7 +42,7 @@ def main(backend, steps, seed, out):
         axis.set_ylabel("posterior\nprobability")
         axis.legend(frameon=False, loc="upper right" if changes == 1 else "upper left")
         rates = script.mean_rates(options, data, places, learned)
-        axes[0].step(years, rates, where="mid", color=COLOURS[changes + 1], label=f"rate, {changes} change(s)", lw=1.8)
+        axes[0].step(years, rates, where="mid", color=COLOURS[changes + 1], label=f"mean rate, {named}", lw=1.8)
     axes[0].legend(frameon=False)
     axes[2].set_xlabel("year")
     save(figure, out)

@@ -134,7 +134,7 @@ def program(ppl, dist, xp, array, options, train, seed):
         return ppl.param(name, start[name])
 
     def change_points(logits):
-        drawn, allowed = [], order
+        drawn = []
         for k in range(changes):
             last = drawn[-1][..., None] if drawn else -1
             drawn.append(
@@ -144,14 +144,12 @@ def program(ppl, dist, xp, array, options, train, seed):
 
     def segments(data, places):
         """Return which segment each year is in, as ones and zeros, the segments last."""
-        number = (data[:, 0, None] >= places[..., None, :]).sum(-1)
+        number = (data[:, 0, None] >= places).sum(-1)
         return 1.0 * (number[..., None] == xp.arange(changes + 1))
 
     def model(data):
         places = change_points(order)
         rate = ppl.sample("rate", dist.Gamma(array(np.full(changes + 1, a)), array(b)).to_event(1))
-        if places.ndim > 1:
-            places = places.reshape(-1, 1, changes)[:, 0]
         with ppl.plate("data", len(data)):
             mean = (segments(data, places) * rate).sum(-1)
             ppl.sample("count", dist.Poisson(mean), obs=data[:, 1])
@@ -161,8 +159,10 @@ def program(ppl, dist, xp, array, options, train, seed):
         if options["rates"] == "independent":
             shape, inverse = xp.exp(param("log_shape")), xp.exp(param("log_inverse"))
         else:
-            of = segments(data, places)
-            shape, inverse = a + (of * data[:, 1, None]).sum(-2), b + of.sum(-2)
+            # A vectorized particle dimension stands left of that of the years.
+            of, particles = segments(data, places), places.ndim > 1
+            shape = a + (of * data[:, 1, None]).sum(-2, keepdims=particles)
+            inverse = b + of.sum(-2, keepdims=particles)
         ppl.sample("rate", dist.Gamma(shape, inverse).to_event(1))
 
     return model, guide
