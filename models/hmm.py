@@ -45,11 +45,12 @@ def initial(options, train, seed):
     """Return the initial parameters as NumPy arrays, the same for both libraries."""
     rng = np.random.default_rng(seed)
     k, letters = int(options["states"]), len(LETTERS)
+    # States that rather change than stay: sequences of letters that repeat are a poorer optimum.
     # Letters as frequent as in the text, so that what is to be learned is how the states differ.
     frequency = np.bincount(train.astype(int).ravel(), minlength=letters) + 1.0
     start = {
         "start": 0.1 * rng.normal(size=k),
-        "change": 0.1 * rng.normal(size=(k, k)),
+        "change": 0.1 * rng.normal(size=(k, k)) - 2.0 * np.eye(k),
         "emit": np.log(frequency / frequency.sum()) + 0.3 * rng.normal(size=(k, letters)),
     }
     if options["guide"] == "learned":
