@@ -98,8 +98,8 @@ def main(backend, steps, seed, out):
         label = {"to go": "reward still to come", "episode": "reward of the episode"}[kind]
         right.bar(places + shift, [by_level[name] for name in LEVELS], 0.4, color=colour, label=label)
     right.set_xticks(places, [title.replace(" (", "\n(") for title in LEVELS.values()])
-    right.set(ylabel="variance of the gradient", yscale="log")
-    right.legend(fontsize=8)
+    right.set(ylabel="variance of the gradient", ylim=(0, None))
+    right.legend(fontsize=8, loc="upper left")
     save(figure, out)
 
 

@@ -81,7 +81,8 @@ def pyro_program(options, train, seed):
         for t in range(steps):
             action = choose(t, state, alive)
             reached, _, fallen, _, _ = made.step(action.numpy())
-            after, standing = torch.as_tensor(reached), alive & ~torch.as_tensor(fallen)
+            # What would come after the last step is worth nothing.
+            after, standing = torch.as_tensor(reached), alive & ~torch.as_tensor(fallen) & (t + 1 < steps)
             yield t, state, alive, after, standing
             state, alive = after, standing
             if not alive.any():
@@ -155,17 +156,18 @@ def numpyro_program(options, train, seed):
     def episode(x, logits, each):
         """Scan over the steps; each(state, alive, next state, alive then) may add factors, and returns what is stacked."""
 
-        def step(carry, _):
+        def step(carry, t):
             state, alive = carry
             with numpyro.plate("episodes", x.shape[0]):
                 action = numpyro.sample("a", dist.Categorical(logits=logits(state)).mask(alive))
                 after, fallen = moved(jnp, state, action)
                 # A pole that lies there would go on turning without bounds.
                 after = jnp.where(alive[:, None], after, state)
-                standing = alive & ~fallen
+                # What would come after the last step is worth nothing.
+                standing = alive & ~fallen & (t + 1 < steps)
                 return (after, standing), each(state, alive, after, standing)
 
-        return scan(step, (x, jnp.ones(x.shape[0], bool)), None, length=steps)[1]
+        return scan(step, (x, jnp.ones(x.shape[0], bool)), jnp.arange(steps))[1]
 
     def model(x):
         params = registered(numpyro, start, "value") if options["baseline"] else {}

@@ -28,8 +28,8 @@ def test_the_pole_is_balanced(backend, steps, longest):
 
     params, stood = cartpole_policy.trained(backend, steps, 0, True, longest)
     lengths = (~np.isnan(cartpole_policy.tried(params, 0))).sum(0)
-    # An untrained policy stands for some 20 steps.
-    assert stood[:3].mean() < 30
+    # An untrained policy stands for some 20 steps, and no return is above the longest.
+    assert stood[:3].mean() < 30 and stood.max() < 1.05 * longest
     assert lengths.mean() > (195 if backend == "numpyro" else 60)
 
 
@@ -47,9 +47,9 @@ def test_the_equations_are_gymnasiums():
 
 @pytest.mark.slow
 def test_the_gradient_is_exact():
-    """Over all action sequences: with the value baseline and the entropy bonus, from where the pole may fall at once."""
+    """Over all action sequences: with the value baseline and the entropy bonus, from where it falls in 10 of the 16."""
     model, steps, bonus = script(), 4, 0.3
-    rng, x = np.random.default_rng(1), np.array([[0.1, 0.2, 0.17, 1.1]])
+    rng, x = np.random.default_rng(1), np.array([[0.1, 0.2, 0.15, 0.8]])
     outcomes = (np.arange(2**steps)[:, None] >> np.arange(steps)) & 1
     with jax.enable_x64(True):
         options = {**model.OPTIONS, "steps": steps, "hidden": 3}
