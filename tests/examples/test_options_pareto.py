@@ -1,0 +1,86 @@
+"""The policies are as good as dynamic programming's, and each level's gradient is that of the exact return."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from numpyro import handlers
+
+from pplgrad import Expectation, ScoreFunction
+from pplgrad.lab.script import load_script
+from pplgrad.numpyro import TraceGrad_ELBO
+
+ROOT = Path(__file__).parents[2]
+
+
+def script():
+    return load_script(ROOT / "models" / "gridworld.py", ("numpyro",)).module
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["pyro", "numpyro"])
+def test_the_front_is_found(backend, tmp_path):
+    command = [sys.executable, ROOT / "examples" / "options_pareto.py", "--backend", backend]
+    command += ["--steps", "200", "--out", tmp_path / "a.png"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    # The best policy of a middling weight is worth 1.85, an even one −0.3.
+    assert float(re.search(r"over all weights: ([\d.]+)", shown)[1]) < 0.1
+    assert int(re.search(r"policy finds: (\d) of 5", shown)[1]) >= 4
+    for own, whole in re.findall(r"level .*: ([\d.e+]+) with its own credit, ([\d.e+]+) with", shown):
+        assert float(own) < float(whole)
+    assert (tmp_path / "a.png").exists()
+
+
+def test_dynamic_programming_agrees_with_the_front():
+    model = script()
+    worth, time = model.front()
+    for weight in np.linspace(0, 1, 41):
+        assert np.isclose(model.best(weight), ((1 - weight) * worth - weight * time).max())
+
+
+@pytest.mark.slow
+def test_credit_at_each_level_is_exact():
+    """Over all 1,024 episodes: the estimate's mean is the derivative of the exact return, at both levels."""
+    model = script()
+    options = {**model.OPTIONS, "preferences": 3, "ways": 2}
+    program, guide = model.numpyro_program(options, None, 0)
+    rng = np.random.default_rng(0)
+    cells = model.ROWS * model.COLUMNS
+    params = {"upper": rng.normal(size=(3, 2, cells, 2)), "lower": rng.normal(size=(3, 2, cells, 2))}
+    names = [name for t in range(model.STEPS) for name in ([f"option{t}"] * (t in (0, model.SECOND)) + [f"move{t}"])]
+    outcomes = (np.arange(2 ** len(names))[:, None] >> np.arange(len(names))) & 1
+
+    with jax.enable_x64(True):
+        x = np.array([[1.0]])
+        elbo = TraceGrad_ELBO(estimators={"*": ScoreFunction()}, objective=Expectation())
+        key = jax.random.key(0)
+
+        def weighted(params, held, outcome):
+            values = dict(zip(names, outcome[:, None], strict=True))
+            forced = handlers.substitute(guide, data=values)
+            seeded = handlers.seed(handlers.substitute(forced, data=held), key)
+            trace = handlers.trace(seeded).get_trace(x)
+            log_q = sum(site["fn"].log_prob(site["value"]).sum() for name, site in trace.items() if name in values)
+            return jax.numpy.exp(log_q) * elbo.loss(key, params, program, forced, x)
+
+        gradients = jax.jit(jax.vmap(jax.grad(weighted), (None, None, 0)))(params, params, outcomes)
+        found = {name: -np.asarray(g).sum(0) for name, g in gradients.items()}
+
+    def value(params):
+        upper, lower = model.probabilities(params)
+        worth, time = model.returns(upper[1], lower[1])
+        return 0.5 * worth - 0.5 * time
+
+    step = 1e-5
+    for name, table in params.items():
+        for index in np.argwhere(np.abs(found[name]) > 1e-12)[::3]:
+            shifted = [table.copy(), table.copy()]
+            shifted[0][tuple(index)] -= step
+            shifted[1][tuple(index)] += step
+            low, high = (value({**params, name: moved}) for moved in shifted)
+            assert abs((high - low) / (2 * step) - found[name][tuple(index)]) < 1e-8
+        assert np.abs(found[name]).max() > 0.01
