@@ -89,7 +89,9 @@ def _sbn(work: Work, p: Arrays, data: Arrays, key: jax.Array, draws: Arrays | No
     # Costs in the order of the guide's draws: cost i depends on draws 0 to i, and on no later one.
     costs = [_log_bernoulli(layer("decode0", signs[0][1]), data["x"]).sum(-1) - stop_gradient(log_q[0])]
     for i in range(1, work.layers):
-        costs.append(_log_bernoulli(layer(f"decode{i}", signs[i][1]), signs[i - 1][0]).sum(-1) - stop_gradient(log_q[i]))
+        costs.append(
+            _log_bernoulli(layer(f"decode{i}", signs[i][1]), signs[i - 1][0]).sum(-1) - stop_gradient(log_q[i])
+        )
     costs[-1] = costs[-1] + _log_bernoulli(p["prior"], signs[-1][0]).sum(-1)
     total = sum(costs)
     surrogate, downstream = total, stop_gradient(total)

@@ -6,8 +6,6 @@ number of steps) with the milliseconds of one, and at the end of its input with 
 
 from __future__ import annotations
 
-import benchmarks.shared  # noqa: F401, I001  (one thread, before any library is imported)
-
 import importlib
 import json
 import os
@@ -44,7 +42,11 @@ def main() -> None:
     except Exception as error:  # Whatever a contestant fails with is its row's reason.
         text = str(error).strip().splitlines() or [""]
         skipped = isinstance(error, Skip)
-        say(event="failed", reason=text[0][:300] if skipped else f"{type(error).__name__}: {text[0]}"[:300], skipped=skipped)
+        say(
+            event="failed",
+            reason=text[0][:300] if skipped else f"{type(error).__name__}: {text[0]}"[:300],
+            skipped=skipped,
+        )
         return
     for line in sys.stdin:
         say(event="turn", ms=turn(step, int(line)))

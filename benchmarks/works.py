@@ -127,7 +127,9 @@ def _program(
     return _chain(ppl, dist, array, initial, work.size, steps)
 
 
-def _chain(ppl: Any, dist: Any, array: Callable, initial: dict, length: int, steps: Callable) -> tuple[Callable, Callable]:
+def _chain(
+    ppl: Any, dist: Any, array: Callable, initial: dict, length: int, steps: Callable
+) -> tuple[Callable, Callable]:
     def model(x: Any) -> None:
         p, z = ppl.param("p", initial["p"]), array(0.0)
         for t in steps(length):
