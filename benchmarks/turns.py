@@ -83,7 +83,8 @@ class Runner:
             stderr=self._log,
             text=True,
         )
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, args=(self._process.stdout,), daemon=True)
+        self._listener.start()
         imported = self._hear("imported")
         self.found.versions = imported["versions"]
         self._keep(imported, "import_s", "imported_mib")
@@ -97,9 +98,8 @@ class Runner:
         self.found.numbers["to_first_step_s"] = [time.perf_counter() - self._began]
         self.phase, self.step_s = "a turn", ready["step_s"]
 
-    def _listen(self) -> None:
-        assert self._process is not None and self._process.stdout is not None
-        for line in self._process.stdout:
+    def _listen(self, stream: Any) -> None:
+        for line in stream:
             self._lines.put(line)
         self._lines.put("")
 
@@ -115,8 +115,9 @@ class Runner:
         count = int(np.clip(round(length / self.step_s), 1, 10_000))
         assert self._process is not None and self._process.stdin is not None
         self._began = time.perf_counter()
-        self._process.stdin.write(f"{count}\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # It is no more; what it left says why.
+            self._process.stdin.write(f"{count}\n")
+            self._process.stdin.flush()
         self.found.turns[number] = self._hear("turn")["ms"]
 
     def takes_part(self, number: int) -> bool:
@@ -137,10 +138,17 @@ class Runner:
         self._process.wait()
 
     def kill(self) -> None:
-        """End the process at once, if it is still there."""
-        if self._process is not None and self._process.poll() is None:
+        """End the process at once if it is still there, and close what was opened for it."""
+        if self._process is not None:
             self._process.kill()
             self._process.wait()
+            self._listener.join()
+            for stream in (self._process.stdin, self._process.stdout):
+                assert stream is not None
+                with suppress(BrokenPipeError):
+                    stream.close()
+            self._process = None
+        self._log.close()
 
     def _hear(self, event: str) -> dict[str, Any]:
         assert self._process is not None
