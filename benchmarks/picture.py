@@ -6,8 +6,9 @@ from pathlib import Path
 
 import matplotlib
 import pandas as pd
+from matplotlib.ticker import LogLocator, NullFormatter
 
-from benchmarks.tables import is_estimator, summary
+from benchmarks.tables import is_estimator, short, summary
 
 matplotlib.use("Agg", force=False)
 
@@ -31,10 +32,11 @@ def draw(frame: pd.DataFrame, out: Path) -> list[Path]:
     works = list(dict.fromkeys(rows["work"]))
     if not works:
         return []
-    down = -(-len(works) // ACROSS)
+    across = min(ACROSS, len(works))
+    down = -(-len(works) // across)
     tall = 0.24 * rows.groupby("work").size().max() + 1.0
     with plt.rc_context({"figure.constrained_layout.use": True, "svg.hashsalt": "pplgrad", "font.size": 8}):
-        figure, axes = plt.subplots(down, min(ACROSS, len(works)), figsize=(5.2 * ACROSS, tall * down), squeeze=False)
+        figure, axes = plt.subplots(down, across, figsize=(5.2 * across, tall * down), squeeze=False)
         for axis, work in zip(axes.ravel(), works, strict=False):
             _panel(axis, rows[rows["work"] == work], work)
         for axis in axes.ravel()[len(works) :]:
@@ -52,8 +54,11 @@ def _panel(axis: matplotlib.axes.Axes, rows: pd.DataFrame, work: str) -> None:
         ours = "TraceGrad_ELBO" in row["contestant"]
         axis.hlines(place, row["step_25"], row["step_75"], color=color, linewidth=2)
         axis.plot(row["step_ms"], place, marker, color=color, markersize=6, fillstyle="full" if ours else "none")
-        axis.annotate(f"{row['step_ms']:.2g}", (row["step_75"], place), (6, -3), textcoords="offset points", fontsize=7)
+        axis.annotate(short(row["step_ms"]), (row["step_75"], place), (6, -3), textcoords="offset points", fontsize=7)
     axis.set(xscale="log", title=work, xlabel="a step, ms (median, quartiles); filled: pplgrad")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_yticks(range(len(rows)), rows["contestant"])
     axis.margins(x=0.15)
     axis.invert_yaxis()

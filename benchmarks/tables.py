@@ -23,8 +23,8 @@ class Ratio:
 
     def __str__(self) -> str:
         if np.isnan(self.low):
-            return f"{self.middle:.3g}"
-        return f"{self.middle:.3g} ({self.low:.3g} to {self.high:.3g})"
+            return short(self.middle)
+        return f"{short(self.middle)} ({short(self.low)} to {short(self.high)})"
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,15 @@ class Aim:
     def speaks_of(self, row: pd.Series) -> bool:
         """Whether this is an aim for a work."""
         return row["kind"] in self.kinds and (not self.sizes or row["size"] in self.sizes)
+
+
+def short(value: float) -> str:
+    """Return a number with three digits, without an exponent where there need be none.
+
+    >>> short(1234.5), short(0.01234)
+    ('1,234', '0.0123')
+    """
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 GRAPH, BY_HAND = "Pyro TraceGraph_ELBO", "PyTorch by hand"
@@ -184,13 +193,13 @@ def _overview(rows: pd.DataFrame) -> str:
             mine = rows[(rows["work"] == work) & (rows["contestant"] == name)]
             cells.append(_step(mine.iloc[0]) if len(mine) else "")
         lines.append((name, *cells))
-    return table(("contestant", *works), lines, numbers_from=1)
+    return table(("contestant", *works), lines)
 
 
 def _step(row: pd.Series) -> str:
     """Return a step's time, or why there is none."""
     if row["status"] == "measured":
-        return f"{row['step_ms']:.3g}"
+        return short(row["step_ms"])
     return row["reason"].split(" (")[0] if row["status"] == "given up" else row["status"]
 
 
@@ -203,7 +212,7 @@ def _work_table(frame: pd.DataFrame, rows: pd.DataFrame) -> str:
             lines.append((name, "", "", *_starting(row), row["reason"]))
             continue
         relative = ratio(frame, row["work"], name, reference)
-        spread = f"{row['step_ms']:.3g} ({row['step_25']:.3g} to {row['step_75']:.3g})"
+        spread = f"{short(row['step_ms'])} ({short(row['step_25'])} to {short(row['step_75'])})"
         lines.append((name, spread, "" if relative is None else str(relative), *_starting(row), row["note"]))
     columns = (
         "contestant",
@@ -216,7 +225,7 @@ def _work_table(frame: pd.DataFrame, rows: pd.DataFrame) -> str:
         "peak, MiB",
         "note",
     )
-    return table(columns, lines, numbers_from=1)
+    return table(columns, lines)
 
 
 def _starting(row: pd.Series) -> tuple[str, ...]:
@@ -263,18 +272,20 @@ def _estimator_table(frame: pd.DataFrame, rows: pd.DataFrame) -> str:
         "peak, MiB",
         "",
     )
-    return table(columns, [line if len(line) == 9 else (*line[:7], "", line[7]) for line in lines], numbers_from=3)
+    return table(columns, [line if len(line) == 9 else (*line[:7], "", line[7]) for line in lines])
 
 
-def table(columns: tuple[str, ...], rows: list[tuple[str, ...]], numbers_from: int = 2) -> str:
-    """Return a Markdown table.
+TEXTS = ("aim", "work", "contestant", "library", "estimator", "note", "")
 
-    >>> print(table(("a", "b"), [("x", "1")], numbers_from=1))
-    | a | b |
+
+def table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Return a Markdown table, its numbers to the right.
+
+    >>> print(table(("work", "ms"), [("x", "1")]))
+    | work | ms |
     |---|---:|
     | x | 1 |
     """
-    marks = ["---" if place < numbers_from or not column else "---:" for place, column in enumerate(columns)]
-    lines = [columns, *rows]
-    text = [f"| {' | '.join(line)} |" for line in lines]
-    return "\n".join([text[0], f"|{'|'.join(marks)}|", *text[1:]])
+    marks = ["---" if column in TEXTS else "---:" for column in columns]
+    head, *body = [f"| {' | '.join(line)} |" for line in (columns, *rows)]
+    return "\n".join([head, f"|{'|'.join(marks)}|", *body])

@@ -77,7 +77,7 @@ class Runner:
         self._process = subprocess.Popen(
             [python, "-m", "benchmarks.cell", json.dumps(self._asked)],
             cwd=ROOT,
-            env={**os.environ, **COLD, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, **COLD},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
