@@ -49,7 +49,9 @@ def eager_step(work: Work, params: Tensors, data: Tensors) -> Callable[[], float
 def compiled_step(work: Work, params: Tensors, data: Tensors) -> Callable[[], float]:
     """Return one step of Adam, its loss and its gradient compiled."""
     optimizer = torch.optim.Adam(list(params.values()), lr=1e-6, fused=True)
-    compiled = torch.compile(lambda params, data: estimate(work, params, data), fullgraph=True)
+    # Inductor's own random numbers are slower on a CPU than torch's.
+    options = {"fallback_random": True}
+    compiled = torch.compile(lambda params, data: estimate(work, params, data), fullgraph=True, options=options)
 
     def step() -> float:
         optimizer.zero_grad()

@@ -23,7 +23,7 @@ from benchmarks.works import Work
 
 PACKAGES = ("torch", "pyro-ppl", "jax", "jaxlib", "numpyro", "funsor", "storchastic", "numpy", "pplgrad")
 WARM_UP = 3
-"""Steps after the first that are not measured: some contestants compile on their second."""
+"""Steps after the first that are not measured: some contestants compile on their second or third."""
 
 
 def main() -> None:
@@ -40,13 +40,9 @@ def main() -> None:
     try:
         step = prepare(asked, say)
     except Exception as error:  # Whatever a contestant fails with is its row's reason.
-        text = str(error).strip().splitlines() or [""]
         skipped = isinstance(error, Skip)
-        say(
-            event="failed",
-            reason=text[0][:300] if skipped else f"{type(error).__name__}: {text[0]}"[:300],
-            skipped=skipped,
-        )
+        text = (str(error).strip().splitlines() or ["no reason given"])[0]
+        say(event="failed", reason=(text if skipped else f"{type(error).__name__}: {text}")[:300], skipped=skipped)
         return
     for line in sys.stdin:
         say(event="turn", ms=turn(step, int(line)))
@@ -76,18 +72,13 @@ def prepare(asked: dict[str, Any], say: Any) -> Any:
     say(event="built", trace_s=ready.trace_s, compile_s=ready.compile_s, note=ready.note)
     ready.step()
     first = time.perf_counter()
-    tracing, compiling = torch_compiling(first - built)
+    say(event="stepped", build_s=built - imported, first_step_s=first - built)
     for _ in range(WARM_UP):
         began_step = time.perf_counter()
         ready.step()
-    say(
-        event="ready",
-        first_step_s=first - built,
-        build_s=built - imported,
-        trace_s=tracing,
-        compile_s=compiling,
-        step_s=time.perf_counter() - began_step,
-    )
+    ended = time.perf_counter()
+    tracing, compiling = torch_compiling(ended - built)
+    say(event="ready", trace_s=tracing, compile_s=compiling, step_s=ended - began_step)
     return ready.step
 
 
@@ -100,14 +91,12 @@ def seed_all(seed: int) -> None:
         sys.modules["pyro"].set_rng_seed(seed)
 
 
-def torch_compiling(first_step: float) -> tuple[list[float], list[float]]:
-    """Return the seconds that a first step in torch spent on tracing and on compiling; none if nothing was compiled."""
+def torch_compiling(seconds: float) -> tuple[list[float], list[float]]:
+    """Return what the first steps in torch spent on tracing (all but compiling) and on compiling; none if nothing was compiled."""
     dynamo = sys.modules.get("torch._dynamo.utils")
     spent = dynamo.calculate_time_spent() if dynamo else {}
-    compiling = spent.get("backend_compile", 0.0) or spent.get("inductor_compile", 0.0)
-    if not compiling:
-        return [], []
-    return [max(0.0, first_step - compiling)], [compiling]
+    compiling = max((spent.get(phase, 0.0) for phase in ("backend_compile", "inductor_compile")), default=0.0)
+    return ([seconds - compiling], [compiling]) if compiling else ([], [])
 
 
 def turn(step: Any, count: int) -> float:

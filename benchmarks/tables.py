@@ -157,7 +157,8 @@ def _about(frame: pd.DataFrame) -> str:
         "`SVI.step` or a jitted `SVI.update`, with Adam. Where an estimator is chosen it is the score function without a "
         "baseline, for all; `TraceEnum_ELBO` is exact enumeration where a site can be enumerated, and NumPyro's "
         "`Trace_ELBO` has no gradient for discrete sites: it is here for its time. A ratio is the median over rounds, with the "
-        "bootstrap's 95% interval."
+        "bootstrap's 95% interval. The times to the first step and to full speed (four steps: some compile on their second or "
+        "third) are those of a fresh process with cold caches, imports included."
     )
 
 
@@ -222,6 +223,7 @@ def _work_table(frame: pd.DataFrame, rows: pd.DataFrame) -> str:
         "trace, s",
         "compile, s",
         "to first step, s",
+        "to full speed, s",
         "peak, MiB",
         "note",
     )
@@ -229,7 +231,7 @@ def _work_table(frame: pd.DataFrame, rows: pd.DataFrame) -> str:
 
 
 def _starting(row: pd.Series) -> tuple[str, ...]:
-    names = ("import_s", "trace_s", "compile_s", "to_first_step_s")
+    names = ("import_s", "trace_s", "compile_s", "to_first_step_s", "to_full_speed_s")
     return (*(_number(row.get(name), ".2g") for name in names), _number(row.get("peak_mib"), ".0f"))
 
 
@@ -253,7 +255,7 @@ def _estimator_table(frame: pd.DataFrame, rows: pd.DataFrame) -> str:
                 row["work"],
                 library,
                 f"`{name}`",
-                f"{row['step_ms']:.3g}",
+                short(row["step_ms"]),
                 str(relative),
                 str(evaluations),
                 each,
