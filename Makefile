@@ -5,12 +5,12 @@ BIN := .venv/bin
 export OMP_NUM_THREADS = 1
 export MKL_NUM_THREADS = 1
 
-.PHONY: demo test quick lint format bench bench-watching variance study clean
+.PHONY: demo test quick lint format storchastic bench bench-full bench-watching variance study clean
 
 # The stamp is newer than the files that say what to install, so that a second run installs nothing.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pyro,numpyro,research,cluster,watch,stories,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pyro,numpyro,research,cluster,watch,stories,bench,test]'
 	touch $@
 
 demo: .venv/installed
@@ -33,15 +33,21 @@ format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Storchastic changes torch for the whole process, and has an environment of its own; the suite runs without it too.
+.venv-storchastic/installed: benchmarks/storchastic.txt
+	$(PYTHON) -m venv .venv-storchastic
+	.venv-storchastic/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/storchastic.txt
+	touch $@
+
+storchastic: .venv-storchastic/installed
+
 bench: .venv/installed
-	$(BIN)/python -m benchmarks.steps --libraries pyro --out results/steps-pyro.csv
-	$(BIN)/python -m benchmarks.steps --libraries numpyro --lengths 10 --out results/steps-numpyro.csv
-	# TraceGraph_ELBO with an optimizer takes many minutes and gigabytes to compile these.
-	$(BIN)/python -m benchmarks.steps --libraries numpyro --lengths 50 200 --latents --skip TraceGraph_ELBO \
-	  --out results/steps-numpyro-long.csv
-	# Without one it still does on 200 sites.
-	$(BIN)/python -m benchmarks.steps --libraries numpyro --lengths 10 50 --latents --gradient \
-	  --out results/steps-numpyro-gradient.csv
+	-$(MAKE) storchastic
+	$(BIN)/python -m benchmarks.suite
+
+bench-full: .venv/installed
+	-$(MAKE) storchastic
+	$(BIN)/python -m benchmarks.suite --suite full --turns 40 --seconds 6 --out results/bench-full
 
 bench-watching: .venv/installed
 	$(BIN)/python -m benchmarks.watching
@@ -54,4 +60,4 @@ study: .venv/installed
 	$(BIN)/pplgrad compare studies/digits.toml --jobs 2 --out results/study
 
 clean:
-	rm -rf .venv results
+	rm -rf .venv .venv-storchastic results

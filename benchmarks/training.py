@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from benchmarks.steps import OPTIONS, ROOT, sbn
+from benchmarks.shared import OPTIONS, ROOT, sbn
 from benchmarks.variance import ESTIMATORS
 from pplgrad import REBAR, RELAX, RODEO, DoubleCV
 

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from benchmarks.steps import OPTIONS, ROOT, in_turns, sbn
+from benchmarks.shared import OPTIONS, ROOT, in_turns, sbn
 from pplgrad import (
     ARM,
     ARMS,

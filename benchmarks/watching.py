@@ -18,7 +18,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.steps import OPTIONS, in_turns, sbn  # sets one thread, before any library is imported
+from benchmarks.shared import OPTIONS, in_turns, sbn  # sets one thread, before any library is imported
 from pplgrad import DisARM, LeaveOneOut, ScoreFunction, Watch
 
 ESTIMATORS: dict[str, tuple[Any, int]] = {
