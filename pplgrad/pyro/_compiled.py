@@ -78,15 +78,21 @@ class Options:
 class Source:
     """Where a tensor is found at each step: an argument's number, a parameter's name, or a read of what holds it."""
 
-    tensor: torch.Tensor
+    tensor: torch.Tensor | None
     argument: int | None = None
     name: str | None = None
     read: Callable[[], Any] | None = None
 
     def __post_init__(self) -> None:
         x = self.tensor
+        assert x is not None
         self.kind = (x.shape, x.dtype, x.device, x.requires_grad)
         self.stride = x.stride()
+
+    def forget(self) -> None:
+        """Let go of the tensor, unless it is a constant: it will be found again."""
+        if self.argument is not None or self.name is not None or self.read is not None:
+            self.tensor = None
 
     def find(self, arguments: Sequence[torch.Tensor], params: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the tensor as it is now, or raise if it is of another kind."""
@@ -96,13 +102,13 @@ class Source:
         elif self.name is not None:
             found = params.get(self.name)
         else:
-            found = self.read() if self.read is not None else self.tensor
+            found = self.tensor if self.read is None else self.read()
         if not isinstance(found, torch.Tensor):
             raise Stale
         if (found.shape, found.dtype, found.device, found.requires_grad) != self.kind:
             raise Stale
         if found.stride() != self.stride:
-            if self.argument is None:
+            if self.argument is None or found.requires_grad:
                 raise Stale
             found = torch.empty_strided(found.shape, self.stride, dtype=found.dtype, device=found.device).copy_(found)
         return found
@@ -141,8 +147,11 @@ class Sources:
                 f"The step cannot be compiled, because the tensor that is read at {captured.line} requires a gradient through "
                 "what was computed before the step; detach it, or compute it inside the program."
             )
-        self.twins += [(sources[0], other) for other in sources[1:]]
-        return sources[0]
+        first, *others = sources
+        # A tensor may be both an input and a leaf that gets a gradient.
+        sources[1:] = []
+        self.twins += [(first, other) for other in others]
+        return first
 
 
 @dataclass
@@ -360,4 +369,7 @@ class Compiler:
             ) from error
         self._made += 1
         known.guard = reach
+        reach.held.clear()
+        for source in (*inputs, *ends, *(source for pair in sources.twins for source in pair)):
+            source.forget()
         return CompiledStep(compiled, inputs, ends, sources.twins, 0, [], [])
