@@ -196,6 +196,29 @@ def test_gradients_add_up_and_share_no_memory():
     np.testing.assert_allclose(leaf.grad, 2 * once["a"], rtol=1e-12)
 
 
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_parameters_with_equal_gradients_keep_them_apart(backend):
+    def model():
+        z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.3)))
+        mean = pyro.param("first", torch.tensor(0.5)) + pyro.param("second", torch.tensor(0.5)) + z
+        pyro.sample("x", dist.Normal(mean, 1.0), obs=torch.tensor(0.7))
+
+    _, guide = program()
+    elbo = compiled(model, guide, compile={"backend": backend})
+    once = step(elbo, model, guide)
+    for _ in range(2):
+        pyro.set_rng_seed(0)
+        elbo.loss_and_grads(model, guide)
+    twice = gradient()
+    if backend == "eager":
+        assert_same(twice, {name: 2 * once[name] for name in twice})
+    np.testing.assert_allclose(twice["first"], twice["second"])
+    leaves = dict(pyro.get_param_store().named_parameters())
+    step(elbo, model, guide)
+    elbo.loss_and_grads(model, guide)
+    assert leaves["first"].grad.data_ptr() != leaves["second"].grad.data_ptr()
+
+
 class Holder:
     """Somewhere to keep things."""
 
@@ -353,6 +376,14 @@ def test_new_shapes_are_compiled_until_there_are_too_many():
     assert_right(elbo, model, guide, torch.ones(6))
     assert_right(elbo, model, guide, torch.ones(4))
     assert elbo._compiler._made == 3
+
+
+def test_a_number_that_is_another_at_every_step_is_told():
+    model, guide = program(lambda x: torch.tensor(x))
+    elbo = TraceGrad_ELBO(estimators={"*": ScoreFunction()}, compile={**CHEAP, "graphs": 1})
+    with pytest.warns(UserWarning, match="another kind at almost every step"):
+        for i in range(8):
+            step(elbo, model, guide, float(i))
 
 
 def refused():
