@@ -78,15 +78,21 @@ class Options:
 class Source:
     """Where a tensor is found at each step: an argument's number, a parameter's name, or a read of what holds it."""
 
-    tensor: torch.Tensor
+    tensor: torch.Tensor | None
     argument: int | None = None
     name: str | None = None
     read: Callable[[], Any] | None = None
 
     def __post_init__(self) -> None:
         x = self.tensor
+        assert x is not None
         self.kind = (x.shape, x.dtype, x.device, x.requires_grad)
         self.stride = x.stride()
+
+    def forget(self) -> None:
+        """Let go of the tensor, unless it is a constant: it will be found again."""
+        if self.argument is not None or self.name is not None or self.read is not None:
+            self.tensor = None
 
     def find(self, arguments: Sequence[torch.Tensor], params: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the tensor as it is now, or raise if it is of another kind."""
@@ -96,13 +102,13 @@ class Source:
         elif self.name is not None:
             found = params.get(self.name)
         else:
-            found = self.read() if self.read is not None else self.tensor
+            found = self.tensor if self.read is None else self.read()
         if not isinstance(found, torch.Tensor):
             raise Stale
         if (found.shape, found.dtype, found.device, found.requires_grad) != self.kind:
             raise Stale
         if found.stride() != self.stride:
-            if self.argument is None:
+            if self.argument is None or found.requires_grad:
                 raise Stale
             found = torch.empty_strided(found.shape, self.stride, dtype=found.dtype, device=found.device).copy_(found)
         return found
@@ -141,8 +147,11 @@ class Sources:
                 f"The step cannot be compiled, because the tensor that is read at {captured.line} requires a gradient through "
                 "what was computed before the step; detach it, or compute it inside the program."
             )
-        self.twins += [(sources[0], other) for other in sources[1:]]
-        return sources[0]
+        first, *others = sources
+        # A tensor may be both an input and a leaf that gets a gradient.
+        sources[1:] = []
+        self.twins += [(first, other) for other in others]
+        return first
 
 
 @dataclass
@@ -153,11 +162,11 @@ class CompiledStep:
     sources: list[Source]
     leaves: list[Source]
     twins: list[tuple[Source, Source]]
-    flags: int
     states: list[str]
     params: list[str]
     constraints: dict[str, Any] = field(default_factory=constraints)
     known: dict[str, torch.Tensor] = field(default_factory=unconstrained)
+    shared: list[bool] | None = None
 
     def run(self, args: tuple, kwargs: dict) -> float | None:
         """Take a step and return the objective, or None, with nothing changed, if something is not finite."""
@@ -173,9 +182,11 @@ class CompiledStep:
             value, *finite = numbers.tolist()
             if not math.isfinite(value) or not all(finite):
                 return None
-            for leaf, gradient in zip(leaves, others, strict=False):
+            if self.shared is None:
+                self.shared = _shared(others[: len(leaves)], inputs)
+            for leaf, gradient, shared in zip(leaves, others, self.shared, strict=False):
                 if leaf.grad is None:
-                    leaf.grad = gradient
+                    leaf.grad = gradient.clone() if shared else gradient
                 else:
                     leaf.grad.add_(gradient)
             for name, state in zip(self.states, others[len(leaves) :], strict=True):
@@ -193,6 +204,17 @@ class CompiledStep:
         if any(name not in params or now[name] is not self.constraints[name] for name in self.params):
             raise Stale
         self.known = dict(params)
+
+
+def _shared(outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> list[bool]:
+    """Return which outputs have memory in common with one before them or with an input: a graph gives equal ones once."""
+    taken = {x.untyped_storage().data_ptr() for x in inputs}
+    result = []
+    for output in outputs:
+        where = output.untyped_storage().data_ptr()
+        result.append(where in taken)
+        taken.add(where)
+    return result
 
 
 class Compiler:
@@ -266,6 +288,12 @@ class Compiler:
 
     def _wait(self, known: Structure) -> None:
         """Count steps whose structure is not known yet, and give up on a program that never stays the same."""
+        if len(self._waits) > 4 * self.options.graphs:
+            self._waits.clear()
+            self._warn(
+                "TraceGrad_ELBO(compile=...) sees arguments of another kind at almost every step, and takes such steps eagerly; "
+                "give batches the same size, and pass numbers that change as tensors."
+            )
         count = self._waits[known.key] = self._waits.get(known.key, 0) + 1
         if count > _PATIENCE:
             raise CompileError(
@@ -318,7 +346,7 @@ class Compiler:
             names = [str(name) for name in seen.trace.nodes]
             outputs = [numbers, *(gradient for _, gradient in pairs), *states.values()]
             step = self._compiled(elbo, known, program, recorder, outputs, [leaf for leaf, _ in pairs])
-            step.flags, step.states, step.params = len(numbers) - 1, list(states), names
+            step.states, step.params = list(states), names
             known.compiled = step
             self._waits.pop(known.key, None)
         with torch.no_grad():
@@ -360,4 +388,7 @@ class Compiler:
             ) from error
         self._made += 1
         known.guard = reach
-        return CompiledStep(compiled, inputs, ends, sources.twins, 0, [], [])
+        reach.held.clear()
+        for source in (*inputs, *ends, *(source for pair in sources.twins for source in pair)):
+            source.forget()
+        return CompiledStep(compiled, inputs, ends, sources.twins, [], [])

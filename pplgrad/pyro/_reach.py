@@ -18,6 +18,7 @@ Read = Callable[[], Any]
 _NUMBERS = (bool, int, float, str)
 # What these hold decides what a step computes, and may be changed between steps.
 _SPECIFYING = ("torch.nn", "torch.distributions", "pyro.distributions", "pyro.nn", "pyro.poutine", "pplgrad")
+# These change at every step, and decide nothing.
 _CHANGING = ("Watcher", "TraceMessenger", "Trace")
 
 
@@ -39,6 +40,8 @@ class Reach(Guard):
         super()._watch(read)
 
     def _visit(self, value: Any) -> None:
+        if type(value).__name__ in _CHANGING and is_library(type(value).__module__):
+            return
         if isinstance(value, np.ndarray) and value.nbytes >= 4096 and id(value) not in self._seen:
             self._probes.append((lambda: _digest(value), _digest(value), False))
         super()._visit(value)
@@ -50,8 +53,7 @@ class Reach(Guard):
                 for name, tensor in tensors.items():
                     if tensor is not None:
                         self.held.append((tensor, partial(tensors.get, name)))
-        cls = type(value)
-        if cls.__module__.startswith(_SPECIFYING) and cls.__name__ not in _CHANGING:
+        if type(value).__module__.startswith(_SPECIFYING):
             self._visit_specification(value)
 
     def _visit_specification(self, value: Any) -> None:

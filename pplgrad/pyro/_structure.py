@@ -82,6 +82,7 @@ class Structures:
             return Structure()
         known = self._known.get(key)
         if known is not None:
+            self._known.move_to_end(key)
             if not known.reusable:
                 known.following, known.found = True, None
                 return known

@@ -26,6 +26,7 @@ from pplgrad import (
     MuProp,
     NeuralBaseline,
     ScoreFunction,
+    Watch,
 )
 from pplgrad.errors import BaselineError, CompileError, ConfigurationError, ImpossibleValueError
 from pplgrad.objectives import ELBO
@@ -195,6 +196,29 @@ def test_gradients_add_up_and_share_no_memory():
     np.testing.assert_allclose(leaf.grad, 2 * once["a"], rtol=1e-12)
 
 
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_parameters_with_equal_gradients_keep_them_apart(backend):
+    def model():
+        z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.3)))
+        mean = pyro.param("first", torch.tensor(0.5)) + pyro.param("second", torch.tensor(0.5)) + z
+        pyro.sample("x", dist.Normal(mean, 1.0), obs=torch.tensor(0.7))
+
+    _, guide = program()
+    elbo = compiled(model, guide, compile={"backend": backend})
+    once = step(elbo, model, guide)
+    for _ in range(2):
+        pyro.set_rng_seed(0)
+        elbo.loss_and_grads(model, guide)
+    twice = gradient()
+    if backend == "eager":
+        assert_same(twice, {name: 2 * once[name] for name in twice})
+    np.testing.assert_allclose(twice["first"], twice["second"])
+    leaves = dict(pyro.get_param_store().named_parameters())
+    step(elbo, model, guide)
+    elbo.loss_and_grads(model, guide)
+    assert leaves["first"].grad.data_ptr() != leaves["second"].grad.data_ptr()
+
+
 class Holder:
     """Somewhere to keep things."""
 
@@ -301,6 +325,46 @@ def test_modules_and_autoguides():
     assert pyro.get_param_store().get_state()["params"]["network$$$weight"] is network.weight
 
 
+def test_a_network_with_state_of_its_own():
+    """Batch normalisation writes into its buffers; the graph does so too."""
+    ends = []
+    for given in (False, CHEAP):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+        x = torch.randn(4, 2)
+
+        def model(x, network=network):
+            pyro.module("network", network)
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Bernoulli(0.4))
+                pyro.sample("x", dist.Normal(network(x) + z[:, None], 1.0).to_event(1), obs=x)
+
+        def guide(x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.zeros(len(x)))))
+
+        elbo = TraceGrad_ELBO(estimators={"z": ScoreFunction()}, compile=given)
+        seen, store = train(elbo, model, guide, (x,))
+        ends.append((seen, store, {name: b.numpy().copy() for name, b in network.named_buffers()}))
+    assert graphs(elbo) == 1
+    for wanted, found in zip(ends[0][0], ends[1][0], strict=True):
+        assert_same(found, wanted)
+    assert_same(ends[1][1], ends[0][1])
+    assert_same(ends[1][2], ends[0][2])
+    assert ends[1][2]["1.num_batches_tracked"] == 5
+
+
+def test_a_watch_sees_every_step():
+    model, guide = program()
+    seen = []
+    guide = config_estimators(guide, {"z": ScoreFunction()}, watch=Watch(seen.append, every=1))
+    elbo = TraceGrad_ELBO(compile=CHEAP)
+    for _ in range(6):
+        step(elbo, model, guide)
+    assert graphs(elbo) == 1 and len(seen) == 6
+
+
 def test_new_shapes_are_compiled_until_there_are_too_many():
     model, guide = program(lambda x: x.mean())
     elbo = compiled(model, guide, torch.ones(2), compile={**CHEAP, "graphs": 3})
@@ -312,6 +376,14 @@ def test_new_shapes_are_compiled_until_there_are_too_many():
     assert_right(elbo, model, guide, torch.ones(6))
     assert_right(elbo, model, guide, torch.ones(4))
     assert elbo._compiler._made == 3
+
+
+def test_a_number_that_is_another_at_every_step_is_told():
+    model, guide = program(lambda x: torch.tensor(x))
+    elbo = TraceGrad_ELBO(estimators={"*": ScoreFunction()}, compile={**CHEAP, "graphs": 1})
+    with pytest.warns(UserWarning, match="another kind at almost every step"):
+        for i in range(8):
+            step(elbo, model, guide, float(i))
 
 
 def refused():
@@ -354,7 +426,9 @@ def test_what_cannot_be_compiled_is_refused_and_named(name):
     with pytest.warns(UserWarning, match="go on eagerly"):
         for _ in range(8):
             found = step(falling, model, guide)
-    assert_same(found, step(TraceGrad_ELBO(estimators={"*": ScoreFunction()}), model, guide))
+    wanted = step(TraceGrad_ELBO(estimators={"*": ScoreFunction()}), model, guide)
+    if name != "generator":  # It goes on by itself.
+        assert_same(found, wanted)
     assert graphs(falling) == 0
 
 
