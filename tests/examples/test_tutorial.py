@@ -17,7 +17,7 @@ def test_every_block_says_what_it_prints():
 
 @pytest.mark.slow
 def test_blocks(capsys):
-    """Words are the same, and numbers within a twentieth, or three hundredths."""
+    """Words are the same, and numbers within a twentieth, or four hundredths."""
     import pyro
 
     scope, printed = {}, []
@@ -31,7 +31,7 @@ def test_blocks(capsys):
         words = [re.sub(r"\s+", " ", re.sub(NUMBER, "#", x)).replace("[ ", "[") for x in (found, text)]
         assert words[0] == words[1]
         numbers = [[float(n) for n in re.findall(NUMBER, x)] for x in (found, text)]
-        np.testing.assert_allclose(*numbers, rtol=0.05, atol=0.03)
+        np.testing.assert_allclose(*numbers, rtol=0.05, atol=0.04)
     # What the page claims, besides: DisARM is the better one, and both libraries agree.
     reached = [float(n) for found, _ in printed[-3:] for n in re.findall(r"(-[\d.]+)(?: after)", found)]
     pyro_after, numpyro_after, plain = reached
