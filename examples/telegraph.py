@@ -4,7 +4,7 @@ promoter g ~ Bernoulli(k_on / (k_on + k_off)), share on p | g ~ Beta(k_on + g, k
 of the mRNA's decay. Thousands of cells are simulated reaction by reaction; maximising `IWAE` over rates and guide is compared with
 maximum likelihood under the closed form (Beta-Poisson), and q(g | n) with the posterior.
 
-    python examples/telegraph.py --backend pyro --out results/telegraph.png
+    python examples/telegraph.py --out results/telegraph.png
 """
 
 import matplotlib.pyplot as plt
@@ -17,7 +17,7 @@ from pplgrad import IWAE, VIMCO, Reparam
 CHOICE = {"promoter": VIMCO(), "share": Reparam()}
 
 
-@story(steps=800)
+@story(steps=600, backends=("pyro", "numpyro"))
 def main(backend, steps, seed, out):
     script = model_script("telegraph")
     truth = tuple(script.OPTIONS[name] for name in ("k_on", "k_off", "rate"))

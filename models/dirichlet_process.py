@@ -1,9 +1,9 @@
-"""A mixture with as many components as the data ask for: a Dirichlet process, truncated, on the wine or the iris measurements.
+"""A mixture with as many components as the data ask for: a Dirichlet process, truncated, on the wines or the irises.
 
     v_k ~ Beta(1, α),  weight_k = v_k Π_{j<k} (1 − v_j),  means_k ~ N(0, 2² I),
-    k_i ~ Categorical(weight),  x_i | k_i ~ N(means[k_i], diag(scale²))
+    scales_k ~ LogNormal(log 1/2, 1/2),  k_i ~ Categorical(weight),  x_i | k_i ~ N(means[k_i], diag(scales[k_i]²))
 
-Assignments are discrete, sticks and means continuous. The guide assigns by a quadratic function of the measurements, which is what the
+Assignments are discrete; sticks, means and scales continuous. The guide assigns by a quadratic function of the measurements, which is what the
 posterior given means and sticks is. All data share the latents, so that every step sees the whole train set.
 """
 
@@ -13,6 +13,7 @@ OPTIONS = {
     "components": 8,  # the truncation: components that may be used
     "alpha": 1.0,  # concentration: small for few components
     "data": "wine",  # or "iris", standardised
+    "dimensions": 2,  # principal components that are kept
 }
 DISCRETE = ("k",)
 WHOLE_DATA = True
@@ -26,28 +27,30 @@ def load(options, seed):
 
 
 def measurements(options):
-    """Return all standardised measurements and the kind of each (cultivar or species)."""
+    """Return the principal components of all standardised measurements, and the kind of each (cultivar or species)."""
     from sklearn import datasets
+    from sklearn.decomposition import PCA
 
     if options["data"] not in ("iris", "wine"):
         raise ValueError(f"data is 'iris' or 'wine'; got '{options['data']}'.")
     data, kinds = getattr(datasets, f"load_{options['data']}")(return_X_y=True)
-    return (data - data.mean(0)) / data.std(0), kinds
+    standard = (data - data.mean(0)) / data.std(0)
+    return PCA(int(options["dimensions"])).fit_transform(standard), kinds
 
 
 def initial(options, train, seed):
-    """Return the initial parameters as NumPy arrays, the same for both libraries: means at data that are far apart."""
-    from sklearn.cluster import kmeans_plusplus
-
+    """Return the initial parameters as NumPy arrays, the same for both libraries: wide components that share all data."""
+    rng = np.random.default_rng(seed)
     n, d = int(options["components"]), train.shape[1]
-    means, _ = kmeans_plusplus(train, n, random_state=seed)
+    means = 0.5 * train[rng.choice(len(train), n, replace=False)]
     return {
-        "log_scale": np.zeros(d),
         "means_loc": means,
         "means_log_scale": np.full((n, d), -2.0),
+        "scales_loc": np.zeros((n, d)),
+        "scales_log_scale": np.full((n, d), -2.0),
         # As many data for each stick as if all components had the same share.
         "stick_logs": np.log(np.stack([np.full(n - 1, 10.0), 10.0 * np.arange(n - 1, 0, -1)])),
-        "assign": np.concatenate([means.T, np.full((d, n), -0.5), -0.5 * np.sum(means**2, -1)[None]]),
+        "assign": np.concatenate([0.5 * means.T, np.zeros((d + 1, n))]),
     }
 
 
@@ -75,17 +78,18 @@ def program(ppl, dist, xp, array, options, train, seed):
     def model(x):
         v = ppl.sample("v", dist.Beta(ones, float(options["alpha"]) * ones).to_event(1))
         means = ppl.sample("means", dist.Normal(array(np.zeros((n, d))), 2.0).to_event(2))
-        scale = xp.exp(param("log_scale"))
+        scales = ppl.sample("scales", dist.LogNormal(array(np.full((n, d), np.log(0.5))), 0.5).to_event(2))
         with ppl.plate("data", x.shape[0]):
             k = ppl.sample("k", dist.Categorical(logits=log_weights(v)))
             chosen = 1.0 * (k[..., None] == xp.arange(n))
-            loc = (chosen[..., None, :] @ means)[..., 0, :]
+            loc, scale = ((chosen[..., None, :] @ of)[..., 0, :] for of in (means, scales))
             ppl.sample("x", dist.Normal(loc, scale).to_event(1), obs=x)
 
     def guide(x):
         sticks = xp.exp(param("stick_logs"))
         ppl.sample("v", dist.Beta(sticks[0], sticks[1]).to_event(1))
         ppl.sample("means", dist.Normal(param("means_loc"), xp.exp(param("means_log_scale"))).to_event(2))
+        ppl.sample("scales", dist.LogNormal(param("scales_loc"), xp.exp(param("scales_log_scale"))).to_event(2))
         with ppl.plate("data", x.shape[0]):
             ppl.sample("k", dist.Categorical(logits=assignment_logits(xp, x, param("assign"))))
 
