@@ -73,26 +73,31 @@ def svi_of(name):
 
 
 def trained(name, mesh):
-    """Return the losses of three steps, and the last state; the data is split over the mesh if there is one."""
+    """Return the losses of three steps, the last state, and how often a step gathers arrays; the data is split over the mesh."""
     svi, x = svi_of(name), jnp.asarray(DATA)
     state = svi.init(jax.random.key(0), x)
     if mesh is not None:
         state, x = jax.device_put(state, NamedSharding(mesh, P())), jax.device_put(x, NamedSharding(mesh, P("data")))
-    update, losses = jax.jit(svi.update), []
+    update, losses = jax.jit(svi.update).lower(state, x).compile(), []
     for _ in range(3):
         state, loss = update(state, x)
         losses.append(loss)
-    return losses, state
+    return losses, state, update.as_text().count(" all-gather(")
 
 
 def compared(name, mesh):
-    (losses, one), (others, two) = trained(name, None), trained(name, mesh)
+    (losses, one, _), (others, two, gathers) = trained(name, None), trained(name, mesh)
     pairs = [
         jax.tree.leaves((x, state.optim_state, state.mutable_state)) for x, state in ((losses, one), (others, two))
     ]
     difference = max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in zip(*pairs, strict=True))
     kept = all(x.sharding.is_equivalent_to(NamedSharding(mesh, P()), x.ndim) for x in jax.tree.leaves(two))
-    return {"difference": difference, "kept": kept, "devices": len(jax.tree.leaves(two)[0].sharding.device_set)}
+    return {
+        "gathers": gathers,
+        "difference": difference,
+        "kept": kept,
+        "devices": len(jax.tree.leaves(two)[0].sharding.device_set),
+    }
 
 
 def shard_mapped(name, mesh):
