@@ -86,14 +86,13 @@ def trained(name, mesh):
 
 
 def compared(name, mesh):
-    (losses, one, _), (others, two, gathers) = trained(name, None), trained(name, mesh)
+    (losses, one), (others, two) = trained(name, None), trained(name, mesh)
     pairs = [
         jax.tree.leaves((x, state.optim_state, state.mutable_state)) for x, state in ((losses, one), (others, two))
     ]
     difference = max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in zip(*pairs, strict=True))
     kept = all(x.sharding.is_equivalent_to(NamedSharding(mesh, P()), x.ndim) for x in jax.tree.leaves(two))
     return {
-        "gathers": gathers,
         "difference": difference,
         "kept": kept,
         "devices": len(jax.tree.leaves(two)[0].sharding.device_set),
