@@ -22,14 +22,14 @@ class JaxOps:
         return jax.lax.stop_gradient(x)
 
     def contract(self, weights: jax.Array, values: jax.Array) -> jax.Array:
-        flat = values.reshape(values.shape[0], -1)
-        columns = flat.shape[1]
-        if columns == 1:
+        if values.size == values.shape[0]:
             # XLA fuses the program into a product with a vector and computes it again for every row; with two
             # columns the product is an operation of its own.
-            flat = jnp.concatenate([flat, flat], axis=1)
-        product = jnp.matmul(weights, flat, precision=jax.lax.Precision.HIGHEST)[:, :columns]
-        return product.reshape(weights.shape[0], *values.shape[1:])
+            flat = jnp.stack([values.reshape(-1)] * 2, axis=1)
+            product = jnp.matmul(weights, flat, precision=jax.lax.Precision.HIGHEST)[:, :1]
+            return product.reshape(weights.shape[0], *values.shape[1:])
+        # Not as a matrix: joining a dimension that is split over devices with others would gather it.
+        return jnp.tensordot(weights, values, axes=1, precision=jax.lax.Precision.HIGHEST)
 
     def constant(self, values: Any, like: jax.Array) -> jax.Array:
         return jnp.asarray(values, dtype=like.dtype)

@@ -73,7 +73,7 @@ def svi_of(name):
 
 
 def trained(name, mesh):
-    """Return the losses of three steps, and the last state; the data is split over the mesh if there is one."""
+    """Return the losses of three steps and the last state; the data is split over the mesh if there is one."""
     svi, x = svi_of(name), jnp.asarray(DATA)
     state = svi.init(jax.random.key(0), x)
     if mesh is not None:
@@ -92,7 +92,11 @@ def compared(name, mesh):
     ]
     difference = max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in zip(*pairs, strict=True))
     kept = all(x.sharding.is_equivalent_to(NamedSharding(mesh, P()), x.ndim) for x in jax.tree.leaves(two))
-    return {"difference": difference, "kept": kept, "devices": len(jax.tree.leaves(two)[0].sharding.device_set)}
+    return {
+        "difference": difference,
+        "kept": kept,
+        "devices": len(jax.tree.leaves(two)[0].sharding.device_set),
+    }
 
 
 def shard_mapped(name, mesh):

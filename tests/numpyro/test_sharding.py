@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -39,3 +40,11 @@ def test_shard_map_sums_gradients(found):
 @pytest.mark.slow
 def test_shard_map_with_averages_is_refused(found):
     assert "inside shard_map (over 'data')" in found["shard_map with state"]["refused"]
+
+
+@pytest.mark.slow
+def test_the_example_is_the_same_on_one_device():
+    command = [sys.executable, ROOT / "examples" / "sharded_numpyro.py", "--steps", "5"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    apart = [float(text) for text in re.findall(r"on 2 devices off by (\S+) of it", shown)]
+    assert len(apart) == 11 and max(apart) < 1e-4

@@ -1,7 +1,11 @@
 """Two processes, each with half of every minibatch, train as one process with all of it: DistributedDataParallel over gloo."""
 
+import re
+import subprocess
+import sys
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyro
@@ -264,6 +268,14 @@ def test_particles_may_be_split_instead(processes):
             found = [process["particles"][key] for process in processes]
             found = sum(found) / 2 if "loss" in key else found[0]
             torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.slow
+def test_the_example_is_the_same_in_one_process():
+    command = [sys.executable, Path(__file__).parents[2] / "examples" / "distributed_pyro.py", "--steps", "5"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    apart = [float(text) for text in re.findall(r"together off by (\S+) of it", shown)]
+    assert len(apart) == 9 and max(apart) < 1e-4
 
 
 def test_a_group_must_be_there():
