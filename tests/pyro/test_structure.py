@@ -443,3 +443,28 @@ def test_guard_refuses_what_it_cannot_watch():
     assert Guard.of(lambda: random.random()) is None
     assert Guard.of(lambda: np.random.rand()) is None
     assert Guard.of(lambda: torch.rand(1)) is not None
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["whole numbers", "mask"])
+def test_an_index_leaves_the_tensors_only_if_its_shape_can_change(whole):
+    """A minibatch picked by index has one shape, and its structure is used again; one picked by a mask has not."""
+    data = torch.arange(6.0)
+
+    def model():
+        b = pyro.param("b", array([0.3, -0.8, 1.1]))
+        with pyro.plate("data", 6, subsample_size=3) as index:
+            picked = data[index] if whole else data[torch.zeros(6).index_fill(0, index, 1.0) > 0]
+            z = bern("z", b[0])
+            pyro.sample("x", dist.Normal(b[2] * z, 1.0), obs=picked)
+
+    def guide():
+        with pyro.plate("data", 6, subsample_size=3):
+            bern("z", pyro.param("a", array(0.4)))
+
+    pyro.clear_param_store()
+    elbo = TraceGrad_ELBO(estimators={"*": ScoreFunction()})
+    for _ in range(4):
+        elbo.loss_and_grads(model, guide)
+    (structure,) = elbo._structures._known.values()
+    assert structure.following == (not whole)
+    assert (structure.read_at is None) == whole
