@@ -92,6 +92,7 @@ def candidates(sites: Mapping[str, SiteInfo], given: Sequence[Estimator] | None)
     return result
 
 
+OUT_OF_TIME = "not measured: out of time"
 _VARIANTS = (ScoreFunction(LeaveOneOut()), ScoreFunction(samples=2), ScoreFunction(samples=4))
 
 
@@ -163,6 +164,11 @@ class Choice:
     table: tuple[dict[str, Any], ...] = field(repr=False)
 
     @property
+    def unmeasured(self) -> int:
+        """The number of configurations that the time did not suffice for."""
+        return sum(row["note"] == OUT_OF_TIME for row in self.table)
+
+    @property
     def code(self) -> str:
         """The configuration as Python."""
         inside = ", ".join(f'"{name}": {code(estimator)}' for name, estimator in self.estimators.items())
@@ -176,6 +182,7 @@ class Choice:
             "code": self.code,
             "confidence": self.confidence,
             "gain": self.gain,
+            "unmeasured": self.unmeasured,
             "table": list(self.table),
         }
 
@@ -185,6 +192,9 @@ class Choice:
         widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
         shown = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
         sure = f"{100 * self.confidence:.0f}% sure; {self.gain:.2g} times as efficient as the next"
+        if self.unmeasured:
+            measured = len(self.table) - self.unmeasured
+            sure += f", of the {measured} measured; time ran out before the other {self.unmeasured}, give more seconds"
         return "\n".join([*shown, "", f"# chosen by measurement ({sure})", self.code])
 
 
@@ -240,7 +250,7 @@ def _halve(
         for run in racing:
             if time.perf_counter() > end and not run.draws and sum(other.draws > 0 for other in runs) >= 2:
                 # Compiling takes its time as well.
-                run.error = "not measured: out of time"
+                run.error = OUT_OF_TIME
             if run.error is None:
                 progress(", ".join(code(estimator) for estimator in run.estimators.values()))
                 _draw(draws_of, run, made, next(seed))

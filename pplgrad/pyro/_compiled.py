@@ -46,16 +46,11 @@ class Stale(Exception):
 
 @dataclass(frozen=True)
 class Options:
-    """How steps are compiled: the backend of torch.compile, what to do where that fails, how many graphs to keep at most.
-
-    With `same_draws` the graph draws from torch's generator as eager steps do (slower), without it from one of the
-    backend's own, seeded by torch's at each step.
-    """
+    """How steps are compiled: the backend of torch.compile, what to do where that fails, how many graphs to make at most."""
 
     backend: str | Callable = "inductor"
     fallback: bool = False
     graphs: int = 8
-    same_draws: bool = False
 
     @classmethod
     def of(cls, given: Any) -> Options | None:
@@ -378,7 +373,7 @@ class Compiler:
         line = "the end of the step"
         ends = [sources.of(Captured(leaf, captured[0].node, line, False)) for leaf in leaves]
         try:
-            compiled = compiled_graph(graph, [x.tensor for x in inputs], self.options.backend, self.options.same_draws)
+            compiled = compiled_graph(graph, [x.tensor for x in inputs], self.options.backend)
         except PplgradError:
             raise
         except Exception as error:

@@ -18,9 +18,7 @@ from torch.fx import GraphModule
 Graph = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 
 
-def compiled_graph(
-    graph: GraphModule, inputs: Sequence[torch.Tensor], backend: str | Callable, same_draws: bool
-) -> Graph:
+def compiled_graph(graph: GraphModule, inputs: Sequence[torch.Tensor], backend: str | Callable) -> Graph:
     """Return a graph compiled by one of torch.compile's backends, from a list of inputs to its outputs.
 
     The graph is given to the backend as it is: Dynamo, which would trace it once more and check it at every call, is left out.
@@ -32,7 +30,7 @@ def compiled_graph(
         if backend == "inductor":
             from torch._inductor.compile_fx import compile_fx
 
-            compiled = compile_fx(graph, inputs, config_patches={"fallback_random": same_draws})
+            compiled = compile_fx(graph, inputs)
         else:
             from torch._dynamo.backends.registry import lookup_backend
 

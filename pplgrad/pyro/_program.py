@@ -16,7 +16,11 @@ from pyro.poutine.util import site_is_subsample
 
 from pplgrad.engine.checks import impossible_log_prob, refuse_mismatch, refuse_model_estimator
 from pplgrad.engine.program import EVERY, CostSpec, Plate, Run, SiteSpec
+<<<<<<< HEAD
 from pplgrad.errors import PplgradError, ProgramError
+=======
+from pplgrad.errors import CompileError, ProgramError
+>>>>>>> compile
 from pplgrad.estimators.base import Estimator, SiteInfo
 from pplgrad.estimators.relaxed import Relaxation
 from pplgrad.objectives import CostWeights, Objective
@@ -309,6 +313,8 @@ def log_prob(name: str, site: Any, fn: Any) -> torch.Tensor:
     """Return the log density of a site's value, naming the site if its shape does not fit."""
     try:
         return fn.log_prob(site["value"], *site["args"], **site["kwargs"])
+    except CompileError:
+        raise
     except (ValueError, RuntimeError) as error:
         raise impossible_log_prob(name, fn, error) from error
 

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pplgrad.pyro._guards import is_library
 
+_WATCHING = (__name__, "pplgrad.pyro._recording")
 # Reading a value inside these is a check of arguments, not control flow of the user's program.
 _CHECKING = ("torch.distributions", "pyro.distributions", "pyro.util", "pyro.poutine", "pyro.infer")
 LEAVING = {
@@ -209,7 +210,7 @@ def is_check() -> bool:
         module = frame.f_globals.get("__name__", "")
         if module.startswith(_CHECKING):
             return True
-        if module != __name__ and module.partition(".")[0] != "torch":
+        if module not in _WATCHING and module.partition(".")[0] != "torch":
             return False
         frame = frame.f_back  # type: ignore[assignment]
     return False

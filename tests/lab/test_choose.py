@@ -70,7 +70,8 @@ def test_it_ends_in_time_and_says_what_it_did_not_measure():
     found = choose(toy, {"a": list(KNOWN)}, 0.05)
     assert time.perf_counter() - begin < 2
     assert [row["note"] for row in found.table].count("not measured: out of time") == 2
-    assert json.loads(json.dumps(found.to_dict()))["estimators"]
+    assert json.loads(json.dumps(found.to_dict()))["estimators"] and found.unmeasured == 2
+    assert "time ran out before the other 2, give more seconds" in str(found)
 
 
 def test_what_fails_is_left_out_with_its_reason():

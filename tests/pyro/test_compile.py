@@ -11,6 +11,7 @@ import torch
 from pyro import poutine
 from pyro.infer import SVI
 from pyro.infer.autoguide import AutoNormal
+from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch.distributions import constraints
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -325,6 +326,38 @@ def test_modules_and_autoguides():
     assert pyro.get_param_store().get_state()["params"]["network$$$weight"] is network.weight
 
 
+class Regression(PyroModule):
+    """Weights with a prior, a constrained parameter, a buffer, a minibatch; its prior checks values."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = PyroModule[torch.nn.Linear](2, 1)
+        self.net.weight = PyroSample(dist.Normal(0.0, 1.0, validate_args=True).expand([1, 2]).to_event(2))
+        self.noise = PyroParam(torch.tensor(1.0), constraint=constraints.positive)
+        self.register_buffer("offset", torch.tensor(0.1))
+
+    def forward(self, x, y):
+        mean = self.net(x)[..., 0] + self.offset
+        with pyro.plate("data", len(x), subsample_size=3) as index:
+            pyro.sample("y", dist.Normal(mean[index], self.noise), obs=y[index])
+
+
+def test_pyro_modules_under_svi():
+    x, y = torch.randn(6, 2), torch.randn(6)
+    ends = []
+    for given in (False, CHEAP):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        model = Regression()
+        elbo = TraceGrad_ELBO(compile=given)
+        svi = SVI(model, AutoNormal(model), pyro.optim.Adam({"lr": 0.05}), elbo)
+        losses = [svi.step(x, y) for _ in range(8)]
+        ends.append((losses, {k: v.detach().numpy().copy() for k, v in pyro.get_param_store().named_parameters()}))
+    assert graphs(elbo) == 1
+    np.testing.assert_allclose(ends[1][0], ends[0][0], rtol=1e-12)
+    assert_same(ends[1][1], ends[0][1])
+
+
 def test_a_network_with_state_of_its_own():
     """Batch normalisation writes into its buffers; the graph does so too."""
     ends = []
@@ -544,7 +577,7 @@ def test_private_parts_of_torch_and_pyro():
     graph.output((graph.call_function(torch.ops.aten.mul.Tensor, (a, 3)),))
     module = torch.fx.GraphModule(torch.nn.Module(), graph)
     for backend in ("eager", "aot_eager"):
-        (tripled,) = internals.compiled_graph(module, [x], backend, False)([x.detach()])
+        (tripled,) = internals.compiled_graph(module, [x], backend)([x.detach()])
         assert tripled.tolist() == [3.0, 6.0] and not tripled.requires_grad
 
 
@@ -585,12 +618,13 @@ def enumerated(model, guide):
 
 
 @pytest.mark.slow
-def test_inductor_with_the_draws_of_eager_steps():
-    """float64, the same draws, the same gradient."""
+def test_inductor_gives_the_gradient_of_eager_steps():
+    """Summed over both values of the site, the gradient does not depend on the draw: the same to rounding."""
     model, guide = program()
-    elbo = compiled(model, guide, compile={"same_draws": True})
-    for seed in range(5):
-        wanted = step(TraceGrad_ELBO(estimators={"*": ScoreFunction()}), model, guide, seed=seed)
+    chosen = {"estimators": {"z": LocalExpectation()}}
+    elbo = compiled(model, guide, compile=True, **chosen)
+    for seed in range(3):
+        wanted = step(TraceGrad_ELBO(**chosen), model, guide, seed=seed)
         found = step(elbo, model, guide, seed=seed)
-        for name, value in wanted.items():
-            np.testing.assert_allclose(found[name], value, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(found["a"], wanted["a"], rtol=1e-12)
+        assert abs(found["a"]) > 1e-3
