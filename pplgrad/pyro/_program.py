@@ -16,11 +16,7 @@ from pyro.poutine.util import site_is_subsample
 
 from pplgrad.engine.checks import impossible_log_prob, refuse_mismatch, refuse_model_estimator
 from pplgrad.engine.program import EVERY, CostSpec, Plate, Run, SiteSpec
-<<<<<<< HEAD
-from pplgrad.errors import PplgradError, ProgramError
-=======
-from pplgrad.errors import CompileError, ProgramError
->>>>>>> compile
+from pplgrad.errors import CompileError, PplgradError, ProgramError
 from pplgrad.estimators.base import Estimator, SiteInfo
 from pplgrad.estimators.relaxed import Relaxation
 from pplgrad.objectives import CostWeights, Objective
