@@ -76,13 +76,16 @@ def pyro_program(options, train, seed):
 
     def episode(x, choose):
         """Yield (t, state, alive, next state, alive then) of each step until no pole stands."""
-        made = environment(x.numpy(), steps)
-        state, alive = x, torch.ones(len(x), dtype=torch.bool)
+        made, state, alive = None, x, torch.ones(len(x), dtype=torch.bool)
         for t in range(steps):
             action = choose(t, state, alive)
-            reached, _, fallen, _, _ = made.step(action.numpy())
+            if made is None:
+                # Vectorized particles stand left of the episodes, each with an environment of its own.
+                made = environment(x.expand(*action.shape, 4).reshape(-1, 4).numpy(), steps)
+            reached, _, fallen, _, _ = made.step(action.flatten().numpy())
+            after = torch.as_tensor(reached).reshape(*action.shape, 4)
             # What would come after the last step is worth nothing.
-            after, standing = torch.as_tensor(reached), alive & ~torch.as_tensor(fallen) & (t + 1 < steps)
+            standing = alive & ~torch.as_tensor(fallen).reshape(action.shape) & (t + 1 < steps)
             yield t, state, alive, after, standing
             state, alive = after, standing
             if not alive.any():
@@ -93,7 +96,7 @@ def pyro_program(options, train, seed):
         params = registered(pyro, start, "value") if options["baseline"] else {}
 
         def value(state):
-            return network("value", torch, params, state)[:, 0] if params else torch.zeros(len(state))
+            return network("value", torch, params, state)[..., 0] if params else torch.zeros(state.shape[:-1])
 
         with pyro.plate("episodes", len(x)):
             rewards, values = [], []
@@ -109,8 +112,8 @@ def pyro_program(options, train, seed):
                 values.append(now)
                 pyro.factor(f"reward{t}", rewards[-1] + then - now.detach())
             if params:
-                to_go = torch.stack(rewards).flip(0).cumsum(0).flip(0)
-                loss = ((torch.stack(values) - to_go) ** 2).sum(0) / 2
+                rewards, values = (torch.stack(torch.broadcast_tensors(*several)) for several in (rewards, values))
+                loss = ((values - rewards.flip(0).cumsum(0).flip(0)) ** 2).sum(0) / 2
                 pyro.factor("critic", loss.detach() - loss)
 
     def guide(x):
