@@ -78,7 +78,7 @@ def full() -> list[Cell]:
         for layers in (1, 2)
         for latents in (50, 200)
     ]
-    cells += [Cell(Work(kind, length), everyone, 600) for length in (10, 50, 200, 1000) for kind in ("scan", "chain")]
+    cells += [Cell(Work(kind, length), everyone, 400) for length in (10, 50, 200, 1000) for kind in ("scan", "chain")]
     cells.append(Cell(Work("plate", 200, batch=10_000), everyone, 300))
     names = [f"{type(estimator).__name__}()" for estimator in every_estimator()]
     names.remove(reference := "ScoreFunction()")

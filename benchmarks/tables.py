@@ -241,40 +241,18 @@ def _number(value: float | None, form: str) -> str:
 
 def _estimator_table(frame: pd.DataFrame, rows: pd.DataFrame) -> str:
     lines = []
-    for _, row in rows.drop_duplicates(["work", "contestant"]).iterrows():
+    for _, row in rows.iterrows():
         library, name = row["contestant"].split(" ", 1)
-        if row["status"] != "measured":
-            lines.append((row["work"], library, f"`{name}`", "", "", "", "", row["reason"]))
-            continue
+        shown = (row["work"], library, f"`{name}`")
         relative = ratio(frame, row["work"], row["contestant"], f"{library} {ESTIMATOR_REFERENCE}")
-        evaluations = int(row["note"].split()[0])
-        each = "" if relative is None else f"{relative.middle / evaluations:.2g}"
-        peak = _number(row.get("peak_mib"), ".0f")
-        lines.append(
-            (
-                row["work"],
-                library,
-                f"`{name}`",
-                short(row["step_ms"]),
-                str(relative),
-                str(evaluations),
-                each,
-                peak,
-                "",
-            )
-        )
-    columns = (
-        "work",
-        "library",
-        "estimator",
-        "step, ms",
-        "/ ScoreFunction()",
-        "evaluations",
-        "/ evaluation",
-        "peak, MiB",
-        "",
-    )
-    return table(columns, [line if len(line) == 9 else (*line[:7], "", line[7]) for line in lines])
+        if row["status"] != "measured" or relative is None:
+            lines.append((*shown, *[""] * 5, row["reason"]))
+            continue
+        evaluations = int(row["note"].split()[1])
+        each, peak = short(relative.middle / evaluations), _number(row.get("peak_mib"), ".0f")
+        lines.append((*shown, short(row["step_ms"]), str(relative), str(evaluations), each, peak, ""))
+    columns = ("work", "library", "estimator", "step, ms", "/ ScoreFunction()", "evaluations", "/ evaluation")
+    return table((*columns, "peak, MiB", "note"), lines)
 
 
 TEXTS = ("aim", "work", "contestant", "library", "estimator", "note", "")
