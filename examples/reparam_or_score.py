@@ -72,7 +72,6 @@ def main(backend, steps, seed, out):
         axes[2].plot(smooth, color=colour, label=name)
     axes[2].set(
         yscale="log",
-        ylim=(1e-4, None),
         xlabel="step, one draw each",
         ylabel="cost (x − c)², mean of 20 steps",
         title="training from d = 3, σ = 1",

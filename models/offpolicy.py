@@ -73,7 +73,9 @@ def program(ppl, dist, xp, array, options, start):
     def guide(x):
         with ppl.plate("patients", x.shape[0]):
             u = ppl.sample("u", dist.Bernoulli(array(0.5)))
-            logits = policy(x) if source == "own" else xp.log(at(logged, u))
+            # θ is the guide's whatever the source, so that the lab sees the policy's gradient.
+            own = policy(x)
+            logits = own if source == "own" else xp.log(at(logged, u))
             ppl.sample("a", dist.Categorical(logits=logits))
 
     return model, guide
