@@ -130,6 +130,41 @@ def test_costs_along_time(flags, wanted):
     np.testing.assert_allclose(found["z"].ravel(), wanted(cost))
 
 
+@pytest.mark.parametrize(
+    ("reads", "ways"),
+    [
+        ({"x": "b", "y": "abc", "z": "ab", "w": "b", "v": "ba"}, "cumulative"),
+        ({"x": "a", "y": "c", "z": "b", "w": "a"}, "picked"),
+        ({"x": "abc", "y": "abc", "z": ""}, "shared"),
+        ({"x": "a", "y": "ab", "z": "c", "w": "abc"}, "product"),
+    ],
+)
+def test_shared_sums(reads, ways):
+    """Each site gets the signed costs that read it, in whichever way they are added up."""
+    sites = [SiteSpec(name, (), SCORE) for name in "abc" if any(name in r for r in reads.values())]
+    costs = [CostSpec(name, (), (-1.0) ** i, every(*r)) for i, (name, r) in enumerate(reads.items())]
+    arrays = list(np.random.default_rng(0).normal(size=(len(costs), 2)))
+    (link,) = Layout.build(sites, costs).links[0]
+    (sums,) = link.sums.values()
+    same = sums.ends is not None and (sums.ends == sums.ends[0]).all()
+    assert ways == (
+        "product" if sums.order is None else "picked" if sums.ends is None else "shared" if same else "cumulative"
+    )
+    for name, found in totals(sites, costs, arrays).items():
+        wanted = sum(cost.sign * x for cost, x in zip(costs, arrays, strict=True) if name in cost.reads)
+        np.testing.assert_allclose(found, wanted, atol=1e-14)
+
+
+def test_an_impossible_cost_is_charged_to_no_draw_after_it():
+    sites = [SiteSpec(name, (), SCORE, every(*"ab"[:i])) for i, name in enumerate("ab")]
+    found = totals(
+        sites,
+        [CostSpec("x", (), 1.0, every("a")), CostSpec("y", (), 1.0, every("b"))],
+        list(np.array([[-np.inf], [2.0]])),
+    )
+    assert found["a"] == -np.inf and found["b"] == 2
+
+
 def test_undeclared_batch_dimensions_are_summed():
     x = np.arange(24.0).reshape(1, 2, 4, 3)
     np.testing.assert_allclose(to_shape(OPS, x, (3,)), x.sum((1, 2)))
