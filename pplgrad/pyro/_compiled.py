@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.runtime import am_i_wrapped
 
 from pplgrad.errors import CompileError, ConfigurationError, ImpossibleValueError, PplgradError
 from pplgrad.pyro._baselines import state_name, store_states
@@ -186,9 +187,10 @@ class CompiledStep:
                     leaf.grad.add_(gradient)
             for name, state in zip(self.states, others[len(leaves) :], strict=True):
                 params[name].copy_(state)
-        for name in self.params:
-            # SVI learns in this way which parameters the step has.
-            pyro.param(name)
+        if am_i_wrapped():
+            for name in self.params:
+                # SVI learns in this way which parameters the step has.
+                pyro.param(name)
         return value
 
     def _check_constraints(self, params: Mapping[str, torch.Tensor]) -> None:

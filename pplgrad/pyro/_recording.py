@@ -48,6 +48,7 @@ class Recorder(TorchDispatchMode):
         self._alive: list[torch.Tensor] = []
         self._captured: list[Captured] = []
         self._generators: dict[torch.device, torch.Tensor] = {}
+        self._written = False
         self._leaving = _Leaving(self)
 
     def __enter__(self) -> Recorder:
@@ -72,14 +73,18 @@ class Recorder(TorchDispatchMode):
         if drawn:
             self._check_generator(args, kwargs)
         out = func(*args, **kwargs)
-        if not any(True for _ in tensors_in(out)):
+        written = func._schema.is_mutable
+        if not written and not any(True for _ in tensors_in(out)):
             return out
         if lifted:
             self._bind(out, inputs[0][0])
             return out
         node = self._graph.call_function(func, *inputs)
         node.meta["fixed"] = not drawn and all(x.meta["fixed"] for x in node.all_input_nodes)
-        self._bind(out, node)
+        # What was made of constants alone may be a view of what this operation wrote into.
+        self._written |= written and not node.meta["fixed"]
+        if out is not None:
+            self._bind(out, node)
         if drawn:
             self._note_generator(out)
         return out
@@ -148,7 +153,7 @@ class Recorder(TorchDispatchMode):
         """Refuse that Python reads a tensor's value, unless it is made of constants or a library checks its arguments."""
         read = list(tensors_in(tree))
         nodes = [self._nodes.get(id(x)) for x in read]
-        if all(node is not None and node.meta["fixed"] for node in nodes):
+        if not self._written and all(node is not None and node.meta["fixed"] for node in nodes):
             return
         if is_check() and all(x.dtype == torch.bool for x in read):
             return

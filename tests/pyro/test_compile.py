@@ -358,6 +358,20 @@ def test_pyro_modules_under_svi():
     assert_same(ends[1][1], ends[0][1])
 
 
+def test_writes_into_lists_and_into_what_a_view_shows():
+    def after(z):
+        row = torch.zeros(2)
+        view = row[0]
+        torch._foreach_add_([row], [z * torch.ones(2)])
+        pyro.factor("f", view + row[1])
+
+    model, guide = program(after=after)
+    elbo = compiled(model, guide)
+    for seed in range(4):
+        wanted = step(TraceGrad_ELBO(estimators={"*": ScoreFunction()}), model, guide, seed=seed)
+        assert_same(step(elbo, model, guide, seed=seed), wanted)
+
+
 def test_a_network_with_state_of_its_own():
     """Batch normalisation writes into its buffers; the graph does so too."""
     ends = []
@@ -435,6 +449,7 @@ def refused():
     yield "if", branch
     yield "item", lambda z: z.item()
     yield "list", lambda z: z.tolist()
+    yield "view", lambda z: [row := torch.zeros(2), view := row[0], row.add_(z), view.item()]
     yield "copy", lambda z: pyro.factor("f", torch.tensor([z, z]).sum())
     yield "shape", lambda z: pyro.factor("f", torch.ones(2)[torch.stack([z, z]) > 0].sum())
     yield "generator", lambda z: pyro.factor("f", torch.rand((), generator=generator))
