@@ -119,7 +119,7 @@ def main(backend, steps, seed, out):
 
 
 def draw(machines, bars, x, rng, out):
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.6))
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.8))
     for i, (energy, machine) in enumerate(machines.items()):
         for weighted, style in ((False, "-"), (True, "--")):
             errors = [np.mean([machine.sampled_error(n, weighted, rng) for _ in range(10)]) for n in COUNTS]
@@ -128,20 +128,24 @@ def draw(machines, bars, x, rng, out):
     left.set(xscale="log", yscale="log", xlabel="draws of the sampler", ylabel="error / norm of the exact one")
     left.set_title("negative phase")
     left.legend(fontsize=7)
-    middle.barh(list(bars), list(bars.values()), color=[COLOURS[6], COLOURS[0], COLOURS[5], COLOURS[1]])
-    for place, value in enumerate(bars.values()):
-        middle.annotate(f"{value:.2f} ", (value, place), va="center", ha="right", fontsize=8)
+    alone = bars["independent pixels"]
+    models = {name: value for name, value in bars.items() if name != "independent pixels"}
+    names = [name.replace(", ", ",\n") for name in models]
+    middle.barh(names, [value - alone for value in models.values()], color=[COLOURS[0], COLOURS[5], COLOURS[1]])
+    for place, value in enumerate(models.values()):
+        middle.annotate(f" {value:.2f}", (value - alone, place), va="center", fontsize=8)
     middle.invert_yaxis()
-    middle.margins(x=0.2)
-    middle.set(xlabel="log likelihood, nats / digit", title="held-out digits")
-    rows = [("digits", x[rng.choice(len(x), 12, replace=False)])]
+    middle.margins(x=0.25)
+    middle.set(xlabel=f"log likelihood above independent pixels\n({alone:.2f}), nats / digit", title="held-out digits")
+    rows = [("digits", x[rng.choice(len(x), 21, replace=False)])]
     for energy, machine in machines.items():
-        rows.append((f"{energy}", STATES[rng.choice(len(STATES), 12, p=machine.p / machine.p.sum())]))
-    tiles = np.pad(
-        np.stack([r for _, r in rows]).reshape(3, 12, 4, 4), ((0, 0), (0, 0), (1, 0), (1, 0)), constant_values=0.5
-    )
-    right.imshow(tiles.transpose(0, 2, 1, 3).reshape(15, 60), cmap="gray", vmin=0, vmax=1)
-    right.set(xticks=[], yticks=5 * np.arange(3) + 2.5, yticklabels=[name for name, _ in rows], title="exact samples")
+        rows.append((energy, STATES[rng.choice(len(STATES), 21, p=machine.p / machine.p.sum())]))
+    shape = ((0, 0), (0, 0), (0, 0), (1, 0), (1, 0))
+    tiles = np.pad(np.stack([r for _, r in rows]).reshape(3, 3, 7, 4, 4), shape, constant_values=0.5)
+    tiles = np.pad(tiles.transpose(0, 1, 3, 2, 4).reshape(3, 15, 35), ((0, 0), (2, 0), (0, 0)), constant_values=1.0)
+    right.imshow(tiles.reshape(51, 35), cmap="gray", vmin=0, vmax=1)
+    right.set(xticks=[], yticks=17 * np.arange(3) + 9.5, yticklabels=[name for name, _ in rows])
+    right.set_title("samples of p")
     save(figure, out)
 
 

@@ -1,6 +1,5 @@
 """The search finds the best network, which is known, and its objective is the one that can be enumerated."""
 
-import importlib
 import sys
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 
 from pplgrad import LeaveOneOut, LocalExpectation, ScoreFunction
+from pplgrad.numpyro import check_gradients
 
 
 @pytest.fixture(scope="module")
@@ -50,19 +50,10 @@ def test_the_search_finds_the_known_best(backend, estimator, particles, story, s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["pyro", "numpyro"])
-def test_the_gradient_is_that_of_the_enumerated_space(backend, script):
+def test_the_gradient_is_that_of_the_enumerated_space(script):
     scores = np.random.default_rng(0).normal(size=(1, int(np.prod(script.SIZES)))).astype(np.float32)
-    plug_in = importlib.import_module(f"pplgrad.{backend}")
-    model, guide = getattr(script, f"{backend}_program")({**script.OPTIONS, "temperature": 1.0}, scores, 0)
-    if backend == "pyro":
-        import pyro
-        import torch
-
-        pyro.clear_param_store()
-        scores = torch.tensor(scores)
+    model, guide = script.numpyro_program({**script.OPTIONS, "temperature": 1.0}, scores, 0)
     choice = {"width": ScoreFunction(LeaveOneOut()), "second": LocalExpectation(), "*": ScoreFunction()}
-    check = plug_in.check_gradients(
-        model, guide, (scores,), estimators=choice, num_particles=2, draws=1000, tolerance=0.3
-    )
+    settings = dict(estimators=choice, num_particles=2, draws=1000, tolerance=0.3)
+    check = check_gradients(model, guide, (scores,), **settings)
     assert "enumerated" in check.reference and check.status == "unbiased", str(check)
