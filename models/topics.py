@@ -24,7 +24,7 @@ WHOLE_DATA = True
 MODULES = ("fft", "linalg", "ndimage", "signal", "stats")
 NO_WORD = -1
 DULL = {
-    *("array", "arrays", "array_like", "axis", "default", "dtype", "examples", "float", "function", "int", "input", "ndarray"),
+    *("array", "arrays", "like", "axis", "default", "dtype", "examples", "float", "function", "int", "input", "ndarray"),
     *("none", "notes", "object", "optional", "output", "parameters", "references", "return", "returned", "returns", "scipy", "shape", "size"),
     *("true", "false", "type", "using", "used", "use", "value", "values", "version", "given", "number", "numpy", "import", "np", "plt", "rng"),
 }  # fmt: skip
@@ -140,3 +140,38 @@ def program(ppl, dist, xp, array, index, options, train, seed):
                 ppl.sample("z", dist.Categorical(logits=logits))
 
     return model, guide
+
+
+def pyro_program(options, train, seed):
+    """Return model and guide for Pyro."""
+    import types
+
+    import pyro
+    import pyro.distributions as dist
+    import torch
+
+    ppl = types.SimpleNamespace(sample=pyro.sample, param=pyro.param, plate=pyro.plate)
+    ppl.mask = lambda mask: pyro.poutine.mask(mask=mask)
+
+    def array(a):
+        return torch.tensor(a, dtype=torch.float32)
+
+    return program(ppl, dist, torch, array, torch.Tensor.long, options, train, seed)
+
+
+def numpyro_program(options, train, seed):
+    """Return model and guide for NumPyro."""
+    import types
+
+    import jax.numpy as jnp
+    import numpyro
+    import numpyro.distributions as dist
+    from numpyro import handlers
+
+    ppl = types.SimpleNamespace(sample=numpyro.sample, param=numpyro.param, plate=numpyro.plate)
+    ppl.mask = lambda mask: handlers.mask(mask=mask)
+
+    def index(x):
+        return x.astype(int)
+
+    return program(ppl, dist, jnp, lambda a: jnp.asarray(a, jnp.float32), index, options, train, seed)
