@@ -16,7 +16,7 @@ from pplgrad import LeaveOneOut, Reparam, ScoreFunction
 CHOICE = {"z": ScoreFunction(LeaveOneOut()), "topics": Reparam(), "share": Reparam()}
 
 
-@story(steps=400, backends=("pyro", "numpyro"))
+@story(steps=250, backends=("pyro", "numpyro"))
 def main(backend, steps, seed, out):
     from sklearn.decomposition import LatentDirichletAllocation
     from sklearn.metrics import normalized_mutual_info_score
