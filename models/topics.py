@@ -17,14 +17,15 @@ OPTIONS = {
     "length": 40,  # words of a text that are kept
     "batch": 32,  # documents that a step sees
     "alpha": 0.3,
-    "eta": 0.1,
+    "eta": 0.5,
 }
 DISCRETE = ("z",)
 WHOLE_DATA = True
 MODULES = ("fft", "linalg", "ndimage", "signal", "stats")
 NO_WORD = -1
+FLOOR = 0.3  # no Dirichlet of the guide is sparser: draws that round to zero have no density
 DULL = {
-    *("array", "arrays", "array_like", "axis", "default", "dtype", "examples", "float", "function", "int", "input", "ndarray"),
+    *("array", "arrays", "like", "axis", "default", "dtype", "examples", "float", "function", "int", "input", "ndarray"),
     *("none", "notes", "object", "optional", "output", "parameters", "references", "return", "returned", "returns", "scipy", "shape", "size"),
     *("true", "false", "type", "using", "used", "use", "value", "values", "version", "given", "number", "numpy", "import", "np", "plt", "rng"),
 }  # fmt: skip
@@ -85,7 +86,9 @@ def topic_shares(params, words):
 def shape_of_shares(xp, count, params):
     """Return the Dirichlet's parameters of the shares: a positive number for each topic, and the words' votes."""
     votes = xp.exp(params["see"])
-    return xp.exp(params["share_bias"]) + count @ (votes / votes.sum(-1, keepdims=True)) * xp.exp(params["trust"])
+    return (
+        FLOOR + xp.exp(params["share_bias"]) + count @ (votes / votes.sum(-1, keepdims=True)) * xp.exp(params["trust"])
+    )
 
 
 def initial(options, train, seed):
@@ -97,7 +100,7 @@ def initial(options, train, seed):
     return {
         "topic_shape": np.log(0.5 + 0.02 * len(train) * size / k * frequency / frequency.sum()) + near,
         "see": near.T.copy(),
-        "share_bias": np.full(k, np.log(float(options["alpha"]))),
+        "share_bias": np.full(k, -2.0),
         "trust": np.zeros(1),
         "word": near.T.copy(),
     }
@@ -129,7 +132,7 @@ def program(ppl, dist, xp, array, index, options, train, seed):
                 ppl.sample("w", dist.Categorical(probs=probabilities), obs=words.clip(0))
 
     def guide(x):
-        ppl.sample("topics", dist.Dirichlet(xp.exp(param("topic_shape"))).to_event(1))
+        ppl.sample("topics", dist.Dirichlet(FLOOR + xp.exp(param("topic_shape"))).to_event(1))
         votes = {name: param(name) for name in ("see", "share_bias", "trust")}
         with documents(x) as rows:
             words = index(x[rows])
@@ -140,3 +143,38 @@ def program(ppl, dist, xp, array, index, options, train, seed):
                 ppl.sample("z", dist.Categorical(logits=logits))
 
     return model, guide
+
+
+def pyro_program(options, train, seed):
+    """Return model and guide for Pyro."""
+    import types
+
+    import pyro
+    import pyro.distributions as dist
+    import torch
+
+    ppl = types.SimpleNamespace(sample=pyro.sample, param=pyro.param, plate=pyro.plate)
+    ppl.mask = lambda mask: pyro.poutine.mask(mask=mask)
+
+    def array(a):
+        return torch.tensor(a, dtype=torch.float32)
+
+    return program(ppl, dist, torch, array, torch.Tensor.long, options, train, seed)
+
+
+def numpyro_program(options, train, seed):
+    """Return model and guide for NumPyro."""
+    import types
+
+    import jax.numpy as jnp
+    import numpyro
+    import numpyro.distributions as dist
+    from numpyro import handlers
+
+    ppl = types.SimpleNamespace(sample=numpyro.sample, param=numpyro.param, plate=numpyro.plate)
+    ppl.mask = lambda mask: handlers.mask(mask=mask)
+
+    def index(x):
+        return x.astype(int)
+
+    return program(ppl, dist, jnp, lambda a: jnp.asarray(a, jnp.float32), index, options, train, seed)
