@@ -51,8 +51,9 @@ def main(backend, steps, seed, out):
         angles = tried(params, seed)
         lengths = (~np.isnan(angles)).sum(0)
         name, later = "value baseline" if baseline else "no baseline", stood[steps // 5 :]
+        print(f"{name}: stands {lengths.mean():.0f} of {LONGEST} steps in Gymnasium when trained, mean of 50 episodes")
         print(
-            f"{name}: trained policy stands {lengths.mean():.0f} of {LONGEST} steps in Gymnasium, mean of 50 episodes"
+            f"{name}: mean return after the first fifth of training {later.mean():.0f} steps, lowest {later.min():.0f}"
         )
         left.plot(np.arange(steps), stood, color=colour, label=name)
         if baseline:
