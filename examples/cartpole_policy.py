@@ -16,6 +16,7 @@ from _story import COLOURS, model_script, save, story, train
 from pplgrad import Expectation, ScoreFunction
 
 LONGEST = 500  # steps of an episode when the policy is tried
+BATCH = 4  # episodes of a training step
 
 
 def trained(backend, steps, seed, baseline, longest=200):
@@ -25,8 +26,8 @@ def trained(backend, steps, seed, baseline, longest=200):
     data, _ = script.load(options, seed)
     program = getattr(script, f"{backend}_program")(options, data, seed)
     settings = dict(estimators={"a*": ScoreFunction()}, objective=Expectation(entropy=0.001))
-    params, losses = train(backend, program, data, steps, seed, learning_rate=0.01, batch_size=16, **settings)
-    return params, -losses / 16 / script.REWARD
+    params, losses = train(backend, program, data, steps, seed, learning_rate=0.01, batch_size=BATCH, **settings)
+    return params, -losses / BATCH / script.REWARD
 
 
 def tried(params, seed, episodes=50):
@@ -42,16 +43,17 @@ def tried(params, seed, episodes=50):
     return angles
 
 
-@story(steps=60)
+@story(steps=150)
 def main(backend, steps, seed, out):
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8))
     for baseline, colour in zip((True, False), COLOURS, strict=False):
         params, stood = trained(backend, steps, seed, baseline)
         angles = tried(params, seed)
         lengths = (~np.isnan(angles)).sum(0)
-        name = "value baseline" if baseline else "no baseline"
+        name, later = "value baseline" if baseline else "no baseline", stood[steps // 5 :]
+        print(f"{name}: stands {lengths.mean():.0f} of {LONGEST} steps in Gymnasium when trained, mean of 50 episodes")
         print(
-            f"{name}: trained policy stands {lengths.mean():.0f} of {LONGEST} steps in Gymnasium, mean of 50 episodes"
+            f"{name}: mean return after the first fifth of training {later.mean():.0f} steps, lowest {later.min():.0f}"
         )
         left.plot(np.arange(steps), stood, color=colour, label=name)
         if baseline:
@@ -60,7 +62,7 @@ def main(backend, steps, seed, out):
     right.plot(tried(start, seed)[:, :10], color=COLOURS[4], linewidth=0.9)
     for angle in (-12, 12):
         right.axhline(angle, color="grey", linestyle=":")
-    left.set(xlabel="training step (16 episodes each)", ylabel="mean return and entropy bonus, steps")
+    left.set(xlabel=f"training step ({BATCH} episodes each)", ylabel="mean return and entropy bonus, steps")
     left.legend(fontsize=8)
     right.plot([], [], color=COLOURS[0], label="trained, with a value baseline")
     right.plot([], [], color=COLOURS[4], label="before training")

@@ -11,7 +11,7 @@ score term. Ends with the objects found in new scenes, and with the numbers of o
 
 import matplotlib.pyplot as plt
 import numpy as np
-from _story import COLOURS, model_script, save, story, train
+from _story import COLOURS, model_script, story, train
 
 from pplgrad import ELBO, IWAE, VIMCO, LeaveOneOut, ScoreFunction
 
@@ -69,8 +69,14 @@ def main(backend, steps, seed, out):
             f"{name}: {np.mean(found == truth):.1%} of new scenes counted right (chance: {np.bincount(truth).max() / len(truth):.1%})"
         )
 
-    figure = plt.figure(figsize=(10, 6.4))
-    above, below = figure.subfigures(2, 1, height_ratios=(3, 4))
+    picture(results, seed, out)
+
+
+def picture(results, seed, out):
+    """Draw scenes with what was found in them, the bounds in training, and tables of numbers of objects."""
+    # Two grids of different widths, which only the constrained layout can arrange.
+    figure = plt.figure(figsize=(10, 6), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(2, 3))
     scenes, truth, found, canvases, _ = counted(results["IWAE"][0], seed)
     axes = above.subplots(2, 10)
     shown = np.argsort(truth, kind="stable")[np.linspace(0, len(truth) - 1, 10).astype(int)]
@@ -79,9 +85,9 @@ def main(backend, steps, seed, out):
             axis.imshow(image, cmap="gray_r", vmin=0, vmax=1)
             axis.set(xticks=[], yticks=[])
         column[0].set_title(f"{truth[index]} there", fontsize=8)
-        column[1].set_xlabel(f"{found[index]} found", fontsize=8)
+        column[1].set_title(f"{found[index]} found", fontsize=8)
     axes[0, 0].set_ylabel("scene")
-    axes[1, 0].set_ylabel("guide's, IWAE")
+    axes[1, 0].set_ylabel("IWAE")
 
     left, *rest = below.subplots(1, 1 + len(results), width_ratios=(2.2, *[1] * len(results)))
     for (name, (_, bound)), colour in zip(results.items(), COLOURS, strict=False):
@@ -97,7 +103,9 @@ def main(backend, steps, seed, out):
             axis.text(j, i, table[i, j], ha="center", va="center", fontsize=8)
         axis.set_title(name, fontsize=9)
         axis.set(xlabel="found", ylabel="there", xticks=range(4), yticks=range(4))
-    save(figure, out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=100)
+    print(f"written: {out}")
 
 
 if __name__ == "__main__":
