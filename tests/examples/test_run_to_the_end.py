@@ -1,0 +1,27 @@
+"""The stories of latent structure run from the command line to their picture; what they find is tested beside."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.examples.loading import EXAMPLES
+
+STORIES = {
+    "spike_slab": ("--backend", "pyro"),
+    "change_points": ("--backend", "pyro"),
+    "telegraph": ("--backend", "pyro"),
+    "dirichlet_process": ("--backend", "pyro"),
+    "topics": ("--backend", "pyro"),
+    "hmm": (),
+    "switching": (),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STORIES)
+def test_story(name, tmp_path):
+    out = tmp_path / "picture.png"
+    command = [sys.executable, EXAMPLES / f"{name}.py", *STORIES[name], "--steps", "2", "--seed", "1", "--out", out]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert out.exists() and f"written: {out}" in shown
