@@ -7,7 +7,7 @@ The search distribution is a guide with a site for each choice, the score is a `
 a closed form here, because all 128 networks were trained beforehand. Where a score costs hours nobody can do that, but this search would
 be the same: it uses nothing but the scores of what it draws. Ends with the climb by estimator, and where the search ends.
 
-    python examples/architecture_search.py --backend numpyro --steps 400 --out results/architecture_search.png
+    python examples/architecture_search.py --backend numpyro --steps 600 --out results/architecture_search.png
 """
 
 import matplotlib.pyplot as plt
@@ -53,7 +53,7 @@ def named(script, place):
     return f"{pixels} × {pixels} pixels, {width} {f'and {second} ' if second else ''}{activation} units"
 
 
-@story(steps=400)
+@story(steps=600)
 def main(backend, steps, seed, out):
     script = model_script("architecture")
     scores, tested = script.load(script.OPTIONS, seed)

@@ -16,7 +16,7 @@ OPTIONS = {
     "temperature": 0.5,  # percent points of score that a nat of entropy is worth
     "weights_per_percent": 2000,  # what a percent point of accuracy may cost
     "train_images": 400,
-    "epochs": 20,
+    "epochs": 30,
 }
 SPACE = {
     "width": (8, 16, 32, 64),  # units of the hidden layer

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -54,6 +55,6 @@ def test_the_gradient_is_that_of_the_enumerated_space(script):
     scores = np.random.default_rng(0).normal(size=(1, int(np.prod(script.SIZES)))).astype(np.float32)
     model, guide = script.numpyro_program({**script.OPTIONS, "temperature": 1.0}, scores, 0)
     choice = {"width": ScoreFunction(LeaveOneOut()), "second": LocalExpectation(), "*": ScoreFunction()}
-    settings = dict(estimators=choice, num_particles=2, draws=1000, tolerance=0.3)
-    check = check_gradients(model, guide, (scores,), **settings)
+    settings = dict(estimators=choice, num_particles=2, draws=20_000, tolerance=0.3)
+    check = check_gradients(model, guide, (jnp.asarray(scores),), **settings)
     assert "enumerated" in check.reference and check.status == "unbiased", str(check)
