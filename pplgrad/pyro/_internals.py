@@ -1,6 +1,6 @@
 """What compiled steps use of torch and Pyro that is private there, or differs between versions: all of it is here.
 
-`tests/pyro/test_compile.py` tests each function by itself, so that a new version that breaks one is seen at once.
+`tests/pyro/test_compile_refusals.py` tests each function by itself, so that a new version that breaks one is seen at once.
 """
 
 from __future__ import annotations

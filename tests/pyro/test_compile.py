@@ -1,6 +1,5 @@
 """Compiled steps give the gradient of eager ones on the same draws, and notice everything that changes."""
 
-import re
 from contextlib import nullcontext
 
 import numpy as np
@@ -13,8 +12,6 @@ from pyro.infer import SVI
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch.distributions import constraints
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pplgrad import (
     IWAE,
@@ -29,10 +26,9 @@ from pplgrad import (
     ScoreFunction,
     Watch,
 )
-from pplgrad.errors import BaselineError, CompileError, ConfigurationError, ImpossibleValueError
+from pplgrad.errors import BaselineError
 from pplgrad.objectives import ELBO
 from pplgrad.pyro import TraceGrad_ELBO, config_estimators
-from pplgrad.pyro import _internals as internals
 from pplgrad.testing.in_pyro import HOST, assert_same, fresh, gradient
 from pplgrad.testing.programs import CASES
 
@@ -431,169 +427,6 @@ def test_a_number_that_is_another_at_every_step_is_told():
     with pytest.warns(UserWarning, match="another kind at almost every step"):
         for i in range(8):
             step(elbo, model, guide, float(i))
-
-
-def refused():
-    """Yield (name, what the program does with its draw) for what cannot be recorded."""
-    counter = Holder()
-    counter.n = 0
-    generator = torch.Generator()
-
-    def branch(z):
-        if z > 0:
-            pyro.factor("f", z)
-
-    def count(z):
-        counter.n += 1
-
-    yield "if", branch
-    yield "item", lambda z: z.item()
-    yield "list", lambda z: z.tolist()
-    yield "view", lambda z: [row := torch.zeros(2), view := row[0], row.add_(z), view.item()]
-    yield "copy", lambda z: pyro.factor("f", torch.tensor([z, z]).sum())
-    yield "shape", lambda z: pyro.factor("f", torch.ones(2)[torch.stack([z, z]) > 0].sum())
-    yield "generator", lambda z: pyro.factor("f", torch.rand((), generator=generator))
-    yield "seed", lambda z: [torch.rand(()), torch.manual_seed(0), pyro.factor("f", torch.rand(()))]
-    yield "counter", count
-
-
-@pytest.mark.parametrize("name", [name for name, _ in refused()])
-def test_what_cannot_be_compiled_is_refused_and_named(name):
-    after = dict(refused())[name]
-    model, guide = program(after=after)
-    elbo = TraceGrad_ELBO(estimators={"*": ScoreFunction()}, compile=CHEAP)
-    with pytest.raises(CompileError) as caught:
-        for _ in range(8):
-            step(elbo, model, guide)
-    message = str(caught.value)
-    assert "\n" not in message
-    if name != "counter":
-        line = int(re.search(r"test_compile\.py:(\d+)", message).group(1))
-        assert abs(line - after.__code__.co_firstlineno) <= 1
-    falling = TraceGrad_ELBO(estimators={"*": ScoreFunction()}, compile={**CHEAP, "fallback": True})
-    with pytest.warns(UserWarning, match="go on eagerly"):
-        for _ in range(8):
-            found = step(falling, model, guide)
-    wanted = step(TraceGrad_ELBO(estimators={"*": ScoreFunction()}), model, guide)
-    if name != "generator":  # It goes on by itself.
-        assert_same(found, wanted)
-    assert graphs(falling) == 0
-
-
-def test_branches_that_would_draw_a_dropout_anew_are_refused():
-    """One after the other, eager branches share hidden random numbers; a graph cannot."""
-    dropout = torch.nn.Dropout(0.5)
-    model, _ = program()
-
-    def guide():
-        pyro.sample("z", dist.Bernoulli(logits=dropout(pyro.param("a", torch.tensor(0.2)))))
-
-    elbo = TraceGrad_ELBO(estimators={"z": DisARM()}, compile=CHEAP)
-    with pytest.raises(CompileError, match="'z'"):
-        for _ in range(4):
-            step(elbo, model, guide)
-
-
-def test_handlers_tensors_with_a_history_and_options_are_refused():
-    model, guide = program()
-    with poutine.scale(scale=2.0), pytest.raises(CompileError, match="ScaleMessenger"):
-        step(compiled(model, guide), model, guide)
-    grown = torch.tensor(0.7, requires_grad=True).exp()
-    model, guide = program(lambda x: x)
-    with pytest.raises(CompileError, match="test_compile.py:.*requires a gradient"):
-        elbo = TraceGrad_ELBO(estimators={"*": ScoreFunction()}, compile=CHEAP, retain_graph=True)
-        for _ in range(3):
-            elbo.loss_and_grads(model, guide, grown)
-    for wrong in ("yes", 1.5, {"sizes": 3}):
-        with pytest.raises(ConfigurationError, match="fallback"):
-            TraceGrad_ELBO(compile=wrong)
-    with pytest.raises(CompileError, match="no such backend|nonsense"):
-        compiled(*program(), compile={"backend": "nonsense"})
-
-
-def test_a_loss_that_is_not_finite_changes_nothing():
-    data = [torch.tensor(0.7)]
-    model, guide = program(lambda: data[0])
-    guide = config_estimators(guide, {"z": ScoreFunction(DecayingAverage())})
-    elbo = TraceGrad_ELBO(compile=CHEAP)
-    for _ in range(4):
-        step(elbo, model, guide)
-    before = {name: leaf.detach().clone() for name, leaf in pyro.get_param_store().named_parameters()}
-    data[0] = torch.tensor(np.nan)
-    with pytest.raises(ImpossibleValueError, match="'x'"):
-        step(elbo, model, guide)
-    for name, leaf in pyro.get_param_store().named_parameters():
-        assert leaf.grad is None and torch.equal(leaf, before[name])
-    data[0] = torch.tensor(0.7)
-    assert np.isfinite(step(elbo, model, guide)["loss"])
-
-
-class Reads(TorchDispatchMode):
-    """Counts how often a value leaves the tensors, which makes a GPU wait."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-        outer = self
-
-        class Lists(TorchFunctionMode):
-            def __torch_function__(self, func, types, args=(), kwargs=None):
-                outer.count += func in (torch.Tensor.tolist, torch.Tensor.numpy)
-                return func(*args, **(kwargs or {}))
-
-        self.lists = Lists()
-
-    def __enter__(self):
-        self.lists.__enter__()
-        return super().__enter__()
-
-    def __exit__(self, *exc):
-        super().__exit__(*exc)
-        self.lists.__exit__(*exc)
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        leaves = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags)
-        self.count += bool(leaves) and func is not torch.ops.aten.index.Tensor
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("given", [False, CHEAP], ids=["eager", "compiled"])
-@pytest.mark.parametrize("estimator", [LEARNED, DisARM()], ids=["learned", "disarm"])
-def test_a_step_reads_one_number(given, estimator):
-    """The loss, which SVI.step returns, with whatever else must be looked at in the same reading."""
-    case = CASES["hierarchy"]
-    fresh(case)
-    model, guide = case.build(HOST)
-    with pyro.validation_enabled(False):
-        elbo = TraceGrad_ELBO(estimators=dict.fromkeys(case.latents, estimator), compile=given)
-        for _ in range(3):
-            elbo.loss_and_grads(model, guide)
-        with Reads() as reads:
-            elbo.loss_and_grads(model, guide)
-    assert reads.count == 1
-
-
-def test_private_parts_of_torch_and_pyro():
-    """Each function of `_internals.py` by itself: a version of torch or Pyro that changes one fails here."""
-    x = torch.tensor([1.0, 2.0], requires_grad=True)
-    assert [leaf is x for leaf in internals.leaves_of((x * 2 + x.exp()).sum())] == [True]
-    assert internals.leaves_of(torch.ones(())) == []
-    assert internals.other_handlers() == []
-    with poutine.trace(param_only=True), poutine.block(), poutine.mask(mask=False):
-        assert internals.other_handlers() == ["MaskMessenger"]
-    leaf = pyro.param("s", torch.tensor(1.0), constraint=constraints.positive).unconstrained()
-    assert internals.unconstrained()["s"] is leaf and internals.constraints() == {"s": constraints.positive}
-    assert leaf is pyro.param("s").unconstrained()
-    plain = internals.settings()
-    with torch.autocast("cpu", torch.bfloat16):
-        assert internals.settings() != plain
-    graph = torch.fx.Graph()
-    a = graph.placeholder("a")
-    graph.output((graph.call_function(torch.ops.aten.mul.Tensor, (a, 3)),))
-    module = torch.fx.GraphModule(torch.nn.Module(), graph)
-    for backend in ("eager", "aot_eager"):
-        (tripled,) = internals.compiled_graph(module, [x], backend)([x.detach()])
-        assert tripled.tolist() == [3.0, 6.0] and not tripled.requires_grad
 
 
 # What only the real compiler can show.
