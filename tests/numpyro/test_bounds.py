@@ -163,6 +163,7 @@ def test_doubly_reparameterized_is_unbiased(discrete, objective):
     assert np.all(np.abs(found[0] - wanted[0]) < 4.5 * np.sqrt(found[1] ** 2 + wanted[1] ** 2) + 1e-12)
 
 
+@pytest.mark.slow
 def test_doubly_reparameterized_of_one_site():
     """Σ w̃² ∂z log w ∂φ z, draw by draw."""
 

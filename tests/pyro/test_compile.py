@@ -80,18 +80,21 @@ def assert_like_eager(case, particles=1, vectorized=False, steps=5, **options):
         np.testing.assert_allclose(compiled_ends[name], value, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_every_program_with_learned_baselines(name):
     chosen = dict.fromkeys(CASES[name].latents, LEARNED)
     assert_like_eager(CASES[name], estimators=chosen, steps=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vectorized", [False, True], ids=["looped", "vectorized"])
 @pytest.mark.parametrize("name", ["mixed", "subsampled", "both_kinds_in_one_plate"])
 def test_several_particles(name, vectorized):
     assert_like_eager(CASES[name], 2, vectorized)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vectorized", [False, True], ids=["looped", "vectorized"])
 @pytest.mark.parametrize("estimator", list(BRANCHING.values()), ids=list(BRANCHING))
 def test_branches(estimator, vectorized, one_generator):
@@ -248,6 +251,7 @@ def changes():
     yield "parameter", lambda: free, lambda: free.data.fill_(3.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, *_ in changes()])
 def test_what_a_program_reads_is_never_stale(name):
     read, change = {each: found for each, *found in changes()}[name]
