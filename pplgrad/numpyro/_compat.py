@@ -96,6 +96,8 @@ def off_zero(fn: Any) -> Any:
     def moved(part: Any) -> Any:
         if not isinstance(part, _LOG_ODDS) or not isinstance(part.logits, jax.Array):
             return part
+        if not jnp.issubdtype(part.logits.dtype, jnp.floating):
+            return part  # Whole numbers have no gradient.
         part = copy.copy(part)
         tiny = jnp.finfo(part.logits.dtype).tiny
         part.logits = part.logits + jax.lax.stop_gradient(jnp.where(part.logits == 0, tiny, 0.0)).astype(

@@ -16,6 +16,7 @@ from pplgrad.pyro._baselines import is_baseline_param
 from pplgrad.pyro._closed_forms import closed_form
 from pplgrad.pyro._distributions import unmasked
 from pplgrad.pyro._exact import Fixed, Program, latents
+from pplgrad.pyro._internals import leaves_of
 from pplgrad.pyro._ops import OPS
 from pplgrad.watch import Watcher
 
@@ -88,17 +89,7 @@ def _sites(program: Program) -> Any:
 
 def _reads(node: Any, leaves: list[torch.Tensor]) -> list[int]:
     """Return the numbers of the leaves that a site's density reads, by its graph."""
-    found: set[int] = set()
-    waiting = [unmasked(node["fn"]).log_prob(node["value"]).sum().grad_fn]
-    seen_nodes = set()
-    while waiting:
-        step = waiting.pop()
-        if step is None or step in seen_nodes:
-            continue
-        seen_nodes.add(step)
-        if hasattr(step, "variable"):
-            found.add(id(step.variable))
-        waiting += [following for following, _ in step.next_functions]
+    found = {id(leaf) for leaf in leaves_of(unmasked(node["fn"]).log_prob(node["value"]).sum())}
     return [number for number, leaf in enumerate(leaves) if id(leaf) in found]
 
 

@@ -368,3 +368,11 @@ def test_the_host_still_differentiates_wrongly_at_zero():
     if slope == 0.5:
         pytest.skip("NumPyro has mended the derivative at zero log odds: `off_zero` in _compat.py can go")
     assert slope == 1.0
+
+
+def test_log_odds_may_be_whole_numbers():
+    def model():
+        numpyro.sample("x", dist.Bernoulli(logits=jnp.array([0, 2])), obs=jnp.array([1, 0]))
+
+    wanted = -dist.Bernoulli(logits=jnp.array([0.0, 2.0])).log_prob(jnp.array([1, 0])).sum()
+    np.testing.assert_allclose(TraceGrad_ELBO().loss(jax.random.key(0), {}, model, lambda: None), wanted, rtol=1e-6)
