@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from functools import reduce
 from operator import add
-from typing import Any
 
 import numpy as np
 
@@ -34,38 +33,37 @@ def to_shape(ops: Ops, x: Array, shape: Shape) -> Array:
 
 def stacked_costs(ops: Ops, costs: list[Array], group: CostGroup) -> Array:
     """Return the costs of a group as one array of shape (n, particles, *shape)."""
-    return ops.xp.stack([to_shape(ops, costs[i], group.shape) for i in group.members], axis=0)
+    return ops.stack([to_shape(ops, costs[i], group.shape) for i in group.members], 0)
 
 
 def joined_costs(ops: Ops, costs: list[Array], group: CostGroup) -> Array:
     """Return the signed costs of a group, those of each part added up, as one array of shape (parts, particles, *shape)."""
     arrays = [to_shape(ops, costs[i], group.shape) for i in group.members]
     gains, losses = (
-        _added(ops.xp, [[arrays[i] for i in part if group.signs[i] == sign] for part in group.parts])
-        for sign in (1, -1)
+        _added(ops, [[arrays[i] for i in part if group.signs[i] == sign] for part in group.parts]) for sign in (1, -1)
     )
     if losses is None:
         return gains
     return -losses if gains is None else gains - losses
 
 
-def _added(xp: Any, parts: list[list[Array]]) -> Array | None:
+def _added(ops: Ops, parts: list[list[Array]]) -> Array | None:
     """Return the sum of each part's arrays, one below the other; None if there is no array."""
     longest, count = max(map(len, parts)), sum(map(len, parts))
     if count == 0:
         return None
     zero = None
     if count < len(parts) * longest:
-        zero = xp.zeros_like(next(part[0] for part in parts if part))
+        zero = ops.xp.zeros_like(next(part[0] for part in parts if part))
     if len(parts) == 1 or len(parts) * longest > 2 * count:
-        return xp.stack([_total(xp, part) if part else zero for part in parts], axis=0)
+        return ops.stack([_total(ops, part) if part else zero for part in parts], 0)
     # Whole stacks are added, so that there are as many operations as arrays in a part, and not as arrays.
-    stacks = [xp.stack([part[k] if k < len(part) else zero for part in parts], axis=0) for k in range(longest)]
+    stacks = [ops.stack([part[k] if k < len(part) else zero for part in parts], 0) for k in range(longest)]
     return reduce(add, stacks)
 
 
-def _total(xp: Any, arrays: list[Array]) -> Array:
-    return reduce(add, arrays) if len(arrays) < 4 else xp.sum(xp.stack(arrays, axis=0), axis=0)
+def _total(ops: Ops, arrays: list[Array]) -> Array:
+    return reduce(add, arrays) if len(arrays) < 4 else ops.xp.sum(ops.stack(arrays, 0), axis=0)
 
 
 def stacked_scores(ops: Ops, scores: list[Array], group: SiteGroup) -> Array:
@@ -74,7 +72,7 @@ def stacked_scores(ops: Ops, scores: list[Array], group: SiteGroup) -> Array:
     arrays = [to_shape(ops, scores[i], group.shape) for i in group.members]
     wanted = (arrays[0].shape[0], *group.shape)
     arrays = [x if tuple(x.shape) == wanted else xp.broadcast_to(x, wanted) for x in arrays]
-    return xp.stack(arrays, axis=1)
+    return ops.stack(arrays, 1)
 
 
 def downstream(ops: Ops, layout: Layout, group: int, stacks: list[Array], constant: bool = True) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -22,6 +22,9 @@ class Ops(Protocol):
 
     def stop_gradient(self, x: Array) -> Array:
         """Return `x` as a constant to differentiation."""
+
+    def stack(self, arrays: Sequence[Array], axis: int) -> Array:
+        """Return arrays of one shape, (particles, ...), as one array with a new axis, 0 or 1."""
 
     def contract(self, weights: Array, values: Array) -> Array:
         """Return `sum_c weights[s, c] * values[c, ...]`, of shape (s, ...), in the values' full precision."""

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from numpyro.contrib.control_flow.cond import cond_wrapper
 from numpyro.distributions import (
@@ -199,3 +200,79 @@ def warn_about_plates(model_trace: dict) -> None:
 def manual_axes() -> tuple[str, ...]:
     """Return the axes of a mesh whose devices run the code that is traced each on its own: those of `shard_map`."""
     return tuple(jax.sharding.get_abstract_mesh().manual_axes)
+
+
+_CALLS = {"jit", "pjit", "closed_call", "core_call"}
+
+
+def call_body(equation: Any) -> Any:
+    """Return the closed jaxpr that an equation does nothing but call, or None."""
+    if equation.primitive.name not in _CALLS:
+        return None
+    shardings = (*equation.params.get("in_shardings", ()), *equation.params.get("out_shardings", ()))
+    if any(type(sharding).__name__ != "UnspecifiedValue" for sharding in shardings):
+        return None
+    if equation.params.get("compiler_options_kvs"):
+        return None
+    bodies = [v for v in equation.params.values() if isinstance(v, jex.ClosedJaxpr)]
+    return bodies[0] if len(bodies) == 1 and len(bodies[0].jaxpr.invars) == len(equation.invars) else None
+
+
+def context_of(equation: Any, known: dict[int, str]) -> str:
+    """Return what an equation was traced under (the kind of random numbers, a mesh), as text that tells contexts apart.
+
+    `known` keeps the texts, while the equations are there.
+    """
+    if id(equation.ctx) not in known:
+        known[id(equation.ctx)] = repr(equation.ctx)
+    return known[id(equation.ctx)]
+
+
+def alone(equation: Any) -> Callable[..., list]:
+    """Return the function of its operands, constants in place included, that an equation stands for."""
+    operands = [jex.Var(atom.aval) for atom in equation.invars]
+    outputs = [jex.Var(var.aval) for var in equation.outvars]
+    one = equation.replace(invars=operands, outvars=outputs)
+    names = jex.DebugInfo("alone", equation.primitive.name, None, None)
+    jaxpr = jex.Jaxpr((), operands, outputs, [one], equation.effects, names)
+    return jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, ()))
+
+
+def custom_rule(equation: Any, above: tuple[str, ...] = ()) -> Any:
+    """Return what tells whether two calls of functions with derivatives of their own are of the same function, or None.
+
+    The same are those with the same operations in their values and first derivatives, and in those of what these call in turn.
+    """
+    closed = equation.params.get("call_jaxpr")
+    if equation.primitive.name != "custom_jvp_call" or not isinstance(closed, jex.ClosedJaxpr) or closed.consts:
+        return None
+    text = str(closed)
+    if text in above:
+        return above.index(text)  # A rule that calls its own function.
+    points = [jnp.zeros(atom.aval.shape, atom.aval.dtype) for atom in equation.invars]
+    smooth = [jnp.issubdtype(x.dtype, jnp.inexact) for x in points]
+
+    def derivative(points: list, moves: list) -> Any:
+        still = [np.zeros(x.shape, jax.dtypes.float0) for x in points]
+        tangents = [move if yes else none for yes, move, none in zip(smooth, moves, still, strict=True)]
+        return jax.jvp(alone(equation), points, tangents)
+
+    try:
+        derived = jax.make_jaxpr(derivative)(points, points)
+    except TypeError:  # A rule that takes no part of what it is given.
+        return None
+    inner = [e for e in _every_equation(derived.jaxpr) if e.primitive.name.startswith("custom_")]
+    rules = tuple(custom_rule(e, (*above, text)) for e in inner)
+    return None if derived.consts or None in rules else (text, str(derived), rules)
+
+
+def _every_equation(jaxpr: Any) -> Iterator[Any]:
+    for equation in jaxpr.eqns:
+        yield equation
+        for body in sub_jaxprs(equation):
+            yield from _every_equation(body)
+
+
+def is_threefry(aval: Any) -> bool:
+    """Return whether an array of keys is of the default kind, whose numbers are the same one by one and mapped over keys."""
+    return str(getattr(aval.dtype, "name", "")) == "key<fry>"

@@ -26,9 +26,10 @@ from pplgrad.estimators.score import ScoreFunction
 from pplgrad.numpyro._baselines import NumPyroBaselines
 from pplgrad.numpyro._branches import NumPyroBranches
 from pplgrad.numpyro._coarse import misused, raise_if_index
-from pplgrad.numpyro._compat import TRACING_ERRORS, as_function, manual_axes
+from pplgrad.numpyro._compat import TRACING_ERRORS, manual_axes
 from pplgrad.numpyro._exact import Program
-from pplgrad.numpyro._ops import OPS, attach, concrete
+from pplgrad.numpyro._ops import OPS, JaxOps, attach, concrete
+from pplgrad.numpyro._particle import Particle
 from pplgrad.numpyro._program import Arrays, Static, densities_read, run_particle, specify
 from pplgrad.numpyro._provenance import Reads, outputs_read
 from pplgrad.numpyro._sites import site_info
@@ -146,11 +147,11 @@ class TraceGrad_ELBO(Trace_ELBO):
         """Run the program; return the objective's value, surrogate and new states, and the runs."""
         model, guide = (self._with_one_minibatch(key, f) for f in program[:2])
         _, _, args, kwargs = program
-        runs = self._runs(key, params, model, guide, args, kwargs)
+        runs, ops = self._runs(key, params, model, guide, args, kwargs)
         parts = [_laid_out(static, arrays, reads, self.objective) for arrays, static, reads in runs]
         host = self._host(runs, parts, params, args, kwargs)
         branches = self._branches(key, params, Program(model, guide, args, kwargs), runs, parts)
-        result = estimate(OPS, parts, host, branches, self.objective, self.higher_order, noted)
+        result = estimate(ops, parts, host, branches, self.objective, self.higher_order, noted)
         if isinstance(self.objective, ReweightedWakeSleep) and self.objective.sleeps:
             dreams = jax.random.fold_in(key, 0xD4EA)
             asleep_loss = asleep(self.objective, dreams, params, model, guide, args, kwargs)
@@ -182,7 +183,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         'LeaveOneOut()'
         """
         model, guide = self._with_one_minibatch(rng_key, model), self._with_one_minibatch(rng_key, guide)
-        runs = self._runs(rng_key, param_map, model, guide, args, kwargs)
+        runs, _ = self._runs(rng_key, param_map, model, guide, args, kwargs)
         parts = [_laid_out(static, arrays, reads, self.objective) for arrays, static, reads in runs]
         host = self._branches(rng_key, param_map, Program(model, guide, args, kwargs), runs, parts)[0]
         reasons = {name: found.reason for name, found in self._resolved.items()}
@@ -240,8 +241,11 @@ class TraceGrad_ELBO(Trace_ELBO):
 
     def _runs(
         self, rng_key: jax.Array, params: dict, model: Callable, guide: Callable, args: tuple, kwargs: dict
-    ) -> list[tuple[Arrays, Static, dict[str, Reads] | None]]:
-        """Run the particles: as one traced function mapped over their keys, or one by one if it cannot be traced."""
+    ) -> tuple[list[tuple[Arrays, Static, dict[str, Reads] | None]], JaxOps]:
+        """Run the particles: as one traced function mapped over their keys, or one by one if it cannot be traced.
+
+        Return the runs, and the operations that know of them which arrays are rows of one.
+        """
         several = self.num_particles > 1
         keys = jax.random.split(rng_key, self.num_particles) if several else None
         try:
@@ -254,17 +258,19 @@ class TraceGrad_ELBO(Trace_ELBO):
                     "The program cannot run under vectorize_particles, because its Python control flow depends on a "
                     f"value; use vectorize_particles=False. ({str(error).splitlines()[0]})"
                 ) from error
-            return self._one_by_one([rng_key] if keys is None else list(keys), params, model, guide, args, kwargs)
+            keys = [rng_key] if keys is None else list(keys)
+            return self._one_by_one(keys, params, model, guide, args, kwargs), OPS
         self._check(static)
         if keys is None:
-            arrays = jax.tree.map(lambda x: jnp.asarray(x)[None], particle(rng_key))
+            found = [jnp.asarray(x)[None] for x in particle(rng_key)]
         else:
-            arrays = self.vectorize_particles_fn(particle, keys)
-        return [(arrays, static, reads)]
+            found = self.vectorize_particles_fn(particle, keys)
+        arrays, rows = particle.unpacked(found)
+        return [(arrays, static, reads)], JaxOps(rows)
 
     def _traced(
         self, key: jax.Array, params: dict, model: Callable, guide: Callable, args: tuple, kwargs: dict
-    ) -> tuple[Callable[[jax.Array], Arrays], Static, dict[str, Reads]]:
+    ) -> tuple[Particle, Static, dict[str, Reads]]:
         """Trace one particle once; return it as a function of the key, and what its densities read."""
         seen: list[Static] = []
         counting = self._counting(args, kwargs)
@@ -284,12 +290,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         reads = densities_read(seen[-1], numbered, outputs_read(closed))
         if seen[-1].extended:
             refuse_misuse(Layout.build(*specify(seen[-1], reads)), misused(closed, seen[-1].extended))
-        evaluate = as_function(closed)
-
-        def particle(key: jax.Array) -> Arrays:
-            return replace(jax.tree.unflatten(tree, evaluate(*jax.tree.leaves((key, params)))), probes={})
-
-        return particle, seen[-1], reads
+        return Particle(closed, shapes, params), seen[-1], reads
 
     def _one_by_one(
         self, keys: list, params: dict, model: Callable, guide: Callable, args: tuple, kwargs: dict

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 
 from pplgrad.engine.noise import Noise
 from pplgrad.errors import EstimatorError
+from pplgrad.numpyro._rows import Rows
 
 
 class JaxOps:
@@ -18,8 +19,14 @@ class JaxOps:
 
     xp: Any = jnp
 
+    def __init__(self, rows: Rows | None = None) -> None:
+        self._rows = rows
+
     def stop_gradient(self, x: jax.Array) -> jax.Array:
-        return jax.lax.stop_gradient(x)
+        return jax.lax.stop_gradient(x) if self._rows is None else self._rows.constant(x)
+
+    def stack(self, arrays: Sequence[jax.Array], axis: int) -> jax.Array:
+        return jnp.stack(arrays, axis=axis) if self._rows is None else self._rows.stack(arrays, axis)
 
     def contract(self, weights: jax.Array, values: jax.Array) -> jax.Array:
         if values.size == values.shape[0]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -20,6 +20,9 @@ class TorchOps:
 
     def stop_gradient(self, x: torch.Tensor) -> torch.Tensor:
         return x.detach()
+
+    def stack(self, arrays: Sequence[torch.Tensor], axis: int) -> torch.Tensor:
+        return torch.stack(list(arrays), dim=axis)
 
     def contract(self, weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         flat = values.reshape(values.shape[0], -1)

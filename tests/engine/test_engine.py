@@ -35,6 +35,9 @@ class NumPyOps:
     def stop_gradient(self, x):
         return x
 
+    def stack(self, arrays, axis):
+        return np.stack(arrays, axis=axis)
+
     def contract(self, weights, values):
         return np.tensordot(weights, values, 1)
 

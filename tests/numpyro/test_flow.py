@@ -305,6 +305,6 @@ def test_nested_scan_is_charged_to_all_steps():
 
     model, guide = (lambda: program(param("b"), True)), (lambda: program(param("a"), False))
     elbo = TraceGrad_ELBO(estimators={"z": ScoreFunction()})
-    ((_, static, reads),) = elbo._runs(KEY, params(), model, guide, (), {})
+    ((_, static, reads),), _ = elbo._runs(KEY, params(), model, guide, (), {})
     assert reads["model:x"]["z"][0] == 7 and static.guide_flows["z"].scanned
     np.testing.assert_allclose(elbo.loss(KEY, params(), model, guide), Trace_ELBO().loss(KEY, params(), model, guide))

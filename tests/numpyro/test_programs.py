@@ -141,7 +141,7 @@ def test_precedence_and_the_users_infer_dict():
     svi = SVI(model, outer, Adam(0.1), elbo)
     state = svi.init(jax.random.key(0))
     svi.update(state)
-    ((_, static, _),) = elbo._runs(KEY, state.mutable_state, model, outer, (), {})
+    ((_, static, _),), _ = elbo._runs(KEY, state.mutable_state, model, outer, (), {})
     wanted = {"own": score[1], "inner": score[2], "outer": score[3], "elbo": score[4], "exact": score[5]}
     assert static.estimators == wanted
     assert own == {"estimator": score[1]}

@@ -176,7 +176,7 @@ def weights(name):
     model, guide, latents = CASES[name]
     elbo = TraceGrad_ELBO(estimators=dict.fromkeys(latents, ScoreFunction()))
     params = {key: array(value) for key, value in PARAMS.items()}
-    ((arrays, static, reads),) = elbo._runs(jax.random.key(0), params, model, guide, (), {})
+    ((arrays, static, reads),), _ = elbo._runs(jax.random.key(0), params, model, guide, (), {})
     layout, _ = _laid_out(static, arrays, reads, None)
     (group,) = [i for i, g in enumerate(layout.site_groups) if layout.sites[g.members[0]].name == "z"]
     row = [layout.sites[i].name for i in layout.site_groups[group].members].index("z")

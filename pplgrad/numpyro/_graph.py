@@ -1,0 +1,175 @@
+"""A traced program as a graph of operations: calls opened, what is the same computed once, what is not wanted left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from pplgrad.numpyro._compat import call_body, context_of, custom_rule, is_literal, tag_of
+
+
+@dataclass(eq=False, repr=False)
+class Value:
+    """Something that operations read: an output of a node, an input of the program, or a constant written in place."""
+
+    aval: Any
+    node: Node | None = None
+    place: int = 0
+    constant: Any = None
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether it is written in place."""
+        return self.node is None and self.constant is not None
+
+    @property
+    def exactly(self) -> Any:
+        """What tells whether two values are one and the same."""
+        if self.is_constant:
+            constant = np.asarray(self.constant)
+            return self.aval, constant.tobytes()
+        return id(self)
+
+
+@dataclass(eq=False, repr=False)
+class Node:
+    """One operation. `leaf` says that what reads its output need not know where that comes from: see `_alike`."""
+
+    number: int
+    equation: Any
+    operands: tuple[Value, ...]
+    settings: Any
+    outputs: list[Value] = field(default_factory=list)
+    leaf: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name of the operation."""
+        return self.equation.primitive.name
+
+    @property
+    def parents(self) -> Iterator[Node]:
+        """The nodes that it reads."""
+        return (value.node for value in self.operands if value.node is not None)
+
+
+@dataclass
+class Graph:
+    """The nodes in an order in which they can be evaluated, the inputs (constants of the jaxpr first), and the outputs."""
+
+    nodes: list[Node]
+    inputs: list[Value]
+    outputs: list[Value]
+
+
+def graph_of(closed: Any) -> Graph:
+    """Return the graph of a closed jaxpr."""
+    jaxpr = closed.jaxpr
+    variables = [*jaxpr.constvars, *jaxpr.invars]
+    inputs = [Value(var.aval, place=i) for i, var in enumerate(variables)]
+    builder = _Builder()
+    outputs = builder.add(jaxpr, dict(zip(variables, inputs, strict=True)))
+    return Graph(builder.nodes, inputs, outputs)
+
+
+class _Builder:
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self._known: dict[Any, Node] = {}
+        self._contexts: dict[int, str] = {}
+
+    def add(self, jaxpr: Any, env: dict[Any, Value]) -> list[Value]:
+        def read(atom: Any) -> Value:
+            return Value(atom.aval, constant=atom.val) if is_literal(atom) else env[atom]
+
+        for equation in jaxpr.eqns:
+            operands = [read(atom) for atom in equation.invars]
+            body = call_body(equation)
+            if body is not None:
+                inner = dict(zip(body.jaxpr.invars, operands, strict=True))
+                # A constant array inside a call is as good as one written in place.
+                inner.update(
+                    (var, Value(var.aval, constant=const))
+                    for var, const in zip(body.jaxpr.constvars, body.consts, strict=True)
+                )
+                outputs = self.add(body.jaxpr, inner)
+            elif _changes_nothing(equation, operands[:1]):
+                outputs = operands
+            else:
+                outputs = self._node(equation, tuple(operands)).outputs
+            env.update(zip(equation.outvars, outputs, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def _node(self, equation: Any, operands: tuple[Value, ...]) -> Node:
+        """Return a node for an equation: the one that is there, if the same was computed before."""
+        # What is read has been found before: from here on a tag's name says nothing.
+        params = () if tag_of(equation) is not None else custom_rule(equation) or _hashable(equation.params)
+        settings = (equation.primitive, params, context_of(equation, self._contexts))
+        key = (settings, tuple(value.exactly for value in operands))
+        node = self._known.get(key)
+        if node is None:
+            node = Node(len(self.nodes), equation, operands, settings)
+            node.outputs = [Value(var.aval, node, i) for i, var in enumerate(equation.outvars)]
+            self.nodes.append(node)
+            self._known[key] = node
+        return node
+
+
+def _hashable(value: Any) -> Any:
+    """Return what two settings have in common exactly if they are the same."""
+    if isinstance(value, dict):
+        if not value:
+            return ()
+        return tuple((name, _hashable(item)) for name, item in sorted(value.items(), key=lambda item: item[0]))
+    if isinstance(value, (tuple, list)):
+        return type(value).__name__, tuple(_hashable(item) for item in value)
+    if isinstance(value, np.ndarray):
+        return value.shape, value.dtype.str, value.tobytes()
+    try:
+        hash(value)
+    except TypeError:
+        return "object", id(value)
+    return type(value).__name__, value
+
+
+def above(values: Iterable[Value], stop: Any) -> set[Node]:
+    """Return the nodes that values are computed from, without those for which `stop` is true, and what these need."""
+    found: set[Node] = set()
+    waiting = [value.node for value in values if value.node is not None]
+    while waiting:
+        node = waiting.pop()
+        if node not in found and not stop(node):
+            found.add(node)
+            waiting.extend(node.parents)
+    return found
+
+
+def without_gradient(value: Value) -> bool:
+    """Whether no gradient flows through a value, as far as its type and where it comes from tell."""
+    if not jnp.issubdtype(value.aval.dtype, jnp.inexact) or value.is_constant:
+        return True
+    return value.node is not None and (value.node.name == "stop_gradient" or latent(value.node))
+
+
+def latent(node: Node) -> bool:
+    """Whether a node is the value of a latent site through which no gradient flows."""
+    return tag_of(node.equation) is not None and without_gradient(node.operands[0])
+
+
+def _changes_nothing(equation: Any, operands: Sequence[Value]) -> bool:
+    """Whether an equation holds constant what is so already, or marks a latent value again (the model's, after the guide's)."""
+    if equation.primitive.name == "stop_gradient":
+        return without_gradient(operands[0])
+    return tag_of(equation) is not None and operands[0].node is not None and latent(operands[0].node)
+
+
+def levels(nodes: Sequence[Node]) -> dict[Node, int]:
+    """Return how many latent values stand, one upon the other, above each node."""
+    found: dict[Node, int] = {}
+    for node in nodes:
+        found[node] = max((found[parent] + latent(parent) for parent in node.parents), default=0)
+    return found

@@ -1,0 +1,44 @@
+"""A traced particle as a function of its key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import jax
+
+from pplgrad.numpyro._compat import as_function
+from pplgrad.numpyro._program import Arrays
+from pplgrad.numpyro._rows import Rows
+from pplgrad.numpyro._together import Together
+
+
+class Particle:
+    """A function of a key that returns the arrays in which a particle's results are; `unpacked` tells which is where.
+
+    `closed` is the jaxpr of a particle as a function of key and parameters, `shapes` the results' tree.
+    """
+
+    def __init__(self, closed: Any, shapes: Arrays, params: Mapping[str, Any]) -> None:
+        self._params = params
+        wanted = replace(jax.tree.map(lambda _: True, shapes), probes=jax.tree.map(lambda _: False, shapes.probes))
+        self._tree = jax.tree.structure(shapes)
+        self._together = None if closed.effects else Together(closed, jax.tree.leaves(wanted))
+        self._plain = as_function(closed)
+
+    def __call__(self, key: jax.Array) -> list[jax.Array]:
+        arguments = jax.tree.leaves((key, self._params))
+        return self._plain(*arguments) if self._together is None else self._together(*arguments)
+
+    def unpacked(self, found: list[jax.Array]) -> tuple[Arrays, Rows]:
+        """Return the results, from what the function returned with the particles in front, and which are rows of one array."""
+        rows = Rows()
+        leaves: list[Any] = list(found)
+        if self._together is not None:
+            leaves = [None if p is None else _at(found, rows, *p) for p in self._together.places]
+        return replace(jax.tree.unflatten(self._tree, leaves), probes={}), rows
+
+
+def _at(found: list[jax.Array], rows: Rows, source: int, row: int | None) -> jax.Array:
+    return found[source] if row is None else rows.row(found[source], row)

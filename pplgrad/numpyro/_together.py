@@ -1,0 +1,180 @@
+"""Evaluation of a traced program with what several sites have in common done together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pplgrad.numpyro._alike import ROWS, plan
+from pplgrad.numpyro._compat import alone
+from pplgrad.numpyro._graph import Value, graph_of
+from pplgrad.numpyro._kinds import Group
+from pplgrad.numpyro._loops import OUTPUTS, Loop
+from pplgrad.numpyro._rows import cut, picked
+
+# An array and the row of it that a value is, or None where the value is the array.
+Place = tuple[jax.Array, int | None]
+
+
+class Together:
+    """A closed jaxpr as a function of its flat arguments.
+
+    It returns arrays that hold the outputs; `places` says, once it was called, in which array each output is, and in which row
+    of it (None: it is the array). An output that is not `wanted` is in none (None).
+    """
+
+    def __init__(self, closed: Any, wanted: Sequence[bool], rows: int = ROWS) -> None:
+        self._constants = closed.consts
+        self._graph = graph_of(closed)
+        self._outputs = [value if w else None for value, w in zip(self._graph.outputs, wanted, strict=True)]
+        self._plan = plan(self._graph, [value for value in self._outputs if value is not None], rows)
+        self.places: list[tuple[int, int | None] | None] = []
+
+    def __call__(self, *arguments: Any) -> list[jax.Array]:
+        run = _Run()
+        run.drawn.update(
+            (value, (array, None))
+            for value, array in zip(self._graph.inputs, (*self._constants, *arguments), strict=True)
+        )
+        for group in self._plan:
+            if isinstance(group, Loop):
+                run.repeat(group)
+            else:
+                run.evaluate(group)
+        sources: list[jax.Array] = []
+        numbers: dict[int, int] = {}
+        self.places = []
+        for value in self._outputs:
+            if value is None:
+                self.places.append(None)
+                continue
+            array, row = run.place(value, False)
+            if id(array) not in numbers:
+                numbers[id(array)] = len(sources)
+                sources.append(array)
+            self.places.append((numbers[id(array)], row))
+        return sources
+
+
+class _Run:
+    """The values of one evaluation: those of the first phase in `drawn`, those of the second, which go before, in `scored`."""
+
+    def __init__(self) -> None:
+        self.drawn: dict[Value, Place] = {}
+        self.scored: dict[Value, Place] = {}
+        self._rows: dict[int, tuple[jax.Array, list[jax.Array]]] = {}
+        self._stacks: dict[Any, jax.Array] = {}
+
+    def place(self, value: Value, drawing: bool) -> Place:
+        """Return where a value is, as one of the phases sees it."""
+        if value.is_constant:
+            return value.constant, None
+        return self.drawn[value] if drawing or value not in self.scored else self.scored[value]
+
+    def evaluate(self, group: Group) -> None:
+        """Evaluate a group and keep its outputs."""
+        kept = self.drawn if group.drawing else self.scored
+        first = group.nodes[0]
+        if len(group.nodes) == 1:
+            found = alone(first.equation)(*(self._one(value, group.drawing) for value in first.operands))
+            kept.update((value, (array, None)) for value, array in zip(first.outputs, found, strict=True))
+        else:
+            for place, array in enumerate(self._together(group)):
+                kept.update((node.outputs[place], (array, row)) for row, node in enumerate(group.nodes))
+
+    def _together(self, group: Group) -> list[jax.Array]:
+        first = group.nodes[0]
+        if first.name == "slice" and len({node.operands[0].exactly for node in group.nodes}) == 1:
+            return [self._slices(group)]
+        operands: list[Any] = []
+        axes: list[int | None] = []
+        for values in zip(*(node.operands for node in group.nodes), strict=True):
+            if len({value.exactly for value in values}) == 1:
+                operands.append(self._one(values[0], group.drawing))
+                axes.append(None)
+            else:
+                operands.append(self._stack(values, group.drawing))
+                axes.append(0)
+        return jax.vmap(alone(first.equation), in_axes=tuple(axes))(*operands)
+
+    def _slices(self, group: Group) -> jax.Array:
+        """Return one place after the other along an axis of one array, as rows."""
+        whole = group.nodes[0].operands[0]
+        array = jnp.asarray(self._one(whole, group.drawing))
+        starts = [node.equation.params["start_indices"] for node in group.nodes]
+        axis = next(i for i in range(array.ndim) if len({start[i] for start in starts}) > 1)
+        places = [start[axis] for start in starts]
+        return jnp.expand_dims(picked(jnp.moveaxis(array, axis, 0), places), axis + 1)
+
+    def repeat(self, loop: Loop) -> None:
+        """Draw turn after turn; nothing that comes out of it carries gradient."""
+        columns = list(zip(*loop.outside, strict=True))
+        varies = [len({value.exactly for value in column}) > 1 for column in columns]
+        fixed = [None if v else self._fixed(self._one(c[0], True)) for c, v in zip(columns, varies, strict=True)]
+        rows = [self._fixed(self._stack(c, True)) if v else None for c, v in zip(columns, varies, strict=True)]
+        operations = [alone(node.equation) for node in loop.turns[0]]
+
+        def step(carry: list, row: list) -> tuple[list, list]:
+            found: list[list] = []
+            for operation, sources in zip(operations, loop.read, strict=True):
+                operands = []
+                for kind, number in sources:
+                    if kind == "same":
+                        operands.append(found[number // OUTPUTS][number % OUTPUTS])
+                    elif kind == "before":
+                        operands.append(carry[number])
+                    else:
+                        operands.append(row[number] if varies[number] else fixed[number])
+                found.append(operation(*operands))
+            return [found[i][place] for i, place in loop.carried], [found[i][place] for i, place in loop.kept]
+
+        start = [self._fixed(_as(value.aval.dtype, self._one(value, True))) for value in loop.before]
+        _, kept = jax.lax.scan(step, start, rows, length=len(loop.turns))
+        for (i, place), array in zip(loop.kept, kept, strict=True):
+            self.drawn.update((nodes[i].outputs[place], (array, row)) for row, nodes in enumerate(loop.turns))
+
+    @staticmethod
+    def _fixed(x: Any) -> Any:
+        return jax.lax.stop_gradient(x) if isinstance(x, jax.Array) else x
+
+    def _one(self, value: Value, drawing: bool) -> Any:
+        """Return a value as an array of its own."""
+        array, row = self.place(value, drawing)
+        return array if row is None else self._row(array, row)
+
+    def _row(self, array: jax.Array, row: int) -> jax.Array:
+        """Return a row; all rows of an array are cut at once, whose derivative is one concatenation."""
+        if id(array) not in self._rows:
+            self._rows[id(array)] = array, cut(array)
+        return self._rows[id(array)][1][row]
+
+    def _stack(self, values: Sequence[Value], drawing: bool) -> jax.Array:
+        """Return values as the rows of one array, with as few cuts as there are."""
+        key = (tuple(value.exactly for value in values), drawing)
+        if key not in self._stacks:
+            self._stacks[key] = self._stacked(values, drawing)
+        return self._stacks[key]
+
+    def _stacked(self, values: Sequence[Value], drawing: bool) -> jax.Array:
+        dtype = values[0].aval.dtype
+        places = [self.place(value, drawing) for value in values]
+        parts: list[tuple[Any, list[int] | None]] = []
+        for array, row in places:
+            if row is not None and parts and parts[-1][1] is not None and parts[-1][0] is array:
+                parts[-1][1].append(row)
+            else:
+                parts.append((array, None if row is None else [row]))
+        if all(rows is None for _, rows in parts):
+            return jnp.stack([_as(dtype, array) for array, _ in parts])
+        return _joined([_as(dtype, array)[None] if rows is None else picked(array, rows) for array, rows in parts])
+
+
+def _as(dtype: Any, array: Any) -> jax.Array:
+    return array if isinstance(array, jax.Array) else jnp.asarray(array, dtype)
+
+
+def _joined(parts: list[jax.Array]) -> jax.Array:
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
