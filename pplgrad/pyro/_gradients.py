@@ -114,7 +114,11 @@ class Gradients:
                 read = np.zeros(total, bool)
                 log_prob = unmasked(site["fn"]).log_prob(site["value"]).sum()
                 if log_prob.requires_grad:
-                    read = self.flat(torch.autograd.grad(log_prob, list(self.leaves.values()), allow_unused=True)) != 0
+                    # Sites may share a part of the program, such as the network of an encoder.
+                    slopes = torch.autograd.grad(
+                        log_prob, list(self.leaves.values()), retain_graph=True, allow_unused=True
+                    )
+                    read = self.flat(slopes) != 0
                 found[name] = found.get(name, np.zeros(total, bool)) | read
         return {name: np.flatnonzero(read) for name, read in found.items()}
 
