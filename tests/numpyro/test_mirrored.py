@@ -39,6 +39,7 @@ def error():
     return max(np.abs(found[name] - value).max() for name, value in wanted.items())
 
 
+@pytest.mark.slow
 def test_exact_in_a_subsampled_plate():
     assert error() < 1e-9
 

@@ -36,7 +36,9 @@ def exact():
     return {name: value.grad.numpy() for name, value in params.items()}
 
 
-@pytest.mark.parametrize("vectorized", [False, True], ids=["one-by-one", "at-once"])
+@pytest.mark.parametrize(
+    "vectorized", [pytest.param(False, marks=pytest.mark.slow), True], ids=["one-by-one", "at-once"]
+)
 def test_exact_in_a_subsampled_plate(vectorized):
     wanted = exact()
     assert worst(expected(vectorized), wanted) < 1e-9
