@@ -83,7 +83,7 @@ def pyro_program(options, train, seed):
                 # Vectorized particles stand left of the episodes, each with an environment of its own.
                 made = environment(x.expand(*action.shape, 4).reshape(-1, 4).numpy(), steps)
             reached, _, fallen, _, _ = made.step(action.flatten().numpy())
-            after = torch.as_tensor(reached).reshape(*action.shape, 4)
+            after = torch.as_tensor(reached, dtype=x.dtype).reshape(*action.shape, 4)
             # What would come after the last step is worth nothing.
             standing = alive & ~torch.as_tensor(fallen).reshape(action.shape) & (t + 1 < steps)
             yield t, state, alive, after, standing

@@ -59,10 +59,11 @@ def scores(rows):
 
 
 def load(options, seed):
-    """Return the examples, encoded, several times over."""
-    if int(options["length"]) < max(map(len, EXAMPLES)):
-        raise ValueError(f"length is at least that of the longest example, {max(map(len, EXAMPLES))}.")
-    rows = encoded(EXAMPLES, int(options["length"]))
+    """Return the examples that are no longer than a string may be, encoded, several times over."""
+    length, shortest = int(options["length"]), min(map(len, EXAMPLES))
+    if length < shortest:
+        raise ValueError(f"length is at least that of the shortest example, {shortest}; got {length}.")
+    rows = encoded([example for example in EXAMPLES if len(example) <= length], length)
     return np.tile(rows, (8, 1)), rows
 
 

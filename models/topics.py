@@ -59,7 +59,7 @@ def corpus(options):
     for row, text in zip(words, documents, strict=True):
         known = [vectorizer.vocabulary_[word] for word in analyse(text) if word in vectorizer.vocabulary_][:length]
         row[: len(known)] = known
-    full = (words != NO_WORD).sum(1) >= 10
+    full = (words != NO_WORD).sum(1) >= min(10, length)
     return words[full], labels[full], vectorizer.get_feature_names_out()
 
 
@@ -69,7 +69,12 @@ def load(options, seed):
 
     if min(int(options[name]) for name in ("topics", "vocabulary", "length", "batch")) < 2:
         raise ValueError("topics, vocabulary, length and batch are at least 2.")
-    return train_test_split(corpus(options)[0], test_size=0.2, random_state=seed)
+    words = corpus(options)[0]
+    if len(words) < 2:
+        raise ValueError(
+            "so small a vocabulary leaves no text with enough words; pass a larger one or a smaller length."
+        )
+    return train_test_split(words, test_size=0.2, random_state=seed)
 
 
 def counts(words, vocabulary):

@@ -17,6 +17,9 @@ from pplgrad.lab.moments import Draws
 from pplgrad.objectives import MultiSample, Objective
 
 REFERENCES = ("auto", "enumeration", "score", "whole")
+NO_PARAMETERS = (
+    "The program has no parameters, and so no gradient; register some with `param` in the model or the guide."
+)
 
 
 class TooManyOutcomes(ProgramError):

@@ -156,6 +156,9 @@ def gradient_table(frame: pd.DataFrame, part: str = "program") -> pd.DataFrame:
         return pd.DataFrame()
     cost = rows[rows["quantity"].isin(["milliseconds", "evaluations", "peak_bytes"])]
     shown = rows[(rows["part"] == part) & ~rows["quantity"].isin(["milliseconds", "evaluations", "peak_bytes"])]
+    if shown.empty:
+        # No site's density may read a parameter: weights of logged decisions are the reward's.
+        return pd.DataFrame()
     where = ["step", "backend", "estimator"]
     named = where if part == "program" else [*where, "name"]
     table = shown.pivot_table(index=named, columns="quantity", values="value", aggfunc="mean", sort=False)

@@ -93,8 +93,8 @@ def training(task: Task, script: Script, needs: dict[str, Result]) -> Result:
     stops = evaluation_steps(known["steps"], known["points"])
     per_step, elbo, svi, state = _train(run, known, stops, at)
     result: Result = {"curve": curve, "milliseconds": 1e3 * float(np.median(per_step))}
-    if known["gradient_draws"]:
-        result["gradient_variance"] = _gradient_variance(run, elbo, svi, state)
+    if known["gradient_draws"] and (variance := _gradient_variance(run, elbo, svi, state)) is not None:
+        result["gradient_variance"] = variance
     if known["bound_samples"]:
         result["weighted_bound"] = run.weighted_bound(svi.get_params(state), known["bound_samples"])
     return result
@@ -192,8 +192,8 @@ def _train(
     return per_step or [total / max(stops[-1], 1)], elbo, svi, state
 
 
-def _gradient_variance(run: Program, elbo: Any, svi: SVI, state: Any) -> float:
-    """Return the trace of the covariance of the guide's gradient of the loss per datum, at the final parameters."""
+def _gradient_variance(run: Program, elbo: Any, svi: SVI, state: Any) -> float | None:
+    """Return the trace of the covariance of the guide's gradient of the loss per datum; None if it has no parameters."""
     batch = jnp.asarray(run.batches.next())
     host = Gradients(run.model, run.configured, (batch,), {}, None, run.task.seed)
     everything = svi.optim.get_params(state.optim_state)
@@ -203,9 +203,11 @@ def _gradient_variance(run: Program, elbo: Any, svi: SVI, state: Any) -> float:
     host.mutable = state.mutable_state or {}
     seeded = handlers.seed(handlers.substitute(run.guide, svi.get_params(state)), jax.random.key(0))
     names = {name for name, site in handlers.trace(seeded).get_trace(batch).items() if site["type"] == "param"}
+    inside = [indices for name, indices in host.blocks.items() if name in names]
+    if not inside:
+        return None
     rows = np.concatenate(list(host.draws(elbo)(run.task.settings["gradient_draws"], run.task.seed + 2)))
-    inside = np.concatenate([indices for name, indices in host.blocks.items() if name in names])
-    return total_variance(rows[:, inside].astype(float) / batch.shape[0])
+    return total_variance(rows[:, np.concatenate(inside)].astype(float) / batch.shape[0])
 
 
 def certificates(

@@ -94,12 +94,8 @@ def training(task: Task, script: Script, needs: dict[str, Result]) -> Result:
     stops = evaluation_steps(known["steps"], known["points"])
     seconds, elbo, guide = _train(run, known["steps"], known, stops, at)
     result: Result = {"curve": curve, "milliseconds": 1e3 * float(np.median(seconds[3:] or seconds))}
-    if known["gradient_draws"]:
-        batch = torch.from_numpy(run.batches.next())
-        with Gradients(run.model, guide, (batch,), {}) as host:
-            inside = [i for name, i in host.blocks.items() if name in _guide_params(guide, batch)]
-            rows = np.concatenate(list(host.draws(elbo)(known["gradient_draws"], task.seed + 2)))
-        result["gradient_variance"] = total_variance(rows[:, np.concatenate(inside)] / len(batch))
+    if known["gradient_draws"] and (variance := _gradient_variance(run, elbo, guide)) is not None:
+        result["gradient_variance"] = variance
     if known["bound_samples"]:
         result["weighted_bound"] = run.weighted_bound(known["bound_samples"])
     return result
@@ -191,8 +187,16 @@ def _train(
     return seconds, elbo, guide
 
 
-def _guide_params(guide: Callable, batch: torch.Tensor) -> set[str]:
-    return set(poutine.trace(guide).get_trace(batch).param_nodes)
+def _gradient_variance(run: Program, elbo: TraceGrad_ELBO, guide: Callable) -> float | None:
+    """Return the trace of the covariance of the guide's gradient of the loss per datum; None if it has no parameters."""
+    batch = torch.from_numpy(run.batches.next())
+    names = set(poutine.trace(guide).get_trace(batch).param_nodes)
+    with Gradients(run.model, guide, (batch,), {}) as host:
+        inside = [indices for name, indices in host.blocks.items() if name in names]
+        if not inside:
+            return None
+        rows = np.concatenate(list(host.draws(elbo)(run.task.settings["gradient_draws"], run.task.seed + 2)))
+    return total_variance(rows[:, np.concatenate(inside)] / len(batch))
 
 
 def _plate_nesting(model: Any, guide: Any, batch: torch.Tensor) -> int:

@@ -16,6 +16,7 @@ from numpyro.infer.util import compute_log_probs
 from pplgrad.lab.checking import TooManyOutcomes
 from pplgrad.numpyro._compat import unmasked
 from pplgrad.numpyro._distributions import family, finite_parts
+from pplgrad.numpyro._sites import OffZero
 from pplgrad.objectives import MultiSample, Objective
 
 Values = dict[str, jax.Array]
@@ -36,9 +37,11 @@ def run_traces(program: Program, params: dict, key: jax.Array, values: Mapping[s
     guide, model = (
         handlers.substitute(handlers.substitute(f, data=params), data=values) for f in (program.guide, program.model)
     )
-    drawn = handlers.trace(handlers.seed(guide, guide_key)).get_trace(*program.args, **program.kwargs)
+    with OffZero():
+        drawn = handlers.trace(handlers.seed(guide, guide_key)).get_trace(*program.args, **program.kwargs)
     replayed = handlers.replay(handlers.seed(model, model_key), drawn)
-    return drawn, handlers.trace(replayed).get_trace(*program.args, **program.kwargs)
+    with OffZero():
+        return drawn, handlers.trace(replayed).get_trace(*program.args, **program.kwargs)
 
 
 def latents(trace: dict) -> dict[str, Any]:
@@ -61,10 +64,12 @@ def log_densities(
     """Return log q of the draws, unscaled and unmasked, the log densities of guide and model as they count, and the guide's trace."""
     model_key, guide_key = jax.random.split(jax.random.key(0))
     guide = handlers.substitute(handlers.seed(program.guide, guide_key), data=values)
-    guide_costs, drawn = compute_log_probs(guide, program.args, program.kwargs, params, sum_log_prob=False)
+    with OffZero():
+        guide_costs, drawn = compute_log_probs(guide, program.args, program.kwargs, params, sum_log_prob=False)
     model = handlers.substitute(handlers.seed(program.model, model_key), data=values)
     replayed = handlers.replay(model, drawn)
-    model_costs, _ = compute_log_probs(replayed, program.args, program.kwargs, params, sum_log_prob=False)
+    with OffZero():
+        model_costs, _ = compute_log_probs(replayed, program.args, program.kwargs, params, sum_log_prob=False)
     log_q = sum(
         (unmasked(site["fn"]).log_prob(site["value"]).sum() for site in latents(drawn).values()), start=jnp.zeros(())
     )

@@ -12,8 +12,9 @@ from numpyro.infer import SVI
 from numpyro.optim import SGD, Adam
 
 from pplgrad.engine.configuration import unwatched
+from pplgrad.errors import ProgramError
 from pplgrad.estimators.base import Estimator
-from pplgrad.lab.checking import TooManyOutcomes
+from pplgrad.lab.checking import NO_PARAMETERS, TooManyOutcomes
 from pplgrad.numpyro._baselines import is_baseline_param
 from pplgrad.numpyro._compat import TRACING_ERRORS, unmasked
 from pplgrad.numpyro._elbo import TraceGrad_ELBO
@@ -46,6 +47,8 @@ class Gradients:
         self.constrain = svi.constrain_fn
         everything = svi.optim.get_params(state.optim_state)
         self.params = {name: x for name, x in everything.items() if not is_baseline_param(name)}
+        if not self.params:
+            raise ProgramError(NO_PARAMETERS)
         self.learned = {name: x for name, x in everything.items() if is_baseline_param(name)}
         self.mutable = state.mutable_state or {}
         self._made: dict[tuple[int, int], tuple[Compiled, Any]] = {}

@@ -26,6 +26,22 @@ Intervene = Callable[[str, Any, jax.Array, bool], None]
 whether it stands in the body of control flow."""
 
 
+class OffZero(FlowMessenger):
+    """Stands around a program whose densities are differentiated: mends what the host gets wrong at log odds of zero."""
+
+    def copy(self) -> OffZero:
+        return OffZero()
+
+    def process_site(self, msg: Any) -> None:
+        mend(msg)
+
+
+def mend(msg: Any) -> None:
+    """Give a sample site a density with the right derivative at log odds of zero; one handed out of a body has it already."""
+    if msg["type"] == "sample" and not is_handed_out(msg):
+        msg["fn"] = off_zero(msg["fn"])
+
+
 class SiteMessenger(FlowMessenger):
     """Sees every site: binds estimators (in the guide), makes their draws constant, and tags all latent values."""
 
@@ -57,8 +73,7 @@ class SiteMessenger(FlowMessenger):
             replay_branches(msg)
 
     def process_site(self, msg: Any) -> None:
-        if msg["type"] == "sample" and not is_handed_out(msg):
-            msg["fn"] = off_zero(msg["fn"])
+        mend(msg)
         if self._resolve is None and msg["type"] == "sample":
             name = self.name_of(msg["name"])
             if name in self.extended and not isinstance(unmasked(msg["fn"]), Extended):

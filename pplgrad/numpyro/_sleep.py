@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from numpyro.handlers import seed, substitute, trace, uncondition
 
+from pplgrad.numpyro._sites import OffZero
 from pplgrad.objectives import ReweightedWakeSleep
 
 
@@ -38,7 +39,9 @@ def asleep(
         # Not by `replay`, which would put the model's `infer` in the place of the guide's.
         run = substitute(seed(guide, guide_key), data={**params, **jax.lax.stop_gradient(kept)})
         total: Any = jnp.zeros(())
-        for name, site in trace(run).get_trace(*told).items():
+        with OffZero():
+            sites = trace(run).get_trace(*told)
+        for name, site in sites.items():
             if site["type"] == "sample" and name in kept and not site["is_observed"]:
                 scale = 1.0 if site["scale"] is None else site["scale"]
                 total = total + jnp.sum(site["fn"].log_prob(site["value"]) * scale)

@@ -18,7 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pplgrad.engine.configuration import unwatched
+from pplgrad.errors import ProgramError
 from pplgrad.estimators.base import Estimator
+from pplgrad.lab.checking import NO_PARAMETERS
 from pplgrad.objectives import Objective
 from pplgrad.pyro._baselines import is_baseline_param
 from pplgrad.pyro._distributions import unmasked
@@ -60,6 +62,8 @@ class Gradients:
                 for name, node in seen.trace.nodes.items():
                     if node["type"] == "param" and not is_baseline_param(name):
                         self._remember(name, node["value"].unconstrained())
+            if not self.leaves:
+                raise ProgramError(NO_PARAMETERS)
         except BaseException:
             self._restore()
             raise
@@ -114,7 +118,11 @@ class Gradients:
                 read = np.zeros(total, bool)
                 log_prob = unmasked(site["fn"]).log_prob(site["value"]).sum()
                 if log_prob.requires_grad:
-                    read = self.flat(torch.autograd.grad(log_prob, list(self.leaves.values()), allow_unused=True)) != 0
+                    # Sites may share a part of the program, such as the network of an encoder.
+                    slopes = torch.autograd.grad(
+                        log_prob, list(self.leaves.values()), retain_graph=True, allow_unused=True
+                    )
+                    read = self.flat(slopes) != 0
                 found[name] = found.get(name, np.zeros(total, bool)) | read
         return {name: np.flatnonzero(read) for name, read in found.items()}
 

@@ -30,7 +30,7 @@ PLAIN = CostWeights(1.0, 1.0, 1.0)
 
 
 def array(x: Any) -> jax.Array:
-    return jnp.asarray(np.asarray(x), dtype=jnp.float64)
+    return jnp.asarray(x if isinstance(x, jax.Array) else np.asarray(x), dtype=jnp.float64)
 
 
 HOST = Host(
@@ -89,7 +89,7 @@ def _with_noise(site: Any, noise: dict[str, np.ndarray]) -> Any:
     base = unmasked(site["fn"])
     while not hasattr(base, "loc"):
         base = base.base_dist
-    return jnp.broadcast_to(base.loc + base.scale * array(noise[site["name"]]), site["fn"].batch_shape)
+    return jnp.broadcast_to(base.loc + base.scale * array(noise[site["name"]]), site["fn"].shape())
 
 
 def _count(case: Case) -> int:

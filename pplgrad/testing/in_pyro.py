@@ -52,6 +52,14 @@ HOST = Host(
 )
 
 
+def with_noise(fn: Any, noise: np.ndarray) -> torch.Tensor:
+    """Return a Normal's draw from its standard noise."""
+    base = unmasked(fn)
+    while not hasattr(base, "loc"):
+        base = base.base_dist
+    return base.loc + base.scale * array(noise).expand(base.loc.shape)
+
+
 class Force(Messenger):
     """Makes the guide draw given outcomes, one for each particle; the sites stay latent.
 
@@ -74,9 +82,7 @@ class Force(Messenger):
                 msg["value"], msg["done"] = torch.as_tensor(self.outcomes[0][name]), True
             return
         if name in self.noise:
-            base = unmasked(fn)
-            loc, scale = base.loc, base.scale
-            msg["value"] = loc + scale * array(self.noise[name]).expand(loc.shape)
+            msg["value"] = with_noise(fn, self.noise[name])
         elif any(name in outcome for outcome in self.outcomes):
             vectorized = any(f.name == "num_particles_vectorized" for f in msg["cond_indep_stack"])
             if vectorized:
@@ -277,8 +283,7 @@ class Drive(Messenger):
                 msg["value"], msg["done"] = torch.as_tensor(self.uniforms[0][name]), True
             return
         if name in self.noise:
-            base = unmasked(fn)
-            msg["value"] = base.loc + base.scale * array(self.noise[name]).expand(base.loc.shape)
+            msg["value"] = with_noise(fn, self.noise[name])
         elif not self.uniforms:
             return
         else:

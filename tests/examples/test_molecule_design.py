@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from numpyro import handlers
 
 from pplgrad import Expectation, ScoreFunction
@@ -18,7 +19,7 @@ sys.path.append(str(ROOT / "examples"))
 
 
 def script():
-    return load_script(ROOT / "models" / "molecules.py", ("numpyro",)).module
+    return load_script(ROOT / "models" / "molecules.py", ("numpyro", "pyro")).module
 
 
 @pytest.mark.slow
@@ -98,5 +99,39 @@ def test_the_gradient_is_exact():
         wanted = jax.grad(exact)(params)
         for name in params:
             # RDKit's scores come in single precision, and both sides use them.
-            assert np.allclose(found[name].sum(0), wanted[name], atol=1e-9), name
+            assert np.allclose(found[name].sum(0), wanted[name], rtol=0, atol=1e-9), name
         assert np.abs(wanted["out_b"]).max() > 1e-3
+
+
+@pytest.mark.slow
+def test_the_gradient_is_exact_in_pyro():
+    from pplgrad.pyro import TraceGrad_ELBO as PyroELBO
+    from pplgrad.testing.in_pyro import array, expected_gradient, isolated
+    from pplgrad.testing.programs import Case
+
+    model, bonus = script(), 0.2
+    signs = len(model.ALPHABET)
+    rows = np.stack(np.divmod(np.arange(signs**2), signs), -1)
+    options = {**model.OPTIONS, "length": 2, "hidden": 3, "imitation": 0.0}
+    rng = np.random.default_rng(0)
+    values = {name: rng.normal(size=np.shape(v)) for name, v in model.initial(options, 0).items()}
+    with isolated():
+        program, guide = model.pyro_program(options, None, 0)
+        x = array(np.zeros((1, 2)))
+        case = Case("molecules", values, {"c0": ((1,), signs), "c1": ((1,), signs)},
+                    lambda host: (lambda: program(x), lambda: guide(x)))  # fmt: skip
+        elbo = PyroELBO(estimators={"c*": ScoreFunction()}, objective=Expectation(bonus))
+        found = expected_gradient(case, lambda: elbo, 1)
+
+        params, eye = {name: array(v).requires_grad_() for name, v in values.items()}, torch.eye(signs)
+        h, logits = model.advance(torch, params, torch.zeros(1, 3), eye[:1])
+        first = logits.log_softmax(-1)[0, rows[:, 0]]
+        _, logits = model.advance(torch, params, h.expand(len(rows), 3), eye[rows[:, 0]])
+        second = logits.log_softmax(-1)[np.arange(len(rows)), rows[:, 1]]
+        # What follows the end sign is drawn, and counts for nothing.
+        charged = first + second * array(rows[:, 0] > 0)
+        value = ((first + second).exp() * (array(model.scores(rows)) - bonus * charged)).sum()
+        value.backward()
+    for name, exact in params.items():
+        assert np.allclose(-found[name], exact.grad.numpy(), rtol=0, atol=1e-9), name
+    assert params["out_b"].grad.abs().max() > 1e-3

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def script():
-    return load_script(ROOT / "models" / "gridworld.py", ("numpyro",)).module
+    return load_script(ROOT / "models" / "gridworld.py", ("numpyro", "pyro")).module
 
 
 @pytest.mark.slow
@@ -42,33 +42,59 @@ def test_dynamic_programming_agrees_with_the_front():
         assert np.isclose(model.best(weight), ((1 - weight) * worth - weight * time).max())
 
 
-@pytest.mark.slow
-def test_credit_at_each_level_is_exact():
-    """Over all 1,024 episodes: the estimate's mean is the derivative of the exact return, at both levels."""
-    model = script()
-    options = {**model.OPTIONS, "preferences": 3, "ways": 2}
+def expected_in_numpyro(model, options, params, outcomes):
+    """Return E[estimate] of the gradient of the second preference's return, over the outcomes of all sites."""
     program, guide = model.numpyro_program(options, None, 0)
-    rng = np.random.default_rng(0)
-    cells = model.ROWS * model.COLUMNS
-    params = {"upper": rng.normal(size=(3, 2, cells, 2)), "lower": rng.normal(size=(3, 2, cells, 2))}
-    names = [name for t in range(model.STEPS) for name in ([f"option{t}"] * (t in (0, model.SECOND)) + [f"move{t}"])]
-    outcomes = (np.arange(2 ** len(names))[:, None] >> np.arange(len(names))) & 1
-
     with jax.enable_x64(True):
         x = np.array([[1.0]])
         elbo = TraceGrad_ELBO(estimators={"*": ScoreFunction()}, objective=Expectation())
         key = jax.random.key(0)
 
         def weighted(params, held, outcome):
-            values = dict(zip(names, outcome[:, None], strict=True))
-            forced = handlers.substitute(guide, data=values)
+            forced = handlers.substitute(guide, data={name: value[None] for name, value in outcome.items()})
             seeded = handlers.seed(handlers.substitute(forced, data=held), key)
             trace = handlers.trace(seeded).get_trace(x)
-            log_q = sum(site["fn"].log_prob(site["value"]).sum() for name, site in trace.items() if name in values)
+            log_q = sum(site["fn"].log_prob(site["value"]).sum() for name, site in trace.items() if name in outcome)
             return jax.numpy.exp(log_q) * elbo.loss(key, params, program, forced, x)
 
         gradients = jax.jit(jax.vmap(jax.grad(weighted), (None, None, 0)))(params, params, outcomes)
-        found = {name: -np.asarray(g).sum(0) for name, g in gradients.items()}
+        return {name: -np.asarray(g).sum(0) for name, g in gradients.items()}
+
+
+def expected_in_pyro(model, options, params, outcomes):
+    """The same, with all outcomes in one run: a dive each, whose rewards count by its probability."""
+    import pyro
+    import torch
+
+    from pplgrad.pyro import TraceGrad_ELBO as PyroELBO
+    from pplgrad.testing.in_pyro import Force, array, fresh, gradient, isolated
+    from pplgrad.testing.programs import Case
+
+    with isolated():
+        program, guide = model.pyro_program(options, None, 0)
+        elbo = PyroELBO(estimators={"*": ScoreFunction()}, objective=Expectation())
+        fresh(Case("gridworld", params, {}, None))
+        x = array(np.ones((len(outcomes["move0"]), 1)))
+        with Force([outcomes], {}), torch.no_grad():
+            sites = pyro.poutine.trace(guide).get_trace(x).nodes
+            probability = sum(sites[name]["fn"].log_prob(sites[name]["value"]) for name in outcomes).exp()
+        with Force([outcomes], {}):
+            elbo.loss_and_grads(pyro.poutine.scale(program, probability), guide, x)
+        return {name: -value for name, value in gradient().items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("expected", [expected_in_pyro, expected_in_numpyro], ids=["pyro", "numpyro"])
+def test_credit_at_each_level_is_exact(expected):
+    """Over all 1,024 episodes: the estimate's mean is the derivative of the exact return, at both levels."""
+    model = script()
+    options = {**model.OPTIONS, "preferences": 3, "ways": 2}
+    rng = np.random.default_rng(0)
+    cells = model.ROWS * model.COLUMNS
+    params = {"upper": rng.normal(size=(3, 2, cells, 2)), "lower": rng.normal(size=(3, 2, cells, 2))}
+    names = [name for t in range(model.STEPS) for name in ([f"option{t}"] * (t in (0, model.SECOND)) + [f"move{t}"])]
+    outcomes = (np.arange(2 ** len(names))[:, None] >> np.arange(len(names))) & 1
+    found = expected(model, options, params, dict(zip(names, outcomes.T, strict=True)))
 
     def value(params):
         upper, lower = model.probabilities(params)

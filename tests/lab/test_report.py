@@ -128,6 +128,18 @@ def test_the_pages_numbers_are_the_datasets(folder):
 
 
 @pytest.mark.slow
+def test_a_program_whose_sites_read_no_parameter_has_a_page(tmp_path):
+    made = results()
+    for result in made:
+        for measured in result.get("snapshots", {}).values():
+            measured["rows"] = [row for row in measured["rows"] if row["kind"] != "site"]
+    write(made, Study("models/sbn.py", NAMES[:1], gradients=Gradients((0, 100))), ABOUT, tmp_path)
+    assert gradient_table(read(tmp_path)[0], "site").empty
+    page = write_report(tmp_path).read_text()
+    assert "parameter" in page and "z1</td>" not in page
+
+
+@pytest.mark.slow
 def test_the_page_needs_nothing_beside_it(folder):
     page = write_report(folder).read_text()
     tables = Tables()

@@ -117,6 +117,59 @@ def test_gradient_variance_is_of_the_same_parameters_in_both_libraries(script, t
     assert np.isclose(*found, rtol=0.25), found
 
 
+# A guide without parameters; the model has one if it is `learned`.
+PLAIN = """
+import numpy as np
+
+OPTIONS = {"learned": True}
+DISCRETE = ("z",)
+
+def load(options, seed):
+    x = np.random.default_rng(seed).normal(size=(30, 1))
+    return x, x
+
+def program(ppl, dist, array, options):
+    def model(x):
+        b = ppl.param("b", array(0.3)) if options["learned"] else array(0.3)
+        with ppl.plate("data", x.shape[0]):
+            z = ppl.sample("z", dist.Bernoulli(array(0.4)))
+            ppl.sample("x", dist.Normal(b * z, 1.0), obs=x[:, 0])
+
+    def guide(x):
+        with ppl.plate("data", x.shape[0]):
+            ppl.sample("z", dist.Bernoulli(array(0.5)))
+
+    return model, guide
+
+def pyro_program(options, train, seed):
+    import pyro, torch
+    return program(pyro, pyro.distributions, torch.tensor, options)
+
+def numpyro_program(options, train, seed):
+    import jax.numpy as jnp, numpyro
+    return program(numpyro, numpyro.distributions, jnp.asarray, options)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_guide_without_parameters_has_no_gradient_whose_variance_is_measured(tmp_path, backend):
+    path = tmp_path / "plain.py"
+    path.write_text(PLAIN)
+    result = perform(configured(path, backend), None)
+    assert "error" not in result, result["error"]
+    assert len(result["curve"]) == 2 and "gradient_variance" not in result
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_program_without_parameters_is_refused(tmp_path, backend):
+    path = tmp_path / "plain.py"
+    path.write_text(PLAIN)
+    given = ["check", str(path), "--backend", backend, "--set", "learned=false"]
+    result = CliRunner().invoke(cli.main, given, catch_exceptions=False)
+    assert result.exit_code == 2 and "The program has no parameters, and so no gradient;" in result.stderr
+
+
 def test_options_that_a_script_refuses(tmp_path):
     out = ["--out", tmp_path / "out"]
     assert "binarize is 'threshold' or 'dynamic'; got 'treshold'" in refused(SBN, "--set", "binarize=treshold", *out)

@@ -19,7 +19,14 @@ SMALL = {
     "mixed": [{"hidden": 32}],
     "categorical": [{"variables": 6, "categories": 4, "hidden": 32}],
     "mixture": [{}, {"data": "wine"}],
+    "telegraph": [{"cells": 300}],
+    "dirichlet_process": [{}],
+    "switching": [{"length": 6}],
+    "hmm": [{"length": 6, "pieces": 40}],
 }
+# Those of few parameters learn faster, and have less to gain: how much at least, of train and test data, in nats a datum.
+FAST = {"telegraph", "dirichlet_process", "switching", "hmm"}
+GAINS = {"telegraph": (0.4, 0.3), "dirichlet_process": (0.6, 0.6)}
 PROGRAMS = [(name, options) for name, several in SMALL.items() for options in several]
 
 
@@ -29,15 +36,16 @@ PROGRAMS = [(name, options) for name, several in SMALL.items() for options in se
 def test_objective_rises(name, options, backend, tmp_path):
     path = MODELS / f"{name}.py"
     script = load_script(path, (backend,))
-    settings = dict(steps=120, points=4, learning_rate=1e-2, gradient_draws=0, bound_samples=0)
+    rate = 3e-2 if name in FAST else 1e-2
+    settings = dict(steps=120, points=4, learning_rate=rate, gradient_draws=0, bound_samples=0)
     common = dict(kind="training", script=str(path), digest=script.digest, options=script.options(options))
     common |= dict(backend=backend, estimator="score+loo", seed=0, particles=2, batch_size=100, objective="ELBO()")
     result = perform(Task(**common, settings=settings), tmp_path)
     assert "error" not in result, result["error"]
     curve = {which: [point[which] for point in result["curve"]] for which in ("train", "test")}
     assert np.isfinite(curve["train"]).all() and np.isfinite(curve["test"]).all()
-    assert curve["train"][-1] > curve["train"][0] + 1
-    assert curve["test"][-1] > curve["test"][0] + 0.3
+    for which, gain in zip(curve, GAINS.get(name, (1, 0.3)), strict=True):
+        assert curve[which][-1] > curve[which][0] + gain, which
 
 
 def test_every_script_is_in_the_readme():

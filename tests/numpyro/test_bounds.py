@@ -337,6 +337,23 @@ def test_sleep_phase_unbiased():
     assert z_of(np.asarray(found["p"] - wake["p"]), np.zeros(3)) < 4.5
 
 
+def test_sleep_phase_at_log_odds_of_zero():
+    """Each element's gradient is p − z = ±½, which the host differentiates to 0 or −1."""
+
+    def model(x):
+        with numpyro.plate("data", 2):
+            z = numpyro.sample("z", dist.Bernoulli(logits=jnp.zeros(2)))
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with numpyro.plate("data", 2):
+            numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("a", jnp.zeros(2))))
+
+    elbo = TraceGrad_ELBO(2, objective=ReweightedWakeSleep(insomnia=0.0, dream=lambda drawn, x: (drawn["x"],)))
+    found = jax.grad(lambda a: elbo.loss(jax.random.key(0), {"a": a}, model, guide, jnp.zeros(2)))(jnp.zeros(2))
+    np.testing.assert_allclose(np.abs(found), 0.5, rtol=1e-12)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("factor", [0.0, -1.0, 2.0])
 def test_mutants_of_the_reparameterized_score_are_caught(factor, monkeypatch):

@@ -32,7 +32,7 @@ from pplgrad import (
 from pplgrad.numpyro import TraceGrad_ELBO, check_gradients, config_estimators
 from pplgrad.numpyro._gradients import Gradients
 from pplgrad.objectives import CostWeights
-from pplgrad.testing.in_numpyro import HOST, exact_bound_gradient, exact_gradient
+from pplgrad.testing.in_numpyro import HOST, array, exact_bound_gradient, exact_gradient
 from pplgrad.testing.programs import CASES
 from tests import bound_mutants, branch_mutants, mutants
 from tests.bounds import KEPT, bound
@@ -64,6 +64,40 @@ def test_the_reference_is_the_enumerated_gradient(name):
     found = host.exact_gradient(ELBO(), 1, 4096)
     for param, indices in host.blocks.items():
         np.testing.assert_allclose(found[indices], np.ravel(wanted[param]), atol=1e-9)
+
+
+@pytest.mark.parametrize("scanned", [False, True], ids=["plain", "scan"])
+def test_the_references_at_log_odds_of_zero(scanned):
+    """Where parameters start at zero, and where the host's own derivative is wrong: of a prior, a guide and a likelihood."""
+
+    def repeated(step):
+        if scanned:
+            scan(lambda carry, x: (carry, step(x)), None, jnp.array([1.0, 0.0]))
+        else:
+            step(1.0)
+
+    def model():
+        prior, weight = numpyro.param("prior", array(0.0)), numpyro.param("weight", array(0.0))
+
+        def step(x):
+            z = numpyro.sample("z", dist.Bernoulli(logits=prior))
+            numpyro.sample("x", dist.Bernoulli(logits=weight * (z + 0.5)), obs=x)
+
+        repeated(step)
+
+    def guide():
+        a = numpyro.param("a", array(0.0))
+        repeated(lambda x: numpyro.sample("z", dist.Bernoulli(logits=a + 0.0 * x)))
+
+    host = Gradients(model, guide, (), {})
+    # With q = ½ each: ∇a is ¼ of what z = 1 is worth more, which is nothing; ∇weight is −Σ (x − ½) E[z + ½].
+    wanted = {"a": 0.0, "prior": 0.0, "weight": 0.0 if scanned else -0.5}
+    found = host.exact_gradient(ELBO(), 1, 4096)
+    rows = np.concatenate(list(host.whole_score(ELBO())(400, 0)))
+    for name, (index,) in host.blocks.items():
+        assert abs(found[index] - wanted[name]) < 1e-9, name
+        assert abs(rows[:, index].mean() - wanted[name]) < 4.5 * rows[:, index].std() / 20 + 1e-9, name
+    assert list(host.sites()["z"]) == list(host.blocks["a"])
 
 
 def test_the_reference_of_other_objectives():

@@ -27,7 +27,7 @@ from pplgrad import (
 from pplgrad.objectives import CostWeights
 from pplgrad.pyro import TraceGrad_ELBO, check_gradients
 from pplgrad.pyro._gradients import Gradients
-from pplgrad.testing.in_pyro import HOST, exact_bound_gradient, exact_gradient, fresh
+from pplgrad.testing.in_pyro import HOST, array, exact_bound_gradient, exact_gradient, fresh
 from pplgrad.testing.programs import CASES
 from tests import bound_mutants, branch_mutants, mutants
 from tests.bounds import KEPT, bound
@@ -119,6 +119,28 @@ def test_a_program_whose_sites_depend_on_its_draws_is_followed_down_every_path()
 def test_sites_are_charged_with_the_parameters_that_they_read():
     with Gradients(*program("hierarchy"), (), {}) as host:
         assert {name: i.tolist() for name, i in host.sites().items()} == {"z1": [0], "z2": [1, 2], "z3": [3, 4]}
+
+
+def test_sites_may_share_a_network():
+    """The graph of the first site's density is needed again by the second's."""
+
+    def guide():
+        h = torch.tanh(pyro.param("w", array(0.3)) * 2)
+        pyro.sample("z1", dist.Bernoulli(logits=h * pyro.param("a", array(0.5))))
+        pyro.sample("z2", dist.Bernoulli(logits=h * pyro.param("b", array(-0.4))))
+
+    def model():
+        pyro.sample("z1", dist.Bernoulli(array(0.4)))
+        pyro.sample("z2", dist.Bernoulli(array(0.7)))
+
+    found = check_gradients(model, guide, estimators={"*": LocalExpectation()}, draws=100)
+    assert {row.name for row in found.rows if row.kind == "site"} == {"z1", "z2"}
+    with Gradients(model, guide, (), {}) as host:
+        places = {name: host.blocks[name][0] for name in "wab"}
+        assert {name: set(found) for name, found in host.sites().items()} == {
+            "z1": {places["w"], places["a"]},
+            "z2": {places["w"], places["b"]},
+        }
 
 
 @pytest.mark.slow
