@@ -22,7 +22,7 @@ from pplgrad.numpyro._compat import unmasked
 from pplgrad.numpyro._distributions import finite_draw, finite_parts
 from pplgrad.numpyro._relaxed import OneHotCategorical
 from pplgrad.objectives import CostWeights
-from pplgrad.testing.cells import ListedNoise, NoiseShapes, cells, disturb, z_of
+from pplgrad.testing.cells import NumberedNoise, cells, disturb, z_of
 from pplgrad.testing.programs import CASES, Case, Host
 
 KEY = 7
@@ -334,35 +334,27 @@ def expected_gradient_over_cells(
             uniforms = {n: np.stack([u[n] for u, _ in picked]) for n in tables}
             rows.append({**uniforms, **{n: np.stack([x] * particles) for n, x in subset.items()}})
             sizes.append(float(np.prod([size for _, size in picked])) / _count(case))
-    params, draws, shapes = parameters(case), stacked(rows), NoiseShapes()
+    params, draws, noise = parameters(case), stacked(rows), NumberedNoise()
 
-    def loss(params: dict, draw: dict[str, jax.Array], noise: Any) -> tuple[jax.Array, jax.Array]:
-        listed = ListedNoise(noise or [])
-        with replaced_noise(shapes.recording if noise is None else listed.make):
+    def loss(params: dict, draw: dict[str, jax.Array], number: jax.Array) -> tuple[jax.Array, jax.Array]:
+        noise.start(number)
+        with replaced_noise(noise.make):
             run = wrap(driven(guide, draw, case.noise, particles))
             value = elbo.loss_with_mutable_state(jax.random.key(KEY), {**params, **(extra or {})}, model, run)["loss"]
-        return value, jnp.asarray(listed.log_weight)
+        return value, jnp.asarray(noise.log_weight)
 
-    jax.eval_shape(lambda p, d: loss(p, d, None), params, {name: x[0] for name, x in draws.items()})
-    noises = [[jnp.asarray(x) for x in outcome] for outcome in shapes.outcomes()]
-    joint = [jnp.stack(column) for column in zip(*noises, strict=True)]
-
-    def over_noise(params: dict, draw: dict[str, jax.Array]) -> dict:
-        one = derive(loss, has_aux=True)
-        if not joint:
-            return one(params, draw, [])[0]
-        found, log_weight = jax.vmap(lambda noise: one(params, draw, noise))(joint)
+    @jax.jit
+    def one(params: dict, draw: dict[str, jax.Array], number: jax.Array) -> Any:
+        found, log_weight = derive(loss, has_aux=True)(params, draw, number)
         # An impossible outcome may have no gradient at all.
         weight = jnp.exp(log_weight)
-        return jax.tree.map(lambda g: jnp.tensordot(weight, _where(weight > 0, g), 1), found)
+        return jax.tree.map(lambda g: jnp.where(weight > 0, weight * g, 0), found)
 
-    found = jax.jit(jax.vmap(over_noise, (None, 0)))(params, draws)
-    return jax.tree.map(lambda g: np.tensordot(np.array(sizes), np.asarray(g), 1), found)
-
-
-def _where(rows: jax.Array, x: jax.Array) -> jax.Array:
-    """Return `x` with zeros in the rows that are False."""
-    return jnp.where(rows.reshape(-1, *(1,) * (x.ndim - 1)), x, 0)
+    # How many outcomes the noise has is known once the estimator has been traced, which happens once.
+    jax.eval_shape(one, params, {name: x[0] for name, x in draws.items()}, jnp.array(0))
+    every = {name: jnp.repeat(x, noise.count, axis=0) for name, x in draws.items()}
+    found = jax.jit(jax.vmap(one, (None, 0, 0)))(params, every, jnp.tile(jnp.arange(noise.count), len(rows)))
+    return jax.tree.map(lambda g: np.tensordot(np.repeat(sizes, noise.count), np.asarray(g), 1), found)
 
 
 def assert_same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], tolerance: float = 1e-9) -> None:
@@ -416,5 +408,7 @@ def z_score(case: Case, estimator: Estimator, particles: int, vectorized: bool, 
     def one(params: dict, key: jax.Array) -> dict:
         return jax.grad(lambda p: objective.loss(key, {**p, **extra}, model, guide))(params)
 
-    found = jax.jit(jax.vmap(one, (None, 0)))(parameters(case), jax.random.split(jax.random.key(seed), draws))
+    params, keys = parameters(case), jax.random.split(jax.random.key(seed), draws)
+    # A thousand at once stay in the processor's cache.
+    found = jax.jit(lambda p, keys: jax.lax.map(lambda key: one(p, key), keys, batch_size=1000))(params, keys)
     return max(z_of(np.asarray(found[name]), value) for name, value in wanted.items())

@@ -48,8 +48,14 @@ def test_exact(short, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("vectorize", [True, False, lambda f, xs: jax.lax.map(f, xs)], ids=["vmap", "map", "callable"])
-@pytest.mark.parametrize("short", [short for short, (_, names) in EXACT.items() if "single" in names])
+@pytest.mark.parametrize(
+    ("short", "vectorize"),
+    [
+        *((short, how) for short, (_, names) in EXACT.items() if "single" in names for how in (True, False)),
+        # A function of the user's takes the same way through as lax.map.
+        *((short, lambda f, xs: jax.lax.map(f, xs)) for short in ("local", "disarm")),
+    ],
+)
 def test_two_particles_exact(short, vectorize):
     case, estimator = CASES["single"], EXACT[short][0]
     wrap, extra = kept_by_the_guide(case, estimator)
@@ -222,6 +228,13 @@ def test_misfits_are_refused(estimator, distribution, words):
     assert "'z'" in str(error.value)
 
 
+def proved(mutant):
+    """Return whether `test_exact` or `test_unbiased` has this estimator on this program: the sound one need not pass twice."""
+    table, pairs = (EXACT, exact_pairs()) if mutant.exact else (RANDOM, random_pairs())
+    pairs = [getattr(pair, "values", pair) for pair in pairs]
+    return any(table[short][0] == mutant.estimator and name == mutant.case for short, name in pairs)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_caught(name, monkeypatch):
@@ -232,6 +245,7 @@ def test_mutant_is_caught(name, monkeypatch):
             return gradient_error(mutant.estimator, "numpyro", mutant.case) > 1e-6
         return z_score(mutant.estimator, "numpyro", mutant.case, draws=20_000) > 8
 
-    assert not far()
+    if not proved(mutant):
+        assert not far()
     mutant.apply(monkeypatch)
     assert far()
