@@ -145,16 +145,23 @@ def parameters(case: Case) -> dict[str, jax.Array]:
     return {name: array(value) for name, value in case.params.items()}
 
 
-_EXACT: dict[str, dict[str, np.ndarray]] = {}
+_KNOWN: dict[tuple[str, str], Any] = {}
+
+
+def _once(what: str, case: Case, make: Callable[[], Any]) -> Any:
+    """Return what is the same whenever it is made of a program: made once, if the program is one of `CASES`."""
+    if CASES.get(case.name) is not case:
+        return make()
+    if (what, case.name) not in _KNOWN:
+        _KNOWN[what, case.name] = make()
+    return _KNOWN[what, case.name]
 
 
 def exact_gradient(case: Case, weights: CostWeights = PLAIN) -> dict[str, np.ndarray]:
     """Return the gradient of −E_q[log p − log q], summed over every outcome and every subsample."""
-    if CASES.get(case.name) is not case or weights is not PLAIN:
+    if weights is not PLAIN:
         return _exact_gradient(case, weights)
-    if case.name not in _EXACT:
-        _EXACT[case.name] = _exact_gradient(case, weights)
-    return _EXACT[case.name]
+    return _once("gradient", case, lambda: _exact_gradient(case, weights))
 
 
 def exact_hessian(case: Case) -> dict[str, dict[str, np.ndarray]]:
@@ -230,6 +237,12 @@ def _tuples(case: Case, every: list, particles: int) -> list[tuple[int, ...]]:
     return [p for p in joint if all(subset(i) == subset(p[0]) for i in p)]
 
 
+def _weights(case: Case) -> np.ndarray:
+    """Return the probability of each outcome."""
+    one = jax.vmap(lambda o: log_weight_and_objective(case, parameters(case), o)[0])
+    return np.exp(np.asarray(jax.jit(one)(stacked(list(outcomes(case))))))
+
+
 def expected_gradient(
     case: Case,
     elbo: Any,
@@ -245,8 +258,7 @@ def expected_gradient(
     """
     model, guide = case.build(HOST)
     every = list(outcomes(case))
-    weights = jax.vmap(lambda o: log_weight_and_objective(case, parameters(case), o)[0])(stacked(every))
-    weights = np.exp(np.asarray(weights))
+    weights = _once("weights", case, lambda: _weights(case))
     picked = _tuples(case, every, particles) if shared else list(itertools.product(range(len(every)), repeat=particles))
     tuples = stacked([{n: np.stack([every[i][n] for i in p]) for n in every[0]} for p in picked])
 
@@ -311,6 +323,17 @@ def probabilities(case: Case, outcome: dict[str, jax.Array]) -> dict[str, jax.Ar
     return found
 
 
+def _tables(case: Case) -> list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
+    """Return each subsample with the probabilities of its categories under every outcome."""
+    found = []
+    every_table = jax.jit(jax.vmap(lambda o: probabilities(case, o)))
+    for _, group in itertools.groupby(outcomes(case), key=lambda o: [o[name].tolist() for name in case.subsamples]):
+        every = list(group)
+        tables = {name: np.asarray(x) for name, x in every_table(stacked(every)).items()}
+        found.append(({name: every[0][name] for name in case.subsamples}, tables))
+    return found
+
+
 def expected_gradient_over_cells(
     case: Case,
     elbo: Any,
@@ -326,10 +349,7 @@ def expected_gradient_over_cells(
     model, guide = case.build(HOST)
     rows: list[dict[str, np.ndarray]] = []
     sizes: list[float] = []
-    for _, group in itertools.groupby(outcomes(case), key=lambda o: [o[name].tolist() for name in case.subsamples]):
-        every = list(group)
-        tables = {name: np.asarray(x) for name, x in jax.vmap(lambda o: probabilities(case, o))(stacked(every)).items()}
-        subset = {name: every[0][name] for name in case.subsamples}
+    for subset, tables in _once("tables", case, lambda: _tables(case)):
         for picked in itertools.product(list(cells(tables)), repeat=particles):
             uniforms = {n: np.stack([u[n] for u, _ in picked]) for n in tables}
             rows.append({**uniforms, **{n: np.stack([x] * particles) for n, x in subset.items()}})
