@@ -56,7 +56,13 @@ def program(name):
     return CASES[name].build(HOST)
 
 
-@pytest.mark.parametrize("name", ["hierarchy", "subsampled", "masked", "scaled", "event_in_plate", "counts", "one_hot"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("hierarchy", "subsampled", "one_hot"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("masked", "scaled", "event_in_plate", "counts")),
+    ],
+)
 def test_the_reference_is_the_enumerated_gradient(name):
     case = CASES[name]
     host = Gradients(*program(name), (), {})
