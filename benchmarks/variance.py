@@ -83,6 +83,7 @@ def main() -> None:
     parser.add_argument("--latents", type=int, default=200)
     parser.add_argument("--stops", type=int, nargs="*", default=[0, 100, 2000], help="training steps")
     parser.add_argument("--draws", type=int, default=200, help="gradients of each estimator")
+    parser.add_argument("--seconds", type=float, default=10.0, help="timing at each stop")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "variance.csv")
     given = parser.parse_args()
     options = {**OPTIONS, "latents": given.latents}
@@ -97,7 +98,7 @@ def main() -> None:
         for _ in range(stop - done):
             state, _ = update(state, jnp.asarray(train[rng.integers(0, len(train), 100)], jnp.float32))
         done = stop
-        rows += measured(stop, svi.get_params(state), model, guide, batch, given.draws, compiled)
+        rows += measured(stop, svi.get_params(state), model, guide, batch, given, compiled)
     frame = pd.DataFrame(rows)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     frame.to_csv(given.out, index=False)
@@ -105,8 +106,11 @@ def main() -> None:
     draw(frame, given.out.with_suffix(".png"))
 
 
-def measured(stop: int, params: dict, model: Any, guide: Any, batch: Any, draws: int, compiled: dict) -> list[dict]:
+def measured(
+    stop: int, params: dict, model: Any, guide: Any, batch: Any, given: argparse.Namespace, compiled: dict
+) -> list[dict]:
     """Return a row for each estimator at one point of training."""
+    draws = given.draws
     names = sorted(name for name in params if name.startswith("encode"))
     for short, (estimator, particles) in ESTIMATORS.items():
         if short not in compiled:
@@ -127,7 +131,7 @@ def measured(stop: int, params: dict, model: Any, guide: Any, batch: Any, draws:
     steps = {
         short: (lambda g=gradient: jax.block_until_ready(g(params, key))) for short, (gradient, _) in compiled.items()
     }
-    times = in_turns(steps, 10.0)
+    times = in_turns(steps, given.seconds)
     result = []
     for short, (_, evaluations) in compiled.items():
         chance = np.sqrt((found[short] + found["DisARM"]) / draws)

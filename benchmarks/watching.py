@@ -30,7 +30,9 @@ TURN = WATCH.every
 RUNS = {"plain": None, "watched": WATCH, "plain again": None, "watched again": WATCH}
 
 
-def in_pyro(estimator: Any, particles: int, seconds: float) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+def in_pyro(
+    estimator: Any, particles: int, seconds: float, latents: int
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Return the times of turns in Pyro."""
     import pyro
     import torch
@@ -42,7 +44,7 @@ def in_pyro(estimator: Any, particles: int, seconds: float) -> tuple[dict[str, n
     torch.set_num_threads(1)
     pyro.clear_param_store()
     train, _ = sbn().load(OPTIONS, 0)
-    model, guide = sbn().pyro_program({**OPTIONS, "latents": 200}, train, 0)
+    model, guide = sbn().pyro_program({**OPTIONS, "latents": latents}, train, 0)
     x = torch.tensor(train[:100], dtype=torch.float32)
     turns: dict[str, Callable] = {}
     for name, watch in RUNS.items():
@@ -53,7 +55,9 @@ def in_pyro(estimator: Any, particles: int, seconds: float) -> tuple[dict[str, n
     return in_turns(turns, seconds), {}
 
 
-def in_numpyro(estimator: Any, particles: int, seconds: float) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+def in_numpyro(
+    estimator: Any, particles: int, seconds: float, latents: int
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Return the times of turns in NumPyro, and those of compiling."""
     import jax
     import jax.numpy as jnp
@@ -63,7 +67,7 @@ def in_numpyro(estimator: Any, particles: int, seconds: float) -> tuple[dict[str
     from pplgrad.numpyro import TraceGrad_ELBO, config_estimators
 
     train, _ = sbn().load(OPTIONS, 0)
-    model, guide = sbn().numpyro_program({**OPTIONS, "latents": 200}, train, 0)
+    model, guide = sbn().numpyro_program({**OPTIONS, "latents": latents}, train, 0)
     x = jnp.asarray(train[:100], jnp.float32)
     turns: dict[str, Callable] = {}
     compiling: dict[str, float] = {}
@@ -93,12 +97,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--libraries", nargs="+", default=["pyro", "numpyro"], choices=["pyro", "numpyro"])
     parser.add_argument("--seconds", type=float, default=30.0, help="per row")
+    parser.add_argument("--latents", type=int, default=200)
     parser.add_argument("--out", type=Path, default=Path("results/watching.csv"))
     given = parser.parse_args()
     rows = []
     for library in given.libraries:
         for name, (estimator, particles) in ESTIMATORS.items():
-            times, compiling = {"pyro": in_pyro, "numpyro": in_numpyro}[library](estimator, particles, given.seconds)
+            measure = {"pyro": in_pyro, "numpyro": in_numpyro}[library]
+            times, compiling = measure(estimator, particles, given.seconds, given.latents)
             plain, watched, *again = (float(np.median(times[name])) / TURN for name in RUNS)
             rows.append(
                 {

@@ -120,6 +120,14 @@ TOO_MANY |= {("relax-alone", name) for name in ("hierarchy", "nested_plates")}
 """Whose outcomes go into the thousands, or whose branches are many: for the library that goes through them all at once."""
 
 
+USUAL = {"single", "hierarchy", "event", "one_hot", "mixed", "subsampled"}
+ALIKE = {(short, name) for short in ("rodeo", "double-cv") for name in RELAXABLE if name not in USUAL}
+ALIKE |= {
+    (short, name) for short in ("arms2", "rebar-cold") for name in HARD if name not in ("hierarchy", "subsampled")
+}
+"""What Pyro's tests prove, and NumPyro's need not again: there another estimator runs the same branches on these programs."""
+
+
 def exact_pairs(left_out=()):
     """Return every estimator with finite noise and each of its programs; a quick one for each."""
     return [

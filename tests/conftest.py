@@ -1,5 +1,6 @@
 """Settings of all tests."""
 
+import gc
 import os
 
 # Compiling dominates the JAX tests, which run each small function once: let XLA hurry. Set before JAX is imported.
@@ -7,5 +8,12 @@ import os
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false "
-    "--xla_cpu_max_isa=SSE4_2",
+    "--xla_cpu_max_isa=SSE4_2 --xla_cpu_parallel_codegen_split_count=1",
 )
+
+
+def pytest_collection_finish(session):
+    """Spare the garbage collector what was imported, and call it less often: tracing makes many short-lived objects."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)

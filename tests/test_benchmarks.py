@@ -20,9 +20,9 @@ from pplgrad import ScoreFunction
 
 ROOT = Path(__file__).parents[1]
 SMALL = {
-    "watching": ["--seconds", "0.1", "--libraries", "numpyro"],
+    "watching": ["--latents", "4", "--seconds", "0.1", "--libraries", "numpyro"],
     "memory": ["--latents", "4", "--batch", "10", "--rows", "0", "2", "--libraries", "numpyro"],
-    "variance": ["--latents", "4", "--stops", "0", "--draws", "4"],
+    "variance": ["--latents", "4", "--stops", "0", "--draws", "4", "--seconds", "0.1"],
     "training": ["--latents", "4", "--seconds", "0.1", "--libraries", "pyro", "--estimators", "DisARM"],
 }
 BELOW = {

@@ -96,13 +96,38 @@ class ListedNoise:
         """Return the noise of a site."""
         return _Listed(ops, self)
 
+    def _next(self, ops: Ops, log_probs: Array) -> Any:
+        return self._left.pop(0)
+
     def take(self, ops: Ops, log_probs: Array, like: Callable) -> Array:
         """Return the next outcome, and count its probability in; `log_probs` has the categories last."""
         xp = ops.xp
-        index = like(self._left.pop(0))
+        index = like(self._next(ops, log_probs))
         chosen = xp.take_along_axis(ops.stop_gradient(log_probs), index[..., None], axis=-1)
         self.log_weight = self.log_weight + xp.sum(chosen)
         return index
+
+
+class NumberedNoise(ListedNoise):
+    """Noise of one joint outcome, whose number is read in digits, a digit for each element that is drawn.
+
+    `count`, the number of joint outcomes, is known once everything has been drawn.
+    """
+
+    def __init__(self) -> None:
+        super().__init__([])
+        self.start(0)
+
+    def start(self, number: Any) -> None:
+        """Begin a run whose noise is the outcome of this number."""
+        self.number, self.count, self.log_weight = number, 1, 0.0
+
+    def _next(self, ops: Ops, log_probs: Array) -> Array:
+        shape, categories = log_probs.shape[:-1], log_probs.shape[-1]
+        elements = int(np.prod(shape))
+        place = self.count * categories ** np.arange(elements).reshape(shape)
+        self.count *= categories**elements
+        return self.number // place % categories
 
 
 class _Listed(_Finite):

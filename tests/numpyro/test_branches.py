@@ -35,21 +35,27 @@ from pplgrad.testing.in_numpyro import (
 )
 from pplgrad.testing.programs import CASES
 from tests.branch_mutants import MUTANTS
-from tests.branching import EXACT, NUMBERS, RANDOM, exact_pairs, numbers, random_pairs
+from tests.branching import ALIKE, EXACT, NUMBERS, RANDOM, exact_pairs, numbers, random_pairs
 
 
 def elbo(name, estimator, particles=1, vectorize=True):
     return TraceGrad_ELBO(particles, vectorize, estimators=dict.fromkeys(CASES[name].latents, estimator))
 
 
-@pytest.mark.parametrize(("short", "name"), exact_pairs())
+@pytest.mark.parametrize(("short", "name"), exact_pairs(ALIKE))
 def test_exact(short, name):
     assert gradient_error(EXACT[short][0], "numpyro", name) < 1e-9
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("vectorize", [True, False, lambda f, xs: jax.lax.map(f, xs)], ids=["vmap", "map", "callable"])
-@pytest.mark.parametrize("short", [short for short, (_, names) in EXACT.items() if "single" in names])
+@pytest.mark.parametrize(
+    ("short", "vectorize"),
+    [
+        *((short, how) for short, (_, names) in EXACT.items() if "single" in names for how in (True, False)),
+        # A function of the user's takes the same way through as lax.map.
+        *((short, lambda f, xs: jax.lax.map(f, xs)) for short in ("local", "disarm")),
+    ],
+)
 def test_two_particles_exact(short, vectorize):
     case, estimator = CASES["single"], EXACT[short][0]
     wrap, extra = kept_by_the_guide(case, estimator)
@@ -58,7 +64,7 @@ def test_two_particles_exact(short, vectorize):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("short", "name"), random_pairs())
+@pytest.mark.parametrize(("short", "name"), random_pairs(ALIKE))
 def test_unbiased(short, name):
     assert z_score(RANDOM[short][0], "numpyro", name, draws=50_000) < 4.5
 
@@ -76,7 +82,9 @@ def moments(objective, family, draws):
     def one(key):
         return jax.grad(lambda p: objective.loss(key, p, model, guide))(params)
 
-    found = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(2), draws))
+    keys = jax.random.split(jax.random.key(2), draws)
+    # A thousand at once stay in the processor's cache.
+    found = jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=1000))(keys)
     rows = np.concatenate([np.asarray(g) for g in found.values()], -1)
     return rows.mean(0), rows.std(0) / np.sqrt(draws)
 
@@ -222,6 +230,13 @@ def test_misfits_are_refused(estimator, distribution, words):
     assert "'z'" in str(error.value)
 
 
+def proved(mutant):
+    """Return whether `test_exact` or `test_unbiased` has this estimator on this program: the sound one need not pass twice."""
+    table, pairs = (EXACT, exact_pairs(ALIKE)) if mutant.exact else (RANDOM, random_pairs(ALIKE))
+    pairs = [getattr(pair, "values", pair) for pair in pairs]
+    return any(table[short][0] == mutant.estimator and name == mutant.case for short, name in pairs)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_caught(name, monkeypatch):
@@ -232,6 +247,7 @@ def test_mutant_is_caught(name, monkeypatch):
             return gradient_error(mutant.estimator, "numpyro", mutant.case) > 1e-6
         return z_score(mutant.estimator, "numpyro", mutant.case, draws=20_000) > 8
 
-    assert not far()
+    if not proved(mutant):
+        assert not far()
     mutant.apply(monkeypatch)
     assert far()

@@ -56,7 +56,13 @@ def program(name):
     return CASES[name].build(HOST)
 
 
-@pytest.mark.parametrize("name", ["hierarchy", "subsampled", "masked", "scaled", "event_in_plate", "counts", "one_hot"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("hierarchy", "subsampled", "one_hot"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("masked", "scaled", "event_in_plate", "counts")),
+    ],
+)
 def test_the_reference_is_the_enumerated_gradient(name):
     case = CASES[name]
     host = Gradients(*program(name), (), {})
@@ -317,6 +323,6 @@ def test_a_program_that_cannot_be_traced_is_checked_step_by_step():
     def model():
         numpyro.factor("f", 3.0 * numpyro.sample("z", dist.Bernoulli(0.3)))
 
-    found = check_gradients(model, guide, draws=200, tolerance=1.0)
+    found = check_gradients(model, guide, draws=100, tolerance=1.5)
     assert found.reference == "the score function at every site"
     assert found.status == "unbiased", str(found)

@@ -52,7 +52,7 @@ def test_auto(budget, wanted, evaluations):
     assert column(described, "plates") == ["data"] * 4
     assert column(described, "distribution") == ["Bernoulli", "Bernoulli", "Normal", "Poisson"]
     assert "Auto: reparameterized sampler" in str(described)
-    objective.loss(KEY, {}, model, guide, jnp.zeros(4))
+    jax.jit(lambda x: objective.loss(KEY, {}, model, guide, x))(jnp.zeros(4))
 
 
 def test_reasons_of_the_three_places():

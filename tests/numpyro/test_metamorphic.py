@@ -18,7 +18,7 @@ from tests.metamorphic import LINEAR, ORDERS, credited, toy
 def gradient(short, model, guide, params):
     estimator, particles = LINEAR[short]
     elbo = TraceGrad_ELBO(particles, estimators={"z*": estimator})
-    return jax.grad(lambda p: elbo.loss(jax.random.key(0), p, model, guide))(params)
+    return jax.jit(jax.grad(lambda p: elbo.loss(jax.random.key(0), p, model, guide)))(params)
 
 
 @pytest.mark.slow
@@ -43,21 +43,23 @@ def test_a_plate_in_another_order(short):
     """In distribution: the mean and the variance of each element's gradient move with it."""
     data, a, order = np.array([0.3, -0.6, 1.4]), np.array([0.2, -0.5, 0.9]), np.array([2, 0, 1])
 
+    def model(data):
+        with numpyro.plate("data", 3):
+            z = numpyro.sample("z", dist.Bernoulli(0.4))
+            numpyro.sample("x", dist.Normal(2.0 * z, 1.0), obs=data)
+
+    def guide(data):
+        logits = numpyro.param("a", jnp.zeros(3))
+        with numpyro.plate("data", 3):
+            numpyro.sample("z", dist.Bernoulli(logits=logits))
+
+    estimator, particles = LINEAR[short]
+    elbo = TraceGrad_ELBO(particles, estimators={"z": estimator})
+    one = jax.grad(lambda a, key, data: elbo.loss(key, {"a": a}, model, guide, data))
+    every = jax.jit(jax.vmap(one, (None, 0, None)))
+
     def moments(data, a):
-        def model():
-            with numpyro.plate("data", 3):
-                z = numpyro.sample("z", dist.Bernoulli(0.4))
-                numpyro.sample("x", dist.Normal(2.0 * z, 1.0), obs=jnp.asarray(data))
-
-        def guide():
-            logits = numpyro.param("a", jnp.zeros(3))
-            with numpyro.plate("data", 3):
-                numpyro.sample("z", dist.Bernoulli(logits=logits))
-
-        estimator, particles = LINEAR[short]
-        elbo = TraceGrad_ELBO(particles, estimators={"z": estimator})
-        one = jax.grad(lambda a, key: elbo.loss(key, {"a": a}, model, guide))
-        rows = np.asarray(jax.vmap(one, (None, 0))(jnp.asarray(a), jax.random.split(jax.random.key(0), 20_000)))
+        rows = np.asarray(every(jnp.asarray(a), jax.random.split(jax.random.key(0), 20_000), jnp.asarray(data)))
         return rows.mean(0), rows.var(0), rows.std(0) / np.sqrt(len(rows))
 
     mean, variance, error = moments(data, a)
@@ -74,7 +76,7 @@ def test_particles_mapped_and_looped(short):
 
     def one(vectorized):
         elbo = TraceGrad_ELBO(3, vectorized, estimators={"z*": LINEAR[short][0]})
-        return jax.grad(lambda p: elbo.loss(jax.random.key(0), p, model, guide))(params)
+        return jax.jit(jax.grad(lambda p: elbo.loss(jax.random.key(0), p, model, guide)))(params)
 
     assert_same(one(False), {name: np.asarray(value) for name, value in one(True).items()})
 
@@ -101,6 +103,7 @@ def test_rao_blackwellised_costs_vary_less():
         model, guide = credited(HOST, plated)
         elbo = TraceGrad_ELBO(estimators={"z": ScoreFunction()})
         one = jax.grad(lambda a, key, e=elbo, m=model, g=guide: e.loss(key, {"a": a}, m, g))
-        rows = jax.vmap(one, (None, 0))(jnp.array([0.2, -0.4, 0.9, 0.1]), jax.random.split(jax.random.key(0), 5_000))
+        keys = jax.random.split(jax.random.key(0), 5_000)
+        rows = jax.jit(jax.vmap(one, (None, 0)))(jnp.array([0.2, -0.4, 0.9, 0.1]), keys)
         variances.append(float(rows.var(0).sum()))
     assert 2 * variances[0] < variances[1]

@@ -12,6 +12,8 @@ import pytest
 from tests.numpyro.sharded import CASES
 
 ROOT = Path(__file__).parents[2]
+# One process makes what these share.
+pytestmark = pytest.mark.xdist_group("sharding")
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,8 @@ def elbo(name, estimator, particles=1, vectorized=False):
 def test_exact(short, name, vectorized):
     if vectorized and name in ("batch_without_plate", "subsampled", "categorical_index"):
         pytest.skip("these programs do not broadcast")
+    if not vectorized and name == "one_hot" and short in ("rodeo", "double-cv"):
+        pytest.skip("as slow as all others together; proved at once, and one by one by MuProp's relaxed branches")
     found = expected_gradient_over_cells(CASES[name], lambda: elbo(name, EXACT[short][0], 1, vectorized))
     assert_same(found, exact_gradient(CASES[name]))
 

@@ -143,6 +143,10 @@ def test_sites_may_share_a_network():
         }
 
 
+# Small biases at these parameters: more draws.
+FAINT = {"only_direct_dependencies": 6000, "score_read_as_the_cost": 2000}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", mutants.MUTANTS)
 def test_every_mutant_is_caught(name, monkeypatch):
@@ -151,7 +155,7 @@ def test_every_mutant_is_caught(name, monkeypatch):
     mutant.apply(monkeypatch)
     found = check_gradients(
         model, guide, estimators={"*" if mutant.case != "reparameterized_parent" else "z": mutant.estimator},
-        num_particles=mutant.particles, draws=6000 if name == "only_direct_dependencies" else 2000
+        num_particles=mutant.particles, draws=FAINT.get(name, 1000)
     )  # fmt: skip
     assert found.status == "biased", str(found)
 
@@ -181,7 +185,7 @@ def test_mutants_with_branches_and_of_bounds_are_caught(name, monkeypatch):
         estimators=dict.fromkeys(CASES[mutant.case].latents, mutant.estimator),
     )
     mutant.apply(monkeypatch)
-    found = check_gradients(model, guide, elbo=elbo, draws=1000)
+    found = check_gradients(model, guide, elbo=elbo, draws=600)
     assert found.status == "biased", str(found)
 
 

@@ -41,6 +41,9 @@ from pplgrad.engine.program import Plate
 from pplgrad.pyro import TraceGrad_ELBO
 from pplgrad.pyro._distributed import TorchPeers
 
+# One process makes what these share.
+pytestmark = pytest.mark.xdist_group("distributed")
+
 TOTAL, BATCH, FEATURES, LATENTS, STEPS = 40, 10, 3, 2, 3
 RNG = torch.Generator().manual_seed(0)
 DATA = torch.randn(TOTAL, FEATURES, generator=RNG, dtype=torch.float64)

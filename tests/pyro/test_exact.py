@@ -9,10 +9,7 @@ from pplgrad.testing.in_pyro import assert_same, exact_gradient, expected_gradie
 from pplgrad.testing.programs import CASES
 
 SMALL = [name for name, case in CASES.items() if len(list(outcomes(case))) <= 8 and not case.subsamples]
-ONE_PARTICLE = {
-    "score": {"*": ScoreFunction()},
-    "constant": {"*": ScoreFunction(Constant(-1.7))},
-}
+QUICK = ("hierarchy", "mixed", "event_in_plate", "masked")
 
 
 def discrete(name, estimator):
@@ -33,7 +30,7 @@ def test_one_particle(name, estimator):
     [None, ScoreFunction(), ScoreFunction(OptimalConstant()), ScoreFunction(Constant(0.4) + LeaveOneOut())],
     ids=["default", "score", "optimal", "constant+loo"],
 )
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in SMALL])
 def test_two_particles(name, estimator, vectorized):
     if name == "batch_without_plate" and vectorized:
         pytest.skip("refused: see test_errors")

@@ -21,11 +21,16 @@ OBJECTIVES = {
 }
 
 
+# The entropy's three weights differ, and of the other objectives the other programs show no more.
 @pytest.mark.parametrize(
-    "name", ["hierarchy", *(pytest.param(n, marks=pytest.mark.slow) for n in ("mixed", "subsampled", "masked"))]
+    ("short", "name"),
+    [
+        ("entropy", "hierarchy"),
+        *(pytest.param(short, "hierarchy", marks=pytest.mark.slow) for short in OBJECTIVES if short != "entropy"),
+        *(pytest.param("entropy", name, marks=pytest.mark.slow) for name in ("mixed", "subsampled", "masked")),
+    ],
 )
 @pytest.mark.parametrize("estimator", [ScoreFunction(), LocalExpectation(), DisARM()], ids=["score", "local", "disarm"])
-@pytest.mark.parametrize("short", OBJECTIVES)
 def test_exact(short, estimator, name):
     objective, weights = OBJECTIVES[short]
     case = CASES[name]
