@@ -30,7 +30,9 @@ def compiled_graph(graph: GraphModule, inputs: Sequence[torch.Tensor], backend: 
         if backend == "inductor":
             from torch._inductor.compile_fx import compile_fx
 
-            compiled = compile_fx(graph, inputs)
+            # A small step's kernels take less time than Python needs to call them one by one.
+            in_one_call = all(x.device.type == "cpu" for x in inputs)
+            compiled = compile_fx(graph, inputs, config_patches={"cpp_wrapper": in_one_call})
         else:
             from torch._dynamo.backends.registry import lookup_backend
 
