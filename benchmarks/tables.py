@@ -66,6 +66,7 @@ AIMS = [
     Aim("Pyro, compiled: / JitTraceGraph_ELBO", COMPILED, "Pyro JitTraceGraph_ELBO", 1.0, ("sbn",)),
     Aim("Pyro, compiled: TraceGraph_ELBO /", GRAPH, COMPILED, 50.0, ("chain",), (50, 200), at_least=True),
     Aim("Pyro, compiled: / jitted NumPyro", COMPILED, "NumPyro TraceGrad_ELBO", 1.5, ("chain",), (50, 200)),
+    Aim("Pyro, compiled: / jitted Trace_ELBO of NumPyro", COMPILED, "NumPyro Trace_ELBO", 1.5, ("chain",), (50, 200)),
     Aim("NumPyro: / JAX by hand", "NumPyro TraceGrad_ELBO", "JAX by hand", 1.05, ("sbn", "chain", "scan", "plate")),
     Aim(
         "NumPyro, gradient only: / JAX by hand",
