@@ -67,7 +67,9 @@ def _pyro(name: str, work: Work, data: Arrays, seed: int) -> Ready:
     model, guide, args = pyro_program(work, data, seed)
     guide = config_enumerate(guide, "parallel") if name == "TraceEnum_ELBO" else guide
     given: dict[str, Any] = {"ignore_jit_warnings": True} if name.startswith("Jit") else {}
-    svi = SVI(model, guide, Adam({"lr": RATE, "fused": True}), getattr(pyro.infer, name)(**_particles(work, name), **given))
+    svi = SVI(
+        model, guide, Adam({"lr": RATE, "fused": True}), getattr(pyro.infer, name)(**_particles(work, name), **given)
+    )
     return Ready(lambda: svi.step(*args), note=_enumeration(work) if name == "TraceEnum_ELBO" else "")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -29,10 +30,14 @@ class Value:
     @property
     def exactly(self) -> Any:
         """What tells whether two values are one and the same."""
-        if self.is_constant:
-            constant = np.asarray(self.constant)
-            return self.aval, constant.tobytes()
-        return id(self)
+        if not self.is_constant:
+            return id(self)
+        # An array that a call closes over is known by itself: it may be large, or keys.
+        return (
+            id(self.constant)
+            if isinstance(self.constant, jax.Array)
+            else (self.aval, np.asarray(self.constant).tobytes())
+        )
 
 
 @dataclass(eq=False, repr=False)
@@ -150,8 +155,10 @@ def above(values: Iterable[Value], stop: Any) -> set[Node]:
 
 def without_gradient(value: Value) -> bool:
     """Whether no gradient flows through a value, as far as its type and where it comes from tell."""
-    if not jnp.issubdtype(value.aval.dtype, jnp.inexact) or value.is_constant:
+    if not jnp.issubdtype(value.aval.dtype, jnp.inexact):
         return True
+    if value.is_constant:
+        return not isinstance(value.constant, jax.core.Tracer)
     return value.node is not None and (value.node.name == "stop_gradient" or latent(value.node))
 
 

@@ -17,14 +17,16 @@ from pplgrad.numpyro._together import Together
 class Particle:
     """A function of a key that returns the arrays in which a particle's results are; `unpacked` tells which is where.
 
-    `closed` is the jaxpr of a particle as a function of key and parameters, `shapes` the results' tree.
+    `closed` is the jaxpr of a particle as a function of key and parameters, `shapes` the results' tree. With a key that is there
+    in numbers the program runs operation by operation, as it stands: nothing is compiled then, and a loop would be each time.
     """
 
-    def __init__(self, closed: Any, shapes: Arrays, params: Mapping[str, Any]) -> None:
+    def __init__(self, closed: Any, shapes: Arrays, key: jax.Array, params: Mapping[str, Any]) -> None:
         self._params = params
         wanted = replace(jax.tree.map(lambda _: True, shapes), probes=jax.tree.map(lambda _: False, shapes.probes))
         self._tree = jax.tree.structure(shapes)
-        self._together = None if closed.effects else Together(closed, jax.tree.leaves(wanted))
+        as_it_stands = closed.effects or not isinstance(key, jax.core.Tracer)
+        self._together = None if as_it_stands else Together(closed, jax.tree.leaves(wanted))
         self._plain = as_function(closed)
 
     def __call__(self, key: jax.Array) -> list[jax.Array]:
