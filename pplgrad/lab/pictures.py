@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 
-from pplgrad.lab.results import best_rates, gradient_table
+from pplgrad.lab.results import best_rates, gradient_table, judged
 
 matplotlib.use("Agg", force=False)
 
@@ -27,19 +27,19 @@ def pictures(frame: pd.DataFrame) -> Iterator[tuple[str, str, Any]]:
     if not training.empty:
         yield (
             "training-steps",
-            "ELBO of the test data against training steps; the band is the range over seeds.",
+            f"{judged(frame)[0]} of the test data against training steps; the band is the range over seeds.",
             _curves(training, names, "step"),
         )
         yield (
             "training-time",
-            "ELBO of the test data against the time spent in training steps.",
+            f"{judged(frame)[0]} of the test data against the time spent in training steps.",
             _curves(training, names, "seconds"),
         )
     if not gradients.empty:
         yield (
             "gradients-time",
             "Mean squared error of the gradient against the time of one, at each snapshot; towards the lower left is better.",
-            _scatter(gradients, names),
+            _scatter(gradients, names, judged(frame)[1]),
         )
         yield (
             "gradients-bias",
@@ -79,7 +79,7 @@ def _curves(training: pd.DataFrame, names: list[str], across: str) -> Any:
             )
         axis.set(title=backend, xlabel="training steps" if across == "step" else "time in training steps, s")
         axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("test ELBO, nats / datum")
+    axes[0][0].set_ylabel("test {}, {} / datum".format(*judged(training)))
     _zoom(axes[0], points["test"])
     figure.legend(*axes[0][0].get_legend_handles_labels(), frameon=False, loc="outside right upper", fontsize="small")
     return figure
@@ -92,7 +92,7 @@ def _zoom(axes: Any, values: pd.Series) -> None:
         axes[0].set_ylim(low, high + 0.05 * (high - low))
 
 
-def _scatter(table: pd.DataFrame, names: list[str]) -> Any:
+def _scatter(table: pd.DataFrame, names: list[str], scale: str) -> Any:
     import matplotlib.pyplot as plt
 
     steps, backends = (list(dict.fromkeys(table.index.get_level_values(level))) for level in ("step", "backend"))
@@ -115,7 +115,7 @@ def _scatter(table: pd.DataFrame, names: list[str]) -> Any:
             axes[i][j].grid(alpha=0.3)
             _plain_numbers(axes[i][j].xaxis)
             _plain_numbers(axes[i][j].yaxis)
-        axes[i][0].set_ylabel("mean squared error, (nats / datum)²")
+        axes[i][0].set_ylabel(f"mean squared error, ({scale} / datum)²")
     for axis in axes[-1]:
         axis.set_xlabel("time of a gradient, ms")
     _legend(figure, axes, names)

@@ -11,12 +11,12 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pplgrad.lab.pictures import save
-from pplgrad.lab.results import UNITS, best_rates, failures, gradient_table, read, spread, training_table
+from pplgrad.lab.results import UNITS, best_rates, failures, gradient_table, judged, read, spread, training_table
 from pplgrad.lab.tasks import write_atomically
 
 TITLES = {
-    "train": "ELBO train",
-    "test": "ELBO test",
+    "train": "{} train",
+    "test": "{} test",
     "weighted_bound": "importance-weighted bound, test",
     "gradient_variance": "gradient variance",
     "milliseconds": "step",
@@ -71,7 +71,11 @@ def training_rows(frame: pd.DataFrame) -> dict[str, Any]:
     for (backend, estimator, rate), row in table.iterrows():  # type: ignore[misc]
         rows.append([backend, estimator, f"{rate:g}", *(spread(row["mean", q], row["sd", q]) for q in quantities)])
     seeds = best_rates(frame)["seed"].nunique()
-    return {"head": ["library", "estimator", "learning rate", *map(_title, quantities)], "rows": rows, "seeds": seeds}
+    return {
+        "head": ["library", "estimator", "learning rate", *(_title(frame, q) for q in quantities)],
+        "rows": rows,
+        "seeds": seeds,
+    }
 
 
 def gradient_rows(frame: pd.DataFrame, step: int) -> dict[str, Any]:
@@ -79,7 +83,7 @@ def gradient_rows(frame: pd.DataFrame, step: int) -> dict[str, Any]:
     table = gradient_table(frame).loc[[step]].reset_index()
     table = table.sort_values(["backend", "efficiency"], ascending=[True, False])
     rows = [[row["backend"], row["estimator"], *(cell(q, row[q]) for q in SHOWN)] for _, row in table.iterrows()]
-    return {"head": ["library", "estimator", *map(_title, SHOWN)], "rows": rows}
+    return {"head": ["library", "estimator", *(_title(frame, q) for q in SHOWN)], "rows": rows}
 
 
 def part_rows(frame: pd.DataFrame, kind: str) -> dict[str, Any]:
@@ -95,7 +99,11 @@ def part_rows(frame: pd.DataFrame, kind: str) -> dict[str, Any]:
         for _, row in table.iterrows()
     ]
     rows.sort(key=lambda row: row[:2])
-    return {"head": ["library", kind, "estimator", *map(_title, shown)], "rows": rows, "step": int(table["step"].max())}
+    return {
+        "head": ["library", kind, "estimator", *(_title(frame, q) for q in shown)],
+        "rows": rows,
+        "step": int(table["step"].max()),
+    }
 
 
 def cell(quantity: str, value: float) -> str:
@@ -111,9 +119,10 @@ def cell(quantity: str, value: float) -> str:
     return f"{value:.3g}"
 
 
-def _title(quantity: str) -> str:
-    unit = UNITS.get(quantity, "").replace("programs", "").replace("bytes", "")
-    return TITLES.get(quantity, quantity) + (f", {unit}" if unit else "")
+def _title(frame: pd.DataFrame, quantity: str) -> str:
+    what, scale = judged(frame)
+    unit = UNITS.get(quantity, "").replace("programs", "").replace("bytes", "").replace("nats", scale)
+    return TITLES.get(quantity, quantity).format(what) + (f", {unit}" if unit else "")
 
 
 def _steps(frame: pd.DataFrame) -> list[int]:

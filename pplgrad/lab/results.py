@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 
 from pplgrad.lab.certificate import EVERYTHING
 from pplgrad.lab.script import ScriptError
+from pplgrad.lab.specs import judged_by
 from pplgrad.lab.study import Study
 from pplgrad.lab.tasks import Result, write_atomically
+from pplgrad.objectives import ELBO
 
 UNITS = {
     "train": "nats / datum",
@@ -51,8 +53,10 @@ FILE = "study.parquet"
 def tidy(results: list[Result]) -> pd.DataFrame:
     """Return one row for each number that was measured; a run that failed has one row with its reason."""
     rows: list[dict[str, Any]] = []
+    of_rewards = False
     for result in results:
         task = result["task"]
+        of_rewards |= "objective" in task and judged_by(task["objective"]) != ELBO()
         key = {name: task[name] for name in ("kind", "backend", "estimator", "seed")}
         key |= {"learning_rate": task["settings"].get("learning_rate"), "step": None}
         if "error" in result:
@@ -63,8 +67,15 @@ def tidy(results: list[Result]) -> pd.DataFrame:
             for step, measured in result["snapshots"].items():
                 rows += _gradients({**key, "step": int(step)}, {**measured, "evaluations": result["evaluations"]})
     frame = pd.DataFrame(rows, columns=KEYS)
-    frame["unit"] = frame["quantity"].map(UNITS)
+    units = {q: unit.replace("nats", "reward") for q, unit in UNITS.items()} if of_rewards else UNITS
+    frame["unit"] = frame["quantity"].map(units)
     return frame.astype({"step": "Int64", "value": float, "learning_rate": float})
+
+
+def judged(frame: pd.DataFrame) -> tuple[str, str]:
+    """Return what the curves of a dataset show, and its unit: the evidence lower bound, or a reward."""
+    units = frame["unit"].dropna()
+    return ("reward", "reward") if units.str.contains("reward").any() else ("ELBO", "nats")
 
 
 def _training(key: dict[str, Any], task: dict[str, Any], result: Result) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from numpyro import handlers
 from numpyro.infer import SVI
 from numpyro.optim import SGD, Adam
 
-from pplgrad import IWAE, ScoreFunction
+from pplgrad import ELBO, IWAE, ScoreFunction
 from pplgrad.errors import ProgramError
 from pplgrad.estimators.base import Estimator
 from pplgrad.lab import measure
@@ -23,7 +23,7 @@ from pplgrad.lab.checking import trusted
 from pplgrad.lab.choosing import Choice
 from pplgrad.lab.data import Batches, evaluation_steps, packed, total_variance, unpacked
 from pplgrad.lab.script import Script, ScriptError, check_parameters
-from pplgrad.lab.specs import host_elbo, objective, specification
+from pplgrad.lab.specs import host_elbo, judged_by, objective, specification
 from pplgrad.lab.tasks import Result, Task
 from pplgrad.numpyro import (
     TraceGrad_ELBO,
@@ -55,9 +55,10 @@ class Program:
         return TraceGrad_ELBO(self.chosen.particles or self.task.particles, objective=objective(self.task.objective))
 
     def bound(self) -> Callable[[dict, jax.Array], jax.Array]:
-        """Return the evidence lower bound per datum at hard draws, from draws of its own."""
+        """Return the evidence lower bound (or the reward) per datum at hard draws, from draws of its own."""
         # A relaxation has an objective of its own; what is compared is the bound at hard draws.
-        evaluate, key = TraceGrad_ELBO(10, estimators=self.hard), jax.random.key(self.task.seed + 1)
+        evaluate = TraceGrad_ELBO(10, estimators=self.hard, objective=judged_by(self.task.objective))
+        key = jax.random.key(self.task.seed + 1)
         return jax.jit(lambda p, x: -evaluate.loss(key, p, self.model, self.guide, x) / x.shape[0])
 
     def weighted_bound(self, params: dict, samples: int) -> float:
@@ -95,7 +96,7 @@ def training(task: Task, script: Script, needs: dict[str, Result]) -> Result:
     result: Result = {"curve": curve, "milliseconds": 1e3 * float(np.median(per_step))}
     if known["gradient_draws"] and (variance := _gradient_variance(run, elbo, svi, state)) is not None:
         result["gradient_variance"] = variance
-    if known["bound_samples"]:
+    if known["bound_samples"] and judged_by(task.objective) == ELBO():
         result["weighted_bound"] = run.weighted_bound(svi.get_params(state), known["bound_samples"])
     return result
 

@@ -14,7 +14,7 @@ from pyro import poutine
 from pyro.infer import SVI
 from pyro.optim import SGD, Adam
 
-from pplgrad import IWAE, ScoreFunction
+from pplgrad import ELBO, IWAE, ScoreFunction
 from pplgrad.errors import ProgramError
 from pplgrad.estimators.base import Estimator
 from pplgrad.lab import measure
@@ -23,7 +23,7 @@ from pplgrad.lab.checking import trusted
 from pplgrad.lab.choosing import Choice
 from pplgrad.lab.data import Batches, evaluation_steps, packed, total_variance, unpacked
 from pplgrad.lab.script import Script, ScriptError, check_parameters
-from pplgrad.lab.specs import Specification, host_elbo, objective, specification
+from pplgrad.lab.specs import Specification, host_elbo, judged_by, objective, specification
 from pplgrad.lab.tasks import Result, Task
 from pplgrad.pyro import TraceGrad_ELBO, check_gradients, choose_estimators, config_estimators, split_optimizer
 from pplgrad.pyro._gradients import Gradients
@@ -57,9 +57,9 @@ class Program:
         )
 
     def bound(self, which: str, particles: int) -> float:
-        """Return the evidence lower bound per datum at hard draws, from draws of its own."""
+        """Return the evidence lower bound (or the reward) per datum at hard draws, from draws of its own."""
         # A relaxation has an objective of its own; what is compared is the bound at hard draws.
-        evaluate = self.made(particles, estimators=self.hard)
+        evaluate = self.made(particles, estimators=self.hard, objective=judged_by(self.task.objective))
         # Evaluation draws from a stream of its own, so that it does not move the training's.
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(self.task.seed + 1)
@@ -96,7 +96,7 @@ def training(task: Task, script: Script, needs: dict[str, Result]) -> Result:
     result: Result = {"curve": curve, "milliseconds": 1e3 * float(np.median(seconds[3:] or seconds))}
     if known["gradient_draws"] and (variance := _gradient_variance(run, elbo, guide)) is not None:
         result["gradient_variance"] = variance
-    if known["bound_samples"]:
+    if known["bound_samples"] and judged_by(task.objective) == ELBO():
         result["weighted_bound"] = run.weighted_bound(known["bound_samples"])
     return result
 

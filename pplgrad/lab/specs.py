@@ -10,10 +10,12 @@ from typing import Any
 
 import pplgrad
 from pplgrad import (
+    ELBO,
     Auto,
     Baseline,
     DecayingAverage,
     Estimator,
+    Expectation,
     LeaveOneOut,
     NeuralBaseline,
     Objective,
@@ -111,6 +113,16 @@ def objective(text: str) -> Objective:
     if not isinstance(made, Objective):
         raise ScriptError(f"'{text}' is not an objective; write one such as ELBO(), IWAE() or Renyi(0.5).")
     return made
+
+
+def judged_by(text: str) -> Objective:
+    """Return what training under an objective is judged by: the reward where that is it, else the evidence lower bound.
+
+    >>> judged_by("IWAE(samples=5)"), judged_by("Expectation()")
+    (ELBO(kl_weight=1.0), Expectation(entropy=0.0))
+    """
+    made = objective(text)
+    return made if isinstance(made, Expectation) else ELBO()
 
 
 def host_elbo(module: Any, name: str, particles: int) -> Any:

@@ -286,3 +286,32 @@ def test_evaluation_steps_and_file_names():
     assert one.file == Task(**{**common, "script": "b.py"}).file
     assert one.file != Task(**{**common, "digest": "1"}).file
     assert not set(one.file) & set("*()=, /")
+
+
+@pytest.mark.slow
+def test_a_reward_is_compared_as_a_reward(tmp_path):
+    """Training ends near the best outcome's 11, where the evidence lower bound would be log 4 less."""
+    small = [
+        "--steps",
+        "150",
+        "--learning-rate",
+        "0.1",
+        "--seeds",
+        "1",
+        "--batch-size",
+        "16",
+        "--particles",
+        "4",
+        "--quiet",
+    ]
+    script = SBN.with_name("lottery.py")
+    result = run(script, "--objective", "Expectation()", "--estimator", "score+loo", *small, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    frame, _ = read(tmp_path)
+    for backend in ("pyro", "numpyro"):
+        curve = values(frame, kind="training", backend=backend, quantity="test").tolist()
+        assert curve[0] < 10.6 and curve[-1] > 10.8
+    assert set(frame.loc[frame["quantity"] == "test", "unit"]) == {"reward / datum"}
+    assert "weighted_bound" not in set(frame["quantity"])
+    page = (tmp_path / "report.html").read_text()
+    assert "reward test, reward / datum" in page and "ELBO" not in page and "nats" not in page
