@@ -16,6 +16,7 @@ from typing import Any
 from benchmarks.works import Arrays, Work, numpyro_program, pyro_program, start
 
 RATE = 1e-6
+ADAM = {"lr": RATE, "fused": True}  # The hand-written step's too.
 """Adam's rate: small, so that all steps are of one program at one place."""
 
 
@@ -67,9 +68,7 @@ def _pyro(name: str, work: Work, data: Arrays, seed: int) -> Ready:
     model, guide, args = pyro_program(work, data, seed)
     guide = config_enumerate(guide, "parallel") if name == "TraceEnum_ELBO" else guide
     given: dict[str, Any] = {"ignore_jit_warnings": True} if name.startswith("Jit") else {}
-    svi = SVI(
-        model, guide, Adam({"lr": RATE, "fused": True}), getattr(pyro.infer, name)(**_particles(work, name), **given)
-    )
+    svi = SVI(model, guide, Adam(ADAM), getattr(pyro.infer, name)(**_particles(work, name), **given))
     return Ready(lambda: svi.step(*args), note=_enumeration(work) if name == "TraceEnum_ELBO" else "")
 
 
@@ -102,7 +101,7 @@ def _pyro_pplgrad(compiled: bool, work: Work, data: Arrays, seed: int) -> Ready:
     if compiled and "compile" not in inspect.signature(TraceGrad_ELBO.__init__).parameters:
         raise Skip("TraceGrad_ELBO has no argument compile here")
     elbo = TraceGrad_ELBO(**_particles(work), estimators={"*": ScoreFunction()}, **given)
-    svi = SVI(model, guide, Adam({"lr": RATE, "fused": True}), elbo)
+    svi = SVI(model, guide, Adam(ADAM), elbo)
     return Ready(lambda: svi.step(*args))
 
 
@@ -120,7 +119,7 @@ def _pyro_estimator(text: str, work: Work, data: Arrays, seed: int) -> Ready:
     # Vectorized for one particle too, so that the evaluations of a step run as one.
     given = {**_particles(work), "vectorize_particles": True, "max_plate_nesting": work.plates}
     elbo = TraceGrad_ELBO(**given, **_objective(text, work))
-    svi = SVI(model, config_estimators(guide, mapping), Adam({"lr": RATE, "fused": True}), elbo)
+    svi = SVI(model, config_estimators(guide, mapping), Adam(ADAM), elbo)
     count = evaluations(elbo, elbo.describe(model, config_estimators(guide, mapping), *args))
     pyro.clear_param_store()
     return Ready(lambda: svi.step(*args), note=f"evaluations: {count}")

@@ -75,7 +75,7 @@ def graph_of(closed: Any) -> Graph:
     """Return the graph of a closed jaxpr."""
     jaxpr = closed.jaxpr
     variables = [*jaxpr.constvars, *jaxpr.invars]
-    inputs = [Value(var.aval, place=i) for i, var in enumerate(variables)]
+    inputs = [Value(var.aval) for var in variables]
     builder = _Builder()
     outputs = builder.add(jaxpr, dict(zip(variables, inputs, strict=True)))
     return Graph(builder.nodes, inputs, outputs)

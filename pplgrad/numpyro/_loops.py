@@ -207,14 +207,17 @@ def key_loops(nodes: list[Node], level: dict[Node, int], rows: int) -> list[Loop
     for node in nodes:
         for parent in set(node.parents):
             children[parent].append(node)
-    loops = []
+    loops, is_split = [], set(splits).__contains__
     for chain in _chains(splits):
         taken = [_taken_from(split, children) for split in chain]
         turns = []
         for number, split in enumerate(chain):
-            cone = above(split.operands, set(splits).__contains__)
-            made = taken[number - 1] if number else _rest(chain, cone, taken[0], splits)
-            turns.append(sorted({split, *taken[number], *(cone - made)}, key=lambda node: node.number))
+            cone = above(split.operands, is_split)
+            if number:
+                own = cone - taken[number - 1]
+            else:
+                own = _in_step(split, cone, chain[1], above(chain[1].operands, is_split) - taken[0])
+            turns.append(sorted({split, *taken[number], *own}, key=lambda node: node.number))
         for first in (0, 1):
             loop = _longest(turns[first:], level, 1) if len(turns) > first + 1 else None
             if (
@@ -239,17 +242,16 @@ def _taken_from(split: Node, children: Mapping[Node, list[Node]]) -> set[Node]:
     return found
 
 
-def _rest(chain: list[Node], cone: set[Node], taken: set[Node], splits: list[Node]) -> set[Node]:
-    """Return what the first split is made from beyond what stands in the second one's turn, going up from both at once."""
-    own: set[Node] = set()
-    second = above(chain[1].operands, set(splits).__contains__) - taken if len(chain) > 1 else set()
-    pairs = [(chain[0], chain[1])] if len(chain) > 1 else []
+def _in_step(first: Node, above_first: set[Node], second: Node, above_second: set[Node]) -> set[Node]:
+    """Return what stands above a split as it does above another one, going up from both at once."""
+    found: set[Node] = set()
+    pairs = [(first, second)]
     while pairs:
         for a, b in zip(*(node.operands for node in pairs.pop()), strict=False):
-            if a.node in cone and b.node in second and a.node.settings == b.node.settings:
-                own.add(a.node)
+            if a.node in above_first and b.node in above_second and a.node.settings == b.node.settings:
+                found.add(a.node)
                 pairs.append((a.node, b.node))
-    return cone - own
+    return found
 
 
 def _chains(splits: list[Node]) -> list[list[Node]]:

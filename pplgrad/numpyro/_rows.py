@@ -25,6 +25,20 @@ def cut(array: jax.Array, axis: int = 0) -> list[jax.Array]:
     return [jax.lax.squeeze(part, (axis,)) for part in parts]
 
 
+def gathered(places: Sequence[tuple[jax.Array, int | None]], axis: int = 0) -> jax.Array:
+    """Return arrays, or rows of arrays (None: the array), along a new axis, with as few pieces as there are runs of one source."""
+    parts: list[tuple[jax.Array, list[int] | None]] = []
+    for array, row in places:
+        if row is not None and parts and parts[-1][1] is not None and parts[-1][0] is array:
+            parts[-1][1].append(row)
+        else:
+            parts.append((array, None if row is None else [row]))
+    if all(rows is None for _, rows in parts):
+        return jnp.stack([array for array, _ in parts], axis=axis)
+    pieces = [jnp.expand_dims(x, axis) if rows is None else picked(x, rows, axis) for x, rows in parts]
+    return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=axis)
+
+
 class Rows:
     """Which arrays (particles, ...) are rows of which array (particles, rows, ...)."""
 
@@ -55,13 +69,5 @@ class Rows:
         """Return arrays with a new axis, 0 or 1; rows of one array in one piece."""
         if not any(id(x) in self._known for x in arrays):
             return jnp.stack(arrays, axis=axis)
-        parts: list[tuple[jax.Array, list[int] | None]] = []
-        for x in arrays:
-            _, source, number = self._known.get(id(x), (x, x, None))
-            if number is not None and parts and parts[-1][1] is not None and parts[-1][0] is source:
-                parts[-1][1].append(number)
-            else:
-                parts.append((source, None if number is None else [number]))
-        pieces = [x[:, None] if rows is None else picked(x, rows, axis=1) for x, rows in parts]
-        found = pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=1)
+        found = gathered([self._known.get(id(x), (x, x, None))[1:] for x in arrays], axis=1)
         return found if axis == 1 else jnp.moveaxis(found, 1, 0)

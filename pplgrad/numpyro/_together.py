@@ -13,7 +13,7 @@ from pplgrad.numpyro._compat import alone
 from pplgrad.numpyro._graph import Value, graph_of
 from pplgrad.numpyro._kinds import Group
 from pplgrad.numpyro._loops import OUTPUTS, Loop
-from pplgrad.numpyro._rows import cut, picked
+from pplgrad.numpyro._rows import cut, gathered, picked
 
 # An array and the row of it that a value is, or None where the value is the array.
 Place = tuple[jax.Array, int | None]
@@ -155,26 +155,10 @@ class _Run:
         """Return values as the rows of one array, with as few cuts as there are."""
         key = (tuple(value.exactly for value in values), drawing)
         if key not in self._stacks:
-            self._stacks[key] = self._stacked(values, drawing)
+            places = [self.place(value, drawing) for value in values]
+            self._stacks[key] = gathered([(_as(values[0].aval.dtype, array), row) for array, row in places])
         return self._stacks[key]
-
-    def _stacked(self, values: Sequence[Value], drawing: bool) -> jax.Array:
-        dtype = values[0].aval.dtype
-        places = [self.place(value, drawing) for value in values]
-        parts: list[tuple[Any, list[int] | None]] = []
-        for array, row in places:
-            if row is not None and parts and parts[-1][1] is not None and parts[-1][0] is array:
-                parts[-1][1].append(row)
-            else:
-                parts.append((array, None if row is None else [row]))
-        if all(rows is None for _, rows in parts):
-            return jnp.stack([_as(dtype, array) for array, _ in parts])
-        return _joined([_as(dtype, array)[None] if rows is None else picked(array, rows) for array, rows in parts])
 
 
 def _as(dtype: Any, array: Any) -> jax.Array:
     return array if isinstance(array, jax.Array) else jnp.asarray(array, dtype)
-
-
-def _joined(parts: list[jax.Array]) -> jax.Array:
-    return parts[0] if len(parts) == 1 else jnp.concatenate(parts)

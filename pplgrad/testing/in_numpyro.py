@@ -23,7 +23,7 @@ from pplgrad.numpyro._distributions import finite_draw, finite_parts
 from pplgrad.numpyro._relaxed import OneHotCategorical
 from pplgrad.objectives import CostWeights
 from pplgrad.testing.cells import NumberedNoise, cells, disturb, z_of
-from pplgrad.testing.programs import CASES, Case, Host
+from pplgrad.testing.programs import Case, Host, once
 
 KEY = 7
 PLAIN = CostWeights(1.0, 1.0, 1.0)
@@ -145,23 +145,11 @@ def parameters(case: Case) -> dict[str, jax.Array]:
     return {name: array(value) for name, value in case.params.items()}
 
 
-_KNOWN: dict[tuple[str, str], Any] = {}
-
-
-def _once(what: str, case: Case, make: Callable[[], Any]) -> Any:
-    """Return what is the same whenever it is made of a program: made once, if the program is one of `CASES`."""
-    if CASES.get(case.name) is not case:
-        return make()
-    if (what, case.name) not in _KNOWN:
-        _KNOWN[what, case.name] = make()
-    return _KNOWN[what, case.name]
-
-
 def exact_gradient(case: Case, weights: CostWeights = PLAIN) -> dict[str, np.ndarray]:
     """Return the gradient of −E_q[log p − log q], summed over every outcome and every subsample."""
     if weights is not PLAIN:
         return _exact_gradient(case, weights)
-    return _once("gradient", case, lambda: _exact_gradient(case, weights))
+    return once("numpyro gradient", case, lambda: _exact_gradient(case, weights))
 
 
 def exact_hessian(case: Case) -> dict[str, dict[str, np.ndarray]]:
@@ -258,7 +246,7 @@ def expected_gradient(
     """
     model, guide = case.build(HOST)
     every = list(outcomes(case))
-    weights = _once("weights", case, lambda: _weights(case))
+    weights = once("numpyro weights", case, lambda: _weights(case))
     picked = _tuples(case, every, particles) if shared else list(itertools.product(range(len(every)), repeat=particles))
     tuples = stacked([{n: np.stack([every[i][n] for i in p]) for n in every[0]} for p in picked])
 
@@ -349,7 +337,7 @@ def expected_gradient_over_cells(
     model, guide = case.build(HOST)
     rows: list[dict[str, np.ndarray]] = []
     sizes: list[float] = []
-    for subset, tables in _once("tables", case, lambda: _tables(case)):
+    for subset, tables in once("numpyro tables", case, lambda: _tables(case)):
         for picked in itertools.product(list(cells(tables)), repeat=particles):
             uniforms = {n: np.stack([u[n] for u, _ in picked]) for n in tables}
             rows.append({**uniforms, **{n: np.stack([x] * particles) for n, x in subset.items()}})

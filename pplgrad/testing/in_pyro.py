@@ -24,7 +24,7 @@ from pplgrad.pyro._baselines import PREFIX
 from pplgrad.pyro._branches import PyroDraw
 from pplgrad.pyro._distributions import family, finite_parts, unmasked
 from pplgrad.testing.cells import ListedNoise, NoiseShapes, cells, disturb, z_of
-from pplgrad.testing.programs import CASES, Case, Host
+from pplgrad.testing.programs import Case, Host, once
 
 Outcome = dict[str, np.ndarray]
 PLAIN = CostWeights(1.0, 1.0, 1.0)
@@ -218,21 +218,18 @@ def _log_weight_by_element(case: Case, model: Callable, guide: Callable, outcome
     return log_q, total
 
 
-_EXACT: dict[str, dict[str, np.ndarray]] = {}
-
-
 def exact_gradient(case: Case, weights: CostWeights = PLAIN) -> dict[str, np.ndarray]:
     """Return the gradient of the enumerated loss."""
-    known = CASES.get(case.name) is case and weights is PLAIN
     fresh(case)
-    if not known or case.name not in _EXACT:
-        model, guide = case.build(HOST)
-        exact_loss(case, model, guide, weights).backward()
-        found = gradient()
-        if not known:
-            return found
-        _EXACT[case.name] = found
-    return _EXACT[case.name]
+    if weights is not PLAIN:
+        return _exact_gradient(case, weights)
+    return once("pyro gradient", case, lambda: _exact_gradient(case, weights))
+
+
+def _exact_gradient(case: Case, weights: CostWeights) -> dict[str, np.ndarray]:
+    model, guide = case.build(HOST)
+    exact_loss(case, model, guide, weights).backward()
+    return gradient()
 
 
 def expected_gradient(
