@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -216,6 +217,26 @@ def call_body(equation: Any) -> Any:
         return None
     bodies = [v for v in equation.params.values() if isinstance(v, jex.ClosedJaxpr)]
     return bodies[0] if len(bodies) == 1 and len(bodies[0].jaxpr.invars) == len(equation.invars) else None
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a scan's equation says: its body, and how many of its operands are constants, and carried."""
+
+    body: Any
+    length: int
+    consts: int
+    carry: int
+    reverse: bool
+    unroll: int
+
+
+def scan_of(equation: Any) -> Scan | None:
+    """Return what an equation says if it is a scan."""
+    if equation.primitive.name != "scan":
+        return None
+    p = equation.params
+    return Scan(p["jaxpr"], p["length"], p["num_consts"], p["num_carry"], p["reverse"], p["unroll"])
 
 
 def context_of(equation: Any, known: dict[int, str]) -> str:

@@ -167,6 +167,15 @@ def latent(node: Node) -> bool:
     return tag_of(node.equation) is not None and without_gradient(node.operands[0])
 
 
+def flowing(nodes: Iterable[Node], inputs: Iterable[Value]) -> set[Value]:
+    """Return the values that may carry gradient if these inputs do."""
+    found = {value for value in inputs if jnp.issubdtype(value.aval.dtype, jnp.inexact)}
+    for node in nodes:
+        if any(value in found or (value.is_constant and not without_gradient(value)) for value in node.operands):
+            found.update(value for value in node.outputs if not without_gradient(value))
+    return found
+
+
 def _changes_nothing(equation: Any, operands: Sequence[Value]) -> bool:
     """Whether an equation holds constant what is so already, or marks a latent value again (the model's, after the guide's)."""
     if equation.primitive.name == "stop_gradient":

@@ -51,7 +51,7 @@ class Kinds:
         self._nodes = sorted(nodes, key=lambda node: node.number)
         self._known, self._inputs, self._rows = known, inputs, rows
         self._elements = _elements(self._nodes)
-        self._opaque = {node for node in self._nodes if not _can_be_together(node)}
+        self._opaque = {node for node in self._nodes if not can_be_together(node)}
         self._alone = set(self._opaque)
         self._loose: set[Node] = set()
         self._kind: dict[Node, int] = {}
@@ -125,7 +125,8 @@ class Kinds:
                 yield Group(members, level is not None)
 
 
-def _can_be_together(node: Node) -> bool:
+def can_be_together(node: Node) -> bool:
+    """Return whether an operation gives on rows what it gives on each, and is small enough for it to matter."""
     values = [value.aval for value in (*node.operands, *node.outputs)]
     if node.name not in _ALIKE or node.equation.effects:
         return False

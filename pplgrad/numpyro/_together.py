@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,10 +10,11 @@ import jax.numpy as jnp
 
 from pplgrad.numpyro._alike import ROWS, plan
 from pplgrad.numpyro._compat import alone
-from pplgrad.numpyro._graph import Value, graph_of
+from pplgrad.numpyro._graph import Node, Value, flowing, graph_of
 from pplgrad.numpyro._kinds import Group
 from pplgrad.numpyro._loops import OUTPUTS, Loop
 from pplgrad.numpyro._rows import cut, gathered, picked
+from pplgrad.numpyro._steps import Steps, steps_of
 
 # An array and the row of it that a value is, or None where the value is the array.
 Place = tuple[jax.Array, int | None]
@@ -30,11 +31,24 @@ class Together:
         self._constants = closed.consts
         self._graph = graph_of(closed)
         self._outputs = [value if w else None for value, w in zip(self._graph.outputs, wanted, strict=True)]
+        self._steps = self._scans(rows)
         self._plan = plan(self._graph, [value for value in self._outputs if value is not None], rows)
         self.places: list[tuple[int, int | None] | None] = []
 
+    def _scans(self, rows: int) -> dict[Node, Steps]:
+        """Return the scans that are taken apart."""
+        smooth = flowing(self._graph.nodes, self._graph.inputs)
+        read = {value for node in self._graph.nodes for value in node.operands} | set(self._outputs)
+        found: dict[Node, Steps] = {}
+        for node in self._graph.nodes:
+            operands = [value in smooth for value in node.operands]
+            steps = steps_of(node, operands, [value in read for value in node.outputs], rows)
+            if steps is not None:
+                found[node] = steps
+        return found
+
     def __call__(self, *arguments: Any) -> list[jax.Array]:
-        run = _Run()
+        run = _Run(self._steps)
         run.drawn.update(
             (value, (array, None))
             for value, array in zip(self._graph.inputs, (*self._constants, *arguments), strict=True)
@@ -62,7 +76,8 @@ class Together:
 class _Run:
     """The values of one evaluation: those of the first phase in `drawn`, those of the second, which go before, in `scored`."""
 
-    def __init__(self) -> None:
+    def __init__(self, steps: Mapping[Node, Steps]) -> None:
+        self._steps = steps
         self.drawn: dict[Value, Place] = {}
         self.scored: dict[Value, Place] = {}
         self._rows: dict[int, tuple[jax.Array, list[jax.Array]]] = {}
@@ -79,7 +94,8 @@ class _Run:
         kept = self.drawn if group.drawing else self.scored
         first = group.nodes[0]
         if len(group.nodes) == 1:
-            found = alone(first.equation)(*(self._one(value, group.drawing) for value in first.operands))
+            operation = self._steps.get(first) or alone(first.equation)
+            found = operation(*(self._one(value, group.drawing) for value in first.operands))
             kept.update((value, (array, None)) for value, array in zip(first.outputs, found, strict=True))
         else:
             for place, array in enumerate(self._together(group)):
