@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pplgrad.numpyro._compat import Scan, alone, scan_of
+from pplgrad.numpyro._compat import Scan, scan_of
 from pplgrad.numpyro._graph import Graph, Node, Value, above, flowing, graph_of, latent
 from pplgrad.numpyro._kinds import DEAR, can_be_together
+from pplgrad.numpyro._threefry import operation
 
 # More numbers of one value, over all steps, are not kept at once: a scan over so many is there to save memory.
 ALL_STEPS = 1 << 22
@@ -237,11 +238,11 @@ class _Run:
         """Return the outputs of an operation: of all steps at once, or once if it does not depend on the step."""
         found = [self._value(value) for value in node.operands]
         if not any(isinstance(x, _All) for x in found):
-            return alone(node.equation)(*found)
+            return operation(node.equation)(*found)
         if self._takes_turns(node, found):
             return [_All(jnp.expand_dims(found[0], 1))]
         arrays = [x.rows if isinstance(x, _All) else x for x in found]
-        run = jax.vmap(alone(node.equation), in_axes=tuple(0 if isinstance(x, _All) else None for x in found))
+        run = jax.vmap(operation(node.equation), in_axes=tuple(0 if isinstance(x, _All) else None for x in found))
         if all(isinstance(x, np.ndarray) or np.isscalar(x) for x in arrays):
             with jax.ensure_compile_time_eval():  # Numbers of steps, and what follows from them.
                 return [_All(np.asarray(x)) for x in run(*arrays)]
@@ -272,7 +273,7 @@ class _Run:
         fixed = {value: hold(x) for value, x in found.items() if not isinstance(x, _All)}
         after = [self._steps.after[i] for i in loop.carried]
         kept = [value for value, other in self._steps.kept.items() if other is loop]
-        operations = [(node, alone(node.equation)) for node in loop.nodes]
+        operations = [(node, operation(node.equation)) for node in loop.nodes]
 
         def step(carry: list, row: list) -> tuple[list, list]:
             known = {**fixed, **dict(zip(rows, row, strict=True)), **dict(zip(carried, carry, strict=True))}

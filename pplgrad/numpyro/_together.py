@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from pplgrad.numpyro._alike import ROWS, plan
-from pplgrad.numpyro._compat import alone
 from pplgrad.numpyro._graph import Node, Value, flowing, graph_of
 from pplgrad.numpyro._kinds import Group
 from pplgrad.numpyro._loops import OUTPUTS, Loop
 from pplgrad.numpyro._rows import cut, gathered, picked
 from pplgrad.numpyro._steps import Steps, steps_of
+from pplgrad.numpyro._threefry import operation
 
 # An array and the row of it that a value is, or None where the value is the array.
 Place = tuple[jax.Array, int | None]
@@ -94,8 +94,8 @@ class _Run:
         kept = self.drawn if group.drawing else self.scored
         first = group.nodes[0]
         if len(group.nodes) == 1:
-            operation = self._steps.get(first) or alone(first.equation)
-            found = operation(*(self._one(value, group.drawing) for value in first.operands))
+            run = self._steps.get(first) or operation(first.equation)
+            found = run(*(self._one(value, group.drawing) for value in first.operands))
             kept.update((value, (array, None)) for value, array in zip(first.outputs, found, strict=True))
         else:
             for place, array in enumerate(self._together(group)):
@@ -114,7 +114,7 @@ class _Run:
             else:
                 operands.append(self._stack(values, group.drawing))
                 axes.append(0)
-        return jax.vmap(alone(first.equation), in_axes=tuple(axes))(*operands)
+        return jax.vmap(operation(first.equation), in_axes=tuple(axes))(*operands)
 
     def _slices(self, group: Group) -> jax.Array:
         """Return one place after the other along an axis of one array, as rows."""
@@ -131,11 +131,11 @@ class _Run:
         varies = [len({value.exactly for value in column}) > 1 for column in columns]
         fixed = [None if v else self._fixed(self._one(c[0], True)) for c, v in zip(columns, varies, strict=True)]
         rows = [self._fixed(self._stack(c, True)) if v else None for c, v in zip(columns, varies, strict=True)]
-        operations = [alone(node.equation) for node in loop.turns[0]]
+        runs = [operation(node.equation) for node in loop.turns[0]]
 
         def step(carry: list, row: list) -> tuple[list, list]:
             found: list[list] = []
-            for operation, sources in zip(operations, loop.read, strict=True):
+            for run, sources in zip(runs, loop.read, strict=True):
                 operands = []
                 for kind, number in sources:
                     if kind == "same":
@@ -144,7 +144,7 @@ class _Run:
                         operands.append(carry[number])
                     else:
                         operands.append(row[number] if varies[number] else fixed[number])
-                found.append(operation(*operands))
+                found.append(run(*operands))
             return [found[i][place] for i, place in loop.carried], [found[i][place] for i, place in loop.kept]
 
         start = [self._fixed(_as(value.aval.dtype, self._one(value, True))) for value in loop.before]
