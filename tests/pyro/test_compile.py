@@ -1,7 +1,5 @@
 """Compiled steps give the gradient of eager ones on the same draws, and notice everything that changes."""
 
-from contextlib import nullcontext
-
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -14,14 +12,9 @@ from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch.distributions import constraints
 
 from pplgrad import (
-    IWAE,
-    RELAX,
     DecayingAverage,
-    DisARM,
     FunctionBaseline,
-    GumbelSoftmax,
     LocalExpectation,
-    MuProp,
     NeuralBaseline,
     ScoreFunction,
     Watch,
@@ -31,81 +24,9 @@ from pplgrad.objectives import ELBO
 from pplgrad.pyro import TraceGrad_ELBO, config_estimators
 from pplgrad.testing.in_pyro import HOST, assert_same, fresh, gradient
 from pplgrad.testing.programs import CASES
+from tests.pyro.compiling import CHEAP, graphs, train
 
-CHEAP = {"backend": "eager"}
-BRANCHING = {"disarm": DisARM(), "local": LocalExpectation(), "muprop": MuProp(), "relax": RELAX()}
 LEARNED = ScoreFunction(DecayingAverage() + NeuralBaseline(hidden=(3,)))
-
-
-@pytest.fixture
-def one_generator(monkeypatch):
-    """Let the generator go on in eager branches too, as it does in a graph."""
-    monkeypatch.setattr("torch.random.fork_rng", lambda devices=None: nullcontext())
-    monkeypatch.setattr("pplgrad.pyro._program.Traces.restore_rng", lambda self: None)
-
-
-def train(elbo, model, guide, args=(), steps=5):
-    """Take steps of plain descent, each from its own seed, and return losses, gradients and the store at the end."""
-    seen = []
-    for step in range(steps):
-        pyro.set_rng_seed(step)
-        loss = elbo.loss_and_grads(model, guide, *args)
-        found = gradient()
-        seen.append({"loss": np.array(loss), **found})
-        with torch.no_grad():
-            for name, leaf in pyro.get_param_store().named_parameters():
-                leaf.sub_(0.05 * torch.as_tensor(found[name]))
-    return seen, {name: leaf.detach().numpy().copy() for name, leaf in pyro.get_param_store().named_parameters()}
-
-
-def graphs(elbo):
-    """Return how many graphs an ELBO holds."""
-    return sum(known.compiled is not None for known in elbo._structures._known.values())
-
-
-def assert_like_eager(case, particles=1, vectorized=False, steps=5, **options):
-    """Compare compiled training with eager training, to rounding."""
-    results = []
-    for given in (False, CHEAP):
-        fresh(case)
-        model, guide = case.build(HOST)
-        elbo = TraceGrad_ELBO(particles, vectorize_particles=vectorized, compile=given, **options)
-        results.append(train(elbo, model, guide, steps=steps))
-    assert graphs(elbo) == 1
-    (eager, ends), (compiled, compiled_ends) = results
-    for wanted, found in zip(eager, compiled, strict=True):
-        for name, value in wanted.items():
-            np.testing.assert_allclose(found[name], value, rtol=1e-12, atol=1e-12)
-    for name, value in ends.items():
-        np.testing.assert_allclose(compiled_ends[name], value, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
-def test_every_program_with_learned_baselines(name):
-    chosen = dict.fromkeys(CASES[name].latents, LEARNED)
-    assert_like_eager(CASES[name], estimators=chosen, steps=4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("vectorized", [False, True], ids=["looped", "vectorized"])
-@pytest.mark.parametrize("name", ["mixed", "subsampled", "both_kinds_in_one_plate"])
-def test_several_particles(name, vectorized):
-    assert_like_eager(CASES[name], 2, vectorized)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("vectorized", [False, True], ids=["looped", "vectorized"])
-@pytest.mark.parametrize("estimator", list(BRANCHING.values()), ids=list(BRANCHING))
-def test_branches(estimator, vectorized, one_generator):
-    """RELAX and MuProp have slopes, RELAX a learned control variate with learned numbers."""
-    assert_like_eager(CASES["hierarchy"], 2, vectorized, estimators={"*": estimator}, steps=4)
-
-
-def test_relaxations_and_bounds():
-    assert_like_eager(CASES["hierarchy"], estimators={"*": GumbelSoftmax(0.5)})
-    assert_like_eager(CASES["hierarchy"], 3, objective=IWAE())
-    assert_like_eager(CASES["subsampled"], 2, True, objective=IWAE(plates=()))
 
 
 # Programs of one latent site, a parameter under a constraint, and what they read beside.

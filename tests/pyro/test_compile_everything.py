@@ -1,0 +1,154 @@
+"""Compiled steps give the gradient of eager ones for every program, estimator and objective."""
+
+from contextlib import nullcontext
+from dataclasses import replace
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pplgrad import (
+    IWAE,
+    RELAX,
+    DecayingAverage,
+    DisARM,
+    Expectation,
+    GumbelSoftmax,
+    LocalExpectation,
+    MuProp,
+    NeuralBaseline,
+    Renyi,
+    ReweightedWakeSleep,
+    ScoreFunction,
+)
+from pplgrad.errors import PplgradError
+from pplgrad.estimators.base import SiteInfo
+from pplgrad.estimators.registry import every_estimator
+from pplgrad.objectives import ELBO
+from pplgrad.pyro import TraceGrad_ELBO
+from pplgrad.testing.programs import CASES
+from tests.pyro.compiling import CHEAP, assert_like_eager, graphs, train
+
+BRANCHING = {"disarm": DisARM(), "local": LocalExpectation(), "muprop": MuProp(), "relax": RELAX()}
+LEARNED = ScoreFunction(DecayingAverage() + NeuralBaseline(hidden=(3,)))
+
+
+@pytest.fixture
+def one_generator(monkeypatch):
+    """Let the generator go on in eager branches too, as it does in a graph."""
+    monkeypatch.setattr("torch.random.fork_rng", lambda devices=None: nullcontext())
+    monkeypatch.setattr("pplgrad.pyro._program.Traces.restore_rng", lambda self: None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_every_program_with_learned_baselines(name):
+    chosen = dict.fromkeys(CASES[name].latents, LEARNED)
+    assert_like_eager(CASES[name], estimators=chosen, steps=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("vectorized", [False, True], ids=["looped", "vectorized"])
+@pytest.mark.parametrize("name", ["mixed", "subsampled", "both_kinds_in_one_plate"])
+def test_several_particles(name, vectorized):
+    assert_like_eager(CASES[name], 2, vectorized)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("vectorized", [False, True], ids=["looped", "vectorized"])
+@pytest.mark.parametrize("estimator", list(BRANCHING.values()), ids=list(BRANCHING))
+def test_branches(estimator, vectorized, one_generator):
+    """RELAX and MuProp have slopes, RELAX a learned control variate with learned numbers."""
+    assert_like_eager(CASES["hierarchy"], 2, vectorized, estimators={"*": estimator}, steps=4)
+
+
+def test_relaxations_and_bounds():
+    assert_like_eager(CASES["hierarchy"], estimators={"*": GumbelSoftmax(0.5)})
+    assert_like_eager(CASES["hierarchy"], 3, objective=IWAE())
+    assert_like_eager(CASES["subsampled"], 2, True, objective=IWAE(plates=()))
+
+
+def normals(model):
+    """Return one side of a program of a Normal site above Bernoulli data."""
+
+    def run(x):
+        loc = pyro.param("p" if model else "q", torch.tensor([0.3, -0.2], dtype=torch.float64))
+        w = pyro.sample("w", dist.Normal(loc[0], 0.8 + 0.1 * loc[1] ** 2))
+        with pyro.plate("data", 3):
+            if model:
+                pyro.sample("x", dist.Bernoulli(logits=loc[1] + w), obs=x)
+
+    return run
+
+
+def sleepers(model):
+    """Return one side of a program of a Bernoulli and a Normal site in a plate, in which the guide sees the data."""
+
+    def run(x):
+        p = pyro.param("p" if model else "q", torch.tensor([0.3, -0.2, 0.6], dtype=torch.float64))
+        with pyro.plate("data", 3):
+            z = pyro.sample("z", dist.Bernoulli(logits=p[0] + (0.0 if model else p[1] * x)))
+            w = pyro.sample("w", dist.Normal(p[2] * z, 1.1))
+            if model:
+                pyro.sample("x", dist.Normal(z + w, 1.0), obs=x)
+
+    return run
+
+
+def assert_trains_like_eager(program, particles, **options):
+    args = (torch.tensor([0.0, 1.0, 1.0], dtype=torch.float64),)
+    results = []
+    for given in (False, CHEAP):
+        pyro.clear_param_store()
+        elbo = TraceGrad_ELBO(particles, vectorize_particles=True, max_plate_nesting=1, compile=given, **options)
+        results.append(train(elbo, program(True), program(False), args))
+    assert graphs(elbo) == 1
+    (eager, _), (compiled, _) = results
+    for wanted, found in zip(eager, compiled, strict=True):
+        for name, value in wanted.items():
+            np.testing.assert_allclose(found[name], value, rtol=1e-12, atol=1e-12)
+
+
+def fitting(site):
+    """Yield every estimator that a site can have, with an objective under which it can."""
+    for estimator in every_estimator():
+        for objective in (ELBO(), IWAE(plates=())):
+            try:
+                estimator.check(replace(site, objective=objective))
+            except PplgradError:
+                continue
+            yield pytest.param(estimator, objective, id=type(estimator).__name__)
+            break
+
+
+DISCRETE = SiteInfo("z", "Bernoulli", False, True, 2, categories=2, relaxable=True)
+CONTINUOUS = SiteInfo("w", "Normal", True, False, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("estimator", "objective"), list(fitting(DISCRETE)))
+def test_every_estimator_of_discrete_sites(estimator, objective, one_generator):
+    assert_like_eager(CASES["hierarchy"], 2, True, steps=4, estimators={"*": estimator}, objective=objective)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("estimator", "objective"), list(fitting(CONTINUOUS)))
+def test_every_estimator_of_continuous_sites(estimator, objective, one_generator):
+    assert_trains_like_eager(normals, 2, estimators={"w": estimator}, objective=objective)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        Renyi(0.5, plates=()),
+        ReweightedWakeSleep(plates=()),
+        ReweightedWakeSleep(insomnia=0.4, plates=(), dream=lambda drawn, x: (drawn["x"],), dreams=2),
+        Expectation(),
+        ELBO(kl_weight=0.5),
+    ],
+    ids=repr,
+)
+def test_every_objective(objective, one_generator):
+    assert_trains_like_eager(sleepers, 3, objective=objective)
