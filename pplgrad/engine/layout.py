@@ -154,8 +154,9 @@ def _link(
                 continue
             for flag in (SAME, AFTER, BEFORE) if time is not None else (EVERY,):
                 if flags and (time is None or flags & flag):
-                    matrix = held.setdefault(flag, np.zeros((len(names), len(costs.parts)), dtype=bool))
-                    matrix[rows[name], column] = True
+                    if flag not in held:
+                        held[flag] = np.zeros((len(names), len(costs.parts)), dtype=bool)
+                    held[flag][rows[name], column] = True
     sums = {flag: Sums.of(matrix) for flag, matrix in held.items()}
     return Link(index, summed, time.dim if time is not None else None, sums) if sums else None
 

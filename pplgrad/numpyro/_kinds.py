@@ -58,6 +58,7 @@ class Kinds:
         # How many operations that are never done together stand one upon the other above a kind, and how many others since.
         self._depth: list[tuple[int, int]] = []
         self._members: dict[int, list[Node]] = {}
+        self._is_spread: dict[int, bool] = {}
         self._sort()
 
     def _sort(self) -> None:
@@ -109,7 +110,10 @@ class Kinds:
 
     def is_on_levels(self, node: Node, level: Mapping[Node, int]) -> bool:
         """Return whether nodes of a node's kind are on several levels, and done together if that does not matter."""
-        return node not in self._alone and len({level[other] for other in self._members[self._kind[node]]}) > 1
+        kind = self._kind[node]
+        if kind not in self._is_spread:
+            self._is_spread[kind] = len({level[other] for other in self._members[kind]}) > 1
+        return node not in self._alone and self._is_spread[kind]
 
     def groups(self, level: Mapping[Node, int] | None) -> Iterator[Group]:
         """Yield the groups in an order in which they can be done: level by level where these are given, in the first phase."""
