@@ -57,12 +57,12 @@ class Steps:
 
     def __init__(self, scan: Scan, graph: Graph, smooth: Sequence[bool], wanted: Sequence[bool]) -> None:
         self.scan, self.wanted = scan, wanted
-        inside, given = graph.inputs[: len(scan.body.consts)], graph.inputs[len(scan.body.consts) :]
-        self.constants = inside
+        self.constants, given = graph.inputs[: len(scan.body.consts)], graph.inputs[len(scan.body.consts) :]
         self.fixed, self.carry = given[: scan.consts], given[scan.consts : scan.consts + scan.carry]
         self.rows = given[scan.consts + scan.carry :]
         self.results, self.after = graph.outputs, graph.outputs[: scan.carry]
-        self._flows = self._flowing(graph, [value for value, s in zip(given, smooth, strict=True) if s])
+        carrying = [value for value, s in zip(given, smooth, strict=True) if s]
+        self._flows = self._flowing(graph, [*self.constants, *carrying])
         self.counted = {i: step for i in range(scan.carry) if (step := self._counts(i)) is not None}
         self.kept = {value: loop for loop in self._loops(graph) for value in self._kept(loop)}
 
@@ -208,16 +208,17 @@ class _Run:
         return value.constant if value.is_constant else self._known[value]
 
     def _reads(self, value: Value) -> Sequence[Value]:
+        if value in self._steps.kept:
+            return self._steps.kept[value].reads
         if value in self._place:
             return [self._steps.after[self._place[value]]]
-        loop = self._steps.kept.get(value)
-        return value.node.operands if loop is None else loop.reads  # type: ignore[union-attr]
+        return value.node.operands  # type: ignore[union-attr]
 
     def _compute(self, value: Value) -> None:
-        if value in self._place:
-            self._known[value] = self._before(value)
-        elif value in self._steps.kept:
+        if value in self._steps.kept:
             self._repeat(self._steps.kept[value])
+        elif value in self._place:
+            self._known[value] = self._before(value)
         else:
             assert value.node is not None
             self._known.update(zip(value.node.outputs, self._evaluated(value.node), strict=True))

@@ -150,6 +150,23 @@ def shifted():
     return both(run)
 
 
+def swapped():
+    """Return draws that read two carried values which change places at every step, and one that is drawn beside them."""
+
+    def run(name, model):
+        p = weights(name)
+
+        def step(carry, x):
+            one, two, z = carry
+            z = numpyro.sample("z", dist.Bernoulli(logits=one * x + p[2] * z)).astype(float)
+            return (two, one, z), one
+
+        (one, two, z), found = scan(step, (p[0], p[1], 0.0), DATA)
+        numpyro.factor("f", (found * DATA).sum() + two * z) if model else None
+
+    return both(run)
+
+
 def network():
     """Return a model that decodes a draw by a recurrent network of the user's own `lax.scan`."""
 
@@ -185,7 +202,7 @@ def forked():
 
 PROGRAMS = {
     f.__name__: f
-    for f in (chain, model_in_reverse, hidden_state, product, states, interwoven, shifted, network, forked)
+    for f in (chain, model_in_reverse, hidden_state, product, states, interwoven, shifted, swapped, network, forked)
 }
 PROGRAMS["from_a_parameter"] = lambda: chain(init=0.7)
 PROGRAMS["in_reverse"] = partial(chain, reverse=True)
