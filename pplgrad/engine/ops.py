@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -58,3 +60,24 @@ class Ops(Protocol):
 
     def arange(self, n: int, like: Array) -> Array:
         """Return the integers 0 to n - 1 on the device of `like`."""
+
+
+# A reduction over so few categories costs XLA many times what as many operations on all elements do.
+FEW_CATEGORIES = 4
+
+
+def sum_over_categories(xp: Any, x: Array) -> Array:
+    """Return the sum over the categories, the last axis, which stays, of length 1."""
+    few = _few(x)
+    return xp.sum(x, axis=-1, keepdims=True) if few is None else reduce(operator.add, few)
+
+
+def max_over_categories(xp: Any, x: Array) -> Array:
+    """Return the largest over the categories, the last axis, which stays, of length 1."""
+    few = _few(x)
+    return xp.max(x, axis=-1, keepdims=True) if few is None else reduce(xp.maximum, few)
+
+
+def _few(x: Array) -> list[Array] | None:
+    """Return the places along the last axis if there are few, else None."""
+    return [x[..., i : i + 1] for i in range(x.shape[-1])] if x.shape[-1] <= FEW_CATEGORIES else None

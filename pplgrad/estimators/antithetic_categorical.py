@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pplgrad.engine.branches import Alternatives, BranchTerms, Draw
-from pplgrad.engine.ops import Array
+from pplgrad.engine.ops import Array, max_over_categories, sum_over_categories
 from pplgrad.errors import ConfigurationError
 from pplgrad.estimators.antithetic import coupled, partner_of, probability
 from pplgrad.estimators.base import Declaration, Estimator, SiteInfo
@@ -67,7 +67,7 @@ class _CoupledDecisions(Estimator):
 
 def _sides(draw: Draw, table: Array, index: Array) -> Array:
     """Return 1, −1 or 0 for each decision, (..., decisions): what a category says of it."""
-    return draw.ops.xp.sum(draw.one_hot(index)[..., None, :] * table, axis=-1)
+    return sum_over_categories(draw.ops.xp, draw.one_hot(index)[..., None, :] * table)[..., 0]
 
 
 def _log_odds(ops: Any, log_probs: Array, table: Array) -> Array:
@@ -79,8 +79,8 @@ def _log_odds(ops: Any, log_probs: Array, table: Array) -> Array:
     def total(chosen: Array) -> Array:
         x = xp.where(chosen, spread, least)
         # Where a category is impossible, a gradient through the largest one would be NaN.
-        top = ops.stop_gradient(xp.max(x, axis=-1, keepdims=True))
-        return xp.log(xp.sum(xp.exp(x - top), axis=-1)) + top[..., 0]
+        top = ops.stop_gradient(max_over_categories(xp, x))
+        return (xp.log(sum_over_categories(xp, xp.exp(x - top))) + top)[..., 0]
 
     return total(table > 0) - total(table < 0)
 

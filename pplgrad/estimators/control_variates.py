@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pplgrad.engine.branches import Alternatives, BranchTerms, Draw
-from pplgrad.engine.ops import Array
+from pplgrad.engine.ops import Array, max_over_categories, sum_over_categories
 from pplgrad.errors import ConfigurationError
 from pplgrad.estimators.base import Declaration, Estimator, SiteInfo
 from pplgrad.estimators.fit import require_relaxable, require_unscanned
@@ -136,7 +136,7 @@ class DoubleCV(WithSlopes):
         left, others = self._signals(terms, scale)
         probs = xp.exp(ops.stop_gradient(draw.log_probs))[:, None]
         scores = left[..., None, None] * (ops.stop_gradient(terms.alternatives.weights) - probs)
-        paths = probs * (others - xp.sum(others * probs, axis=-1, keepdims=True))
+        paths = probs * (others - sum_over_categories(xp, others * probs))
         return ops.only(xp.mean(xp.sum(xp.mean(scores + paths, axis=1) ** 2, axis=-1)), [scale])
 
     @staticmethod
@@ -253,9 +253,9 @@ class REBAR(WithSlopes):
         weights = weights[:, 0]
         value, slopes = self.control(terms, weights, known)
         probs = xp.exp(ops.stop_gradient(draw.log_probs))
-        along = weights * (slopes - xp.sum(slopes * weights, axis=-1, keepdims=True)) / temperature
+        along = weights * (slopes - sum_over_categories(xp, slopes * weights)) / temperature
         given = _given_draw(ops, free) * along
-        given = given - probs * xp.sum(given, axis=-1, keepdims=True)
+        given = given - probs * sum_over_categories(xp, given)
         left = (terms.downstream - value)[..., None, None]
         gradient = left * (draw.one_hot(draw.index) - probs) + (along - given)
         return ops.only(xp.mean(xp.sum(gradient**2, axis=-1)), list(known.values()))
@@ -267,4 +267,4 @@ def _given_draw(ops: Any, perturbed: Array) -> Array:
     The largest does not move; another one, −log(e/π + e_top), moves at 1 − exp(z − z_top).
     """
     fixed = ops.stop_gradient(perturbed)
-    return 1 - ops.xp.exp(fixed - ops.xp.max(fixed, axis=-1, keepdims=True))
+    return 1 - ops.xp.exp(fixed - max_over_categories(ops.xp, fixed))

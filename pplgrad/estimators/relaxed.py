@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any, ClassVar
 
 from pplgrad.engine.noise import Noise
-from pplgrad.engine.ops import Array, Ops
+from pplgrad.engine.ops import FEW_CATEGORIES, Array, Ops, max_over_categories, sum_over_categories
 from pplgrad.errors import ConfigurationError
 from pplgrad.estimators.base import Declaration, Estimator, SiteInfo
 from pplgrad.estimators.fit import require_relaxable, require_unscanned
@@ -42,7 +44,7 @@ class HardDraw:
         fixed = ops.stop_gradient(self.log_probs)
         exponential = -xp.log(self.noise.uniform(tuple(fixed.shape), fixed))
         hard = self.one_hot
-        top = xp.sum(exponential * hard, axis=-1, keepdims=True)
+        top = sum_over_categories(xp, exponential * hard)
         # An impossible category gets no finite noise to subtract: its probability is kept off zero.
         probs = xp.clip(xp.exp(fixed), min=xp.finfo(fixed.dtype).tiny)
         values = -xp.log(xp.where(hard > 0, top, exponential / probs + top))
@@ -78,8 +80,13 @@ class Relaxation(Estimator):
 
 def softmax(xp: Any, x: Array) -> Array:
     """Return the softmax over the last axis."""
-    shifted = xp.exp(x - xp.max(x, axis=-1, keepdims=True))
-    return shifted / xp.sum(shifted, axis=-1, keepdims=True)
+    top = max_over_categories(xp, x)
+    if x.shape[-1] > FEW_CATEGORIES:
+        shifted = xp.exp(x - top)
+        return shifted / sum_over_categories(xp, shifted)
+    shifted = [xp.exp(x[..., i : i + 1] - top) for i in range(x.shape[-1])]
+    whole = reduce(operator.add, shifted)
+    return xp.concat([part / whole for part in shifted], axis=-1)
 
 
 def _through(draw: HardDraw, soft: Array) -> Array:
@@ -255,7 +262,7 @@ class GappedStraightThrough(Relaxation):
         """Return the draw with the gradient of the softmax of the shifted log probabilities."""
         ops, xp, hard = draw.ops, draw.ops.xp, draw.one_hot
         fixed = ops.stop_gradient(draw.log_probs)
-        largest = xp.max(fixed, axis=-1, keepdims=True)
-        up = hard * (largest - fixed)
-        down = (1 - hard) * xp.clip(fixed + self.gap - largest, min=0)
+        top = max_over_categories(xp, fixed)
+        up = hard * (top - fixed)
+        down = (1 - hard) * xp.clip(fixed + self.gap - top, min=0)
         return _through(draw, softmax(xp, (draw.log_probs + up - down) / self.temperature))

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pplgrad.engine.branches import Alternatives, BranchTerms, Draw
-from pplgrad.engine.ops import Array
+from pplgrad.engine.ops import Array, sum_over_categories
 from pplgrad.errors import ConfigurationError
 from pplgrad.estimators.base import Declaration
 from pplgrad.estimators.control_variates import WithSlopes, again_with_slopes
@@ -82,7 +82,7 @@ class RODEO(WithSlopes):
         ops, xp = terms.ops, terms.ops.xp
         found = self._coefficients(terms)
         probs = xp.exp(ops.stop_gradient(terms.draw.log_probs))
-        gradient = found - probs * xp.sum(found, axis=-1, keepdims=True)
+        gradient = found - probs * sum_over_categories(xp, found)
         return ops.only(xp.mean(xp.sum(gradient**2, axis=-1)), list(terms.alternatives.kept[1].values()))
 
     def _coefficients(self, terms: BranchTerms) -> Array:
@@ -103,7 +103,7 @@ class RODEO(WithSlopes):
                 if j != i:
                     line = xp.sum(slopes[:, j] * (hard[:, i] - hard[:, j]), axis=(-2, -1))
                     # What f moves by where one element takes another category.
-                    step = slopes[:, j] - xp.sum(slopes[:, j] * hard[:, i], axis=-1, keepdims=True)
+                    step = slopes[:, j] - sum_over_categories(xp, slopes[:, j] * hard[:, i])
                     here = here + self._network(xp, known, costs[:, j], line) / (k - 1)
                     moved = line[..., None, None] + step
                     there = there + self._network(xp, known, costs[:, j][..., None, None], moved) / (k - 1)
@@ -111,7 +111,7 @@ class RODEO(WithSlopes):
             total = xp.sum(weighted, axis=(-3, -2))
             held.append(costs[:, i] + known["alpha"] * (total[..., 0] / elements - here[..., 0]))
             weighted, whole = weighted[..., 1], total[..., 1][..., None, None]
-            stays = whole - xp.sum(weighted, axis=-1, keepdims=True)
+            stays = whole - sum_over_categories(xp, weighted)
             extra.append((stays * hard[:, i] + weighted) / elements - here[..., 1][..., None, None] * hard[:, i])
         for i in range(k):
             others = sum(held[j] for j in range(k) if j != i) / (k - 1)

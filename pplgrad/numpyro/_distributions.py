@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from numpyro.distributions import ExpandedDistribution, Independent
 
+from pplgrad.engine.ops import FEW_CATEGORIES
 from pplgrad.numpyro._compat import unmasked
 
 
@@ -45,6 +46,14 @@ def categories(fn: Any) -> int | None:
     return None if parts is None else len(parts[1])
 
 
+def every_log_prob(base: Any, listed: jax.Array) -> jax.Array:
+    """Return the log probabilities of listed values, along a last axis."""
+    if len(listed) > FEW_CATEGORIES:
+        return jnp.moveaxis(base.log_prob(listed), 0, -1)
+    # One by one: the derivative of what all have in common would be a reduction over few.
+    return jnp.stack([base.log_prob(value) for value in listed], -1)
+
+
 def finite_draw(fn: Any, value: jax.Array) -> FiniteDraw | None:
     """Return the log probabilities of all categories and the numbers drawn, or None."""
     parts = finite_parts(fn)
@@ -55,7 +64,7 @@ def finite_draw(fn: Any, value: jax.Array) -> FiniteDraw | None:
     listed = support.reshape(len(support), *(1,) * (value.ndim - events), *base.event_shape)
     same = listed == value
     index = jnp.argmax(same.all(range(same.ndim - events, same.ndim)) if events else same, 0)
-    log_probs = jnp.moveaxis(base.log_prob(listed), 0, -1)
+    log_probs = every_log_prob(base, listed)
     return FiniteDraw(jnp.broadcast_to(log_probs, (*index.shape, len(support))), index, support)
 
 

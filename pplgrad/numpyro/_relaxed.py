@@ -12,7 +12,7 @@ from pplgrad.engine.noise import noise_for
 from pplgrad.errors import EstimatorError
 from pplgrad.estimators.relaxed import HardDraw, Relaxation, softmax
 from pplgrad.numpyro._compat import unmasked
-from pplgrad.numpyro._distributions import family, finite_parts, is_relaxable
+from pplgrad.numpyro._distributions import every_log_prob, family, finite_parts, is_relaxable
 from pplgrad.numpyro._ops import OPS, JaxNoise
 
 
@@ -54,7 +54,7 @@ def extended(fn: Any) -> Any:
     assert parts is not None
     base, support = parts
     listed = support.reshape(len(support), *(1,) * len(base.batch_shape), *base.event_shape)
-    log_probs = jnp.broadcast_to(jnp.moveaxis(base.log_prob(listed), 0, -1), (*base.batch_shape, len(support)))
+    log_probs = jnp.broadcast_to(every_log_prob(base, listed), (*base.batch_shape, len(support)))
     found = Extended(log_probs, bool(base.event_shape), fn.event_shape)
     if bare is fn:
         return found
