@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS = 1
 export MKL_NUM_THREADS = 1
 
-.PHONY: demo test quick lint format storchastic bench bench-full bench-watching bench-memory variance study clean
+.PHONY: demo test quick lint format storchastic bench bench-full bench-watching bench-memory bench-arithmetic variance study clean
 
 # The stamp is newer than the files that say what to install, so that a second run installs nothing.
 .venv/installed: pyproject.toml constraints.txt
@@ -54,6 +54,9 @@ bench-watching: .venv/installed
 
 bench-memory: .venv/installed
 	$(BIN)/python -m benchmarks.memory
+
+bench-arithmetic: .venv/installed
+	$(BIN)/python -m benchmarks.arithmetic
 
 variance: .venv/installed
 	$(BIN)/python -m benchmarks.variance

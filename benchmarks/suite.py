@@ -63,8 +63,8 @@ def quick() -> list[Cell]:
         Cell(Work("sbn", 50), CORE, 60),
         Cell(Work("sbn", 200, layers=2, particles=10), LONG, 60),
         Cell(Work("chain", 10), short, 60),
-        Cell(Work("chain", 50), CORE, 45),
-        Cell(Work("chain", 200), LONG, 180),
+        Cell(Work("chain", 50), CORE, 90),
+        Cell(Work("chain", 200), LONG, 400),
         Cell(Work("scan", 200), ("Pyro Trace_ELBO", "Pyro TraceGrad_ELBO", *IN_NUMPYRO), 60),
     ]
 

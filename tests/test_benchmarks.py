@@ -15,11 +15,13 @@ import pytest
 import torch
 
 from benchmarks import by_hand_torch, suite, tables, turns, works
+from benchmarks.arithmetic import multiples
 from benchmarks.contestants import CONTESTANTS, contestant
 from pplgrad import ScoreFunction
 
 ROOT = Path(__file__).parents[1]
 SMALL = {
+    "arithmetic": ["--latents", "4"],
     "watching": ["--latents", "4", "--seconds", "0.1", "--libraries", "numpyro"],
     "memory": ["--latents", "4", "--batch", "10", "--rows", "0", "2", "--libraries", "numpyro"],
     "variance": ["--latents", "4", "--stops", "0", "--draws", "4", "--seconds", "0.1"],
@@ -50,6 +52,13 @@ def test_runs(name, tmp_path):
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
     assert len(pd.read_csv(out)) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("library", ["Pyro", "NumPyro"])
+def test_a_branch_is_no_more_arithmetic_than_an_evaluation(library):
+    found = multiples(library, ("DisARM()", "LocalExpectation()"), works.Work("sbn", 20), seed=0)
+    assert (found["/ one evaluation"] <= 1.1).all(), found
 
 
 def run_suite(out, *options):
