@@ -148,7 +148,7 @@ def test_every_estimator_of_continuous_sites(estimator, objective, one_generator
         Expectation(),
         ELBO(kl_weight=0.5),
     ],
-    ids=repr,
+    ids=["renyi", "wake", "sleep", "expectation", "elbo"],
 )
 def test_every_objective(objective, one_generator):
     assert_trains_like_eager(sleepers, 3, objective=objective)
