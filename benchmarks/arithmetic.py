@@ -25,8 +25,12 @@ ESTIMATORS = ("ARM()", "DisARM()", "ARMS()", "MuProp()", "LocalExpectation()", "
 COLUMNS = ("library", "estimator", "branches", "operations of a step, millions", "of a branch", "/ one evaluation")
 
 
-def in_numpyro(estimators: dict[str, Estimator], work: Work, seed: int) -> tuple[int, float, float]:
-    """Return the number of evaluations of a step, and the operations of one without and with a gradient."""
+# The evaluations of a step, and what counts the operations of a loss, and of one with its gradient.
+Counted = tuple[int, Callable[[], float], Callable[[], float]]
+
+
+def in_numpyro(estimators: dict[str, Estimator], work: Work, seed: int) -> Counted:
+    """Return what is counted in NumPyro."""
     import jax
     import jax.numpy as jnp
 
@@ -44,11 +48,11 @@ def in_numpyro(estimators: dict[str, Estimator], work: Work, seed: int) -> tuple
         return jax.jit(function).lower(params, key).compile().cost_analysis()["flops"]
 
     count = evaluations(elbo, elbo.describe(key, params, model, guide, *args))
-    return count, operations(loss), operations(jax.value_and_grad(loss))
+    return count, lambda: operations(loss), lambda: operations(jax.value_and_grad(loss))
 
 
-def in_pyro(estimators: dict[str, Estimator], work: Work, seed: int) -> tuple[int, float, float]:
-    """Return the number of evaluations of a step, and the operations of one without and with a gradient."""
+def in_pyro(estimators: dict[str, Estimator], work: Work, seed: int) -> Counted:
+    """Return what is counted in Pyro."""
     import pyro
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -66,7 +70,7 @@ def in_pyro(estimators: dict[str, Estimator], work: Work, seed: int) -> tuple[in
         return counter.get_total_flops()
 
     count = evaluations(elbo, elbo.describe(model, guide, *args))
-    return count, operations(elbo.loss), operations(elbo.loss_and_grads)
+    return count, lambda: operations(elbo.loss), lambda: operations(elbo.loss_and_grads)
 
 
 LIBRARIES = {"Pyro": in_pyro, "NumPyro": in_numpyro}
@@ -75,10 +79,12 @@ LIBRARIES = {"Pyro": in_pyro, "NumPyro": in_numpyro}
 def multiples(library: str, texts: tuple[str, ...], work: Work, seed: int) -> pd.DataFrame:
     """Return a row for each estimator, with operations in millions and a branch's as a multiple of an evaluation's."""
     count = LIBRARIES[library]
-    _, one, without = count(specification("ScoreFunction()").mapping(("z*",)), work, seed)
+    _, evaluation, step = count(specification("ScoreFunction()").mapping(("z*",)), work, seed)
+    one, without = evaluation(), step()
     rows = []
     for text in texts:
-        times, _, whole = count(specification(text).mapping(("z*",)), work, seed)
+        times, _, step = count(specification(text).mapping(("z*",)), work, seed)
+        whole = step()
         each = (whole - without) / (times - 1)
         rows.append((library, text, times - 1, whole / 1e6, each / 1e6, each / one))
     return pd.DataFrame(rows, columns=COLUMNS)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from pplgrad.engine.downstream import to_shape
 from pplgrad.engine.layout import Layout, SiteGroup
 from pplgrad.engine.noise import Noise, noise_for
-from pplgrad.engine.ops import FEW_CATEGORIES, Array, Ops
+from pplgrad.engine.ops import Array, Ops, few_categories
 from pplgrad.engine.peers import Peers, share
 from pplgrad.engine.program import Plate, Run
 from pplgrad.engine.signals import Signals
@@ -198,12 +198,13 @@ class Draw:
     def log_q(self, index: Array) -> Array:
         """Return log q of category numbers, with its gradient: both of shape (particles, m, *plates, elements)."""
         xp, shape = self.ops.xp, self.log_probs.shape
-        if shape[-1] <= FEW_CATEGORIES:
-            listed = [self.log_probs[:, None, ..., i] for i in range(shape[-1])]
-            found = xp.broadcast_to(listed[0], index.shape)
-            for i in range(1, len(listed)):
+        few = few_categories(self.log_probs[:, None])
+        if few is not None:
+            first, *others = (part[..., 0] for part in few)
+            found = xp.broadcast_to(first, index.shape)
+            for i, other in enumerate(others, 1):
                 # The derivative of a choice is a choice; that of an element taken by its number is added up one by one.
-                found = xp.where(index == i, listed[i], found)
+                found = xp.where(index == i, other, found)
             return found
         every = xp.broadcast_to(self.log_probs[:, None], (shape[0], index.shape[1], *shape[1:]))
         return xp.take_along_axis(every, index[..., None], axis=-1)[..., 0]

@@ -68,16 +68,16 @@ FEW_CATEGORIES = 4
 
 def sum_over_categories(xp: Any, x: Array) -> Array:
     """Return the sum over the categories, the last axis, which stays, of length 1."""
-    few = _few(x)
+    few = few_categories(x)
     return xp.sum(x, axis=-1, keepdims=True) if few is None else reduce(operator.add, few)
 
 
 def max_over_categories(xp: Any, x: Array) -> Array:
     """Return the largest over the categories, the last axis, which stays, of length 1."""
-    few = _few(x)
+    few = few_categories(x)
     return xp.max(x, axis=-1, keepdims=True) if few is None else reduce(xp.maximum, few)
 
 
-def _few(x: Array) -> list[Array] | None:
-    """Return the places along the last axis if there are few, else None."""
+def few_categories(x: Array) -> list[Array] | None:
+    """Return the categories one by one, along the last axis, which stays, of length 1; None if there are many."""
     return [x[..., i : i + 1] for i in range(x.shape[-1])] if x.shape[-1] <= FEW_CATEGORIES else None

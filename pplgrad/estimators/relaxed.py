@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import reduce
 from typing import Any, ClassVar
 
 from pplgrad.engine.noise import Noise
-from pplgrad.engine.ops import FEW_CATEGORIES, Array, Ops, max_over_categories, sum_over_categories
+from pplgrad.engine.ops import Array, Ops, few_categories, max_over_categories, sum_over_categories
 from pplgrad.errors import ConfigurationError
 from pplgrad.estimators.base import Declaration, Estimator, SiteInfo
 from pplgrad.estimators.fit import require_relaxable, require_unscanned
@@ -81,12 +79,11 @@ class Relaxation(Estimator):
 def softmax(xp: Any, x: Array) -> Array:
     """Return the softmax over the last axis."""
     top = max_over_categories(xp, x)
-    if x.shape[-1] > FEW_CATEGORIES:
-        shifted = xp.exp(x - top)
-        return shifted / sum_over_categories(xp, shifted)
-    shifted = [xp.exp(x[..., i : i + 1] - top) for i in range(x.shape[-1])]
-    whole = reduce(operator.add, shifted)
-    return xp.concat([part / whole for part in shifted], axis=-1)
+    shifted = xp.exp(x - top)
+    whole = sum_over_categories(xp, shifted)
+    few = few_categories(shifted)
+    # One by one, so that the derivative of what they are divided by is no reduction over few either.
+    return shifted / whole if few is None else xp.concat([part / whole for part in few], axis=-1)
 
 
 def _through(draw: HardDraw, soft: Array) -> Array:

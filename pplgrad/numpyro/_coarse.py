@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from pplgrad.errors import EstimatorError
-from pplgrad.numpyro._compat import is_literal, sub_jaxprs, tag_of
+from pplgrad.numpyro._compat import is_literal, scan_of, sub_jaxprs, tag_of
 
 _COMPARING = {"eq", "ne", "lt", "le", "gt", "ge", "round", "floor", "ceil", "sign", "argmax", "argmin", "is_finite"}
 _MOVING = {
@@ -122,9 +122,9 @@ def _inside(
         given = operands[len(operands) - len(body.invars) :] if len(body.invars) <= len(operands) else None
         inputs: list[str | None] = given if given is not None else [None] * len(body.invars)
         result = _walk(body, inputs, names, found)
-        if equation.primitive.name == "scan":
-            consts, carries = equation.params["num_consts"], equation.params["num_carry"]
-            again = [*inputs[:consts], *result[:carries], *inputs[consts + carries :]]
+        scan = scan_of(equation)
+        if scan is not None:
+            again = [*inputs[: scan.consts], *result[: scan.carry], *inputs[scan.consts + scan.carry :]]
             result = _walk(body, again, names, found)
         if len(result) == len(outputs):
             outputs = [a if a is not None else b for a, b in zip(outputs, result, strict=True)]

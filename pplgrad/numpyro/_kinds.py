@@ -58,7 +58,6 @@ class Kinds:
         # How many operations that are never done together stand one upon the other above a kind, and how many others since.
         self._depth: list[tuple[int, int]] = []
         self._members: dict[int, list[Node]] = {}
-        self._is_spread: dict[int, bool] = {}
         self._sort()
 
     def _sort(self) -> None:
@@ -108,12 +107,10 @@ class Kinds:
             return "known", value.aval, value.place
         return self._kind[value.node], value.place
 
-    def is_on_levels(self, node: Node, level: Mapping[Node, int]) -> bool:
-        """Return whether nodes of a node's kind are on several levels, and done together if that does not matter."""
-        kind = self._kind[node]
-        if kind not in self._is_spread:
-            self._is_spread[kind] = len({level[other] for other in self._members[kind]}) > 1
-        return node not in self._alone and self._is_spread[kind]
+    def on_several_levels(self, level: Mapping[Node, int]) -> set[Node]:
+        """Return the nodes whose kinds are on several levels, and done together if that does not matter."""
+        spread = (nodes for nodes in self._members.values() if len({level[node] for node in nodes}) > 1)
+        return {node for nodes in spread for node in nodes} - self._alone
 
     def groups(self, level: Mapping[Node, int] | None) -> Iterator[Group]:
         """Yield the groups in an order in which they can be done: level by level where these are given, in the first phase."""

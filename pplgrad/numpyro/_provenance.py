@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pplgrad.engine.program import AFTER, EVERY, SAME
-from pplgrad.numpyro._compat import is_literal, sub_jaxprs, tag_of
+from pplgrad.numpyro._compat import is_literal, scan_of, sub_jaxprs, tag_of
 
 # What a value reads: site -> (flags, the scan whose steps the flags are about, or None).
 Reads = Mapping[str, tuple[int, Any]]
@@ -81,9 +81,9 @@ def _scan(equation: Any, inputs: list[Reads]) -> list[Reads]:
 
     For an outermost scan only: the steps of one inside it are none of the outer scan's.
     """
-    params = equation.params
-    consts, carries = params["num_consts"], params["num_carry"]
-    body = params["jaxpr"].jaxpr
+    scan = scan_of(equation)
+    assert scan is not None
+    consts, carries, body = scan.consts, scan.carry, scan.body.jaxpr
     # What comes from outside is known for all steps alike.
     outside = [_every_step(reads) for reads in inputs]
     carry = outside[consts : consts + carries]

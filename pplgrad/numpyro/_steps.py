@@ -266,7 +266,7 @@ class _Run:
 
     def _repeat(self, loop: _Loop) -> None:
         """Do step after step what carried values need; without gradient where none flows from step to step."""
-        hold: Callable[[Any], Any] = (lambda x: x) if loop.smooth else _held
+        hold: Callable[[Any], Any] = (lambda x: x) if loop.smooth else held
         carried = [self._steps.carry[i] for i in loop.carried]
         start = [hold(jnp.asarray(self._start[value], value.aval.dtype)) for value in carried]
         found = {value: self._value(value) for value in loop.reads}
@@ -299,5 +299,6 @@ def _is_zero(x: Any) -> bool:
     return not isinstance(x, (jax.Array, _All)) and bool(np.all(np.equal(x, 0)))
 
 
-def _held(x: Any) -> Any:
+def held(x: Any) -> Any:
+    """Return a value as a constant to differentiation."""
     return jax.lax.stop_gradient(x) if isinstance(x, jax.Array) else x

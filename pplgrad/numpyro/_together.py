@@ -13,7 +13,7 @@ from pplgrad.numpyro._graph import Node, Value, flowing, graph_of
 from pplgrad.numpyro._kinds import Group
 from pplgrad.numpyro._loops import OUTPUTS, Loop
 from pplgrad.numpyro._rows import cut, gathered, picked
-from pplgrad.numpyro._steps import Steps, steps_of
+from pplgrad.numpyro._steps import Steps, held, steps_of
 from pplgrad.numpyro._threefry import operation
 
 # An array and the row of it that a value is, or None where the value is the array.
@@ -37,10 +37,13 @@ class Together:
 
     def _scans(self, rows: int) -> dict[Node, Steps]:
         """Return the scans that are taken apart."""
+        scans = [node for node in self._graph.nodes if node.name == "scan"]
+        if not scans:
+            return {}
         smooth = flowing(self._graph.nodes, self._graph.inputs)
         read = {value for node in self._graph.nodes for value in node.operands} | set(self._outputs)
         found: dict[Node, Steps] = {}
-        for node in self._graph.nodes:
+        for node in scans:
             operands = [value in smooth for value in node.operands]
             steps = steps_of(node, operands, [value in read for value in node.outputs], rows)
             if steps is not None:
@@ -129,8 +132,8 @@ class _Run:
         """Draw turn after turn; nothing that comes out of it carries gradient."""
         columns = list(zip(*loop.outside, strict=True))
         varies = [len({value.exactly for value in column}) > 1 for column in columns]
-        fixed = [None if v else self._fixed(self._one(c[0], True)) for c, v in zip(columns, varies, strict=True)]
-        rows = [self._fixed(self._stack(c, True)) if v else None for c, v in zip(columns, varies, strict=True)]
+        fixed = [None if v else held(self._one(c[0], True)) for c, v in zip(columns, varies, strict=True)]
+        rows = [held(self._stack(c, True)) if v else None for c, v in zip(columns, varies, strict=True)]
         runs = [operation(node.equation) for node in loop.turns[0]]
 
         def step(carry: list, row: list) -> tuple[list, list]:
@@ -147,14 +150,10 @@ class _Run:
                 found.append(run(*operands))
             return [found[i][place] for i, place in loop.carried], [found[i][place] for i, place in loop.kept]
 
-        start = [self._fixed(_as(value.aval.dtype, self._one(value, True))) for value in loop.before]
+        start = [held(_as(value.aval.dtype, self._one(value, True))) for value in loop.before]
         _, kept = jax.lax.scan(step, start, rows, length=len(loop.turns))
         for (i, place), array in zip(loop.kept, kept, strict=True):
             self.drawn.update((nodes[i].outputs[place], (array, row)) for row, nodes in enumerate(loop.turns))
-
-    @staticmethod
-    def _fixed(x: Any) -> Any:
-        return jax.lax.stop_gradient(x) if isinstance(x, jax.Array) else x
 
     def _one(self, value: Value, drawing: bool) -> Any:
         """Return a value as an array of its own."""

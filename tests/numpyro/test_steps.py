@@ -4,17 +4,15 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro.contrib.control_flow import scan
 
 from pplgrad import LeaveOneOut, Reparam, ScoreFunction
-from pplgrad.numpyro import TraceGrad_ELBO, _particle, _steps
+from pplgrad.numpyro import TraceGrad_ELBO, _steps
 from pplgrad.numpyro._compat import scan_of, sub_jaxprs
-from pplgrad.numpyro._together import Together
-from tests.numpyro.test_together import difference, operations, start
+from tests.numpyro.test_together import assert_same_second_derivatives, difference, operations, start
 
 pytestmark = pytest.mark.filterwarnings("ignore:Currently, SVI", "ignore:Missing a plate statement")
 DATA = jnp.array([0.2, -0.4, 0.9, 1.3, -0.7, 0.1])
@@ -228,13 +226,7 @@ def test_particles(name, vectorize, monkeypatch):
 
 @pytest.mark.slow
 def test_higher_derivatives(monkeypatch):
-    program, elbo = chain(), TraceGrad_ELBO(higher_order=True)
-    found = []
-    for rows in (3, 10**9):
-        monkeypatch.setattr(_particle, "Together", partial(Together, rows=rows))
-        second = jax.jit(lambda key: jax.hessian(lambda params: elbo.loss(key, params, *program))(start(program)))
-        found.append(second(jax.random.key(3)))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), *found)
+    assert_same_second_derivatives(monkeypatch, chain())
 
 
 def loops(program, implementation="threefry2x32"):

@@ -3,7 +3,6 @@
 from contextlib import nullcontext
 from dataclasses import replace
 
-import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -29,7 +28,7 @@ from pplgrad.estimators.registry import every_estimator
 from pplgrad.objectives import ELBO
 from pplgrad.pyro import TraceGrad_ELBO
 from pplgrad.testing.programs import CASES
-from tests.pyro.compiling import CHEAP, assert_like_eager, graphs, train
+from tests.pyro.compiling import CHEAP, assert_like_eager, assert_same_training, graphs, train
 
 BRANCHING = {"disarm": DisARM(), "local": LocalExpectation(), "muprop": MuProp(), "relax": RELAX()}
 LEARNED = ScoreFunction(DecayingAverage() + NeuralBaseline(hidden=(3,)))
@@ -105,10 +104,7 @@ def assert_trains_like_eager(program, particles, **options):
         elbo = TraceGrad_ELBO(particles, vectorize_particles=True, max_plate_nesting=1, compile=given, **options)
         results.append(train(elbo, program(True), program(False), args))
     assert graphs(elbo) == 1
-    (eager, _), (compiled, _) = results
-    for wanted, found in zip(eager, compiled, strict=True):
-        for name, value in wanted.items():
-            np.testing.assert_allclose(found[name], value, rtol=1e-12, atol=1e-12)
+    assert_same_training(*results)
 
 
 def fitting(site):
