@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS = 1
 export MKL_NUM_THREADS = 1
 
-.PHONY: demo test quick lint format storchastic bench bench-full bench-watching bench-memory bench-arithmetic variance study clean
+.PHONY: demo test quick lint format storchastic bench bench-full bench-watching bench-memory bench-arithmetic bench-gpu variance study clean
 
 # The stamp is newer than the files that say what to install, so that a second run installs nothing.
 .venv/installed: pyproject.toml constraints.txt
@@ -57,6 +57,10 @@ bench-memory: .venv/installed
 
 bench-arithmetic: .venv/installed
 	$(BIN)/python -m benchmarks.arithmetic
+
+# Where there is an NVIDIA GPU, with CUDA builds of torch and JAX.
+bench-gpu: .venv/installed
+	$(BIN)/python -m benchmarks.gpu
 
 variance: .venv/installed
 	$(BIN)/python -m benchmarks.variance

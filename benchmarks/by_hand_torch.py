@@ -49,8 +49,11 @@ def eager_step(work: Work, params: Tensors, data: Tensors) -> Callable[[], float
 def compiled_step(work: Work, params: Tensors, data: Tensors) -> Callable[[], float]:
     """Return one step of Adam, its loss and its gradient compiled."""
     optimizer = torch.optim.Adam(list(params.values()), lr=1e-6, fused=True)
-    # Inductor's own random numbers are slower on a CPU than torch's.
-    options = {"fallback_random": True}
+    # On a CPU inductor's own random numbers are slower than torch's; on a GPU starting kernels one by one is slower than they are.
+    on_gpu = next(iter(params.values())).is_cuda
+    options = {"triton.cudagraphs": True} if on_gpu else {"fallback_random": True}
+    for x in (*params.values(), *data.values()) if on_gpu else ():
+        torch._dynamo.mark_static_address(x)  # Else all of them are copied at every step.
     compiled = torch.compile(lambda params, data: estimate(work, params, data), fullgraph=True, options=options)
 
     def step() -> float:

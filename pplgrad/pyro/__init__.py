@@ -5,7 +5,7 @@ from pplgrad.pyro._check import check_gradients
 from pplgrad.pyro._choose import choose_estimators
 from pplgrad.pyro._elbo import TraceGrad_ELBO
 from pplgrad.pyro._guide import config_estimators
-from pplgrad.pyro._optim import split_optimizer
+from pplgrad.pyro._optim import joint_optimizer, split_optimizer
 
 __all__ = [
     "TraceGrad_ELBO",
@@ -13,5 +13,6 @@ __all__ = [
     "choose_estimators",
     "config_estimators",
     "is_baseline_param",
+    "joint_optimizer",
     "split_optimizer",
 ]

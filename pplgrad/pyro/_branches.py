@@ -22,7 +22,7 @@ from pplgrad.estimators.relaxed import Relaxation
 from pplgrad.objectives import CostWeights
 from pplgrad.pyro._baselines import PREFIX
 from pplgrad.pyro._distributions import family, finite_parts, is_relaxable, parameters, unmasked
-from pplgrad.pyro._ops import TorchNoise
+from pplgrad.pyro._ops import TorchNoise, placed
 from pplgrad.pyro._program import PARTICLES, Traces, closed_cost, cost_of, with_particles, without_shapes
 from pplgrad.pyro._recording import is_recording, moved_generators
 from pplgrad.pyro._relaxed import Extended, ExtendedModelMessenger, relaxed, softened
@@ -256,7 +256,7 @@ class PyroBranches:
 
     def _replacing(self, branch: Branch, number: int) -> Callable:
         nodes = self._traces.guide.nodes
-        chosen = branch.values.at(torch.tensor([number], device=nodes[branch.site]["value"].device))[0, 0]
+        chosen = branch.values.at(placed([number], None, nodes[branch.site]["value"].device))[0, 0]
 
         def replace(name: str, fresh: Fresh, event: int) -> torch.Tensor:
             if name == branch.site:

@@ -47,11 +47,13 @@ class Stale(Exception):
 
 @dataclass(frozen=True)
 class Options:
-    """How steps are compiled: the backend of torch.compile, what to do where that fails, how many graphs to make at most."""
+    """How steps are compiled: the backend of torch.compile, what to do where that fails, how many graphs to make at most, and
+    whether a GPU gets a step's kernels as one CUDA graph."""
 
     backend: str | Callable = "inductor"
     fallback: bool = False
     graphs: int = 8
+    cuda_graph: bool = True
 
     @classmethod
     def of(cls, given: Any) -> Options | None:
@@ -325,6 +327,8 @@ class Compiler:
         """Take a step eagerly, record it, and compile what was recorded."""
         model, guide, args, kwargs = program
         recorder = Recorder()
+        # The graph is to cast the parameters as they will be, not to find those of an earlier step cast.
+        torch.clear_autocast_cache()
         with poutine.trace(param_only=True) as seen, pyro.validation_enabled(False), recorder:
             evaluation = elbo._estimated(model, guide, args, kwargs, None, known)
             loss = evaluation.loss
@@ -375,7 +379,7 @@ class Compiler:
         line = "the end of the step"
         ends = [sources.of(Captured(leaf, captured[0].node, line, False)) for leaf in leaves]
         try:
-            compiled = compiled_graph(graph, [x.tensor for x in inputs], self.options.backend)
+            compiled = compiled_graph(graph, [x.tensor for x in inputs], self.options.backend, self.options.cuda_graph)
         except PplgradError:
             raise
         except Exception as error:

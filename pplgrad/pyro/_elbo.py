@@ -77,7 +77,8 @@ class TraceGrad_ELBO(Trace_ELBO):
     `pyro.set_rng_seed`. Recorded again, at most `graphs` times in all, is what has other shapes, Python arguments or Python
     state; after that such steps run eagerly, and a warning says so. A program that cannot be compiled raises `CompileError`, or
     with `compile="fallback"` warns and runs eagerly. A mapping says more: `backend` (a name or callable of `torch.compile`;
-    "eager" runs the recorded operations as they are), `fallback`, `graphs` (8).
+    "eager" runs the recorded operations as they are), `fallback`, `graphs` (8), `cuda_graph` (True: a step whose kernels are all
+    on one GPU has them started together).
     Values are validated in eager steps alone; a loss that is not finite raises, with nothing changed. `loss` and
     `differentiable_loss` stay eager, and `retain_graph` means nothing where there is no graph.
 

@@ -1,4 +1,4 @@
-"""What compiled steps use of torch and Pyro that is private there, or differs between versions: all of it is here.
+"""What compiled steps and optimizers use of torch and Pyro that is private there, or differs between versions: all of it is here.
 
 `tests/pyro/test_compile_refusals.py` tests each function by itself, so that a new version that breaks one is seen at once.
 """
@@ -10,18 +10,23 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.optim import PyroOptim
 from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch.fx import GraphModule
 
+from pplgrad.pyro._replays import Replays
+
 Graph = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 
 
-def compiled_graph(graph: GraphModule, inputs: Sequence[torch.Tensor], backend: str | Callable) -> Graph:
+def compiled_graph(
+    graph: GraphModule, inputs: Sequence[torch.Tensor], backend: str | Callable, replay: bool = True
+) -> Graph:
     """Return a graph compiled by one of torch.compile's backends, from a list of inputs to its outputs.
 
-    The graph is given to the backend as it is: Dynamo, which would trace it once more and check it at every call, is left out.
+    With `replay`, inductor's kernels are started as one CUDA graph where all of them are on one GPU. The graph is given to the backend as it is: Dynamo, which would trace it once more and check it at every call, is left out.
     """
     with torch.no_grad():
         inputs = [x.detach() for x in inputs]
@@ -32,7 +37,10 @@ def compiled_graph(graph: GraphModule, inputs: Sequence[torch.Tensor], backend: 
 
             # A small step's kernels take less time than Python needs to call them one by one.
             in_one_call = all(x.device.type == "cpu" for x in inputs)
+            on_one_gpu = graph.meta.get("on_one_gpu", False)
             compiled = compile_fx(graph, inputs, config_patches={"cpp_wrapper": in_one_call})
+            if replay and on_one_gpu:
+                return Replays(lambda given: compiled(*given))
         else:
             from torch._dynamo.backends.registry import lookup_backend
 
@@ -74,6 +82,11 @@ def constraints() -> dict[str, Any]:
     """Return the constraints of the param store by name."""
     # The public `get_state` takes from the parameters what SVI finds their unconstrained values by.
     return dict(pyro.get_param_store()._constraints)
+
+
+def loaded_state(optimizer: PyroOptim) -> dict:
+    """Return the state that an optimizer was given for parameters that it has not met yet."""
+    return dict(optimizer._state_waiting_to_be_consumed)
 
 
 def settings() -> tuple:

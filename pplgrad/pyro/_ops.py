@@ -11,6 +11,15 @@ import torch
 
 from pplgrad.engine.noise import Noise
 from pplgrad.errors import EstimatorError
+from pplgrad.pyro._recording import is_recording
+
+
+def placed(values: Any, dtype: torch.dtype | None, device: torch.device) -> torch.Tensor:
+    """Return numbers as a tensor on a device, without waiting for what the device has still to do."""
+    x = torch.as_tensor(values, dtype=dtype, device="cpu")
+    if device.type != "cuda" or is_recording():
+        return x.to(device)
+    return x.pin_memory().to(device, non_blocking=True)
 
 
 class TorchOps:
@@ -29,13 +38,13 @@ class TorchOps:
         return torch.mm(weights, flat).reshape(weights.shape[0], *values.shape[1:])
 
     def constant(self, values: Any, like: torch.Tensor) -> torch.Tensor:
-        return torch.as_tensor(values, dtype=like.dtype, device=like.device)
+        return placed(values, like.dtype, like.device)
 
     def take(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         return x[index]
 
     def rows(self, x: torch.Tensor, index: np.ndarray) -> torch.Tensor:
-        return x[torch.as_tensor(index, device=x.device)]
+        return x[placed(index, None, x.device)]
 
     def index_add(self, x: torch.Tensor, index: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         return x.index_add(0, index, values)

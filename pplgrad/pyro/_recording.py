@@ -24,6 +24,7 @@ from pplgrad.errors import CompileError
 from pplgrad.pyro._provenance import COPYING, LEAVING, dynamic_shape, is_check, tensors_in, user_line
 
 _LIFTS = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default, torch.ops.aten.lift.default)
+_MOVES = torch.ops.aten._to_copy.default
 _recorders: list[Recorder] = []
 
 
@@ -49,6 +50,7 @@ class Recorder(TorchDispatchMode):
         self._captured: list[Captured] = []
         self._generators: dict[torch.device, torch.Tensor] = {}
         self._written = False
+        self.making = False
         self._leaving = _Leaving(self)
 
     def __enter__(self) -> Recorder:
@@ -67,7 +69,11 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self._refuse(func, args, kwargs)
-        lifted = func in _LIFTS and id(args[0]) not in self._nodes
+        if self.making and func is _MOVES and id(args[0]) not in self._nodes:
+            # Numbers on their way to a GPU: the constant is what arrives there.
+            self._node(out := func(*args, **kwargs), True)
+            return out
+        lifted = func in _LIFTS and (self.making or id(args[0]) not in self._nodes)
         inputs = map_aggregate((args, kwargs), lambda x: self._node(x, lifted) if isinstance(x, torch.Tensor) else x)
         drawn = torch.Tag.nondeterministic_seeded in func.tags
         if drawn:
@@ -81,6 +87,7 @@ class Recorder(TorchDispatchMode):
             return out
         node = self._graph.call_function(func, *inputs)
         node.meta["fixed"] = not drawn and all(x.meta["fixed"] for x in node.all_input_nodes)
+        node.meta["on_gpu"] = all(x.is_cuda for x in tensors_in(out))
         # What was made of constants alone may be a view of what this operation wrote into.
         self._written |= written and not node.meta["fixed"]
         if out is not None:
@@ -90,7 +97,10 @@ class Recorder(TorchDispatchMode):
         return out
 
     def graph_of(self, outputs: Sequence[torch.Tensor]) -> tuple[GraphModule, list[Captured]]:
-        """Return the graph that computes `outputs`, and its inputs in their order."""
+        """Return the graph that computes `outputs`, and its inputs in their order.
+
+        The graph's `meta` says whether all that it computes of what changes is computed on one GPU, writing into none of its inputs.
+        """
         self._graph.output(tuple(self._node(x, False) for x in outputs))
         self._graph.eliminate_dead_code(_must_run)
         writes = any(
@@ -108,7 +118,12 @@ class Recorder(TorchDispatchMode):
             if node.op == "placeholder" and not node.users:
                 self._graph.erase_node(node)
         self._graph.lint()
-        return GraphModule(torch.nn.Module(), self._graph), used
+        module = GraphModule(torch.nn.Module(), self._graph)
+        changing = [node for node in self._graph.nodes if not node.meta.get("fixed", True)]
+        one_device = len({x.tensor.device for x in used}) == 1
+        on_gpu = one_device and bool(changing) and all(node.meta["on_gpu"] for node in changing)
+        module.meta["on_one_gpu"] = on_gpu and not any(_writes_into_input(node) for node in self._graph.nodes)
+        return module, used
 
     def _node(self, tensor: torch.Tensor, constant: bool) -> Node:
         node = self._nodes.get(id(tensor))
@@ -116,7 +131,7 @@ class Recorder(TorchDispatchMode):
             after = self._captured[-1].node if self._captured else None
             with self._graph.inserting_after(after):  # type: ignore[arg-type]
                 node = self._graph.placeholder(f"input_{len(self._captured)}")
-            node.meta["fixed"] = constant
+            node.meta |= {"fixed": constant, "on_gpu": tensor.is_cuda}
             # A tensor that shares an array's memory would change with it.
             kept = tensor.detach().clone() if constant else tensor
             self._captured.append(Captured(kept, node, user_line(), constant))
@@ -132,7 +147,7 @@ class Recorder(TorchDispatchMode):
         for i, part in enumerate(out):
             if isinstance(part, (torch.Tensor, list, tuple)):
                 item = self._graph.call_function(operator.getitem, (node, i))
-                item.meta["fixed"] = node.meta["fixed"]
+                item.meta |= {kind: node.meta[kind] for kind in ("fixed", "on_gpu")}
                 self._bind(part, item)
 
     def _refuse(self, func: Any, args: Any, kwargs: Any) -> None:
@@ -196,9 +211,16 @@ class _Leaving(TorchFunctionMode):
             self._recorder.refuse_reading(args)
         if func is torch.nn.functional.one_hot:
             return _one_hot(*args, **(kwargs or {}))
-        out = func(*args, **(kwargs or {}))
-        if func in COPYING:
-            self._recorder.refuse_copying(out, (args, kwargs))
+        if func not in COPYING:
+            return func(*args, **(kwargs or {}))
+        # `new_tensor` takes kind and place from its tensor, and numbers from what follows.
+        numbers = (args[1:] if func is torch.Tensor.new_tensor else args, kwargs)
+        self._recorder.making = not (numbers[0] and isinstance(numbers[0][0], torch.Tensor))
+        try:
+            out = func(*args, **(kwargs or {}))
+        finally:
+            self._recorder.making = False
+        self._recorder.refuse_copying(out, numbers)
         return out
 
 
@@ -238,6 +260,27 @@ def _must_run(node: Node) -> bool:
     if not isinstance(target, torch._ops.OpOverload):
         return False
     return target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags
+
+
+def _writes_into_input(node: Node) -> bool:
+    """Return whether a node may write into an input of the graph, or into a view of one."""
+    if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+        return False
+    target = node.args[0] if node.args else None
+    if any(x.alias_info is not None and x.alias_info.is_write for x in node.target._schema.arguments[1:]):
+        return True
+    while isinstance(target, Node) and target.op == "call_function":
+        alias = target.target is operator.getitem or any(x.alias_info is not None for x in _returns(target))
+        if not alias:
+            return False
+        target = target.args[0]
+    return True
+
+
+def _returns(node: Node) -> list:
+    """Return what the schema of a node's operation says that it returns."""
+    target: Any = node.target
+    return list(target._schema.returns) if isinstance(target, torch._ops.OpOverload) else []
 
 
 def _write_out(graph: Graph, captured: Captured) -> None:

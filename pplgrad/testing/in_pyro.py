@@ -130,7 +130,7 @@ def gradient() -> dict[str, np.ndarray]:
     """Return the gradients of the parameters in the store, and forget them."""
     result = {}
     for name, value in pyro.get_param_store().named_parameters():
-        result[name] = np.zeros(value.shape) if value.grad is None else value.grad.numpy().copy()
+        result[name] = np.zeros(value.shape) if value.grad is None else value.grad.cpu().numpy().copy()
         value.grad = None
     return result
 
@@ -332,7 +332,7 @@ def probabilities(case: Case, guide: Callable, every: list[Outcome]) -> Outcome:
             site = trace.nodes[name]
             draw = PyroDraw(name, site, False).finite()
             assert draw is not None
-            tables.append(draw[0][0].detach().exp().numpy())
+            tables.append(draw[0][0].detach().exp().cpu().numpy())
     return {name: np.stack(tables) for name, tables in found.items()}
 
 
@@ -380,7 +380,7 @@ def expected_gradient_over_cells(case: Case, make_elbo: Callable[[], Any], parti
 def disturbed() -> Outcome:
     """Return what estimators have put into the param store to be learned, away from where it starts."""
     store = pyro.get_param_store()
-    return {n: disturb(n, store[n].detach().numpy()) for n in store.keys() if n.startswith(PREFIX)}
+    return {n: disturb(n, store[n].detach().cpu().numpy()) for n in store.keys() if n.startswith(PREFIX)}
 
 
 def assert_same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], tolerance: float = 1e-9) -> None:

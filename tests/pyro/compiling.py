@@ -21,7 +21,7 @@ def train(elbo, model, guide, args=(), steps=5):
         with torch.no_grad():
             for name, leaf in pyro.get_param_store().named_parameters():
                 leaf.sub_(0.05 * torch.as_tensor(found[name]))
-    return seen, {name: leaf.detach().numpy().copy() for name, leaf in pyro.get_param_store().named_parameters()}
+    return seen, {name: leaf.detach().cpu().numpy().copy() for name, leaf in pyro.get_param_store().named_parameters()}
 
 
 def graphs(elbo):

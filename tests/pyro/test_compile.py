@@ -199,6 +199,34 @@ def test_arguments_of_any_layout():
     assert elbo._compiler._made == 1
 
 
+def test_tensors_of_numbers_like_another():
+    model, guide = program(lambda x: (x.new_tensor([0.3, 0.4]) * x).sum())
+    elbo = compiled(model, guide, torch.tensor(0.7))
+    assert_right(elbo, model, guide, torch.tensor(-0.2))
+
+
+def test_autocast_around_several_steps():
+    """Autocast keeps the parameters that it has cast; a recorded step casts them as they are."""
+    weight = torch.tensor([[0.3, -0.2], [0.5, 0.4]], dtype=torch.float32)
+
+    def model(x):
+        z = pyro.sample("z", dist.Bernoulli(torch.full((2,), 0.3)).to_event(1))
+        pyro.sample("x", dist.Normal((z.float() @ pyro.param("w", weight)).float(), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.zeros(2))).to_event(1))
+
+    x = torch.tensor([0.5, 1.5], dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        elbo = compiled(model, guide, x)
+    with torch.no_grad():
+        dict(pyro.get_param_store().named_parameters())["w"].add_(1.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = step(elbo, model, guide, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_same(found, step(TraceGrad_ELBO(estimators={"*": ScoreFunction()}), model, guide, x))
+
+
 def test_objectives_and_baselines_may_read_tensors_and_numbers():
     weight, offset = [0.5], [torch.tensor(1.0)]
     chosen = {"z": ScoreFunction(FunctionBaseline(lambda: offset[0]))}

@@ -1,7 +1,6 @@
 """Compiled steps give the gradient of eager ones for every program, estimator and objective."""
 
 from contextlib import nullcontext
-from dataclasses import replace
 
 import pyro
 import pyro.distributions as dist
@@ -22,12 +21,10 @@ from pplgrad import (
     ReweightedWakeSleep,
     ScoreFunction,
 )
-from pplgrad.errors import PplgradError
-from pplgrad.estimators.base import SiteInfo
-from pplgrad.estimators.registry import every_estimator
 from pplgrad.objectives import ELBO
 from pplgrad.pyro import TraceGrad_ELBO
 from pplgrad.testing.programs import CASES
+from tests.fitting import CONTINUOUS, DISCRETE, fitting
 from tests.pyro.compiling import CHEAP, assert_like_eager, assert_same_training, graphs, train
 
 BRANCHING = {"disarm": DisARM(), "local": LocalExpectation(), "muprop": MuProp(), "relax": RELAX()}
@@ -105,22 +102,6 @@ def assert_trains_like_eager(program, particles, **options):
         results.append(train(elbo, program(True), program(False), args))
     assert graphs(elbo) == 1
     assert_same_training(*results)
-
-
-def fitting(site):
-    """Yield every estimator that a site can have, with an objective under which it can."""
-    for estimator in every_estimator():
-        for objective in (ELBO(), IWAE(plates=())):
-            try:
-                estimator.check(replace(site, objective=objective))
-            except PplgradError:
-                continue
-            yield pytest.param(estimator, objective, id=type(estimator).__name__)
-            break
-
-
-DISCRETE = SiteInfo("z", "Bernoulli", False, True, 2, categories=2, relaxable=True)
-CONTINUOUS = SiteInfo("w", "Normal", True, False, 2)
 
 
 @pytest.mark.slow

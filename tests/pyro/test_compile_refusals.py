@@ -176,6 +176,9 @@ def test_private_parts_of_torch_and_pyro():
     leaf = pyro.param("s", torch.tensor(1.0), constraint=constraints.positive).unconstrained()
     assert internals.unconstrained()["s"] is leaf and internals.constraints() == {"s": constraints.positive}
     assert leaf is pyro.param("s").unconstrained()
+    optimizer = Adam({"lr": 0.1})
+    optimizer.set_state({"a": {"state": {}}})
+    assert internals.loaded_state(optimizer) == {"a": {"state": {}}}
     plain = internals.settings()
     with torch.autocast("cpu", torch.bfloat16):
         assert internals.settings() != plain

@@ -1,0 +1,228 @@
+"""What a step costs on a GPU, beside the least that its arithmetic and its memory would need: `make bench-gpu`, where there is one.
+
+Each library has a process of its own, in which the contestants of a work follow one another; each is timed in several turns, and a turn ends
+when the GPU has done it all. The least time is the longer of two: of the matrix products (counted in the hand-written step) at the rate of a large product on this GPU, and of the
+bytes that a step must at least move (parameters, gradients and Adam's two averages, read and written, and the data) at that of a large
+copy. "bf16" means matrix products in bfloat16 and all else in float32, as `torch.autocast` and JAX's `BF16_BF16_F32` do it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pandas as pd
+
+from benchmarks import contestants
+from benchmarks.contestants import CONTESTANTS
+from benchmarks.shared import ROOT
+from benchmarks.works import Arrays, Work, arrays, start
+
+SBN = [Work("sbn", 200), Work("sbn", 200, 2, 10), Work("sbn", 200, particles=100), Work("sbn", 200, particles=1000)]
+WORKS = [
+    *(("float32", work) for work in SBN),
+    *(("bf16", work) for work in SBN[2:]),
+    ("float32", Work("plate", 200, batch=10_000)),
+    ("float32", Work("chain", 50)),
+]
+"""What is measured, with the precision of matrix products."""
+
+TORCH = tuple(
+    name for name in CONTESTANTS if name.startswith(("Pyro ", "PyTorch ")) and "Enum" not in name and "Jit" not in name
+)
+JAX = tuple(f"NumPyro {name}" for name in ("Trace_ELBO", "TraceGraph_ELBO", "TraceGrad_ELBO")) + ("JAX by hand",)
+PRODUCTS = {"float32": "highest", "bf16": "BF16_BF16_F32"}
+"""JAX's names of the precisions."""
+
+TURNS, SECONDS = 20, 2.0
+"""How often, and about how long at most, a contestant is timed."""
+
+
+Around = Callable[[], AbstractContextManager]
+
+
+def torch_tools(precision: str) -> tuple[Around, Callable[[], None]]:
+    """Return what stands around a step in a precision, with tensors on the GPU, and what waits for it."""
+    import torch
+
+    torch.set_float32_matmul_precision("highest")
+    torch.set_default_device("cuda")
+    low = precision == "bf16"
+    return (lambda: torch.autocast("cuda", torch.bfloat16) if low else nullcontext()), torch.cuda.synchronize
+
+
+def jax_tools(precision: str) -> tuple[Around, Callable[[], None]]:
+    """Return what stands around tracing in a precision; each step waits by itself."""
+    import jax
+
+    return (lambda: jax.default_matmul_precision(PRODUCTS[precision])), lambda: None
+
+
+def ceilings() -> dict[str, float]:
+    """Return this GPU's bytes per second in a large copy, and operations per second in a large product in each precision."""
+    import torch
+
+    def seconds(function: Callable[[], Any], times: int) -> float:
+        for _ in range(3):
+            function()
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        for _ in range(times):
+            function()
+        torch.cuda.synchronize()
+        return (time.perf_counter() - began) / times
+
+    torch.set_float32_matmul_precision("highest")
+    source = torch.rand(2**29, device="cuda")
+    target = torch.empty_like(source)
+    found = {"bytes": 2 * source.numel() * 4 / seconds(lambda: target.copy_(source), 20)}
+    for name, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16)):
+        a, b = (torch.randn(8192, 8192, device="cuda", dtype=dtype) for _ in range(2))
+        found[name] = 2 * 8192**3 / seconds(lambda a=a, b=b: a @ b, 10)
+    return found
+
+
+def least(work: Work, data: Arrays, params: Arrays) -> tuple[float, float]:
+    """Return the operations of the hand-written step's matrix products, and the bytes that a step must move."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from benchmarks import by_hand_torch as by_hand
+
+    leaves = {name: leaf.requires_grad_() for name, leaf in by_hand.tensors(params).items()}
+    with FlopCounterMode(display=False) as counter:
+        by_hand.estimate(work, leaves, by_hand.tensors(data))[1].backward()
+    numbers = sum(x.numel() for x in leaves.values())
+    torch.cuda.synchronize()
+    # Adam reads parameter, gradient and two averages, and writes all but the gradient, which was written before.
+    return float(counter.get_total_flops()), 4.0 * (8 * numbers + data["x"].size)
+
+
+def measure(work: Work, names: tuple[str, ...], precision: str, tools: Callable, seed: int) -> Iterator[dict[str, Any]]:
+    """Yield a row for each contestant: the milliseconds of its turns, or why there are none."""
+    data = arrays(work, seed)
+    around, wait = tools(precision)
+    for name in names:
+        row = {"work": work.name, "precision": precision, "contestant": name}
+        began = time.perf_counter()
+        try:
+            with around():
+                once = CONTESTANTS[name].build(work, data, seed).step
+            step = once if precision == "float32" else partial(inside, around, once)
+            for _ in range(5):
+                step()
+            wait()
+            yield {**row, "ready_s": time.perf_counter() - began, "ms": turns(step, wait)}
+        except Exception as error:  # Whatever a contestant fails with is its row's reason.
+            yield {**row, "reason": f"{type(error).__name__}: {error}"[:400]}
+        finally:
+            if "pyro" in sys.modules:
+                sys.modules["pyro"].clear_param_store()
+
+
+def inside(around: Around, step: Callable[[], Any]) -> None:
+    """Take one step in a context of its own: autocast keeps what it has cast until its end."""
+    with around():
+        step()
+
+
+def turns(step: Callable[[], Any], wait: Callable[[], None]) -> list[float]:
+    """Return the milliseconds of a step in each of several turns."""
+    began = time.perf_counter()
+    step()
+    wait()
+    count = int(np.clip(0.05 / (time.perf_counter() - began), 1, 200))
+    found: list[float] = []
+    while len(found) < 3 or (len(found) < TURNS and sum(found) * count < SECONDS * 1e3):
+        began = time.perf_counter()
+        for _ in range(count):
+            step()
+        wait()
+        found.append(1e3 * (time.perf_counter() - began) / count)
+    return found
+
+
+def run(library: str, out: Path, seed: int) -> None:
+    """Measure one library, and write each row as soon as it is known."""
+    names, tools = (TORCH, torch_tools) if library == "torch" else (JAX, jax_tools)
+    contestants.REPEATED_BELOW_S = 0.0
+    with (out / f"gpu-{library}.jsonl").open("w") as file:
+        for precision, work in WORKS:
+            # NumPyro's TraceGraph_ELBO takes minutes to compile a chain.
+            able = tuple(n for n in names if work.kind != "chain" or n != "NumPyro TraceGraph_ELBO")
+            for row in measure(work, able, precision, tools, seed):
+                print(json.dumps(row), file=file, flush=True)
+
+
+def about(out: Path, seed: int) -> None:
+    """Write what the GPU is and can do, and the least that each work needs."""
+    import torch
+
+    torch.set_default_device("cuda")
+    needs = {}
+    for _, work in WORKS:
+        data = arrays(work, seed)
+        needs[work.name] = least(work, data, start(work, data, seed))
+    found = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "ceilings": ceilings(), "needs": needs}
+    (out / "gpu.json").write_text(json.dumps(found, indent=1))
+
+
+def markdown(out: Path) -> str:
+    """Return the table of what was measured."""
+    known = json.loads((out / "gpu.json").read_text())
+    peak = known["ceilings"]
+    lines = [
+        f"{known['gpu']}: {peak['bytes'] / 1e12:.2f} TB/s copied, {peak['float32'] / 1e12:.0f} (float32) and "
+        f"{peak['bf16'] / 1e12:.0f} (bf16) TFLOP/s in a product of 8192 x 8192.",
+        "",
+        "| work | products | contestant | ms / step (quartiles) | by hand = 1 | of the limit |",
+        "|---|---|---|---:|---:|---:|",
+    ]
+    files = [path for library in ("torch", "jax") if (path := out / f"gpu-{library}.jsonl").exists()]
+    frame = pd.DataFrame([json.loads(line) for path in files for line in path.read_text().splitlines()])
+    for (work, precision), group in frame.groupby(["work", "precision"], sort=False):
+        operations, moved = known["needs"][work]
+        limit = 1e3 * max(operations / peak[precision], moved / peak["bytes"])
+        medians = {row.contestant: np.median(row.ms) for row in group.itertuples() if isinstance(row.ms, list)}
+        for row in group.itertuples():
+            if row.contestant not in medians:
+                lines.append(f"| {work} | {precision} | {row.contestant} | {row.reason} | | |")
+                continue
+            low, middle, high = np.quantile(row.ms, [0.25, 0.5, 0.75])
+            hand = medians.get("JAX by hand" if row.contestant in JAX else "PyTorch by hand compiled", np.nan)
+            lines.append(
+                f"| {work} | {precision} | {row.contestant} | {middle:.3f} ({low:.3f}–{high:.3f}) | {middle / hand:.2f} | "
+                f"{limit / middle:.1%} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+@click.command(help=__doc__)
+@click.option("--library", type=click.Choice(["torch", "jax"]), help="One library alone, in this process.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=ROOT / "results" / "gpu")
+def main(library: str | None, seed: int, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    if library is not None:
+        run(library, out, seed)
+        return
+    about(out, seed)
+    for name in ("torch", "jax"):
+        again = [sys.executable, "-m", "benchmarks.gpu", "--library", name, "--seed", str(seed), "--out", str(out)]
+        subprocess.run(again, env={**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}, cwd=ROOT, check=False)
+    (out / "gpu.md").write_text(text := markdown(out))
+    click.echo(text)
+
+
+if __name__ == "__main__":
+    main()
