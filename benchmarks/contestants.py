@@ -87,21 +87,17 @@ def _particles(work: Work, name: str = "") -> dict[str, Any]:
     }
 
 
-def _pyro_pplgrad(compiled: bool, work: Work, data: Arrays, seed: int) -> Ready:
-    import inspect
-
+def _pyro_pplgrad(compiled: bool, joint: bool, work: Work, data: Arrays, seed: int) -> Ready:
     from pyro.infer import SVI
     from pyro.optim import Adam
 
     from pplgrad import ScoreFunction
-    from pplgrad.pyro import TraceGrad_ELBO
+    from pplgrad.pyro import TraceGrad_ELBO, joint_optimizer
 
     model, guide, args = pyro_program(work, data, seed)
     given: dict[str, Any] = {"compile": True} if compiled else {}
-    if compiled and "compile" not in inspect.signature(TraceGrad_ELBO.__init__).parameters:
-        raise Skip("TraceGrad_ELBO has no argument compile here")
     elbo = TraceGrad_ELBO(**_particles(work), estimators={"*": ScoreFunction()}, **given)
-    svi = SVI(model, guide, Adam(ADAM), elbo)
+    svi = SVI(model, guide, joint_optimizer(Adam(ADAM)) if joint else Adam(ADAM), elbo)
     return Ready(lambda: svi.step(*args))
 
 
@@ -261,8 +257,9 @@ CONTESTANTS: dict[str, Contestant] = {
         f"Pyro {name}": Contestant("Pyro", PYRO, partial(_pyro, name))
         for name in ("Trace_ELBO", "TraceGraph_ELBO", "JitTraceGraph_ELBO", "TraceEnum_ELBO")
     },
-    "Pyro TraceGrad_ELBO": _pplgrad("Pyro", partial(_pyro_pplgrad, False)),
-    "Pyro TraceGrad_ELBO compiled": _pplgrad("Pyro", partial(_pyro_pplgrad, True)),
+    "Pyro TraceGrad_ELBO": _pplgrad("Pyro", partial(_pyro_pplgrad, False, False)),
+    "Pyro TraceGrad_ELBO compiled": _pplgrad("Pyro", partial(_pyro_pplgrad, True, False)),
+    "Pyro TraceGrad_ELBO compiled, joint optimizer": _pplgrad("Pyro", partial(_pyro_pplgrad, True, True)),
     "PyTorch by hand": Contestant("PyTorch", ("torch",), partial(_by_hand_torch, False)),
     "PyTorch by hand compiled": Contestant("PyTorch", ("torch",), partial(_by_hand_torch, True)),
     "Storchastic": Contestant("Storchastic", ("torch", "storch"), _storchastic),

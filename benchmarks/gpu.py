@@ -9,19 +9,20 @@ copy. "bf16" means matrix products in bfloat16 and all else in float32, as `torc
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-import pandas as pd
 
 from benchmarks import contestants
 from benchmarks.contestants import CONTESTANTS
@@ -31,7 +32,7 @@ from benchmarks.works import Arrays, Work, arrays, start
 SBN = [Work("sbn", 200), Work("sbn", 200, 2, 10), Work("sbn", 200, particles=100), Work("sbn", 200, particles=1000)]
 WORKS = [
     *(("float32", work) for work in SBN),
-    *(("bf16", work) for work in SBN[2:]),
+    ("bf16", SBN[3]),
     ("float32", Work("plate", 200, batch=10_000)),
     ("float32", Work("chain", 50)),
 ]
@@ -44,7 +45,7 @@ JAX = tuple(f"NumPyro {name}" for name in ("Trace_ELBO", "TraceGraph_ELBO", "Tra
 PRODUCTS = {"float32": "highest", "bf16": "BF16_BF16_F32"}
 """JAX's names of the precisions."""
 
-TURNS, SECONDS = 20, 2.0
+TURNS, SECONDS = 20, 1.0
 """How often, and about how long at most, a contestant is timed."""
 
 
@@ -108,7 +109,7 @@ def least(work: Work, data: Arrays, params: Arrays) -> tuple[float, float]:
     return float(counter.get_total_flops()), 4.0 * (8 * numbers + data["x"].size)
 
 
-def measure(work: Work, names: tuple[str, ...], precision: str, tools: Callable, seed: int) -> Iterator[dict[str, Any]]:
+def measure(work: Work, names: list[str], precision: str, tools: Callable, seed: int) -> Iterator[dict[str, Any]]:
     """Yield a row for each contestant: the milliseconds of its turns, or why there are none."""
     data = arrays(work, seed)
     around, wait = tools(precision)
@@ -152,16 +153,25 @@ def turns(step: Callable[[], Any], wait: Callable[[], None]) -> list[float]:
     return found
 
 
-def run(library: str, out: Path, seed: int) -> None:
-    """Measure one library, and write each row as soon as it is known."""
-    names, tools = (TORCH, torch_tools) if library == "torch" else (JAX, jax_tools)
+def run(library: str, works: tuple[str, ...], names: tuple[str, ...], out: Path, seed: int) -> None:
+    """Measure what matches of one library, and write each row as soon as it is known."""
+    able, tools = (TORCH, torch_tools) if library == "torch" else (JAX, jax_tools)
     contestants.REPEATED_BELOW_S = 0.0
     with (out / f"gpu-{library}.jsonl").open("w") as file:
         for precision, work in WORKS:
+            if not matches(work.name, works):
+                continue
             # NumPyro's TraceGraph_ELBO takes minutes to compile a chain.
-            able = tuple(n for n in names if work.kind != "chain" or n != "NumPyro TraceGraph_ELBO")
-            for row in measure(work, able, precision, tools, seed):
+            left = [
+                n for n in able if matches(n, names) and not (work.kind == "chain" and n == "NumPyro TraceGraph_ELBO")
+            ]
+            for row in measure(work, left, precision, tools, seed):
                 print(json.dumps(row), file=file, flush=True)
+
+
+def matches(name: str, patterns: tuple[str, ...]) -> bool:
+    """Return whether a name matches a pattern; there may be none."""
+    return not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def about(out: Path, seed: int) -> None:
@@ -178,47 +188,52 @@ def about(out: Path, seed: int) -> None:
 
 
 def markdown(out: Path) -> str:
-    """Return the table of what was measured."""
+    """Return the table of what was measured: milliseconds, and the part of it that the least would be."""
     known = json.loads((out / "gpu.json").read_text())
     peak = known["ceilings"]
-    lines = [
-        f"{known['gpu']}: {peak['bytes'] / 1e12:.2f} TB/s copied, {peak['float32'] / 1e12:.0f} (float32) and "
-        f"{peak['bf16'] / 1e12:.0f} (bf16) TFLOP/s in a product of 8192 x 8192.",
-        "",
-        "| work | products | contestant | ms / step (quartiles) | by hand = 1 | of the limit |",
-        "|---|---|---|---:|---:|---:|",
-    ]
     files = [path for library in ("torch", "jax") if (path := out / f"gpu-{library}.jsonl").exists()]
-    frame = pd.DataFrame([json.loads(line) for path in files for line in path.read_text().splitlines()])
-    for (work, precision), group in frame.groupby(["work", "precision"], sort=False):
-        operations, moved = known["needs"][work]
-        limit = 1e3 * max(operations / peak[precision], moved / peak["bytes"])
-        medians = {row.contestant: np.median(row.ms) for row in group.itertuples() if isinstance(row.ms, list)}
-        for row in group.itertuples():
-            if row.contestant not in medians:
-                lines.append(f"| {work} | {precision} | {row.contestant} | {row.reason} | | |")
-                continue
-            low, middle, high = np.quantile(row.ms, [0.25, 0.5, 0.75])
-            hand = medians.get("JAX by hand" if row.contestant in JAX else "PyTorch by hand compiled", np.nan)
-            lines.append(
-                f"| {work} | {precision} | {row.contestant} | {middle:.3f} ({low:.3f}–{high:.3f}) | {middle / hand:.2f} | "
-                f"{limit / middle:.1%} |"
-            )
+    rows = [json.loads(line) for path in files for line in path.read_text().splitlines()]
+    cells: dict[str, dict[tuple[str, str], str]] = {}
+    least: dict[tuple[str, str], float] = {}
+    for row in rows:
+        column = (row["work"], row["precision"])
+        operations, moved = known["needs"][row["work"]]
+        least[column] = 1e3 * max(operations / peak[row["precision"]], moved / peak["bytes"])
+        middle = float(np.median(row["ms"])) if "ms" in row else math.nan
+        text = f"{middle:.3g} ({least[column] / middle:.2g})" if "ms" in row else "failed"
+        cells.setdefault(row["contestant"], {})[column] = text
+    lines = [
+        f"{known['gpu']}, torch {known['torch']}: {peak['bytes'] / 1e12:.2f} TB/s copied, {peak['float32'] / 1e12:.0f} (float32) and "
+        f"{peak['bf16'] / 1e12:.0f} (bf16) TFLOP/s in a product of 8192 x 8192. A step in ms (the least / it):",
+        "",
+        "| contestant | " + " | ".join(f"{work}, {precision}" for work, precision in least) + " |",
+        "|---|" + "---:|" * len(least),
+        *(f"| {name} | " + " | ".join(found.get(c, "") for c in least) + " |" for name, found in cells.items()),
+        "| the least | " + " | ".join(f"{ms:.2g}" for ms in least.values()) + " |",
+        "",
+        *(
+            f"{row['work']}, {row['precision']}, {row['contestant']}: {row['reason']}"
+            for row in rows
+            if "reason" in row
+        ),
+    ]
     return "\n".join(lines) + "\n"
 
 
 @click.command(help=__doc__)
 @click.option("--library", type=click.Choice(["torch", "jax"]), help="One library alone, in this process.")
+@click.option("--work", "works", multiple=True, help="Only works that match, such as 'sbn*'.")
+@click.option("--contestant", "names", multiple=True, help="Only contestants that match, such as 'Pyro *'.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=ROOT / "results" / "gpu")
-def main(library: str | None, seed: int, out: Path) -> None:
+def main(library: str | None, works: tuple[str, ...], names: tuple[str, ...], seed: int, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if library is not None:
-        run(library, out, seed)
+        run(library, works, names, out, seed)
         return
     about(out, seed)
-    for name in ("torch", "jax"):
-        again = [sys.executable, "-m", "benchmarks.gpu", "--library", name, "--seed", str(seed), "--out", str(out)]
+    for each in ("torch", "jax"):
+        again = [sys.executable, "-m", "benchmarks.gpu", "--library", each, *sys.argv[1:]]
         subprocess.run(again, env={**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}, cwd=ROOT, check=False)
     (out / "gpu.md").write_text(text := markdown(out))
     click.echo(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +13,6 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from numpyro.contrib.control_flow.cond import cond_wrapper
 from numpyro.distributions import (
-    BernoulliLogits,
-    BinomialLogits,
     ExpandedDistribution,
     Independent,
     MaskedDistribution,
@@ -25,7 +22,6 @@ from numpyro.primitives import _PYRO_STACK, apply_stack
 from numpyro.util import _validate_model
 
 _TAG = "pplgrad:"
-_LOG_ODDS = (BernoulliLogits, BinomialLogits)
 
 TRACING_ERRORS: tuple[type[Exception], ...] = (
     jax.errors.ConcretizationTypeError,
@@ -86,35 +82,6 @@ def unmasked(fn: Any) -> Any:
         base = unmasked(fn.base_dist)
         return fn if base is fn.base_dist else base.expand(fn.batch_shape)
     return fn
-
-
-def off_zero(fn: Any) -> Any:
-    """Return the distribution with log odds that are exactly zero moved to the smallest positive number.
-
-    NumPyro 0.22 differentiates log p(1) of a Bernoulli or Binomial at log odds of zero to 1.0, where 0.5 is right; its
-    value is the same to the last bit.
-    """
-
-    def moved(part: Any) -> Any:
-        if not isinstance(part, _LOG_ODDS) or not isinstance(part.logits, jax.Array):
-            return part
-        if not jnp.issubdtype(part.logits.dtype, jnp.floating):
-            return part  # Whole numbers have no gradient.
-        part = copy.copy(part)
-        tiny = jnp.finfo(part.logits.dtype).tiny
-        part.logits = part.logits + jax.lax.stop_gradient(jnp.where(part.logits == 0, tiny, 0.0)).astype(
-            part.logits.dtype
-        )
-        return part
-
-    def wanted(part: Any) -> bool:
-        return isinstance(part, _LOG_ODDS)
-
-    try:
-        inside = any(map(wanted, jax.tree.leaves(fn, is_leaf=wanted)))
-    except NotImplementedError:  # A transform of the user's own declares nothing.
-        return fn
-    return jax.tree.map(moved, fn, is_leaf=wanted) if inside else fn
 
 
 def marked_mutable(name: str, value: Any, mark: Any) -> Any:

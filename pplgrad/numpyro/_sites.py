@@ -12,9 +12,10 @@ from pplgrad.engine.checks import refuse_model_estimator
 from pplgrad.errors import ProgramError
 from pplgrad.estimators.base import Estimator, SiteInfo
 from pplgrad.estimators.relaxed import Relaxation
-from pplgrad.numpyro._compat import is_handed_out, off_zero, replay_branches, tag, unmasked
+from pplgrad.numpyro._compat import is_handed_out, replay_branches, tag, unmasked
 from pplgrad.numpyro._distributions import categories, elements, family, is_relaxable
 from pplgrad.numpyro._flow import FlowMessenger
+from pplgrad.numpyro._log_odds import mended
 from pplgrad.numpyro._relaxed import Extended, extended_in_model, relaxed
 from pplgrad.objectives import ELBO, Objective
 
@@ -39,7 +40,7 @@ class OffZero(FlowMessenger):
 def mend(msg: Any) -> None:
     """Give a sample site a density with the right derivative at log odds of zero; one handed out of a body has it already."""
     if msg["type"] == "sample" and not is_handed_out(msg):
-        msg["fn"] = off_zero(msg["fn"])
+        msg["fn"] = mended(msg["fn"])
 
 
 class SiteMessenger(FlowMessenger):
