@@ -129,6 +129,7 @@ def measure(work: Work, names: list[str], precision: str, tools: Callable, seed:
         finally:
             if "pyro" in sys.modules:
                 sys.modules["pyro"].clear_param_store()
+                sys.modules["torch"].compiler.reset()  # Nothing of one contestant is found compiled by the next.
 
 
 def inside(around: Around, step: Callable[[], Any]) -> None:

@@ -18,7 +18,6 @@ from pyro.optim.optim import is_scheduler
 from pplgrad.pyro._baselines import is_baseline_param
 from pplgrad.pyro._internals import loaded_state
 
-
 _SEPARABLE = {
     *(
         torch.optim.Adadelta,
