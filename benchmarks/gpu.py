@@ -104,7 +104,6 @@ def least(work: Work, data: Arrays, params: Arrays) -> tuple[float, float]:
     with FlopCounterMode(display=False) as counter:
         by_hand.estimate(work, leaves, by_hand.tensors(data))[1].backward()
     numbers = sum(x.numel() for x in leaves.values())
-    torch.cuda.synchronize()
     # Adam reads parameter, gradient and two averages, and writes all but the gradient, which was written before.
     return float(counter.get_total_flops()), 4.0 * (8 * numbers + data["x"].size)
 

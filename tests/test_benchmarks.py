@@ -4,8 +4,10 @@ A command that makes the README's numbers must not have rotted, and a hand-writt
 gradient of `TraceGrad_ELBO` on the same draws.
 """
 
+import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ import pyro
 import pytest
 import torch
 
-from benchmarks import by_hand_torch, suite, tables, turns, works
+from benchmarks import by_hand_torch, gpu, suite, tables, turns, works
 from benchmarks.arithmetic import multiples
 from benchmarks.contestants import CONTESTANTS, contestant
 from pplgrad import ScoreFunction
@@ -30,6 +32,7 @@ SMALL = {
 BELOW = {
     "suite": ("turns", "cell", "contestants", "works", "tables", "picture", "by_hand_jax", "by_hand_torch", "shared"),
     "in_storchastic": (),
+    "gpu": (),
 }
 """The other commands that are tested here, and the modules that they are made of."""
 
@@ -105,6 +108,28 @@ def invented(**steps):
     work = works.Work("chain", 50)
     found = [turns.Found(name.replace("_ms", ""), turns=dict(enumerate(values))) for name, values in steps.items()]
     return suite.tidy(work, found, 0, "a cell")
+
+
+def test_a_gpus_table(tmp_path, monkeypatch):
+    """All but the GPU: what is counted, the rows, and the table of them."""
+    monkeypatch.setattr(gpu, "SECONDS", 0.02)
+    work = works.Work("sbn", 5, layers=2, particles=3, batch=4)
+    data = works.arrays(work, 0)
+    operations, moved = gpu.least(work, data, works.start(work, data, 0))
+    # Each product has a second one in its derivative with respect to the weights; draws have none.
+    assert operations == 2 * (2 * 4 * 64 * 5 + 2 * (2 * 12 * 5 * 5) + 2 * 12 * 5 * 64)
+    assert moved == 4 * (8 * (5 + 2 * 64 * 5 + 2 * 25 + 3 * 5 + 64) + 4 * 64)
+    names = ["PyTorch by hand", "Pyro TraceGrad_ELBO", "Storchastic"]
+    rows = list(gpu.measure(work, names, "float32", lambda _: (nullcontext, lambda: None), 0))
+    assert ["ms" in row for row in rows] == [True, True, False] and "storch" in rows[2]["reason"]
+    (tmp_path / "gpu-torch.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ceilings = {"bytes": 1e9, "float32": 1e9, "bf16": 1e9}
+    about = {"gpu": "none", "torch": "2", "ceilings": ceilings, "needs": {work.name: (operations, 1.0)}}
+    (tmp_path / "gpu.json").write_text(json.dumps(about))
+    table = gpu.markdown(tmp_path)
+    assert f"| the least | {operations / 1e6:.2g} |" in table and "| Storchastic | failed |" in table
+    middle = np.median(rows[0]["ms"])
+    assert f"| PyTorch by hand | {middle:.3g} ({operations / 1e6 / middle:.2g}) |" in table
 
 
 def test_ratios_are_paired_by_turn():

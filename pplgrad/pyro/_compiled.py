@@ -47,8 +47,7 @@ class Stale(Exception):
 
 @dataclass(frozen=True)
 class Options:
-    """How steps are compiled: the backend of torch.compile, what to do where that fails, how many graphs to make at most, and
-    whether a GPU gets a step's kernels as one CUDA graph."""
+    """How steps are compiled: the backend of torch.compile, what to do where that fails, how many graphs to make at most, CUDA graphs."""
 
     backend: str | Callable = "inductor"
     fallback: bool = False

@@ -26,7 +26,8 @@ def compiled_graph(
 ) -> Graph:
     """Return a graph compiled by one of torch.compile's backends, from a list of inputs to its outputs.
 
-    With `replay`, inductor's kernels are started as one CUDA graph where all of them are on one GPU. The graph is given to the backend as it is: Dynamo, which would trace it once more and check it at every call, is left out.
+    With `replay`, inductor's kernels are started as one CUDA graph where all of them are on one GPU. The graph is given to the backend
+    as it is: Dynamo, which would trace it once more and check it at every call, is left out.
     """
     with torch.no_grad():
         inputs = [x.detach() for x in inputs]

@@ -18,18 +18,8 @@ from pyro.optim.optim import is_scheduler
 from pplgrad.pyro._baselines import is_baseline_param
 from pplgrad.pyro._internals import loaded_state
 
-_SEPARABLE = {
-    *(
-        torch.optim.Adadelta,
-        torch.optim.Adagrad,
-        torch.optim.Adam,
-        torch.optim.Adamax,
-        torch.optim.AdamW,
-        torch.optim.ASGD,
-    ),
-    *(torch.optim.NAdam, torch.optim.RAdam, torch.optim.RMSprop, torch.optim.Rprop, torch.optim.SGD),
-    *(AdagradRMSProp, ClippedAdam, DCTAdam),
-}
+_TORCHS = "Adadelta Adagrad Adam Adamax AdamW ASGD NAdam RAdam RMSprop Rprop SGD"
+_SEPARABLE = {*(getattr(torch.optim, name) for name in _TORCHS.split()), AdagradRMSProp, ClippedAdam, DCTAdam}
 """Optimizers that treat each parameter as if it were alone."""
 
 
@@ -181,7 +171,8 @@ def split_optimizer(main: PyroOptim, baseline: PyroOptim) -> PyroOptim:
     """Return an optimizer that trains learned baselines with `baseline` and everything else with `main`.
 
     Both are Pyro optimizers, or Pyro learning-rate schedulers. Clipping is each one's own, parameter by parameter, as in
-    Pyro; updates of parameters with the same options are done at once (`joint_optimizer`). Estimates nothing; shapes are those of the parameters.
+    Pyro; updates of parameters with the same options are done at once (`joint_optimizer`). Estimates nothing; shapes are
+    those of the parameters.
 
     Raises `AttributeError` if one of them is not a Pyro optimizer.
 

@@ -22,14 +22,26 @@ class Replays:
         self._addresses: list[int] = []
         self._copied: list[int] = []
         self._outputs: Sequence[torch.Tensor] = ()
+        self._refused = False
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """Return the outputs, in memory of their own."""
-        elsewhere = {
-            i for i, (x, place) in enumerate(zip(inputs, self._addresses, strict=False)) if x.data_ptr() != place
-        }
-        if self._graph is None or not elsewhere.issubset(self._copied):
-            self._capture(inputs, elsewhere)
+        if not self._refused and not self._ready(inputs):
+            try:
+                self._capture(inputs)
+            except RuntimeError:
+                # A kernel that cannot be part of a CUDA graph: the same ones are started one by one.
+                self._graph, self._outputs, self._refused = None, (), True
+        return self._compiled(inputs) if self._graph is None else self._replay(inputs)
+
+    def _ready(self, inputs: Sequence[torch.Tensor]) -> bool:
+        """Return whether there is a graph that reads or copies these inputs; note which have moved."""
+        places = zip(inputs, self._addresses, strict=False)
+        moved = {i for i, (x, address) in enumerate(places) if x.data_ptr() != address} - set(self._copied)
+        self._copied = sorted({*self._copied, *moved})
+        return self._graph is not None and not moved
+
+    def _replay(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         with torch.cuda.device(inputs[0].device):
             if self._copied:
                 torch._foreach_copy_(
@@ -41,8 +53,7 @@ class Replays:
             torch._foreach_copy_(outputs, list(self._outputs))
         return outputs
 
-    def _capture(self, inputs: Sequence[torch.Tensor], elsewhere: set[int]) -> None:
-        self._copied = sorted({*self._copied, *elsewhere})
+    def _capture(self, inputs: Sequence[torch.Tensor]) -> None:
         self._graph, self._outputs = None, ()
         self._places = [place_for(x) if i in self._copied else x.detach() for i, x in enumerate(inputs)]
         self._addresses = [x.data_ptr() for x in self._places]

@@ -21,6 +21,9 @@ from pplgrad import (
 from pplgrad.errors import CompileError, ConfigurationError, ImpossibleValueError
 from pplgrad.pyro import TraceGrad_ELBO, config_estimators
 from pplgrad.pyro import _internals as internals
+from pplgrad.pyro import _recording as recording
+from pplgrad.pyro._recording import Recorder
+from pplgrad.pyro._replays import Replays, place_for
 from pplgrad.testing.in_pyro import HOST, assert_same, fresh
 from pplgrad.testing.programs import CASES
 from tests.pyro.test_compile import CHEAP, LEARNED, Holder, compiled, graphs, program, step
@@ -164,6 +167,40 @@ def test_a_step_reads_one_number(given, estimator):
         with Reads() as reads:
             elbo.loss_and_grads(model, guide)
     assert reads.count == 1
+
+
+def test_kernels_that_cannot_be_started_together_are_started_one_by_one(monkeypatch):
+    def refuse(self, inputs):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(Replays, "_capture", refuse)
+    calls = []
+    replays = Replays(lambda inputs: calls.append(1) or [x + 1 for x in inputs])
+    assert [replays([torch.tensor(1.0)])[0].item() for _ in range(3)] == [2.0] * 3 and len(calls) == 3
+
+
+def test_what_a_cuda_graph_may_hold():
+    """No graph that writes into what it reads, or into a view of it; one that writes into what it made may be."""
+
+    def writes(function):
+        recorder, x = Recorder(), torch.tensor([1.0, 2.0])
+        with recorder:
+            out = function(x)
+        graph, _ = recorder.graph_of([out])
+        assert not graph.meta["on_one_gpu"]
+        return any(recording._writes_into_input(node) for node in graph.graph.nodes)
+
+    assert not writes(lambda x: x + 1) and not writes(lambda x: (x + 1).clamp_(min=0)[0].mul_(2))
+    assert (
+        writes(lambda x: x.add_(1)) and writes(lambda x: x[0].add_(1) + 1) and writes(lambda x: x.unbind()[1].mul_(2))
+    )
+
+
+def test_copies_keep_their_strides():
+    for x in (torch.randn(3, 2).mT, torch.randn(1, 3).expand(4, 3), torch.randn(4, 4)[:, ::2], torch.tensor(1.0)):
+        place = place_for(x)
+        assert place.stride() == x.stride() and torch.equal(place, x)
+        assert place.data_ptr() != x.data_ptr()
 
 
 def test_private_parts_of_torch_and_pyro():

@@ -22,6 +22,8 @@ OPTIMIZERS = {
     "two rates": lambda: pyro.optim.Adam(lambda name: {"lr": 0.1 if name == "a" else 0.02}),
     "clipped": lambda: pyro.optim.Adam({"lr": 0.05}, {"clip_norm": 0.1}),
     "one alone": lambda: pyro.optim.Rprop({"lr": 0.05}),
+    **{name: lambda name=name: getattr(pyro.optim, name)({}) for name in ("Adadelta", "Adagrad", "Adamax", "ASGD")},
+    **{name: lambda name=name: getattr(pyro.optim, name)({}) for name in ("NAdam", "RAdam", "DCTAdam")},
     "schedule": lambda: pyro.optim.ExponentialLR(
         {"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.1}, "gamma": 0.8}
     ),
