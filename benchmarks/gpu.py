@@ -95,7 +95,6 @@ def ceilings() -> dict[str, float]:
 
 def least(work: Work, data: Arrays, params: Arrays) -> tuple[float, float]:
     """Return the operations of the hand-written step's matrix products, and the bytes that a step must move."""
-    import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from benchmarks import by_hand_torch as by_hand
