@@ -109,7 +109,7 @@ def snapshots(task: Task, script: Script, needs: dict[str, Result]) -> Result:
 
     def at(step: int, seconds: float) -> None:
         with Gradients(run.model, run.guide, (torch.from_numpy(batch),), {}) as host:
-            kept[str(step)] = packed({name: leaf.detach().numpy() for name, leaf in host.leaves.items()})
+            kept[str(step)] = packed({name: leaf.detach().cpu().numpy() for name, leaf in host.leaves.items()})
 
     _train(run, max(task.settings["snapshots"]), task.settings, task.settings["snapshots"], at)
     return {"snapshots": kept}

@@ -22,7 +22,7 @@ class BernoulliLogits(host.BernoulliLogits):
     def log_prob(self, value: Any) -> jax.Array:
         x, value = self.logits, jnp.asarray(value)
         if self._validate_args and not isinstance(value, jax.core.Tracer):
-            self._validate_sample(value)  # Which warns.
+            super().log_prob(value)  # Which warns of values that cannot be.
         sure = jnp.isinf(x)
         safe = jnp.where(sure, 0.0, x)
         log_prob = value * safe - jnp.where(sure, 0.0, _softplus(safe))

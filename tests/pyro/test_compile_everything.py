@@ -53,11 +53,10 @@ def test_several_particles(name, vectorized):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("vectorized", [False, True], ids=["looped", "vectorized"])
 @pytest.mark.parametrize("estimator", list(BRANCHING.values()), ids=list(BRANCHING))
-def test_branches(estimator, vectorized, one_generator):
+def test_branches_one_after_the_other(estimator, one_generator):
     """RELAX and MuProp have slopes, RELAX a learned control variate with learned numbers."""
-    assert_like_eager(CASES["hierarchy"], 2, vectorized, estimators={"*": estimator}, steps=4)
+    assert_like_eager(CASES["hierarchy"], 2, estimators={"*": estimator}, steps=4)
 
 
 def test_relaxations_and_bounds():
