@@ -33,8 +33,8 @@ class BernoulliLogits(host.BernoulliLogits):
         beyond = jax.lax.stop_gradient(x - _between(x, most / 2))
         log_prob += value * beyond - jnp.maximum(beyond, 0.0)
         if self._validate_args:
-            # So is that of a value which is neither 0 nor 1.
-            log_prob -= jnp.abs(jax.lax.stop_gradient(value * (1 - value))) * most * most
+            # So is that of a value which is neither 0 nor 1. XLA makes one product, infinity, of constants that only products part.
+            log_prob -= jnp.abs(jax.lax.stop_gradient(value * (1 - value)) * most) * most
         return log_prob
 
 

@@ -30,6 +30,13 @@ def test_values_are_the_hosts(values, validate):
     wanted, seen = host.log_prob(values[:, None]), found.log_prob(values[:, None])
     assert wanted.shape == seen.shape
     np.testing.assert_allclose(seen, wanted, rtol=1e-15)
+    # Compiled it is another program, in which constants meet.
+    compiled = jax.jit(lambda x, values: both(x, validate)[1].log_prob(values))
+    np.testing.assert_allclose(compiled(x, values[:, None]), wanted, rtol=1e-14)
+    summed = jax.jit(jax.grad(lambda x: both(x, validate)[1].log_prob(values[:, None]).sum()))
+    p = jax.nn.sigmoid(x)
+    if values[0] == 0:
+        np.testing.assert_allclose(summed(x), jnp.where(jnp.isinf(x), 0.0, values.sum() - 2 * p), atol=1e-14)
 
 
 def test_values_that_cannot_be_are_told():
