@@ -17,30 +17,19 @@ from numpyro.distributions import BinomialLogits
 
 
 class BernoulliLogits(host.BernoulliLogits):
-    """NumPyro's, with a density whose derivative is a product of the value and one of the log odds alone.
-
-    It is sums and products throughout, which XLA does together with what comes before and after; a choice would be an array of its own.
-    """
+    """NumPyro's, with a density whose derivative is a product of the value and one of the log odds alone."""
 
     def log_prob(self, value: Any) -> jax.Array:
         x, value = self.logits, jnp.asarray(value)
         if self._validate_args and not isinstance(value, jax.core.Tracer):
             super().log_prob(value)  # Which warns of values that cannot be.
-        most = float(jnp.finfo(x.dtype).max)
-        value, x = value.astype(jnp.result_type(value, x.dtype)), _between(x, most)
-        log_prob = value * x - _softplus(x)
-        # Infinite log odds are sure of one value: the other's density is twice out of range, which is minus infinity.
-        beyond = jax.lax.stop_gradient(x - _between(x, most / 2))
-        log_prob += value * beyond - jnp.maximum(beyond, 0.0)
-        if self._validate_args:
-            # So is that of a value which is neither 0 nor 1. XLA makes one product, infinity, of constants that only products part.
-            log_prob -= jnp.abs(jax.lax.stop_gradient(value * (1 - value)) * most) * most
-        return log_prob
-
-
-def _between(x: jax.Array, most: float) -> jax.Array:
-    """Return x, at least -most and at most `most`; not by `clip`, which XLA does apart from sums and products."""
-    return -jnp.maximum(-jnp.maximum(x, -most), -most)
+        sure = jnp.isinf(x)
+        safe = jnp.where(sure, 0.0, x)
+        log_prob = value * safe - jnp.where(sure, 0.0, _softplus(safe))
+        # Infinite log odds are sure of one value; the other, or one that is neither if that is checked, is impossible.
+        likelier = (x > 0).astype(value.dtype)
+        open_to = (value == 1 - likelier) & ~sure if self._validate_args else ~sure
+        return log_prob + jnp.where((value == likelier) | open_to, 0.0, -jnp.inf)
 
 
 @jax.custom_jvp
