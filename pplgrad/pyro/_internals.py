@@ -16,7 +16,10 @@ from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch.fx import GraphModule
 
+from pplgrad.pyro._apart import take_apart
 from pplgrad.pyro._replays import Replays
+
+_WHOLE = 1_000_000
 
 Graph = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 
@@ -39,7 +42,12 @@ def compiled_graph(
             # A small step's kernels take less time than Python needs to call them one by one.
             in_one_call = all(x.device.type == "cpu" for x in inputs)
             on_one_gpu = graph.meta.get("on_one_gpu", False)
-            compiled = compile_fx(graph, inputs, config_patches={"cpp_wrapper": in_one_call})
+            patches: dict[str, Any] = {"cpp_wrapper": in_one_call}
+            if in_one_call and take_apart(graph.graph):
+                graph.recompile()
+                # What is computed in one kernel needs no arrays between.
+                patches["max_fusion_size"] = _WHOLE
+            compiled = compile_fx(graph, inputs, config_patches=patches)
             if replay and on_one_gpu:
                 return Replays(lambda given: compiled(*given))
         else:

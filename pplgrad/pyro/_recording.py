@@ -102,17 +102,15 @@ class Recorder(TorchDispatchMode):
         The graph's `meta` says whether all that it computes of what changes is computed on one GPU, writing into none of its inputs.
         """
         self._graph.output(tuple(self._node(x, False) for x in outputs))
-        self._graph.eliminate_dead_code(_must_run)
-        writes = any(
-            isinstance(x.target, torch._ops.OpOverload) and x.target._schema.is_mutable for x in self._graph.nodes
-        )
+        self._graph.eliminate_dead_code(must_run)
+        written = any(writes(x) for x in self._graph.nodes)
         for captured in self._captured:
             if captured.constant and captured.tensor.numel() == 1:
                 _write_out(self._graph, captured)
-            elif captured.constant and writes:
+            elif captured.constant and written:
                 _copy(self._graph, captured)
-        if not writes:
-            _share(self._graph)
+        if not written:
+            share(self._graph)
         used = [x for x in self._captured if x.node.users]
         for node in list(self._graph.nodes):
             if node.op == "placeholder" and not node.users:
@@ -131,7 +129,7 @@ class Recorder(TorchDispatchMode):
             after = self._captured[-1].node if self._captured else None
             with self._graph.inserting_after(after):  # type: ignore[arg-type]
                 node = self._graph.placeholder(f"input_{len(self._captured)}")
-            node.meta |= {"fixed": constant, "on_gpu": tensor.is_cuda}
+            node.meta |= {"fixed": constant, "on_gpu": tensor.is_cuda, "like": _like(tensor)}
             # A tensor that shares an array's memory would change with it.
             kept = tensor.detach().clone() if constant else tensor
             self._captured.append(Captured(kept, node, user_line(), constant))
@@ -143,6 +141,7 @@ class Recorder(TorchDispatchMode):
         if isinstance(out, torch.Tensor):
             self._nodes[id(out)] = node
             self._alive.append(out)
+            node.meta["like"] = _like(out)
             return
         for i, part in enumerate(out):
             if isinstance(part, (torch.Tensor, list, tuple)):
@@ -252,19 +251,28 @@ def reading_refused(line: str) -> CompileError:
     )
 
 
-def _must_run(node: Node) -> bool:
+def _like(x: torch.Tensor) -> torch.Tensor:
+    """Return a tensor of the same shape and dtype that holds nothing."""
+    return torch.empty(x.shape, dtype=x.dtype, device="meta")
+
+
+def writes(node: Node) -> bool:
+    """Return whether a node writes into a tensor."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def must_run(node: Node) -> bool:
     """Return whether a node does more than compute: it writes into a tensor, or moves a generator on."""
     if node.op in ("placeholder", "output"):
         return True
     target: Any = node.target
-    if not isinstance(target, torch._ops.OpOverload):
-        return False
-    return target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags
+    drawn = isinstance(target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in target.tags
+    return drawn or writes(node)
 
 
 def _writes_into_input(node: Node) -> bool:
     """Return whether a node may write into an input of the graph, or into a view of one."""
-    if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+    if not writes(node):
         return False
     target = node.args[0] if node.args else None
     if any(x.alias_info is not None and x.alias_info.is_write for x in node.target._schema.arguments[1:]):
@@ -291,14 +299,15 @@ def _write_out(graph: Graph, captured: Captured) -> None:
         number = graph.call_function(
             torch.ops.aten.full.default, (list(x.shape), x.item()), {"dtype": x.dtype, "device": x.device}
         )
+    number.meta["like"] = captured.node.meta["like"]
     captured.node.replace_all_uses_with(number)
 
 
-def _share(graph: Graph) -> None:
+def share(graph: Graph) -> None:
     """Let equal operations on equal inputs be one, in a graph that writes into no tensor: less to compile."""
     found: dict[Any, Node] = {}
     for node in list(graph.nodes):
-        if node.op != "call_function" or _must_run(node):
+        if node.op != "call_function" or must_run(node):
             continue
         if node.target is torch.ops.aten.detach.default:
             node.replace_all_uses_with(node.args[0])

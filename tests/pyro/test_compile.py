@@ -1,5 +1,7 @@
 """Compiled steps give the gradient of eager ones on the same draws, and notice everything that changes."""
 
+import itertools
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -24,7 +26,7 @@ from pplgrad.objectives import ELBO
 from pplgrad.pyro import TraceGrad_ELBO, config_estimators
 from pplgrad.testing.in_pyro import HOST, assert_same, fresh, gradient
 from pplgrad.testing.programs import CASES
-from tests.pyro.compiling import CHEAP, graphs, train
+from tests.pyro.compiling import CHEAP, assert_same_training, graphs, train
 
 LEARNED = ScoreFunction(DecayingAverage() + NeuralBaseline(hidden=(3,)))
 
@@ -406,11 +408,41 @@ def test_inductor_draws_afresh_and_without_bias():
     assert np.abs(z).max() < 3.5
 
 
-def enumerated(model, guide):
-    """Return the gradient of the loss summed over both values of z."""
+@pytest.mark.slow
+def test_inductor_computes_a_chain_in_one_kernel_without_bias():
+    """Sites that depend on each other, one kernel for all: other draws at each call, and the exact gradient on average."""
+
+    def model():
+        z = torch.tensor(0.0)
+        for t in range(3):
+            z = pyro.sample(f"z{t}", dist.Bernoulli(logits=pyro.param("b", torch.tensor([0.4, -0.6]))[int(t > 0)] + z))
+            pyro.sample(f"x{t}", dist.Normal(z, 1.0), obs=torch.tensor(0.9 - t))
+
+    def guide():
+        q, z = pyro.param("q", torch.tensor([0.2, -0.3, 0.5])), torch.tensor(0.0)
+        for t in range(3):
+            z = pyro.sample(f"z{t}", dist.Bernoulli(logits=q[t] - 0.7 * z))
+
+    elbo = compiled(model, guide, compile=True)
+    pyro.set_rng_seed(7)
+    draws = []
+    for _ in range(40_000):
+        elbo.loss_and_grads(model, guide)
+        found = gradient()
+        draws.append([*found["q"], *found["b"]])
+    draws = np.array(draws, float)
+    wanted = enumerated(model, guide, ["z0", "z1", "z2"])
+    z = (draws.mean(0) - [*wanted["q"], *wanted["b"]]) / (draws.std(0) / np.sqrt(len(draws)))
+    assert np.abs(z).max() < 3.5
+    # Eight outcomes, and no more: every kind of draw is met.
+    assert len({tuple(row) for row in draws.round(9)}) == 8
+
+
+def enumerated(model, guide, names=("z",)):
+    """Return the gradient of the loss summed over all values of the sites."""
     total = 0.0
-    for value in (0.0, 1.0):
-        held = {"z": torch.tensor(value)}
+    for values in itertools.product((0.0, 1.0), repeat=len(names)):
+        held = {name: torch.tensor(value) for name, value in zip(names, values, strict=True)}
         q = poutine.trace(poutine.condition(guide, data=held)).get_trace().log_prob_sum()
         p = poutine.trace(poutine.condition(model, data=held)).get_trace().log_prob_sum()
         total = total - q.exp() * (p - q)
@@ -429,3 +461,26 @@ def test_inductor_gives_the_gradient_of_eager_steps():
         found = step(elbo, model, guide, seed=seed)
         np.testing.assert_allclose(found["a"], wanted["a"], rtol=1e-12)
         assert abs(found["a"]) > 1e-3
+
+
+def drawn_as_the_inductor_does(graph, inputs):
+    """Return a graph that runs operation by operation, with the inductor's way to draw from a Bernoulli."""
+    for node in graph.graph.nodes:
+        if node.target is torch.ops.aten.bernoulli.default:
+            node.target = lambda p: (torch.rand_like(p, dtype=torch.float32) < p).to(p.dtype)
+    graph.recompile()
+    return graph
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["chain", "five", "mixed", "categorical_index"])
+def test_inductor_computes_what_was_recorded(name):
+    """Told to take its random numbers from torch's generator, it gives the gradient of the recorded operations."""
+    results = []
+    for backend in (drawn_as_the_inductor_does, "inductor"):
+        fresh(CASES[name])
+        with torch._inductor.config.patch(fallback_random=True):
+            elbo = TraceGrad_ELBO(estimators={"*": ScoreFunction()}, compile={"backend": backend})
+            results.append(train(elbo, *CASES[name].build(HOST), steps=8))
+        assert graphs(elbo) == 1
+    assert_same_training(*results)
