@@ -17,9 +17,12 @@ from pyro.poutine.trace_messenger import TraceMessenger
 from torch.fx import GraphModule
 
 from pplgrad.pyro._apart import take_apart
+from pplgrad.pyro._recording import drawn
 from pplgrad.pyro._replays import Replays
 
-_WHOLE = 1_000_000
+_ANY_SIZE = 1_000_000
+_MANY = 256
+"""The numbers in a draw from which on it is quicker to call torch's generator than to compute them in a kernel, one by one."""
 
 Graph = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 
@@ -42,12 +45,7 @@ def compiled_graph(
             # A small step's kernels take less time than Python needs to call them one by one.
             in_one_call = all(x.device.type == "cpu" for x in inputs)
             on_one_gpu = graph.meta.get("on_one_gpu", False)
-            patches: dict[str, Any] = {"cpp_wrapper": in_one_call}
-            if in_one_call and take_apart(graph.graph):
-                graph.recompile()
-                # What is computed in one kernel needs no arrays between.
-                patches["max_fusion_size"] = _WHOLE
-            compiled = compile_fx(graph, inputs, config_patches=patches)
+            compiled = compile_fx(graph, inputs, config_patches=_for_cpu(graph) if in_one_call else {})
             if replay and on_one_gpu:
                 return Replays(lambda given: compiled(*given))
         else:
@@ -55,6 +53,19 @@ def compiled_graph(
 
             compiled = lookup_backend(backend)(graph, inputs)
         return lambda given: compiled(*given)
+
+
+def _for_cpu(graph: GraphModule) -> dict[str, Any]:
+    """Prepare a graph for the inductor on a CPU, and return the options to compile it with."""
+    options: dict[str, Any] = {"cpp_wrapper": True}
+    if take_apart(graph.graph):
+        graph.recompile()
+        # What is computed in one kernel needs no arrays between.
+        options["max_fusion_size"] = _ANY_SIZE
+    sizes = [size for node in graph.graph.nodes if (size := drawn(node))]
+    if sum(sizes) > _MANY * len(sizes):
+        options["fallback_random"] = True
+    return options
 
 
 def leaves_of(loss: torch.Tensor) -> list[torch.Tensor]:

@@ -75,8 +75,8 @@ class Recorder(TorchDispatchMode):
             return out
         lifted = func in _LIFTS and (self.making or id(args[0]) not in self._nodes)
         inputs = map_aggregate((args, kwargs), lambda x: self._node(x, lifted) if isinstance(x, torch.Tensor) else x)
-        drawn = torch.Tag.nondeterministic_seeded in func.tags
-        if drawn:
+        random = torch.Tag.nondeterministic_seeded in func.tags
+        if random:
             self._check_generator(args, kwargs)
         out = func(*args, **kwargs)
         written = func._schema.is_mutable
@@ -86,13 +86,13 @@ class Recorder(TorchDispatchMode):
             self._bind(out, inputs[0][0])
             return out
         node = self._graph.call_function(func, *inputs)
-        node.meta["fixed"] = not drawn and all(x.meta["fixed"] for x in node.all_input_nodes)
+        node.meta["fixed"] = not random and all(x.meta["fixed"] for x in node.all_input_nodes)
         node.meta["on_gpu"] = all(x.is_cuda for x in tensors_in(out))
         # What was made of constants alone may be a view of what this operation wrote into.
         self._written |= written and not node.meta["fixed"]
         if out is not None:
             self._bind(out, node)
-        if drawn:
+        if random:
             self._note_generator(out)
         return out
 
@@ -265,9 +265,16 @@ def must_run(node: Node) -> bool:
     """Return whether a node does more than compute: it writes into a tensor, or moves a generator on."""
     if node.op in ("placeholder", "output"):
         return True
-    target: Any = node.target
-    drawn = isinstance(target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in target.tags
-    return drawn or writes(node)
+    return _is_random(node) or writes(node)
+
+
+def drawn(node: Node) -> int:
+    """Return how many random numbers a node draws."""
+    return node.meta["like"].numel() if _is_random(node) and "like" in node.meta else 0
+
+
+def _is_random(node: Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
 
 
 def _writes_into_input(node: Node) -> bool:

@@ -451,6 +451,33 @@ def enumerated(model, guide, names=("z",)):
 
 
 @pytest.mark.slow
+def test_inductor_takes_large_draws_from_the_generator():
+    """The numbers that torch gives eagerly, one after the other, and the gradient of the recorded operations."""
+    rows = torch.linspace(-2, 2, 600, dtype=torch.float64)
+
+    def model():
+        with pyro.plate("rows", 600), poutine.scale(scale=1 / 600):
+            z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.3)))
+            w = pyro.sample("w", dist.Normal(z, 1.0))
+            pyro.sample("x", dist.Normal(w, 1.0), obs=rows)
+
+    def guide():
+        with pyro.plate("rows", 600), poutine.scale(scale=1 / 600):
+            z = pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor(0.2))))
+            pyro.sample("w", dist.Normal(pyro.param("b", torch.tensor(0.1)) + z, 1.0))
+
+    results = []
+    for backend in (drawn_as_the_inductor_does, "inductor"):
+        pyro.clear_param_store()
+        elbo = TraceGrad_ELBO(estimators={"z": ScoreFunction()}, compile={"backend": backend})
+        results.append(train(elbo, model, guide, steps=8))
+        assert graphs(elbo) == 1
+    assert_same_training(*results)
+    seen = [elbo.loss_and_grads(model, guide) for _ in range(20)]
+    assert len(set(seen)) == 20
+
+
+@pytest.mark.slow
 def test_inductor_gives_the_gradient_of_eager_steps():
     """Summed over both values of the site, the gradient does not depend on the draw: the same to rounding."""
     model, guide = program()
