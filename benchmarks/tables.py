@@ -11,6 +11,7 @@ import pandas as pd
 from scipy.stats import bootstrap
 
 COMPILED, EAGER = "Pyro TraceGrad_ELBO compiled", "Pyro TraceGrad_ELBO"
+JOINT = f"{COMPILED}, joint optimizer"
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,10 @@ AIMS = [
     Aim("Pyro, compiled: TraceGraph_ELBO /", GRAPH, COMPILED, 50.0, ("chain",), (50, 200), at_least=True),
     Aim("Pyro, compiled: / jitted NumPyro", COMPILED, "NumPyro TraceGrad_ELBO", 1.5, ("chain",), (50, 200)),
     Aim("Pyro, compiled: / jitted Trace_ELBO of NumPyro", COMPILED, "NumPyro Trace_ELBO", 1.5, ("chain",), (50, 200)),
+    Aim("Pyro, compiled, joint: / jitted NumPyro", JOINT, "NumPyro TraceGrad_ELBO", 1.5, ("chain",), (50, 200)),
+    Aim(
+        "Pyro, compiled, joint: / jitted Trace_ELBO of NumPyro", JOINT, "NumPyro Trace_ELBO", 1.5, ("chain",), (50, 200)
+    ),
     Aim("NumPyro: / JAX by hand", "NumPyro TraceGrad_ELBO", "JAX by hand", 1.05, ("sbn", "chain", "scan", "plate")),
     Aim(
         "NumPyro, gradient only: / JAX by hand",
