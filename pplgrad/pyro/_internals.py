@@ -23,6 +23,8 @@ from pplgrad.pyro._replays import Replays
 _ANY_SIZE = 1_000_000
 _MANY = 256
 """The numbers in a draw from which on it is quicker to call torch's generator than to compute them in a kernel, one by one."""
+_THREADS = 4
+"""The threads that together compute them as quickly as the generator, which is called by one."""
 
 Graph = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 
@@ -63,7 +65,7 @@ def _for_cpu(graph: GraphModule) -> dict[str, Any]:
         # What is computed in one kernel needs no arrays between.
         options["max_fusion_size"] = _ANY_SIZE
     sizes = [size for node in graph.graph.nodes if (size := drawn(node))]
-    if sum(sizes) > _MANY * len(sizes):
+    if sum(sizes) > _MANY * len(sizes) and torch.get_num_threads() < _THREADS:
         options["fallback_random"] = True
     return options
 

@@ -450,8 +450,16 @@ def enumerated(model, guide, names=("z",)):
     return gradient()
 
 
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.slow
-def test_inductor_takes_large_draws_from_the_generator():
+def test_inductor_takes_large_draws_from_the_generator(one_thread):
     """The numbers that torch gives eagerly, one after the other, and the gradient of the recorded operations."""
     rows = torch.linspace(-2, 2, 600, dtype=torch.float64)
 
