@@ -26,7 +26,7 @@ _LONGEST = 256
 
 @dataclass(frozen=True)
 class Rows:
-    """An array of `ndim` dimensions as its rows along `dim`, each without that dimension; None stands for a row of zeros."""
+    """An array of `ndim` dimensions as its rows along `dim`, one number each, without that dimension; None stands for zero."""
 
     dim: int
     ndim: int
@@ -163,9 +163,10 @@ class _Apart:
         # A number's dtype counts for less beside an array's: with one dtype alone it does not matter that rows are numbers.
         if len({x.right for x in known}) > 1 or len({x.meta["like"].dtype for x in nodes} - {torch.bool}) > 1:
             return None
-        if not all(x in node.args for x in nodes):
-            return None
         right, count = known[0].right, len(known[0].rows)
+        # Rows beside an array would be arrays themselves, one operation for each, and read with a stride.
+        if node.meta["like"].numel() != count or not all(x in node.args for x in nodes):
+            return None
         columns = [self._column(x, right, count) for x in node.args]
         rows = [self.make(node.target, *row, **node.kwargs) for row in zip(*columns, strict=True)]
         ndim = len(_shape(node))

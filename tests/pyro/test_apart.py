@@ -69,8 +69,6 @@ FOLLOWED = {
     "unsqueezed": lambda *xs: stack(*xs).unsqueeze(0).unsqueeze(-1).sum((0, 1)),
     "times numbers and rows": lambda *xs: (2.5 * stack(*xs) * xs[0] + stack(*xs).exp()).sum(),
     "times a vector": lambda *xs: (stack(*xs) * xs[0].expand(1)).sum(),
-    "times a matrix": lambda *xs: (stack(*xs, dim=1) * torch.arange(8.0, dtype=torch.float64).reshape(2, 4)).sum(1),
-    "beside a column": lambda *xs: (stack(*xs, dim=1) + xs[1].expand(3, 1)).sum(1),
     "where": lambda *xs: torch.where(stack(*xs) > 0, stack(*xs), 0.0).sum(),
     "expanded to itself": lambda *xs: stack(*xs).expand(4, 1)[1],
     "taken as another dtype": lambda *xs: stack(*xs).to(torch.float32)[3],
@@ -87,6 +85,8 @@ def test_what_is_followed(name):
 
 
 KEPT = {
+    "times a matrix": lambda *xs: (2 * stack(*xs, dim=1) * torch.arange(8.0, dtype=torch.float64).reshape(2, 4)).sum(1),
+    "beside a column": lambda *xs: (2 * stack(*xs, dim=1) + xs[1].expand(3, 1)).sum(1),
     "a product": lambda *xs: WEIGHTS @ (2 * stack(*xs)),
     "a product after a sum": lambda *xs: WEIGHTS @ stack(*xs).cumsum(0).flip(0),
     "expanded": lambda *xs: stack(*xs).cumsum(0).expand(4, 3) * 2,
