@@ -13,7 +13,7 @@ from math import prod
 from typing import Any
 
 import torch
-from torch.fx import Graph, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_aggregate
 
 from pplgrad.pyro._recording import must_run, share, writes
@@ -26,7 +26,10 @@ _LONGEST = 256
 
 @dataclass(frozen=True)
 class Rows:
-    """An array of `ndim` dimensions as its rows along `dim`, one number each, without that dimension; None stands for zero."""
+    """An array of `ndim` dimensions as its rows along `dim`, without that dimension; None stands for a row of zeros.
+
+    There are at least two rows, of one number each: all their dimensions have length one, and may change places.
+    """
 
     dim: int
     ndim: int
@@ -46,12 +49,13 @@ class Rows:
         return axis - (axis > self.dim)
 
 
-def take_apart(graph: Graph) -> bool:
+def take_apart(module: GraphModule) -> bool:
     """Let a graph compute with the rows of its stacks of numbers, and return whether anything is computed with them.
 
     What it computes stays the same, but for the rounding of sums. An operation that is not known here gets the stack, and a graph that
     writes into tensors stays as it is.
     """
+    graph = module.graph
     beginnings = _beginnings(graph)
     if not beginnings or any(writes(node) for node in graph.nodes):
         return False
@@ -61,6 +65,7 @@ def take_apart(graph: Graph) -> bool:
     graph.eliminate_dead_code(must_run)
     share(graph)
     graph.lint()
+    module.recompile()
     return apart.followed
 
 
@@ -135,7 +140,7 @@ class _Apart:
         """Return what a node makes of rows, or None if it needs the stack."""
         if not isinstance(node.target, torch._ops.OpOverload) or any(isinstance(x, Node) for x in node.kwargs.values()):
             return None
-        if not isinstance(node.meta.get("like"), torch.Tensor) or must_run(node):
+        if "like" not in node.meta or must_run(node):
             return None
         if node.target is aten.add.Tensor and not node.kwargs:
             added = self._added(node)
@@ -223,25 +228,17 @@ def _cumsum(apart: _Apart, node: Node, x: Rows) -> Rows | None:
     if not _adds_numbers(node):
         return None
     axis = x.axis(given[1])
-    return replace(x, rows=apart.sums(x.rows)) if axis == x.dim else apart.each(x, node.target, x.within(axis))
+    return replace(x, rows=apart.sums(x.rows)) if axis == x.dim else x
 
 
 def _flip(apart: _Apart, node: Node, x: Rows) -> Rows:
     given: Any = node.args
-    axes = [x.axis(dim) for dim in given[1]]
-    within = [x.within(axis) for axis in axes if axis != x.dim]
-    if within:
-        x = apart.each(x, node.target, within)
-    return replace(x, rows=x.rows[::-1]) if x.dim in axes else x
+    return replace(x, rows=x.rows[::-1]) if x.dim in [x.axis(dim) for dim in given[1]] else x
 
 
 def _permute(apart: _Apart, node: Node, x: Rows) -> Rows:
     given: Any = node.args
-    order = [x.axis(dim) for dim in given[1]]
-    within = [x.within(axis) for axis in order if axis != x.dim]
-    if within != sorted(within):
-        x = apart.each(x, node.target, within)
-    return replace(x, dim=order.index(x.dim))
+    return replace(x, dim=[x.axis(dim) for dim in given[1]].index(x.dim))
 
 
 def _select(apart: _Apart, node: Node, x: Rows) -> Rows | Node | None:
@@ -262,7 +259,7 @@ def _unsqueeze(apart: _Apart, node: Node, x: Rows) -> Rows:
 def _squeeze(apart: _Apart, node: Node, x: Rows) -> Rows:
     given: Any = node.args
     axis = x.axis(given[1])
-    if _shape(given[0])[axis] != 1:
+    if axis == x.dim:
         return x
     return replace(apart.each(x, node.target, x.within(axis)), dim=x.dim - (axis < x.dim), ndim=x.ndim - 1)
 

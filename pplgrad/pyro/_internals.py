@@ -47,7 +47,9 @@ def compiled_graph(
             # A small step's kernels take less time than Python needs to call them one by one.
             in_one_call = all(x.device.type == "cpu" for x in inputs)
             on_one_gpu = graph.meta.get("on_one_gpu", False)
-            compiled = compile_fx(graph, inputs, config_patches=_for_cpu(graph) if in_one_call else {})
+            compiled = compile_fx(
+                graph, inputs, config_patches=_for_cpu(graph) if in_one_call else {"cpp_wrapper": False}
+            )
             if replay and on_one_gpu:
                 return Replays(lambda given: compiled(*given))
         else:
@@ -60,8 +62,7 @@ def compiled_graph(
 def _for_cpu(graph: GraphModule) -> dict[str, Any]:
     """Prepare a graph for the inductor on a CPU, and return the options to compile it with."""
     options: dict[str, Any] = {"cpp_wrapper": True}
-    if take_apart(graph.graph):
-        graph.recompile()
+    if take_apart(graph):
         # What is computed in one kernel needs no arrays between.
         options["max_fusion_size"] = _ANY_SIZE
     sizes = [size for node in graph.graph.nodes if (size := drawn(node))]

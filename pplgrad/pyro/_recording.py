@@ -75,7 +75,7 @@ class Recorder(TorchDispatchMode):
             return out
         lifted = func in _LIFTS and (self.making or id(args[0]) not in self._nodes)
         inputs = map_aggregate((args, kwargs), lambda x: self._node(x, lifted) if isinstance(x, torch.Tensor) else x)
-        random = torch.Tag.nondeterministic_seeded in func.tags
+        random = _is_random(func)
         if random:
             self._check_generator(args, kwargs)
         out = func(*args, **kwargs)
@@ -265,16 +265,16 @@ def must_run(node: Node) -> bool:
     """Return whether a node does more than compute: it writes into a tensor, or moves a generator on."""
     if node.op in ("placeholder", "output"):
         return True
-    return _is_random(node) or writes(node)
+    return _is_random(node.target) or writes(node)
 
 
 def drawn(node: Node) -> int:
     """Return how many random numbers a node draws."""
-    return node.meta["like"].numel() if _is_random(node) and "like" in node.meta else 0
+    return node.meta["like"].numel() if _is_random(node.target) and "like" in node.meta else 0
 
 
-def _is_random(node: Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
+def _is_random(operation: Any) -> bool:
+    return isinstance(operation, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in operation.tags
 
 
 def _writes_into_input(node: Node) -> bool:

@@ -13,8 +13,7 @@ CHEAP = {"backend": "eager"}
 
 def taken_apart(graph, inputs):
     """Return a graph as the inductor is given it on a CPU, to be run operation by operation."""
-    take_apart(graph.graph)
-    graph.recompile()
+    take_apart(graph)
     return graph
 
 

@@ -1,5 +1,7 @@
 """Graphs whose stacks of numbers are taken apart compute what they did."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,16 +11,15 @@ from pplgrad.pyro._apart import take_apart
 from pplgrad.pyro._recording import Recorder
 from pplgrad.testing.in_pyro import HOST, fresh
 from pplgrad.testing.programs import CASES
-from tests.pyro.compiling import APART, assert_same_training, train
+from tests.pyro.compiling import assert_like_eager, taken_apart, train
 
 aten = torch.ops.aten
 WEIGHTS = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-def numbers(count=4, dtype=torch.float64):
-    """Return numbers, some of them equal, as tensors that a step would read."""
-    found = torch.randn(count, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return [x.clone().to(dtype) for x in torch.where(found > 1, 1.0, found)]
+def numbers():
+    """Return four numbers as tensors that a step would read."""
+    return [x.clone() for x in torch.randn(4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)]
 
 
 def apart(function, inputs):
@@ -26,8 +27,7 @@ def apart(function, inputs):
     with Recorder() as recorder:
         outputs = function(*inputs)
     graph, captured = recorder.graph_of([outputs] if isinstance(outputs, torch.Tensor) else outputs)
-    done = take_apart(graph.graph)
-    graph.recompile()
+    done = take_apart(graph)
     return graph, done, [x.tensor for x in captured]
 
 
@@ -81,7 +81,7 @@ FOLLOWED = {
 def test_what_is_followed(name):
     called = assert_same(FOLLOWED[name], numbers())
     assert aten.stack.default not in called
-    assert not {aten.cumsum.default, aten.flip.default} & {*called} or "within" in name or "both" in name
+    assert not {aten.cumsum.default, aten.flip.default, aten.permute.default} & {*called}
 
 
 KEPT = {
@@ -154,7 +154,7 @@ def test_rows_of_zeros_reach_other_operations():
         found = gradient_of_elements(4, (0, 1, 3))(vector)
         return [found * 2, found.cumsum(0), found + vector]
 
-    assert_same(function, numbers(4)[0][None] * torch.arange(1.0, 5.0, dtype=torch.float64)[None], True)
+    assert_same(function, [numbers()[0] * torch.arange(1.0, 5.0, dtype=torch.float64)])
 
 
 def test_graphs_that_stay_as_they_are():
@@ -174,7 +174,7 @@ def not_reversed(apart, node, x):
 
 
 def without_the_own_row(apart, node, x):
-    return _apart.replace(x, rows=(apart.make(aten.zeros_like.default, x.rows[0]), *apart.sums(x.rows)[:-1]))
+    return replace(x, rows=(apart.make(aten.zeros_like.default, x.rows[0]), *apart.sums(x.rows)[:-1]))
 
 
 def without_the_last_row(apart, node, x):
@@ -191,13 +191,8 @@ def without_the_last_row(apart, node, x):
 )
 def test_a_broken_rule_is_caught(target, rule, monkeypatch):
     monkeypatch.setitem(_apart._RULES, target, rule)
-    case, results = CASES["chain"], []
-    for given in (False, APART):
-        fresh(case)
-        elbo = TraceGrad_ELBO(estimators={"*": ScoreFunction()}, compile=given)
-        results.append(train(elbo, *case.build(HOST)))
     with pytest.raises(AssertionError, match="Not equal"):
-        assert_same_training(*results)
+        assert_like_eager(CASES["chain"], estimators={"*": ScoreFunction()})
 
 
 def test_a_chain_of_sites_is_computed_with_numbers_alone():
@@ -206,9 +201,9 @@ def test_a_chain_of_sites_is_computed_with_numbers_alone():
     seen = []
 
     def backend(graph, inputs):
-        take_apart(graph.graph)
+        graph = taken_apart(graph, inputs)
         seen.extend(node.target for node in graph.graph.nodes)
-        return APART["backend"](graph, inputs)
+        return graph
 
     elbo = TraceGrad_ELBO(estimators={"*": ScoreFunction()}, compile={"backend": backend})
     train(elbo, *case.build(HOST))
