@@ -47,7 +47,7 @@ bench: .venv/installed
 
 bench-full: .venv/installed
 	-$(MAKE) storchastic
-	$(BIN)/python -m benchmarks.suite --suite full --turns 40 --seconds 6 --out results/bench-full
+	$(BIN)/python -m benchmarks.suite --suite full --turns 30 --seconds 3 --out results/bench-full
 
 bench-watching: .venv/installed
 	$(BIN)/python -m benchmarks.watching
