@@ -2,7 +2,7 @@
 
 Wherever an estimator is chosen it is the plain score function without a baseline, since the hosts' ELBOs have none. A step is
 `SVI.step` or a jitted `SVI.update`, with Adam; hand-written versions take the same optimizer's step. "gradient only" is the
-jitted loss and its gradient.
+jitted loss and its gradient, of parameters and a key (with a key in numbers XLA draws while it compiles).
 """
 
 from __future__ import annotations
@@ -152,7 +152,9 @@ def _by_hand_jax(gradient: bool, work: Work, data: Arrays, seed: int) -> Ready:
     params, arrays, key = by_hand.arrays(start(work, data, seed)), by_hand.arrays(data), jax.random.key(seed)
     if gradient:
         return _jitted(
-            lambda params, data: (params, by_hand.gradient_and_loss(work, params, data, key)), params, arrays
+            lambda state, data: (state, by_hand.gradient_and_loss(work, state[0], data, state[1])),
+            (params, key),
+            arrays,
         )
     begin, step = by_hand.update(work)
     return _jitted(step, begin(params, key), arrays)
@@ -214,10 +216,11 @@ def _numpyro_step(
     if not gradient:
         return _jitted(svi.update, state, *args, note=note)
 
-    def loss_and_gradient(params: Any, *args: Any) -> tuple[Any, Any]:
-        return params, jax.value_and_grad(lambda p: elbo.loss(state.rng_key, p, model, guide, *args))(params)
+    def loss_and_gradient(state: Any, *args: Any) -> tuple[Any, Any]:
+        params, key = state
+        return state, jax.value_and_grad(lambda p: elbo.loss(key, p, model, guide, *args))(params)
 
-    return _jitted(loss_and_gradient, svi.get_params(state), *args, note=note)
+    return _jitted(loss_and_gradient, (svi.get_params(state), state.rng_key), *args, note=note)
 
 
 REPEATED_BELOW_S = 3.0

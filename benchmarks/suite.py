@@ -126,7 +126,8 @@ def main(
         measure(cell, rules, seed, out)
     wanted = [digest(c, Rules(turns, seconds, c.limit_s if limit is None else limit, memory), seed) for c in cells]
     frame = pd.read_parquet(out / FILE)
-    report(frame[frame["cell"].isin(wanted)], out)
+    found = frame[frame["cell"].isin(wanted)]
+    report(found.sort_values("cell", key=lambda names: names.map(wanted.index), kind="stable"), out)
 
 
 def chosen(cells: list[Cell], patterns: tuple[str, ...], names: tuple[str, ...]) -> list[Cell]:

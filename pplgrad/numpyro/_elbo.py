@@ -290,7 +290,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         reads = densities_read(seen[-1], numbered, outputs_read(closed))
         if seen[-1].extended:
             refuse_misuse(Layout.build(*specify(seen[-1], reads)), misused(closed, seen[-1].extended))
-        return Particle(closed, shapes, key, params), seen[-1], reads
+        return Particle(closed, shapes, params), seen[-1], reads
 
     def _one_by_one(
         self, keys: list, params: dict, model: Callable, guide: Callable, args: tuple, kwargs: dict

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from pplgrad.numpyro._compat import as_function
 from pplgrad.numpyro._program import Arrays
@@ -17,15 +18,17 @@ from pplgrad.numpyro._together import Together
 class Particle:
     """A function of a key that returns the arrays in which a particle's results are; `unpacked` tells which is where.
 
-    `closed` is the jaxpr of a particle as a function of key and parameters, `shapes` the results' tree. With a key that is there
-    in numbers the program runs operation by operation, as it stands: nothing is compiled then, and a loop would be each time.
+    `closed` is the jaxpr of a particle as a function of key and parameters, `shapes` the results' tree. Where JAX computes at once
+    and does not trace, the program runs operation by operation, as it stands: a loop would be compiled each time.
     """
 
-    def __init__(self, closed: Any, shapes: Arrays, key: jax.Array, params: Mapping[str, Any]) -> None:
+    def __init__(self, closed: Any, shapes: Arrays, params: Mapping[str, Any]) -> None:
         self._params = params
         wanted = replace(jax.tree.map(lambda _: True, shapes), probes=jax.tree.map(lambda _: False, shapes.probes))
         self._tree = jax.tree.structure(shapes)
-        as_it_stands = closed.effects or not isinstance(key, jax.core.Tracer)
+        # Not whether the key is traced: a key in numbers inside `jit` is a program's that is compiled all the same.
+        traced = isinstance(jnp.zeros(()), jax.core.Tracer)
+        as_it_stands = closed.effects or not traced
         self._together = None if as_it_stands else Together(closed, jax.tree.leaves(wanted))
         self._plain = as_function(closed)
 

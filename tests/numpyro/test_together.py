@@ -256,6 +256,22 @@ def test_a_program_with_side_effects_runs_as_it_stands(monkeypatch, capfd):
     assert capfd.readouterr().out.count("drawn") == 2  # Once for all keys, in each of the two.
 
 
+def test_a_key_in_numbers_is_compiled_like_one_that_is_given():
+    program = chain(12)
+    params, key = start(program), jax.random.key(3)
+    given = jax.value_and_grad(lambda params, key: TraceGrad_ELBO().loss(key, params, *program))
+    fixed = jax.value_and_grad(lambda params: TraceGrad_ELBO().loss(key, params, *program))
+    first, second = (
+        sum(operations(traced.jaxpr).values())
+        for traced in (jax.make_jaxpr(given)(params, key), jax.make_jaxpr(fixed)(params))
+    )
+    assert second <= first
+    together = jax.jit(fixed)(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), together, jax.jit(given)(params, key))
+    # Where nothing is compiled the program runs as it stands.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), together, fixed(params))
+
+
 def operations(jaxpr):
     """Return how often each operation stands in a program, those of loop bodies and calls among them."""
     found = {}
