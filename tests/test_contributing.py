@@ -18,6 +18,7 @@ def scope_of(blocks, change=lambda code: code):
     return scope
 
 
+@pytest.mark.slow
 def test_the_page_works():
     assert len(BLOCKS) == 3
     scope_of(BLOCKS)

@@ -17,6 +17,7 @@ def test_the_series():
     assert len(data) == 112 and data[:, 1].sum() == 191 and data[-1, 0] + 1851 == 1962
 
 
+@pytest.mark.slow
 def test_exact_posterior_against_quadrature():
     script = example("_story").model_script("change_points")
     data = script.series()[[0, 1, 50, 51, 52]]

@@ -103,6 +103,7 @@ class Tables(HTMLParser):
             self.rows[-1][-1] += data
 
 
+@pytest.mark.slow
 def test_the_pages_numbers_are_the_datasets(folder):
     page = write_report(folder).read_text()
     tables = Tables()

@@ -63,6 +63,7 @@ def test_exact(objective, name, short):
     assert_same(found, wanted(name, power, 2, KEPT[name]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("objective", "name", "short"), branch_pairs())
 def test_branches_exact(objective, name, short):
     spec, power = OBJECTIVES[objective]
@@ -262,6 +263,7 @@ def test_misfits_are_refused(words):
     assert f"'{name}'" in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "objective", "words"),
     [
@@ -345,6 +347,7 @@ def test_sleep_phase_unbiased():
     assert z_of(np.asarray(found["p"] - wake["p"]), np.zeros(3)) < 4.5
 
 
+@pytest.mark.slow
 def test_sleep_phase_at_log_odds_of_zero():
     """Each element's gradient is p − z = ±½, which the host differentiates to 0 or −1."""
 

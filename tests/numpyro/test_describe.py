@@ -55,6 +55,7 @@ def test_auto(budget, wanted, evaluations):
     jax.jit(lambda x: objective.loss(KEY, {}, model, guide, x))(jnp.zeros(4))
 
 
+@pytest.mark.slow
 def test_reasons_of_the_three_places():
     wrapped = config_estimators(guide, {"b": ScoreFunction()})
     objective = TraceGrad_ELBO(2, estimators={"z": ScoreFunction(LeaveOneOut())})

@@ -100,6 +100,7 @@ def test_site_missing_from_the_model_or_the_guide():
     fails(ProgramError, "'mu' is in the model but not in the guide", guide=less)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("value", "kind"), [(float("nan"), "NaN"), (-float("inf"), "infinite")])
 def test_impossible_cost(value, kind):
     def broken(x):

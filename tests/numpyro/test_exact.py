@@ -62,6 +62,7 @@ def test_two_particles_by_default(name):
     assert_same(expected_gradient(CASES[name], elbo, 2), exact_gradient(CASES[name]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", MAPS)
 @pytest.mark.parametrize("name", ["single", "both_kinds_in_one_plate"])
 def test_three_particles(name, how):

@@ -178,6 +178,7 @@ def test_branches_of_the_model_see_the_guides_values(branching, plain):
                 np.testing.assert_allclose(one, other, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_reparameterized_branches_are_those_of_trace_elbo():
     def guide():
         m = param("a")

@@ -74,6 +74,7 @@ def test_the_program_of_a_scan_does_not_grow():
     assert short == long
 
 
+@pytest.mark.slow
 def test_the_program_of_an_unrolled_chain_hardly_grows():
     """Of what a site adds nothing is left but taking its rows."""
     counts = [equations(jax.make_jaxpr(gradient(unrolled, n))(KEY).jaxpr) for n in (10, 20, 40)]
@@ -102,6 +103,7 @@ def test_the_variance_of_a_step_stays_flat(monkeypatch):
     assert growth() > 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("particles", "vectorize"),
     [(1, True), pytest.param(3, True, marks=pytest.mark.slow), pytest.param(3, False, marks=pytest.mark.slow)],

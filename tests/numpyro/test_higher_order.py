@@ -100,12 +100,14 @@ def hessian(estimator, **given):
     return jax.hessian(loss)(params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", [ScoreFunction(), LocalExpectation(), GumbelSoftmax()])
 def test_wrong_second_derivatives_are_refused(estimator):
     with pytest.raises(EstimatorError, match="right for first ones alone; pass higher_order=True"):
         hessian(estimator)
 
 
+@pytest.mark.slow
 def test_estimators_of_first_order_are_refused():
     words = r"DisARM\(\) at site 'z' is right for first derivatives alone.*ScoreFunction\(\)"
     with pytest.raises(EstimatorError, match=words):

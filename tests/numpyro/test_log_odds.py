@@ -49,6 +49,7 @@ def test_numbers_that_are_none_are_not_hidden():
     assert np.isnan(found.log_prob(jnp.array([0, 1]))).tolist() == [True, False]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("x", [x for x in LOGITS if np.isfinite(x)])
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_derivatives(x, value):

@@ -251,6 +251,7 @@ def test_branches_that_relax_refuse_what_they_cannot_relax(estimator):
     program(lambda p: dist.Gamma(p, 1.0), lambda w: w)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", [GumbelSoftmax, GumbelRao, ReinMax, GappedStraightThrough])
 def test_a_temperature_may_follow_the_arguments(estimator):
     def model(step):

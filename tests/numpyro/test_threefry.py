@@ -30,6 +30,7 @@ def data(x):
     return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_the_numbers_are_those_of_jax(function):
     keys = jax.random.split(jax.random.key(7), 5)

@@ -19,6 +19,7 @@ from pplgrad.testing.programs import CASES
 
 NEVER = 10**9
 KEYS = 12
+QUICK = ("hierarchy", "mixed", "masked")
 pytestmark = pytest.mark.filterwarnings("ignore:Missing a plate statement", "ignore:Currently, SVI")
 
 
@@ -40,7 +41,7 @@ def difference(monkeypatch, program, params, elbo=None, rows=2, args=(), keys=No
     return max(jax.tree.leaves(gaps))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CASES])
 def test_every_program_gives_the_same(name, monkeypatch):
     case = CASES[name]
     assert difference(monkeypatch, case.build(HOST), parameters(case)) < 1e-12
@@ -177,6 +178,7 @@ def start(program):
     return {name: site["value"] for name, site in sites.items() if site["type"] == "param"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [pytest.param(2, marks=pytest.mark.slow), 5])
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if n in ("chain", "switching") else pytest.mark.slow) for n in PROGRAMS]
@@ -205,6 +207,7 @@ def assert_same_second_derivatives(monkeypatch, program):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), *found)
 
 
+@pytest.mark.slow
 def test_higher_derivatives(monkeypatch):
     assert_same_second_derivatives(monkeypatch, chain(6))
 
@@ -230,6 +233,7 @@ def test_the_draws_are_those_of_trace_elbo(monkeypatch):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["threefry2x32", "rbg", "unsafe_rbg"])
 def test_keys_of_every_kind(implementation, monkeypatch):
     """Of a generator whose numbers under vmap are others than one by one, no numbers are drawn together."""
@@ -256,6 +260,7 @@ def test_a_program_with_side_effects_runs_as_it_stands(monkeypatch, capfd):
     assert capfd.readouterr().out.count("drawn") == 2  # Once for all keys, in each of the two.
 
 
+@pytest.mark.slow
 def test_a_key_in_numbers_is_compiled_like_one_that_is_given():
     program = chain(12)
     params, key = start(program), jax.random.key(3)
@@ -289,6 +294,7 @@ def gradient_operations(program):
     return operations(jax.make_jaxpr(run)(params, jax.random.key(0)).jaxpr)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["chain", "own_parameters", "two_back"])
 def test_a_program_does_not_grow(name):
     short, long = (gradient_operations(PROGRAMS[name](length)) for length in (12, 36))

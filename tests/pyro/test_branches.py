@@ -38,6 +38,7 @@ def test_exact(short, name, vectorized):
     assert_same(found, exact_gradient(CASES[name]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("short", [short for short, (_, names) in EXACT.items() if "single" in names])
 def test_two_particles_exact(short):
     found = expected_gradient_over_cells(CASES["single"], lambda: elbo("single", EXACT[short][0], 2, True), 2)

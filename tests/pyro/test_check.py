@@ -70,6 +70,7 @@ def test_the_reference_of_other_objectives():
         assert_same(enumerated(*program("hierarchy"), objective), wanted)
 
 
+@pytest.mark.slow
 def test_estimators_are_checked_on_the_objective_that_is_given():
     """Local expectation of one site is the gradient itself, of this objective and of no other."""
     choice = {"estimators": {"*": LocalExpectation()}, "objective": Expectation(entropy=0.3), "draws": 1000}
@@ -121,6 +122,7 @@ def test_sites_are_charged_with_the_parameters_that_they_read():
         assert {name: i.tolist() for name, i in host.sites().items()} == {"z1": [0], "z2": [1, 2], "z3": [3, 4]}
 
 
+@pytest.mark.slow
 def test_sites_may_share_a_network():
     """The graph of the first site's density is needed again by the second's."""
 

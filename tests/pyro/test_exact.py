@@ -18,7 +18,7 @@ def discrete(name, estimator):
 
 
 @pytest.mark.parametrize("estimator", [ScoreFunction(), ScoreFunction(Constant(-1.7))], ids=["score", "constant"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CASES])
 def test_one_particle(name, estimator):
     found = expected_gradient(CASES[name], lambda: TraceGrad_ELBO(estimators=discrete(name, estimator)), 1)
     assert_same(found, exact_gradient(CASES[name]))

@@ -30,7 +30,11 @@ OBJECTIVES = {
         *(pytest.param("entropy", name, marks=pytest.mark.slow) for name in ("mixed", "subsampled", "masked")),
     ],
 )
-@pytest.mark.parametrize("estimator", [ScoreFunction(), LocalExpectation(), DisARM()], ids=["score", "local", "disarm"])
+@pytest.mark.parametrize(
+    "estimator",
+    [ScoreFunction(), LocalExpectation(), pytest.param(DisARM(), marks=pytest.mark.slow)],
+    ids=["score", "local", "disarm"],
+)
 def test_exact(short, estimator, name):
     objective, weights = OBJECTIVES[short]
     case = CASES[name]

@@ -73,6 +73,7 @@ def test_trains_like_single_ones(make):
     assert_equal(train(joint_optimizer(make()), range(9)), wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_states_are_saved_and_loaded_by_either(make, tmp_path):
     wanted = train(make(), range(9))

@@ -178,6 +178,7 @@ def test_blocked_and_conditioned_sites():
     assert found == pytest.approx(reference.loss(conditioned, blocked))
 
 
+@pytest.mark.slow
 def test_obs_mask_factor_and_deterministic():
     observed = torch.tensor([True, True, False])
 

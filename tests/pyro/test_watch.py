@@ -105,6 +105,7 @@ def test_event_files_hold_what_the_callback_gets(tmp_path):
         assert found[tag][1][1] == pytest.approx(value, rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", watching.FITTING, ids=lambda e: type(e).__name__)
 def test_every_estimator_can_be_watched(estimator):
     seen = []
