@@ -72,6 +72,7 @@ def test_the_reference_is_the_enumerated_gradient(name):
         np.testing.assert_allclose(found[indices], np.ravel(wanted[param]), atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scanned", [False, True], ids=["plain", "scan"])
 def test_the_references_at_log_odds_of_zero(scanned):
     """Where parameters start at zero, and where the host's own derivative is wrong: of a prior, a guide and a likelihood."""
@@ -106,6 +107,7 @@ def test_the_references_at_log_odds_of_zero(scanned):
     assert list(host.sites()["z"]) == list(host.blocks["a"])
 
 
+@pytest.mark.slow
 def test_the_reference_of_other_objectives():
     case = CASES["hierarchy"]
     host = Gradients(*program("hierarchy"), (), {})

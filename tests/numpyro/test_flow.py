@@ -144,6 +144,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_exact(name):
     model, guide, latents = CASES[name]
@@ -290,6 +291,7 @@ def test_score_function_and_optimal_constant_on_an_undeclared_distribution():
     assert _score_squared(Undeclared(jnp.zeros(2)), jnp.ones(2)).shape == (2,)
 
 
+@pytest.mark.slow
 def test_nested_scan_is_charged_to_all_steps():
     """Steps of an inner scan are none of the outer one's: an earlier draw of the same outer step counts."""
 

@@ -19,6 +19,7 @@ def both(x, validate=True):
     return fn, found
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Out-of-support values")
 @pytest.mark.parametrize("validate", [False, True])
 @pytest.mark.parametrize("values", [[0, 1], [False, True], [0.0, 1.0], [0.3, 2.0]], ids=str)

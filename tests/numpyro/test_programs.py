@@ -49,6 +49,7 @@ def test_same_draws_and_same_loss_as_trace_elbo(name):
         np.testing.assert_allclose(found, [reference] * 2, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_loss_by_site_and_its_gradient():
     model, guide = CASES["hierarchy"].build(HOST)
     params = parameters(CASES["hierarchy"])
@@ -154,6 +155,7 @@ def test_precedence_and_the_users_infer_dict():
     assert own == {"estimator": score[1]}
 
 
+@pytest.mark.slow
 def test_modules():
     class Net(flax.linen.Module):
         @flax.linen.compact

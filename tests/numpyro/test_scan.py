@@ -214,6 +214,7 @@ def test_wrapped_and_inside_jit():
     assert all(np.isfinite(g).all() for g in grads.values())
 
 
+@pytest.mark.slow
 def test_continuous_site_in_a_scan_under_the_score_function():
     """Without its reparameterized path: the gradient is the score's alone, at one draw."""
 

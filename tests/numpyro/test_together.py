@@ -212,6 +212,7 @@ def test_higher_derivatives(monkeypatch):
     assert_same_second_derivatives(monkeypatch, chain(6))
 
 
+@pytest.mark.slow
 def test_the_draws_are_those_of_trace_elbo(monkeypatch):
     """With all sites reparameterized the loss and its gradient are NumPyro's own, draw by draw."""
 
@@ -248,6 +249,7 @@ def test_keys_of_every_kind(implementation, monkeypatch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), *found)
 
 
+@pytest.mark.slow
 def test_a_program_with_side_effects_runs_as_it_stands(monkeypatch, capfd):
     model, guide = chain(6)
 

@@ -84,6 +84,7 @@ def test_the_reference_of_a_bound(name, objective, power):
     assert_same(enumerated(*program(name), objective, 2), wanted)
 
 
+@pytest.mark.slow
 def test_a_program_whose_sites_depend_on_its_draws_is_followed_down_every_path():
     def program(p, q):
         z = pyro.sample("z", dist.Bernoulli(logits=p))

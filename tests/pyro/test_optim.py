@@ -66,6 +66,7 @@ def assert_equal(found, wanted):
         np.testing.assert_allclose(found[name], value, rtol=1e-12, atol=1e-14, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_trains_like_single_ones(make):
     wanted = train(make(), range(9))
