@@ -63,7 +63,6 @@ def test_exact(objective, name, short):
     assert_same(found, wanted(name, power, 2, KEPT[name]))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("objective", "name", "short"), branch_pairs())
 def test_branches_exact(objective, name, short):
     spec, power = OBJECTIVES[objective]

@@ -104,11 +104,8 @@ def test_the_variance_of_a_step_stays_flat(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("particles", "vectorize"),
-    [(1, True), pytest.param(3, True, marks=pytest.mark.slow), pytest.param(3, False, marks=pytest.mark.slow)],
-)
-@pytest.mark.parametrize("estimator", [LocalExpectation(), pytest.param(DisARM(), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("particles", "vectorize"), [(1, True), (3, True), (3, False)])
+@pytest.mark.parametrize("estimator", [LocalExpectation(), DisARM()])
 def test_chunks_change_nothing(estimator, particles, vectorize):
     """Five alternatives and more, of two dependent sites, some at a time."""
     case = CASES["hierarchy"]
