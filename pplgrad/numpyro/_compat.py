@@ -237,7 +237,7 @@ def custom_rule(equation: Any, above: tuple[str, ...] = ()) -> Any:
     text = str(closed)
     if text in above:
         return above.index(text)  # A rule that calls its own function.
-    points = [jnp.zeros(atom.aval.shape, atom.aval.dtype) for atom in equation.invars]
+    points = [atom.aval for atom in equation.invars]  # With the mesh axes over which they vary, inside `shard_map`.
     smooth = [jnp.issubdtype(x.dtype, jnp.inexact) for x in points]
 
     def derivative(points: list, moves: list) -> Any:

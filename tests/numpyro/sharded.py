@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpyro
 import numpyro.distributions as dist
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from numpyro.contrib.control_flow import scan
 from numpyro.infer import SVI
 
 from pplgrad import (
@@ -49,6 +51,9 @@ CASES = {
     "DisARM, local expectation": ({"z": DisARM(), "y": LocalExpectation()}, 1, ELBO(), 8),
     "IWAE": ({"z": VIMCO(), "y": ScoreFunction(NeuralBaseline())}, 3, IWAE(), 8),
 }
+
+# What is run inside shard_map, each with its key given and as a constant.
+SHARD_MAPPED = [(name, given) for name in ("DisARM, local expectation", "loop", "scan") for given in (False, True)]
 
 
 def model(x, size):
@@ -99,23 +104,76 @@ def compared(name, mesh):
     }
 
 
-def shard_mapped(name, mesh):
-    """Return what becomes of a step inside shard_map: the sum of the gradients, or the refusal."""
-    svi, x = svi_of(name), jnp.asarray(DATA)
-    state = svi.init(jax.random.key(0), x)
-    params, key = svi.get_params(state), jax.random.key(1)
+def chain(w, z, x):
+    z = numpyro.sample("z", dist.Bernoulli(logits=w * z - 0.2))
+    numpyro.sample("x", dist.Normal(z * w, 1.0), obs=x)
+    return 1.0 * z
 
-    def gradient(x, params):
-        merged = params | (state.mutable_state or {})
-        loss = svi.loss.loss_with_mutable_state
-        return jax.grad(lambda p: loss(key, merged | p, model, svi.guide, x, size=4)["loss"])(params)
 
+def loop_model(x):
+    w, z = numpyro.param("w", 0.3), 0.0
+    with numpyro.plate("data", len(x)):
+        for t, column in enumerate(x.T):
+            with numpyro.handlers.scope(prefix=str(t)):
+                z = chain(w, z, column)
+
+
+def loop_guide(x):
+    e, z = numpyro.param("e", jnp.linspace(-0.4, 0.5, x.shape[1])), 0.0
+    with numpyro.plate("data", len(x)):
+        for t, column in enumerate(x.T):
+            z = numpyro.sample(f"{t}/z", dist.Bernoulli(logits=e[t] + 0.3 * z + 0.1 * column))
+
+
+def scan_model(x):
+    w = numpyro.param("w", 0.3)
+
+    def step(z, column):
+        with numpyro.plate("data", len(x)):
+            return chain(w, z, column), None
+
+    scan(step, 0.0 * x[:, 0], x.T)
+
+
+def scan_guide(x):
+    e = numpyro.param("e", 0.2)
+
+    def step(z, column):
+        with numpyro.plate("data", len(x)):
+            return 1.0 * numpyro.sample("z", dist.Bernoulli(logits=e + 0.3 * z + 0.1 * column)), None
+
+    scan(step, 0.0 * x[:, 0], x.T)
+
+
+def program_of(name):
+    """Return an ELBO, a model and a guide for data, and the parameters that the two have."""
+    if name in CASES:
+        svi, x = svi_of(name), jnp.asarray(DATA)
+        state = svi.init(jax.random.key(0), x)
+        params = svi.get_params(state) | (state.mutable_state or {})
+        return svi.loss, partial(model, size=4), partial(svi.guide, size=4), params
+    own, other = (loop_model, loop_guide) if name == "loop" else (scan_model, scan_guide)
+    svi = SVI(own, other, numpyro.optim.SGD(0.05), TraceGrad_ELBO(2))
+    return svi.loss, own, other, svi.get_params(svi.init(jax.random.key(0), jnp.asarray(DATA)))
+
+
+def shard_mapped(name, mesh, given):
+    """Return what becomes of a step inside shard_map: the sum of the gradients, or the refusal; its key is given or a constant."""
+    elbo, own, other, params = program_of(name)
+    x, key = jnp.asarray(DATA), jax.random.key(1)
+    learned = {k: v for k, v in params.items() if isinstance(v, jax.Array)}
+
+    def gradient(x, learned, key=key):
+        loss = elbo.loss_with_mutable_state
+        return jax.grad(lambda p: loss(key, params | p, own, other, x)["loss"])(learned)
+
+    keys = [key] if given else []
     try:
-        split = jax.shard_map(gradient, mesh=mesh, in_specs=(P("data"), P()), out_specs=P())
-        found = jax.jit(split)(x, params)
+        split = jax.shard_map(gradient, mesh=mesh, in_specs=(P("data"), P(), *(P() for _ in keys)), out_specs=P())
+        found = jax.jit(split)(x, learned, *keys)
     except ConfigurationError as error:
         return {"refused": str(error)}
-    halves = [gradient(half, params) for half in (x[:4], x[4:])]
+    halves = [gradient(half, learned) for half in (x[:4], x[4:])]
     expected = jax.tree.map(jnp.add, *halves)
     return {"difference": max(jax.tree.leaves(jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), found, expected)))}
 
@@ -124,8 +182,9 @@ def main():
     jax.config.update("jax_enable_x64", True)
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
     found = {name: compared(name, mesh) for name in CASES}
-    found["shard_map"] = shard_mapped("DisARM, local expectation", mesh)
-    found["shard_map with state"] = shard_mapped("average, average per element", mesh)
+    for name, given in SHARD_MAPPED:
+        found[f"shard_map {name} {given}"] = shard_mapped(name, mesh, given)
+    found["shard_map with state"] = shard_mapped("average, average per element", mesh, False)
     json.dump(found, sys.stdout)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.numpyro.sharded import CASES
+from tests.numpyro.sharded import CASES, SHARD_MAPPED
 
 ROOT = Path(__file__).parents[2]
 # One process makes what these share.
@@ -34,9 +34,10 @@ def test_two_devices_train_as_one(found, name):
 
 
 @pytest.mark.slow
-def test_shard_map_sums_gradients(found):
+@pytest.mark.parametrize("name,given", SHARD_MAPPED)
+def test_shard_map_sums_gradients(found, name, given):
     """JAX sums the gradient of parameters that all devices share, and each device's is that of its own data."""
-    assert found["shard_map"]["difference"] < 1e-10
+    assert found[f"shard_map {name} {given}"]["difference"] < 1e-10
 
 
 @pytest.mark.slow
