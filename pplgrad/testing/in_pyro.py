@@ -319,7 +319,8 @@ def inverse_cdf(fn: Any, uniform: torch.Tensor) -> torch.Tensor:
     probs = base.log_prob(listed).detach().exp().moveaxis(0, -1)
     probs = probs.expand(*base.batch_shape, -1)
     index = (uniform.expand(base.batch_shape)[..., None] > probs.cumsum(-1)[..., :-1]).sum(-1)
-    return support[index]
+    # `support[index]` would take a single index out of its tensor, and a program that reads values is watched at every step.
+    return support.index_select(0, index.reshape(-1)).reshape(index.shape + support.shape[1:])
 
 
 def probabilities(case: Case, guide: Callable, every: list[Outcome]) -> Outcome:
