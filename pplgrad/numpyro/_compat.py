@@ -165,6 +165,11 @@ def warn_about_plates(model_trace: dict) -> None:
     _validate_model(model_trace, plate_warning="loose")
 
 
+def is_tracing() -> bool:
+    """Return whether JAX traces what runs, under `jit` say, and does not compute at once, whatever the values at hand are."""
+    return isinstance(jnp.zeros(()), jax.core.Tracer)
+
+
 def manual_axes() -> tuple[str, ...]:
     """Return the axes of a mesh whose devices run the code that is traced each on its own: those of `shard_map`."""
     return tuple(jax.sharding.get_abstract_mesh().manual_axes)

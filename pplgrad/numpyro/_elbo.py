@@ -26,7 +26,7 @@ from pplgrad.estimators.score import ScoreFunction
 from pplgrad.numpyro._baselines import NumPyroBaselines
 from pplgrad.numpyro._branches import NumPyroBranches
 from pplgrad.numpyro._coarse import misused, raise_if_index
-from pplgrad.numpyro._compat import TRACING_ERRORS, manual_axes
+from pplgrad.numpyro._compat import TRACING_ERRORS, is_tracing, manual_axes
 from pplgrad.numpyro._exact import Program
 from pplgrad.numpyro._ops import OPS, JaxOps, attach, concrete
 from pplgrad.numpyro._particle import Particle
@@ -208,7 +208,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         """
         from pplgrad.numpyro._choose import measured  # It builds on this class.
 
-        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((rng_key, param_map, args, kwargs))):
+        if is_tracing():
             raise ConfigurationError(
                 "Time cannot be measured inside jit; call elbo.measure(...) outside, before svi.init."
             )

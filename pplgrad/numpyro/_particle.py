@@ -7,9 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from pplgrad.numpyro._compat import as_function
+from pplgrad.numpyro._compat import as_function, is_tracing
 from pplgrad.numpyro._program import Arrays
 from pplgrad.numpyro._rows import Rows
 from pplgrad.numpyro._together import Together
@@ -27,8 +26,7 @@ class Particle:
         wanted = replace(jax.tree.map(lambda _: True, shapes), probes=jax.tree.map(lambda _: False, shapes.probes))
         self._tree = jax.tree.structure(shapes)
         # Not whether the key is traced: a key in numbers inside `jit` is a program's that is compiled all the same.
-        traced = isinstance(jnp.zeros(()), jax.core.Tracer)
-        as_it_stands = closed.effects or not traced
+        as_it_stands = closed.effects or not is_tracing()
         self._together = None if as_it_stands else Together(closed, jax.tree.leaves(wanted))
         self._plain = as_function(closed)
 

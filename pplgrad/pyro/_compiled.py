@@ -167,7 +167,7 @@ class CompiledStep:
 
     def run(self, args: tuple, kwargs: dict) -> float | None:
         """Take a step and return the objective, or None, with nothing changed, if something is not finite."""
-        arguments, params = list(tensors_in((args, kwargs))), unconstrained()
+        arguments, params = tensors_in((args, kwargs)), unconstrained()
         inputs = [source.find(arguments, params) for source in self.sources]
         leaves = [source.find(arguments, params) for source in self.leaves]
         for first, second in self.twins:

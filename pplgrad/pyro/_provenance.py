@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -114,9 +115,7 @@ class Provenance(TorchDispatchMode):
         if self._relaxed:
             self._watch_relaxed(func, args, kwargs, out)
         if bits:
-            for tensor in tensors_in(out):
-                self.mark(tensor, bits)
-            for tensor in _written(func, args, kwargs):
+            for tensor in (*tensors_in(out), *_written(func, args, kwargs)):
                 self.mark(tensor, bits)
         if torch.Tag.data_dependent_output in func.tags or dynamic_shape(func, args):
             self.escape(bits)
@@ -166,22 +165,34 @@ def _key(tensor: torch.Tensor) -> int:
         return 0
 
 
-def tensors_in(tree: Any) -> Iterator[torch.Tensor]:
+def tensors_in(tree: Any) -> list[torch.Tensor]:
+    """Return the tensors in nested lists, tuples and dictionaries."""
+    found: list[torch.Tensor] = []
+    _collect(tree, found)
+    return found
+
+
+def _collect(tree: Any, found: list[torch.Tensor]) -> None:
     if isinstance(tree, torch.Tensor):
-        yield tree
+        found.append(tree)
     elif isinstance(tree, (list, tuple)):
         for item in tree:
-            yield from tensors_in(item)
+            _collect(item, found)
     elif isinstance(tree, dict):
         for item in tree.values():
-            yield from tensors_in(item)
+            _collect(item, found)
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> Iterator[torch.Tensor]:
     """Yield the arguments that an in-place or out= operation writes to."""
-    for position, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            yield from tensors_in(args[position] if position < len(args) else kwargs.get(argument.name))
+    for position, name in _places_written(func):
+        yield from tensors_in(args[position] if position < len(args) else kwargs.get(name))
+
+
+@cache
+def _places_written(func: Any) -> list[tuple[int, str]]:
+    every = enumerate(func._schema.arguments)
+    return [(i, a.name) for i, a in every if a.alias_info is not None and a.alias_info.is_write]
 
 
 def dynamic_shape(func: Any, args: Any) -> bool:

@@ -80,7 +80,7 @@ class Recorder(TorchDispatchMode):
             self._check_generator(args, kwargs)
         out = func(*args, **kwargs)
         written = func._schema.is_mutable
-        if not written and not any(True for _ in tensors_in(out)):
+        if not written and not tensors_in(out):
             return out
         if lifted:
             self._bind(out, inputs[0][0])
@@ -165,7 +165,7 @@ class Recorder(TorchDispatchMode):
 
     def refuse_reading(self, tree: Any) -> None:
         """Refuse that Python reads a tensor's value, unless it is made of constants or a library checks its arguments."""
-        read = list(tensors_in(tree))
+        read = tensors_in(tree)
         nodes = [self._nodes.get(id(x)) for x in read]
         if not self._written and all(node is not None and node.meta["fixed"] for node in nodes):
             return
@@ -176,7 +176,7 @@ class Recorder(TorchDispatchMode):
     def refuse_copying(self, out: torch.Tensor, tree: Any) -> None:
         """Refuse that numbers are copied out of tensors by no operation that could be recorded."""
         node = self._nodes.get(id(out))
-        if node is not None and node.op == "placeholder" and node.meta["fixed"] and any(True for _ in tensors_in(tree)):
+        if node is not None and node.op == "placeholder" and node.meta["fixed"] and tensors_in(tree):
             raise reading_refused(user_line())
 
     def _check_generator(self, args: Any, kwargs: Any) -> None:

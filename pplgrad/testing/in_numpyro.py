@@ -19,6 +19,7 @@ from pplgrad.engine.noise import replaced_noise
 from pplgrad.estimators.base import Estimator
 from pplgrad.numpyro import TraceGrad_ELBO, config_estimators, is_baseline_param
 from pplgrad.numpyro._compat import unmasked
+from pplgrad.numpyro._compat import as_function
 from pplgrad.numpyro._distributions import finite_draw, finite_parts
 from pplgrad.numpyro._relaxed import OneHotCategorical
 from pplgrad.objectives import CostWeights
@@ -351,7 +352,6 @@ def expected_gradient_over_cells(
             value = elbo.loss_with_mutable_state(jax.random.key(KEY), {**params, **(extra or {})}, model, run)["loss"]
         return value, jnp.asarray(noise.log_weight)
 
-    @jax.jit
     def one(params: dict, draw: dict[str, jax.Array], number: jax.Array) -> Any:
         found, log_weight = derive(loss, has_aux=True)(params, draw, number)
         # An impossible outcome may have no gradient at all.
@@ -359,9 +359,15 @@ def expected_gradient_over_cells(
         return jax.tree.map(lambda g: jnp.where(weight > 0, weight * g, 0), found)
 
     # How many outcomes the noise has is known once the estimator has been traced, which happens once.
-    jax.eval_shape(one, params, {name: x[0] for name, x in draws.items()}, jnp.array(0))
+    first = {name: x[0] for name, x in draws.items()}
+    closed, shapes = jax.make_jaxpr(one, return_shape=True)(params, first, jnp.array(0))
     every = {name: jnp.repeat(x, noise.count, axis=0) for name, x in draws.items()}
-    found = jax.jit(jax.vmap(one, (None, 0, 0)))(params, every, jnp.tile(jnp.arange(noise.count), len(rows)))
+    numbers = jnp.tile(jnp.arange(noise.count), len(rows))
+
+    def traced(*row: Any) -> Any:
+        return jax.tree.unflatten(jax.tree.structure(shapes), as_function(closed)(*jax.tree.leaves((params, *row))))
+
+    found = jax.jit(jax.vmap(traced))(every, numbers)
     return jax.tree.map(lambda g: np.tensordot(np.repeat(sizes, noise.count), np.asarray(g), 1), found)
 
 

@@ -88,6 +88,8 @@ def test_numpyro_measures_when_it_is_told_to(monkeypatch):
         svi.run(jax.random.key(0), 2, progress_bar=False)
     with pytest.raises(ConfigurationError, match="cannot be measured inside jit"):
         jax.jit(lambda key: elbo.measure(key, {}, model, guide).confidence)(jax.random.key(0))
+    with pytest.raises(ConfigurationError, match="cannot be measured inside jit"):  # With a key in numbers, too.
+        jax.jit(lambda x: x * elbo.measure(jax.random.key(0), {}, model, guide).confidence)(1.0)
     choice = elbo.measure(jax.random.key(0), {}, model, guide)
     assert auto.measured == {"z": choice.estimators["z"]} and auto.measured["z"] == LocalExpectation()
     assert choice.estimators["w"] == LocalExpectation()

@@ -96,7 +96,7 @@ def test_numbers_unbiased(family):
     plain = ScoreFunction(LeaveOneOut()) if "poisson" in family else Reparam()
     known = TraceGrad_ELBO(8, estimators={"x": plain, "w": LocalExpectation()})
     chosen = TraceGrad_ELBO(estimators={"x": NUMBERS[family], "w": LocalExpectation()})
-    (wanted, error), (found, spread) = moments(known, family, 50_000), moments(chosen, family, 50_000)
+    (wanted, error), (found, spread) = moments(known, family, 20_000), moments(chosen, family, 20_000)
     assert np.all(np.abs(found - wanted) < 4.5 * np.sqrt(error**2 + spread**2) + 1e-12)
 
 

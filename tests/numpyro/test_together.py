@@ -31,14 +31,17 @@ def loss_and_gradient(monkeypatch, rows, program, params, elbo, keys, args=()):
     return jax.jit(jax.vmap(run, (None, 0)))(params, keys)
 
 
-def difference(monkeypatch, program, params, elbo=None, rows=2, args=(), keys=None):
-    """Return the largest difference between a program's losses and gradients done together and one by one."""
+def difference(monkeypatch, program, params, elbo=None, rows=(2,), args=(), keys=None):
+    """Return the largest difference between a program's losses and gradients done together, from so many rows, and one by one."""
     elbo = TraceGrad_ELBO() if elbo is None else elbo
     keys = jax.random.split(jax.random.key(1), KEYS) if keys is None else keys
-    both = [loss_and_gradient(monkeypatch, n, program, params, elbo, keys, args) for n in (rows, NEVER)]
-    gaps = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b) / (1 + jnp.abs(b)), initial=0.0)), *both)
-    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(both))
-    return max(jax.tree.leaves(gaps))
+    *together, alone = [loss_and_gradient(monkeypatch, n, program, params, elbo, keys, args) for n in (*rows, NEVER)]
+    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves((together, alone)))
+
+    def gap(a, b):
+        return float(jnp.max(jnp.abs(a - b) / (1 + jnp.abs(b)), initial=0.0))
+
+    return max(x for found in together for x in jax.tree.leaves(jax.tree.map(gap, found, alone)))
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CASES])
@@ -179,20 +182,20 @@ def start(program):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rows", [2, 5])
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_every_loop_gives_the_same(name, rows, monkeypatch):
-    program = PROGRAMS[name](7)
-    assert difference(monkeypatch, program, start(program), rows=rows) < 1e-12
+def test_every_loop_gives_the_same(name, monkeypatch):
+    # A gamma's or a beta's draw takes long to compile.
+    program = PROGRAMS[name](5 if name == "of_many_kinds" else 7)
+    assert difference(monkeypatch, program, start(program), rows=(2, 5)) < 1e-12
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("vectorize", [True, False, lambda f, keys: jax.vmap(f)(keys)], ids=["vmap", "map", "own"])
 @pytest.mark.parametrize("name", ["chain", "two_back", "switching"])
 def test_particles(name, vectorize, monkeypatch):
-    program = PROGRAMS[name](7)
+    program = PROGRAMS[name](4)
     elbo = TraceGrad_ELBO(3, vectorize_particles=vectorize)
-    assert difference(monkeypatch, program, start(program), elbo, rows=3) < 1e-12
+    assert difference(monkeypatch, program, start(program), elbo, rows=(3,)) < 1e-12
 
 
 def assert_same_second_derivatives(monkeypatch, program):
@@ -255,7 +258,7 @@ def test_a_program_with_side_effects_runs_as_it_stands(monkeypatch, capfd):
         guide()
         jax.debug.print("drawn")
 
-    assert difference(monkeypatch, (model, talking), start((model, guide)), rows=2) == 0
+    assert difference(monkeypatch, (model, talking), start((model, guide)), rows=(2,)) == 0
     jax.effects_barrier()
     assert capfd.readouterr().out.count("drawn") == 2  # Once for all keys, in each of the two.
 
