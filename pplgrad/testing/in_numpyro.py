@@ -18,8 +18,7 @@ from numpyro.infer.util import compute_log_probs
 from pplgrad.engine.noise import replaced_noise
 from pplgrad.estimators.base import Estimator
 from pplgrad.numpyro import TraceGrad_ELBO, config_estimators, is_baseline_param
-from pplgrad.numpyro._compat import unmasked
-from pplgrad.numpyro._compat import as_function
+from pplgrad.numpyro._compat import as_function, unmasked
 from pplgrad.numpyro._distributions import finite_draw, finite_parts
 from pplgrad.numpyro._relaxed import OneHotCategorical
 from pplgrad.objectives import CostWeights
