@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import pyro
@@ -16,6 +17,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch.fx import GraphModule
 
+from pplgrad.pyro import _narrow
 from pplgrad.pyro._apart import take_apart
 from pplgrad.pyro._recording import drawn
 from pplgrad.pyro._replays import Replays
@@ -68,7 +70,27 @@ def _for_cpu(graph: GraphModule) -> dict[str, Any]:
     sizes = [size for node in graph.graph.nodes if (size := drawn(node))]
     if sum(sizes) > _MANY * len(sizes) and torch.get_num_threads() < _THREADS:
         options["fallback_random"] = True
+    if _narrowing() is not None and torch._inductor.config.post_grad_custom_pre_pass is None:
+        options["post_grad_custom_pre_pass"] = _narrowing()
     return options
+
+
+@cache
+def _narrowing() -> Any:
+    """Return the inductor's pass that lets it compute nothing twice, or None if the inductor is one without such passes."""
+    try:
+        from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+    except ImportError:
+        return None
+
+    class Narrowing(CustomGraphPass):
+        def __call__(self, graph: torch.fx.Graph) -> None:
+            _narrow.narrow(graph)
+
+        def uuid(self) -> Any:
+            return get_hash_for_files((_narrow.__file__,))
+
+    return Narrowing()
 
 
 def leaves_of(loss: torch.Tensor) -> list[torch.Tensor]:
