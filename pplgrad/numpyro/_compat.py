@@ -165,9 +165,9 @@ def warn_about_plates(model_trace: dict) -> None:
     _validate_model(model_trace, plate_warning="loose")
 
 
-def is_tracing() -> bool:
-    """Return whether JAX traces what runs, under `jit` say, and does not compute at once, whatever the values at hand are."""
-    return isinstance(jnp.zeros(()), jax.core.Tracer)
+def is_tracing(*values: Any) -> bool:
+    """Return whether JAX traces what runs, under `jit` say, whatever the values at hand are; or one of these, under `vmap` say."""
+    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((jnp.zeros(()), values)))
 
 
 def manual_axes() -> tuple[str, ...]:

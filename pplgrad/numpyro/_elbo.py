@@ -208,7 +208,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         """
         from pplgrad.numpyro._choose import measured  # It builds on this class.
 
-        if is_tracing():
+        if is_tracing(rng_key, param_map, args, kwargs):
             raise ConfigurationError(
                 "Time cannot be measured inside jit; call elbo.measure(...) outside, before svi.init."
             )

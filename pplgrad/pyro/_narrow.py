@@ -6,13 +6,14 @@ array: once more for each particle. A compiler would fuse that into its loops as
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import prod
 from typing import Any
 
 import torch
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
+
+from pplgrad.pyro._recording import must_run
 
 aten: Any = torch.ops.aten
 
@@ -37,23 +38,22 @@ def narrow(graph: Graph) -> None:
 
 def _visit(graph: Graph, node: Node, before: dict[Node, Node]) -> None:
     """Let an operation read the arrays before they were expanded; if its result is smaller then, others may need the whole one too."""
-    args, kwargs = _replaced((node.args, node.kwargs), lambda x: before.get(x, x))
-    shapes: list[torch.Size] = []
-    _replaced((args, kwargs), lambda x: shapes.append(x.meta["val"].shape))
-    shape, full = torch.broadcast_shapes(*shapes), node.meta["val"].shape
+    args, kwargs = map_arg(node.args, lambda x: before.get(x, x)), map_arg(node.kwargs, lambda x: before.get(x, x))
+    shape = torch.broadcast_shapes(*(before.get(x, x).meta["val"].shape for x in node.all_input_nodes))
+    full = node.meta["val"].shape
     if shape == full:
         node.args, node.kwargs = args, kwargs
     elif prod(shape) < prod(full):
         with graph.inserting_before(node):
             found = graph.call_function(node.target, args, kwargs)  # type: ignore[arg-type]
-        positional, named = _replaced((args, kwargs), lambda x: x.meta["val"])
-        found.meta = {**node.meta, "val": node.target(*positional, **named)}  # type: ignore[operator]
+        value = node.target(*map_arg(args, _value), **map_arg(kwargs, _value))  # type: ignore[operator]
+        found.meta = {**node.meta, "val": value}
         found.meta.pop("tensor_meta", None)
         before[node] = found
 
 
-def _replaced(arguments: tuple[tuple, dict], by: Callable[[Node], Any]) -> Any:
-    return map_arg(arguments, by)
+def _value(node: Node) -> Any:
+    return node.meta["val"]
 
 
 def _has_dimensions(node: Any) -> bool:
@@ -63,11 +63,8 @@ def _has_dimensions(node: Any) -> bool:
 
 def _is_elementwise(node: Node) -> bool:
     """Return whether each element of a result follows from those of the operands at its place, and from nothing random."""
-    target = node.target
     return (
-        isinstance(target, torch._ops.OpOverload)
-        and torch.Tag.pointwise in target.tags
-        and torch.Tag.nondeterministic_seeded not in target.tags
-        and not target._schema.is_mutable
+        torch.Tag.pointwise in getattr(node.target, "tags", ())
+        and not must_run(node)
         and all(map(_has_dimensions, (node, *node.all_input_nodes)))
     )

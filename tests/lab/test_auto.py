@@ -90,6 +90,10 @@ def test_numpyro_measures_when_it_is_told_to(monkeypatch):
         jax.jit(lambda key: elbo.measure(key, {}, model, guide).confidence)(jax.random.key(0))
     with pytest.raises(ConfigurationError, match="cannot be measured inside jit"):  # With a key in numbers, too.
         jax.jit(lambda x: x * elbo.measure(jax.random.key(0), {}, model, guide).confidence)(1.0)
+    with pytest.raises(
+        ConfigurationError, match="cannot be measured inside jit"
+    ):  # Nor under vmap, where only the keys are traced.
+        jax.vmap(lambda key: elbo.measure(key, {}, model, guide).confidence)(jax.random.split(jax.random.key(0), 2))
     choice = elbo.measure(jax.random.key(0), {}, model, guide)
     assert auto.measured == {"z": choice.estimators["z"]} and auto.measured["z"] == LocalExpectation()
     assert choice.estimators["w"] == LocalExpectation()

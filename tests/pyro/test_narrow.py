@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.node import map_arg
 
 from pplgrad.pyro import _narrow
 from pplgrad.pyro._narrow import narrow
@@ -104,13 +105,28 @@ def test_writes_into_inputs_stay_at_the_end():
     assert results[0][1][0] == ROW[0] + 1 and results[0][2][0, 0] == ROW[0]
 
 
+@pytest.mark.parametrize("target", [aten.rrelu.default, aten.add_.Tensor])
+def test_what_draws_or_writes_stays_whole(target):
+    graph = torch.fx.Graph()
+    row, draws = graph.placeholder("row"), graph.placeholder("draws")
+    expanded = graph.call_function(aten.expand.default, (row, [5, 4, 3]))
+    found = graph.call_function(target, (expanded,) if target is aten.rrelu.default else (expanded, 1.0))
+    last = graph.call_function(aten.mul.Tensor, (found, draws))
+    graph.output(last)
+    for node, shape in ((row, (3,)), *((node, (5, 4, 3)) for node in (draws, expanded, found, last))):
+        node.meta["val"] = torch.empty(shape, device="meta")
+    narrow(graph)
+    assert found.args[0] is expanded and last.args == (found, draws)
+
+
 def forgetful(graph, node, before):
-    node.args, node.kwargs = _narrow._replaced((node.args, node.kwargs), lambda x: before.get(x, x))
+    node.args = map_arg(node.args, lambda x: before.get(x, x))
 
 
 BROKEN = {
     "shapes are not compared": ("_visit", forgetful),
     "everything is elementwise": ("_is_elementwise", lambda node: node.op == "call_function"),
+    "draws and writes are as other operations": ("must_run", lambda node: node.op != "call_function"),
     "numbers count as arrays": ("_has_dimensions", lambda node: hasattr(node, "meta") and "val" in node.meta),
 }
 
@@ -123,3 +139,4 @@ def test_faults_are_caught(fault, monkeypatch):
             both(function, DRAWS, ROW, COLUMN)
         test_random_numbers_stay_as_many()
         test_a_number_without_dimensions_decides_on_no_dtype()
+        test_what_draws_or_writes_stays_whole(aten.rrelu.default)
