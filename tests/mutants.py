@@ -56,15 +56,15 @@ def no_score_term(patch):
 @mutant("hierarchy")
 def only_direct_dependencies(patch):
     """A cost is charged to the sites that it reads, and not to those which decide what it reads."""
-    patch.setattr(layout, "cost_dependencies", lambda costs, closed: [dict(cost.reads) for cost in costs])
+    patch.setattr(layout, "cost_dependencies", lambda sites, costs, closed: [dict(cost.reads) for cost in costs])
 
 
 @mutant("hierarchy")
 def guide_costs_not_charged(patch):
     """Entropy terms of later sites are left out of the downstream cost."""
 
-    def without_guide(costs, closed):
-        found = dependencies.cost_dependencies(costs, closed)
+    def without_guide(sites, costs, closed):
+        found = dependencies.cost_dependencies(sites, costs, closed)
         return [{} if cost.sign < 0 else depends for cost, depends in zip(costs, found, strict=True)]
 
     patch.setattr(layout, "cost_dependencies", without_guide)

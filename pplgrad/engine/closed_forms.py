@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-from pplgrad.engine.program import CostSpec
+from pplgrad.engine.program import CostSpec, Read
 from pplgrad.errors import ConfigurationError, EstimatorError, ProgramError, listed
 from pplgrad.estimators.base import Estimator
 from pplgrad.objectives import ELBO, CostWeights, MultiSample, Objective
@@ -93,7 +93,7 @@ def _equal(first: Any, second: Any) -> bool:
     return isinstance(first, (int, float)) and isinstance(second, (int, float)) and first == second
 
 
-def refuse_lossy(costs: Sequence[CostSpec], depends: Sequence[Mapping[str, int]]) -> None:
+def refuse_lossy(costs: Sequence[CostSpec], depends: Sequence[Mapping[str, Read]]) -> None:
     """Refuse a divergence that depends on the site's own draw, through a site that follows it in the guide.
 
     A cost that is said to read its own site's draw directly stands for one of which nothing is known.

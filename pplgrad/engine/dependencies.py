@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pplgrad.engine.program import AFTER, BEFORE, EVERY, SAME, CostSpec, Dependencies, SiteSpec
+from pplgrad.engine.program import AFTER, BEFORE, EVERY, SAME, CostSpec, Dependencies, Plate, Read, SiteSpec
+
+Closed = Mapping[str, Mapping[str, Read]]
+"""For each site the sites that its draw depends on, however far up, and in which way."""
 
 
 def compose(first: int, second: int) -> int:
@@ -23,29 +26,50 @@ def compose(first: int, second: int) -> int:
     return flags
 
 
-def close(reads: Dependencies, closed: Mapping[str, dict[str, int]]) -> dict[str, int]:
-    """Return all sites that something depends on, given what it reads and what those sites depend on."""
-    result: dict[str, int] = dict(reads)
-    for name, flags in reads.items():
-        for upstream, upstream_flags in closed.get(name, {}).items():
-            through = EVERY if flags == EVERY else compose(flags, upstream_flags)
-            result[upstream] = result.get(upstream, 0) | through
+def through(read: Read, site: Read, left: frozenset[str]) -> Read:
+    """Return how something depends on a draw by way of a site that it reads, whose own draw depends on it as `site` says.
+
+    `left` names the plates of the draw in which the site between does not stand: there the path leaves the plate, and when it
+    comes back every element has met every other.
+    """
+    steps = EVERY if read.steps == EVERY else compose(read.steps, site.steps)
+    across = None if read.across is None or site.across is None else read.across | site.across | left
+    return Read(steps, across)
+
+
+def close(reads: Dependencies, closed: Closed, plates: Mapping[str, frozenset[Plate]]) -> dict[str, Read]:
+    """Return all sites that something depends on, given what it reads and what those sites depend on.
+
+    `plates` are those of each site.
+    """
+    result: dict[str, Read] = dict(reads)
+    for name, read in reads.items():
+        for upstream, site in closed.get(name, {}).items():
+            left = frozenset(plate.name for plate in plates[upstream] - plates[name])
+            found = through(read, site, left)
+            result[upstream] = result[upstream].joined(found) if upstream in result else found
     return result
 
 
-def site_dependencies(sites: Sequence[SiteSpec]) -> dict[str, dict[str, int]]:
+def plates_of(sites: Sequence[SiteSpec]) -> dict[str, frozenset[Plate]]:
+    """Return the plates of each site that are no time axis, whose dependencies the flags tell apart."""
+    return {site.name: frozenset(plate for plate in site.plates if not plate.time) for site in sites}
+
+
+def site_dependencies(sites: Sequence[SiteSpec]) -> dict[str, dict[str, Read]]:
     """Return, for each site, every site that its draw depends on (its ancestors, and never only itself).
 
     The sites come in the order in which the guide drew them, so that one pass closes the relation. A scanned
     site may read itself at earlier steps, and scanned sites may read each other across steps, which is why the
     pass is repeated until nothing changes.
     """
-    closed: dict[str, dict[str, int]] = {site.name: dict(site.reads) for site in sites}
+    closed: dict[str, dict[str, Read]] = {site.name: dict(site.reads) for site in sites}
     cyclic = any(plate.time for site in sites for plate in site.plates)
+    plates = plates_of(sites)
     while True:
         changed = False
         for site in sites:
-            grown = close(closed[site.name] if cyclic else site.reads, closed)
+            grown = close(closed[site.name] if cyclic else site.reads, closed, plates)
             if grown != closed[site.name]:
                 closed[site.name] = grown
                 changed = True
@@ -53,6 +77,7 @@ def site_dependencies(sites: Sequence[SiteSpec]) -> dict[str, dict[str, int]]:
             return closed
 
 
-def cost_dependencies(costs: Sequence[CostSpec], closed: Mapping[str, dict[str, int]]) -> list[dict[str, int]]:
-    """Return, for each cost, every site whose draw it depends on, with the flags of the dependency."""
-    return [close(cost.reads, closed) for cost in costs]
+def cost_dependencies(sites: Sequence[SiteSpec], costs: Sequence[CostSpec], closed: Closed) -> list[dict[str, Read]]:
+    """Return, for each cost, every site whose draw it depends on, with the way of the dependency."""
+    plates = plates_of(sites)
+    return [close(cost.reads, closed, plates) for cost in costs]

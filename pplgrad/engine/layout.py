@@ -10,7 +10,7 @@ import numpy as np
 
 from pplgrad.engine.closed_forms import refuse_lossy
 from pplgrad.engine.dependencies import cost_dependencies, site_dependencies
-from pplgrad.engine.program import AFTER, BEFORE, EVERY, SAME, CostSpec, Plate, SiteSpec
+from pplgrad.engine.program import AFTER, BEFORE, EVERY, SAME, CostSpec, Plate, Read, SiteSpec
 from pplgrad.engine.sums import Sums
 from pplgrad.engine.weight_plates import weight_plates
 from pplgrad.objectives import MultiSample, Objective
@@ -62,8 +62,8 @@ class Link:
     """How the costs of one group reach the sites of another, along the time axis where they share one.
 
     `sums[flag]` says which of the group's parts each site's sum holds, and how they are added up.
-    `summed` are the axes (negative, in the cost's own shape) that the site's plates do not have, and
-    `time_dim` is the shared time axis, or None.
+    `summed` are the axes (negative, in the cost's own shape) that the site's plates do not have, or along which these costs
+    depend on other elements of the draw than their own; `time_dim` is the shared time axis, or None.
     """
 
     costs: int
@@ -81,7 +81,7 @@ class Layout:
     site_groups: list[SiteGroup] = field(default_factory=list)
     cost_groups: list[CostGroup] = field(default_factory=list)
     links: list[list[Link]] = field(default_factory=list)
-    ancestors: dict[str, dict[str, int]] = field(default_factory=dict)
+    ancestors: dict[str, dict[str, Read]] = field(default_factory=dict)
     weight_plates: tuple[Plate, ...] | None = None
 
     @property
@@ -97,7 +97,7 @@ class Layout:
     def build(cls, sites: Sequence[SiteSpec], costs: Sequence[CostSpec], objective: Objective | None = None) -> Layout:
         """Group sites and costs by their plates, close the dependencies and lay out the sums."""
         closed = site_dependencies(sites)
-        depends = cost_dependencies(costs, closed)
+        depends = cost_dependencies(sites, costs, closed)
         refuse_lossy(costs, depends)
         layout = cls(sites, costs, ancestors=closed)
         if isinstance(objective, MultiSample):
@@ -119,18 +119,23 @@ class Layout:
             layout.cost_groups.append(CostGroup(members, plates, plate_shape(plates), signs, parts))
         for group in layout.site_groups:
             names = [sites[i].name for i in group.members]
-            links = (_link(k, cost, group, names, depends) for k, cost in enumerate(layout.cost_groups))
-            layout.links.append([link for link in links if link is not None])
+            layout.links.append(
+                [link for k, cost in enumerate(layout.cost_groups) for link in _links(k, cost, group, names, depends)]
+            )
         return layout
 
 
-def _separable(site: SiteSpec, costs: Sequence[CostSpec], depends: list[dict[str, int]]) -> tuple[Plate, ...]:
-    """Return the plates that every cost downstream has too: only their elements can take other values at once.
+def _separable(site: SiteSpec, costs: Sequence[CostSpec], depends: list[dict[str, Read]]) -> tuple[Plate, ...]:
+    """Return the plates of which every cost downstream depends on its own elements: only these can take other values at once.
 
     Where a cost couples the elements of a plate, what one of them costs depends on the values of the others.
     """
-    downstream = [cost for cost, reads in zip(costs, depends, strict=True) if site.name in reads]
-    return tuple(p for p in site.plates if not p.time and all(p in cost.plates for cost in downstream))
+    downstream = [(cost, reads[site.name]) for cost, reads in zip(costs, depends, strict=True) if site.name in reads]
+    return tuple(
+        p
+        for p in site.plates
+        if not p.time and all(p in cost.plates and not read.mixes(p) for cost, read in downstream)
+    )
 
 
 def _grouped(indices, key):  # type: ignore[no-untyped-def]
@@ -141,31 +146,37 @@ def _grouped(indices, key):  # type: ignore[no-untyped-def]
     return [(plates, extra, tuple(members)) for plates, extra, members in groups.values()]
 
 
-def _link(
-    index: int, costs: CostGroup, sites: SiteGroup, names: list[str], depends: list[dict[str, int]]
-) -> Link | None:
+def _links(
+    index: int, costs: CostGroup, sites: SiteGroup, names: list[str], depends: list[dict[str, Read]]
+) -> list[Link]:
+    """Return the links from a group of costs to a group of sites: one for each set of plates that the sums go over."""
     time = next((p for p in sites.plates if p.time and p in costs.plates), None)
-    summed = tuple(p.dim for p in costs.plates if p not in sites.plates)
+    shared = [p for p in costs.plates if p in sites.plates and not p.time]
+    outside = tuple(p.dim for p in costs.plates if p not in sites.plates)
     rows = {name: row for row, name in enumerate(names)}
-    held: dict[int, np.ndarray] = {}
+    held: dict[tuple[int, ...], dict[int, np.ndarray]] = {}
     for column, part in enumerate(costs.parts):
-        for name, flags in depends[costs.members[part[0]]].items():
+        for name, read in depends[costs.members[part[0]]].items():
             if name not in rows:
                 continue
+            summed = (*outside, *(p.dim for p in shared if read.mixes(p)))
             for flag in (SAME, AFTER, BEFORE) if time is not None else (EVERY,):
-                if flags and (time is None or flags & flag):
-                    if flag not in held:
-                        held[flag] = np.zeros((len(names), len(costs.parts)), dtype=bool)
-                    held[flag][rows[name], column] = True
-    sums = {flag: Sums.of(matrix) for flag, matrix in held.items()}
-    return Link(index, summed, time.dim if time is not None else None, sums) if sums else None
+                if read.steps and (time is None or read.steps & flag):
+                    sums = held.setdefault(summed, {})
+                    if flag not in sums:
+                        sums[flag] = np.zeros((len(names), len(costs.parts)), dtype=bool)
+                    sums[flag][rows[name], column] = True
+    dim = time.dim if time is not None else None
+    return [
+        Link(index, summed, dim, {flag: Sums.of(matrix) for flag, matrix in sums.items()})
+        for summed, sums in held.items()
+    ]
 
 
-def _parts(depends: Sequence[dict[str, int]], scored: set[str]) -> tuple[tuple[int, ...], ...]:
+def _parts(depends: Sequence[dict[str, Read]], scored: set[str]) -> tuple[tuple[int, ...], ...]:
     """Return the numbers of the costs that depend on the same scored sites in the same way, most sites first."""
     parts: dict[frozenset, list[int]] = {}
     for number, reads in enumerate(depends):
-        parts.setdefault(frozenset((n, flags) for n, flags in reads.items() if n in scored and flags), []).append(
-            number
-        )
+        key = frozenset((name, read) for name, read in reads.items() if name in scored and read.steps)
+        parts.setdefault(key, []).append(number)
     return tuple(tuple(parts[key]) for key in sorted(parts, key=len, reverse=True))

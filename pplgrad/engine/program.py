@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pplgrad.engine.ops import Array
 
@@ -21,8 +21,35 @@ BEFORE = 4
 """The cost at step t depends on the draws at steps after t (a guide that runs backwards)."""
 EVERY = SAME | AFTER | BEFORE
 
-Dependencies = Mapping[str, int]
-"""Site name to flags: the sites whose values something reads directly."""
+
+class Read(NamedTuple):
+    """How something depends on a site's draw.
+
+    `steps` are the flags above. `across` names the plates along which an element may depend on other elements of the draw
+    than its own: through a sum over the plate, a lookup, a shift, or a site outside of it. None stands for every plate, which
+    is always right; the empty set says that each element depends on its own alone.
+    """
+
+    steps: int
+    across: frozenset[str] | None
+
+    def joined(self, other: Read) -> Read:
+        """Return the dependency of something that depends in both ways."""
+        across = None if self.across is None or other.across is None else self.across | other.across
+        return Read(self.steps | other.steps, across)
+
+    def mixes(self, plate: Plate) -> bool:
+        """Return whether an element of the plate may depend on the draw's other elements."""
+        return self.across is None or plate.name in self.across
+
+
+WHOLE = Read(EVERY, None)
+"""A dependency of which nothing more is known: on every element and every step."""
+OWN = Read(EVERY, frozenset())
+"""A dependency of each element on the draw's own element."""
+
+Dependencies = Mapping[str, Read]
+"""Site name to the way: the sites whose values something reads directly."""
 
 
 @dataclass(frozen=True)

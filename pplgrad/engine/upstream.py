@@ -14,7 +14,7 @@ from pplgrad.errors import BaselineError, listed
 class UpstreamSites(Mapping[str, Array]):
     """The values of the latent sites, of which a baseline of `owner` may read those its own draw cannot change."""
 
-    def __init__(self, owner: str, values: Mapping[str, Array], ancestors: Mapping[str, Mapping[str, int]]) -> None:
+    def __init__(self, owner: str, values: Mapping[str, Array], ancestors: Mapping[str, Mapping[str, Any]]) -> None:
         self._owner = owner
         self._values = values
         self._ancestors = ancestors

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pplgrad.engine.program import CostSpec, Plate, SiteSpec
+from pplgrad.engine.program import CostSpec, Plate, Read, SiteSpec
 from pplgrad.errors import ConfigurationError, ProgramError
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def weight_plates(
-    sites: Sequence[SiteSpec], costs: Sequence[CostSpec], depends: Sequence[dict[str, int]], objective: MultiSample
+    sites: Sequence[SiteSpec], costs: Sequence[CostSpec], depends: Sequence[dict[str, Read]], objective: MultiSample
 ) -> tuple[Plate, ...]:
     """Return the plates that all latent sites share, or those of them that the objective names; refuse what is ambiguous."""
     shared = _shared(sites)
@@ -42,6 +42,13 @@ def weight_plates(
                 raise ProgramError(
                     f"Site '{cost.name}' stands outside of plate '{plate.name}' and depends on its elements, so that these have "
                     f"no importance weights of their own under {objective!r}; pass plates=() to weigh the program as a whole."
+                )
+            mixed = next((name for name, read in reads.items() if read.mixes(plate)), None)
+            if mixed is not None:
+                raise ProgramError(
+                    f"An element of site '{cost.name}' in plate '{plate.name}' depends on other elements of site '{mixed}' than its "
+                    f"own, so that they have no importance weights of their own under {objective!r}; pass plates=() to weigh the "
+                    "program as a whole."
                 )
     return chosen
 

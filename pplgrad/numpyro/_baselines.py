@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from pplgrad.baselines.base import Baseline, parts_of
 from pplgrad.baselines.neural import NeuralBaseline
 from pplgrad.engine.layout import plate_shape
-from pplgrad.engine.program import Plate, SiteSpec
+from pplgrad.engine.program import Plate, Read, SiteSpec
 from pplgrad.engine.upstream import UpstreamSites, call_with_sites, default_inputs
 from pplgrad.errors import BaselineError
 from pplgrad.numpyro._networks import network
@@ -71,7 +71,7 @@ class NumPyroBaselines:
     def __init__(
         self,
         sites: Mapping[str, SiteSpec],
-        ancestors: Mapping[str, Mapping[str, int]],
+        ancestors: Mapping[str, Mapping[str, Read]],
         values: Mapping[str, tuple[jax.Array, int]],
         indices: Mapping[str, jax.Array],
         args: tuple,

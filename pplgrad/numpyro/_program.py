@@ -15,7 +15,7 @@ from pplgrad.baselines.base import parts_of
 from pplgrad.engine.checks import impossible_log_prob, refuse_mismatch
 from pplgrad.engine.closed_forms import Counting
 from pplgrad.engine.configuration import EstimatorMapping, collect_mappings
-from pplgrad.engine.program import AFTER, BEFORE, EVERY, SAME, CostSpec, Plate, SiteSpec
+from pplgrad.engine.program import AFTER, BEFORE, EVERY, SAME, WHOLE, CostSpec, Plate, Read, SiteSpec
 from pplgrad.errors import EstimatorError, ProgramError
 from pplgrad.estimators.base import Estimator
 from pplgrad.numpyro._closed_forms import closed_form
@@ -362,16 +362,19 @@ def specify(static: Static, reads: dict[str, Reads] | None) -> tuple[list[SiteSp
     sites: list[SiteSpec] = []
     plates: Any = static.plates
 
-    def direct(group: str, name: str, before: list[str]) -> dict[str, int]:
+    def direct(group: str, name: str, before: list[str]) -> dict[str, Read]:
         if reads is None:
-            return dict.fromkeys(before, EVERY)
+            return dict.fromkeys(before, WHOLE)
         backwards = group == "guide" and name in static.guide_flows and static.guide_flows[name].reverse
-        return {site: _flags(flags, backwards) for site, (flags, _) in reads[f"{group}:{name}"].items()}
+        return {
+            site: Read(_flags(flags, backwards), frozenset()) for site, (flags, _) in reads[f"{group}:{name}"].items()
+        }
 
     for name in static.model:
         read = direct("model", name, drawn)
         if name in static.estimators:
-            read[name] = read.get(name, 0) | _own(static, name, ("model", name))
+            own = Read(_own(static, name, ("model", name)), frozenset())
+            read[name] = read[name].joined(own) if name in read else own
         costs.append(CostSpec(name, plates["model", name], 1.0, read))
     before: list[str] = []
     for name in static.guide:
@@ -386,7 +389,8 @@ def specify(static: Static, reads: dict[str, Reads] | None) -> tuple[list[SiteSp
                     )
                 read = direct("closed", name, drawn)
             else:
-                read = {**read, name: read.get(name, 0) | _own(static, name, ("guide", name))}
+                own = Read(_own(static, name, ("guide", name)), frozenset())
+                read = {**read, name: read[name].joined(own) if name in read else own}
             before.append(name)
         costs.append(CostSpec(name, plates["guide", name], -1.0, read, closed=name in static.closed))
     return sites, costs

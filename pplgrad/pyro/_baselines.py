@@ -12,7 +12,7 @@ import torch
 from pplgrad.baselines.base import Baseline, parts_of
 from pplgrad.baselines.neural import NeuralBaseline
 from pplgrad.engine.layout import Layout, plate_shape
-from pplgrad.engine.program import Run, SiteSpec
+from pplgrad.engine.program import Read, Run, SiteSpec
 from pplgrad.engine.upstream import UpstreamSites, call_with_sites, default_inputs
 from pplgrad.errors import BaselineError, ConfigurationError
 from pplgrad.pyro._ops import OPS
@@ -98,7 +98,7 @@ class PyroBaselines:
         self,
         networks: Networks,
         sites: Mapping[str, SiteSpec],
-        ancestors: Mapping[str, Mapping[str, int]],
+        ancestors: Mapping[str, Mapping[str, Read]],
         values: Mapping[str, tuple[torch.Tensor, int]],
         indices: Mapping[str, torch.Tensor],
         args: tuple,
@@ -237,7 +237,7 @@ def baselines_of(
         return None
     vectorized = len(runs) == 1 and runs[0].particles > 1
     sites: dict[str, SiteSpec] = {}
-    ancestors: dict[str, dict[str, int]] = {}
+    ancestors: dict[str, dict[str, Read]] = {}
     values: dict[str, tuple[list[torch.Tensor], int]] = {}
     for layout, traces in zip(layouts, traced, strict=True):
         for name, upstream in layout.ancestors.items():

@@ -15,7 +15,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 
 from pplgrad.engine.checks import impossible_log_prob, refuse_mismatch, refuse_model_estimator
-from pplgrad.engine.program import EVERY, CostSpec, Plate, Run, SiteSpec
+from pplgrad.engine.program import OWN, WHOLE, CostSpec, Plate, Read, Run, SiteSpec
 from pplgrad.errors import CompileError, PplgradError, ProgramError
 from pplgrad.estimators.base import Estimator, SiteInfo
 from pplgrad.estimators.relaxed import Relaxation
@@ -381,9 +381,13 @@ def specify(run: Run, traces: Traces, provenance: Provenance | None) -> tuple[li
     costs: list[CostSpec] = []
     drawn = list(traces.estimators)
 
-    def reads(x: torch.Tensor, escaped: int, before: list[str]) -> dict[str, int]:
-        names = before if provenance is None else provenance.names(provenance.of(x) | escaped)
-        return dict.fromkeys(names, EVERY)
+    def reads(x: torch.Tensor, escaped: int, before: list[str]) -> dict[str, Read]:
+        if provenance is None:
+            return dict.fromkeys(before, WHOLE)
+        return {
+            **dict.fromkeys(provenance.names(provenance.of(x)), OWN),
+            **dict.fromkeys(provenance.names(escaped), WHOLE),
+        }
 
     arrays = iter(run.costs)
     for name, site in traces.model_sites:
@@ -407,7 +411,7 @@ def specify(run: Run, traces: Traces, provenance: Provenance | None) -> tuple[li
         upstream.pop(name, None)
         sites.append(SiteSpec(name, _plates(site, score), estimator, upstream))
         if not closed or provenance is None:
-            whole = {**upstream, **dict.fromkeys(drawn if closed else (), EVERY), name: EVERY}
+            whole = {**upstream, **dict.fromkeys(drawn if closed else (), WHOLE), name: OWN}
         costs.append(CostSpec(name, _plates(site, x), -1.0, whole, closed))
         before.append(name)
     return sites, costs

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 
 from pplgrad import (
+    IWAE,
     RELAX,
     RODEO,
     ConfigurationError,
     DecayingAverage,
     LeaveOneOut,
+    LocalExpectation,
     NeuralBaseline,
     Reparam,
     ScoreFunction,
@@ -18,9 +20,9 @@ from pplgrad.engine.configuration import EstimatorMapping, collect_mappings, def
 from pplgrad.engine.dependencies import compose, cost_dependencies, site_dependencies
 from pplgrad.engine.downstream import downstream, joined_costs, to_shape
 from pplgrad.engine.layout import Layout
-from pplgrad.engine.program import AFTER, BEFORE, EVERY, SAME, CostSpec, Plate, SiteSpec
+from pplgrad.engine.program import AFTER, BEFORE, EVERY, OWN, SAME, WHOLE, CostSpec, Plate, Read, SiteSpec
 from pplgrad.engine.upstream import UpstreamSites, call_with_sites, default_inputs
-from pplgrad.errors import BaselineError
+from pplgrad.errors import BaselineError, ProgramError
 from pplgrad.estimators.base import SiteInfo
 
 DATA = Plate("data", -1, 3, 3)
@@ -63,23 +65,27 @@ OPS = NumPyOps()
 
 
 def every(*names):
-    return dict.fromkeys(names, EVERY)
+    return dict.fromkeys(names, OWN)
+
+
+def at(**flags):
+    return {name: Read(steps, frozenset()) for name, steps in flags.items()}
 
 
 def test_dependencies_are_closed_through_draws():
     sites = [SiteSpec("a", (), SCORE), SiteSpec("b", (), SCORE, every("a")), SiteSpec("c", (), SCORE, every("b"))]
     closed = site_dependencies(sites)
     assert closed["c"].keys() == {"a", "b"} and closed["a"] == {}
-    (found,) = cost_dependencies([CostSpec("x", (), 1.0, every("c"))], closed)
+    (found,) = cost_dependencies(sites, [CostSpec("x", (), 1.0, every("c"))], closed)
     assert found.keys() == {"a", "b", "c"}
 
 
 def test_steps_compose():
     assert compose(SAME, SAME) == SAME and compose(SAME | AFTER, AFTER) == AFTER
     assert compose(BEFORE, AFTER) == EVERY and compose(0, EVERY) == 0
-    sites = [SiteSpec("z", (TIME,), SCORE, {"z": AFTER}), SiteSpec("w", (TIME,), SCORE, {"z": SAME, "w": AFTER})]
+    sites = [SiteSpec("z", (TIME,), SCORE, at(z=AFTER)), SiteSpec("w", (TIME,), SCORE, at(z=SAME, w=AFTER))]
     closed = site_dependencies(sites)
-    assert closed["w"] == {"z": SAME | AFTER, "w": AFTER} and closed["z"] == {"z": AFTER}
+    assert closed["w"] == at(z=SAME | AFTER, w=AFTER) and closed["z"] == at(z=AFTER)
 
 
 def totals(sites, costs, arrays):
@@ -115,6 +121,58 @@ def test_a_site_in_more_plates_gets_the_costs_of_fewer():
     np.testing.assert_allclose(found["v"], np.broadcast_to(cost[:, None], (1, 2, 3)))
 
 
+def test_a_path_that_leaves_a_plate_meets_every_element():
+    """z and w in plates, g outside of one of them, then the data in all plates again: costs are summed where the path left."""
+    rng = np.random.default_rng(0)
+    sites = [
+        SiteSpec("z", (DATA, OUTER), SCORE),
+        SiteSpec("w", (DATA,), SCORE, every("z")),
+        SiteSpec("g", (OUTER,), SCORE, every("z")),
+        SiteSpec("h", (), SCORE, every("w")),
+    ]
+    costs = [
+        CostSpec("x", (DATA, OUTER), 1.0, every("g")),
+        CostSpec("y", (DATA, OUTER), 1.0, every("w")),
+        CostSpec("v", (DATA, OUTER), 1.0, every("z", "h")),
+        CostSpec("u", (DATA, OUTER), 1.0, {"z": Read(EVERY, frozenset({"data"})), **every("w")}),
+        CostSpec("t", (DATA, OUTER), 1.0, {"w": WHOLE}),
+    ]
+    x, y, v, u, t = arrays = [rng.normal(size=(2, 2, 3)) for _ in costs]
+    found = totals(sites, costs, arrays)
+
+    def whole(a, *axes):
+        return a.sum(axes, keepdims=True)
+
+    # z reaches x through g alone, which has no data plate; y through w, without the outer one; v and t through both ways.
+    wanted = whole(x, 2) + whole(y, 1) + whole(v, 1, 2) + whole(u, 1, 2) + whole(t, 1, 2)
+    np.testing.assert_allclose(found["z"], np.broadcast_to(wanted, (2, 2, 3)))
+    np.testing.assert_allclose(
+        found["w"], (y.sum(1) + u.sum(1) + whole(v, 1, 2)[:, 0] + whole(t, 1, 2)[:, 0]) * np.ones((2, 3))
+    )
+    np.testing.assert_allclose(found["g"], x.sum(2, keepdims=True))
+    np.testing.assert_allclose(found["h"], v.sum((1, 2)))
+
+
+def test_only_own_elements_can_take_other_values_at_once():
+    estimator = LocalExpectation()
+    sites = [SiteSpec("z", (DATA, OUTER), estimator), SiteSpec("g", (OUTER,), SCORE, every("z"))]
+    for cost, plates in (
+        (CostSpec("x", (DATA, OUTER), 1.0, every("z")), (DATA, OUTER)),
+        (CostSpec("x", (DATA, OUTER), 1.0, every("g")), (OUTER,)),
+        (CostSpec("x", (DATA, OUTER), 1.0, {"z": Read(EVERY, frozenset({"outer"}))}), (DATA,)),
+    ):
+        layout = Layout.build(sites, [cost])
+        (group,) = (group for group in layout.site_groups if group.members == (0,))
+        assert group.plates == plates
+
+
+def test_a_path_that_leaves_a_plate_has_no_weights_in_it():
+    sites = [SiteSpec("z", (DATA,), SCORE), SiteSpec("w", (DATA,), SCORE, {"z": WHOLE})]
+    with pytest.raises(ProgramError, match="site 'x' in plate 'data' depends on other elements of site 'z'"):
+        Layout.build(sites, [CostSpec("x", (DATA,), 1.0, every("w"))], IWAE())
+    assert Layout.build(sites, [CostSpec("x", (DATA,), 1.0, every("w"))], IWAE(plates=())).weight_plates == ()
+
+
 @pytest.mark.parametrize(
     ("flags", "wanted"),
     [
@@ -128,7 +186,7 @@ def test_a_site_in_more_plates_gets_the_costs_of_fewer():
 def test_costs_along_time(flags, wanted):
     cost = np.array([1.0, 10.0, 100.0, 1000.0])
     found = totals(
-        [SiteSpec("z", (TIME,), SCORE)], [CostSpec("x", (TIME,), 1.0, {"z": flags})], [cost.reshape(1, 4, 1, 1)]
+        [SiteSpec("z", (TIME,), SCORE)], [CostSpec("x", (TIME,), 1.0, at(z=flags))], [cost.reshape(1, 4, 1, 1)]
     )
     np.testing.assert_allclose(found["z"].ravel(), wanted(cost))
 
