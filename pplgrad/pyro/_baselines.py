@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pyro
@@ -140,9 +141,9 @@ class PyroBaselines:
         """Return the network's or function's output for this draw."""
         if self._provenance is None:
             return self._predicted(site, key, baseline)
-        with self._provenance:
-            out = self._predicted(site, key, baseline)
-        for name in self._provenance.names(self._provenance.of(out)):
+        self._provenance.escaped = 0
+        out = self._predicted(site, key, baseline)
+        for name in self._provenance.names(self._provenance.of(out) | self._provenance.escaped):
             if name == site or site in self._ancestors.get(name, {}):
                 raise BaselineError(
                     f"{type(baseline).__name__} at site '{site}' was computed from the value of site '{name}', which its "
@@ -165,11 +166,16 @@ class PyroBaselines:
 
     def _predicted(self, site: str, key: str, baseline: Any) -> torch.Tensor:
         if not isinstance(baseline, NeuralBaseline):
-            out = call_with_sites(baseline.function, self._args, self._kwargs, self._upstream(site))
-            return torch.as_tensor(out, dtype=self._like.dtype, device=self._like.device)
-        x = self._inputs(site, baseline)
+            with self._provenance or nullcontext():
+                out = call_with_sites(baseline.function, self._args, self._kwargs, self._upstream(site))
+                return torch.as_tensor(out, dtype=self._like.dtype, device=self._like.device)
+        with self._provenance or nullcontext():
+            x = self._inputs(site, baseline)
         module = self._networks.get(site, key, baseline, x)
-        out = module(x)
+        if self._provenance is not None:
+            self._provenance.give(*module.parameters(), *module.buffers())
+        with self._provenance or nullcontext():
+            out = module(x)
         if out.dim() == x.dim() and out.shape[-1] == 1:
             return out[..., 0]
         if out.dim() == x.dim():

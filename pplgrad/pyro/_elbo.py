@@ -41,6 +41,7 @@ from pplgrad.pyro._distributed import TorchPeers, TraceGradModule, peers_of, ref
 from pplgrad.pyro._distributions import family
 from pplgrad.pyro._evaluation import Evaluation, check_costs
 from pplgrad.pyro._exact import Program
+from pplgrad.pyro._given import tensors_before
 from pplgrad.pyro._ops import OPS, attach
 from pplgrad.pyro._program import SharedMinibatch, Traces, check_match, record, run_traces, site_info
 from pplgrad.pyro._provenance import Provenance
@@ -375,7 +376,8 @@ class TraceGrad_ELBO(Trace_ELBO):
             run_model, run_guide = self._vectorized_num_particles(model), self._vectorized_num_particles(guide)
         minibatch = SharedMinibatch() if isinstance(self.objective, MultiSample) else nullcontext()
         for _ in range(1 if vectorized else self.num_particles):
-            provenance = Provenance() if known is not None and known.following else None
+            watched = known is not None and known.following
+            provenance = Provenance(self._given(model, guide, args, kwargs)) if watched else None
             with collect_mappings() as mappings, minibatch:
                 try:
                     traces = run_traces(run_model, run_guide, args, kwargs, self._resolve, provenance)
@@ -392,6 +394,11 @@ class TraceGrad_ELBO(Trace_ELBO):
             if known is None or provenance is not None:
                 self._check(traces, mappings, provenance)
             yield traces, provenance
+
+    def _given(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> list[torch.Tensor]:
+        """Return the tensors that are there before a run."""
+        chosen = [found.estimator for found in self._resolved.values()]
+        return tensors_before(model, guide, args, kwargs, self.objective, self._mapping, chosen)
 
     def _close(self, traces: Traces, args: tuple, kwargs: dict) -> None:
         """Note which sites have their divergence or entropy in closed form."""

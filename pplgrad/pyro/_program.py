@@ -15,7 +15,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 
 from pplgrad.engine.checks import impossible_log_prob, refuse_mismatch, refuse_model_estimator
-from pplgrad.engine.program import OWN, WHOLE, CostSpec, Plate, Read, Run, SiteSpec
+from pplgrad.engine.program import EVERY, OWN, WHOLE, CostSpec, Plate, Read, Run, SiteSpec
 from pplgrad.errors import CompileError, PplgradError, ProgramError
 from pplgrad.estimators.base import Estimator, SiteInfo
 from pplgrad.estimators.relaxed import Relaxation
@@ -31,7 +31,7 @@ from pplgrad.pyro._distributions import (
     score_squared,
     unmasked,
 )
-from pplgrad.pyro._provenance import Provenance
+from pplgrad.pyro._provenance import PlateAxis, Provenance
 from pplgrad.pyro._relaxed import Extended, ExtendedModelMessenger, relaxed
 
 PARTICLES = "num_particles_vectorized"
@@ -75,7 +75,8 @@ class SiteMessenger(Messenger):
                 msg["value"], msg["fn"] = relaxed(msg["name"], msg["fn"], msg["value"], estimator.at(*self._arguments))
         if self._provenance is not None:
             may_be_relaxed = isinstance(msg["fn"], Extended) or is_relaxable(msg["fn"])
-            msg["value"] = self._provenance.tag(msg["name"], msg["value"], may_be_relaxed)
+            plates = _axes_of(msg["cond_indep_stack"], msg["fn"].event_dim)
+            msg["value"] = self._provenance.tag(msg["name"], msg["value"], plates, may_be_relaxed)
 
     def _bind(self, msg: Any) -> Estimator:
         assert self._resolve is not None
@@ -83,6 +84,11 @@ class SiteMessenger(Messenger):
         estimator = self._resolve(msg["name"], msg["fn"], msg["infer"].get("estimator"), plates)
         self.estimators[msg["name"]] = estimator
         return estimator
+
+
+def _axes_of(frames: Any, events: int) -> list[PlateAxis]:
+    """Return the plates of a value, that of the particles among them, and their axes in it."""
+    return [PlateAxis(frame.name, frame.dim - events) for frame in frames if frame.vectorized]
 
 
 class SharedMinibatch(Messenger):
@@ -278,10 +284,11 @@ def record(
     def shaped(site: Any, x: torch.Tensor) -> torch.Tensor:
         return with_particles(site, x, particles, depth) if vectorized else x[None]
 
-    with provenance or nullcontext():
+    with provenance or nullcontext(), _escapes(provenance) as escaped:
         for name, site in traces.model_sites:
             weight = weights.observed if site["is_observed"] else weights.prior
             model_costs.append(shaped(site, cost_of(name, site, weight, traces.closed.get(name))))
+            escaped(traces.model_escaped, name)
         for name, site in traces.guide_sites:
             estimator = traces.estimators.get(name)
             log_q = log_prob(name, site, site["fn"])
@@ -298,7 +305,21 @@ def record(
                 scores.append(shaped(site, score))
                 squares[name] = partial(_shaped_square, shaped, site, bare)
             guide_costs.append(shaped(site, cost))
+            escaped(traces.guide_escaped, name)
     return Run(particles, scores, model_costs + guide_costs, {}, squares, through)
+
+
+@contextmanager
+def _escapes(provenance: Provenance | None) -> Iterator[Callable[[dict[str, int], str], None]]:
+    """Give what notes, beside what had left the tensors when a site was drawn, what its log density and those before it read."""
+    if provenance is not None:
+        provenance.escaped = 0
+
+    def note(noted: dict[str, int], name: str) -> None:
+        if provenance is not None:
+            noted[name] = noted.get(name, 0) | provenance.escaped
+
+    yield note
 
 
 def _shaped_square(shaped: Callable, site: Any, fn: Any) -> torch.Tensor:
@@ -380,38 +401,41 @@ def specify(run: Run, traces: Traces, provenance: Provenance | None) -> tuple[li
     sites: list[SiteSpec] = []
     costs: list[CostSpec] = []
     drawn = list(traces.estimators)
+    scores = dict(zip(drawn, run.scores, strict=True))
+    plates = {name: _plates(traces.guide.nodes[name], scores[name]) for name in drawn}
 
-    def reads(x: torch.Tensor, escaped: int, before: list[str]) -> dict[str, Read]:
+    def reads(x: torch.Tensor, site: Any, escaped: int, before: list[str]) -> dict[str, Read]:
         if provenance is None:
             return dict.fromkeys(before, WHOLE)
-        return {
-            **dict.fromkeys(provenance.names(provenance.of(x)), OWN),
-            **dict.fromkeys(provenance.names(escaped), WHOLE),
-        }
+        own = _plates(site, x)
+        found = {}
+        for name in provenance.names(provenance.of(x)):
+            shared = [(plate.name, plate.dim) for plate in own if plate in plates[name] and plate.size > 1]
+            found[name] = Read(EVERY, provenance.mixed(x, name, shared) if shared else frozenset())
+        return {**found, **dict.fromkeys(provenance.names(escaped), WHOLE)}
 
     arrays = iter(run.costs)
     for name, site in traces.model_sites:
         x = next(arrays)
-        escaped = traces.model_escaped.get(name, 0)
-        costs.append(CostSpec(name, _plates(site, x), 1.0, reads(x, escaped, drawn)))
-    scores = iter(run.scores)
+        read = reads(x, site, traces.model_escaped.get(name, 0), drawn)
+        costs.append(CostSpec(name, _plates(site, x), 1.0, read))
     before: list[str] = []
     for name, site in traces.guide_sites:
         x = next(arrays)
         escaped = traces.guide_escaped.get(name, 0)
-        upstream = reads(x, escaped, before)
+        whole = reads(x, site, escaped, before)
         estimator = traces.estimators.get(name)
         if estimator is None:
-            costs.append(CostSpec(name, _plates(site, x), -1.0, upstream))
+            costs.append(CostSpec(name, _plates(site, x), -1.0, whole))
             continue
-        score = next(scores)
         closed = name in traces.closed
-        whole = upstream if closed else {}
-        upstream = {**({} if closed else upstream), **reads(score, escaped, before)}
-        upstream.pop(name, None)
-        sites.append(SiteSpec(name, _plates(site, score), estimator, upstream))
+        upstream = reads(scores[name], site, escaped, before)
+        for other, read in ({} if closed else whole).items():
+            upstream[other] = upstream[other].joined(read) if other in upstream else read
+        own = upstream.pop(name, OWN)
+        sites.append(SiteSpec(name, plates[name], estimator, upstream))
         if not closed or provenance is None:
-            whole = {**upstream, **dict.fromkeys(drawn if closed else (), WHOLE), name: OWN}
+            whole = {**upstream, **dict.fromkeys(drawn if closed else (), WHOLE), name: own}
         costs.append(CostSpec(name, _plates(site, x), -1.0, whole, closed))
         before.append(name)
     return sites, costs

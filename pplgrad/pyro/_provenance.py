@@ -1,65 +1,87 @@
-"""What every tensor of a run was computed from: the latent sites whose values it reads.
+"""What every tensor of a run was computed from: the latent sites whose values it reads, plate by plate.
 
 Provenance is kept for each storage, by watching every operation below autograd, so that views, in-place writes,
 `torch.vmap`, scripted functions and custom autograd functions are seen. Where a value leaves the tensors (`item()`,
-`bool()`, `numpy()`, a shape that depends on it), Python control flow may depend on it, and whatever the program
-does afterwards is taken to depend on the site: more cost is charged, which is unbiased, never less.
+`bool()`, `numpy()`, a storage, a shape that depends on it), Python control flow may depend on it, and whatever the program
+does afterwards is taken to depend on the site: more cost is charged, which is unbiased, never less. A tensor that was not there
+before the run and that no operation made (another thread's, say) is taken to depend on all that was drawn before it.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pplgrad.pyro._guards import is_library
-
-_WATCHING = (__name__, "pplgrad.pyro._recording")
-# Reading a value inside these is a check of arguments, not control flow of the user's program.
-_CHECKING = ("torch.distributions", "pyro.distributions", "pyro.util", "pyro.poutine", "pyro.infer")
-LEAVING = {
-    torch.Tensor.numpy,
-    torch.Tensor.tolist,
-    torch.Tensor.__array__,
-    torch.Tensor.__dlpack__,
-    torch.Tensor.data_ptr,
-}
-# These copy the elements of a list of tensors without an operation that could be dispatched.
-COPYING = {torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor}
-
+from pplgrad.pyro._axes import NONE, Call, follows, reads_no_element
+from pplgrad.pyro._callers import is_check, user_line
 
 # What these make of a relaxed value has no gradient, or no meaning between two categories.
 _COARSE = {"round", "floor", "ceil", "trunc", "sign", "argmax", "argmin", "_local_scalar_dense", "heaviside"}
 _COPIES = {"clone", "_to_copy", "cat", "stack", "contiguous", "repeat", "expand_copy", "index", "index_select"}
+# These say something of a tensor that does not depend on its elements.
+_METADATA = set(
+    "shape dtype device layout ndim requires_grad grad_fn names itemsize nbytes output_nr retains_grad _version _backward_hooks "
+    "size dim numel nelement stride storage_offset element_size type ndimension get_device __len__ __hash__ has_names "
+    "broadcast_shapes result_type can_cast _is_view __dlpack_device__ register_hook _is_zerotensor _has_compatible_shallow_copy_type".split()
+)
+
+Axes = dict[tuple[int, int, int], int]
+"""From a stride, a size and an offset in a storage to the bits of the plates whose elements lie along it."""
+
+
+class Known:
+    """What is known of a storage: the bits that it reads, and the axes along which its elements read elements of their own."""
+
+    __slots__ = ("bits", "axes", "itemsize")
+
+    def __init__(self, bits: int, axes: Axes, itemsize: int) -> None:
+        self.bits, self.axes, self.itemsize = bits, axes, itemsize
+
+
+class PlateAxis(NamedTuple):
+    """A plate of a value that is drawn: its name, and its axis in the value counted from the right."""
+
+    name: str
+    axis: int
 
 
 class Provenance(TorchDispatchMode):
     """Records, while active, which sites each tensor was computed from, as bits of an integer.
 
-    `escaped` has the bits of all sites whose values have left the tensors so far in the current program (guide or
-    model), `escaped_ever` in both; `read_at` is the line where a tensor's value first left, a site's or not.
+    A site has one bit, and one more for each of its plates, whose place among a tensor's axes is followed too. `escaped` has the
+    bits of all sites whose values have left the tensors so far in the current program (guide or model), `escaped_ever` in
+    both; `read_at` is the line where a tensor's value first left, a site's or not, and `unfollowed_at` the line where a tensor
+    first turned up of which nothing is known. `given` are the tensors that were there before.
     `misused` names the relaxed sites whose value is compared, rounded or turned into whole numbers, and by what;
     `hidden_draws` says whether random numbers were drawn outside of the sites that are seen (`drawing`).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, given: Iterable[torch.Tensor] = ()) -> None:
         super().__init__()
         self.escaped = 0
         self.escaped_ever = 0
         self.read_at: str | None = None
+        self.unfollowed_at: str | None = None
         self.drawing = False
         self.hidden_draws = False
         self.misused: dict[str, str] = {}
         self._relaxed: dict[int, str] = {}
         self._sites: dict[str, int] = {}
-        self._bits: dict[int, int] = {}
-        # A freed storage's address may be used again, so every storage that has bits is kept alive.
-        self._alive: list[Any] = []
+        self._plates: dict[tuple[str, str], int] = {}
+        self._bit = 1
+        self._drawn = 0
+        self._of_plates = 0
+        self._without_rule = 0
+        self._given = {_key(x): _version(x) for x in given}
+        self._by_tensor: dict[int, Known] = {}
+        self._by_storage: dict[int, Known] = {}
+        # A freed tensor's or storage's address may be used again, so all that are known are kept alive.
+        self._alive: list[torch.Tensor] = []
         self._leaving = _Leaving(self)
 
     def __enter__(self) -> Provenance:
@@ -71,14 +93,212 @@ class Provenance(TorchDispatchMode):
         super().__exit__(*exc)
         self._leaving.__exit__(*exc)
 
-    def tag(self, name: str, value: torch.Tensor, relaxed: bool = False) -> torch.Tensor:
+    # What is asked.
+
+    def of(self, *tensors: Any) -> int:
+        """Return the bits of the sites that tensors were computed from."""
+        bits = 0
+        for tensor in tensors_in(tensors):
+            bits |= self._known(tensor).bits
+        return bits
+
+    def names(self, bits: int) -> list[str]:
+        """Return the names of the sites that bits stand for."""
+        return [name for name, bit in self._sites.items() if bits & bit]
+
+    def mixed(self, tensor: torch.Tensor, site: str, plates: Iterable[tuple[str, int]]) -> frozenset[str]:
+        """Return those of some plates (name, axis from the right) along which a tensor may mix a site's elements."""
+        known = self._known(tensor)
+        along = self._along(tensor, known)
+        return frozenset(
+            name
+            for name, axis in plates
+            if not (-axis <= tensor.dim() and along[axis] & self._plates.get((site, name), 0))
+        )
+
+    def is_unsure(self, site: str, plate: str) -> bool:
+        """Return whether an operation of which nothing is known has seen the elements of a site along a plate."""
+        return bool(self._without_rule & self._plates.get((site, plate), 0)) or (site, plate) not in self._plates
+
+    # What is noted.
+
+    def tag(
+        self, name: str, value: torch.Tensor, plates: Iterable[PlateAxis] = (), relaxed: bool = False
+    ) -> torch.Tensor:
         """Return a copy of a site's value that is known to be that site's and nothing else's."""
-        bit = 1 << self._sites.setdefault(name, len(self._sites))
-        value = value.clone()
-        self.mark(value, bit, replace=True)
+        with torch._C.DisableTorchFunction():
+            return self._tagged(name, value.clone(), plates, relaxed)
+
+    def _tagged(self, name: str, value: torch.Tensor, plates: Iterable[PlateAxis], relaxed: bool) -> torch.Tensor:
+        bits = self._site_bit(name)
+        axes: Axes = {}
+        for plate in plates:
+            if -plate.axis <= value.dim() and value.shape[plate.axis] > 1:
+                bit = self._plate_bit(name, plate.name)
+                bits |= bit
+                place = (value.stride(plate.axis), value.shape[plate.axis], value.storage_offset())
+                axes[place] = axes.get(place, 0) | bit
+        self._drawn |= bits
+        self._note(value, Known(bits, axes, value.element_size()), _key(value))
         if relaxed:
             self._relaxed[_key(value)] = name
         return value
+
+    def escape(self, bits: int) -> None:
+        """Note that values have left the tensors."""
+        self.read_at = self.read_at or user_line()
+        self.escaped |= bits
+        self.escaped_ever |= bits
+
+    def escape_all(self) -> None:
+        """Note that all values that were drawn so far may have left the tensors."""
+        self.escape(self._drawn)
+
+    def give(self, *tensors: torch.Tensor) -> None:
+        """Note that tensors depend on no draw."""
+        for tensor in tensors:
+            self._note(tensor, Known(0, {}, 1), _key(tensor))
+
+    def forget(self, tensor: torch.Tensor) -> None:
+        """Look a tensor up anew, which may be of another storage now."""
+        self._by_tensor.pop(id(tensor), None)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C.DisableTorchFunction():
+            return self._dispatched(func, args, kwargs or {})
+
+    def _dispatched(self, func: Any, args: Any, kwargs: Any) -> Any:
+        out = func(*args, **kwargs)
+        facts = _facts(func)
+        if facts.random and not self.drawing:
+            self.hidden_draws = True
+        if facts.lifts and _key(args[0]) not in self._by_storage:
+            # It was just made of numbers, or of a list of tensors that were given to the call that is running.
+            self._note(args[0], Known(self._leaving.bits_of_calls(), {}, 1), _key(args[0]))
+        bits = 0
+        for arg in args:
+            if isinstance(arg, torch.Tensor):
+                bits |= self._known(arg).bits
+            elif isinstance(arg, (list, tuple)):
+                bits |= self.of(arg)
+        if kwargs:
+            bits |= self.of(list(kwargs.values()))
+        if bits and self._relaxed:
+            self._watch_relaxed(func, args, kwargs, out)
+        if facts.reads or dynamic_shape(func, args):
+            if not (facts.reads and is_check() and all(x.dtype == torch.bool for x in tensors_in(args))):
+                self.escape(bits)
+        if facts.sets:
+            self._note(args[0], self._unfollowed(args[0]), _key(args[0]))
+        elif facts.written and bits:
+            self._wrote(func, args, kwargs, bits)
+        elif out is not None:
+            self._made(func, args, kwargs, out, bits)
+        return out
+
+    # Storages and their axes.
+
+    def _known(self, tensor: torch.Tensor) -> Known:
+        known = self._by_tensor.get(id(tensor))
+        if known is None:
+            key = _key(tensor)
+            known = self._by_storage.get(key) or self._from_outside(tensor, key)
+            self._note(tensor, known, key)
+        return known
+
+    def _note(self, tensor: torch.Tensor, known: Known, key: int) -> None:
+        self._alive.append(tensor)
+        self._by_tensor[id(tensor)] = known
+        if key:
+            self._by_storage[key] = known
+
+    def _from_outside(self, tensor: torch.Tensor, key: int) -> Known:
+        """Return what is known of a tensor that no operation made: nothing was drawn when it was, if it was given."""
+        if not self._drawn or (key in self._given and self._given[key] == _version(tensor)):
+            return Known(0, {}, 1)
+        return self._unfollowed(tensor)
+
+    def _unfollowed(self, tensor: torch.Tensor) -> Known:
+        if self._drawn:
+            self.unfollowed_at = self.unfollowed_at or user_line()
+        return Known(self._drawn, {}, 1)
+
+    def _along(self, tensor: torch.Tensor, known: Known) -> list[int]:
+        """Return the bits of the plates whose elements lie along each axis of a tensor."""
+        found = [0] * tensor.dim()
+        if known.axes and known.itemsize == tensor.element_size():
+            sizes, strides, offset = tensor.shape, tensor.stride(), tensor.storage_offset()
+            for (stride, size, start), bits in known.axes.items():
+                for axis, step in enumerate(strides):
+                    if step == stride and sizes[axis] == size:
+                        if _apart(sizes, strides, axis, offset - start):
+                            found[axis] |= bits
+        return found
+
+    def _made(self, func: Any, args: Any, kwargs: Any, out: Any, bits: int) -> None:
+        """Note what an operation returned."""
+        if bits and reads_no_element(func):
+            bits = 0
+        for tensor in (out,) if isinstance(out, torch.Tensor) else tensors_in(out):
+            key = _key(tensor)
+            known = self._by_storage.get(key)
+            if known is None:
+                axes = self._axes(func, args, kwargs, tensor, bits) if bits & self._of_plates else {}
+                self._note(tensor, Known(bits, axes, tensor.element_size() if axes else 1), key)
+            elif bits & ~known.bits:
+                # What comes back is an operand or a view of one, and reads another operand too.
+                self._mix(known, bits)
+
+    def _wrote(self, func: Any, args: Any, kwargs: Any, bits: int) -> None:
+        """Note what an in-place or out= operation wrote: what all of a tensor was overwritten with has its axes."""
+        for place, name in _places_written(func):
+            for tensor in tensors_in(args[place] if place < len(args) else kwargs.get(name)):
+                known = self._known(tensor)
+                axes = self._axes(func, args, kwargs, tensor, bits | known.bits) if bits & self._of_plates else {}
+                self._mix(known, bits)
+                if axes and tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes():
+                    known.axes, known.itemsize = axes, tensor.element_size()
+
+    def _mix(self, known: Known, bits: int) -> None:
+        """Add what a storage reads, at any of its elements."""
+        known.bits |= bits
+        known.axes = {place: kept for place, old in known.axes.items() if (kept := old & ~bits)}
+
+    def _axes(self, func: Any, args: Any, kwargs: Any, out: torch.Tensor, bits: int) -> Axes:
+        """Return along which axes of a result the plates' elements lie: those that every operand has there."""
+        call = Call(func, args, kwargs)
+        bad = [0] * out.dim()
+        for place, operand in _operands(func, args, kwargs):
+            known = self._known(operand)
+            own = known.bits & self._of_plates
+            if not own:
+                continue
+            mapping = follows(call, operand, place, out)
+            if mapping is None:
+                self._without_rule |= bits & self._of_plates
+                return {}
+            along = self._along(operand, known)
+            for axis, follow in enumerate(mapping):
+                bad[axis] |= own & ~(along[follow] if follow != NONE else 0)
+        found: Axes = {}
+        for axis, mixed in enumerate(bad):
+            kept = bits & self._of_plates & ~mixed
+            if kept and out.shape[axis] > 1:
+                found[out.stride(axis), out.shape[axis], out.storage_offset()] = kept
+        return found
+
+    def _site_bit(self, name: str) -> int:
+        if name not in self._sites:
+            self._sites[name] = self._bit
+            self._bit <<= 1
+        return self._sites[name]
+
+    def _plate_bit(self, name: str, plate: str) -> int:
+        if (name, plate) not in self._plates:
+            self._plates[name, plate] = self._bit
+            self._of_plates |= self._bit
+            self._bit <<= 1
+        return self._plates[name, plate]
 
     def _watch_relaxed(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Note where a relaxed value itself is compared, rounded or turned into whole numbers, and follow its copies."""
@@ -93,69 +313,111 @@ class Provenance(TorchDispatchMode):
         elif operation in _COPIES:
             for tensor in tensors_in(out):
                 self._relaxed[_key(tensor)] = name
-                self._alive.append(tensor.untyped_storage())
-
-    def of(self, *tensors: Any) -> int:
-        """Return the bits of the sites that tensors were computed from."""
-        bits = 0
-        for tensor in tensors_in(tensors):
-            bits |= self._bits.get(_key(tensor), 0)
-        return bits
-
-    def names(self, bits: int) -> list[str]:
-        """Return the names of the sites that bits stand for."""
-        return [name for name, number in self._sites.items() if bits >> number & 1]
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        if torch.Tag.nondeterministic_seeded in func.tags and not self.drawing:
-            self.hidden_draws = True
-        bits = self.of(args, kwargs)
-        if self._relaxed:
-            self._watch_relaxed(func, args, kwargs, out)
-        if bits:
-            for tensor in (*tensors_in(out), *_written(func, args, kwargs)):
-                self.mark(tensor, bits)
-        if torch.Tag.data_dependent_output in func.tags or dynamic_shape(func, args):
-            self.escape(bits)
-        return out
-
-    def escape(self, bits: int) -> None:
-        """Note that values have left the tensors, unless a library only checks its arguments."""
-        if not is_check():
-            self._left(bits)
-
-    def _left(self, bits: int) -> None:
-        self.read_at = self.read_at or user_line()
-        self.escaped |= bits
-        self.escaped_ever |= bits
-
-    def mark(self, tensor: torch.Tensor, bits: int, replace: bool = False) -> None:
-        """Note that a tensor was computed from the sites of `bits`."""
-        key = _key(tensor)
-        if key == 0:
-            self._left(bits)
-            return
-        if key not in self._bits:
-            self._alive.append(tensor.untyped_storage())
-        self._bits[key] = bits if replace else self._bits.get(key, 0) | bits
+                self._alive.append(tensor)
 
 
 class _Leaving(TorchFunctionMode):
-    """Sees the ways out of torch that no dispatched operation shows."""
+    """Sees the ways out of torch that no dispatched operation shows, and what copies elements without one."""
 
     def __init__(self, provenance: Provenance) -> None:
         super().__init__()
         self._provenance = provenance
+        self._calls: list[tuple] = []
+
+    def bits_of_calls(self) -> int:
+        """Return what the arguments of the calls that are running read."""
+        return self._provenance.of(self._calls) if self._calls else 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in LEAVING:
-            self._provenance.escape(self._provenance.of(args))
-        out = func(*args, **(kwargs or {}))
-        if func in COPYING:
-            self._provenance.mark(out, self._provenance.of(args))
+        kwargs = kwargs or {}
+        if func is torch.Tensor.__getitem__:
+            args = without_numbers(args)
+        elif func is torch.nn.functional.one_hot and _classes(args, kwargs) >= 0:
+            func = one_hot
+        self._calls.append((args, kwargs) if kwargs else args)
+        try:
+            out = func(*args, **kwargs)
+        finally:
+            self._calls.pop()
+        if out is not None and not isinstance(out, torch.Tensor) and not _is_metadata(func):
+            self._left(func, args, kwargs, out)
+        elif getattr(func, "__name__", "") == "__set__":
+            self._provenance.forget(args[0])
         return out
+
+    def _left(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        """Note that something came out that is no tensor, and may have been made of elements."""
+        if tensors_in(out) or not tensors_in((args, kwargs)):
+            return
+        if not (func is torch.Tensor.__bool__ and args[0].dtype == torch.bool and is_check()):
+            self._provenance.escape(self._provenance.of(args, list(kwargs.values())))
+
+
+def one_hot(tensor: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Return what torch's function does, without reading values to check that they are in bounds."""
+    return (tensor[..., None] == torch.arange(num_classes, device=tensor.device)).long()
+
+
+def _classes(args: Sequence[Any], kwargs: Any) -> int:
+    return args[1] if len(args) > 1 else kwargs.get("num_classes", -1)
+
+
+@cache
+def _is_metadata(func: Any) -> bool:
+    name = getattr(func, "__name__", "")
+    if name == "__get__":
+        name = getattr(func.__self__, "__name__", "")
+    return name in _METADATA or (name.startswith("is_") and name != "is_nonzero")
+
+
+def without_numbers(args: Sequence[Any]) -> Sequence[Any]:
+    """Return the arguments of `tensor[index]` where a whole number in a tensor is an array of one: it need not be read.
+
+    `table[z]` with a single draw z, as models of states and mixtures have it, then picks a row like `index_select`.
+    """
+    source, index = args
+    items = index if isinstance(index, tuple) else (index,)
+    if not any(_is_number(item) for item in items):
+        return args
+    source_dims = sum(_dims_taken(item) for item in items)
+    rest = source.dim() - source_dims
+    axis, picked = 0, []
+    for item in items:
+        if _is_number(item) and axis < source.dim():
+            place = torch.where(item < 0, item + source.shape[axis], item)
+            source, item = source.index_select(axis, place.reshape(1)), 0
+        axis += rest if item is Ellipsis else _dims_taken(item)
+        picked.append(item)
+    return source, tuple(picked)
+
+
+def _is_number(item: Any) -> bool:
+    whole = (torch.int64, torch.int32, torch.int16, torch.int8)
+    return isinstance(item, torch.Tensor) and item.dim() == 0 and item.dtype in whole
+
+
+def _dims_taken(item: Any) -> int:
+    """Return how many axes of a tensor an item of an index stands for."""
+    if item is None or item is Ellipsis or isinstance(item, bool):
+        return 0
+    if isinstance(item, torch.Tensor) and item.dtype in (torch.bool, torch.uint8):
+        return item.dim()
+    return 1
+
+
+def _apart(sizes: Sequence[int], strides: Sequence[int], axis: int, offset: int) -> bool:
+    """Return whether going along the other axes never leaves an element of this one, as the storage counts them."""
+    stride, size = strides[axis], sizes[axis]
+    block = stride * size
+    within = 0
+    for other, (count, step) in enumerate(zip(sizes, strides, strict=True)):
+        if other == axis or count == 1 or step == 0:
+            continue
+        if step < stride:
+            within += step * (count - 1)
+        elif step % block:
+            return False
+    return offset >= 0 and offset % block + within < stride
 
 
 def _key(tensor: torch.Tensor) -> int:
@@ -163,6 +425,11 @@ def _key(tensor: torch.Tensor) -> int:
         return tensor.untyped_storage()._cdata
     except (NotImplementedError, RuntimeError):
         return 0
+
+
+def _version(tensor: torch.Tensor) -> int | None:
+    """Return how often a tensor was written to, which nobody counts of a tensor made in inference mode."""
+    return None if tensor.is_inference() else tensor._version
 
 
 def tensors_in(tree: Any) -> list[torch.Tensor]:
@@ -183,10 +450,39 @@ def _collect(tree: Any, found: list[torch.Tensor]) -> None:
             _collect(item, found)
 
 
-def _written(func: Any, args: Any, kwargs: Any) -> Iterator[torch.Tensor]:
-    """Yield the arguments that an in-place or out= operation writes to."""
-    for position, name in _places_written(func):
-        yield from tensors_in(args[position] if position < len(args) else kwargs.get(name))
+class _Facts(NamedTuple):
+    """What an operation does beside computing: draws, reads elements into Python, makes a tensor of data, writes, swaps a storage."""
+
+    random: bool
+    reads: bool
+    lifts: bool
+    written: bool
+    sets: bool
+
+
+@cache
+def _facts(func: Any) -> _Facts:
+    tags, name = func.tags, func._schema.name
+    return _Facts(
+        torch.Tag.nondeterministic_seeded in tags,
+        torch.Tag.data_dependent_output in tags,
+        name in ("aten::lift_fresh", "aten::lift_fresh_copy", "aten::lift"),
+        bool(_places_written(func)),
+        name == "aten::set_",
+    )
+
+
+def _operands(func: Any, args: Any, kwargs: Any) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield the tensors among an operation's arguments, those of a list one by one, with the argument's place."""
+    for place, arg in enumerate(args):
+        for tensor in tensors_in(arg):
+            yield place, tensor
+    if kwargs:
+        names = [a.name for a in func._schema.arguments]
+        for name, arg in kwargs.items():
+            if name != "out":
+                for tensor in tensors_in(arg):
+                    yield names.index(name), tensor
 
 
 @cache
@@ -202,26 +498,3 @@ def dynamic_shape(func: Any, args: Any) -> bool:
     if func is torch.ops.aten.index.Tensor:
         return any(index.dtype in (torch.bool, torch.uint8) for index in tensors_in(args[1]))
     return True
-
-
-def user_line() -> str:
-    """Return the file and line of the innermost code that is neither a library's nor ours."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        if not is_library(frame.f_globals.get("__name__", "")):
-            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
-    return "an unknown line"
-
-
-def is_check() -> bool:
-    """Return whether a library that checks arguments is at work, and not the user's program."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        module = frame.f_globals.get("__name__", "")
-        if module.startswith(_CHECKING):
-            return True
-        if module not in _WATCHING and module.partition(".")[0] != "torch":
-            return False
-        frame = frame.f_back  # type: ignore[assignment]
-    return False

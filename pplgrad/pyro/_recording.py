@@ -21,11 +21,21 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pplgrad.errors import CompileError
-from pplgrad.pyro._provenance import COPYING, LEAVING, dynamic_shape, is_check, tensors_in, user_line
+from pplgrad.pyro._callers import is_check, user_line
+from pplgrad.pyro._provenance import dynamic_shape, one_hot, tensors_in, without_numbers
 
 _LIFTS = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default, torch.ops.aten.lift.default)
 _MOVES = torch.ops.aten._to_copy.default
 _recorders: list[Recorder] = []
+
+LEAVING = {
+    torch.Tensor.numpy,
+    torch.Tensor.tolist,
+    torch.Tensor.__array__,
+    torch.Tensor.__dlpack__,
+}
+# These copy the elements of a list of tensors without an operation that could be dispatched.
+COPYING = {torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor}
 
 
 @dataclass
@@ -206,8 +216,10 @@ class _Leaving(TorchFunctionMode):
         self._recorder = recorder
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in LEAVING and func is not torch.Tensor.data_ptr:
+        if func in LEAVING:
             self._recorder.refuse_reading(args)
+        if func is torch.Tensor.__getitem__:
+            args = without_numbers(args)
         if func is torch.nn.functional.one_hot:
             return _one_hot(*args, **(kwargs or {}))
         if func not in COPYING:
@@ -224,10 +236,10 @@ class _Leaving(TorchFunctionMode):
 
 
 def _one_hot(tensor: torch.Tensor, num_classes: int = -1) -> torch.Tensor:
-    """Return what torch's function does, without reading values to check that they are in bounds."""
+    """Return what torch's function does, which must not find out the number of classes from the values."""
     if num_classes < 0:
         raise reading_refused(user_line())
-    return (tensor[..., None] == torch.arange(num_classes, device=tensor.device)).long()
+    return one_hot(tensor, num_classes)
 
 
 @contextmanager

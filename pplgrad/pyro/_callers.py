@@ -1,0 +1,34 @@
+"""Who is at work: the user's program, or a library that checks its arguments."""
+
+from __future__ import annotations
+
+import sys
+
+from pplgrad.pyro._guards import is_library
+
+_WATCHING = ("pplgrad.pyro._provenance", "pplgrad.pyro._recording", __name__)
+# Reading a truth value inside these is a check of arguments, not control flow of the user's program.
+_CHECKING = ("torch.distributions", "pyro.distributions", "pyro.util", "pyro.poutine", "pyro.infer")
+
+
+def user_line() -> str:
+    """Return the file and line of the innermost code that is neither a library's nor ours."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if not is_library(frame.f_globals.get("__name__", "")):
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return "an unknown line"
+
+
+def is_check() -> bool:
+    """Return whether a library that checks arguments is at work, and not the user's program."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if module.startswith(_CHECKING):
+            return True
+        if module not in _WATCHING and module.partition(".")[0] != "torch":
+            return False
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
