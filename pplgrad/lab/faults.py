@@ -72,9 +72,10 @@ def sentence(error: BaseException, path: Path, lines: Callable[[], Lines] = dict
     site, where = _site(frames, path), _where(shown, frames, path)
     if where is None:
         where = _by_name(words, path, lines, start)
+    site = site if site and site.split()[-1] not in words else None
     if own:
-        return f"{where}: {words}"
-    head = type(shown).__name__ + (f" at {site}" if site and site.split()[-1] not in words else "")
+        return f"{where}: {words}" if site is None else f"{where}: at {site}: {words}"
+    head = type(shown).__name__ + (f" at {site}" if site else "")
     return f"{where}: {head}: {words}" if words else f"{where}: {head}."
 
 
@@ -89,7 +90,7 @@ def shortened(text: str, longest: int = _LONGEST) -> str:
         text = [line for line in text.splitlines() if line.strip()][-1]
     text = " ".join(_TABLES.sub("", text).split())
     text = _DIGITS.sub(lambda found: f"{float(found[0]):.4g}", text)
-    text = _without_arrays(text)
+    text = _without_arrays(text).rstrip(" :")
     return text if len(text) <= longest else text[: longest - 4].rsplit(" ", 1)[0] + " ..."
 
 
@@ -207,7 +208,6 @@ def _site(frames: list[TracebackType], path: Path) -> str | None:
     return None
 
 
-@lru_cache(maxsize=64)
 def _calls(filename: str) -> list[ast.Call]:
     """Return the statements of a file that draw, observe, add or register something with a name."""
     try:

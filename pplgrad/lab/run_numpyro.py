@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +41,9 @@ from pplgrad.numpyro import (
 )
 from pplgrad.numpyro._gradients import Gradients
 from pplgrad.numpyro._optim import SplitOptimizer
+
+# What a callback of the script raises is told in a sentence; JAX would log its traceback beside that.
+logging.getLogger("jax._src.callback").setLevel(logging.CRITICAL)
 
 
 class Program:

@@ -17,7 +17,7 @@ from pyro.infer import SVI
 from pyro.optim import SGD, Adam
 
 from pplgrad import ELBO, IWAE, ScoreFunction
-from pplgrad.errors import ImpossibleValueError, ProgramError
+from pplgrad.errors import ProgramError
 from pplgrad.estimators.base import Estimator
 from pplgrad.lab import measure
 from pplgrad.lab.certificate import GradientCheck
@@ -112,7 +112,7 @@ def snapshots(task: Task, script: Script, needs: dict[str, Result]) -> Result:
     batch = run.batches.fixed("train")[: run.batches.size]
 
     def at(step: int, seconds: float) -> None:
-        if not all(np.isfinite(value).all() for value in _parameters().values()):
+        if not _finite():
             _explain(run, step)
         with Gradients(run.model, run.guide, (torch.from_numpy(batch),), {}) as host:
             kept[str(step)] = packed({name: leaf.detach().cpu().numpy() for name, leaf in host.leaves.items()})
@@ -181,18 +181,19 @@ def _train(
     svi = SVI(run.model, guide, optimizer, elbo)
     seconds: list[float] = []
     for step in range(steps + 1):
-        if step in stops:
-            at(step, sum(seconds))
-        if step < steps:
-            batch = torch.from_numpy(run.batches.next())
-            start = time.perf_counter()
-            try:
+        try:
+            if step in stops:
+                at(step, sum(seconds))
+            if step < steps:
+                batch = torch.from_numpy(run.batches.next())
+                start = time.perf_counter()
                 svi.step(batch)
-            except (ImpossibleValueError, ValueError):
-                if step and not all(np.isfinite(value).all() for value in _parameters().values()):
-                    _explain(run, step)
-                raise
-            seconds.append(time.perf_counter() - start)
+                seconds.append(time.perf_counter() - start)
+        except ValueError:
+            # Hosts refuse the distributions that such parameters make, which is no fault of the script by then.
+            if step and not _finite():
+                _explain(run, step)
+            raise
         if step == 0:
             check_parameters(known, pyro.get_param_store().keys())
     return seconds, elbo, guide
@@ -274,9 +275,13 @@ def _parameters() -> dict[str, np.ndarray]:
     return {name: x.detach().cpu().numpy() for name, x in pyro.get_param_store().named_parameters()}
 
 
+def _finite() -> bool:
+    return all(np.isfinite(value).all() for value in _parameters().values())
+
+
 def _explain(run: Program, step: int) -> None:
     """Say why the objective is not finite: the program from the start or at such draws, or training under this estimator."""
-    if step == 0 or all(np.isfinite(value).all() for value in _parameters().values()):
+    if step == 0 or _finite():
         look(run)
     raise Diverged(f"the objective is not finite after {step} steps; lower the learning rate")
 

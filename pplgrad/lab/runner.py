@@ -159,7 +159,7 @@ def _possible(
         if failed is None:
             result.append((task, needs))
         else:
-            why = {name: failed[name] for name in ("fault", "diverged", "details") if name in failed}
+            why: Result = {name: failed[name] for name in ("fault", "diverged", "details") if name in failed}
             text = f"what it is compared with failed: {failed['error']}"
             done[task.key] = {"task": asdict(task), **why, "error": text, "because": failed["error"]}
             told(task, done[task.key])

@@ -164,7 +164,7 @@ def _check_names(script: Script, programs: tuple[str, ...]) -> None:
         if not hasattr(module, name):
             raise ScriptError(f"{path} has no '{name}', which a model script needs (models/README.md lists them).")
     if not isinstance(module.OPTIONS, Mapping) or not all(isinstance(name, str) for name in module.OPTIONS):
-        raise script._refused("OPTIONS", f"is {_described(module.OPTIONS)}", "write a dict of names and defaults")
+        raise script._refused("OPTIONS", f"is {_described(module.OPTIONS)}", "write a dict of defaults by name")
     names = module.DISCRETE
     if not isinstance(names, (tuple, list)) or not all(isinstance(name, str) for name in names):
         remedy = "write a tuple of names of latent sites, such as ('z',)"
@@ -185,6 +185,8 @@ def _described(value: Any) -> str:
         return shortened(repr(value), 40)
     if isinstance(value, (tuple, list)):
         return f"a {type(value).__name__} of {len(value)}"
+    if isinstance(value, dict):
+        return f"a dict with the keys {shortened(', '.join(map(repr, value)), 80)}"
     return f"an object of type {type(value).__name__}"
 
 

@@ -243,6 +243,15 @@ def test_a_worker_that_is_lost_is_one_sentence(tmp_path):
     assert "\n" not in done.stderr.strip()
 
 
+def test_gradients_at_snapshots_have_one_account_too(tmp_path):
+    """Three kinds of pieces fail at the same line, in both libraries; what follows from them is not told again."""
+    path, (number,) = script_of(tmp_path, CRASHES["the model's shapes"])
+    small = ["--steps", "0", "--snapshots", "0", "--draws", "20", "--seeds", "2"]
+    result = CliRunner().invoke(cli.main, [*given("compare", path, ["numpyro"], tmp_path / "out"), *small])
+    (line,) = told(result)
+    assert f"mine.py:{number}: " in line and "'x'" in line and "what it is compared with" not in result.output
+
+
 def test_messages_are_cut_short():
     assert shortened("bad:\n[[1.25, 2., 3., 4.],\n [5., 6., 7., 8.]] here") == "bad: [[1.25, 2., 3., ...]] here"
     assert shortened("at 'z'\n Trace Shapes:\n  Param Sites:\n") == "at 'z'"
