@@ -132,9 +132,16 @@ def told(result):
     return lines
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("name", CRASHES)
+# Each crash under one command in one library is quick; the rest of the product is slow.
+PAIRS = [(command, backend) for command in COMMANDS for backend in BACKENDS]
+EACH = [
+    pytest.param(name, *pair, marks=() if number % len(PAIRS) == place else pytest.mark.slow)
+    for number, name in enumerate(CRASHES)
+    for place, pair in enumerate(PAIRS)
+]
+
+
+@pytest.mark.parametrize(("name", "command", "backend"), EACH)
 def test_a_crash_is_one_sentence_with_the_line(name, command, backend, tmp_path):
     crash = CRASHES[name]
     path, numbers = script_of(tmp_path, crash, backend)
@@ -153,6 +160,7 @@ def test_both_libraries_have_one_account_of_one_failure(command, tmp_path):
     assert "ZeroDivisionError" not in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", BACKENDS)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_what_one_library_raises_leaves_the_results_of_the_other(command, broken, tmp_path):
@@ -227,6 +235,7 @@ def test_a_neighbour_that_raises_is_named_beside_the_scripts_line(command, tmp_p
     assert line.startswith(f"pplgrad: {path}:{number} ({beside}.py:2): ZeroDivisionError")
 
 
+@pytest.mark.slow
 def test_in_worker_processes_it_is_the_same(tmp_path):
     path, (number,) = script_of(tmp_path, CRASHES["the model raises"])
     command = [sys.executable, "-m", "pplgrad.lab", *given("compare", path, BACKENDS, tmp_path / "out"), "--jobs", "2"]
@@ -235,6 +244,7 @@ def test_in_worker_processes_it_is_the_same(tmp_path):
     assert done.stderr.strip() == f"pplgrad: {path}:{number}: ZeroDivisionError: division by zero."
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_lost_is_one_sentence(tmp_path):
     path, _ = script_of(tmp_path, Crash(MODEL, "    import os; os._exit(1)\n" + MODEL, "", ""))
     command = [sys.executable, "-m", "pplgrad.lab", *given("compare", path, ["pyro"], tmp_path / "out"), "--jobs", "2"]
@@ -243,6 +253,7 @@ def test_a_worker_that_is_lost_is_one_sentence(tmp_path):
     assert "\n" not in done.stderr.strip()
 
 
+@pytest.mark.slow
 def test_gradients_at_snapshots_have_one_account_too(tmp_path):
     """Three kinds of pieces fail at the same line, in both libraries; what follows from them is not told again."""
     path, (number,) = script_of(tmp_path, CRASHES["the model's shapes"])
