@@ -293,10 +293,10 @@ def _finite(params: dict) -> bool:
 
 
 def _explain(run: Program, step: int, params: dict) -> None:
-    """Say why the objective is not finite: the program from the start or at such draws, or training under this estimator."""
-    run.params = {name: x for name, x in params.items() if not is_baseline_param(name)}
-    if step == 0 or _finite(params):
-        look(run)
+    """Say why the objective is not finite: the program from the start, or training under this estimator."""
+    # Under jit nothing is raised, and what was wrong at the start may be seen later.
+    run.params = {} if step else {name: x for name, x in params.items() if not is_baseline_param(name)}
+    look(run)
     raise Diverged(f"the objective is not finite after {step} steps; lower the learning rate")
 
 

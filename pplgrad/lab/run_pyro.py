@@ -17,7 +17,7 @@ from pyro.infer import SVI
 from pyro.optim import SGD, Adam
 
 from pplgrad import ELBO, IWAE, ScoreFunction
-from pplgrad.errors import ProgramError
+from pplgrad.errors import ImpossibleValueError, ProgramError
 from pplgrad.estimators.base import Estimator
 from pplgrad.lab import measure
 from pplgrad.lab.certificate import GradientCheck
@@ -189,9 +189,9 @@ def _train(
                 start = time.perf_counter()
                 svi.step(batch)
                 seconds.append(time.perf_counter() - start)
-        except ValueError:
-            # Hosts refuse the distributions that such parameters make, which is no fault of the script by then.
-            if step and not _finite():
+        except ValueError as error:
+            # The first step was sound; what a density or a host's validation refuses later is what training led to.
+            if step and (isinstance(error, ImpossibleValueError) or "invalid" in str(error) or not _finite()):
                 _explain(run, step)
             raise
         if step == 0:
@@ -280,8 +280,8 @@ def _finite() -> bool:
 
 
 def _explain(run: Program, step: int) -> None:
-    """Say why the objective is not finite: the program from the start or at such draws, or training under this estimator."""
-    if step == 0 or _finite():
+    """Say why the objective is not finite: the program from the start, or training under this estimator."""
+    if step == 0:
         look(run)
     raise Diverged(f"the objective is not finite after {step} steps; lower the learning rate")
 
