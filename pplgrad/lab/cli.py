@@ -14,22 +14,36 @@ except ModuleNotFoundError:  # pragma: no cover
 
 from pplgrad.errors import PplgradError
 from pplgrad.estimators import registry
-from pplgrad.lab.script import ScriptError
+from pplgrad.lab.cli_faults import FAULT, details_of, say
+from pplgrad.lab.faults import ScriptError, shortened
+
+_INTERRUPTED = 130
 
 _EXITS = """\b
-Exit codes: 0 done; 1 a verdict or a result that is bad news; 2 a command, a script or a study that cannot be used as given;
-3 `check` cannot tell with its budget."""
+Exit codes: 0 done; 1 a verdict or a result that is bad news; 2 a command, a script or a study that cannot be used as given,
+or a script that raises (one sentence with its line; --traceback shows more); 3 `check` cannot tell with its budget;
+130 interrupted."""
 
 
 class _Group(click.Group):
-    """A command group that shows pplgrad's own errors as one sentence, with exit code 2."""
+    """A command group that shows errors as one sentence, with exit code 2; an interruption is none."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            say("interrupted; the same command starts again, and `compare` goes on where it was.", None, ctx)
+            ctx.exit(_INTERRUPTED)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
         except PplgradError as error:
-            click.echo(f"pplgrad: {error}", err=True)
-            ctx.exit(2)
+            say(str(error), details_of(error), ctx)
+            ctx.exit(FAULT)
+        except Exception as error:
+            text = shortened(f"{type(error).__name__}: {error}").removesuffix(".")
+            hint = "" if isinstance(error, (OSError, MemoryError)) else "; --traceback shows where"
+            say(f"{text}{hint}.", details_of(error), ctx)
+            ctx.exit(FAULT)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EXITS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,12 @@ from typing import Any
 import click
 
 from pplgrad.lab import cli
+from pplgrad.lab.certificate import GradientCheck
 from pplgrad.lab.checking import REFERENCES
-from pplgrad.lab.script import PROGRAMS, load_script
+from pplgrad.lab.cli_faults import FAULT, Faults, traceback_option
+from pplgrad.lab.script import PROGRAMS, Script, load_script
 from pplgrad.lab.specs import objective, specification
-from pplgrad.lab.tasks import Task, check_backend
+from pplgrad.lab.tasks import Task, check_backend, unsound
 
 # The worst verdict decides.
 _CODES = {"unbiased": 0, "biased": 1, "broken": 1, "unknown": 3}
@@ -62,6 +66,7 @@ _CODES = {"unbiased": 0, "biased": 1, "broken": 1, "unknown": 3}
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="An option of the script; may be repeated."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@traceback_option
 def check(
     script: Path,
     backends: tuple[str, ...],
@@ -82,7 +87,8 @@ def check(
     and a verdict in words, for the whole gradient, each parameter and each site.
 
     \b
-    Exit code 0: all unbiased. 1: one is biased. 3: cannot tell with this many draws.
+    Exit code 0: all unbiased. 1: one is biased. 2: the script raises, or an estimator does not fit; what could be
+    checked is shown. 3: cannot tell with this many draws.
 
     \b
     pplgrad check models/sbn.py --set latents=2 --batch-size 2 --estimator 'DisARM()' --estimator 'GumbelSoftmax(0.5)'
@@ -97,16 +103,39 @@ def check(
         specification(word)
     objective(target)
     found, worst = [], 0
-    for backend in backends:
-        check_backend(backend)
-        task = Task("snapshots", str(script), loaded.digest, options, backend, "score+loo", budget["seed"], particles, batch_size, target,
-                    {"snapshots": [steps], "steps": steps, "learning_rate": 3e-3})  # fmt: skip
-        work = import_module(f"pplgrad.lab.run_{backend}")
-        for certificate in work.certificates(task, loaded, words, elbos, budget):
-            found.append({"backend": backend, **certificate.to_dict()})
-            worst = max(worst, _CODES[certificate.status], key=(0, 3, 1).index)
-            if not as_json:
-                click.echo(f"{backend}, {certificate}\n")
+    with Faults() as faults:
+        for backend in backends:
+            check_backend(backend)
+            task = Task("snapshots", str(script), loaded.digest, options, backend, "score+loo", budget["seed"], particles, batch_size, target,
+                        {"snapshots": [steps], "steps": steps, "learning_rate": 3e-3})  # fmt: skip
+            for certificate in _certificates(task, loaded, (words, elbos), budget, faults):
+                found.append({"backend": backend, **certificate.to_dict()})
+                worst = max(worst, _CODES[certificate.status], key=(0, 3, 1).index)
+                if not as_json:
+                    click.echo(f"{backend}, {certificate}\n")
     if as_json:
         cli.show_json(found)
-    raise SystemExit(worst)
+    raise SystemExit(FAULT if faults else worst)
+
+
+def _certificates(
+    task: Task,
+    loaded: Script,
+    asked: tuple[tuple[str, ...], tuple[str, ...]],
+    budget: dict[str, Any],
+    faults: Faults,
+) -> Iterator[GradientCheck]:
+    """Yield the certificates of a library, and note what cannot be checked."""
+    work = import_module(f"pplgrad.lab.run_{task.backend}")
+    with faults.of(loaded, task.backend):
+        for check_one in work.certificates(task, loaded, *asked, budget):
+            certificate = None
+            with faults.of(loaded, task.backend):
+                certificate = check_one()
+                if not all(math.isfinite(row.z) for row in certificate.rows) or certificate.status == "broken":
+                    # A program whose densities are not finite has no gradient, which is no fault of an estimator.
+                    if (found := unsound(loaded, task.backend)) is not None:
+                        certificate = None
+                        raise found
+            if certificate is not None:
+                yield certificate

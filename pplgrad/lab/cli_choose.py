@@ -9,9 +9,10 @@ from typing import Any
 import click
 
 from pplgrad.lab import cli
+from pplgrad.lab.cli_faults import FAULT, Faults, traceback_option
 from pplgrad.lab.script import PROGRAMS, load_script
 from pplgrad.lab.specs import objective, specification
-from pplgrad.lab.tasks import Task, check_backend
+from pplgrad.lab.tasks import Task, check_backend, unsound
 
 
 @click.command()
@@ -36,6 +37,7 @@ from pplgrad.lab.tasks import Task, check_backend
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="An option of the script; may be repeated."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@traceback_option
 def choose(
     script: Path,
     backends: tuple[str, ...],
@@ -56,6 +58,9 @@ def choose(
     training the answer may differ: see --train.
 
     \b
+    Exit code 0: chosen. 2: the script raises, or no candidate fits; what another library chose is shown.
+
+    \b
     pplgrad choose models/sbn.py --backend pyro --seconds 60
     pplgrad choose models/sbn.py --train 500 --estimator 'DisARM()' --estimator 'ARMS(4)' --estimator score+loo
     """
@@ -66,17 +71,26 @@ def choose(
     candidates = [estimator for word in words for estimator in specification(word).all] or None
     objective(target)
     found = []
-    for backend in backends:
-        check_backend(backend)
-        known = {"snapshots": [steps], "steps": steps, "learning_rate": 3e-3}
-        common: dict[str, Any] = dict(
-            kind="choose", script=str(script), digest=loaded.digest, options=options, backend=backend
-        )
-        common |= dict(estimator="score+loo", seed=seed, particles=particles, batch_size=batch_size, objective=target)
-        work = import_module(f"pplgrad.lab.run_{backend}")
-        choice = work.chosen(Task(**common, settings=known), loaded, candidates, seconds)
-        found.append({"backend": backend, **choice.to_dict()})
-        if not as_json:
-            click.echo(f"{backend}\n{choice}\n")
+    with Faults() as faults:
+        for backend in backends:
+            check_backend(backend)
+            known = {"snapshots": [steps], "steps": steps, "learning_rate": 3e-3}
+            common: dict[str, Any] = dict(
+                kind="choose", script=str(script), digest=loaded.digest, options=options, backend=backend
+            )
+            common |= dict(
+                estimator="score+loo", seed=seed, particles=particles, batch_size=batch_size, objective=target
+            )
+            work = import_module(f"pplgrad.lab.run_{backend}")
+            with faults.of(loaded, backend):
+                choice = work.chosen(Task(**common, settings=known), loaded, candidates, seconds)
+                # A site with one candidate is not measured, and nothing was asked of the program's densities.
+                if not choice.table and (wrong := unsound(loaded, backend)) is not None:
+                    raise wrong
+                found.append({"backend": backend, **choice.to_dict()})
+                if not as_json:
+                    click.echo(f"{backend}\n{choice}\n")
     if as_json:
         cli.show_json(found)
+    if faults:
+        raise SystemExit(FAULT)

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from pplgrad.lab import cli
+from pplgrad.lab.cli_faults import FAULT, Faults, traceback_option
 from pplgrad.lab.script import PROGRAMS, ScriptError
 from pplgrad.lab.study import Gradients, Study, Training, from_toml
 
@@ -73,6 +74,7 @@ LOG = logging.getLogger("pplgrad.lab")
 @click.option("--cluster", metavar="ADDRESS", help="Run on the workers of a Dask scheduler, such as tcp://host:8786.")
 @click.option("--quiet", is_flag=True, help="No progress bar; the log in the folder is written all the same.")
 @click.option("--json", "as_json", is_flag=True, help="Print the tables' numbers as JSON.")
+@traceback_option
 def compare(script: Path, out: Path, jobs: int, cluster: str | None, quiet: bool, as_json: bool, **given: Any) -> None:
     """Compare estimators on SCRIPT's program, or run the study that a TOML file describes.
 
@@ -82,12 +84,16 @@ def compare(script: Path, out: Path, jobs: int, cluster: str | None, quiet: bool
     does not fit, or fails, is reported with its reason.
 
     \b
+    Exit code 0: done. 1: training diverged under every estimator. 2: the script raises, or no estimator fits; what
+    else there is, is shown and kept.
+
+    \b
     pplgrad compare models/sbn.py --estimator score+loo --estimator 'DisARM()' --snapshots 0,100,1000 --jobs 2
     pplgrad compare studies/disarm_2020_linear.toml --data digits --steps 1000 --snapshots 0,100,1000
     """
     cli.need("compare", "joblib", "jinja2", "matplotlib", "pandas", "pyarrow", "rich")
     from pplgrad.lab.report import command_line, write_report
-    from pplgrad.lab.results import failures, write
+    from pplgrad.lab.results import write
     from pplgrad.lab.runner import Plan, Workers, perform_study
     from pplgrad.lab.tables import show
     from pplgrad.lab.tasks import check_folder, installed_versions, machine
@@ -108,13 +114,34 @@ def compare(script: Path, out: Path, jobs: int, cluster: str | None, quiet: bool
     frame = write(results, study, about, out)
     page = write_report(out)
     LOG.info("finished: %d runs, %s", len(results), _duration(time.time() - began))
+    faults = _faults(results)
     if as_json:
         rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
         cli.show_json({**about, "study": study.to_dict(), "rows": rows})
-    else:
-        show(frame, page)
-    if len(failures(frame)) and frame["error"].notna().all():
+    elif not frame["error"].notna().all() or not faults:
+        show(frame, page, faults.found)
+    with faults:
+        pass
+    if faults:
+        raise SystemExit(FAULT)
+    if len(frame) and frame["error"].notna().all():
         raise SystemExit(1)
+
+
+def _faults(results: list[dict[str, Any]]) -> Faults:
+    """Return the failures that are the script's: what it raised, and what every estimator failed at in a library."""
+    faults = Faults()
+    for result in results:
+        if "fault" in result:
+            faults.add(result["fault"], result["task"]["backend"], result.get("details"))
+    for backend in dict.fromkeys(result["task"]["backend"] for result in results):
+        own = [r for r in results if r["task"]["backend"] == backend and r["task"]["kind"] in ("training", "gradients")]
+        if all("error" in r and "diverged" not in r for r in own):
+            for result in own:
+                # What follows from another failure was told with it.
+                if "fault" not in result and "because" not in result:
+                    faults.add(result["error"], backend, result.get("details"))
+    return faults
 
 
 def _study(script: Path, given: dict[str, Any]) -> Study:
@@ -169,9 +196,10 @@ class _progress:
             TimeRemainingColumn,
         )
 
+        console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("runs"))
         clocks = (TimeElapsedColumn(), TextColumn("left:"), TimeRemainingColumn())
-        self.bar = Progress(*columns, *clocks, console=Console(stderr=True), disable=quiet)
+        self.bar = Progress(*columns, *clocks, console=console, disable=quiet or not console.is_terminal)
         self.total, self.done, self.began = plan.total(), 0, time.time()
         self.handler = logging.FileHandler(out / "log.txt")
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))

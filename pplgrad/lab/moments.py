@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from pplgrad.errors import ProgramError
+
 Chunks = Iterator[np.ndarray]
 """Draws of a gradient, (draws, parameters), in pieces of any length."""
 Draws = Callable[[int, int], Chunks]
@@ -50,7 +52,10 @@ class Moments:
             if directions is not None:
                 projected.append(rows @ directions)
         if shift is None or totals is None or self.count < 2:
-            raise ValueError("no finite draw")
+            raise ProgramError(
+                "No draw of the gradient is finite; look for a square root, a logarithm or a division whose derivative is not, in "
+                "the model and the guide."
+            )
         total = totals.sum(0)
         self.mean: np.ndarray = shift + total / self.count
         self.variance: np.ndarray = np.maximum(squares - total**2 / self.count, 0) / (self.count - 1)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,6 +17,7 @@ import numpyro
 from numpyro import handlers
 from numpyro.infer import SVI
 from numpyro.optim import SGD, Adam
+from numpyro.primitives import Messenger
 
 from pplgrad import ELBO, IWAE, ScoreFunction
 from pplgrad.errors import ProgramError
@@ -22,7 +27,8 @@ from pplgrad.lab.certificate import GradientCheck
 from pplgrad.lab.checking import trusted
 from pplgrad.lab.choosing import Choice
 from pplgrad.lab.data import Batches, evaluation_steps, packed, total_variance, unpacked
-from pplgrad.lab.script import Script, ScriptError, check_parameters
+from pplgrad.lab.faults import LOOKS, Diverged, Lines, caller_line, check_finite
+from pplgrad.lab.script import Script, check_parameters
 from pplgrad.lab.specs import host_elbo, judged_by, objective, specification
 from pplgrad.lab.tasks import Result, Task
 from pplgrad.numpyro import (
@@ -36,12 +42,17 @@ from pplgrad.numpyro import (
 from pplgrad.numpyro._gradients import Gradients
 from pplgrad.numpyro._optim import SplitOptimizer
 
+# What a callback of the script raises is told in a sentence; JAX would log its traceback beside that.
+logging.getLogger("jax._src.callback").setLevel(logging.CRITICAL)
+
 
 class Program:
     """A script's program with a batch stream, and the ELBOs of a task."""
 
     def __init__(self, task: Task, script: Script) -> None:
         self.task, self.script = task, script
+        self.params: dict[str, Any] = {}
+        script.made["run"] = self
         self.batches = Batches(task, script)
         self.model, self.guide = script.program("numpyro", task.options, self.batches.train, task.seed)
         self.chosen = specification(task.estimator)
@@ -89,7 +100,7 @@ def training(task: Task, script: Script, needs: dict[str, Result]) -> Result:
         curve.append(measure.curve_point(step, seconds, lambda which: float(bound(params, run.fixed[which]))))
         # Nothing can be raised under jit, and NaN parameters fail later where no message says why.
         if not np.isfinite([curve[-1]["train"], curve[-1]["test"]]).all():
-            raise ScriptError(f"the objective is not finite after {step} steps; lower the learning rate")
+            _explain(run, step, params)
 
     stops = evaluation_steps(known["steps"], known["points"])
     per_step, elbo, svi, state = _train(run, known, stops, at)
@@ -107,6 +118,8 @@ def snapshots(task: Task, script: Script, needs: dict[str, Result]) -> Result:
     kept: dict[str, str] = {}
 
     def at(step: int, seconds: float, params: dict, unconstrained: dict) -> None:
+        if not _finite(params):
+            _explain(run, step, params)
         kept[str(step)] = packed({n: np.asarray(x) for n, x in unconstrained.items() if not is_baseline_param(n)})
 
     _train(run, task.settings, sorted(task.settings["snapshots"]), at)
@@ -169,6 +182,8 @@ def _train(
     # A batch of the stream would be lost to training, and all later ones would differ from Pyro's.
     state = svi.init(jax.random.key(run.task.seed), run.fixed["train"][: run.batches.size])
     check_parameters(known, svi.get_params(state))
+    if not _finite(svi.get_params(state)):
+        _explain(run, 0, svi.get_params(state))
 
     @jax.jit
     def advance(state: Any, data: jax.Array) -> tuple[Any, jax.Array]:
@@ -213,8 +228,8 @@ def _gradient_variance(run: Program, elbo: Any, svi: SVI, state: Any) -> float |
 
 def certificates(
     task: Task, script: Script, words: tuple[str, ...], elbos: tuple[str, ...], budget: dict[str, Any]
-) -> Iterator[GradientCheck]:
-    """Yield a certificate for each estimator and each ELBO of the library, at the parameters that the task's training leaves."""
+) -> Iterator[Callable[[], GradientCheck]]:
+    """Yield what gives a certificate, for each estimator and each ELBO of the library, at the parameters that the task's training leaves."""
     run = Program(task, script)
     batch = run.fixed["train"][: run.batches.size]
     params = _trained(run)
@@ -224,10 +239,10 @@ def certificates(
         guide = config_estimators(run.guide, mapping)
         particles = chosen.particles or task.particles
         elbo = TraceGrad_ELBO(particles, estimators=mapping, objective=objective(task.objective))
-        yield check_gradients(run.model, guide, (batch,), params=params, elbo=elbo, **budget)
+        yield partial(check_gradients, run.model, guide, (batch,), params=params, elbo=elbo, **budget)
     for name in elbos:
         elbo = host_elbo(numpyro.infer, name, task.particles)
-        yield check_gradients(run.model, run.guide, (batch,), params=params, elbo=elbo, **budget)
+        yield partial(check_gradients, run.model, run.guide, (batch,), params=params, elbo=elbo, **budget)
 
 
 def chosen(task: Task, script: Script, candidates: list[Estimator] | None, seconds: float) -> Choice:
@@ -252,4 +267,64 @@ def _trained(run: Program) -> dict | None:
     if run.task.settings["steps"]:
         stops = [run.task.settings["steps"]]
         _train(run, run.task.settings, stops, lambda step, seconds, params, rest: kept.append(params))
-    return {name: x for name, x in kept[-1].items() if not is_baseline_param(name)} if kept else None
+    if not kept:
+        return None
+    if not _finite(kept[-1]):
+        _explain(run, run.task.settings["steps"], kept[-1])
+    run.params = {name: x for name, x in kept[-1].items() if not is_baseline_param(name)}
+    return run.params
+
+
+def look(run: Program) -> None:
+    """Run the program a few times at its present parameters; raise the error that names a site or a parameter which is not finite."""
+    batch = run.fixed["train"][: run.batches.size]
+    seeded = handlers.seed(handlers.substitute(run.guide, run.params), jax.random.key(0))
+    seen = handlers.trace(seeded).get_trace(batch)
+    check_finite(
+        {name: np.asarray(site["value"]) for name, site in seen.items() if site["type"] == "param"} | run.params
+    )
+    elbo = TraceGrad_ELBO(2, estimators={"*": ScoreFunction()}, objective=objective(run.task.objective))
+    for seed in range(LOOKS):
+        elbo.diagnose(jax.random.key(seed), run.params, run.model, run.guide, batch)
+
+
+def _finite(params: dict) -> bool:
+    return all(np.isfinite(np.asarray(x)).all() for leaf in params.values() for x in jax.tree.leaves(leaf))
+
+
+def _explain(run: Program, step: int, params: dict) -> None:
+    """Say why the objective is not finite: the program from the start, or training under this estimator."""
+    # Under jit nothing is raised, and what was wrong at the start may be seen later.
+    run.params = {} if step else {name: x for name, x in params.items() if not is_baseline_param(name)}
+    look(run)
+    raise Diverged(f"the objective is not finite after {step} steps; lower the learning rate")
+
+
+class _Seen(Messenger):
+    """Notes where in the script each site and parameter stands."""
+
+    def __init__(self, run: Program, side: str, found: dict[tuple[str, str], int], fn: Callable) -> None:
+        super().__init__(fn)
+        self.path, self.side, self.found = run.script.path, side, found
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        """Note the line that called."""
+        if msg["type"] in ("sample", "param") and (line := caller_line(self.path, sys._getframe())) is not None:
+            self.found.setdefault((self.side, msg["name"]), line)
+
+
+def lines(run: Program) -> Lines:
+    """Return where the sites of the guide and of the model stand in the script, as far as they run."""
+    found: dict[tuple[str, str], int] = {}
+    batch = run.fixed["train"][: run.batches.size]
+    drawn: dict = {}
+
+    def seeded(program: Callable, side: str) -> Callable:
+        return handlers.seed(handlers.substitute(_Seen(run, side, found, program), run.params), jax.random.key(0))
+
+    with suppress(Exception), handlers.trace() as seen:
+        seeded(run.guide, "guide")(batch)
+        drawn = dict(seen)
+    with suppress(Exception):
+        handlers.replay(seeded(run.model, "model"), drawn)(batch)
+    return found

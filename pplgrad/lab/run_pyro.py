@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,14 +17,15 @@ from pyro.infer import SVI
 from pyro.optim import SGD, Adam
 
 from pplgrad import ELBO, IWAE, ScoreFunction
-from pplgrad.errors import ProgramError
+from pplgrad.errors import ImpossibleValueError, ProgramError
 from pplgrad.estimators.base import Estimator
 from pplgrad.lab import measure
 from pplgrad.lab.certificate import GradientCheck
 from pplgrad.lab.checking import trusted
 from pplgrad.lab.choosing import Choice
 from pplgrad.lab.data import Batches, evaluation_steps, packed, total_variance, unpacked
-from pplgrad.lab.script import Script, ScriptError, check_parameters
+from pplgrad.lab.faults import LOOKS, Diverged, Lines, caller_line, check_finite
+from pplgrad.lab.script import Script, check_parameters
 from pplgrad.lab.specs import Specification, host_elbo, judged_by, objective, specification
 from pplgrad.lab.tasks import Result, Task
 from pplgrad.pyro import TraceGrad_ELBO, check_gradients, choose_estimators, config_estimators, split_optimizer
@@ -37,6 +40,7 @@ class Program:
         pyro.clear_param_store()
         pyro.set_rng_seed(task.seed)
         self.task, self.script = task, script
+        script.made["run"] = self
         self.batches = Batches(task, script)
         self.model, self.guide = script.program("pyro", task.options, self.batches.train, task.seed)
         self.chosen = specification(task.estimator)
@@ -89,7 +93,7 @@ def training(task: Task, script: Script, needs: dict[str, Result]) -> Result:
     def at(step: int, seconds: float) -> None:
         curve.append(measure.curve_point(step, seconds, lambda which: run.bound(which, 10)))
         if not np.isfinite([curve[-1]["train"], curve[-1]["test"]]).all():
-            raise ScriptError(f"the objective is not finite after {step} steps; lower the learning rate")
+            _explain(run, step)
 
     stops = evaluation_steps(known["steps"], known["points"])
     seconds, elbo, guide = _train(run, known["steps"], known, stops, at)
@@ -108,6 +112,8 @@ def snapshots(task: Task, script: Script, needs: dict[str, Result]) -> Result:
     batch = run.batches.fixed("train")[: run.batches.size]
 
     def at(step: int, seconds: float) -> None:
+        if not _finite():
+            _explain(run, step)
         with Gradients(run.model, run.guide, (torch.from_numpy(batch),), {}) as host:
             kept[str(step)] = packed({name: leaf.detach().cpu().numpy() for name, leaf in host.leaves.items()})
 
@@ -175,13 +181,19 @@ def _train(
     svi = SVI(run.model, guide, optimizer, elbo)
     seconds: list[float] = []
     for step in range(steps + 1):
-        if step in stops:
-            at(step, sum(seconds))
-        if step < steps:
-            batch = torch.from_numpy(run.batches.next())
-            start = time.perf_counter()
-            svi.step(batch)
-            seconds.append(time.perf_counter() - start)
+        try:
+            if step in stops:
+                at(step, sum(seconds))
+            if step < steps:
+                batch = torch.from_numpy(run.batches.next())
+                start = time.perf_counter()
+                svi.step(batch)
+                seconds.append(time.perf_counter() - start)
+        except ValueError as error:
+            # The first step was sound; what a density or a host's validation refuses later is what training led to.
+            if step and (isinstance(error, ImpossibleValueError) or "invalid" in str(error) or not _finite()):
+                _explain(run, step)
+            raise
         if step == 0:
             check_parameters(known, pyro.get_param_store().keys())
     return seconds, elbo, guide
@@ -211,8 +223,8 @@ def _plate_nesting(model: Any, guide: Any, batch: torch.Tensor) -> int:
 
 def certificates(
     task: Task, script: Script, words: tuple[str, ...], elbos: tuple[str, ...], budget: dict[str, Any]
-) -> Iterator[GradientCheck]:
-    """Yield a certificate for each estimator and each ELBO of the library, at the parameters that the task's training leaves."""
+) -> Iterator[Callable[[], GradientCheck]]:
+    """Yield what gives a certificate, for each estimator and each ELBO of the library, at the parameters that the task's training leaves."""
     run = Program(task, script)
     batch = torch.from_numpy(run.batches.fixed("train")[: run.batches.size])
     if task.settings["steps"]:
@@ -223,11 +235,10 @@ def certificates(
         particles = chosen.particles or task.particles
         target = objective(task.objective)
         elbo = run.made(particles, together(particles, chosen), estimators=mapping, objective=target)
-        yield check_gradients(run.model, run.guide, (batch,), elbo=elbo, **budget)
+        yield partial(check_gradients, run.model, run.guide, (batch,), elbo=elbo, **budget)
     for name in elbos:
-        yield check_gradients(
-            run.model, run.guide, (batch,), elbo=host_elbo(pyro.infer, name, task.particles), **budget
-        )
+        elbo = host_elbo(pyro.infer, name, task.particles)
+        yield partial(check_gradients, run.model, run.guide, (batch,), elbo=elbo, **budget)
 
 
 def chosen(task: Task, script: Script, candidates: list[Estimator] | None, seconds: float) -> Choice:
@@ -247,3 +258,56 @@ def chosen(task: Task, script: Script, candidates: list[Estimator] | None, secon
         objective=objective(task.objective),
         seed=task.seed,
     )
+
+
+def look(run: Program) -> None:
+    """Run the program a few times at its present parameters; raise the error that names a site or a parameter which is not finite."""
+    check_finite(_parameters())
+    elbo = run.made(2, estimators={"*": ScoreFunction()}, objective=objective(run.task.objective))
+    with torch.random.fork_rng(devices=[]):
+        for seed in range(LOOKS):
+            torch.manual_seed(seed)
+            elbo.diagnose(run.model, run.guide, run.fixed["train"][: run.batches.size])
+
+
+def _parameters() -> dict[str, np.ndarray]:
+    """Return the parameters in the store, unconstrained."""
+    return {name: x.detach().cpu().numpy() for name, x in pyro.get_param_store().named_parameters()}
+
+
+def _finite() -> bool:
+    return all(np.isfinite(value).all() for value in _parameters().values())
+
+
+def _explain(run: Program, step: int) -> None:
+    """Say why the objective is not finite: the program from the start, or training under this estimator."""
+    if step == 0:
+        look(run)
+    raise Diverged(f"the objective is not finite after {step} steps; lower the learning rate")
+
+
+class _Seen(poutine.messenger.Messenger):
+    """Notes where in the script each site and parameter stands."""
+
+    def __init__(self, run: Program, side: str, found: dict[tuple[str, str], int]) -> None:
+        super().__init__()
+        self.path, self.side, self.found = run.script.path, side, found
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if (line := caller_line(self.path, sys._getframe())) is not None:
+            self.found.setdefault((self.side, msg["name"]), line)
+
+    _pyro_param = _pyro_sample
+
+
+def lines(run: Program) -> Lines:
+    """Return where the sites of the guide and of the model stand in the script, as far as they run."""
+    found: dict[tuple[str, str], int] = {}
+    drawn = poutine.trace(run.guide)
+    batch = run.fixed["train"][: run.batches.size]
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with suppress(Exception), _Seen(run, "guide", found):
+            drawn(batch)
+        with suppress(Exception), _Seen(run, "model", found), poutine.replay(trace=getattr(drawn, "trace", None)):
+            run.model(batch)
+    return found

@@ -155,11 +155,13 @@ def _possible(
     """Return the tasks whose needs are there; the others fail with the reason of what failed before them."""
     result = []
     for task, needs in tasks:
-        failed = next((need["error"] for need in needs.values() if "error" in need), None)
+        failed = next((need for need in needs.values() if "error" in need), None)
         if failed is None:
             result.append((task, needs))
         else:
-            done[task.key] = {"task": asdict(task), "error": f"what it is compared with failed: {failed}"}
+            why: Result = {name: failed[name] for name in ("fault", "diverged", "details") if name in failed}
+            text = f"what it is compared with failed: {failed['error']}"
+            done[task.key] = {"task": asdict(task), **why, "error": text, "because": failed["error"]}
             told(task, done[task.key])
     return result
 
@@ -216,13 +218,27 @@ def _pool(workers: Workers) -> Iterator[Mapped]:
             # Long ones last would leave the other workers idle: backends and estimators take turns.
             waiting.sort(key=lambda pair: (pair[0].seed, pair[0].estimator, pair[0].backend))
             calls = (delayed(_remote)(task, str(runs.resolve()), needs) for task, needs in waiting)
-            for task, result in Parallel(return_as="generator_unordered")(calls):
+            for task, result in _alive(Parallel(return_as="generator_unordered")(calls)):
                 if "error" not in result and not (runs / task.file).exists():
                     # A worker elsewhere that does not see this folder hands its result back.
                     _keep(runs, task, result)
                 yield task, result
 
         yield mapped
+
+
+def _alive(results: Iterator[tuple[Task, Result]]) -> Iterator[tuple[Task, Result]]:
+    """Hand results on; say in a sentence that a worker was lost, whatever ended it."""
+    try:
+        yield from results
+    except RuntimeError as error:
+        # joblib's own TerminatedWorkerError is of this kind, and what a script raises never gets here.
+        if "Worker" not in type(error).__name__ and "Pool" not in type(error).__name__:
+            raise
+        raise ScriptError(
+            "A worker process ended before its work was done (the script ended it, a crash, or no memory left); give the same "
+            "command again to go on from there, with --jobs 1 to see what happens."
+        ) from error
 
 
 def _keep(runs: Path, task: Task, result: Result) -> None:

@@ -5,22 +5,20 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from pplgrad.errors import PplgradError
+from pplgrad.lab.faults import ScriptError, ScriptFault, begins, named_at, placed, sentence, shortened
 
+__all__ = ["PROGRAMS", "Script", "ScriptError", "check_parameters", "load_script"]
 PROGRAMS = {"pyro": "pyro_program", "numpyro": "numpyro_program"}
-
-
-class ScriptError(PplgradError):
-    """A model script, an option or an output folder cannot be used as given."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +28,8 @@ class Script:
     path: Path
     module: ModuleType
     digest: str
+    made: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What was made of the script last, for the account of a failure."""
 
     def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the script's options with the given ones, strings converted to the defaults' types."""
@@ -43,19 +43,65 @@ class Script:
 
     def program(self, backend: str, options: dict[str, Any], train: np.ndarray, seed: int) -> tuple[Callable, Callable]:
         """Return (model, guide) for a backend."""
-        return getattr(self.module, PROGRAMS[backend])(options, train, seed)
+        name = PROGRAMS[backend]
+        found = self._call(name, options, train, seed)
+        if not isinstance(found, (tuple, list)) or len(found) != 2 or not all(map(callable, found)):
+            raise self._refused(
+                name, f"returned {_described(found)}", "return (model, guide), two functions of a batch"
+            )
+        for part, function in zip(("model", "guide"), found, strict=True):
+            if (problem := _refuses(function, 1)) is not None:
+                where = placed(self.path, begins(function, self.path) or named_at(self.path, name))
+                raise ScriptFault(f"{where}: the {part} is called with one batch, which it does not take ({problem}).")
+        return found[0], found[1]
 
     def load(self, options: dict[str, Any], seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the train and the test data; the script's `ValueError` is shown as its refusal of an option."""
-        try:
-            return self.module.load(options, seed)
-        except ValueError as error:
-            raise ScriptError(f"{self.path} refuses its options: {error}") from error
+        found = self._call("load", options, seed)
+        remedy = "return (train, test), two NumPy arrays with one datum a row"
+        if not isinstance(found, (tuple, list)) or len(found) != 2:
+            raise self._refused("load", f"returned {_described(found)}", remedy)
+        arrays = []
+        for which, data in zip(("train", "test"), found, strict=True):
+            array = _as_array(data)
+            if array is None or array.ndim == 0 or array.dtype == object:
+                raise self._refused("load", f"returned {_described(data)} as {which} data", remedy)
+            if len(array) == 0:
+                raise self._refused("load", f"returned {which} data without a row", remedy)
+            arrays.append(array)
+        return arrays[0], arrays[1]
 
     def prepare(self, options: dict[str, Any], batch: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return a batch as the model sees it, in float32."""
-        prepare = getattr(self.module, "prepare", None)
-        return np.asarray(batch if prepare is None else prepare(options, batch, rng), np.float32)
+        name = "prepare" if getattr(self.module, "prepare", None) is not None else "load"
+        found = batch if name == "load" else self._call(name, options, batch, rng)
+        array = _as_array(found, np.float32)
+        if array is None or array.ndim == 0:
+            raise self._refused(
+                name, f"returned {_described(found)}", "return an array of numbers with one datum a row"
+            )
+        return array
+
+    def _call(self, name: str, *args: Any) -> Any:
+        """Call a function of the script; what it raises becomes a sentence with its line."""
+        function = getattr(self.module, name)
+        if (problem := _refuses(function, len(args))) is not None:
+            raise self._refused(name, f"is called with {len(args)} arguments, which it does not take ({problem})", _SEE)
+        try:
+            return function(*args)
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:
+            text = sentence(error, self.path, start=begins(function, self.path))
+            if name == "load" and type(error) is ValueError and _is_said(error):
+                where = text.partition(": ")[0]
+                raise ScriptFault(f"{where} refuses its options: {shortened(str(error), 900)}") from error
+            raise ScriptFault(text) from error
+
+    def _refused(self, name: str, what: str, remedy: str) -> ScriptFault:
+        """Return the error for a part of the script that is not what it must be."""
+        line = begins(getattr(self.module, name, None), self.path) or named_at(self.path, name)
+        return ScriptFault(f"{placed(self.path, line)}: {name} {what}; {remedy}.")
 
     @property
     def discrete(self) -> tuple[str, ...]:
@@ -98,12 +144,78 @@ def load_script(path: Path, backends: tuple[str, ...]) -> Script:
         sys.path.append(folder)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise ScriptError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
-    for name in ("OPTIONS", "DISCRETE", "load", *(PROGRAMS[backend] for backend in backends)):
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:
+        where, _, what = sentence(error, path).partition(": ")
+        raise ScriptFault(f"{where} cannot be loaded: {what}") from error
+    script = Script(path, module, _digest(path))
+    _check_names(script, tuple(PROGRAMS[backend] for backend in backends))
+    return script
+
+
+_SEE = "models/README.md says what it gets"
+
+
+def _check_names(script: Script, programs: tuple[str, ...]) -> None:
+    """Check that a script has what it must have, of the right kinds."""
+    path, module = script.path, script.module
+    for name in ("OPTIONS", "DISCRETE", "load", *programs):
         if not hasattr(module, name):
             raise ScriptError(f"{path} has no '{name}', which a model script needs (models/README.md lists them).")
-    return Script(path, module, _digest(path))
+    if not isinstance(module.OPTIONS, Mapping) or not all(isinstance(name, str) for name in module.OPTIONS):
+        raise script._refused("OPTIONS", f"is {_described(module.OPTIONS)}", "write a dict of defaults by name")
+    names = module.DISCRETE
+    if not isinstance(names, (tuple, list)) or not all(isinstance(name, str) for name in names):
+        remedy = "write a tuple of names of latent sites, such as ('z',)"
+        raise script._refused("DISCRETE", f"is {_described(names)}", remedy)
+    optional = [name for name in ("prepare", "baseline_inputs") if getattr(module, name, None) is not None]
+    for name in ("load", *programs, *optional):
+        if not callable(getattr(module, name)):
+            raise script._refused(name, f"is {_described(getattr(module, name))}", f"write a function; {_SEE}")
+
+
+def _described(value: Any) -> str:
+    """Return what a value is, in a few words.
+
+    >>> _described(None), _described((1, 2, 3)), _described("z")
+    ('None', 'a tuple of 3', "'z'")
+    """
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return shortened(repr(value), 40)
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {len(value)}"
+    if isinstance(value, dict):
+        return f"a dict with the keys {shortened(', '.join(map(repr, value)), 80)}"
+    return f"an object of type {type(value).__name__}"
+
+
+def _as_array(value: Any, kind: Any = None) -> np.ndarray | None:
+    """Return an array, or None for what cannot be one."""
+    try:
+        return np.asarray(value, kind)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
+def _refuses(function: Callable, count: int) -> str | None:
+    """Return why a function cannot be called with so many arguments."""
+    try:
+        inspect.signature(function).bind(*range(count))
+    except TypeError as error:
+        return str(error)
+    except ValueError:
+        # What is not written in Python says nothing of its arguments.
+        return None
+    return None
+
+
+def _is_said(error: BaseException) -> bool:
+    """Whether an error was raised on purpose, by a `raise` in Python, and not by what a library found in its arguments."""
+    step = error.__traceback__
+    while step is not None and step.tb_next is not None:
+        step = step.tb_next
+    return step is not None and "site-packages" not in step.tb_frame.f_code.co_filename
 
 
 def _digest(path: Path) -> str:
@@ -115,7 +227,12 @@ def _digest(path: Path) -> str:
         if file in texts or not file.is_file():
             continue
         texts[file] = file.read_bytes()
-        for node in ast.walk(ast.parse(texts[file])):
+        try:
+            tree = ast.parse(texts[file])
+        except (SyntaxError, ValueError):
+            # Imported or not, it is part of the run; what it says of itself is said when it is imported.
+            continue
+        for node in ast.walk(tree):
             names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             waiting += [path.resolve().parent / f"{name.split('.')[0]}.py" for name in names]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import pandas as pd
@@ -12,8 +13,8 @@ from pplgrad.lab.report import gradient_rows, training_rows
 from pplgrad.lab.results import failures, gradient_table
 
 
-def show(frame: pd.DataFrame, page: Path) -> None:
-    """Print what training reached, what gradients are like at each snapshot, and what failed."""
+def show(frame: pd.DataFrame, page: Path, told: Collection[str] = ()) -> None:
+    """Print what training reached, what gradients are like at each snapshot, and what failed but for what is `told` elsewhere."""
     console = Console()
     wide = console if console.is_terminal else Console(width=200)
     if data := training_rows(frame):
@@ -24,6 +25,8 @@ def show(frame: pd.DataFrame, page: Path) -> None:
             _table(gradient_rows(frame, step), f"gradients after {step} steps, means over seeds, best efficiency first")
         )
     for row in failures(frame).to_dict("records"):
+        if any(row["error"].endswith(text) for text in told):
+            continue
         wide.print(
             f"failed: {row['kind']} {row['backend']} {row['estimator']}: {row['error']}", highlight=False, markup=False
         )

@@ -7,16 +7,20 @@ import json
 import os
 import platform
 import re
+import sys
 import tempfile
 import time
+import traceback
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pplgrad.errors import PplgradError
-from pplgrad.lab.script import ScriptError, load_script
+from pplgrad.errors import ImpossibleValueError, PplgradError, ProgramError
+from pplgrad.lab.faults import Diverged, ScriptFault, begins, named_at, raised_in, sentence
+from pplgrad.lab.script import PROGRAMS, Script, ScriptError, load_script
 
 PACKAGES = ("pplgrad", "torch", "pyro-ppl", "jax", "numpyro")
 Result = dict[str, Any]
@@ -108,31 +112,84 @@ def check_folder(out: Path) -> Path:
 def perform(task: Task, runs: Path | None, needs: dict[str, Result] | None = None) -> Result:
     """Do a task and keep its result, or read it if it was done before.
 
-    `needs` are results of other tasks. A program or an estimator that fails is a result too, with its reason, kept if it is one of
-    pplgrad's own, which will not change. What the machine fails at (a full disk, no memory) is raised. Without a folder nothing
-    is kept.
+    `needs` are results of other tasks. A program or an estimator that fails is a result too: `error` is its reason, `fault` the
+    same if it is the script's, and `details` the traceback. It is kept if it is one of pplgrad's own, which will not change. What
+    the machine fails at (a full disk, no memory) is raised. Without a folder nothing is kept.
     """
     path = None if runs is None else runs / task.file
     if path is not None and path.exists():
         return json.loads(path.read_text())
     result: Result = {"task": asdict(task), "machine": machine(), "began": time.time()}
+    script, details = None, None
     try:
         script = load_script(Path(task.script), (task.backend,))
         work = import_module(f"pplgrad.lab.run_{task.backend}")
         result |= getattr(work, task.kind)(task, script, needs or {})
-    except (OSError, MemoryError, ImportError):
+    except (KeyboardInterrupt, GeneratorExit, MemoryError):
         raise
-    except Exception as error:
-        known = isinstance(error, PplgradError)
+    except BaseException as error:
+        details = "".join(traceback.format_exception(error))
+        result |= _failed(error, Path(task.script), script, task.backend)
         # Anything else may be mended from outside (a package, a file), and is tried again next time.
-        path = path if known else None
-        result["error"] = (
-            " ".join(str(error).split()) if known else f"{type(error).__name__}: {' '.join(str(error).split())}"
-        )
+        path = path if _lasting(error) else None
     result["seconds_taken"] = time.time() - result["began"]
     if path is not None:
         write_atomically(path, json.dumps(result))
-    return result
+    return result if details is None else {**result, "details": details}
+
+
+def _failed(error: BaseException, path: Path, script: Script | None, backend: str) -> Result:
+    """Return what a failure leaves: its sentence, and whose fault it is."""
+    if isinstance(error, Diverged):
+        return {"error": str(error), "diverged": True}
+    text = account(error, path, script, backend)
+    # What an estimator refuses is its own, unless every one of them does.
+    refusal = isinstance(error, PplgradError) and not isinstance(error, (ScriptFault, ImpossibleValueError))
+    return {"error": text} if refusal else {"error": text, "fault": text}
+
+
+def _lasting(error: BaseException) -> bool:
+    """Whether a failure is decided by what decides the task's result."""
+    cause = error.__cause__ if isinstance(error, ScriptFault) else None
+    return isinstance(error, PplgradError) and (cause is None or isinstance(cause, PplgradError))
+
+
+def unsound(script: Script, backend: str) -> PplgradError | None:
+    """Return the error for a program that is none, whatever estimates its gradient: such as a density that is not finite."""
+    try:
+        import_module(f"pplgrad.lab.run_{backend}").look(script.made["run"])
+    except (ImpossibleValueError, ProgramError) as found:
+        return found
+    except Exception:
+        # What else is wrong is told where it is met.
+        return None
+    return None
+
+
+def account(error: BaseException, path: Path, script: Script | None, backend: str) -> str:
+    """Return what went wrong in a library as one sentence with the script's line, and the site where one is known.
+
+    Under `jit` nothing is raised where a density is NaN, and what is said later says less: the program is looked at once more.
+    """
+    if type(error) is ScriptError:
+        # Of what was asked for, and not of the script.
+        return str(error)
+    work: Any = sys.modules.get(f"pplgrad.lab.run_{backend}")
+    run = None if script is None else script.made.get("run")
+    if work is None or script is None or run is None:
+        return sentence(error, path)
+    own = isinstance(error, PplgradError)
+    if not isinstance(error, (ScriptFault, ImpossibleValueError)) and (own or not raised_in(error, path)):
+        found = unsound(script, backend)
+        error = error if found is None or (own and not isinstance(found, ImpossibleValueError)) else found
+
+    def lines() -> Any:
+        with suppress(Exception):
+            return work.lines(run)
+        return {}
+
+    start = begins(getattr(run, "guide", None), path) or named_at(path, PROGRAMS[backend])
+    return sentence(error, path, lines, start)
 
 
 def write_atomically(path: Path, text: str | bytes) -> None:
