@@ -430,8 +430,8 @@ def specify(run: Run, traces: Traces, provenance: Provenance | None) -> tuple[li
             continue
         closed = name in traces.closed
         upstream = reads(scores[name], site, escaped, before)
-        for other, read in ({} if closed else whole).items():
-            upstream[other] = upstream[other].joined(read) if other in upstream else read
+        for other, also in ({} if closed else whole).items():
+            upstream[other] = upstream[other].joined(also) if other in upstream else also
         own = upstream.pop(name, OWN)
         sites.append(SiteSpec(name, plates[name], estimator, upstream))
         if not closed or provenance is None:

@@ -10,7 +10,8 @@ before the run and that no operation made (another thread's, say) is taken to de
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
+from functools import cache, reduce
+from operator import or_
 from typing import Any, NamedTuple
 
 import torch
@@ -27,11 +28,17 @@ _COPIES = {"clone", "_to_copy", "cat", "stack", "contiguous", "repeat", "expand_
 _METADATA = set(
     "shape dtype device layout ndim requires_grad grad_fn names itemsize nbytes output_nr retains_grad _version _backward_hooks "
     "size dim numel nelement stride storage_offset element_size type ndimension get_device __len__ __hash__ has_names "
-    "broadcast_shapes result_type can_cast _is_view __dlpack_device__ register_hook _is_zerotensor _has_compatible_shallow_copy_type".split()
+    "broadcast_shapes result_type can_cast _is_view __dlpack_device__ register_hook _is_zerotensor _has_compatible_shallow_copy_type _cdata grad_dtype "
+    "volatile __dir__ dim_order sparse_dim dense_dim storage_type promote_types".split()
 )
 
 Axes = dict[tuple[int, int, int], int]
 """From a stride, a size and an offset in a storage to the bits of the plates whose elements lie along it."""
+Along = dict[tuple[int, int], int]
+"""What lies along one axis of a tensor: from q and n to the bits of the plates of which place i has element i // q % n.
+
+For a plate that has the axis to itself q is 1 and n the axis' size; an axis that a view made of two has both.
+"""
 
 
 class Known:
@@ -113,7 +120,9 @@ class Provenance(TorchDispatchMode):
         return frozenset(
             name
             for name, axis in plates
-            if not (-axis <= tensor.dim() and along[axis] & self._plates.get((site, name), 0))
+            if not (
+                -axis <= len(along) and along[axis].get((1, tensor.shape[axis]), 0) & self._plates.get((site, name), 0)
+            )
         )
 
     def is_unsure(self, site: str, plate: str) -> bool:
@@ -223,16 +232,17 @@ class Provenance(TorchDispatchMode):
             self.unfollowed_at = self.unfollowed_at or user_line()
         return Known(self._drawn, {}, 1)
 
-    def _along(self, tensor: torch.Tensor, known: Known) -> list[int]:
-        """Return the bits of the plates whose elements lie along each axis of a tensor."""
-        found = [0] * tensor.dim()
+    def _along(self, tensor: torch.Tensor, known: Known) -> list[Along]:
+        """Return the plates whose elements lie along each axis of a tensor."""
+        found: list[Along] = [{} for _ in range(tensor.dim())]
         if known.axes and known.itemsize == tensor.element_size():
             sizes, strides, offset = tensor.shape, tensor.stride(), tensor.storage_offset()
             for (stride, size, start), bits in known.axes.items():
                 for axis, step in enumerate(strides):
-                    if step == stride and sizes[axis] == size:
-                        if _apart(sizes, strides, axis, offset - start):
-                            found[axis] |= bits
+                    if step and stride % step == 0 and sizes[axis] % (stride // step * size) == 0:
+                        if _apart(sizes, strides, axis, stride * size, offset - start):
+                            key = (stride // step, size)
+                            found[axis][key] = found[axis].get(key, 0) | bits
         return found
 
     def _made(self, func: Any, args: Any, kwargs: Any, out: Any, bits: int) -> None:
@@ -267,7 +277,8 @@ class Provenance(TorchDispatchMode):
     def _axes(self, func: Any, args: Any, kwargs: Any, out: torch.Tensor, bits: int) -> Axes:
         """Return along which axes of a result the plates' elements lie: those that every operand has there."""
         call = Call(func, args, kwargs)
-        bad = [0] * out.dim()
+        mixed = [0] * out.dim()
+        along: list[Along] = [{} for _ in range(out.dim())]
         for place, operand in _operands(func, args, kwargs):
             known = self._known(operand)
             own = known.bits & self._of_plates
@@ -277,14 +288,20 @@ class Provenance(TorchDispatchMode):
             if mapping is None:
                 self._without_rule |= bits & self._of_plates
                 return {}
-            along = self._along(operand, known)
+            given = self._along(operand, known)
             for axis, follow in enumerate(mapping):
-                bad[axis] |= own & ~(along[follow] if follow != NONE else 0)
+                lying = given[follow] if follow != NONE else {}
+                mixed[axis] |= own & ~reduce(or_, lying.values(), 0)
+                for key, kept in lying.items():
+                    # What lies there in two ways is mixed.
+                    mixed[axis] |= kept & reduce(or_, (x for k, x in along[axis].items() if k != key), 0)
+                    along[axis][key] = along[axis].get(key, 0) | kept
         found: Axes = {}
-        for axis, mixed in enumerate(bad):
-            kept = bits & self._of_plates & ~mixed
-            if kept and out.shape[axis] > 1:
-                found[out.stride(axis), out.shape[axis], out.storage_offset()] = kept
+        for axis, lying in enumerate(along):
+            for (q, n), lies in lying.items():
+                kept = lies & ~mixed[axis]
+                if kept and n > 1:
+                    found[out.stride(axis) * q, n, out.storage_offset()] = kept
         return found
 
     def _site_bit(self, name: str) -> int:
@@ -405,19 +422,20 @@ def _dims_taken(item: Any) -> int:
     return 1
 
 
-def _apart(sizes: Sequence[int], strides: Sequence[int], axis: int, offset: int) -> bool:
-    """Return whether going along the other axes never leaves an element of this one, as the storage counts them."""
-    stride, size = strides[axis], sizes[axis]
-    block = stride * size
+def _apart(sizes: Sequence[int], strides: Sequence[int], axis: int, block: int, offset: int) -> bool:
+    """Return whether going along the other axes never leaves an element of this one, as the storage counts them.
+
+    `block` is how far apart two places of a storage with the same element are at least.
+    """
     within = 0
     for other, (count, step) in enumerate(zip(sizes, strides, strict=True)):
         if other == axis or count == 1 or step == 0:
             continue
-        if step < stride:
+        if step < strides[axis]:
             within += step * (count - 1)
         elif step % block:
             return False
-    return offset >= 0 and offset % block + within < stride
+    return offset >= 0 and offset % block + within < strides[axis]
 
 
 def _key(tensor: torch.Tensor) -> int:
