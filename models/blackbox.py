@@ -92,11 +92,12 @@ def numpyro_program(options, train, seed):
 
     function = FUNCTIONS[options["function"]]
 
+    def one(x):
+        shape = jax.ShapeDtypeStruct((), x.dtype)
+        return jax.pure_callback(lambda y: function(y).astype(x.dtype), shape, x, vmap_method="expand_dims")
+
     def call(x):
-        shape = jax.ShapeDtypeStruct(x.shape[:-1], x.dtype)
-        result = jax.pure_callback(
-            lambda y: function(y).astype(x.dtype), shape, jax.lax.stop_gradient(x), vmap_method="expand_dims"
-        )
-        return result
+        """Call the function for each member by itself: nothing is known of what a callback does with several."""
+        return jax.lax.map(one, jax.lax.stop_gradient(x))
 
     return program(numpyro, dist, jnp, lambda a: jnp.asarray(a, float), call, options)

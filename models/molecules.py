@@ -178,8 +178,9 @@ def numpyro_program(options, train, seed):
     def model(x):
         x = x.astype(int)
         rows = drawn(x, None, lambda carry, before: (None, jnp.zeros_like(before)))
-        shape = jax.ShapeDtypeStruct(x.shape[:1], jnp.float32)
-        reward = jax.pure_callback(scores, shape, rows, vmap_method="broadcast_all")
+        shape = jax.ShapeDtypeStruct((), jnp.float32)
+        # One by one: nothing is known of what a callback does with several strings.
+        reward = jax.lax.map(lambda row: jax.pure_callback(scores, shape, row, vmap_method="broadcast_all"), rows)
         with numpyro.plate("strings", x.shape[0]):
             numpyro.factor("reward", float(options["reward"]) * reward)
             params, zeros = registered(), jnp.zeros(x.shape[0])

@@ -17,7 +17,7 @@ from pplgrad.engine.closed_forms import ClosedForms, Counting
 from pplgrad.engine.configuration import EstimatorMapping, Resolved, refuse_unmatched, resolve, watcher_of
 from pplgrad.engine.description import Description, describe
 from pplgrad.engine.layout import Layout
-from pplgrad.engine.program import CostSpec, Run
+from pplgrad.engine.program import CostSpec, Read, Run
 from pplgrad.engine.surrogate import Estimate, estimate
 from pplgrad.engine.watching import Noted
 from pplgrad.errors import ConfigurationError, EstimatorError, ProgramError, listed
@@ -31,7 +31,7 @@ from pplgrad.numpyro._exact import Program
 from pplgrad.numpyro._ops import OPS, JaxOps, attach, concrete
 from pplgrad.numpyro._particle import Particle
 from pplgrad.numpyro._program import Arrays, Static, densities_read, run_particle, specify
-from pplgrad.numpyro._provenance import Reads, outputs_read
+from pplgrad.numpyro._provenance import outputs_read
 from pplgrad.numpyro._sites import site_info
 from pplgrad.numpyro._sleep import asleep
 from pplgrad.numpyro._watch import STEPS, counted, look
@@ -143,7 +143,7 @@ class TraceGrad_ELBO(Trace_ELBO):
 
     def _estimated(
         self, key: jax.Array, params: dict, program: Program, noted: Noted | None = None
-    ) -> tuple[Estimate, list[tuple[Arrays, Static, dict[str, Reads] | None]]]:
+    ) -> tuple[Estimate, list[tuple[Arrays, Static, dict[str, dict[str, Read]] | None]]]:
         """Run the program; return the objective's value, surrogate and new states, and the runs."""
         model, guide = (self._with_one_minibatch(key, f) for f in program[:2])
         _, _, args, kwargs = program
@@ -241,7 +241,7 @@ class TraceGrad_ELBO(Trace_ELBO):
 
     def _runs(
         self, rng_key: jax.Array, params: dict, model: Callable, guide: Callable, args: tuple, kwargs: dict
-    ) -> tuple[list[tuple[Arrays, Static, dict[str, Reads] | None]], JaxOps]:
+    ) -> tuple[list[tuple[Arrays, Static, dict[str, dict[str, Read]] | None]], JaxOps]:
         """Run the particles: as one traced function mapped over their keys, or one by one if it cannot be traced.
 
         Return the runs, and the operations that know of them which arrays are rows of one.
@@ -270,7 +270,7 @@ class TraceGrad_ELBO(Trace_ELBO):
 
     def _traced(
         self, key: jax.Array, params: dict, model: Callable, guide: Callable, args: tuple, kwargs: dict
-    ) -> tuple[Particle, Static, dict[str, Reads]]:
+    ) -> tuple[Particle, Static, dict[str, dict[str, Read]]]:
         """Trace one particle once; return it as a function of the key, and what its densities read."""
         seen: list[Static] = []
         counting = self._counting(args, kwargs)
@@ -287,16 +287,17 @@ class TraceGrad_ELBO(Trace_ELBO):
             raise
         tree = jax.tree.structure(shapes)
         numbered = jax.tree.unflatten(tree, range(tree.num_leaves))
-        reads = densities_read(seen[-1], numbered, outputs_read(closed))
+        read = outputs_read(closed, seen[-1].standings())
+        reads = densities_read(seen[-1], numbered, read, [aval.shape for aval in closed.out_avals])
         if seen[-1].extended:
             refuse_misuse(Layout.build(*specify(seen[-1], reads)), misused(closed, seen[-1].extended))
         return Particle(closed, shapes, params), seen[-1], reads
 
     def _one_by_one(
         self, keys: list, params: dict, model: Callable, guide: Callable, args: tuple, kwargs: dict
-    ) -> list[tuple[Arrays, Static, dict[str, Reads] | None]]:
+    ) -> list[tuple[Arrays, Static, dict[str, dict[str, Read]] | None]]:
         """Run particles as plain Python: every cost is charged to all that was drawn before it."""
-        runs: list[tuple[Arrays, Static, dict[str, Reads] | None]] = []
+        runs: list[tuple[Arrays, Static, dict[str, dict[str, Read]] | None]] = []
         counting = self._counting(args, kwargs)
         for key in keys:
             arrays, static = run_particle(key, params, model, guide, args, kwargs, self._resolve, counting)
@@ -407,7 +408,7 @@ class TraceGrad_ELBO(Trace_ELBO):
 
 
 def _laid_out(
-    static: Static, arrays: Arrays, reads: dict[str, Reads] | None, objective: Objective | None
+    static: Static, arrays: Arrays, reads: dict[str, dict[str, Read]] | None, objective: Objective | None
 ) -> tuple[Layout, Run]:
     sites, costs = specify(static, reads)
     squares = {name: (lambda x=x: x) for name, x in arrays.squares.items()}

@@ -15,11 +15,12 @@ from pplgrad.baselines.base import parts_of
 from pplgrad.engine.checks import impossible_log_prob, refuse_mismatch
 from pplgrad.engine.closed_forms import Counting
 from pplgrad.engine.configuration import EstimatorMapping, collect_mappings
-from pplgrad.engine.program import AFTER, BEFORE, EVERY, SAME, WHOLE, CostSpec, Plate, Read, SiteSpec
+from pplgrad.engine.program import AFTER, BEFORE, EVERY, OWN, SAME, WHOLE, CostSpec, Plate, Read, SiteSpec
 from pplgrad.errors import EstimatorError, ProgramError
 from pplgrad.estimators.base import Estimator
+from pplgrad.numpyro._axes import Axis
 from pplgrad.numpyro._closed_forms import closed_form
-from pplgrad.numpyro._compat import leaves_of, unmasked, warn_about_plates
+from pplgrad.numpyro._compat import leaves_of, tag, unmasked, warn_about_plates
 from pplgrad.numpyro._distributions import (
     FiniteDraw,
     drawn_again,
@@ -28,7 +29,7 @@ from pplgrad.numpyro._distributions import (
     parameters,
 )
 from pplgrad.numpyro._flow import Flow
-from pplgrad.numpyro._provenance import Reads, union
+from pplgrad.numpyro._provenance import Reads, Standing, union
 from pplgrad.numpyro._sites import Intervene, ModelInferMessenger, Resolve, SiteMessenger, make_constant, site_key
 
 # The steps of a scan lie left of every plate, in a dimension of their own.
@@ -55,6 +56,14 @@ class Static:
     mappings: list[EstimatorMapping] = field(default_factory=list)
     extended: set[str] = field(default_factory=set)
     closed: dict[str, str] = field(default_factory=dict)
+
+    def standings(self) -> dict[str, Standing]:
+        """Return the plates of each latent site of the guide, and where they are in its value."""
+        plates: Any = self.plates
+        return {
+            name: Standing(tuple(p for p in plates["score", name] if not p.time), self.event_dims[name])
+            for name in self.estimators
+        }
 
 
 @dataclass
@@ -191,6 +200,7 @@ def _collected(
         if site["type"] != "sample":
             continue
         static.model.append(name)
+        site = _marked(site, name, static.model_flows)
         weight = weights.observed if site["is_observed"] else weights.prior
         cost = weighted(_log_prob(site, site["fn"], site["intermediates"]) * _scale(site), weight)
         if static.closed.get(name) == "kl":
@@ -207,6 +217,7 @@ def _collected(
         if site["is_observed"]:
             static.observed.append(name)
         flow = static.guide_flows.get(name)
+        site = _marked(site, name, static.guide_flows)
         log_q = _log_prob(site, site["fn"], site["intermediates"])
         estimator = static.estimators.get(name)
         if estimator is not None and estimator.path_only:
@@ -235,6 +246,13 @@ def _collected(
         static.plates["guide", name] = _plates(site, arrays.guide_costs[name], sizes, static.guide_flows)  # type: ignore[index]
         arrays.probes["guide:" + name] = _probes(site)
     return arrays
+
+
+def _marked(site: Any, name: str, flows: Mapping[str, Flow]) -> Any:
+    """Return a site whose value is known as its own, which a scan hands out as it was drawn, before it was marked."""
+    if site["is_observed"] or not _is_scanned(flows, name):
+        return site
+    return {**site, "value": tag(name, site["value"])}
 
 
 def weighted(cost: jax.Array, weight: Any) -> jax.Array:
@@ -321,41 +339,95 @@ def _score_squared(fn: Any, value: Any) -> jax.Array:
     return sum(jnp.sum(jnp.reshape(g**2, (count, -1)), -1) for g in gradients).reshape(batch)  # type: ignore[union-attr]
 
 
-def densities_read(static: Static, numbers: Arrays, read: Sequence[Reads]) -> dict[str, Reads]:
+def densities_read(
+    static: Static, numbers: Arrays, read: Sequence[Reads], shapes: Sequence[tuple[int, ...]]
+) -> dict[str, dict[str, Read]]:
     """Return what the density of each site reads, by 'model:name' and 'guide:name', from what each output reads.
 
-    `numbers` holds the number of each output. The densities themselves tell all, also of a distribution that holds arrays
-    it does not declare; the arrays it declares tell of a draw whose density is masked, and of the steps of a scan, which
-    stay apart only up to the density.
+    `numbers` holds the number of each output, `shapes` are those of the outputs. The densities themselves tell all, also of a
+    distribution that holds arrays it does not declare. The arrays that it declares tell of a draw whose density is masked; and of
+    the steps of a scan, which lie in front there, where an operation of the density does not keep them apart.
     """
-    found: dict[str, Reads] = {}
+    standings, plates, n = static.standings(), static.plates, numbers
+    found: dict[str, dict[str, Read]] = {}
+
+    def density(outputs: Any, kind: str, name: str) -> dict[str, Read]:
+        mine: Any = plates[kind, name]  # type: ignore[index]
+        parts: list[dict[str, Read]] = [_aligned(read[i], mine, len(shapes[i]), standings) for i in outputs]
+        return _all_read(parts)
+
+    def declared(group: str, name: str) -> dict[str, int]:
+        reads = union(*(read[i] for i in n.probes[f"{group}:{name}"]))  # type: ignore[call-overload]
+        front = {site: way.axes[0] is not None and way.axes[0].at == 0 for site, way in reads.items()}
+        return {site: way.steps if front[site] else EVERY for site, way in reads.items()}
+
     for name in static.model:
-        parts = [read[i] for i in numbers.probes["model:" + name]]
-        if not _is_scanned(static.model_flows, name):
-            parts.append(read[numbers.model_costs[name]])  # type: ignore[call-overload]
-        found["model:" + name] = union(*parts)
+        reads, flags = density([n.model_costs[name]], "model", name), declared("model", name)
+        own = reads.pop(name, OWN)
+        found["own:model:" + name] = {name: own}
+        if name in flags:
+            reads[name] = own._replace(steps=EVERY)
+        found["model:" + name] = _known_of(reads, flags)
     for name in static.guide:
-        parts = [read[i] for i in numbers.probes["guide:" + name]]
-        if not _is_scanned(static.guide_flows, name):
-            groups = (numbers.scores,) if name in static.closed else (numbers.guide_costs, numbers.scores)
-            outputs = [group[name] for group in groups if name in group]
-            # The density of a draw reads the draw, which the draw itself does not.
-            parts += [{site: r for site, r in read[i].items() if site != name} for i in outputs]  # type: ignore[call-overload]
-        found["guide:" + name] = union(*parts)
+        reads = density([n.scores[name]], "score", name) if name in n.scores else {}
+        costs = density([n.guide_costs[name]], "guide", name)
         if name in static.closed:
-            found["closed:" + name] = read[numbers.guide_costs[name]]  # type: ignore[call-overload]
+            found["closed:" + name] = costs
+        else:
+            found["own:guide:" + name] = {name: costs.get(name, OWN)}
+            reads = _all_read([reads, costs])
+        # The density of a draw reads the draw, which the draw itself does not, but at earlier steps.
+        flags, own = declared("guide", name), reads.pop(name, OWN)
+        if name in flags:
+            reads[name] = own._replace(steps=EVERY)
+        found["guide:" + name] = _known_of(reads, flags)
     return found
+
+
+def _aligned(
+    reads: Reads, plates: Sequence[Plate], ndim: int, standings: Mapping[str, Standing]
+) -> dict[str, Read]:
+    """Return what a density reads, along which of its plates an element may read others, and at which steps."""
+    result = {}
+    steps_at = ndim + TIME_DIM if any(plate.time for plate in plates) else None
+    for site, (flags, _, (steps, *axes)) in reads.items():
+        own = standings[site].plates if site in standings else ()
+        across = {
+            plate.name
+            for plate, axis in zip(own, axes, strict=True)
+            if plate.size > 1 and plate in plates and axis != Axis(ndim + plate.dim, 1, plate.size)
+        }
+        followed = steps is not None and steps.at == steps_at and steps.inner == 1
+        result[site] = Read(flags if followed else EVERY, frozenset(across))
+    return result
+
+
+def _all_read(parts: Sequence[Mapping[str, Read]]) -> dict[str, Read]:
+    result: dict[str, Read] = {}
+    for reads in parts:
+        for site, way in reads.items():
+            result[site] = result[site].joined(way) if site in result else way
+    return result
+
+
+def _known_of(reads: dict[str, Read], declared: Mapping[str, int]) -> dict[str, Read]:
+    """Return what a density reads, at the steps at which both it and the arrays of its distribution say so."""
+    result = dict(reads)
+    for site, flags in declared.items():
+        steps = result[site].steps & flags if site in result else flags
+        result[site] = Read(steps or EVERY, result[site].across if site in result else None)
+    return result
 
 
 def _is_scanned(flows: Mapping[str, Flow], name: str) -> bool:
     return name in flows and flows[name].scanned
 
 
-def specify(static: Static, reads: dict[str, Reads] | None) -> tuple[list[SiteSpec], list[CostSpec]]:
+def specify(static: Static, reads: Mapping[str, dict[str, Read]] | None) -> tuple[list[SiteSpec], list[CostSpec]]:
     """Return the specifications of sites and costs.
 
-    `reads` is what each probe group reads, by 'model:name' and 'guide:name'; without it (a program that cannot be
-    traced) everything is taken to read every site drawn before it, which is unbiased for any program.
+    `reads` is what each density reads, from `densities_read`; without it (a program that cannot be traced) everything is
+    taken to read every site drawn before it, which is unbiased for any program.
     """
     drawn = list(static.estimators)
     costs: list[CostSpec] = []
@@ -367,14 +439,18 @@ def specify(static: Static, reads: dict[str, Reads] | None) -> tuple[list[SiteSp
             return dict.fromkeys(before, WHOLE)
         backwards = group == "guide" and name in static.guide_flows and static.guide_flows[name].reverse
         return {
-            site: Read(_flags(flags, backwards), frozenset()) for site, (flags, _) in reads[f"{group}:{name}"].items()
+            site: way._replace(steps=_flags(way.steps, backwards)) for site, way in reads[f"{group}:{name}"].items()
         }
+
+    def with_own(read: dict[str, Read], name: str, group: str) -> dict[str, Read]:
+        known = OWN if reads is None else reads[f"own:{group}:{name}"][name]
+        own = Read(_own(static, name, (group, name)), known.across)
+        return {**read, name: read[name].joined(own) if name in read else own}
 
     for name in static.model:
         read = direct("model", name, drawn)
         if name in static.estimators:
-            own = Read(_own(static, name, ("model", name)), frozenset())
-            read[name] = read[name].joined(own) if name in read else own
+            read = with_own(read, name, "model")
         costs.append(CostSpec(name, plates["model", name], 1.0, read))
     before: list[str] = []
     for name in static.guide:
@@ -389,8 +465,7 @@ def specify(static: Static, reads: dict[str, Reads] | None) -> tuple[list[SiteSp
                     )
                 read = direct("closed", name, drawn)
             else:
-                own = Read(_own(static, name, ("guide", name)), frozenset())
-                read = {**read, name: read[name].joined(own) if name in read else own}
+                read = with_own(read, name, "guide")
             before.append(name)
         costs.append(CostSpec(name, plates["guide", name], -1.0, read, closed=name in static.closed))
     return sites, costs

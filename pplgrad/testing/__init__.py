@@ -1,7 +1,7 @@
 """Proof of estimators: how far the expectation of an estimate is from the gradient of the enumerated objective.
 
 The programs of `PROGRAMS` have finitely many outcomes (continuous sites have their noise held). They are written once for
-both libraries, in `pplgrad/testing/programs.py`, and are those of this project's own tests.
+both libraries, in `pplgrad/testing/programs.py` and `reentering.py`, and are those of this project's own tests.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from typing import Any
 from pplgrad.errors import ConfigurationError
 from pplgrad.estimators.base import Estimator
 from pplgrad.testing.programs import CASES
+from pplgrad.testing.reentering import REENTERED
 
 __all__ = ["PROGRAMS", "gradient_error", "z_score"]
 
-PROGRAMS: tuple[str, ...] = tuple(CASES)
+PROGRAMS: tuple[str, ...] = (*CASES, *REENTERED)
 
 
 def gradient_error(
@@ -79,6 +80,6 @@ def _host(library: str) -> Any:
 
 
 def _case(program: str) -> Any:
-    if program not in CASES:
+    if program not in PROGRAMS:
         raise ConfigurationError(f"program={program!r}: the programs are {', '.join(PROGRAMS)}.")
-    return CASES[program]
+    return {**CASES, **REENTERED}[program]

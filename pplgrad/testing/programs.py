@@ -49,26 +49,28 @@ class Case:
 
 
 CASES: dict[str, Case] = {}
+ALL: dict[str, Case] = {}
+"""The programs of `CASES`, which every estimator is proved on, and those of `reentering.py`."""
 _MADE: dict[tuple[str, str], Any] = {}
 
 
 def once(what: str, case: Case, make: Callable[[], Any]) -> Any:
-    """Return what is the same whenever it is made of a program: made once, if the program is one of `CASES`."""
-    if CASES.get(case.name) is not case:
+    """Return what is the same whenever it is made of a program: made once, if the program is registered."""
+    if ALL.get(case.name) is not case:
         return make()
     if (what, case.name) not in _MADE:
         _MADE[what, case.name] = make()
     return _MADE[what, case.name]
 
 
-def case(latents, params, noise=None, subsamples=None, one_hot=()):  # type: ignore[no-untyped-def]
+def case(latents, params, noise=None, subsamples=None, one_hot=(), into=CASES):  # type: ignore[no-untyped-def]
     """Register a program under its function's name; `params` maps names to shapes, filled with fixed numbers."""
 
     def register(build):  # type: ignore[no-untyped-def]
         name = build.__name__
         rng = np.random.default_rng(sum(map(ord, name)))
         values = {key: rng.normal(size=shape) for key, shape in params.items()}
-        CASES[name] = Case(name, values, latents, build, noise or {}, subsamples or {}, one_hot)
+        into[name] = ALL[name] = Case(name, values, latents, build, noise or {}, subsamples or {}, one_hot)
         return build
 
     return register
@@ -76,7 +78,7 @@ def case(latents, params, noise=None, subsamples=None, one_hot=()):  # type: ign
 
 def values(name: str, host: Host) -> dict[str, Any]:
     """Return the parameters of a case as `param` sites of the host."""
-    return {key: host.param(key, host.array(value)) for key, value in CASES[name].params.items()}
+    return {key: host.param(key, host.array(value)) for key, value in ALL[name].params.items()}
 
 
 def bernoulli(h: Host, logits: Any) -> Any:
