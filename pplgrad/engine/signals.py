@@ -58,7 +58,8 @@ class Downstream:
             for stack in stacks:
                 part = ops.xp.sum(stack)
                 total = part if total is None else total + part
-        assert total is not None
+        if total is None:
+            total = ops.xp.zeros(())  # A program without a site.
         self.replicates = sum(run.particles for _, run in runs)
         self.value = self.surrogate = total / self.replicates
 
@@ -162,7 +163,8 @@ class Bounds:
             )
         self._scale = _scale_outside(layout)
         costs = [_own_density_held(ops, layout, run, scores_too=False) for layout, run in runs]
-        sums = [self._summed(layout, x, None) for layout, x in zip(self._layouts, costs, strict=True)]
+        self._particles = [run.particles for _, run in runs]
+        sums = [self._summed(i, x, None) for i, x in enumerate(costs)]
         logs = xp.concat([x for x, _ in sums], axis=0) if len(sums) > 1 else sums[0][0]
         count = objective.combined(total)
         self.replicates = total // count
@@ -176,17 +178,20 @@ class Bounds:
             bounds = bounds * xp.exp(xp.sum(xp.reshape(joint, logs.shape), axis=1))
         self.value = self.surrogate = self._scale * xp.sum(bounds) / self.replicates + beside
         if isinstance(objective, ReweightedWakeSleep):
-            awake = [self._summed(o, x, objective.insomnia) for o, x in zip(self._layouts, costs, strict=True)]
+            awake = [self._summed(i, x, objective.insomnia) for i, x in enumerate(costs)]
             followed = xp.concat([x for x, _ in awake], axis=0) if len(awake) > 1 else awake[0][0]
             shares = self._scale * objective.shares(xp, self._logs, 1)
             self.surrogate = xp.sum(xp.reshape(followed, logs.shape) * shares) / self.replicates + beside
 
-    def _summed(self, layout: Layout, costs: Sequence[Array], guide: float | None) -> tuple[Array, Array]:
+    def _summed(self, run: int, costs: Sequence[Array], guide: float | None) -> tuple[Array, Array]:
         """Return the unscaled log weights, (particles, *plates), and the sum of all that no draw changes and no plate has.
 
         With `guide` the guide's log densities count with that sign and weight instead of −1.
         """
-        ops, shape = self._ops, layout.weight_shape
+        ops, layout = self._ops, self._layouts[run]
+        shape = layout.weight_shape
+        if not costs:
+            return ops.xp.zeros((self._particles[run], *shape)), ops.xp.zeros(())
         total = beside = ops.constant(np.zeros(()), costs[0])
         for group in layout.cost_groups:
             signs = group.signs if guide is None else np.where(group.signs < 0, guide, group.signs)
@@ -235,11 +240,11 @@ class Bounds:
 
     def log_weights(self, run: int, costs: Sequence[Array]) -> Array:
         """Return the unscaled log weights that costs amount to: (particles, *plates)."""
-        return self._summed(self._layouts[run], costs, None)[0]
+        return self._summed(run, costs, None)[0]
 
     def _in_branches(self, run: int, costs: Sequence[Array], constant: bool) -> tuple[Array, Array]:
         """Return the log weights in branches, (particles, m, *plates), and all of each particle's bound, (particles, K, ...)."""
-        found, _ = self._summed(self._layouts[run], costs, None)
+        found, _ = self._summed(run, costs, None)
         particles = int(self._starts[run + 1] - self._starts[run])
         found = self._ops.xp.reshape(found, (particles, -1, *found.shape[1:]))
         bounds = np.arange(self._starts[run], self._starts[run + 1]) // self._logs.shape[1]
@@ -304,7 +309,8 @@ def _weighed_by_scores(ops: Ops, layout: Layout, run: Run, stacks: list[Array]) 
 
 def _joint_score(ops: Ops, layout: Layout, run: Run) -> Array:
     """Return Σ log q − Σ log q as a constant over all scored draws, (particles, *plates of the weights)."""
-    total = ops.constant(np.zeros((run.particles, *layout.weight_shape)), run.costs[0])
+    shape = (run.particles, *layout.weight_shape)
+    total = ops.constant(np.zeros(shape), run.costs[0]) if run.costs else ops.xp.zeros(shape)
     for site, score in zip(layout.sites, run.scores, strict=True):
         if site.estimator.uses_score:
             total = total + to_shape(ops, score - ops.stop_gradient(score), layout.weight_shape)

@@ -400,7 +400,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         nets, states = self._registered(runs, params)
         if len(runs) > 1:
             values = {}
-        dtype = parts[0][1].costs[0].dtype
+        dtype = next((cost.dtype for _, run in parts for cost in run.costs), jnp.result_type(float))
         indices = {name: index for name, index in parts[0][1].indices.items()} if len(runs) == 1 else {}
         if self.num_particles == 1:
             indices = {name: index[0] for name, index in indices.items()}
@@ -413,7 +413,7 @@ def _laid_out(
     sites, costs = specify(static, reads)
     squares = {name: (lambda x=x: x) for name, x in arrays.squares.items()}
     run = Run(
-        particles=arrays.model_costs[static.model[0]].shape[0] if static.model else 1,
+        particles=next((x.shape[0] for x in (*arrays.model_costs.values(), *arrays.guide_costs.values())), 1),
         scores=[arrays.scores[site.name] for site in sites],
         costs=[arrays.model_costs[name] for name in static.model] + [arrays.guide_costs[name] for name in static.guide],
         indices=dict(arrays.indices),
