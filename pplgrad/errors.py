@@ -47,6 +47,15 @@ class CompileError(ProgramError):
     """The program's step cannot be compiled; the message names the line and what to write instead."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error of somebody else's says, for an error message; its kind where it says nothing.
+
+    >>> first_line(KeyError()), first_line(ValueError("no\\nTrace Shapes:"))
+    ('KeyError', 'no')
+    """
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def listed(names: Iterable[str]) -> str:
     """Return names in quotes, for an error message."""
     return ", ".join(f"'{name}'" for name in names) or "none"

@@ -22,8 +22,9 @@ from pplgrad.estimators.relaxed import Relaxation
 from pplgrad.objectives import CostWeights
 from pplgrad.pyro._baselines import PREFIX
 from pplgrad.pyro._distributions import family, finite_parts, is_relaxable, parameters, unmasked
+from pplgrad.pyro._host_checks import PARTICLES, Nesting, at_other_values, broadcasting
 from pplgrad.pyro._ops import TorchNoise, placed
-from pplgrad.pyro._program import PARTICLES, Traces, closed_cost, cost_of, with_particles, without_shapes
+from pplgrad.pyro._program import Traces, closed_cost, cost_of, with_particles, without_shapes
 from pplgrad.pyro._recording import is_recording, moved_generators
 from pplgrad.pyro._relaxed import Extended, ExtendedModelMessenger, relaxed, softened
 
@@ -249,8 +250,9 @@ class PyroBranches:
                 for number in range(branch.stop - branch.start):
                     with moved_generators():
                         self._traces.restore_rng()
-                    traces = self._run(self._replacing(branch, number), temperatures, 1, None)
-                    rows.append(self._costs(*traces, branch.site))
+                    with at_other_values(branch.site, self._traces.estimators[branch.site]):
+                        traces = self._run(self._replacing(branch, number), temperatures, 1, None)
+                        rows.append(self._costs(*traces, branch.site))
                 result[branch.site] = [torch.cat(column) for column in zip(*rows, strict=True)]
         return result
 
@@ -322,8 +324,9 @@ class PyroBranches:
             parts = [part.expand(particles, -1, *shape) for part in parts]
             return torch.cat(parts, 1).reshape(particles * count, *shape)
 
-        traces = self._run(replace, temperatures, particles * count, depth)
-        every = self._costs(*traces, None, particles * count, depth)
+        with broadcasting(depth - 1, branches[0].site):
+            traces = self._run(replace, temperatures, particles * count, depth)
+            every = self._costs(*traces, None, particles * count, depth)
         return [x.reshape(particles, count, *x.shape[1:]) for x in every]
 
     @without_shapes()
@@ -335,7 +338,7 @@ class PyroBranches:
 
         def plated(function: Callable) -> Callable:
             def run(*args: Any, **kwargs: Any) -> Any:
-                with pyro.plate(PARTICLES, rows, dim=-depth):  # type: ignore[operator]
+                with pyro.plate(PARTICLES, rows, dim=-depth), Nesting(depth - 1):  # type: ignore[operator]
                     return function(*args, **kwargs)
 
             return run if depth is not None else function

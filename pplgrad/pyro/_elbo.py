@@ -13,7 +13,6 @@ import pyro
 import torch
 from pyro.infer import Trace_ELBO
 from pyro.infer.util import is_validation_enabled
-from pyro.util import check_if_enumerated
 
 from pplgrad.engine.checks import checked_objective, checked_parallel, refuse_misuse
 from pplgrad.engine.closed_forms import ClosedForms
@@ -31,7 +30,7 @@ from pplgrad.engine.program import Run
 from pplgrad.engine.signals import Bounds
 from pplgrad.engine.surrogate import estimate
 from pplgrad.engine.watching import Noted
-from pplgrad.errors import ConfigurationError, PplgradError, ProgramError
+from pplgrad.errors import ConfigurationError, PplgradError
 from pplgrad.estimators.base import Estimator
 from pplgrad.objectives import ELBO, MultiSample, Objective, ReweightedWakeSleep
 from pplgrad.pyro._baselines import Networks, baselines_of, store_states
@@ -42,6 +41,7 @@ from pplgrad.pyro._distributions import family
 from pplgrad.pyro._evaluation import Evaluation, check_costs
 from pplgrad.pyro._exact import Program
 from pplgrad.pyro._given import tensors_before
+from pplgrad.pyro._host_checks import Nesting, broadcasting
 from pplgrad.pyro._ops import OPS, attach
 from pplgrad.pyro._program import SharedMinibatch, Traces, check_match, record, run_traces, site_info
 from pplgrad.pyro._provenance import Provenance
@@ -157,7 +157,7 @@ class TraceGrad_ELBO(Trace_ELBO):
             return self._bound(model, guide, args, kwargs)
         with torch.no_grad():
             for traces, _ in self._runs(model, guide, args, kwargs, None):
-                run = self._record(traces, None, args, kwargs)
+                run = self._record(traces, None, args, kwargs, True)
                 objective = _objective(traces, run)
                 check_costs(objective, traces, run)
                 total += objective
@@ -373,22 +373,15 @@ class TraceGrad_ELBO(Trace_ELBO):
         if self.vectorize_particles and self.max_plate_nesting == math.inf:
             self._guess_max_plate_nesting(model, guide, args, kwargs)
         if vectorized:
-            run_model, run_guide = self._vectorized_num_particles(model), self._vectorized_num_particles(guide)
+            nesting = Nesting(int(self.max_plate_nesting) - 1)
+            run_model, run_guide = (self._vectorized_num_particles(nesting(f)) for f in (model, guide))
         minibatch = SharedMinibatch() if isinstance(self.objective, MultiSample) else nullcontext()
         for _ in range(1 if vectorized else self.num_particles):
             watched = known is not None and known.following
             provenance = Provenance(self._given(model, guide, args, kwargs)) if watched else None
             with collect_mappings() as mappings, minibatch:
-                try:
+                with broadcasting(int(self.max_plate_nesting) - 1) if vectorized else nullcontext():
                     traces = run_traces(run_model, run_guide, args, kwargs, self._resolve, provenance)
-                except (RuntimeError, IndexError, ValueError) as error:
-                    if vectorized and not isinstance(error, PplgradError):
-                        raise ProgramError(
-                            "The program cannot run under vectorize_particles=True, which adds a leading dimension to "
-                            "every value; write it so that it broadcasts, or use vectorize_particles=False. "
-                            f"({str(error).splitlines()[0]})"
-                        ) from error
-                    raise
             self._watcher = watcher_of(mappings)
             self._close(traces, args, kwargs)
             if known is None or provenance is not None:
@@ -421,9 +414,7 @@ class TraceGrad_ELBO(Trace_ELBO):
 
     def _check(self, traces: Traces, mappings: list[EstimatorMapping], provenance: Provenance | None) -> None:
         """Refuse a guide and model that do not match, and a key of a mapping that names no latent site."""
-        check_match(traces)
-        if is_validation_enabled():
-            check_if_enumerated(traces.guide)
+        check_match(traces, self.max_plate_nesting)
         if provenance is not None and provenance.escaped_ever:
             return  # The sites of this program depend on its draws: a name may be absent this time.
         observed = [name for name, site in traces.guide_sites + traces.model_sites if site["is_observed"]]
@@ -432,11 +423,18 @@ class TraceGrad_ELBO(Trace_ELBO):
             refuse_unmatched(mapping, traces.estimators, observed, "config_estimators")
         self._closed.refuse_unmatched(list(traces.estimators))
 
-    def _record(self, traces: Traces, provenance: Provenance | None, args: tuple, kwargs: dict) -> Run:
+    def _record(
+        self, traces: Traces, provenance: Provenance | None, args: tuple, kwargs: dict, checked: bool = False
+    ) -> Run:
+        """Compute the log densities of a run; shapes are checked where the structure is not known already, or if `checked`."""
         vectorized = self.vectorize_particles and self.num_particles > 1
         depth = int(self.max_plate_nesting) if vectorized else 0
         weights = self.objective.weights(args, kwargs)
-        return record(traces, self.num_particles if vectorized else 1, vectorized, depth, provenance, weights)
+        nesting = None
+        if (checked or provenance is not None) and is_validation_enabled():
+            nesting = self.max_plate_nesting
+        particles = self.num_particles if vectorized else 1
+        return record(traces, particles, vectorized, depth, provenance, weights, nesting)
 
     def _branches(
         self, model: Callable, guide: Callable, args: tuple, kwargs: dict, traces: Traces, layout: Layout, run: Run

@@ -31,10 +31,9 @@ from pplgrad.pyro._distributions import (
     score_squared,
     unmasked,
 )
+from pplgrad.pyro._host_checks import PARTICLES, check_programs, check_shape
 from pplgrad.pyro._provenance import PlateAxis, Provenance
 from pplgrad.pyro._relaxed import Extended, ExtendedModelMessenger, relaxed
-
-PARTICLES = "num_particles_vectorized"
 
 # The site's name, its distribution, the estimator that its own `infer` names, and the dimensions of its plates.
 Resolve = Callable[[str, Any, Estimator | None, frozenset[int]], Estimator]
@@ -259,21 +258,30 @@ def _kind(name: str, site: Any) -> tuple:
         site["cond_indep_stack"],
         site["is_observed"],
         site["mask"] is None,
+        getattr(site["value"], "shape", None),
     )
 
 
-def check_match(traces: Traces) -> None:
+def check_match(traces: Traces, nesting: float) -> None:
     """Refuse a guide and a model that do not fit together."""
     refuse_mismatch(dict(traces.guide_sites), dict(traces.model_sites))
+    check_programs(traces.model, traces.guide, nesting)
 
 
 def record(
-    traces: Traces, particles: int, vectorized: bool, depth: int, provenance: Provenance | None, weights: CostWeights
+    traces: Traces,
+    particles: int,
+    vectorized: bool,
+    depth: int,
+    provenance: Provenance | None,
+    weights: CostWeights,
+    nesting: float | None = None,
 ) -> Run:
     """Compute the log densities of a run.
 
     Scores come for latent guide sites in guide order; costs for the model's sites and then for the guide's.
-    `depth` is the position of the particle dimension (counted from the right) where particles are vectorized.
+    `depth` is the position of the particle dimension (counted from the right) where particles are vectorized. With `nesting`, the
+    most nested plates that there may be, the shapes of costs are checked as Pyro does.
     """
     scores: list[torch.Tensor] = []
     model_costs: list[torch.Tensor] = []
@@ -284,10 +292,15 @@ def record(
     def shaped(site: Any, x: torch.Tensor) -> torch.Tensor:
         return with_particles(site, x, particles, depth) if vectorized else x[None]
 
+    def counted(site: Any, x: torch.Tensor) -> torch.Tensor:
+        if nesting is not None:
+            check_shape(site, x, nesting)
+        return shaped(site, x)
+
     with provenance or nullcontext(), _escapes(provenance) as escaped:
         for name, site in traces.model_sites:
             weight = weights.observed if site["is_observed"] else weights.prior
-            model_costs.append(shaped(site, cost_of(name, site, weight, traces.closed.get(name))))
+            model_costs.append(counted(site, cost_of(name, site, weight, traces.closed.get(name))))
             escaped(traces.model_escaped, name)
         for name, site in traces.guide_sites:
             estimator = traces.estimators.get(name)
@@ -304,7 +317,7 @@ def record(
                 score = log_q if bare is site["fn"] else log_prob(name, site, bare)
                 scores.append(shaped(site, score))
                 squares[name] = partial(_shaped_square, shaped, site, bare)
-            guide_costs.append(shaped(site, cost))
+            guide_costs.append(counted(site, cost))
             escaped(traces.guide_escaped, name)
     return Run(particles, scores, model_costs + guide_costs, {}, squares, through)
 

@@ -24,7 +24,7 @@ from pplgrad.pyro._baselines import PREFIX
 from pplgrad.pyro._branches import PyroDraw
 from pplgrad.pyro._distributions import family, finite_parts, unmasked
 from pplgrad.testing.cells import ListedNoise, NoiseShapes, cells, disturb, z_of
-from pplgrad.testing.programs import Case, Host, once
+from pplgrad.testing.programs import CASES, Case, Host, once
 
 Outcome = dict[str, np.ndarray]
 PLAIN = CostWeights(1.0, 1.0, 1.0)
@@ -407,6 +407,11 @@ def isolated() -> Iterator[None]:
         pyro.get_param_store().set_state(store)
 
 
+def validated(case: Case) -> Any:
+    """Return a context in which Pyro's validation is on, but for the program with a batch dimension that no plate declares."""
+    return pyro.validation_enabled(case is not CASES["batch_without_plate"])
+
+
 def make_elbo(case: Case, estimator: Estimator, particles: int, vectorized: bool) -> TraceGrad_ELBO:
     """Return an ELBO with the estimator at all discrete sites of a program."""
     chosen = dict.fromkeys(case.latents, estimator)
@@ -416,7 +421,9 @@ def make_elbo(case: Case, estimator: Estimator, particles: int, vectorized: bool
 def gradient_error(case: Case, estimator: Estimator, particles: int, vectorized: bool) -> float:
     """Return how far the expected gradient is from the exact one."""
     over = expected_gradient_over_cells if estimator.uses_branches else expected_gradient
-    return worst(over(case, lambda: make_elbo(case, estimator, particles, vectorized), particles), exact_gradient(case))
+    with validated(case):
+        found = over(case, lambda: make_elbo(case, estimator, particles, vectorized), particles)
+        return worst(found, exact_gradient(case))
 
 
 def z_score(case: Case, estimator: Estimator, particles: int, vectorized: bool, draws: int, seed: int) -> float:
@@ -431,7 +438,7 @@ def z_score(case: Case, estimator: Estimator, particles: int, vectorized: bool, 
         fresh(case)
         for name, value in learned.items():
             pyro.param(name, array(value))
-        with Drive([], case.noise):
+        with Drive([], case.noise), validated(case):
             objective.loss_and_grads(model, guide)
         if not found and estimator.keeps_state and not learned:
             learned = disturbed()

@@ -7,7 +7,7 @@ import torch
 from pyro.infer import SVI
 from pyro.optim import Adam
 
-from pplgrad import ELBO, IWAE, Expectation, Renyi
+from pplgrad import ELBO, IWAE, DisARM, Expectation, ProgramError, Renyi
 from pplgrad.pyro import TraceGrad_ELBO, config_estimators
 
 
@@ -51,3 +51,133 @@ def test_a_program_without_a_site_compiles():
     pyro.clear_param_store()
     svi = SVI(nothing, nothing, Adam({"lr": 0.1}), TraceGrad_ELBO(compile={"backend": "eager"}))
     assert [svi.step() for _ in range(4)] == [0] * 4
+
+
+def at(shape, events):
+    def program(param=False):
+        loc = pyro.param("loc", torch.zeros(*shape)) if param else torch.zeros(*shape)
+        pyro.sample("x", dist.Normal(loc, 1.0).to_event(events))
+
+    return program
+
+
+def in_plate(dim, dependent=False):
+    def program():
+        with pyro.plate("p", 3, dim=dim):
+            pyro.sample("x", dist.Bernoulli(torch.full((3, *(1,) * (-dim - 1)), 0.5)))
+
+    return program
+
+
+def sequential():
+    for _ in pyro.plate("loop", 2):
+        pass
+    plain()
+
+
+def plain():
+    pyro.sample("x", dist.Bernoulli(0.5))
+
+
+def collides():
+    with pyro.plate("a", 3, dim=-1), pyro.plate("b", 3, dim=-1):
+        pyro.sample("x", dist.Bernoulli(torch.full((3,), 0.5)))
+
+
+def undeclared():
+    with pyro.plate("a", 3, dim=-1):
+        pyro.sample("x", dist.Bernoulli(torch.full((2, 3), 0.5)))
+
+
+def nested():
+    with pyro.plate("a", 3, dim=-1):
+        pyro.sample("z", dist.Bernoulli(0.5))
+        with pyro.plate("b", 2, dim=-2):
+            pyro.sample("x", dist.Bernoulli(0.5))
+
+
+REFUSED = {
+    "events": (at((2,), 1), at((2, 1), 2), {}, "event_dims disagree at site 'x'"),
+    "shapes": (at((1, 2), 2), at((2, 1), 2), {}, "shapes disagree at site 'x'"),
+    "batches": (at((2,), 1), at((3, 2), 1), {}, "shapes disagree at site 'x'"),
+    "dimension": (in_plate(-2), in_plate(-1), {}, "shapes disagree at site 'x'"),
+    "collision": (collides, collides, {}, "collide|collision"),
+    "no plate": (undeclared, undeclared, {}, 'At site "x", invalid log_prob shape; Expected .* actual .*; Try one of'),
+    "nesting": (nested, nested, {"max_plate_nesting": 1}, "ncreasing max_plate_nesting to"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("particles", [1, 2])
+@pytest.mark.parametrize("vectorized", [False, True])
+def test_validation_refuses_what_pyro_refuses(case, particles, vectorized):
+    model, guide, kwargs, message = REFUSED[case]
+    elbo = TraceGrad_ELBO(particles, vectorize_particles=vectorized, **kwargs)
+    expected = ".*" if vectorized else message
+    with pytest.raises(ValueError, match=expected):
+        elbo.loss(model, guide)
+    with pytest.raises(ValueError, match=expected) as caught:
+        elbo.loss_and_grads(model, guide)
+    if not vectorized and case != "collision":
+        assert isinstance(caught.value, ProgramError) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("case", ["events", "shapes", "batches", "no plate", "nesting"])
+def test_without_validation_nothing_is_refused(case):
+    model, guide, kwargs, _ = REFUSED[case]
+    with pyro.validation_enabled(False):
+        TraceGrad_ELBO(**kwargs).loss_and_grads(model, guide)
+
+
+def test_a_plate_of_the_guide_that_the_model_has_not_is_warned_of():
+    with pytest.warns(UserWarning, match="Found plate statements in guide but not model"):
+        TraceGrad_ELBO().loss_and_grads(plain, sequential)
+    with pyro.validation_enabled(False):
+        TraceGrad_ELBO().loss_and_grads(plain, sequential)
+
+
+def test_a_program_that_changes_its_shapes_is_checked_again():
+    """What the checks look at is compared at each step that reuses a structure: the one that differs is not reused."""
+    shape = [2]
+
+    def model():
+        pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    def guide():
+        pyro.sample("x", dist.Normal(torch.zeros(shape[0]), 1.0).to_event(1))
+
+    elbo = TraceGrad_ELBO()
+    for _ in range(4):
+        elbo.loss_and_grads(model, guide)
+    shape[0] = 1
+    with pytest.raises(ProgramError, match="shapes disagree at site 'x'"):
+        elbo.loss_and_grads(model, guide)
+
+
+def test_a_factor_in_the_guide_needs_no_word_about_its_gradient():
+    """`has_rsample` tells Pyro's ELBOs how to differentiate; here the cost is charged to what it was computed from."""
+
+    def model():
+        pyro.sample("z", dist.Bernoulli(0.3))
+
+    def guide():
+        z = pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor(0.2))))
+        pyro.factor("f", 0.7 * z)
+
+    assert TraceGrad_ELBO().loss_and_grads(model, guide) != 0
+
+
+@pytest.mark.parametrize("particles", [1, 2, 3])
+@pytest.mark.parametrize("grad", [False, True])
+def test_more_plates_than_the_first_program_had(particles, grad):
+    elbo = TraceGrad_ELBO(particles, vectorize_particles=True)
+    run = elbo.loss_and_grads if grad else elbo.loss
+    run(in_plate(-1), in_plate(-1))
+    with pytest.raises(ProgramError, match="ncreasing max_plate_nesting"):
+        run(nested, nested)
+
+
+def test_branches_know_the_nesting_without_validation():
+    elbo = TraceGrad_ELBO(vectorize_particles=True, max_plate_nesting=1, estimators={"x": DisARM()})
+    with pyro.validation_enabled(False), pytest.raises(ProgramError, match="x.*try increasing max_plate_nesting"):
+        elbo.loss_and_grads(nested, nested)
