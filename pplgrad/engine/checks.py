@@ -9,6 +9,7 @@ from typing import Any
 from pplgrad.engine.configuration import EstimatorMapping
 from pplgrad.engine.layout import Layout
 from pplgrad.errors import ConfigurationError, EstimatorError, ImpossibleValueError, ProgramError, listed
+from pplgrad.estimators.base import Estimator
 from pplgrad.objectives import MultiSample, Objective
 from pplgrad.watch import Watch, Watcher
 
@@ -102,6 +103,16 @@ def impossible_log_prob(name: str, fn: Any, error: Exception) -> ImpossibleValue
     return ImpossibleValueError(
         f"The log density at site '{name}' ({type(fn).__name__}) cannot be computed, because its value is outside the "
         f"distribution's support or has another shape: {str(error).splitlines()[0]}"
+    )
+
+
+def moving_support(name: str, fn: Any, estimator: Estimator, has_rsample: bool) -> EstimatorError:
+    """Return the error for a site whose support moves with a parameter, under an estimator that takes it for fixed."""
+    remedy = "use Reparam() there, or " if has_rsample else ""
+    return EstimatorError(
+        f"{estimator!r} at site '{name}' ({type(fn).__name__}) needs a support that stays where it is, but its bounds are computed from a "
+        f"parameter, or from a draw that carries gradient, and then E[∇ log q] is not zero: {remedy}draw from a distribution with "
+        "constant bounds and move its value afterwards (such as low + (high - low) * u)."
     )
 
 

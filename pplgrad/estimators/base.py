@@ -143,6 +143,11 @@ class Estimator(ABC):
         return False
 
     @property
+    def needs_fixed_support(self) -> bool:
+        """Whether the estimator takes for granted that E[∇ log q] = 0, so that the site's support may not move with a parameter."""
+        return self.uses_score or self.path_only or self.reweights_path
+
+    @property
     def draws_again(self) -> int:
         """The number of further draws of the site, at the same parents, that the estimator asks the host for."""
         return 0

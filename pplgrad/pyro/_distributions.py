@@ -7,13 +7,18 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
-from pyro.distributions import Distribution, ExpandedDistribution, Independent, MaskedDistribution
+from pyro.distributions import Delta, ExpandedDistribution, Independent, MaskedDistribution
+from pyro.distributions import Distribution as PyroDistribution
+from torch.distributions import Distribution
 from torch.distributions import Independent as TorchIndependent
+from torch.distributions import TransformedDistribution as TorchTransformed
+from torch.distributions.constraints import Constraint
 
+from pplgrad.engine.support import Classes, Support
 from pplgrad.errors import BaselineError
 
 _PLAIN_SCORE_PARTS = {
-    Distribution.score_parts,
+    PyroDistribution.score_parts,
     MaskedDistribution.score_parts,
     ExpandedDistribution.score_parts,
 }
@@ -25,6 +30,28 @@ def is_discrete(fn: Any) -> bool:
         return bool(fn.support.is_discrete)
     except (NotImplementedError, AttributeError):
         return False
+
+
+def _is_constant(x: torch.Tensor) -> float | None:
+    return x.reshape(-1)[0].item() if x.numel() and not x.requires_grad and bool((x == x.reshape(-1)[0]).all()) else None
+
+
+_SUPPORT = Support(
+    Classes(
+        Distribution,
+        (TorchIndependent, ExpandedDistribution, MaskedDistribution),
+        TorchTransformed,
+        Delta,
+        Constraint,
+        lambda x: isinstance(x, torch.Tensor),
+        _is_constant,
+    )
+)
+
+
+def moves(fn: Any) -> bool:
+    """Return whether gradient flows to the bounds of a distribution's support."""
+    return any(x.requires_grad for x in _SUPPORT.arrays(fn))
 
 
 def unmasked(fn: Any) -> Any:

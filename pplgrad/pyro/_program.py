@@ -14,7 +14,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 
-from pplgrad.engine.checks import impossible_log_prob, refuse_mismatch, refuse_model_estimator
+from pplgrad.engine.checks import impossible_log_prob, moving_support, refuse_mismatch, refuse_model_estimator
 from pplgrad.engine.program import EVERY, OWN, WHOLE, CostSpec, Plate, Read, Run, SiteSpec
 from pplgrad.errors import CompileError, PplgradError, ProgramError
 from pplgrad.estimators.base import Estimator, SiteInfo
@@ -27,12 +27,14 @@ from pplgrad.pyro._distributions import (
     family,
     is_discrete,
     is_relaxable,
+    moves,
     partly_reparameterized,
     score_squared,
     unmasked,
 )
 from pplgrad.pyro._host_checks import PARTICLES, check_programs, check_shape
 from pplgrad.pyro._provenance import PlateAxis, Provenance
+from pplgrad.pyro._recording import is_recording
 from pplgrad.pyro._relaxed import Extended, ExtendedModelMessenger, relaxed
 
 # The site's name, its distribution, the estimator that its own `infer` names, and the dimensions of its plates.
@@ -82,6 +84,10 @@ class SiteMessenger(Messenger):
         plates = frozenset(frame.dim for frame in msg["cond_indep_stack"] if frame.vectorized)
         estimator = self._resolve(msg["name"], msg["fn"], msg["infer"].get("estimator"), plates)
         self.estimators[msg["name"]] = estimator
+        # A step that is recorded has run before.
+        if estimator.needs_fixed_support and not is_recording() and moves(msg["fn"]):
+            fn = unmasked(msg["fn"])
+            raise moving_support(msg["name"], fn, estimator, fn.has_rsample and not partly_reparameterized(fn))
         return estimator
 
 
