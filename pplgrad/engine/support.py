@@ -26,11 +26,11 @@ class Classes:
     `known` returns an array's value as a number if it has one value, which no gradient reaches, and else None.
     """
 
-    distribution: type
-    wrappers: tuple[type, ...]
-    transformed: type
-    delta: type
-    constraint: type
+    distribution: Any
+    wrappers: tuple[Any, ...]
+    transformed: Any
+    delta: Any
+    constraint: Any
     is_array: Callable[[Any], bool]
     known: Callable[[Any], float | None]
 
@@ -52,7 +52,7 @@ class Support:
         if isinstance(fn, self._classes.delta):
             return list(self._inside(fn.v))
         found = [x for part in self._parts(fn) for x in self.arrays(part)]
-        if isinstance(fn, self._classes.transformed) and declared is self._classes.transformed.support:  # type: ignore[attr-defined]
+        if isinstance(fn, self._classes.transformed) and declared is self._classes.transformed.support:
             return found + self._transformed(fn)[1]
         return found + list(self._inside(_attribute(fn, "support")))
 
@@ -99,7 +99,7 @@ class Support:
     def _edges(self, fn: Any) -> tuple[Edges, list[Any]]:
         while isinstance(fn, self._classes.wrappers):
             fn = fn.base_dist
-        if isinstance(fn, self._classes.transformed) and type(fn).support is self._classes.transformed.support:  # type: ignore[attr-defined]
+        if isinstance(fn, self._classes.transformed) and type(fn).support is self._classes.transformed.support:
             return self._transformed(fn)
         return _edges_of(_attribute(fn, "support")), []
 

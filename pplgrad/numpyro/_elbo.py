@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from numpyro.handlers import seed
 from numpyro.infer import Trace_ELBO
 
-from pplgrad.engine.checks import checked_objective, checked_parallel, impossible_cost, refuse_misuse
+from pplgrad.engine.checks import checked_objective, checked_parallel, impossible_cost, moving_support, refuse_misuse
 from pplgrad.engine.closed_forms import ClosedForms, Counting
 from pplgrad.engine.configuration import EstimatorMapping, Resolved, refuse_unmatched, resolve, watcher_of
 from pplgrad.engine.description import Description, describe
@@ -34,6 +34,7 @@ from pplgrad.numpyro._program import Arrays, Static, densities_read, run_particl
 from pplgrad.numpyro._provenance import outputs_read
 from pplgrad.numpyro._sites import site_info
 from pplgrad.numpyro._sleep import asleep
+from pplgrad.numpyro._support import carries_gradient, gradient_reaches
 from pplgrad.numpyro._watch import STEPS, counted, look
 from pplgrad.objectives import ELBO, MultiSample, Objective, ReweightedWakeSleep
 
@@ -289,6 +290,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         numbered = jax.tree.unflatten(tree, range(tree.num_leaves))
         read = outputs_read(closed, seen[-1].standings())
         reads = densities_read(seen[-1], numbered, read, [aval.shape for aval in closed.out_avals])
+        _refuse_moving(closed, seen[-1], numbered, jax.tree.leaves(_differentiable((key, params), numbered)))
         if seen[-1].extended:
             refuse_misuse(Layout.build(*specify(seen[-1], reads)), misused(closed, seen[-1].extended))
         return Particle(closed, shapes, params), seen[-1], reads
@@ -301,6 +303,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         counting = self._counting(args, kwargs)
         for key in keys:
             arrays, static = run_particle(key, params, model, guide, args, kwargs, self._resolve, counting)
+            _refuse_moving(None, static, arrays, [])
             runs.append((jax.tree.map(lambda x: jnp.asarray(x)[None], replace(arrays, probes={})), static, None))
         return runs
 
@@ -421,6 +424,28 @@ def _laid_out(
         through=arrays.through,
     )
     return Layout.build(sites, costs, objective), run
+
+
+def _differentiable(inputs: tuple[jax.Array, dict], numbered: Arrays) -> Any:
+    """Return, in the place of each input of a traced particle, whether it may be differentiated: parameters, and not mutable state."""
+    key, params = inputs
+    flags = {name: jax.tree.map(lambda _: name not in numbered.mutable, value) for name, value in params.items()}  # noqa: B023
+    return jax.tree.map(lambda _: False, key), flags
+
+
+def _refuse_moving(closed: Any, static: Static, arrays: Arrays, inputs: list[bool]) -> None:
+    """Refuse a site whose support moves with a parameter, under an estimator that takes it for fixed.
+
+    `arrays` holds the numbers of a traced particle's outputs, or without `closed` the arrays themselves.
+    """
+    asked = {name: arrays.probes.get("bounds:" + name, []) for name in static.estimators}
+    if not any(asked.values()):
+        return
+    reached = None if closed is None else gradient_reaches(closed, inputs)
+    for name, found in asked.items():
+        if any(carries_gradient(x) if reached is None else reached[x] for x in found):
+            estimator, smooth = static.estimators[name], name in static.reparameterized
+            raise moving_support(name, static.families[name], estimator, smooth)
 
 
 def _with_gradient(result: Estimate) -> jax.Array:

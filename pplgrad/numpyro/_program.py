@@ -31,6 +31,7 @@ from pplgrad.numpyro._distributions import (
 from pplgrad.numpyro._flow import Flow
 from pplgrad.numpyro._provenance import Reads, Standing, union
 from pplgrad.numpyro._sites import Intervene, ModelInferMessenger, Resolve, SiteMessenger, make_constant, site_key
+from pplgrad.numpyro._support import bounds
 
 # The steps of a scan lie left of every plate, in a dimension of their own.
 TIME_DIM = -8
@@ -55,6 +56,7 @@ class Static:
     mutables: dict[Any, str] = field(default_factory=dict)
     mappings: list[EstimatorMapping] = field(default_factory=list)
     extended: set[str] = field(default_factory=set)
+    reparameterized: set[str] = field(default_factory=set)
     closed: dict[str, str] = field(default_factory=dict)
 
     def standings(self) -> dict[str, Standing]:
@@ -237,9 +239,13 @@ def _collected(
             arrays.values[name] = site["value"]
             static.event_dims[name] = site["fn"].event_dim
             static.families[name] = family(site["fn"])
+            if site["fn"].has_rsample:
+                static.reparameterized.add(name)
             static.plates["score", name] = _plates(site, arrays.scores[name], sizes, static.guide_flows)  # type: ignore[index]
             if any(part.needs_score_squared for part in parts_of(estimator.baseline)):
                 arrays.squares[name] = _in_time(_score_squared(bare, site["value"]), site, flow)
+            if estimator.needs_fixed_support:
+                arrays.probes["bounds:" + name] = bounds(site["fn"])
             if estimator.uses_branches:
                 _ask(arrays, name, bare, site["value"], estimator, again)
         arrays.guide_costs[name] = _in_time(cost, site, flow)

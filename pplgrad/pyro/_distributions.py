@@ -33,7 +33,9 @@ def is_discrete(fn: Any) -> bool:
 
 
 def _is_constant(x: torch.Tensor) -> float | None:
-    return x.reshape(-1)[0].item() if x.numel() and not x.requires_grad and bool((x == x.reshape(-1)[0]).all()) else None
+    return (
+        x.reshape(-1)[0].item() if x.numel() and not x.requires_grad and bool((x == x.reshape(-1)[0]).all()) else None
+    )
 
 
 _SUPPORT = Support(

@@ -87,7 +87,7 @@ class SiteMessenger(Messenger):
         # A step that is recorded has run before.
         if estimator.needs_fixed_support and not is_recording() and moves(msg["fn"]):
             fn = unmasked(msg["fn"])
-            raise moving_support(msg["name"], fn, estimator, fn.has_rsample and not partly_reparameterized(fn))
+            raise moving_support(msg["name"], family(fn), estimator, fn.has_rsample and not partly_reparameterized(fn))
         return estimator
 
 

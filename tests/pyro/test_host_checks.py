@@ -25,9 +25,7 @@ def observed():
 @pytest.mark.parametrize("higher_order", [False, True])
 def test_a_program_without_a_site_has_loss_0(objective, particles, vectorized, higher_order):
     pyro.clear_param_store()
-    elbo = TraceGrad_ELBO(
-        particles, vectorize_particles=vectorized, objective=objective, higher_order=higher_order
-    )
+    elbo = TraceGrad_ELBO(particles, vectorize_particles=vectorized, objective=objective, higher_order=higher_order)
     for guide in (nothing, config_estimators(nothing, {})):
         assert SVI(nothing, guide, Adam({"lr": 0.1}), elbo).step() == 0
         assert elbo.loss(nothing, guide) == elbo.differentiable_loss(nothing, guide).item() == 0
