@@ -390,9 +390,7 @@ def densities_read(
     return found
 
 
-def _aligned(
-    reads: Reads, plates: Sequence[Plate], ndim: int, standings: Mapping[str, Standing]
-) -> dict[str, Read]:
+def _aligned(reads: Reads, plates: Sequence[Plate], ndim: int, standings: Mapping[str, Standing]) -> dict[str, Read]:
     """Return what a density reads, along which of its plates an element may read others, and at which steps."""
     result = {}
     steps_at = ndim + TIME_DIM if any(plate.time for plate in plates) else None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyro
@@ -21,10 +23,12 @@ from pplgrad.estimators.base import Estimator
 from pplgrad.estimators.relaxed import Relaxation
 from pplgrad.objectives import CostWeights
 from pplgrad.pyro._baselines import PREFIX
+from pplgrad.pyro._comparing import refuse_another_run, refuse_meeting, values_at
 from pplgrad.pyro._distributions import family, finite_parts, is_relaxable, parameters, unmasked
 from pplgrad.pyro._host_checks import PARTICLES, Nesting, at_other_values, broadcasting
 from pplgrad.pyro._ops import TorchNoise, placed
-from pplgrad.pyro._program import Traces, closed_cost, cost_of, with_particles, without_shapes
+from pplgrad.pyro._program import Traces, axes_of, closed_cost, cost_of, with_particles, without_shapes
+from pplgrad.pyro._provenance import Provenance
 from pplgrad.pyro._recording import is_recording, moved_generators
 from pplgrad.pyro._relaxed import Extended, ExtendedModelMessenger, relaxed, softened
 
@@ -112,9 +116,11 @@ class Intervention(Messenger):
         estimators: Mapping[str, Estimator] | None = None,
         temperatures: Mapping[str, Any] | None = None,
         arguments: tuple[tuple, Mapping[str, Any]] = ((), {}),
+        provenance: Provenance | None = None,
     ) -> None:
         super().__init__()
         self._arguments = arguments
+        self._provenance = provenance
         self._primary = primary
         self._replace = replace
         self._estimators = estimators or {}
@@ -139,6 +145,9 @@ class Intervention(Messenger):
         elif self._temperatures is not None and not fn.has_rsample:
             fresh = lambda branch: _unrelaxable(name, fn, branch)  # noqa: E731
         msg["value"] = self._replace(name, fresh, fn.event_dim)
+        if self._provenance is not None:
+            plates = axes_of(msg["cond_indep_stack"], fn.event_dim)
+            msg["value"] = self._provenance.tag(name, msg["value"], plates)
 
 
 def _unrelaxable(name: str, fn: Any, branch: Branch) -> torch.Tensor:
@@ -159,24 +168,29 @@ class PyroBranches:
         kwargs: Mapping[str, Any],
         traces: Traces,
         layout: Layout,
-        particles: int,
+        run: Run,
         vectorized: bool,
         depth: int | None,
         weights: CostWeights,
         at_once: int | None,
+        given: Callable[[], Iterable[torch.Tensor]] | None = None,
     ) -> None:
         """`depth` is the place of the particle plate where branches are vectorized, None where they run one by one.
 
-        No more than `at_once` branches of each particle are in the plate.
+        No more than `at_once` branches of each particle are in the plate. `given` returns the tensors that were there before, where
+        the step is watched: then branches are compared with the plain way (`_comparing.py`).
         """
         self._program = (model, guide, args, kwargs)
         self._traces = traces
         self._layout = layout
-        self._particles = particles
+        self._particles = run.particles
         self._vectorized = vectorized
         self._depth = depth
         self._weights = weights
         self._at_most = at_once
+        self._before = run.costs
+        self._given = given
+        self._compared = given is None
 
     def draw(self, site: str) -> PyroDraw:
         """Return the draw of a site."""
@@ -213,6 +227,8 @@ class PyroBranches:
         for name, alternatives in values.items():
             branches.append(Branch(name, alternatives, start, start + alternatives.count))
             start += alternatives.count
+        if not self._compared:
+            self._compare_second_run(branches[0].site)
         if self._depth is None:
             return self._one_by_one(branches, temperatures)
         return self._at_once(branches, start, self._depth, temperatures)
@@ -324,14 +340,45 @@ class PyroBranches:
             parts = [part.expand(particles, -1, *shape) for part in parts]
             return torch.cat(parts, 1).reshape(particles * count, *shape)
 
-        with broadcasting(depth - 1, branches[0].site):
-            traces = self._run(replace, temperatures, particles * count, depth)
+        # Particles that run together have been compared already, and branches run beside them.
+        follow = self._given is not None and not self._vectorized and temperatures is None
+        provenance = Provenance(self._given()) if follow and self._given is not None else None
+        with broadcasting(depth - 1, branches[0].site), provenance or nullcontext():
+            traces = self._run(replace, temperatures, particles * count, depth, provenance)
             every = self._costs(*traces, None, particles * count, depth)
+        if provenance is not None:
+            refuse_meeting(self._layout, every, provenance, partial(self.alone, traces[0]))
         return [x.reshape(particles, count, *x.shape[1:]) for x in every]
+
+    def alone(self, guide: Any, row: int) -> list[torch.Tensor] | None:
+        """Return the costs of a row of particles or branches by itself, at its own draws; None if the program cannot run so."""
+        values = values_at(guide, row)
+        try:
+            with moved_generators(), torch.random.fork_rng(devices=self._traces.rng_devices()), torch.no_grad():
+                traces = self._run(lambda name, fresh, event: values[name], None, 1, None)
+                return self._costs(*traces, None)
+        except (RuntimeError, IndexError, ValueError, KeyError):
+            return None
+
+    def _compare_second_run(self, chosen: str) -> None:
+        """Run the program on the draws of the primary run, and refuse it if it computes something else."""
+        self._compared = True
+        nodes, depth = self._traces.guide.nodes, self._depth if self._vectorized else None
+        rows = self._particles if self._vectorized else 1
+        with moved_generators(), torch.random.fork_rng(devices=self._traces.rng_devices()), torch.no_grad():
+            self._traces.restore_rng()
+            traces = self._run(lambda name, fresh, event: nodes[name]["value"].detach(), None, rows, depth)
+            again = self._costs(*traces, chosen, rows, depth)
+        refuse_another_run(self._layout, self._before, again, chosen)
 
     @without_shapes()
     def _run(
-        self, replace: Callable, temperatures: Mapping[str, Any] | None, rows: int, depth: int | None
+        self,
+        replace: Callable,
+        temperatures: Mapping[str, Any] | None,
+        rows: int,
+        depth: int | None,
+        provenance: Provenance | None = None,
     ) -> tuple[Any, Any]:
         """Return the traces of guide and model with `replace` standing outside of everything."""
         model, guide, args, kwargs = self._program
@@ -343,7 +390,8 @@ class PyroBranches:
 
             return run if depth is not None else function
 
-        with Intervention(self._traces.guide, replace, self._traces.estimators, temperatures, (args, kwargs)):
+        chosen = self._traces.estimators
+        with Intervention(self._traces.guide, replace, chosen, temperatures, (args, kwargs), provenance):
             guide_trace = poutine.trace(plated(guide)).get_trace(*args, **kwargs)
         wide = [name for name, node in guide_trace.nodes.items() if isinstance(node.get("fn"), Extended)]
         with Intervention(self._traces.model), ExtendedModelMessenger(wide):

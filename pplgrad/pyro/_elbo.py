@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyro
@@ -35,18 +36,30 @@ from pplgrad.estimators.base import Estimator
 from pplgrad.objectives import ELBO, MultiSample, Objective, ReweightedWakeSleep
 from pplgrad.pyro._baselines import Networks, baselines_of, store_states
 from pplgrad.pyro._branches import PyroBranches
+from pplgrad.pyro._comparing import Meeting, refuse_meeting
 from pplgrad.pyro._compiled import Compiler
 from pplgrad.pyro._distributed import TorchPeers, TraceGradModule, peers_of, refuse_own_gradients
 from pplgrad.pyro._distributions import family
 from pplgrad.pyro._evaluation import Evaluation, check_costs
 from pplgrad.pyro._exact import Program
 from pplgrad.pyro._given import tensors_before
+from pplgrad.pyro._guards import Guard
 from pplgrad.pyro._host_checks import Nesting, broadcasting
 from pplgrad.pyro._ops import OPS, attach
-from pplgrad.pyro._program import SharedMinibatch, Traces, check_match, record, run_traces, site_info
+from pplgrad.pyro._program import (
+    SharedMinibatch,
+    Traces,
+    check_match,
+    generators,
+    record,
+    restore,
+    run_traces,
+    site_info,
+)
 from pplgrad.pyro._provenance import Provenance
 from pplgrad.pyro._sleep import asleep
 from pplgrad.pyro._structure import Structure, Structures
+from pplgrad.pyro._threads import OtherThreads
 from pplgrad.pyro._watch import look
 from pplgrad.watch import Watcher
 
@@ -117,6 +130,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         max_parallel: int | None = None,
         process_group: Any = False,
         compile: bool | str | Mapping[str, Any] = False,
+        reuse_structure: bool | str = True,
     ) -> None:
         super().__init__(
             num_particles=num_particles,
@@ -140,7 +154,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         self._closed = ClosedForms.of(closed_form, self.objective)
         self._mapping = EstimatorMapping.of(estimators, "TraceGrad_ELBO(estimators=...)")
         self._networks = Networks()
-        self._structures = Structures()
+        self._structures = Structures(reuse_structure)
         self._resolved: dict[Any, Resolved] = {}
         self._watcher: Watcher | None = None
         self._peers = peers_of(process_group)
@@ -273,16 +287,35 @@ class TraceGrad_ELBO(Trace_ELBO):
         found = {key[0]: resolved for key, resolved in self._resolved.items()}
         choice = measured(self._uncompiled(), Program(model, guide, args, kwargs), found)
         self._resolved.clear()
-        self._structures = Structures()
+        self._structures = Structures(self._structures.reuse)
         return choice
 
     def with_estimators(self, estimators: Mapping[str, Estimator]) -> TraceGrad_ELBO:
         """Return the same ELBO with another mapping, and nothing learned yet."""
         other = copy.copy(self)
         other._mapping = EstimatorMapping.of(estimators, "TraceGrad_ELBO(estimators=...)")
-        other._networks, other._structures, other._resolved = Networks(), Structures(), {}
+        other._networks, other._resolved = Networks(), {}
+        other._structures = Structures(self._structures.reuse)
         other._compiler = None if self._compiler is None else self._compiler.anew()
         return other
+
+    def __copy__(self) -> TraceGrad_ELBO:
+        """Return an ELBO that shares everything with this one."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is to be pickled: what was chosen, without what was found of programs, which is found again."""
+        state = dict(self.__dict__)
+        state |= {
+            "_networks": Networks(),
+            "_structures": Structures(self._structures.reuse),
+            "_resolved": {},
+            "_watcher": None,
+        }
+        state["_compiler"] = None if self._compiler is None else self._compiler.anew()
+        return state
 
     def _uncompiled(self) -> TraceGrad_ELBO:
         """Return an ELBO that shares everything with this one, and does not compile."""
@@ -338,9 +371,29 @@ class TraceGrad_ELBO(Trace_ELBO):
     ) -> Evaluation:
         """Run the program and return the objective's value, surrogate and new states, which are not stored yet."""
         known = known or self._structures.find(model, guide, args, kwargs)
+        before = generators()
+        try:
+            return self._together(model, guide, args, kwargs, noted, known, peers)
+        except Meeting as meeting:
+            known.run_apart(meeting.message)
+        restore(before)
+        return self._together(model, guide, args, kwargs, noted, known, peers)
+
+    def _together(
+        self,
+        model: Callable,
+        guide: Callable,
+        args: tuple,
+        kwargs: dict,
+        noted: Noted | None,
+        known: Structure,
+        peers: TorchPeers | None,
+    ) -> Evaluation:
+        """Run particles and branches, those that may at once."""
         layouts: list[Layout] = []
         runs: list[Run] = []
         traced: list[Traces] = []
+        branches: list[PyroBranches] = []
         for traces, provenance in self._runs(model, guide, args, kwargs, known):
             run = self._record(traces, provenance, args, kwargs)
             layouts.append(known.layout(traces, run, provenance, self.objective))
@@ -348,13 +401,16 @@ class TraceGrad_ELBO(Trace_ELBO):
             run.indices.update(traces.indices() if any(site.plates for site in layouts[-1].sites) else {})
             runs.append(run)
             traced.append(traces)
+            branches.append(self._branches(model, guide, args, kwargs, traces, layouts[-1], run, provenance))
+            if provenance is not None and traces.particles > 1:
+                refuse_meeting(layouts[-1], run.costs, provenance, partial(branches[-1].alone, traces.guide))
             last = provenance
         host = baselines_of(self._networks, layouts, runs, traced, last if len(runs) == 1 else None, args, kwargs)
         result = estimate(
             OPS,
             list(zip(layouts, runs, strict=True)),
             host,
-            [self._branches(model, guide, args, kwargs, *run) for run in zip(traced, layouts, runs, strict=True)],
+            branches,
             self.objective,
             self.higher_order,
             noted,
@@ -368,7 +424,8 @@ class TraceGrad_ELBO(Trace_ELBO):
         self, model: Callable, guide: Callable, args: tuple, kwargs: dict, known: Structure | None
     ) -> Iterator[tuple[Traces, Provenance | None]]:
         """Run the particles, following provenance where the structure is to be found (`known.following`)."""
-        vectorized = self.vectorize_particles and self.num_particles > 1
+        apart = known is not None and known.apart
+        vectorized = self.vectorize_particles and self.num_particles > 1 and not apart
         run_model, run_guide = model, guide
         if self.vectorize_particles and self.max_plate_nesting == math.inf:
             self._guess_max_plate_nesting(model, guide, args, kwargs)
@@ -380,8 +437,15 @@ class TraceGrad_ELBO(Trace_ELBO):
             watched = known is not None and known.following
             provenance = Provenance(self._given(model, guide, args, kwargs)) if watched else None
             with collect_mappings() as mappings, minibatch:
-                with broadcasting(int(self.max_plate_nesting) - 1) if vectorized else nullcontext():
+                with (
+                    broadcasting(int(self.max_plate_nesting) - 1) if vectorized else nullcontext(),
+                    OtherThreads() if watched else nullcontext() as others,
+                ):
                     traces = run_traces(run_model, run_guide, args, kwargs, self._resolve, provenance)
+            traces.particles, traces.apart = self.num_particles if vectorized else 1, apart
+            if watched and others is not None and others.ran:
+                # A program of which everything is known hands nothing to another thread.
+                traces.unseen = Guard.of(model, guide, args, kwargs) is None
             self._watcher = watcher_of(mappings)
             self._close(traces, args, kwargs)
             if known is None or provenance is not None:
@@ -427,27 +491,33 @@ class TraceGrad_ELBO(Trace_ELBO):
         self, traces: Traces, provenance: Provenance | None, args: tuple, kwargs: dict, checked: bool = False
     ) -> Run:
         """Compute the log densities of a run; shapes are checked where the structure is not known already, or if `checked`."""
-        vectorized = self.vectorize_particles and self.num_particles > 1
+        vectorized = traces.particles > 1
         depth = int(self.max_plate_nesting) if vectorized else 0
         weights = self.objective.weights(args, kwargs)
         nesting = None
         if (checked or provenance is not None) and is_validation_enabled():
             nesting = self.max_plate_nesting
-        particles = self.num_particles if vectorized else 1
-        return record(traces, particles, vectorized, depth, provenance, weights, nesting)
+        return record(traces, traces.particles, vectorized, depth, provenance, weights, nesting)
 
     def _branches(
-        self, model: Callable, guide: Callable, args: tuple, kwargs: dict, traces: Traces, layout: Layout, run: Run
+        self,
+        model: Callable,
+        guide: Callable,
+        args: tuple,
+        kwargs: dict,
+        traces: Traces,
+        layout: Layout,
+        run: Run,
+        provenance: Provenance | None = None,
     ) -> PyroBranches:
-        vectorized = self.vectorize_particles and self.num_particles > 1
+        vectorized = traces.particles > 1
         depth = None
-        if self.vectorize_particles:
+        if self.vectorize_particles and not traces.apart:
             depth = int(self.max_plate_nesting) + (0 if vectorized else 1)
         weights = self.objective.weights(args, kwargs)
         at_once = None if self.max_parallel is None else self.max_parallel // run.particles
-        return PyroBranches(
-            model, guide, args, kwargs, traces, layout, run.particles, vectorized, depth, weights, at_once
-        )
+        given = None if provenance is None else partial(self._given, model, guide, args, kwargs)
+        return PyroBranches(model, guide, args, kwargs, traces, layout, run, vectorized, depth, weights, at_once, given)
 
 
 def _objective(traces: Traces, run: Run) -> float:

@@ -76,7 +76,7 @@ class SiteMessenger(Messenger):
                 msg["value"], msg["fn"] = relaxed(msg["name"], msg["fn"], msg["value"], estimator.at(*self._arguments))
         if self._provenance is not None:
             may_be_relaxed = isinstance(msg["fn"], Extended) or is_relaxable(msg["fn"])
-            plates = _axes_of(msg["cond_indep_stack"], msg["fn"].event_dim)
+            plates = axes_of(msg["cond_indep_stack"], msg["fn"].event_dim)
             msg["value"] = self._provenance.tag(msg["name"], msg["value"], plates, may_be_relaxed)
 
     def _bind(self, msg: Any) -> Estimator:
@@ -91,7 +91,7 @@ class SiteMessenger(Messenger):
         return estimator
 
 
-def _axes_of(frames: Any, events: int) -> list[PlateAxis]:
+def axes_of(frames: Any, events: int) -> list[PlateAxis]:
     """Return the plates of a value, that of the particles among them, and their axes in it."""
     return [PlateAxis(frame.name, frame.dim - events) for frame in frames if frame.vectorized]
 
@@ -147,6 +147,12 @@ class Traces:
     rng: dict[Any, torch.Tensor]
     hidden_draws: bool
     closed: dict[str, str] = field(default_factory=dict)
+    particles: int = 1
+    """The particles that run together, in a plate of their own."""
+    apart: bool = False
+    """Whether branches run one by one in any case."""
+    unseen: bool = False
+    """Whether another thread may have had a part in the run, which is not followed."""
 
     def __post_init__(self) -> None:
         self.guide_sites = _samples(self.guide)
@@ -167,11 +173,7 @@ class Traces:
 
     def restore_rng(self) -> None:
         """Put the generators into the state in which the run began."""
-        for device, state in self.rng.items():
-            if device == "cpu":
-                torch.set_rng_state(state)
-            else:
-                torch.cuda.set_rng_state(state, device)
+        restore(self.rng)
 
     def signature(self) -> tuple:
         """Return the program's structure: names, families, shapes, plates and estimators of all sites, in order."""
@@ -204,7 +206,7 @@ def run_traces(
     """Run the guide, and the model against it, and return their traces."""
     outer = SiteMessenger(resolve, provenance, args, kwargs)
     inner = SiteMessenger(None, provenance, args, kwargs)
-    rng = _generators()
+    rng = generators()
     hidden_draws = False
     with provenance or nullcontext():
         effect_guide = poutine.unwrap(guide)
@@ -229,7 +231,16 @@ def run_traces(
     return Traces(guide_trace, model_trace, outer.estimators, outer.escaped, inner.escaped, rng, hidden_draws)
 
 
-def _generators() -> dict[Any, torch.Tensor]:
+def restore(states: dict[Any, torch.Tensor]) -> None:
+    """Put generators into the states that `generators` returned."""
+    for device, state in states.items():
+        if device == "cpu":
+            torch.set_rng_state(state)
+        else:
+            torch.cuda.set_rng_state(state, device)
+
+
+def generators() -> dict[Any, torch.Tensor]:
     """Return the state of each device's generator; looking at a GPU that is not in use would start it."""
     states: dict[Any, torch.Tensor] = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_initialized():
