@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pplgrad.engine.program import AFTER, BEFORE, EVERY, SAME, CostSpec, Dependencies, Plate, Read, SiteSpec
+from pplgrad.engine.program import AFTER, BEFORE, EVERY, OWN, SAME, CostSpec, Dependencies, Plate, Read, SiteSpec
 
 Closed = Mapping[str, Mapping[str, Read]]
 """For each site the sites that its draw depends on, however far up, and in which way."""
@@ -32,6 +32,8 @@ def through(read: Read, site: Read, left: frozenset[str]) -> Read:
     `left` names the plates of the draw in which the site between does not stand: there the path leaves the plate, and when it
     comes back every element has met every other.
     """
+    if read is OWN and not left and site.steps == EVERY:
+        return site  # By far the most frequent, in long chains.
     steps = EVERY if read.steps == EVERY else compose(read.steps, site.steps)
     across = None if read.across is None or site.across is None else read.across | site.across | left
     return Read(steps, across)
@@ -45,10 +47,18 @@ def close(reads: Dependencies, closed: Closed, plates: Mapping[str, frozenset[Pl
     result: dict[str, Read] = dict(reads)
     for name, read in reads.items():
         for upstream, site in closed.get(name, {}).items():
-            left = frozenset(plate.name for plate in plates[upstream] - plates[name])
-            found = through(read, site, left)
-            result[upstream] = result[upstream].joined(found) if upstream in result else found
+            found = through(read, site, _left(plates[upstream], plates[name]))
+            before = result.get(upstream)
+            result[upstream] = found if before is None else before if before is found else before.joined(found)
     return result
+
+
+_NONE: frozenset[str] = frozenset()
+
+
+def _left(draw: frozenset[Plate], between: frozenset[Plate]) -> frozenset[str]:
+    """Return the names of the plates of a draw in which the site between does not stand."""
+    return _NONE if draw <= between else frozenset(plate.name for plate in draw - between)
 
 
 def plates_of(sites: Sequence[SiteSpec]) -> dict[str, frozenset[Plate]]:

@@ -14,6 +14,8 @@ from typing import Any
 import pyro
 import torch
 
+from pplgrad.pyro._guards import is_library
+
 _LIMIT = 20_000
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, types.ModuleType, type)
 
@@ -63,7 +65,7 @@ def _slots(cls: type) -> tuple[str, ...]:
 def _of_class(cls: type) -> Iterator[Any]:
     """Yield what the classes of a user's object hold: their methods read globals too."""
     for base in cls.__mro__:
-        if base.__module__.partition(".")[0] not in ("builtins", "torch", "pyro", "pplgrad", "abc", "typing"):
+        if not is_library(base.__module__):
             yield from list(vars(base).values())
 
 
@@ -76,6 +78,8 @@ def _of_function(function: types.FunctionType) -> Iterator[Any]:
     yield function.__defaults__
     yield function.__kwdefaults__
     yield function.__dict__
+    if is_library(function.__globals__.get("__name__", "")):
+        return  # A handler's wrapper: it holds the user's function.
     names = _names(function.__code__)
     for name in names:
         held = function.__globals__.get(name)

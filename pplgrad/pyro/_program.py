@@ -441,7 +441,8 @@ def specify(run: Run, traces: Traces, provenance: Provenance | None) -> tuple[li
         found = {}
         for name in provenance.names(provenance.of(x)):
             shared = [(plate.name, plate.dim) for plate in own if plate in plates[name] and plate.size > 1]
-            found[name] = Read(EVERY, provenance.mixed(x, name, shared) if shared else frozenset())
+            mixed = provenance.mixed(x, name, shared) if shared else None
+            found[name] = Read(EVERY, mixed) if mixed else OWN
         return {**found, **dict.fromkeys(provenance.names(escaped), WHOLE)}
 
     arrays = iter(run.costs)

@@ -42,12 +42,15 @@ For a plate that has the axis to itself q is 1 and n the axis' size; an axis tha
 
 
 class Known:
-    """What is known of a storage: the bits that it reads, and the axes along which its elements read elements of their own."""
+    """What is known of a storage: the bits that it reads, and the axes along which its elements read elements of their own.
 
-    __slots__ = ("bits", "axes", "itemsize")
+    `relaxed` names the relaxed site whose value it is, or a copy of.
+    """
 
-    def __init__(self, bits: int, axes: Axes, itemsize: int) -> None:
-        self.bits, self.axes, self.itemsize = bits, axes, itemsize
+    __slots__ = ("bits", "axes", "itemsize", "relaxed")
+
+    def __init__(self, bits: int, axes: Axes, itemsize: int, relaxed: str | None = None) -> None:
+        self.bits, self.axes, self.itemsize, self.relaxed = bits, axes, itemsize, relaxed
 
 
 class PlateAxis(NamedTuple):
@@ -77,8 +80,8 @@ class Provenance(TorchDispatchMode):
         self.drawing = False
         self.hidden_draws = False
         self.misused: dict[str, str] = {}
-        self._relaxed: dict[int, str] = {}
         self._sites: dict[str, int] = {}
+        self._names: dict[int, str] = {}
         self._plates: dict[tuple[str, str], int] = {}
         self._bit = 1
         self._drawn = 0
@@ -111,7 +114,13 @@ class Provenance(TorchDispatchMode):
 
     def names(self, bits: int) -> list[str]:
         """Return the names of the sites that bits stand for."""
-        return [name for name, bit in self._sites.items() if bits & bit]
+        found = []
+        bits &= ~self._of_plates
+        while bits:
+            lowest = bits & -bits
+            found.append(self._names[lowest])
+            bits ^= lowest
+        return found
 
     def mixed(self, tensor: torch.Tensor, site: str, plates: Iterable[tuple[str, int]]) -> frozenset[str]:
         """Return those of some plates (name, axis from the right) along which a tensor may mix a site's elements."""
@@ -148,9 +157,7 @@ class Provenance(TorchDispatchMode):
                 place = (value.stride(plate.axis), value.shape[plate.axis], value.storage_offset())
                 axes[place] = axes.get(place, 0) | bit
         self._drawn |= bits
-        self._note(value, Known(bits, axes, value.element_size()), _key(value))
-        if relaxed:
-            self._relaxed[_key(value)] = name
+        self._note(value, Known(bits, axes, value.element_size(), name if relaxed else None), _key(value))
         return value
 
     def escape(self, bits: int) -> None:
@@ -184,17 +191,20 @@ class Provenance(TorchDispatchMode):
         if facts.lifts and _key(args[0]) not in self._by_storage:
             # It was just made of numbers, or of a list of tensors that were given to the call that is running.
             self._note(args[0], Known(self._leaving.bits_of_calls(), {}, 1), _key(args[0]))
-        bits = 0
+        bits, relaxed = 0, None
         for arg in args:
             if isinstance(arg, torch.Tensor):
-                bits |= self._known(arg).bits
+                known = self._by_tensor.get(id(arg)) or self._known(arg)
+                bits |= known.bits
+                relaxed = known.relaxed or relaxed
             elif isinstance(arg, (list, tuple)):
-                bits |= self.of(arg)
+                for tensor in tensors_in(arg):
+                    known = self._known(tensor)
+                    bits |= known.bits
+                    relaxed = known.relaxed or relaxed
         if kwargs:
             bits |= self.of(list(kwargs.values()))
-        if bits and self._relaxed:
-            self._watch_relaxed(func, args, kwargs, out)
-        if facts.reads or dynamic_shape(func, args):
+        if facts.reads or (facts.dynamic and dynamic_shape(func, args)):
             if not (facts.reads and is_check() and all(x.dtype == torch.bool for x in tensors_in(args))):
                 self.escape(bits)
         if facts.sets:
@@ -203,6 +213,8 @@ class Provenance(TorchDispatchMode):
             self._wrote(func, args, kwargs, bits)
         elif out is not None:
             self._made(func, args, kwargs, out, bits)
+        if relaxed is not None:
+            self._watch_relaxed(func, relaxed, out)
         return out
 
     # Storages and their axes.
@@ -250,7 +262,7 @@ class Provenance(TorchDispatchMode):
         if bits and reads_no_element(func):
             bits = 0
         for tensor in (out,) if isinstance(out, torch.Tensor) else tensors_in(out):
-            key = _key(tensor)
+            key = tensor.untyped_storage()._cdata if tensor.layout is torch.strided else _key(tensor)
             known = self._by_storage.get(key)
             if known is None:
                 axes = self._axes(func, args, kwargs, tensor, bits) if bits & self._of_plates else {}
@@ -307,6 +319,7 @@ class Provenance(TorchDispatchMode):
     def _site_bit(self, name: str) -> int:
         if name not in self._sites:
             self._sites[name] = self._bit
+            self._names[self._bit] = name
             self._bit <<= 1
         return self._sites[name]
 
@@ -317,20 +330,16 @@ class Provenance(TorchDispatchMode):
             self._bit <<= 1
         return self._plates[name, plate]
 
-    def _watch_relaxed(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    def _watch_relaxed(self, func: Any, name: str, out: Any) -> None:
         """Note where a relaxed value itself is compared, rounded or turned into whole numbers, and follow its copies."""
-        name = next((self._relaxed[_key(t)] for t in tensors_in((args, kwargs)) if _key(t) in self._relaxed), None)
-        if name is None:
-            return
         operation = func._schema.name.removeprefix("aten::")
-        whole = any(not t.is_floating_point() for t in tensors_in(out))
-        if operation in _COARSE or whole:
+        made = tensors_in(out)
+        if operation in _COARSE or any(not t.is_floating_point() for t in made):
             if not is_check():
                 self.misused.setdefault(name, operation)
         elif operation in _COPIES:
-            for tensor in tensors_in(out):
-                self._relaxed[_key(tensor)] = name
-                self._alive.append(tensor)
+            for tensor in made:
+                self._known(tensor).relaxed = name
 
 
 class _Leaving(TorchFunctionMode):
@@ -347,6 +356,8 @@ class _Leaving(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if _is_metadata(func):
+            return func(*args, **kwargs)
         if func is torch.Tensor.__getitem__:
             args = without_numbers(args)
         elif func is torch.nn.functional.one_hot and _classes(args, kwargs) >= 0:
@@ -356,10 +367,11 @@ class _Leaving(TorchFunctionMode):
             out = func(*args, **kwargs)
         finally:
             self._calls.pop()
-        if out is not None and not isinstance(out, torch.Tensor) and not _is_metadata(func):
+        if out is None:
+            if getattr(func, "__name__", "") == "__set__":
+                self._provenance.forget(args[0])
+        elif not isinstance(out, torch.Tensor):
             self._left(func, args, kwargs, out)
-        elif getattr(func, "__name__", "") == "__set__":
-            self._provenance.forget(args[0])
         return out
 
     def _left(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
@@ -469,10 +481,14 @@ def _collect(tree: Any, found: list[torch.Tensor]) -> None:
 
 
 class _Facts(NamedTuple):
-    """What an operation does beside computing: draws, reads elements into Python, makes a tensor of data, writes, swaps a storage."""
+    """What an operation does beside computing.
+
+    It draws, reads elements into Python, has a shape that depends on them, makes a tensor of data, writes, or swaps a storage.
+    """
 
     random: bool
     reads: bool
+    dynamic: bool
     lifts: bool
     written: bool
     sets: bool
@@ -484,6 +500,7 @@ def _facts(func: Any) -> _Facts:
     return _Facts(
         torch.Tag.nondeterministic_seeded in tags,
         torch.Tag.data_dependent_output in tags,
+        torch.Tag.dynamic_output_shape in tags,
         name in ("aten::lift_fresh", "aten::lift_fresh_copy", "aten::lift"),
         bool(_places_written(func)),
         name == "aten::set_",
