@@ -29,7 +29,7 @@ from pplgrad.testing.reentering import REENTERED
 from tests.bounds import bound
 from tests.numpyro.test_axes import keeps_all
 from tests.numpyro.test_check import still_there
-from tests.reentering import BASELINES, BRANCHED, LEARNED, PAIRS, RANDOM, REFUSED, SHARED, pairs, scored
+from tests.reentering import BASELINES, BRANCHED, LEARNED, PAIRS, RANDOM, REFUSED, pairs, scored
 
 pytestmark = pytest.mark.filterwarnings("ignore:Missing a plate statement")
 
@@ -48,8 +48,11 @@ def test_exact_with_a_baseline(kind, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", LEARNED)
-@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [*((kind, "reentered_plate") for kind in LEARNED), ("network", "mixed_in_one_of_two")]
+    + [(kind, "reentered_subsampled") for kind in ("network", "average-per-element")],
+)
 def test_exact_with_what_a_baseline_has_learned(kind, name):
     case = REENTERED[name]
     chosen = dict.fromkeys(case.latents, ScoreFunction(LEARNED[kind]))
