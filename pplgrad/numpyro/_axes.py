@@ -184,10 +184,11 @@ def _dotted(params: Any, shapes: list[Shape], out: Shape) -> list[Places]:
 
 
 def _convolved(params: Any, shapes: list[Shape], out: Shape) -> list[Places]:
-    numbers, lhs = params["dimension_numbers"], [None] * len(shapes[0])  # type: list
-    if params["batch_group_count"] == 1:
-        lhs[numbers.lhs_spec[0]] = numbers.out_spec[0]
-    return [tuple(lhs), (None,) * len(shapes[1])]
+    """Examples stay apart; every other axis, and all of the kernel, is mixed."""
+    numbers = params["dimension_numbers"]
+    batch = numbers.lhs_spec[0] if params["batch_group_count"] == 1 else None
+    kept = tuple(numbers.out_spec[0] if axis == batch else None for axis in range(len(shapes[0])))
+    return [kept, (None,) * len(shapes[1])]
 
 
 def _windowed(params: Any, shapes: list[Shape], out: Shape) -> list[Places]:
@@ -246,7 +247,7 @@ def _batched(core: int) -> Rule:
 
 def _triangular(params: Any, shapes: list[Shape], out: Shape) -> list[Places]:
     """Beside the axes in front, the right-hand sides are solved for one by one."""
-    matrix, right = (tuple(a if a < len(s) - 2 else None for a in range(len(s))) for s in shapes)
+    matrix, right = _batched(2)(params, shapes, out)
     column = len(right) - 1 if params["left_side"] else len(right) - 2
     return [matrix, tuple(column if axis == column else place for axis, place in enumerate(right))]
 
@@ -272,8 +273,7 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(("sort", "concatenate"), _along("dimension")),
     **dict.fromkeys(("reduce_window_max", "reduce_window_min", "reduce_window_sum", "reduce_window"), _windowed),
     **dict.fromkeys(("scatter", *(f"scatter-{kind}" for kind in "add max min mul sub".split())), _scattered),
-    **dict.fromkeys(("cholesky", "eig", "eigh", "geqrf", "householder_product", "lu", "qr", "svd"), _batched(2)),
-    "lu_pivots_to_permutation": _batched(1),
+    **dict.fromkeys(("cholesky", "eigh", "lu", "qr", "svd"), _batched(2)),
     "reduce": _reduction("dimensions"),
     "rev": _reversed,
     "transpose": _transposed,

@@ -373,6 +373,7 @@ MIXES: dict[str, Callable] = {
 for _name, _mix in MIXES.items():
     mixing(_name, _mix)
 mixing("mixed_event", lambda h, z: z[..., 0] * h.xp.flip(z[..., 1], axis=-1), 2, event=2)
+mixing("mixed_over_events", lambda h, z: h.xp.sum(z, axis=-2), 2, event=2)
 mixing("mixed_blocks", lambda h, z: h.xp.reshape(h.xp.matrix_transpose(z), (2, 2))[..., 0] + z[..., 1], 2, event=2)
 
 
