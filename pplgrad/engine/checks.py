@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from pplgrad.engine.configuration import EstimatorMapping
 from pplgrad.engine.layout import Layout
-from pplgrad.errors import ConfigurationError, EstimatorError, ImpossibleValueError, ProgramError, listed
+from pplgrad.errors import ConfigurationError, EstimatorError, ImpossibleValueError, ProgramError, first_line, listed
 from pplgrad.estimators.base import Estimator
 from pplgrad.objectives import MultiSample, Objective
 from pplgrad.watch import Watch, Watcher
@@ -98,11 +100,27 @@ def impossible_cost(name: str, side: str, is_nan: bool) -> ImpossibleValueError:
     )
 
 
+_HOSTS = frozenset(
+    {"torch", "pyro", "jax", "jaxlib", "numpyro", "numpy", "pplgrad", *sys.stdlib_module_names} - {"__main__"}
+)
+
+
+def is_about_the_value(error: Exception) -> bool:
+    """Return whether a density's error is the host's own about the value: its check of the support, or of shapes.
+
+    What the user's own code raises on the way may be about anything.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if frames and frames[-1].f_code.co_name == "_validate_sample":
+        return True
+    return all(frame.f_globals.get("__name__", "__main__").partition(".")[0] in _HOSTS for frame in frames)
+
+
 def impossible_log_prob(name: str, fn: Any, error: Exception) -> ImpossibleValueError:
     """Return the error for a log density that cannot be computed; the first line of the host's says what is wrong."""
     return ImpossibleValueError(
         f"The log density at site '{name}' ({type(fn).__name__}) cannot be computed, because its value is outside the "
-        f"distribution's support or has another shape: {str(error).splitlines()[0]}"
+        f"distribution's support or has another shape: {first_line(error)}"
     )
 
 

@@ -20,7 +20,7 @@ from pplgrad.engine.layout import Layout
 from pplgrad.engine.program import CostSpec, Read, Run
 from pplgrad.engine.surrogate import Estimate, estimate
 from pplgrad.engine.watching import Noted
-from pplgrad.errors import ConfigurationError, EstimatorError, ProgramError, listed
+from pplgrad.errors import ConfigurationError, EstimatorError, ProgramError, first_line, listed
 from pplgrad.estimators.base import Estimator
 from pplgrad.estimators.score import ScoreFunction
 from pplgrad.numpyro._baselines import NumPyroBaselines
@@ -257,7 +257,7 @@ class TraceGrad_ELBO(Trace_ELBO):
             if several and self.vectorize_particles is not False:
                 raise ProgramError(
                     "The program cannot run under vectorize_particles, because its Python control flow depends on a "
-                    f"value; use vectorize_particles=False. ({str(error).splitlines()[0]})"
+                    f"value; use vectorize_particles=False. ({first_line(error)})"
                 ) from error
             keys = [rng_key] if keys is None else list(keys)
             return self._one_by_one(keys, params, model, guide, args, kwargs), OPS
@@ -284,7 +284,8 @@ class TraceGrad_ELBO(Trace_ELBO):
         try:
             closed, shapes = jax.make_jaxpr(program, return_shape=True)(key, params)
         except TypeError as error:
-            raise_if_index(error)
+            if any(found.estimator.relaxes for found in self._resolved.values()):
+                raise_if_index(error)
             raise
         tree = jax.tree.structure(shapes)
         numbered = jax.tree.unflatten(tree, range(tree.num_leaves))

@@ -7,7 +7,17 @@ import torch
 from pyro.infer import SVI
 from pyro.optim import Adam
 
-from pplgrad import ELBO, IWAE, DisARM, Expectation, ProgramError, Renyi
+from pplgrad import (
+    ELBO,
+    IWAE,
+    DisARM,
+    Expectation,
+    ImpossibleValueError,
+    LocalExpectation,
+    PplgradError,
+    ProgramError,
+    Renyi,
+)
 from pplgrad.pyro import TraceGrad_ELBO, config_estimators
 
 
@@ -179,3 +189,71 @@ def test_branches_know_the_nesting_without_validation():
     elbo = TraceGrad_ELBO(vectorize_particles=True, max_plate_nesting=1, estimators={"x": DisARM()})
     with pyro.validation_enabled(False), pytest.raises(ProgramError, match="x.*try increasing max_plate_nesting"):
         elbo.loss_and_grads(nested, nested)
+
+
+class Own(dist.Normal):
+    """A density of the user's own, that fails in its own way or leaves it to the host."""
+
+    def __init__(self, what):
+        self.what = what
+        super().__init__(0.0, 1.0)
+
+    def log_prob(self, value):
+        if self.what == "support":
+            return dist.Exponential(1.0).log_prob(value - 99)
+        if self.what == "message":
+            raise self.failure("")
+        if self.what == "shape":
+            return torch.zeros(2) + torch.zeros(3)
+        raise ValueError("the user's own")
+
+    failure = RuntimeError
+
+
+@pytest.mark.parametrize(("what", "error"), [("own", ValueError), ("shape", RuntimeError), ("message", RuntimeError)])
+@pytest.mark.parametrize("grad", [False, True])
+def test_an_error_of_the_users_own_density_passes_as_it_is(what, error, grad):
+    def model():
+        pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.sample("x", Own(what), obs=torch.tensor(0.1))
+
+    elbo = TraceGrad_ELBO()
+    with pytest.raises(error) as caught:
+        (elbo.loss_and_grads if grad else elbo.loss)(model, plain_z)
+    assert not isinstance(caught.value, PplgradError)
+    assert "log_prob" in [entry.name for entry in caught.traceback]
+
+
+def plain_z():
+    pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor(0.5))))
+
+
+@pytest.mark.parametrize("fn", [lambda: Own("support"), lambda: dist.Exponential(1.0)], ids=["own", "host"])
+def test_a_value_outside_of_the_support_is_named(fn):
+    def model():
+        pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.sample("x", fn(), obs=torch.tensor(-1.0))
+
+    with pytest.raises(ImpossibleValueError, match="The log density at site 'x' .* outside the"):
+        TraceGrad_ELBO().loss_and_grads(model, plain_z)
+
+
+@pytest.mark.parametrize("vectorized", [False, True])
+@pytest.mark.parametrize("fault", [IndexError, KeyError, RuntimeError, AssertionError])
+def test_a_program_that_fails_in_a_branch_names_the_site(fault, vectorized):
+    def model():
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        if z.numel() > 1 or z.item() == 1:
+            raise fault
+        pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.tensor(0.1))
+
+    def guide():
+        pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor(-99.0))))
+
+    elbo = TraceGrad_ELBO(vectorize_particles=vectorized, estimators={"z": LocalExpectation()})
+    if fault is KeyError and vectorized:
+        pytest.skip("no sign of broadcasting")
+    with pytest.raises(ProgramError, match="site 'z'.*ScoreFunction\\(\\)") as caught:
+        elbo.loss_and_grads(model, guide)
+    cause = caught.value.__cause__
+    assert isinstance(cause, fault)
