@@ -20,7 +20,7 @@ from pplgrad.errors import EstimatorError, PplgradError, ProgramError
 from pplgrad.estimators.base import Estimator
 from pplgrad.numpyro._axes import Axis
 from pplgrad.numpyro._closed_forms import closed_form
-from pplgrad.numpyro._compat import TRACING_ERRORS, leaves_of, tag, unmasked, warn_about_plates
+from pplgrad.numpyro._compat import TRACING_ERRORS, host_checks, leaves_of, tag, unmasked
 from pplgrad.numpyro._distributions import (
     FiniteDraw,
     drawn_again,
@@ -137,7 +137,8 @@ def run_particle(
     static.model_flows = messenger.flows
     mutable.update({name: site["value"] for name, site in model_trace.items() if site["type"] == "mutable"})
     refuse_mismatch(_sample_sites(guide_trace), _sample_sites(model_trace))
-    warn_about_plates(model_trace)
+    if intervene is None:
+        host_checks(model_trace, guide_trace)
     again = jax.random.fold_in(guide_seed, 1)
     return _collected(static, guide_trace, model_trace, mutable, params, again, counting), static
 
