@@ -134,6 +134,14 @@ def moving_support(name: str, distribution: str, estimator: Estimator, has_rsamp
     )
 
 
+def another_network(what: Any, site: str, name: str, found: Any, wanted: Any, remedy: str) -> str:
+    """Return the sentence for something learned of another shape: another estimator or baseline has kept its own there."""
+    return (
+        f"{what!r} at site '{site}' learns '{name}' of shape {tuple(wanted)}, but what is kept under this name has shape {tuple(found)}, "
+        f"from another estimator, baseline or size of network at a site of this name: {remedy}."
+    )
+
+
 def configured(guide: Any, estimators: Any, watch: Any, wrap: Callable[[Callable, EstimatorMapping], Any]) -> Any:
     """Return a wrapped guide, or a decorator if no guide is given: what both libraries' `config_estimators` do."""
     if watch is not None and not isinstance(watch, Watch):

@@ -1,5 +1,6 @@
 """What NumPyro's own ELBOs accept and refuse, this one does: programs without a site, shapes, plates, warnings."""
 
+import pickle
 import warnings
 
 import jax
@@ -10,7 +11,21 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.infer import SVI, Trace_ELBO
 
-from pplgrad import ELBO, IWAE, Expectation, ImpossibleValueError, PplgradError, ProgramError, Renyi
+from pplgrad import (
+    ELBO,
+    IWAE,
+    RELAX,
+    RODEO,
+    BaselineError,
+    EstimatorError,
+    Expectation,
+    ImpossibleValueError,
+    NeuralBaseline,
+    PplgradError,
+    ProgramError,
+    Renyi,
+    ScoreFunction,
+)
 from pplgrad.numpyro import TraceGrad_ELBO, config_estimators
 
 
@@ -162,3 +177,64 @@ def test_a_shape_that_does_not_fit_is_named():
 
     with pytest.raises((ImpossibleValueError, ValueError), match="site 'x'|shape"):
         TraceGrad_ELBO().loss(jax.random.key(0), {}, model, plain_z)
+
+
+def score(hidden, size):
+    return ScoreFunction(NeuralBaseline(inputs=lambda: jnp.ones(size), hidden=(hidden,)))
+
+
+LEARNED = {
+    "RELAX of another size": (RELAX(hidden=32), RELAX(hidden=8)),
+    "RELAX then RODEO": (RELAX(), RODEO()),
+    "a network of another size": (score(8, 3), score(4, 3)),
+    "a network with other inputs": (score(8, 3), score(8, 2)),
+    "inputs where there were none": (ScoreFunction(NeuralBaseline()), score(8, 2)),
+}
+
+
+def bernoulli_model():
+    z = numpyro.sample("z", dist.Bernoulli(0.4))
+    numpyro.sample("x", dist.Normal(2 * z, 1.0), obs=1.3)
+
+
+def svi_of(estimator):
+    guide = config_estimators(plain_z, {} if estimator is None else {"z": estimator})
+    return SVI(bernoulli_model, guide, numpyro.optim.Adam(0.02), TraceGrad_ELBO())
+
+
+@pytest.mark.parametrize("case", LEARNED)
+def test_what_another_estimator_has_learned_is_refused(case):
+    first, second = (svi_of(estimator) for estimator in LEARNED[case])
+    params = first.get_params(first.init(jax.random.key(0)))
+    with pytest.raises((EstimatorError, BaselineError), match="at site 'z' learns .*begin with svi.init"):
+        second.loss.loss(jax.random.key(0), params, second.model, second.guide)
+    second.update(second.init(jax.random.key(0)))  # The remedy.
+
+
+@pytest.mark.parametrize("estimator", [None, RELAX(), score(8, 3)], ids=["default", "relax", "network"])
+def test_the_state_can_be_saved(estimator, tmp_path):
+    svi = svi_of(estimator)
+    state, _ = svi.update(svi.init(jax.random.PRNGKey(0)))
+    assert all(x.size for x in jax.tree.leaves(state))
+    _, wanted = svi.update(state)
+    _, found = svi.update(pickle.loads(pickle.dumps(state)))
+    assert found == wanted
+    ocp = pytest.importorskip("orbax.checkpoint")
+    with ocp.StandardCheckpointer() as saver:
+        saver.save(tmp_path / "state", state)
+        saver.wait_until_finished()
+        _, found = svi.update(saver.restore(tmp_path / "state", state))
+    assert found == wanted
+    flax = pytest.importorskip("flax.serialization")
+    params = svi.get_params(state)
+    back = flax.from_bytes(params, flax.to_bytes(params))
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), params, back))
+
+
+def test_state_that_was_saved_with_an_empty_weight_goes_on():
+    svi = svi_of(None)
+    state = svi.init(jax.random.key(0))
+    params = dict(svi.get_params(state))
+    old = [{"weight": jnp.zeros((0, 1)), "bias": params["z$pplgrad.1"][0]["bias"] + 0.5}]
+    loss = lambda params: svi.loss.loss(jax.random.key(1), {**params, **state.mutable_state}, svi.model, svi.guide)  # noqa: E731
+    assert jnp.isfinite(loss({**params, "z$pplgrad.1": old}))

@@ -10,13 +10,19 @@ from pyro.optim import Adam
 from pplgrad import (
     ELBO,
     IWAE,
+    RELAX,
+    RODEO,
+    BaselineError,
     DisARM,
+    EstimatorError,
     Expectation,
     ImpossibleValueError,
     LocalExpectation,
+    NeuralBaseline,
     PplgradError,
     ProgramError,
     Renyi,
+    ScoreFunction,
 )
 from pplgrad.pyro import TraceGrad_ELBO, config_estimators
 
@@ -257,3 +263,49 @@ def test_a_program_that_fails_in_a_branch_names_the_site(fault, vectorized):
         elbo.loss_and_grads(model, guide)
     cause = caught.value.__cause__
     assert isinstance(cause, fault)
+
+
+LEARNED = {
+    "RELAX then RODEO": (RELAX(), RODEO()),
+    "RODEO then RELAX": (RODEO(), RELAX()),
+    "RELAX of another size": (RELAX(hidden=32), RELAX(hidden=8)),
+    "a network of another size": (
+        ScoreFunction(NeuralBaseline(inputs=lambda: torch.ones(3), hidden=(8,))),
+        ScoreFunction(NeuralBaseline(inputs=lambda: torch.ones(3), hidden=(4,))),
+    ),
+    "a network with other inputs": (
+        ScoreFunction(NeuralBaseline(inputs=lambda: torch.ones(3), hidden=(8,))),
+        ScoreFunction(NeuralBaseline(inputs=lambda: torch.ones(2), hidden=(8,))),
+    ),
+    "another network": (
+        ScoreFunction(NeuralBaseline(torch.nn.Linear(3, 1).double(), inputs=lambda: torch.ones(3))),
+        ScoreFunction(NeuralBaseline(torch.nn.Linear(2, 1).double(), inputs=lambda: torch.ones(2))),
+    ),
+}
+
+
+def bernoulli_model():
+    z = pyro.sample("z", dist.Bernoulli(0.5))
+    pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("case", LEARNED)
+def test_what_another_estimator_has_learned_is_refused(case):
+    first, second = LEARNED[case]
+    TraceGrad_ELBO(estimators={"z": first}).loss_and_grads(bernoulli_model, plain_z)
+    elbo = TraceGrad_ELBO(estimators={"z": second})
+    with pytest.raises((EstimatorError, BaselineError), match="at site 'z' learns .*delete the names that begin with"):
+        elbo.loss_and_grads(bernoulli_model, plain_z)
+    store = pyro.get_param_store()
+    for name in [name for name in store.keys() if name.startswith("pplgrad.baseline.z.")]:
+        del store[name]
+    elbo.loss_and_grads(bernoulli_model, plain_z)  # The remedy.
+    TraceGrad_ELBO(estimators={"z": second}).loss_and_grads(bernoulli_model, plain_z)  # And goes on from there.
+
+
+def test_a_baseline_whose_inputs_change_their_size_is_refused():
+    elbo = TraceGrad_ELBO(estimators={"z": ScoreFunction(NeuralBaseline(inputs=lambda x: x, hidden=(4,)))})
+    model, guide = lambda x: bernoulli_model(), lambda x: plain_z()
+    elbo.loss_and_grads(model, guide, torch.ones(3))
+    with pytest.raises(BaselineError, match="at site 'z' learns '0.weight' of shape \\(4, 2\\)"):
+        elbo.loss_and_grads(model, guide, torch.ones(2))
