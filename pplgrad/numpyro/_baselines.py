@@ -12,6 +12,7 @@ from pplgrad.baselines.base import Baseline, parts_of
 from pplgrad.baselines.neural import NeuralBaseline
 from pplgrad.engine.checks import another_network
 from pplgrad.engine.layout import plate_shape
+from pplgrad.engine.outputs import known_shape
 from pplgrad.engine.program import Plate, Read, SiteSpec
 from pplgrad.engine.upstream import UpstreamSites, call_with_sites, default_inputs
 from pplgrad.errors import BaselineError
@@ -120,8 +121,8 @@ class NumPyroBaselines:
             return out[..., 0]
         if out.ndim == x.ndim:
             raise BaselineError(
-                f"The network of NeuralBaseline at site '{site}' returned shape {out.shape} for inputs of shape "
-                f"{x.shape}; return one number for each element of the site's plates."
+                f"The network of NeuralBaseline at site '{site}' returned shape {(*known_shape(out.shape[:-1], plates, 0), out.shape[-1])} for inputs of "
+                f"shape {(*known_shape(x.shape[:-1], plates, 0), x.shape[-1])}; return one number for each element of the site's plates."
             )
         return out
 

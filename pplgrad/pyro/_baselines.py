@@ -17,6 +17,7 @@ from pplgrad.engine.layout import Layout, plate_shape
 from pplgrad.engine.program import Read, Run, SiteSpec
 from pplgrad.engine.upstream import UpstreamSites, call_with_sites, default_inputs
 from pplgrad.errors import BaselineError, ConfigurationError
+from pplgrad.pyro._internals import hide_state
 from pplgrad.pyro._ops import OPS
 from pplgrad.pyro._program import Traces
 from pplgrad.pyro._provenance import Provenance
@@ -252,6 +253,8 @@ def store_states(states: Mapping[tuple[str, str], Mapping[str, torch.Tensor]]) -
                     store[full].unconstrained().copy_(value)  # type: ignore[attr-defined]
                 else:
                     store[full] = value.detach().clone()
+    if states:
+        hide_state([state_name(*where, name) for where, arrays in states.items() for name in arrays])
 
 
 def baselines_of(

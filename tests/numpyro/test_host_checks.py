@@ -9,6 +9,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro.contrib.control_flow import scan
 from numpyro.infer import SVI, Trace_ELBO
 
 from pplgrad import (
@@ -19,6 +20,7 @@ from pplgrad import (
     BaselineError,
     EstimatorError,
     Expectation,
+    FunctionBaseline,
     ImpossibleValueError,
     NeuralBaseline,
     PplgradError,
@@ -238,3 +240,60 @@ def test_state_that_was_saved_with_an_empty_weight_goes_on():
     old = [{"weight": jnp.zeros((0, 1)), "bias": params["z$pplgrad.1"][0]["bias"] + 0.5}]
     loss = lambda params: svi.loss.loss(jax.random.key(1), {**params, **state.mutable_state}, svi.model, svi.guide)  # noqa: E731
     assert jnp.isfinite(loss({**params, "z$pplgrad.1": old}))
+
+
+def in_scan(name, logits, plates):
+    def program():
+        value = logits()
+
+        def body(carry, _):
+            if plates:
+                with numpyro.plate("d", 3):
+                    z = numpyro.sample(name, dist.Bernoulli(logits=value * jnp.ones(3)))
+            else:
+                z = numpyro.sample(name, dist.Bernoulli(logits=value))
+            return z.sum(), z
+
+        scan(body, jnp.array(0), None, length=5)
+
+    return program
+
+
+def scanned_gradient(baseline, plates):
+    model = in_scan("z", lambda: 0.3, plates)
+    guide = in_scan("z", lambda: numpyro.param("a", jnp.array(0.2)), plates)
+    elbo = TraceGrad_ELBO(2)
+    guide = config_estimators(guide, {"z": ScoreFunction(baseline)})
+    svi = SVI(model, guide, numpyro.optim.Adam(0.1), elbo)
+    params = svi.get_params(svi.init(jax.random.key(0)))
+    return jax.grad(lambda p: elbo.loss(jax.random.key(1), p, model, guide))(params)["a"]
+
+
+@pytest.mark.parametrize("plates", [False, True])
+def test_a_baseline_inside_scan_has_a_number_for_each_step(plates):
+    """In its own shapes, and in those that the values of sites have there: the same gradient."""
+    numbers = jnp.arange(15.0).reshape(5, 3) if plates else jnp.arange(5.0)
+    wide = numbers.reshape(5, *(1,) * 6, -1)
+    own = scanned_gradient(FunctionBaseline(lambda: numbers), plates)
+    assert own == scanned_gradient(FunctionBaseline(lambda: wide), plates)
+    assert own == scanned_gradient(FunctionBaseline(lambda: jnp.stack([numbers, numbers])), plates)
+    assert own != scanned_gradient(None, plates)
+
+
+@pytest.mark.parametrize("plates", [False, True])
+@pytest.mark.parametrize("shape", [(4,), (5, 7), (2, 5, 1, 1, 1, 1, 1, 1, 7)])
+def test_an_error_about_a_baseline_inside_scan_has_the_users_shapes(plates, shape):
+    known = "\\(2, 5, 3\\)" if plates else "\\(2, 5\\)"
+    with pytest.raises(BaselineError, match=f"at site 'z' .* the site's shape {known} \\(particles, steps") as caught:
+        scanned_gradient(FunctionBaseline(lambda: jnp.ones(shape)), plates)
+    assert "1, 1, 1" not in str(caught.value)
+
+
+@pytest.mark.parametrize("plates", [False, True])
+def test_an_error_about_a_network_inside_scan_has_the_users_shapes(plates):
+    net = (lambda key, x: {"w": jnp.zeros(1)}, lambda params, x: x)
+    inputs = jnp.ones((5, 3, 2) if plates else (5, 2))
+    for given in (lambda: inputs, lambda sites: inputs.reshape(5, *(1,) * 6, -1, 2)):
+        with pytest.raises(BaselineError, match="returned shape") as caught:
+            scanned_gradient(NeuralBaseline(net, inputs=given), plates)
+        assert "1, 1, 1" not in str(caught.value)

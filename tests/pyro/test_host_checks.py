@@ -1,5 +1,7 @@
 """What Pyro's own ELBOs accept and refuse, this one does: programs without a site, shapes, plates, validation."""
 
+import pickle
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -309,3 +311,38 @@ def test_a_baseline_whose_inputs_change_their_size_is_refused():
     elbo.loss_and_grads(model, guide, torch.ones(3))
     with pytest.raises(BaselineError, match="at site 'z' learns '0.weight' of shape \\(4, 2\\)"):
         elbo.loss_and_grads(model, guide, torch.ones(2))
+
+
+def test_named_parameters_are_those_that_have_gradients(tmp_path):
+    """State of a baseline is read by its name, saved and loaded with the store, and is no parameter."""
+    store, elbo = pyro.get_param_store(), TraceGrad_ELBO()
+    name = "pplgrad.baseline.z.0.mean"
+    for _ in range(2):
+        elbo.loss_and_grads(bernoulli_model, plain_z)
+    assert name in store and name in store.keys() and name in dict(store.items())
+    assert all(leaf.grad is not None for _, leaf in store.named_parameters())
+    assert name not in dict(store.named_parameters())
+    mean = store[name].item()
+    store.save(tmp_path / "store")
+    with store.scope():
+        assert name not in store
+    assert store[name].item() == mean
+    pyro.clear_param_store()
+    store.load(tmp_path / "store")
+    assert store[name].item() == mean
+    elbo.loss_and_grads(bernoulli_model, plain_z)
+    assert store[name].item() != mean  # It went on from there.
+    assert name not in dict(store.named_parameters())
+    assert pickle.loads(pickle.dumps(store))[name].item() == store[name].item()
+
+
+def test_a_store_that_was_saved_with_state_among_its_parameters_goes_on():
+    """Saved before state was told from parameters: the same names, all of them in `params`."""
+    elbo = TraceGrad_ELBO()
+    elbo.loss_and_grads(bernoulli_model, plain_z)
+    state = pyro.get_param_store().get_state()
+    assert type(state["params"]) is dict and "pplgrad.baseline.z.0.mean" in state["params"]
+    pyro.clear_param_store()
+    pyro.get_param_store().set_state(state)
+    elbo.loss_and_grads(bernoulli_model, plain_z)
+    assert all(leaf.grad is not None for _, leaf in pyro.get_param_store().named_parameters())
