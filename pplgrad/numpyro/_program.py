@@ -285,7 +285,9 @@ def _log_prob(site: Any, fn: Distribution, intermediates: Any) -> jax.Array:
     """Return the log density of a site's value, naming the site if it cannot be computed."""
     try:
         return fn.log_prob(site["value"], intermediates) if intermediates else fn.log_prob(site["value"])
-    except (PplgradError, *TRACING_ERRORS):
+    except PplgradError:
+        raise
+    except TRACING_ERRORS:
         raise  # Python control flow in a density is followed one particle after the other, as elsewhere.
     except (ValueError, TypeError) as error:
         if not is_about_the_value(error):

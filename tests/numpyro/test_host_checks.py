@@ -291,7 +291,7 @@ def test_an_error_about_a_baseline_inside_scan_has_the_users_shapes(plates, shap
 
 @pytest.mark.parametrize("plates", [False, True])
 def test_an_error_about_a_network_inside_scan_has_the_users_shapes(plates):
-    net = (lambda key, x: {"w": jnp.zeros(1)}, lambda params, x: x)
+    net = (lambda key, x: jnp.zeros(1), lambda params, x: x)
     inputs = jnp.ones((5, 3, 2) if plates else (5, 2))
     for given in (lambda: inputs, lambda sites: inputs.reshape(5, *(1,) * 6, -1, 2)):
         with pytest.raises(BaselineError, match="returned shape") as caught:

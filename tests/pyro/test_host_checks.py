@@ -333,7 +333,7 @@ def test_named_parameters_are_those_that_have_gradients(tmp_path):
     elbo.loss_and_grads(bernoulli_model, plain_z)
     assert store[name].item() != mean  # It went on from there.
     assert name not in dict(store.named_parameters())
-    assert pickle.loads(pickle.dumps(store))[name].item() == store[name].item()
+    assert pickle.loads(pickle.dumps(store.get_state()))["params"][name].item() == store[name].item()
 
 
 def test_a_store_that_was_saved_with_state_among_its_parameters_goes_on():
