@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from pplgrad.engine.configuration import EstimatorMapping
 from pplgrad.engine.layout import Layout
-from pplgrad.errors import ConfigurationError, EstimatorError, ImpossibleValueError, ProgramError, listed
+from pplgrad.errors import ConfigurationError, EstimatorError, ImpossibleValueError, ProgramError, first_line, listed
 from pplgrad.estimators.base import Estimator
 from pplgrad.objectives import MultiSample, Objective
 from pplgrad.watch import Watch, Watcher
@@ -98,11 +100,27 @@ def impossible_cost(name: str, side: str, is_nan: bool) -> ImpossibleValueError:
     )
 
 
+_HOSTS = frozenset(
+    {"torch", "pyro", "jax", "jaxlib", "numpyro", "numpy", "pplgrad", *sys.stdlib_module_names} - {"__main__"}
+)
+
+
+def is_about_the_value(error: Exception) -> bool:
+    """Return whether a density's error is the host's own about the value: its check of the support, or of shapes.
+
+    What the user's own code raises on the way may be about anything.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if frames and frames[-1].f_code.co_name == "_validate_sample":
+        return True
+    return all(frame.f_globals.get("__name__", "__main__").partition(".")[0] in _HOSTS for frame in frames)
+
+
 def impossible_log_prob(name: str, fn: Any, error: Exception) -> ImpossibleValueError:
     """Return the error for a log density that cannot be computed; the first line of the host's says what is wrong."""
     return ImpossibleValueError(
         f"The log density at site '{name}' ({type(fn).__name__}) cannot be computed, because its value is outside the "
-        f"distribution's support or has another shape: {str(error).splitlines()[0]}"
+        f"distribution's support or has another shape: {first_line(error)}"
     )
 
 
@@ -113,6 +131,14 @@ def moving_support(name: str, distribution: str, estimator: Estimator, has_rsamp
         f"{estimator!r} at site '{name}' ({distribution}) needs a support that stays where it is, but its bounds are computed from a "
         f"parameter, or from a draw that carries gradient, and then E[∇ log q] is not zero: {remedy}draw from a distribution with "
         "constant bounds and move its value afterwards (such as low + (high - low) * u)."
+    )
+
+
+def another_network(what: Any, site: str, name: str, found: Any, wanted: Any, remedy: str) -> str:
+    """Return the sentence for something learned of another shape: another estimator or baseline has kept its own there."""
+    return (
+        f"{what!r} at site '{site}' learns '{name}' of shape {tuple(wanted)}, but what is kept under this name has shape {tuple(found)}, "
+        f"from another estimator, baseline or size of network at a site of this name: {remedy}."
     )
 
 

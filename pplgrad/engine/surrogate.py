@@ -14,6 +14,7 @@ from pplgrad.engine.branches import BranchHost, branch_terms
 from pplgrad.engine.downstream import stacked_scores, to_shape
 from pplgrad.engine.layout import Layout, SiteGroup
 from pplgrad.engine.ops import Array, Ops
+from pplgrad.engine.outputs import fitted
 from pplgrad.engine.paths import PathHost, path_terms
 from pplgrad.engine.peers import Peers, share
 from pplgrad.engine.program import Plate, Run
@@ -285,20 +286,17 @@ def _evaluated(
             indices=group.indices,
             state=host.state(name, key) if host is not None and part.state_shapes(group.plates) else {},
             score_squared=_stacked_squares(ops, squares, index is None),
-            predict=partial(host.predict, name, key, part) if host is not None else _nothing_to_predict,
+            predict=_nothing_to_predict
+            if host is None
+            else partial(_predicted, ops, group, host, name, key, part, signal),
             peers=peers,
         )
         value, loss, state = part.evaluate(terms)
         if part.calls_function and host is not None:
             host.check_finite(name, part, value)
         shape = tuple(signal.shape)
-        try:
-            fits = ops.xp.broadcast_to(value, shape) if tuple(value.shape) != shape else value
-        except (ValueError, RuntimeError, TypeError):
-            raise BaselineError(
-                f"{part!r} at site '{name}' returned shape {tuple(value.shape)}, which does not fit the site's "
-                f"shape {shape} (particles, then plates); return one number for each element of the site's plates."
-            ) from None
+        fits = fitted(ops, part, name, value, shape, group.plates)
+        fits = ops.xp.broadcast_to(fits, shape) if tuple(fits.shape) != shape else fits
         before, signal = signal, signal - ops.stop_gradient(fits)
         if result.noted is not None:
             _note(result.noted, group, index, before, signal)
@@ -308,6 +306,13 @@ def _evaluated(
         if state:
             result.states[name, key] = state
     return BaselineValue(signal, total_loss)
+
+
+def _predicted(
+    ops: Ops, group: SiteGroupRun, host: BaselineHost, name: str, key: str, part: Baseline, signal: Array
+) -> Array:
+    """Return the output of a baseline's network or function, which fits the site's costs."""
+    return fitted(ops, part, name, host.predict(name, key, part), signal.shape, group.plates)
 
 
 def _note(noted: Noted, group: SiteGroupRun, index: int | None, before: Array, after: Array) -> None:

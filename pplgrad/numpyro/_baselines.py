@@ -10,14 +10,18 @@ import jax.numpy as jnp
 
 from pplgrad.baselines.base import Baseline, parts_of
 from pplgrad.baselines.neural import NeuralBaseline
+from pplgrad.engine.checks import another_network
 from pplgrad.engine.layout import plate_shape
+from pplgrad.engine.outputs import known_shape
 from pplgrad.engine.program import Plate, Read, SiteSpec
 from pplgrad.engine.upstream import UpstreamSites, call_with_sites, default_inputs
 from pplgrad.errors import BaselineError
-from pplgrad.numpyro._networks import network
+from pplgrad.numpyro._networks import Network, network
 from pplgrad.numpyro._ops import OPS
 
 MARK = "$pplgrad."
+ANEW = "begin with svi.init of this guide, or leave what was learned there out of init_params"
+"""What to do about what is kept for a site and does not fit."""
 
 
 def is_baseline_param(name: str) -> bool:
@@ -65,6 +69,12 @@ def aligned_values(values: Mapping[str, tuple[jax.Array, int]], plates: tuple[Pl
     return result
 
 
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a network's parameters by path, without those that hold no number."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves if leaf.size}
+
+
 class NumPyroBaselines:
     """`pplgrad.estimators.base.BaselineHost` for one evaluation of the objective."""
 
@@ -104,15 +114,27 @@ class NumPyroBaselines:
             return jnp.asarray(call_with_sites(baseline.function, self._args, self._kwargs, sites), self._dtype)
         params = self._registered(self._params, site, key, baseline)
         x = network_inputs(baseline, plates, self._indices, self._args, self._kwargs, sites, self._dtype)
-        out = network(baseline.net, baseline.hidden, site).apply(params, x)
+        net = network(baseline.net, baseline.hidden, site)
+        self._refuse_another(site, baseline, net, params, x)
+        out = net.apply(params, x)
         if out.ndim == x.ndim and out.shape[-1] == 1:
             return out[..., 0]
         if out.ndim == x.ndim:
             raise BaselineError(
-                f"The network of NeuralBaseline at site '{site}' returned shape {out.shape} for inputs of shape "
-                f"{x.shape}; return one number for each element of the site's plates."
+                f"The network of NeuralBaseline at site '{site}' returned shape {(*known_shape(out.shape[:-1], plates, 0), out.shape[-1])} for inputs of "
+                f"shape {(*known_shape(x.shape[:-1], plates, 0), x.shape[-1])}; return one number for each element of the site's plates."
             )
         return out
+
+    @staticmethod
+    def _refuse_another(site: str, baseline: NeuralBaseline, net: Network, params: Any, x: jax.Array) -> None:
+        """Refuse parameters of another network than the baseline's."""
+        wanted = jax.eval_shape(net.init, jax.random.key(0), x)
+        asked, found = _shapes(wanted), _shapes(params)
+        for name in sorted({*asked, *found}):
+            if asked.get(name) != found.get(name):
+                mine, theirs = asked.get(name, ()), found.get(name, ())
+                raise BaselineError(another_network(baseline, site, name, theirs, mine, ANEW))
 
     def check_finite(self, site: str, baseline: Baseline, value: jax.Array) -> None:
         """Refuse a value that is known and not finite."""

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from pplgrad.engine.branches import Values, chunks
-from pplgrad.engine.checks import refuse_misuse
+from pplgrad.engine.checks import another_network, refuse_misuse
 from pplgrad.engine.closed_forms import Counting
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.noise import Noise
 from pplgrad.engine.program import Run
 from pplgrad.errors import BaselineError, EstimatorError, ProgramError
+from pplgrad.numpyro._baselines import ANEW
 from pplgrad.numpyro._coarse import misused, raise_if_index
 from pplgrad.numpyro._compat import unmasked
 from pplgrad.numpyro._distributions import family, is_relaxable
@@ -108,7 +109,11 @@ class NumPyroBranches:
                 "can register it; write config_estimators(guide, {...}) with this estimator there and initialise SVI "
                 "with that guide, or pass learn=False."
             )
-        return self._learned[site, name]
+        found = self._learned[site, name]
+        if jnp.shape(found) != np.shape(start):
+            what = next(spec.estimator for spec in self._layout.sites if spec.name == site)
+            raise EstimatorError(another_network(what, site, name, jnp.shape(found), np.shape(start), ANEW))
+        return found
 
     def branch_costs(self, values: Mapping[str, Values]) -> dict[str, list[jax.Array]]:
         """Return the costs in all branches."""

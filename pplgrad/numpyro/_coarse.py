@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from pplgrad.errors import EstimatorError
+from pplgrad.errors import EstimatorError, first_line
 from pplgrad.numpyro._compat import is_literal, scan_of, sub_jaxprs, tag_of
 
 _COMPARING = {"eq", "ne", "lt", "le", "gt", "ge", "round", "floor", "ceil", "sign", "argmax", "argmin", "is_finite"}
@@ -52,7 +52,7 @@ def raise_if_index(error: TypeError) -> None:
         raise EstimatorError(
             "A relaxed site's value, a number with a fraction, is used as an index or an integer loop carry: compute with the "
             "value itself (one_hot @ table, float carries), or use ScoreFunction() or LocalExpectation() at the site. "
-            f"({str(error).splitlines()[0]})"
+            f"({first_line(error)})"
         ) from error
 
 

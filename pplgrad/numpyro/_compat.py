@@ -19,7 +19,9 @@ from numpyro.distributions import (
 )
 from numpyro.handlers import replay, scope
 from numpyro.primitives import _PYRO_STACK, apply_stack
-from numpyro.util import _validate_model
+from numpyro.util import _validate_model, check_model_guide_match
+
+from pplgrad.errors import ProgramError
 
 _TAG = "pplgrad:"
 
@@ -160,8 +162,12 @@ def renamed(name: str, scopes: list[Any]) -> str:
     return msg["name"]
 
 
-def warn_about_plates(model_trace: dict) -> None:
-    """Give the warnings that NumPyro's own ELBOs give of a model whose batch dimensions no plate declares."""
+def host_checks(model_trace: dict, guide_trace: dict) -> None:
+    """Make the checks, and give the warnings, that NumPyro's own ELBOs make of a model and a guide: shapes and plates."""
+    try:
+        check_model_guide_match(model_trace, guide_trace)
+    except ValueError as error:
+        raise ProgramError(f"{error}; give the site one shape in both.") from error
     _validate_model(model_trace, plate_warning="loose")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from numpyro.handlers import seed
 from numpyro.infer import Trace_ELBO
+from numpyro.util import find_stack_level
 
-from pplgrad.engine.checks import checked_objective, checked_parallel, impossible_cost, moving_support, refuse_misuse
+from pplgrad.engine.checks import checked_objective, checked_parallel, impossible_cost, refuse_misuse
 from pplgrad.engine.closed_forms import ClosedForms, Counting
 from pplgrad.engine.configuration import EstimatorMapping, Resolved, refuse_unmatched, resolve, watcher_of
 from pplgrad.engine.description import Description, describe
@@ -20,10 +22,10 @@ from pplgrad.engine.layout import Layout
 from pplgrad.engine.program import CostSpec, Read, Run
 from pplgrad.engine.surrogate import Estimate, estimate
 from pplgrad.engine.watching import Noted
-from pplgrad.errors import ConfigurationError, EstimatorError, ProgramError, listed
+from pplgrad.errors import ConfigurationError, EstimatorError, ProgramError, first_line, listed
 from pplgrad.estimators.base import Estimator
 from pplgrad.estimators.score import ScoreFunction
-from pplgrad.numpyro._baselines import NumPyroBaselines
+from pplgrad.numpyro._baselines import NumPyroBaselines, is_baseline_param
 from pplgrad.numpyro._branches import NumPyroBranches
 from pplgrad.numpyro._coarse import misused, raise_if_index
 from pplgrad.numpyro._compat import TRACING_ERRORS, is_tracing, manual_axes
@@ -34,7 +36,7 @@ from pplgrad.numpyro._program import Arrays, Static, densities_read, run_particl
 from pplgrad.numpyro._provenance import outputs_read
 from pplgrad.numpyro._sites import site_info
 from pplgrad.numpyro._sleep import asleep
-from pplgrad.numpyro._support import carries_gradient, gradient_reaches
+from pplgrad.numpyro._support import refuse_moving
 from pplgrad.numpyro._watch import STEPS, counted, look
 from pplgrad.objectives import ELBO, MultiSample, Objective, ReweightedWakeSleep
 
@@ -127,7 +129,10 @@ class TraceGrad_ELBO(Trace_ELBO):
         self._refuse_unmeasured()
         _refuse_devices_alone(result)
         _refuse_impossible(result, runs)
-        loss, state = _with_gradient(result) if self.sum_sites else _by_site(runs), _new_state(runs, result)
+        loss, state = (
+            _with_gradient(result) if self.sum_sites else _by_site(runs),
+            _new_state(runs, result, self.num_particles),
+        )
         static = runs[0][1]
         watcher = watcher_of(static.mappings)
         if watcher is not None and STEPS in param_map:
@@ -257,7 +262,7 @@ class TraceGrad_ELBO(Trace_ELBO):
             if several and self.vectorize_particles is not False:
                 raise ProgramError(
                     "The program cannot run under vectorize_particles, because its Python control flow depends on a "
-                    f"value; use vectorize_particles=False. ({str(error).splitlines()[0]})"
+                    f"value; use vectorize_particles=False. ({first_line(error)})"
                 ) from error
             keys = [rng_key] if keys is None else list(keys)
             return self._one_by_one(keys, params, model, guide, args, kwargs), OPS
@@ -284,13 +289,14 @@ class TraceGrad_ELBO(Trace_ELBO):
         try:
             closed, shapes = jax.make_jaxpr(program, return_shape=True)(key, params)
         except TypeError as error:
-            raise_if_index(error)
+            if any(found.estimator.relaxes for found in self._resolved.values()):
+                raise_if_index(error)
             raise
         tree = jax.tree.structure(shapes)
         numbered = jax.tree.unflatten(tree, range(tree.num_leaves))
         read = outputs_read(closed, seen[-1].standings())
         reads = densities_read(seen[-1], numbered, read, [aval.shape for aval in closed.out_avals])
-        _refuse_moving(closed, seen[-1], numbered, jax.tree.leaves(_differentiable((key, params), numbered)))
+        refuse_moving(seen[-1], numbered, closed, key, params)
         if seen[-1].extended:
             refuse_misuse(Layout.build(*specify(seen[-1], reads)), misused(closed, seen[-1].extended))
         return Particle(closed, shapes, params), seen[-1], reads
@@ -303,7 +309,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         counting = self._counting(args, kwargs)
         for key in keys:
             arrays, static = run_particle(key, params, model, guide, args, kwargs, self._resolve, counting)
-            _refuse_moving(None, static, arrays, [])
+            refuse_moving(static, arrays)
             runs.append((jax.tree.map(lambda x: jnp.asarray(x)[None], replace(arrays, probes={})), static, None))
         return runs
 
@@ -426,28 +432,6 @@ def _laid_out(
     return Layout.build(sites, costs, objective), run
 
 
-def _differentiable(inputs: tuple[jax.Array, dict], numbered: Arrays) -> Any:
-    """Return, in the place of each input of a traced particle, whether it may be differentiated: parameters, and not mutable state."""
-    key, params = inputs
-    flags = {name: jax.tree.map(lambda _: name not in numbered.mutable, value) for name, value in params.items()}  # noqa: B023
-    return jax.tree.map(lambda _: False, key), flags
-
-
-def _refuse_moving(closed: Any, static: Static, arrays: Arrays, inputs: list[bool]) -> None:
-    """Refuse a site whose support moves with a parameter, under an estimator that takes it for fixed.
-
-    `arrays` holds the numbers of a traced particle's outputs, or without `closed` the arrays themselves.
-    """
-    asked = {name: arrays.probes.get("bounds:" + name, []) for name in static.estimators}
-    if not any(asked.values()):
-        return
-    reached = None if closed is None else gradient_reaches(closed, inputs)
-    for name, found in asked.items():
-        if any(carries_gradient(x) if reached is None else reached[x] for x in found):
-            estimator, smooth = static.estimators[name], name in static.reparameterized
-            raise moving_support(name, static.families[name], estimator, smooth)
-
-
 def _with_gradient(result: Estimate) -> jax.Array:
     surrogate = -result.surrogate
     if result.baseline_loss is not None:
@@ -495,11 +479,18 @@ def _refuse_impossible(result: Estimate, runs: list) -> None:
                     raise impossible_cost(name, side, bool(jnp.isnan(cost).any()))
 
 
-def _new_state(runs: list, result: Estimate) -> dict | None:
+def _new_state(runs: list, result: Estimate, particles: int) -> dict | None:
     """Return the mutable state after the step: the first particle's, with the baselines' new state where it is finite."""
     arrays, static, _ = runs[0]
     if not arrays.mutable:
         return None
+    own = [name for name in arrays.mutable if not is_baseline_param(name)]
+    if own and particles > 1:
+        warnings.warn(
+            f"Of the program's own mutable state ({listed(own)}) only what the first of the {particles} particles leaves is kept; with "
+            "num_particles=1 there is no other.",
+            stacklevel=find_stack_level(),
+        )
     state = {name: jax.tree.map(lambda x: x[0], value) for name, value in arrays.mutable.items()}
     for (token, key), name in static.mutables.items():
         new = result.states.get((static.tokens.get(token, ""), key))

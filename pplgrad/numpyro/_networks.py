@@ -50,11 +50,16 @@ def _perceptron(hidden: tuple[int, ...]) -> Network:
             bound = 1.0 / max(before, 1) ** 0.5
             weight = jax.random.uniform(sub, (before, after), x.dtype, -bound, bound)
             layers.append({"weight": weight, "bias": jnp.zeros(after, x.dtype)})
-        return [*layers, {"weight": jnp.zeros((sizes[-1], 1), x.dtype), "bias": jnp.zeros(1, x.dtype)}]
+        last = {"bias": jnp.zeros(1, x.dtype)}
+        if x.shape[-1]:  # Some ways to save arrays refuse those without a number.
+            last["weight"] = jnp.zeros((sizes[-1], 1), x.dtype)
+        return [*layers, last]
 
     def apply(layers: list[dict[str, jax.Array]], x: jax.Array) -> jax.Array:
         for layer in layers[:-1]:
             x = jnp.tanh(x @ layer["weight"] + layer["bias"])
+        if not x.shape[-1]:
+            return jnp.broadcast_to(layers[-1]["bias"], (*x.shape[:-1], 1))
         return x @ layers[-1]["weight"] + layers[-1]["bias"]
 
     return Network(init, apply)

@@ -12,15 +12,15 @@ from numpyro.distributions import Distribution
 from numpyro.handlers import replay, seed, substitute, trace
 
 from pplgrad.baselines.base import parts_of
-from pplgrad.engine.checks import impossible_log_prob, refuse_mismatch
+from pplgrad.engine.checks import impossible_log_prob, is_about_the_value, refuse_mismatch
 from pplgrad.engine.closed_forms import Counting
 from pplgrad.engine.configuration import EstimatorMapping, collect_mappings
 from pplgrad.engine.program import AFTER, BEFORE, EVERY, OWN, SAME, WHOLE, CostSpec, Plate, Read, SiteSpec
-from pplgrad.errors import EstimatorError, ProgramError
+from pplgrad.errors import EstimatorError, PplgradError, ProgramError
 from pplgrad.estimators.base import Estimator
 from pplgrad.numpyro._axes import Axis
 from pplgrad.numpyro._closed_forms import closed_form
-from pplgrad.numpyro._compat import leaves_of, tag, unmasked, warn_about_plates
+from pplgrad.numpyro._compat import TRACING_ERRORS, host_checks, leaves_of, tag, unmasked
 from pplgrad.numpyro._distributions import (
     FiniteDraw,
     drawn_again,
@@ -137,7 +137,8 @@ def run_particle(
     static.model_flows = messenger.flows
     mutable.update({name: site["value"] for name, site in model_trace.items() if site["type"] == "mutable"})
     refuse_mismatch(_sample_sites(guide_trace), _sample_sites(model_trace))
-    warn_about_plates(model_trace)
+    if intervene is None:
+        host_checks(model_trace, guide_trace)
     again = jax.random.fold_in(guide_seed, 1)
     return _collected(static, guide_trace, model_trace, mutable, params, again, counting), static
 
@@ -284,7 +285,13 @@ def _log_prob(site: Any, fn: Distribution, intermediates: Any) -> jax.Array:
     """Return the log density of a site's value, naming the site if it cannot be computed."""
     try:
         return fn.log_prob(site["value"], intermediates) if intermediates else fn.log_prob(site["value"])
+    except PplgradError:
+        raise
+    except TRACING_ERRORS:
+        raise  # Python control flow in a density is followed one particle after the other, as elsewhere.
     except (ValueError, TypeError) as error:
+        if not is_about_the_value(error):
+            raise
         raise impossible_log_prob(site["name"], fn, error) from error
 
 

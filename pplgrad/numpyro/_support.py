@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +19,12 @@ from numpyro.distributions import (
 )
 from numpyro.distributions.constraints import Constraint
 
+from pplgrad.engine.checks import moving_support
 from pplgrad.engine.support import Classes, Support
 from pplgrad.numpyro._compat import is_literal, sub_jaxprs
+
+if TYPE_CHECKING:
+    from pplgrad.numpyro._program import Arrays, Static
 
 
 def _known(x: Any) -> float | None:
@@ -60,6 +65,31 @@ def gradient_reaches(closed: Any, inputs: Sequence[bool]) -> list[bool]:
     """
     constants = [carries_gradient(x) for x in closed.consts]
     return _walk(closed.jaxpr, constants, inputs)
+
+
+def refuse_moving(
+    static: Static,
+    arrays: Arrays,
+    closed: Any = None,
+    key: Any = None,
+    params: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Refuse a site whose support moves with a parameter, under an estimator that takes it for fixed.
+
+    `arrays` holds the numbers of the outputs of a traced particle, a function of key and parameters (mutable state, which is
+    among these, is not differentiated), or without `closed` the arrays themselves.
+    """
+    asked = {name: arrays.probes.get("bounds:" + name, []) for name in static.estimators}
+    if not any(asked.values()):
+        return
+    reached: list[bool] = []
+    if closed is not None:
+        still = jax.tree.map(lambda _: False, key)
+        smooth = {name: jax.tree.map(lambda _: name not in arrays.mutable, x) for name, x in params.items()}  # noqa: B023
+        reached = gradient_reaches(closed, jax.tree.leaves((still, smooth)))
+    for name, found in asked.items():
+        if any(carries_gradient(x) if closed is None else reached[x] for x in found):  # type: ignore[call-overload]
+            raise moving_support(name, static.families[name], static.estimators[name], name in static.reparameterized)
 
 
 def _walk(jaxpr: Any, constants: Sequence[bool], inputs: Sequence[bool]) -> list[bool]:

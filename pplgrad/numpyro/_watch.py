@@ -11,7 +11,7 @@ from numpyro.distributions import biject_to, constraints
 
 from pplgrad.engine.surrogate import Estimate
 from pplgrad.engine.watching import Noted, Numbers, seen, settings
-from pplgrad.errors import PplgradError, ProgramError
+from pplgrad.errors import PplgradError, ProgramError, first_line
 from pplgrad.estimators.base import Estimator
 from pplgrad.numpyro._baselines import is_baseline_param
 from pplgrad.numpyro._closed_forms import closed_form
@@ -127,7 +127,7 @@ def _structure(
     except TRACING_ERRORS as error:
         raise ProgramError(
             "A watched program must be one that JAX can trace, and the Python control flow of this one depends on a value; drop "
-            f"config_estimators(watch=...). ({str(error).splitlines()[0]})"
+            f"config_estimators(watch=...). ({first_line(error)})"
         ) from error
     return free, {name: list(found) for name, found in zip(order, read, strict=True)}, entropies
 

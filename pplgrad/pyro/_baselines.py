@@ -12,10 +12,12 @@ import torch
 
 from pplgrad.baselines.base import Baseline, parts_of
 from pplgrad.baselines.neural import NeuralBaseline
+from pplgrad.engine.checks import another_network
 from pplgrad.engine.layout import Layout, plate_shape
 from pplgrad.engine.program import Read, Run, SiteSpec
 from pplgrad.engine.upstream import UpstreamSites, call_with_sites, default_inputs
 from pplgrad.errors import BaselineError, ConfigurationError
+from pplgrad.pyro._internals import hide_state
 from pplgrad.pyro._ops import OPS
 from pplgrad.pyro._program import Traces
 from pplgrad.pyro._provenance import Provenance
@@ -46,7 +48,26 @@ class Networks:
         if module is None or (baseline.net is None and not _is_registered(name, module)):
             module = self._made(site, key, baseline, x)
             self.modules[site, key] = module
+        self._refuse_another(site, name, baseline, module, x)
         return pyro.module(name, module, update_module_params=True)
+
+    @staticmethod
+    def _refuse_another(
+        site: str, name: str, baseline: NeuralBaseline, module: torch.nn.Module, x: torch.Tensor
+    ) -> None:
+        """Refuse parameters in the store that another network has left, and inputs that the network is not made for."""
+        store = pyro.get_param_store()
+        for parameter, value in module.named_parameters():
+            full = f"{name}$$${parameter}"
+            if full in store and store[full].shape != value.shape:
+                found = store[full].shape
+                raise BaselineError(another_network(baseline, site, parameter, found, value.shape, forgetting(site)))
+        first = next(iter(module.children()), None) if baseline.net is None else None
+        if isinstance(first, torch.nn.Linear) and first.in_features != x.shape[-1]:
+            wanted = (first.out_features, x.shape[-1])
+            raise BaselineError(
+                another_network(baseline, site, "0.weight", first.weight.shape, wanted, forgetting(site))
+            )
 
     def _made(self, site: str, key: str, baseline: NeuralBaseline, x: torch.Tensor) -> torch.nn.Module:
         if baseline.net is None:
@@ -128,10 +149,7 @@ class PyroBaselines:
             if full in store:
                 stored = store[full].detach()
                 if tuple(stored.shape) != shape:
-                    raise BaselineError(
-                        f"The state of {part!r} at site '{site}' has shape {tuple(stored.shape)} in the param store but "
-                        f"{shape} in this program; clear the param store or rename the site."
-                    )
+                    raise BaselineError(another_network(part, site, name, stored.shape, shape, forgetting(site)))
                 result[name] = stored
             else:
                 result[name] = self._like.new_zeros(shape)
@@ -211,6 +229,14 @@ class PyroBaselines:
         return UpstreamSites(site, aligned, self._ancestors)
 
 
+def forgetting(site: str) -> str:
+    """Return what to do about what is kept for a site and does not fit, in words."""
+    return (
+        f"delete the names that begin with '{PREFIX}{site}.' from the param store (or call pyro.clear_param_store()), or give the site "
+        "another name"
+    )
+
+
 def state_name(site: str, key: str, name: str) -> str:
     """Return the param store's name for an array of a baseline's state."""
     return f"{PREFIX}{site}.{key}.{name}"
@@ -227,6 +253,8 @@ def store_states(states: Mapping[tuple[str, str], Mapping[str, torch.Tensor]]) -
                     store[full].unconstrained().copy_(value)  # type: ignore[attr-defined]
                 else:
                     store[full] = value.detach().clone()
+    if states:
+        hide_state([state_name(*where, name) for where, arrays in states.items() for name in arrays])
 
 
 def baselines_of(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from pyro import poutine
@@ -15,6 +16,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 
 from pplgrad.engine.branches import Values, chunks
+from pplgrad.engine.checks import another_network
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.noise import Noise
 from pplgrad.engine.program import Run
@@ -22,7 +24,7 @@ from pplgrad.errors import CompileError, EstimatorError, ProgramError
 from pplgrad.estimators.base import Estimator
 from pplgrad.estimators.relaxed import Relaxation
 from pplgrad.objectives import CostWeights
-from pplgrad.pyro._baselines import PREFIX
+from pplgrad.pyro._baselines import PREFIX, forgetting
 from pplgrad.pyro._comparing import refuse_another_run, refuse_meeting, values_at
 from pplgrad.pyro._distributions import family, finite_parts, is_relaxable, parameters, unmasked
 from pplgrad.pyro._host_checks import PARTICLES, Nesting, at_other_values, broadcasting
@@ -207,7 +209,11 @@ class PyroBranches:
         def made() -> torch.nn.Parameter:
             return torch.nn.Parameter(node["fn"].log_prob(node["value"]).new_tensor(start))
 
-        return pyro.param(f"{PREFIX}{site}.{name}", made)
+        found = pyro.param(f"{PREFIX}{site}.{name}", made)
+        if found.shape != np.shape(start):
+            what = self._traces.estimators[site]
+            raise EstimatorError(another_network(what, site, name, found.shape, np.shape(start), forgetting(site)))
+        return found
 
     def branch_costs(self, values: Mapping[str, Values]) -> dict[str, list[torch.Tensor]]:
         """Return the costs in all branches."""

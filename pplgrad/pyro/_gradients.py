@@ -26,6 +26,7 @@ from pplgrad.pyro._baselines import is_baseline_param
 from pplgrad.pyro._distributions import unmasked
 from pplgrad.pyro._elbo import TraceGrad_ELBO
 from pplgrad.pyro._exact import Fixed, Program, exact_gradient, latents, log_q_and_objective
+from pplgrad.pyro._internals import unconstrained
 from pplgrad.pyro._optim import split_optimizer
 
 _LOOKS = 8
@@ -47,9 +48,9 @@ class Gradients:
 
     def __enter__(self) -> Gradients:
         self._store = pyro.get_param_store()
-        self._names = {name for name, _ in self._store.named_parameters()}
+        self._names = set(unconstrained())
         self._before: dict[str, tuple] = {}
-        for name, leaf in self._store.named_parameters():
+        for name, leaf in unconstrained().items():
             self._keep(name, leaf)
         self._fork = torch.random.fork_rng()
         self._fork.__enter__()
@@ -86,7 +87,7 @@ class Gradients:
 
     def _restore(self) -> None:
         self._fork.__exit__(None, None, None)
-        for name in [name for name, _ in self._store.named_parameters() if name not in self._names]:
+        for name in [name for name in unconstrained() if name not in self._names]:
             del self._store[name]
         for leaf, value, gradient in self._before.values():
             with torch.no_grad():
@@ -165,7 +166,7 @@ class Gradients:
     def learned(self) -> dict[str, torch.Tensor]:
         """Return what estimators have put into the store since the context began, and take it out."""
         found = {}
-        for name, leaf in list(self._store.named_parameters()):
+        for name, leaf in unconstrained().items():
             if is_baseline_param(name) and name not in self._names:
                 found[name] = leaf.detach().clone()
                 del self._store[name]

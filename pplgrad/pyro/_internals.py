@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -118,9 +118,38 @@ def other_handlers() -> list[str]:
     ]
 
 
+class _Kept(dict):
+    """The tensors of the param store, of which `named_parameters` shows those alone that are parameters, not state of a baseline.
+
+    The store reads, saves, loads and copies all of them by its other methods, which look at names one by one or copy the dict whole.
+    """
+
+    state: frozenset[str] = frozenset()
+
+    def items(self) -> Any:
+        if self.state.isdisjoint(self):
+            return super().items()
+        return {name: x for name, x in super().items() if name not in self.state}.items()
+
+    def __reduce__(self) -> Any:
+        return dict, (dict(self),)
+
+
+def hide_state(names: Iterable[str]) -> None:
+    """Let `named_parameters` of the param store leave out some names, which get no gradient."""
+    store = pyro.get_param_store()
+    held = store._params
+    if not isinstance(held, _Kept):
+        if type(held) is not dict:
+            return  # A store of somebody else's: it shows what it shows.
+        held = store._params = _Kept(held)
+    if not held.state.issuperset(names):
+        held.state = held.state | frozenset(names)
+
+
 def unconstrained() -> dict[str, torch.Tensor]:
-    """Return the leaves of the param store by name."""
-    return dict(pyro.get_param_store().named_parameters())
+    """Return the leaves of the param store by name, state of baselines included."""
+    return dict(pyro.get_param_store()._params)
 
 
 def constraints() -> dict[str, Any]:

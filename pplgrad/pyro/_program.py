@@ -14,9 +14,15 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 
-from pplgrad.engine.checks import impossible_log_prob, moving_support, refuse_mismatch, refuse_model_estimator
+from pplgrad.engine.checks import (
+    impossible_log_prob,
+    is_about_the_value,
+    moving_support,
+    refuse_mismatch,
+    refuse_model_estimator,
+)
 from pplgrad.engine.program import EVERY, OWN, WHOLE, CostSpec, Plate, Read, Run, SiteSpec
-from pplgrad.errors import CompileError, PplgradError, ProgramError
+from pplgrad.errors import PplgradError, ProgramError
 from pplgrad.estimators.base import Estimator, SiteInfo
 from pplgrad.estimators.relaxed import Relaxation
 from pplgrad.objectives import CostWeights, Objective
@@ -360,9 +366,11 @@ def log_prob(name: str, site: Any, fn: Any) -> torch.Tensor:
     """Return the log density of a site's value, naming the site if its shape does not fit."""
     try:
         return fn.log_prob(site["value"], *site["args"], **site["kwargs"])
-    except CompileError:
+    except PplgradError:
         raise
     except (ValueError, RuntimeError) as error:
+        if not is_about_the_value(error):
+            raise
         raise impossible_log_prob(name, fn, error) from error
 
 

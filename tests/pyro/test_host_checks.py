@@ -1,5 +1,7 @@
 """What Pyro's own ELBOs accept and refuse, this one does: programs without a site, shapes, plates, validation."""
 
+import pickle
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -7,7 +9,23 @@ import torch
 from pyro.infer import SVI
 from pyro.optim import Adam
 
-from pplgrad import ELBO, IWAE, DisARM, Expectation, ProgramError, Renyi
+from pplgrad import (
+    ELBO,
+    IWAE,
+    RELAX,
+    RODEO,
+    BaselineError,
+    DisARM,
+    EstimatorError,
+    Expectation,
+    ImpossibleValueError,
+    LocalExpectation,
+    NeuralBaseline,
+    PplgradError,
+    ProgramError,
+    Renyi,
+    ScoreFunction,
+)
 from pplgrad.pyro import TraceGrad_ELBO, config_estimators
 
 
@@ -179,3 +197,152 @@ def test_branches_know_the_nesting_without_validation():
     elbo = TraceGrad_ELBO(vectorize_particles=True, max_plate_nesting=1, estimators={"x": DisARM()})
     with pyro.validation_enabled(False), pytest.raises(ProgramError, match="x.*try increasing max_plate_nesting"):
         elbo.loss_and_grads(nested, nested)
+
+
+class Own(dist.Normal):
+    """A density of the user's own, that fails in its own way or leaves it to the host."""
+
+    def __init__(self, what):
+        self.what = what
+        super().__init__(0.0, 1.0)
+
+    def log_prob(self, value):
+        if self.what == "support":
+            return dist.Exponential(1.0).log_prob(value - 99)
+        if self.what == "message":
+            raise self.failure("")
+        if self.what == "shape":
+            return torch.zeros(2) + torch.zeros(3)
+        raise ValueError("the user's own")
+
+    failure = RuntimeError
+
+
+@pytest.mark.parametrize(("what", "error"), [("own", ValueError), ("shape", RuntimeError), ("message", RuntimeError)])
+@pytest.mark.parametrize("grad", [False, True])
+def test_an_error_of_the_users_own_density_passes_as_it_is(what, error, grad):
+    def model():
+        pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.sample("x", Own(what), obs=torch.tensor(0.1))
+
+    elbo = TraceGrad_ELBO()
+    with pytest.raises(error) as caught:
+        (elbo.loss_and_grads if grad else elbo.loss)(model, plain_z)
+    assert not isinstance(caught.value, PplgradError)
+    assert "log_prob" in [entry.name for entry in caught.traceback]
+
+
+def plain_z():
+    pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor(0.5))))
+
+
+@pytest.mark.parametrize("fn", [lambda: Own("support"), lambda: dist.Exponential(1.0)], ids=["own", "host"])
+def test_a_value_outside_of_the_support_is_named(fn):
+    def model():
+        pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.sample("x", fn(), obs=torch.tensor(-1.0))
+
+    with pytest.raises(ImpossibleValueError, match="The log density at site 'x' .* outside the"):
+        TraceGrad_ELBO().loss_and_grads(model, plain_z)
+
+
+@pytest.mark.parametrize("vectorized", [False, True])
+@pytest.mark.parametrize("fault", [IndexError, KeyError, RuntimeError, AssertionError])
+def test_a_program_that_fails_in_a_branch_names_the_site(fault, vectorized):
+    def model():
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        if z.numel() > 1 or z.item() == 1:
+            raise fault
+        pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.tensor(0.1))
+
+    def guide():
+        pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor(-99.0))))
+
+    elbo = TraceGrad_ELBO(vectorize_particles=vectorized, estimators={"z": LocalExpectation()})
+    if fault is KeyError and vectorized:
+        pytest.skip("no sign of broadcasting")
+    with pytest.raises(ProgramError, match="site 'z'.*ScoreFunction\\(\\)") as caught:
+        elbo.loss_and_grads(model, guide)
+    cause = caught.value.__cause__
+    assert isinstance(cause, fault)
+
+
+LEARNED = {
+    "RELAX then RODEO": (RELAX(), RODEO()),
+    "RODEO then RELAX": (RODEO(), RELAX()),
+    "RELAX of another size": (RELAX(hidden=32), RELAX(hidden=8)),
+    "a network of another size": (
+        ScoreFunction(NeuralBaseline(inputs=lambda: torch.ones(3), hidden=(8,))),
+        ScoreFunction(NeuralBaseline(inputs=lambda: torch.ones(3), hidden=(4,))),
+    ),
+    "a network with other inputs": (
+        ScoreFunction(NeuralBaseline(inputs=lambda: torch.ones(3), hidden=(8,))),
+        ScoreFunction(NeuralBaseline(inputs=lambda: torch.ones(2), hidden=(8,))),
+    ),
+    "another network": (
+        ScoreFunction(NeuralBaseline(torch.nn.Linear(3, 1).double(), inputs=lambda: torch.ones(3))),
+        ScoreFunction(NeuralBaseline(torch.nn.Linear(2, 1).double(), inputs=lambda: torch.ones(2))),
+    ),
+}
+
+
+def bernoulli_model():
+    z = pyro.sample("z", dist.Bernoulli(0.5))
+    pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("case", LEARNED)
+def test_what_another_estimator_has_learned_is_refused(case):
+    first, second = LEARNED[case]
+    TraceGrad_ELBO(estimators={"z": first}).loss_and_grads(bernoulli_model, plain_z)
+    elbo = TraceGrad_ELBO(estimators={"z": second})
+    with pytest.raises((EstimatorError, BaselineError), match="at site 'z' learns .*delete the names that begin with"):
+        elbo.loss_and_grads(bernoulli_model, plain_z)
+    store = pyro.get_param_store()
+    for name in [name for name in store.keys() if name.startswith("pplgrad.baseline.z.")]:
+        del store[name]
+    elbo.loss_and_grads(bernoulli_model, plain_z)  # The remedy.
+    TraceGrad_ELBO(estimators={"z": second}).loss_and_grads(bernoulli_model, plain_z)  # And goes on from there.
+
+
+def test_a_baseline_whose_inputs_change_their_size_is_refused():
+    elbo = TraceGrad_ELBO(estimators={"z": ScoreFunction(NeuralBaseline(inputs=lambda x: x, hidden=(4,)))})
+    model, guide = lambda x: bernoulli_model(), lambda x: plain_z()
+    elbo.loss_and_grads(model, guide, torch.ones(3))
+    with pytest.raises(BaselineError, match="at site 'z' learns '0.weight' of shape \\(4, 2\\)"):
+        elbo.loss_and_grads(model, guide, torch.ones(2))
+
+
+def test_named_parameters_are_those_that_have_gradients(tmp_path):
+    """State of a baseline is read by its name, saved and loaded with the store, and is no parameter."""
+    store, elbo = pyro.get_param_store(), TraceGrad_ELBO()
+    name = "pplgrad.baseline.z.0.mean"
+    for _ in range(2):
+        elbo.loss_and_grads(bernoulli_model, plain_z)
+    assert name in store and name in store.keys() and name in dict(store.items())
+    assert all(leaf.grad is not None for _, leaf in store.named_parameters())
+    assert name not in dict(store.named_parameters())
+    mean = store[name].item()
+    store.save(tmp_path / "store")
+    with store.scope():
+        assert name not in store
+    assert store[name].item() == mean
+    pyro.clear_param_store()
+    store.load(tmp_path / "store")
+    assert store[name].item() == mean
+    elbo.loss_and_grads(bernoulli_model, plain_z)
+    assert store[name].item() != mean  # It went on from there.
+    assert name not in dict(store.named_parameters())
+    assert pickle.loads(pickle.dumps(store.get_state()))["params"][name].item() == store[name].item()
+
+
+def test_a_store_that_was_saved_with_state_among_its_parameters_goes_on():
+    """Saved before state was told from parameters: the same names, all of them in `params`."""
+    elbo = TraceGrad_ELBO()
+    elbo.loss_and_grads(bernoulli_model, plain_z)
+    state = pyro.get_param_store().get_state()
+    assert type(state["params"]) is dict and "pplgrad.baseline.z.0.mean" in state["params"]
+    pyro.clear_param_store()
+    pyro.get_param_store().set_state(state)
+    elbo.loss_and_grads(bernoulli_model, plain_z)
+    assert all(leaf.grad is not None for _, leaf in pyro.get_param_store().named_parameters())
