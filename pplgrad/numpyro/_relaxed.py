@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -20,14 +21,15 @@ class Extended(Distribution):
     """A Bernoulli or one-hot distribution whose log density is linear in the weights of the categories.
 
     log q(w) = Σ_c w_c log q(c): the density itself at hard values. A Bernoulli's value is the weight of 1.
-    `log_probs` has shape (*batch, *elements, categories).
+    `log_probs` has shape (*batch, *elements, categories), and `mask`, if elements of the event are masked, (*batch, *elements).
     """
 
-    pytree_data_fields = ("log_probs",)
+    pytree_data_fields = ("log_probs", "mask_of_elements")
     pytree_aux_fields = ("one_hot",)
 
-    def __init__(self, log_probs: jax.Array, one_hot: bool, event_shape: tuple[int, ...]) -> None:
+    def __init__(self, log_probs: jax.Array, one_hot: bool, event_shape: tuple[int, ...], mask: Any = None) -> None:
         self.log_probs = log_probs
+        self.mask_of_elements = mask
         self.one_hot = one_hot
         shape = log_probs.shape if one_hot else log_probs.shape[:-1]
         super().__init__(shape[: len(shape) - len(event_shape)], event_shape, validate_args=False)
@@ -39,6 +41,8 @@ class Extended(Distribution):
     def log_prob(self, value: jax.Array) -> jax.Array:
         weights = value if self.one_hot else jnp.stack([1 - value, value], -1)
         total = (weights * self.log_probs).sum(-1)
+        if self.mask_of_elements is not None:
+            total = jnp.where(self.mask_of_elements, total, 0.0)
         elements = self.event_dim - self.one_hot
         return total.sum(range(total.ndim - elements, total.ndim)) if elements else total
 
@@ -55,12 +59,27 @@ def extended(fn: Any) -> Any:
     base, support = parts
     listed = support.reshape(len(support), *(1,) * len(base.batch_shape), *base.event_shape)
     log_probs = jnp.broadcast_to(every_log_prob(base, listed), (*base.batch_shape, len(support)))
-    found = Extended(log_probs, bool(base.event_shape), fn.event_shape)
-    if bare is fn:
-        return found
-    while isinstance(fn, Independent):
+    elements = None
+    for mask, inside in _masks_of(fn):
+        if fn.event_dim - bool(base.event_shape) > inside:
+            mask = jnp.reshape(mask, (*jnp.shape(mask), *(1,) * inside))
+            elements = mask if elements is None else elements & mask
+    found = Extended(log_probs, bool(base.event_shape), fn.event_shape, elements)
+    while isinstance(fn, MaskedDistribution):
+        found, fn = found.mask(fn._mask), fn.base_dist
+    return found
+
+
+def _masks_of(fn: Any) -> Iterator[tuple[Any, int]]:
+    """Yield the masks inside a distribution, each with the number of dimensions that are made an event's inside of it."""
+    while isinstance(fn, (Independent, MaskedDistribution)):
+        if isinstance(fn, MaskedDistribution):
+            elements, inner = 0, fn.base_dist
+            while isinstance(inner, (Independent, MaskedDistribution)):
+                elements += getattr(inner, "reinterpreted_batch_ndims", 0)
+                inner = inner.base_dist
+            yield jnp.asarray(fn._mask), elements
         fn = fn.base_dist
-    return found.mask(fn._mask) if isinstance(fn, MaskedDistribution) else found
 
 
 def relaxed(site: str, fn: Any, value: jax.Array, estimator: Relaxation, key: jax.Array) -> tuple[jax.Array, Any]:

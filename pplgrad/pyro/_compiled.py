@@ -7,9 +7,12 @@ same (`_reach.py`), gather the tensors that it reads, run the graph, check that 
 
 from __future__ import annotations
 
+import copy
 import math
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +20,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.runtime import am_i_wrapped
+from torch.fx import GraphModule
 
 from pplgrad.errors import CompileError, ConfigurationError, ImpossibleValueError, PplgradError
 from pplgrad.pyro._baselines import state_name, store_states
@@ -29,9 +33,10 @@ from pplgrad.pyro._internals import (
     settings,
     unconstrained,
 )
+from pplgrad.pyro._program import generators, restore
 from pplgrad.pyro._provenance import tensors_in
 from pplgrad.pyro._reach import Reach
-from pplgrad.pyro._recording import Captured, Recorder, reading_refused
+from pplgrad.pyro._recording import Captured, Recorder, reading_refused, writes
 from pplgrad.pyro._structure import Structure
 
 if TYPE_CHECKING:
@@ -153,9 +158,11 @@ class Sources:
 
 @dataclass
 class CompiledStep:
-    """A graph with where its inputs come from and where its outputs go."""
+    """A graph with where its inputs come from and where its outputs go; `plain` is the graph as it was recorded."""
 
     graph: Graph
+    plain: Graph
+    writes: bool
     sources: list[Source]
     leaves: list[Source]
     twins: list[tuple[Source, Source]]
@@ -165,10 +172,15 @@ class CompiledStep:
     known: dict[str, torch.Tensor] = field(default_factory=unconstrained)
     shared: list[bool] | None = None
 
+    def inputs(self, args: tuple, kwargs: dict) -> list[torch.Tensor]:
+        """Return what the graph computes from, as it is now."""
+        arguments, params = tensors_in((args, kwargs)), unconstrained()
+        return [source.find(arguments, params) for source in self.sources]
+
     def run(self, args: tuple, kwargs: dict) -> float | None:
         """Take a step and return the objective, or None, with nothing changed, if something is not finite."""
         arguments, params = tensors_in((args, kwargs)), unconstrained()
-        inputs = [source.find(arguments, params) for source in self.sources]
+        inputs = self.inputs(args, kwargs)
         leaves = [source.find(arguments, params) for source in self.leaves]
         for first, second in self.twins:
             if first.find(arguments, params) is not second.find(arguments, params):
@@ -248,6 +260,11 @@ class Compiler:
                 raise CompileError(
                     f"A compiled step cannot run under the handler {handlers[0]} around it; put it around model and guide."
                 )
+            if known.compiled is not None and known.watching_again:
+                if known.compiled.writes:
+                    # A second run would write twice (statistics of batches, say): this step is the one that is watched.
+                    return elbo._eager_step(model, guide, args, kwargs, known)
+                self._look_again(elbo, known, program)
             if known.compiled is not None and known.known:
                 return self._run(elbo, known, program)
             if known.known and self._made >= self.options.graphs:
@@ -299,6 +316,24 @@ class Compiler:
                 "step (a counter, an iterator, a random number generator of Python or NumPy), or its sites do; keep the "
                 'state in a tensor, or use compile=False (compile="fallback" does so by itself).'
             )
+
+    def _look_again(self, elbo: TraceGrad_ELBO, known: Structure, program: tuple) -> None:
+        """Watch a step beside the compiled one, at the same draws, and refuse a program that is not the one that was recorded.
+
+        Nothing is stored, and the generators are put back: a compiled step follows, as if nobody had looked.
+        """
+        model, guide, args, kwargs = program
+        start, before = time.perf_counter(), generators()
+        step = known.compiled
+        with torch.random.fork_rng():
+            evaluation = elbo._estimated(model, guide, args, kwargs, None, known)
+            value = evaluation.checked(evaluation.numbers().tolist())
+            if known.compiled is step and evaluation.traced[0].apart is False:
+                restore(before)
+                with suppress(Stale), torch.no_grad():
+                    known.compare_values(value, float(step.plain(*step.inputs(args, kwargs))[0][0]))
+        restore(before)
+        known.looked(time.perf_counter() - start)
 
     def _run(self, elbo: TraceGrad_ELBO, known: Structure, program: tuple) -> float:
         model, guide, args, kwargs = program
@@ -375,6 +410,7 @@ class Compiler:
         assert isinstance(reach, Reach)
         sources = Sources(reach, args, kwargs)
         inputs = [sources.of(x) for x in captured]
+        plain, written = GraphModule(torch.nn.Module(), copy.deepcopy(graph.graph)), any(map(writes, graph.graph.nodes))
         line = "the end of the step"
         ends = [sources.of(Captured(leaf, captured[0].node, line, False)) for leaf in leaves]
         try:
@@ -391,4 +427,4 @@ class Compiler:
         reach.held.clear()
         for source in (*inputs, *ends, *(source for pair in sources.twins for source in pair)):
             source.forget()
-        return CompiledStep(compiled, inputs, ends, sources.twins, [], [])
+        return CompiledStep(compiled, plain, written, inputs, ends, sources.twins, [], [])

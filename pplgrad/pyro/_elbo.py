@@ -436,6 +436,8 @@ class TraceGrad_ELBO(Trace_ELBO):
         for _ in range(1 if vectorized else self.num_particles):
             watched = known is not None and known.following
             provenance = Provenance(self._given(model, guide, args, kwargs)) if watched else None
+            if watched:
+                torch.clear_autocast_cache()  # What an earlier step cast would come from nowhere.
             with collect_mappings() as mappings, minibatch:
                 with (
                     broadcasting(int(self.max_plate_nesting) - 1) if vectorized else nullcontext(),

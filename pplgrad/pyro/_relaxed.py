@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution
+from pyro.distributions import MaskedDistribution, TorchDistribution
 from pyro.poutine.messenger import Messenger
 from torch.distributions import Independent as TorchIndependent
 from torch.distributions import constraints
@@ -29,7 +29,7 @@ class Extended(TorchDistribution):
 
     def __init__(self, fn: Any) -> None:
         self._bare = unmasked(fn)
-        self._mask = None if self._bare is fn else fn
+        self._masks = list(_masks_of(fn))
         base = self._bare
         self._reinterpreted = 0
         while isinstance(base, TorchIndependent):
@@ -58,8 +58,9 @@ class Extended(TorchDistribution):
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         weights = value if self._base.event_shape else torch.stack([1 - value, value], -1)
         total = (weights * self.categories()).sum(-1)
-        total = total.sum(tuple(range(-self._reinterpreted, 0))) if self._reinterpreted else total
-        return total if self._mask is None else torch.where(_mask_of(self._mask), total, torch.zeros_like(total))
+        for mask, elements in self._masks:
+            total = torch.where(mask.reshape(*mask.shape, *(1,) * elements), total, torch.zeros_like(total))
+        return total.sum(tuple(range(-self._reinterpreted, 0))) if self._reinterpreted else total
 
     def rsample(self, sample_shape: Any = ()) -> torch.Tensor:
         return self._bare.sample(sample_shape)
@@ -72,11 +73,16 @@ def extension(fn: Any) -> Extended | None:
     return None if finite_parts(unmasked(fn)) is None else Extended(fn)
 
 
-def _mask_of(fn: Any) -> torch.Tensor:
-    """Return the mask that MaskedDistribution wrapped around a distribution, as a tensor of its batch shape."""
-    while isinstance(fn, TorchIndependent):
+def _masks_of(fn: Any) -> Iterator[tuple[torch.Tensor, int]]:
+    """Yield the masks inside a distribution, each with the number of dimensions that are made an event's inside of it."""
+    while isinstance(fn, (TorchIndependent, MaskedDistribution)):
+        if isinstance(fn, MaskedDistribution):
+            elements, inner = 0, fn.base_dist
+            while isinstance(inner, (TorchIndependent, MaskedDistribution)):
+                elements += getattr(inner, "reinterpreted_batch_ndims", 0)
+                inner = inner.base_dist
+            yield torch.as_tensor(fn._mask), elements
         fn = fn.base_dist
-    return torch.as_tensor(fn._mask)
 
 
 def relaxed(site: str, fn: Any, value: torch.Tensor, estimator: Relaxation) -> tuple[torch.Tensor, Extended]:

@@ -6,6 +6,8 @@ and compared with what is used: a difference is a fault of the guard, or of a pr
 
 from __future__ import annotations
 
+import math
+import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -23,6 +25,9 @@ from pplgrad.pyro._provenance import Provenance
 _KEPT = 32
 _EVERY = 500
 """From here on so many steps lie between two that are watched again; before, their number doubles."""
+_SURELY = 16
+"""Up to here compiled steps are looked at like others; later ones as long as that takes no more than a `_SHARE` of the time."""
+_SHARE = 0.02
 
 
 @dataclass
@@ -48,6 +53,8 @@ class Structure:
     apart: bool = False
     watching_again: bool = False
     warns: bool = False
+    since: float = field(default_factory=time.perf_counter)
+    looking: float = 0.0
 
     @property
     def known(self) -> bool:
@@ -57,11 +64,17 @@ class Structure:
     def reuse(self) -> None:
         """Use the structure for this step, or watch the program again if it is time to."""
         self.reuses += 1
-        self.following = self.reuses >= 2 and (
-            self.reuses & (self.reuses - 1) == 0 if self.reuses < _EVERY else self.reuses % _EVERY == 0
-        )
-        self.watching_again = self.following
+        due = self.reuses & (self.reuses - 1) == 0 if self.reuses < _EVERY else self.reuses % _EVERY == 0
+        if self.compiled is not None and self.reuses > _SURELY:
+            # Watching takes hundreds of compiled steps' time.
+            due = due and self.looking < _SHARE * (time.perf_counter() - self.since)
+        self.watching_again = self.following = self.reuses >= 2 and due
         self.hidden_draws &= not self.following
+
+    def looked(self, seconds: float) -> None:
+        """Note that a compiled step was looked at beside the step that follows now."""
+        self.looking += seconds
+        self.following = self.watching_again = False
 
     def watch(self) -> None:
         """Find the structure anew in this step."""
@@ -111,8 +124,15 @@ class Structure:
             changed = f"Python reads the value of a tensor at {provenance.read_at} now, and did not before"
         if changed is None and signature != self.signature:
             changed = "the kinds, shapes or plates of its sites are others now"
-        if changed is None:
-            return
+        if changed is not None:
+            self._say(changed)
+
+    def compare_values(self, now: float, recorded: float) -> None:
+        """Say that a program computes another loss than what was recorded of it does from the same draws."""
+        if math.isfinite(now) and not math.isclose(now, recorded, rel_tol=1e-3, abs_tol=1e-3):
+            self._say(f"its loss is {-now:.6g} now, where the step that was recorded computes {-recorded:.6g}")
+
+    def _say(self, changed: str) -> None:
         self.reusable, self.compiled = False, None
         message = (
             f"The program is not the one whose structure was reused for {self.reuses} steps: {changed}. It reads Python state that "
