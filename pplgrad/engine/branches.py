@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from pplgrad.engine.downstream import to_shape
 from pplgrad.engine.layout import Layout, SiteGroup
 from pplgrad.engine.noise import Noise, noise_for
-from pplgrad.engine.ops import Array, Ops, few_categories
+from pplgrad.engine.ops import Array, Ops, bounded, few_categories, is_possible
 from pplgrad.engine.peers import Peers, share
 from pplgrad.engine.program import Plate, Run
 from pplgrad.engine.signals import Signals
@@ -138,8 +138,16 @@ class Draw:
 
     @cached_property
     def log_probs(self) -> Array:
-        """Return log q of every category, with its gradient, of shape (particles, *plates, elements, categories)."""
-        return self._axes.gather(self.ops.xp, self._finite[0], 1)
+        """Return log q of every category, with its gradient, of shape (particles, *plates, elements, categories).
+
+        That of an impossible category is a constant far below all others, whose exponential is 0.
+        """
+        return bounded(self.ops.xp, self._axes.gather(self.ops.xp, self._finite[0], 1))
+
+    @cached_property
+    def possible(self) -> Array:
+        """Return whether each category can be drawn, (particles, *plates, elements, categories)."""
+        return is_possible(self.ops.xp, self.log_probs)
 
     @cached_property
     def index(self) -> Array:
@@ -148,16 +156,27 @@ class Draw:
 
     @property
     def logits(self) -> Array:
-        """Return the log odds of the second of two categories, with their gradient: (particles, *plates, elements)."""
+        """Return the log odds of the second of two categories, with their gradient: (particles, *plates, elements).
+
+        Where one of the two is impossible nothing is left to estimate: the log odds there are the constant 0, so that what
+        they multiply counts for nothing.
+        """
         if self.log_probs.shape[-1] != 2:
             raise EstimatorError(
                 f"Site '{self.name}' is not binary any more; it has {self.log_probs.shape[-1]} values."
             )
-        return self.log_probs[..., 1] - self.log_probs[..., 0]
+        xp = self.ops.xp
+        odds = self.log_probs[..., 1] - self.log_probs[..., 0]
+        return xp.where(self.possible[..., 0] & self.possible[..., 1], odds, xp.zeros_like(odds))
 
     def embed(self, index: Array) -> Array:
-        """Return the site's values at category numbers (particles, m, *plates, elements)."""
-        return self._host.embed(self._axes.scatter(self.ops.xp, index, 2))
+        """Return the site's values at category numbers (particles, m, *plates, elements).
+
+        An element whose category is impossible keeps the draw's: the program never runs at a value that the site cannot take,
+        where a cost may be infinite or undefined. Whatever the estimator makes of that cost is multiplied by probability 0.
+        """
+        can = is_possible(self.ops.xp, self.log_q(index))
+        return self._host.embed(self._axes.scatter(self.ops.xp, self.ops.xp.where(can, index, self.index[:, None]), 2))
 
     def embed_weights(self, weights: Array) -> Array:
         """Return the site's relaxed values for weights (particles, m, *plates, elements, categories)."""
@@ -197,7 +216,7 @@ class Draw:
 
     def log_q(self, index: Array) -> Array:
         """Return log q of category numbers, with its gradient: both of shape (particles, m, *plates, elements)."""
-        xp, shape = self.ops.xp, self.log_probs.shape
+        xp = self.ops.xp
         few = few_categories(self.log_probs[:, None])
         if few is not None:
             first, *others = (part[..., 0] for part in few)
@@ -206,8 +225,8 @@ class Draw:
                 # The derivative of a choice is a choice; that of an element taken by its number is added up one by one.
                 found = xp.where(index == i, other, found)
             return found
-        every = xp.broadcast_to(self.log_probs[:, None], (shape[0], index.shape[1], *shape[1:]))
-        return xp.take_along_axis(every, index[..., None], axis=-1)[..., 0]
+        # The m alternatives stand where the categories do, so that no category is repeated for each of them.
+        return xp.moveaxis(xp.take_along_axis(self.log_probs, xp.moveaxis(index, 1, -1), axis=-1), -1, 1)
 
     def one_hot(self, index: Array) -> Array:
         """Return category numbers as weights of the categories, in one more dimension behind."""

@@ -45,6 +45,8 @@ class NumPyroDraw:
     def embed(self, index: jax.Array) -> jax.Array:
         """Return the values that category numbers stand for."""
         assert self._finite is not None
+        if self.value.ndim > self._finite.index.ndim:
+            return jax.nn.one_hot(index, self._finite.support.shape[-1], dtype=self.value.dtype)
         return self._finite.support[0][index]
 
     def again(self, count: int) -> tuple[jax.Array, jax.Array]:

@@ -12,7 +12,7 @@ from pplgrad.engine.noise import noise_for
 from pplgrad.errors import EstimatorError
 from pplgrad.estimators.relaxed import HardDraw, Relaxation, softmax
 from pplgrad.numpyro._compat import unmasked
-from pplgrad.numpyro._distributions import every_log_prob, family, finite_parts, is_relaxable
+from pplgrad.numpyro._distributions import counted_parts, every_log_prob, family, is_relaxable
 from pplgrad.numpyro._ops import OPS, JaxNoise
 
 
@@ -38,7 +38,10 @@ class Extended(Distribution):
 
     def log_prob(self, value: jax.Array) -> jax.Array:
         weights = value if self.one_hot else jnp.stack([1 - value, value], -1)
-        total = (weights * self.log_probs).sum(-1)
+        # An impossible category has no part in the density, nor in its slope, unless it has some of the weight.
+        possible = self.log_probs > -jnp.inf
+        total = (weights * jnp.where(possible, self.log_probs, 0.0)).sum(-1)
+        total = total + jnp.where(((weights != 0) & ~possible).any(-1), -jnp.inf, 0.0)
         elements = self.event_dim - self.one_hot
         return total.sum(range(total.ndim - elements, total.ndim)) if elements else total
 
@@ -50,11 +53,10 @@ class Extended(Distribution):
 def extended(fn: Any) -> Any:
     """Return the extension of a Bernoulli or one-hot distribution, masked as it was."""
     bare = unmasked(fn)
-    parts = finite_parts(bare)
+    parts = counted_parts(bare)
     assert parts is not None
     base, support = parts
-    listed = support.reshape(len(support), *(1,) * len(base.batch_shape), *base.event_shape)
-    log_probs = jnp.broadcast_to(every_log_prob(base, listed), (*base.batch_shape, len(support)))
+    log_probs = jnp.broadcast_to(every_log_prob(base, support), (*base.batch_shape, len(support)))
     found = Extended(log_probs, bool(base.event_shape), fn.event_shape)
     if bare is fn:
         return found
@@ -95,6 +97,11 @@ def extended_in_model(name: str, fn: Any) -> Any:
     return extended(fn)
 
 
+def _log(probs: jax.Array) -> jax.Array:
+    """Return the logarithm, whose derivative at exactly 0 is 0."""
+    return jnp.where(probs > 0, jnp.log(jnp.where(probs > 0, probs, 1.0)), -jnp.inf)
+
+
 class _OneHot(type(constraints.simplex)):  # type: ignore[misc]
     """One entry is 1 and the others are 0."""
 
@@ -132,7 +139,7 @@ class OneHotCategorical(Distribution):
     ) -> None:
         if (probs is None) == (logits is None):
             raise ValueError("OneHotCategorical takes exactly one of probs and logits.")
-        self.logits = jnp.log(jnp.asarray(probs)) if logits is None else jnp.asarray(logits)
+        self.logits = _log(jnp.asarray(probs)) if logits is None else jnp.asarray(logits)
         super().__init__(self.logits.shape[:-1], self.logits.shape[-1:], validate_args=validate_args)
 
     @property
@@ -155,7 +162,10 @@ class OneHotCategorical(Distribution):
         return jax.nn.one_hot(drawn, self.logits.shape[-1], dtype=self.logits.dtype)
 
     def log_prob(self, value: jax.Array) -> jax.Array:
-        return (value * jax.nn.log_softmax(self.logits, -1)).sum(-1)
+        log_probs = jax.nn.log_softmax(self.logits, -1)
+        possible = log_probs > -jnp.inf
+        total = (value * jnp.where(possible, log_probs, 0.0)).sum(-1)
+        return total + jnp.where(((value != 0) & ~possible).any(-1), -jnp.inf, 0.0)
 
     def enumerate_support(self, expand: bool = True) -> jax.Array:
         """Return the one-hot vectors, (categories, *batch or ones, categories)."""

@@ -14,7 +14,7 @@ from torch.distributions import constraints
 from pplgrad.engine.noise import noise_for
 from pplgrad.errors import EstimatorError
 from pplgrad.estimators.relaxed import HardDraw, Relaxation, softmax
-from pplgrad.pyro._distributions import family, finite_parts, is_relaxable, unmasked
+from pplgrad.pyro._distributions import counted_parts, every_log_prob, family, is_relaxable, unmasked
 from pplgrad.pyro._ops import OPS, TorchNoise
 
 
@@ -49,15 +49,17 @@ class Extended(TorchDistribution):
 
     def categories(self) -> torch.Tensor:
         """Return the log probabilities of an element's categories, (*batch, *elements, categories)."""
-        parts = finite_parts(self._base)
+        parts = counted_parts(self._base)
         assert parts is not None
-        base, support = parts
-        listed = support.reshape(len(support), *(1,) * len(base.batch_shape), *base.event_shape)
-        return base.log_prob(listed).movedim(0, -1).expand(*base.batch_shape, -1)
+        return every_log_prob(*parts).expand(*parts[0].batch_shape, -1)
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         weights = value if self._base.event_shape else torch.stack([1 - value, value], -1)
-        total = (weights * self.categories()).sum(-1)
+        log_probs = self.categories()
+        # An impossible category has no part in the density, nor in its slope, unless it has some of the weight.
+        possible = log_probs > -torch.inf
+        total = (weights * torch.where(possible, log_probs, 0.0)).sum(-1)
+        total = torch.where(((weights != 0) & ~possible).any(-1), -torch.inf, total)
         total = total.sum(tuple(range(-self._reinterpreted, 0))) if self._reinterpreted else total
         return total if self._mask is None else torch.where(_mask_of(self._mask), total, torch.zeros_like(total))
 
@@ -69,7 +71,7 @@ def extension(fn: Any) -> Extended | None:
     """Return the extension of a distribution with finitely many values for each element, or None for others."""
     if isinstance(fn, Extended):
         return fn
-    return None if finite_parts(unmasked(fn)) is None else Extended(fn)
+    return None if counted_parts(unmasked(fn)) is None else Extended(fn)
 
 
 def _mask_of(fn: Any) -> torch.Tensor:
