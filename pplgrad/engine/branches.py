@@ -387,7 +387,7 @@ def branch_terms(
             asked[group],
             None if costs is None else of_one_process(signals.in_branches(number, group, costs, True), group),
             None if place is None else soft_costs[place],
-            None if place is None else slopes[place],
+            None if place is None else _where_possible(draw, slopes[place]),
             None if costs is None else partial(shares, costs, group),
             higher_order,
         )
@@ -399,6 +399,11 @@ def branch_terms(
             loss = learning if loss is None else loss + learning
     assert total is not None
     return total, loss
+
+
+def _where_possible(draw: Draw, slopes: Array) -> Array:
+    """Return slopes with those along impossible categories, where they may be anything, replaced by 0."""
+    return draw.ops.xp.where(draw.possible[:, None], slopes, draw.ops.xp.zeros_like(slopes))
 
 
 def _constant(ops: Ops, values: Values) -> Values:

@@ -75,6 +75,11 @@ def is_possible(xp: Any, log_probs: Array) -> Array:
     return log_probs > _least(xp, log_probs) / 2
 
 
+def only_possible(xp: Any, log_probs: Array, x: Array) -> Array:
+    """Return `x` where values with these log probabilities can be drawn, and elsewhere what `bounded` puts there."""
+    return xp.where(is_possible(xp, log_probs), x, xp.full_like(log_probs, _least(xp, log_probs)))
+
+
 def _least(xp: Any, like: Array) -> float:
     # A thousand of them may be added up without overflow.
     return float(xp.finfo(like.dtype).min) / 1024

@@ -183,8 +183,9 @@ class ARMS(Estimator):
 def partner_of(noise: Noise, xp: Any, probs: Array, drawn: Array) -> Array:
     """Return the antithetic partner of binary draws, given which of them are 1: 1 or 0 in the dtype of `probs`."""
     # Given 1 the uniform lies in (0, p), and the partner is 1 where it is above 1 - p; given 0, in (p, 1).
-    both = xp.clip(2 * probs - 1, min=0) / probs
-    only = 1 - xp.clip(1 - 2 * probs, min=0) / (1 - probs)
+    one = xp.ones_like(probs)
+    both = xp.clip(2 * probs - 1, min=0) / xp.where(probs > 0, probs, one)
+    only = 1 - xp.clip(1 - 2 * probs, min=0) / xp.where(probs < 1, 1 - probs, one)
     return noise.bernoulli(xp.where(drawn, both, only))
 
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pplgrad.engine.branches import Alternatives, BranchTerms, Draw
-from pplgrad.engine.ops import Array, max_over_categories, sum_over_categories
+from pplgrad.engine.ops import Array, is_possible, max_over_categories, sum_over_categories
 from pplgrad.errors import ConfigurationError
 from pplgrad.estimators.antithetic import coupled, partner_of, probability
 from pplgrad.estimators.base import Declaration, Estimator, SiteInfo
@@ -48,7 +48,9 @@ class _CoupledDecisions(Estimator):
         ops, xp = draw.ops, draw.ops.xp
         table = ops.constant(self.decisions(draw.log_probs.shape[-1]), draw.log_probs)
         side = _sides(draw, table, draw.index)
-        probs = probability(ops, _log_odds(ops, draw.log_probs, table))
+        odds, yes, no = _log_odds(ops, draw.log_probs, table)
+        # A decision with one possible outcome has it, so that the partners never lead to an impossible category.
+        probs = xp.where(yes & no, probability(ops, odds), xp.astype(yes, odds.dtype))
         # What the draw says nothing about is decided now, as the program would have.
         taken = xp.where(side == 0, draw.noise.bernoulli(probs), (side > 0) * 1.0)
         partner = partner_of(draw.noise, xp, probs, taken == 1)
@@ -62,7 +64,7 @@ class _CoupledDecisions(Estimator):
         draw, ops = terms.draw, terms.ops
         table = ops.constant(self.decisions(draw.log_probs.shape[-1]), draw.log_probs)
         difference = (terms.downstream - terms.costs[:, 0])[..., None, None]
-        return coupled(ops, _log_odds(ops, draw.log_probs, table), terms.alternatives.kept, difference)
+        return coupled(ops, _log_odds(ops, draw.log_probs, table)[0], terms.alternatives.kept, difference)
 
 
 def _sides(draw: Draw, table: Array, index: Array) -> Array:
@@ -70,11 +72,16 @@ def _sides(draw: Draw, table: Array, index: Array) -> Array:
     return sum_over_categories(draw.ops.xp, draw.one_hot(index)[..., None, :] * table)[..., 0]
 
 
-def _log_odds(ops: Any, log_probs: Array, table: Array) -> Array:
-    """Return the log odds of yes for each decision, (..., decisions)."""
+def _log_odds(ops: Any, log_probs: Array, table: Array) -> tuple[Array, Array, Array]:
+    """Return the log odds of yes for each decision, (..., decisions), and whether yes, and no, are possible.
+
+    Where one is not the log odds are the constant 0: there is nothing to estimate.
+    """
     xp = ops.xp
     spread = xp.broadcast_to(log_probs[..., None, :], (*log_probs.shape[:-1], *table.shape))
     least = xp.full_like(spread, float(xp.finfo(log_probs.dtype).min) / 4)
+    can = is_possible(xp, log_probs)[..., None, :]
+    yes, no = xp.any(can & (table > 0), axis=-1), xp.any(can & (table < 0), axis=-1)
 
     def total(chosen: Array) -> Array:
         x = xp.where(chosen, spread, least)
@@ -82,7 +89,8 @@ def _log_odds(ops: Any, log_probs: Array, table: Array) -> Array:
         top = ops.stop_gradient(max_over_categories(xp, x))
         return (xp.log(sum_over_categories(xp, xp.exp(x - top))) + top)[..., 0]
 
-    return total(table > 0) - total(table < 0)
+    odds = total(table > 0) - total(table < 0)
+    return xp.where(yes & no, odds, xp.zeros_like(odds)), yes, no
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pplgrad.engine.ops import Array, max_over_categories, sum_over_categories
 from pplgrad.errors import ConfigurationError
 from pplgrad.estimators.base import Declaration, Estimator, SiteInfo
 from pplgrad.estimators.fit import require_relaxable, require_unscanned
-from pplgrad.estimators.relaxed import HardDraw, softmax
+from pplgrad.estimators.relaxed import HardDraw, softmax, tempered
 
 
 class WithSlopes(Estimator):
@@ -211,7 +211,7 @@ class REBAR(WithSlopes):
         known = draw.learned
         temperature = xp.exp(known["log_temperature"]) if self.learn else self.temperature
         perturbed = HardDraw(ops, draw.log_probs, draw.index, draw.noise).perturbed()
-        weights = softmax(xp, ops.stop_gradient(perturbed) / temperature)[:, None]
+        weights = softmax(xp, tempered(xp, ops.stop_gradient(perturbed), temperature))[:, None]
         return Alternatives(
             kept=(perturbed, weights, temperature, known),
             weights=weights if self.through_cost else None,
@@ -240,7 +240,7 @@ class REBAR(WithSlopes):
         temperature = ops.stop_gradient(temperature) if self.learn else temperature
         value, slopes = self.control(terms, weights[:, 0], known)
         given = ops.stop_gradient(free) + _given_draw(ops, free) * (draw.log_probs - ops.stop_gradient(draw.log_probs))
-        path = softmax(xp, free / temperature) - softmax(xp, given / temperature)
+        path = softmax(xp, tempered(xp, free, temperature)) - softmax(xp, tempered(xp, given, temperature))
         left = terms.downstream - ops.stop_gradient(value)
         return xp.sum(draw.score * left) + xp.sum(ops.stop_gradient(slopes) * path)
 

@@ -10,7 +10,7 @@ from numpyro.distributions import Distribution, Independent, MaskedDistribution,
 
 from pplgrad.engine.noise import noise_for
 from pplgrad.errors import EstimatorError
-from pplgrad.estimators.relaxed import HardDraw, Relaxation, softmax
+from pplgrad.estimators.relaxed import HardDraw, Relaxation, softmax, tempered
 from pplgrad.numpyro._compat import unmasked
 from pplgrad.numpyro._distributions import counted_parts, every_log_prob, family, is_relaxable
 from pplgrad.numpyro._ops import OPS, JaxNoise
@@ -38,10 +38,10 @@ class Extended(Distribution):
 
     def log_prob(self, value: jax.Array) -> jax.Array:
         weights = value if self.one_hot else jnp.stack([1 - value, value], -1)
-        # An impossible category has no part in the density, nor in its slope, unless it has some of the weight.
+        # An impossible category has no part in the density unless it has some of the weight: with all of it, that is −inf.
         possible = self.log_probs > -jnp.inf
         total = (weights * jnp.where(possible, self.log_probs, 0.0)).sum(-1)
-        total = total + jnp.where(((weights != 0) & ~possible).any(-1), -jnp.inf, 0.0)
+        total = total + jnp.log(jnp.maximum(1 - jnp.where(possible, 0.0, weights).sum(-1), 0.0))
         elements = self.event_dim - self.one_hot
         return total.sum(range(total.ndim - elements, total.ndim)) if elements else total
 
@@ -71,7 +71,8 @@ def relaxed(site: str, fn: Any, value: jax.Array, estimator: Relaxation, key: ja
     bare = unmasked(wide)
     index = jnp.argmax(value, -1) if bare.one_hot else value.astype(int)
     noise = noise_for(site, OPS, lambda _: JaxNoise(jax.random.fold_in(key, 1)))
-    weights = estimator.weights(HardDraw(OPS, bare.log_probs, index, noise))
+    draw = HardDraw(OPS, bare.log_probs, index, noise)
+    weights = draw.cut(estimator.weights(draw))
     return (weights if bare.one_hot else weights[..., 1]), wide
 
 
@@ -79,11 +80,12 @@ def softened(site: str, wide: Any, value: jax.Array, temperature: Any, key: jax.
     """Return a draw's relaxation at a temperature, or the probabilities if it is None; `wide` is its extended law."""
     bare = unmasked(wide)
     if temperature is None:
-        weights = jnp.exp(bare.log_probs)
+        weights = jnp.where(bare.log_probs > -jnp.inf, jnp.exp(bare.log_probs), 0.0)
     else:
         index = jnp.argmax(value, -1) if bare.one_hot else value.astype(int)
         noise = noise_for(site, OPS, lambda _: JaxNoise(jax.random.fold_in(key, 1)))
-        weights = softmax(jnp, HardDraw(OPS, bare.log_probs, index, noise).perturbed() / temperature)
+        draw = HardDraw(OPS, bare.log_probs, index, noise)
+        weights = draw.cut(softmax(jnp, tempered(jnp, draw.perturbed(), temperature)))
     return weights if bare.one_hot else weights[..., 1]
 
 

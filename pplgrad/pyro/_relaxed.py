@@ -13,7 +13,7 @@ from torch.distributions import constraints
 
 from pplgrad.engine.noise import noise_for
 from pplgrad.errors import EstimatorError
-from pplgrad.estimators.relaxed import HardDraw, Relaxation, softmax
+from pplgrad.estimators.relaxed import HardDraw, Relaxation, softmax, tempered
 from pplgrad.pyro._distributions import counted_parts, every_log_prob, family, is_relaxable, unmasked
 from pplgrad.pyro._ops import OPS, TorchNoise
 
@@ -56,10 +56,10 @@ class Extended(TorchDistribution):
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         weights = value if self._base.event_shape else torch.stack([1 - value, value], -1)
         log_probs = self.categories()
-        # An impossible category has no part in the density, nor in its slope, unless it has some of the weight.
+        # An impossible category has no part in the density unless it has some of the weight: with all of it, that is −inf.
         possible = log_probs > -torch.inf
         total = (weights * torch.where(possible, log_probs, 0.0)).sum(-1)
-        total = torch.where(((weights != 0) & ~possible).any(-1), -torch.inf, total)
+        total = total + (1 - torch.where(possible, 0.0, weights).sum(-1)).clamp(min=0.0).log()
         total = total.sum(tuple(range(-self._reinterpreted, 0))) if self._reinterpreted else total
         return total if self._mask is None else torch.where(_mask_of(self._mask), total, torch.zeros_like(total))
 
@@ -87,7 +87,7 @@ def relaxed(site: str, fn: Any, value: torch.Tensor, estimator: Relaxation) -> t
     log_probs = extended.categories()
     index = value.argmax(-1) if extended._base.event_shape else value.long()
     draw = HardDraw(OPS, log_probs, index, noise_for(site, OPS, lambda _: TorchNoise()))
-    weights = estimator.weights(draw)
+    weights = draw.cut(estimator.weights(draw))
     return (weights if extended._base.event_shape else weights[..., 1]), extended
 
 
@@ -96,11 +96,12 @@ def softened(site: str, fn: Any, value: torch.Tensor, temperature: Any) -> torch
     extended = Extended(fn)
     log_probs, one_hot = extended.categories(), bool(extended._base.event_shape)
     if temperature is None:
-        weights = log_probs.exp()
+        weights = torch.where(log_probs > -torch.inf, log_probs.exp(), 0.0)
     else:
         index = value.argmax(-1) if one_hot else value.long()
         noise = noise_for(site, OPS, lambda _: TorchNoise())
-        weights = softmax(OPS.xp, HardDraw(OPS, log_probs, index, noise).perturbed() / temperature)
+        draw = HardDraw(OPS, log_probs, index, noise)
+        weights = draw.cut(softmax(OPS.xp, tempered(OPS.xp, draw.perturbed(), temperature)))
     return weights if one_hot else weights[..., 1]
 
 
