@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pplgrad.engine.downstream import to_shape
 from pplgrad.engine.layout import Layout, SiteGroup
@@ -16,6 +16,9 @@ from pplgrad.engine.peers import Peers, share
 from pplgrad.engine.program import Plate, Run
 from pplgrad.engine.signals import Signals
 from pplgrad.errors import EstimatorError
+
+if TYPE_CHECKING:
+    from pplgrad.estimators.base import SiteInfo
 
 
 class HostDraw(Protocol):
@@ -107,6 +110,25 @@ class Draw:
         """Return what the estimator learns at the site, by name."""
         starts = self._starts(self.event_elements, self.log_probs.shape[-1])
         return {name: self._learned(name, start) for name, start in starts.items()}
+
+    @property
+    def site(self) -> SiteInfo:
+        """Return what is known of the site by now: with all elements that share their cost, and nothing else for granted."""
+        from pplgrad.estimators.base import SiteInfo
+
+        if not self.is_finite:
+            return SiteInfo(self.name, "its distribution", False, True, 1)
+        one_hot = len(self._host.value.shape) > len(self._finite[1].shape)
+        return SiteInfo(
+            self.name,
+            "OneHotCategorical" if one_hot else "its distribution",
+            has_rsample=False,
+            is_discrete=True,
+            particles=1,
+            categories=self._finite[0].shape[-1],
+            relaxable=one_hot,
+            elements=self.index.shape[-1],
+        )
 
     @property
     def event_elements(self) -> int:

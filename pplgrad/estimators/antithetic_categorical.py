@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pplgrad.engine.branches import Alternatives, BranchTerms, Draw
-from pplgrad.engine.ops import Array, is_possible, max_over_categories, sum_over_categories
+from pplgrad.engine.ops import Array, Ops, is_possible, max_over_categories, sum_over_categories
 from pplgrad.errors import ConfigurationError
 from pplgrad.estimators.antithetic import coupled, partner_of, probability
 from pplgrad.estimators.base import Declaration, Estimator, SiteInfo
@@ -218,13 +218,20 @@ class CARMS(Estimator):
         costs = xp.concat([terms.downstream[:, None], terms.costs], axis=1)
         log_q = draw.log_q(index)
         joint = _pair_law(draw, index, n - 1)
-        total: Any = 0.0
-        for i, j in itertools.combinations(range(n), 2):
-            apart = index[:, i] != index[:, j]
-            both = xp.exp(ops.stop_gradient(log_q[:, i] + log_q[:, j]))
-            ratio = xp.where(apart, both, xp.zeros_like(both)) / xp.where(apart, joint(i, j), xp.ones_like(both))
-            total = total + xp.sum((costs[:, i] - costs[:, j])[..., None] * ratio * (log_q[:, i] - log_q[:, j]))
-        return total / (n * (n - 1))
+        (first, second), (one, other) = _pairs(ops, index), _pairs(ops, log_q)
+        # Rounding may put a draw on a category of no width, which has no part.
+        apart = (first != second) & is_possible(xp, one) & is_possible(xp, other) & (joint > 0)
+        both = xp.exp(ops.stop_gradient(one + other))
+        ratio = xp.where(apart, both, xp.zeros_like(both)) / xp.where(apart, joint, xp.ones_like(both))
+        cost, less = _pairs(ops, costs)
+        return xp.sum((cost - less)[..., None] * ratio * (one - other)) / (n * (n - 1))
+
+
+def _pairs(ops: Ops, x: Array) -> tuple[Array, Array]:
+    """Return the first and the second of every two draws, from (particles, n, ...): (particles, pairs, ...) each."""
+    picked = np.array(list(itertools.combinations(range(x.shape[1]), 2)))
+    first, second = (ops.xp.take(x, ops.constant(picked[:, i], ops.arange(1, x)), axis=1) for i in (0, 1))
+    return first, second
 
 
 def _upper_edges(draw: Draw, order: Array) -> Array:
@@ -243,39 +250,39 @@ def _edges(xp: Any, upper: Array, place: Array) -> tuple[Array, Array]:
     return low, high
 
 
-def _pair_law(draw: Draw, index: Array, power: int) -> Callable[[int, int], Array]:
-    """Return the probability of what draws i and j are, for the draws (particles, n, ...), averaged over the orders."""
-    xp, count = draw.ops.xp, draw.log_probs.shape[-1]
-    edges = []
-    for order in range(count):
-        upper = _upper_edges(draw, xp.zeros_like(draw.index) + order)
-        repeated = xp.broadcast_to(upper[:, None], (index.shape[0], index.shape[1], *upper.shape[1:]))
-        low, high = _edges(xp, repeated, (index - order) % count)
-        edges.append((low ** (1 / power), high ** (1 / power)))
+def _pair_law(draw: Draw, index: Array, power: int) -> Array:
+    """Return the probability of what every two of the draws (particles, n, ...) are, averaged over the orders.
 
-    def joint(i: int, j: int) -> Array:
-        total: Any = 0.0
-        for low, high in edges:
-            start = low[:, i] + low[:, j] - 1
-            total = total + _rectangle(xp, start, high[:, i] - low[:, i], high[:, j] - low[:, j], power)
-        return total / count
+    The order that starts at a category moves all edges by that category's: all orders are one more axis, the last.
+    """
+    ops, xp = draw.ops, draw.ops.xp
+    probs = xp.exp(ops.stop_gradient(draw.log_probs))
+    upper = xp.cumulative_sum(probs, axis=-1)
+    probs, upper = probs / upper[..., -1:], upper / upper[..., -1:]
+    lower = xp.concat([xp.zeros_like(upper[..., :1]), upper[..., :-1]], axis=-1)
+    place, orders = xp.moveaxis(index, 1, -1), ops.arange(probs.shape[-1], index)
+    low, width = (xp.moveaxis(xp.take_along_axis(x, place, axis=-1), -1, 1)[..., None] for x in (lower, probs))
+    before = xp.astype(index[..., None] < orders, probs.dtype)
+    low = xp.clip(low - lower[:, None] + before, min=0, max=1)
+    high = xp.clip(low + width, max=1)
+    low, high = low ** (1 / power), high ** (1 / power)
+    (x, y), (h, k) = _pairs(ops, low), _pairs(ops, high - low)
+    return xp.mean(_rectangle(ops, x + y - 1, h, k, power), axis=-1)
 
-    return joint
 
-
-def _rectangle(xp: Any, x: Array, h: Array, k: Array, m: int) -> Array:
+def _rectangle(ops: Ops, x: Array, h: Array, k: Array, m: int) -> Array:
     """Return g(x + h + k) − g(x + h) − g(x + k) + g(x) with g(t) = max(t, 0)^m, as a sum of positive terms."""
+    xp = ops.xp
     a, b, origin = xp.clip(x + h, min=0), xp.clip(x + k, min=0), xp.clip(x, min=0)
     below = xp.clip(-x, min=0)
 
     def terms(u: Array, v: Array, w: Array, keep: Callable[[int, int], bool]) -> Array:
-        total = xp.zeros_like(x)
-        for i in range(m + 1):
-            for j in range(m + 1 - i):
-                if keep(i, j):
-                    weight = math.factorial(m) // (math.factorial(i) * math.factorial(j) * math.factorial(m - i - j))
-                    total = total + weight * u**i * v**j * w ** (m - i - j)
-        return total
+        """Return the kept terms of (u + v + w)^m, by the powers of u and v."""
+        powers = [(i, j, m - i - j) for i in range(m + 1) for j in range(m + 1 - i) if keep(i, j)]
+        weights = [math.factorial(m) // math.prod(map(math.factorial, three)) for three in powers]
+        i, j, rest = (ops.constant(np.array(powers, dtype=float)[:, at], x) for at in range(3))
+        every = u[..., None] ** i * v[..., None] ** j * w[..., None] ** rest
+        return xp.sum(ops.constant(np.array(weights, dtype=float), x) * every, axis=-1)
 
     inside = terms(h, k, origin, lambda i, j: i > 0 and j > 0)
     corner = terms(a, b, below, lambda i, j: i < m and j < m)
