@@ -22,7 +22,6 @@ from pplgrad import (
     GappedStraightThrough,
     GumbelRao,
     GumbelSoftmax,
-    LeaveOneOut,
     LocalExpectation,
     MeasureValued,
     MuProp,
@@ -215,6 +214,43 @@ def five(h):
     return model, guide
 
 
+@case({"k": ((), 3)}, {"k": NEVER[1]}, one_hot=("k",))
+def alone(h):
+    """A single one-hot vector whose first category is impossible."""
+
+    def model():
+        p = given(h)
+        k = h.sample("k", h.one_hot(h.array(MASK[1]) + p["c"][0]))
+        x = (k * h.array([7.0, 0.2, -0.4])).sum(-1)
+        h.factor("f", x * x * (1 + p["c"][1]))
+
+    def guide():
+        h.sample("k", h.one_hot(given(h)["a"][0] + h.array(MASK[1])))
+
+    return model, guide
+
+
+@case({"z": ((2,), 2)}, {"z": NEVER_BINARY[:2]})
+def binary_alone(h):
+    """Two binary elements, the second of which is never 1."""
+
+    def draw(logits):
+        probs = h.array([1.0, 0.0]) / (1 + h.xp.exp(-logits))
+        return h.sample("z", h.dist.Bernoulli(probs=probs).to_event(1))
+
+    def model():
+        p = given(h)
+        z = draw(p["c"])
+        h.factor("f", (z[..., 0] - 0.3) * (z[..., 1] + 0.8) * p["c"][0])
+
+    def guide():
+        draw(given(h)["a"][0, :2])
+
+    return model, guide
+
+
+FITS = {"five": {"five"}, "alone": {"one_hot"}, "binary_alone": {"binary"}}
+"""An estimator fits a small program if it is proved on one of these."""
 CATEGORICAL = ["logits", "probs", "joint", "five", "one_hot"]
 BINARY = ["binary", "binary_cost"]
 ANY = [*CATEGORICAL, *BINARY]
@@ -266,21 +302,36 @@ OBJECTIVES = {
 }
 """Objectives, their particles, and how the densities count in them."""
 
-ONLY = {"iwae": {"vimco": (VIMCO(), ANY), "ovis": (OVIS(), ["logits", "binary"]), "ovis-samples": (OVIS(samples=1), ["five"])}}
-LEFT_OUT = {("iwae", short) for short in ("double-cv", "double-cv-learns", "rodeo", "rodeo-learns", "stick", "tree", "set3", "sum3")}
-LEFT_OUT |= {("iwae", name) for name in ("logits", "probs", "one_hot", "binary")} & set()
-QUICK = {("local", "logits"), ("sum", "probs"), ("set", "five"), ("disarm", "binary_cost"), ("muprop", "one_hot"), ("score", "probs")}
+SMALL = ["five", "alone", "binary_alone"]
+"""Programs of few outcomes, for objectives of two particles."""
+COMBINED = {
+    "vimco": (VIMCO(), [*SMALL, "probs"]),
+    "ovis": (OVIS(), SMALL),
+    "ovis-samples": (OVIS(samples=1), SMALL),
+}
+"""Estimators of objectives that combine particles."""
+MANY = {("set", "joint"), ("sum", "joint"), ("samples", "binary"), ("double-cv", "binary"), ("rodeo", "binary")}
+MANY |= {(short, name) for short in ("stick", "tree") for name in ("logits", "probs", "one_hot", "binary")}
+MANY |= {("set3", "logits"), ("sum3", "probs")}
+"""Whose outcomes go into the thousands, for the library that goes through them one by one."""
+QUICK = {
+    ("local", "logits"),
+    ("sum", "probs"),
+    ("set", "five"),
+    ("disarm", "binary_cost"),
+    ("muprop", "one_hot"),
+    ("score", "probs"),
+}
 
 
-def table(objective):
+def table(objective, with_infinite_odds=False, left_out=()):
     """Return every estimator with finite noise and each of its programs: (short, estimator, program)."""
-    rows = {**EXACT, **ONLY.get(objective, {})}
-    return [
-        (short, estimator, name)
-        for short, (estimator, names) in rows.items()
-        if (objective, short) not in LEFT_OUT
-        for name in names
-    ]
-
-
-AVERAGED = {"loo": ScoreFunction(LeaveOneOut())}
+    rows = {**EXACT, **COMBINED} if objective == "iwae" else EXACT
+    found = []
+    for short, (estimator, names) in rows.items():
+        if objective != "iwae" and with_infinite_odds and "binary" in names:
+            names = [*names, "binary_logits"]
+        if objective == "iwae":
+            names = [name for name in SMALL if short in COMBINED or set(names) & FITS[name]]
+        found += [(short, estimator, name) for name in names if (short, name) not in left_out]
+    return found

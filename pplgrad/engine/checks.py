@@ -81,12 +81,15 @@ def refuse_misuse(layout: Layout, misused: Mapping[str, str]) -> None:
     soft = {site.name for site in layout.sites if site.estimator.relaxes or site.estimator.uses_slopes}
     leading = {site.name for site in layout.sites if site.estimator.uses_slopes}
     for name, operation in misused.items():
-        if name not in soft and leading.isdisjoint(layout.ancestors.get(name, {})):
+        above = sorted(leading.intersection(layout.ancestors.get(name, {})))
+        if name not in soft and not above:
             continue
+        # A site that is relaxed in branches alone is so because of a site upstream, whose estimator is to change.
+        where = "there" if name in soft else f"at site '{above[0]}'"
         raise EstimatorError(
             f"Site '{name}' is relaxed, but the program compares, rounds or indexes with its value ({operation}), which has "
             "no gradient and no meaning between two categories; compute with the value itself (z * a + (1 - z) * b, or "
-            "one_hot @ table), or use ScoreFunction() or LocalExpectation() there."
+            f"one_hot @ table), or use ScoreFunction() or LocalExpectation() {where}."
         )
 
 

@@ -269,7 +269,7 @@ class NumPyroBranches:
             if site in self._layout.ancestors.get(name, {}):
                 raise EstimatorError(
                     f"Site '{name}', drawn inside scan or cond, follows site '{site}', whose estimator relaxes what follows; "
-                    f"use ScoreFunction(), LocalExpectation() or DisARM() at '{site}', or write the steps as a Python loop."
+                    f"use ScoreFunction() or LocalExpectation() at '{site}', or write the steps as a Python loop."
                 )
 
     def _soften(self, name: str, msg: Any, key: jax.Array, temperatures: Mapping[str, Any], inside: Callable) -> None:
@@ -286,7 +286,7 @@ class NumPyroBranches:
         elif leading and not fn.has_rsample:
             raise EstimatorError(
                 f"Site '{name}' follows site '{leading[0]}', whose estimator relaxes what follows, and {family(fn)} cannot "
-                f"be relaxed; use ScoreFunction(), LocalExpectation() or DisARM() at '{leading[0]}'."
+                f"be relaxed; use ScoreFunction() or LocalExpectation() at '{leading[0]}'."
             )
 
 

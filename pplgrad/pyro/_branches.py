@@ -162,7 +162,7 @@ class Intervention(Messenger):
 def _unrelaxable(name: str, fn: Any, branch: Branch) -> torch.Tensor:
     raise EstimatorError(
         f"Site '{name}' follows site '{branch.site}', whose estimator relaxes what follows, and {family(fn)} cannot be "
-        f"relaxed; use ScoreFunction(), LocalExpectation() or DisARM() at '{branch.site}'."
+        f"relaxed; use ScoreFunction() or LocalExpectation() at '{branch.site}'."
     )
 
 

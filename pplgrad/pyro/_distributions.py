@@ -208,7 +208,7 @@ def score_squared(name: str, fn: Any, value: torch.Tensor) -> torch.Tensor:
     except (TypeError, RuntimeError, ValueError) as error:
         raise BaselineError(
             f"OptimalConstant at site '{name}' needs the gradient of {type(inner).__name__} with respect to its "
-            "parameters, which cannot be taken; use DecayingAverage() or LeaveOneOut() there."
+            "parameters, which cannot be taken; use DecayingAverage() there."
         ) from error
     batch = len(fn.batch_shape)
     return sum((g**2).reshape(*g.shape[:batch], -1).sum(-1) for g in gradients)  # type: ignore[return-value]

@@ -1,0 +1,32 @@
+"""What a refusal recommends is accepted at that very site, in a guide that nothing wraps."""
+
+import jax
+import pytest
+
+from pplgrad import IWAE
+from pplgrad.numpyro import TraceGrad_ELBO
+from pplgrad.objectives import ELBO
+from pplgrad.testing.in_numpyro import HOST
+from tests.remedies import SITES, program, text_of, wrong_advice
+
+ELBOS = {
+    "elbo": (ELBO(), 1, False),
+    "higher": (ELBO(), 1, True),
+    "two": (ELBO(), 2, False),
+    "iwae-1": (IWAE(), 1, False),
+    "iwae-2": (IWAE(), 2, False),
+}
+QUICK = ("bernoulli", "one-hot", "categorical-5000", "poisson", "normal")
+
+
+@pytest.mark.parametrize("short", [name if name == "elbo" else pytest.param(name, marks=pytest.mark.slow) for name in ELBOS])
+@pytest.mark.parametrize("site", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SITES])
+def test_remedies_are_accepted(site, short):
+    run = program(HOST, site)
+    objective, particles, order = ELBOS[short]
+
+    def refusal(estimator):
+        elbo = TraceGrad_ELBO(particles, estimators={"z": estimator}, objective=objective, higher_order=order)
+        return text_of(lambda: jax.eval_shape(lambda key: elbo.loss(key, {}, run, run), jax.random.key(0)))
+
+    assert wrong_advice(refusal) == {}
