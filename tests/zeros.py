@@ -3,6 +3,10 @@
 What is exact is the gradient of the objective that is enumerated over the values of positive probability.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
 from pplgrad import (
@@ -18,6 +22,7 @@ from pplgrad import (
     VIMCO,
     DisARM,
     DoubleCV,
+    Estimator,
     Expectation,
     GappedStraightThrough,
     GumbelRao,
@@ -33,6 +38,8 @@ from pplgrad import (
     TreeDisARM,
     UnorderedSet,
 )
+from pplgrad.engine import branches
+from pplgrad.estimators import antithetic_categorical, without_replacement
 from pplgrad.objectives import CostWeights
 from pplgrad.testing.programs import Case
 
@@ -335,3 +342,80 @@ def table(objective, with_infinite_odds=False, left_out=()):
             names = [name for name in SMALL if short in COMBINED or set(names) & FITS[name]]
         found += [(short, estimator, name) for name in names if (short, name) not in left_out]
     return found
+
+
+def infinite_at_what_is_drawn(h):
+    """Return a program whose cost is −inf at a value that the guide does draw, though seldom."""
+
+    def model():
+        k = h.sample("k", h.dist.Categorical(logits=h.array([0.0, 0.0, 0.0])))
+        h.factor("f", h.array([0.3, 0.7, -np.inf])[k])
+
+    def guide():
+        h.sample("k", h.dist.Categorical(logits=h.param("a", h.array([0.0, 0.2, -40.0]))))
+
+    return model, guide
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A guard that is missing: `apply(monkeypatch)` takes it away, `case` under `estimator` shows it."""
+
+    apply: Callable[[Any], None]
+    case: str
+    estimator: Estimator
+
+
+MUTANTS: dict[str, Mutant] = {}
+
+
+def mutant(case_, estimator):
+    def register(apply):
+        MUTANTS[apply.__name__] = Mutant(apply, case_, estimator)
+        return apply
+
+    return register
+
+
+@mutant("logits", LocalExpectation())
+def programs_run_at_impossible_values(patch):
+    """Their infinite costs meet probabilities of 0."""
+    patch.setattr(branches, "is_possible", lambda xp, log_probs: log_probs == log_probs)
+
+
+@mutant("one_hot", LocalExpectation())
+def log_probabilities_stay_infinite(patch):
+    patch.setattr(branches, "bounded", lambda xp, log_probs: log_probs)
+    patch.setattr(branches.Draw, "embed", lambda self, index: self._host.embed(self._axes.scatter(self.ops.xp, index, 2)))
+
+
+@mutant("binary", MuProp())
+def slopes_along_impossible_categories_count(patch):
+    """Whatever the program's slope is there: here as if it were infinite."""
+    patch.setattr(
+        branches, "_where_possible", lambda draw, slopes: draw.ops.xp.where(draw.possible[:, None], slopes, np.inf)
+    )
+
+
+@mutant("five", StickBreakingDisARM())
+def decisions_about_impossible_categories_are_open(patch):
+    """A partner may then end at an impossible category, and the decisions on the way are credited."""
+    plain = antithetic_categorical._log_odds
+
+    def log_odds(ops, log_probs, table):
+        odds, yes, no = plain(ops, log_probs, table)
+        return odds, yes | True, no | True
+
+    patch.setattr(antithetic_categorical, "_log_odds", log_odds)
+
+
+@mutant("five", UnorderedSet(5))
+def sets_that_hold_all_that_is_possible_are_never_drawn(patch):
+    """The rest of a set that nothing more can join has probability 0 instead of 1."""
+    plain = without_replacement._rest_probabilities
+
+    def rest(ops, probs):
+        found = plain(ops, probs)
+        return tuple(x * (1 - (x == 1)) for x in found[:1]) + found[1:]
+
+    patch.setattr(without_replacement, "_rest_probabilities", rest)

@@ -374,10 +374,12 @@ def branch_terms(
     host: BranchHost,
     higher_order: bool = False,
     peers: Peers | None = None,
+    finite: dict[str, Array] | None = None,
 ) -> tuple[Array, Array | None]:
     """Run the branches of all sites of a run (the one of that number) that ask for them.
 
-    Return the sum of their terms of the surrogate, and the loss that trains what estimators learn, or None.
+    Return the sum of their terms of the surrogate, and the loss that trains what estimators learn, or None. Whether a site's
+    term is finite is noted in `finite`: a cost may be infinite in a branch alone.
     """
     found = asked_of(ops, layout, run, host)
     draws = {n: draw for n, (draw, _) in found.items()}
@@ -415,6 +417,9 @@ def branch_terms(
         )
         estimator = layout.estimator(layout.site_groups[group])
         term, learning = estimator.surrogate_of(terms), estimator.loss_of(terms)
+        if finite is not None:
+            fine = ops.xp.isfinite(ops.stop_gradient(term))
+            finite[draw.name] = fine & finite[draw.name] if draw.name in finite else fine
         term = larger[group] * term if larger[group] > 1 else term
         total = term if total is None else total + term
         if learning is not None:

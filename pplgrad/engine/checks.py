@@ -101,6 +101,15 @@ def impossible_cost(name: str, side: str, is_nan: bool) -> ImpossibleValueError:
     )
 
 
+def impossible_branch(name: str) -> ImpossibleValueError:
+    """Return the error for an estimate that is NaN or infinite where the loss is not."""
+    return ImpossibleValueError(
+        f"The estimate at site '{name}' is NaN or infinite although the loss is finite: at another value that the guide can draw "
+        "there a log density of the program is NaN or infinite; give that value probability 0 in the guide as well (a logit of "
+        "-inf), or mend the density."
+    )
+
+
 def impossible_log_prob(name: str, fn: Any, error: Exception) -> ImpossibleValueError:
     """Return the error for a log density that cannot be computed; the first line of the host's says what is wrong."""
     return ImpossibleValueError(

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pplgrad import ScoreFunction
+from pplgrad import ImpossibleValueError, LocalExpectation, ScoreFunction
 from pplgrad.numpyro import TraceGrad_ELBO
 from pplgrad.objectives import IWAE
 from pplgrad.testing import in_numpyro as host
 from pplgrad.testing.cells import z_of
 from tests.bounds import bound
-from tests.zeros import BIASED, CASES, OBJECTIVES, QUICK, RANDOM, table
+from tests.zeros import BIASED, CASES, OBJECTIVES, QUICK, RANDOM, infinite_at_what_is_drawn, table
 
 ROWS = [
     pytest.param(
@@ -82,3 +82,17 @@ def test_relaxations_are_finite(short, name):
     assert np.isfinite(losses).all() and all(np.isfinite(x).all() for x in found.values())
     if name == "one_hot":
         assert np.abs(found["a"])[:, case.impossible["k"]].max() == 0 < jnp.abs(found["a"]).max()
+
+
+def test_an_infinite_cost_in_a_branch_is_refused():
+    """By name where it is known, and else by a loss that is NaN."""
+    model, guide = infinite_at_what_is_drawn(host.HOST)
+    elbo = TraceGrad_ELBO(estimators={"k": LocalExpectation()})
+    params = {"a": jnp.array([0.0, 0.2, -40.0])}
+
+    def loss(params):
+        return elbo.loss(jax.random.key(0), params, model, guide)
+
+    with pytest.raises(ImpossibleValueError, match="'k' is NaN or infinite although the loss is finite"):
+        jax.value_and_grad(loss)(params)
+    assert np.isnan(jax.jit(jax.value_and_grad(loss))(params)[0])
