@@ -21,7 +21,9 @@ SITES = {
     "gamma": lambda h: h.dist.Gamma(h.array(2.0), h.array(1.0)),
     "binomial": lambda h: h.dist.Binomial(total_count=3, probs=h.array(0.4)),
     "multinomial": lambda h: h.dist.Multinomial(total_count=3, probs=h.array([0.4, 0.6])),
-    "multivariate": lambda h: h.dist.MultivariateNormal(h.array([0.0, 1.0]), scale_tril=h.array([[1.0, 0.0], [0.2, 1.0]])),
+    "multivariate": lambda h: h.dist.MultivariateNormal(
+        h.array([0.0, 1.0]), scale_tril=h.array([[1.0, 0.0], [0.2, 1.0]])
+    ),
 }
 NAMES = {type(estimator).__name__ for estimator in every_estimator()}
 

@@ -130,7 +130,9 @@ def _add_sites(
         plain = [i for i, group in enumerate(layout.site_groups) if not layout.estimator(group).uses_branches]
         groups.append([_group_run(ops, layout, run, i, signals, number, peers) for i in plain])
         if len(plain) < len(layout.site_groups):
-            term, loss = branch_terms(ops, layout, run, signals, number, branches[number], higher_order, peers, result.finite)
+            term, loss = branch_terms(
+                ops, layout, run, signals, number, branches[number], higher_order, peers, result.finite
+            )
             _add(result, term, loss, signals.replicates)
         if isinstance(signals, Bounds) and branches:
             path = path_terms(ops, layout, run, signals, number, branches[number])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -193,9 +193,7 @@ def _parts(k: int, size: int) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]
     larger = {part: i for i, part in enumerate(combinations(range(k), size + 1))}
     held = np.array([[float(s in part) for s in range(k)] for part in parts]).reshape(len(parts), k)
     values = [[t for t in range(k) if t not in part] for part in parts]
-    leads = [
-        [larger[tuple(sorted((*part, t)))] for t in others] for part, others in zip(parts, values, strict=True)
-    ]
+    leads = [[larger[tuple(sorted((*part, t)))] for t in others] for part, others in zip(parts, values, strict=True)]
     return held, (np.array(values), np.array(leads))
 
 

@@ -19,8 +19,12 @@ ELBOS = {
 QUICK = ("bernoulli", "one-hot", "categorical-5000", "poisson", "normal")
 
 
-@pytest.mark.parametrize("short", [name if name == "elbo" else pytest.param(name, marks=pytest.mark.slow) for name in ELBOS])
-@pytest.mark.parametrize("site", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SITES])
+@pytest.mark.parametrize(
+    "short", [name if name == "elbo" else pytest.param(name, marks=pytest.mark.slow) for name in ELBOS]
+)
+@pytest.mark.parametrize(
+    "site", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SITES]
+)
 def test_remedies_are_accepted(site, short):
     run = program(HOST, site)
     objective, particles, order = ELBOS[short]
