@@ -60,7 +60,12 @@ class Extended(TorchDistribution):
         possible = log_probs > -torch.inf
         total = (weights * torch.where(possible, log_probs, 0.0)).sum(-1)
         total = total + (1 - torch.where(possible, 0.0, weights).sum(-1)).clamp(min=0.0).log()
+        inside = isinstance(self._mask, TorchIndependent)
+        total = self._masked(total) if inside else total
         total = total.sum(tuple(range(-self._reinterpreted, 0))) if self._reinterpreted else total
+        return total if inside else self._masked(total)
+
+    def _masked(self, total: torch.Tensor) -> torch.Tensor:
         return total if self._mask is None else torch.where(_mask_of(self._mask), total, torch.zeros_like(total))
 
     def rsample(self, sample_shape: Any = ()) -> torch.Tensor:
