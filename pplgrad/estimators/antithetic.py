@@ -22,6 +22,9 @@ class ARM(Estimator):
 
     Shapes: all elements change at once: one evaluation, whatever the plates and the event. Costs in nats.
 
+    Right where the cost is finite at both values. An element whose log odds are infinite, or whose probability is 0 or 1, keeps its draw
+    and has no part.
+
     Raises `EstimatorError` on a site that is not binary.
 
     >>> ARM().declaration.evaluations
@@ -69,6 +72,9 @@ class DisARM(Estimator):
 
     Shapes: all elements change at once: one evaluation, whatever the plates and the event. Costs in nats.
 
+    Right where the cost is finite at both values. An element whose log odds are infinite, or whose probability is 0 or 1, keeps its draw
+    and has no part.
+
     Raises `EstimatorError` on a site that is not binary.
 
     >>> DisARM().declaration.evaluations
@@ -114,6 +120,9 @@ class ARMS(Estimator):
     that element. With n = 2 it is DisARM.
 
     Shapes: all elements change at once: n − 1 evaluations, whatever the plates and the event. Costs in nats.
+
+    Right where the cost is finite at both values. An element whose log odds are infinite, or whose probability is 0 or 1, keeps its draw
+    and has no part.
 
     Raises `EstimatorError` on a site that is not binary, `ConfigurationError` if n is below 2.
 

@@ -103,6 +103,8 @@ class StickBreakingDisARM(_CoupledDecisions):
 
     Shapes: all elements change at once: one evaluation, whatever the plates and the event. Costs in nats.
 
+    Right where every value's cost is finite. A decision of which one outcome is impossible has the other, and no part.
+
     Raises `EstimatorError` on a site without finitely many values.
 
     >>> StickBreakingDisARM.decisions(3).tolist()
@@ -128,6 +130,8 @@ class TreeDisARM(_CoupledDecisions):
     zero.
 
     Shapes: all elements change at once: one evaluation, whatever the plates and the event. Costs in nats.
+
+    Right where every value's cost is finite. A decision of which one outcome is impossible has the other, and no part.
 
     Raises `EstimatorError` on a site without finitely many values.
 
@@ -163,6 +167,9 @@ class CARMS(Estimator):
     categories in a random cyclic order, so that every pair of different values has p > 0.
 
     Shapes: all elements change at once: n − 1 evaluations, whatever the plates and the event. Costs in nats.
+
+    Right where every value's cost is finite, and because every two values that can be drawn can be drawn together (which two draws, in
+    place of three or more, cannot promise). Values of probability 0 have no part.
 
     Raises `EstimatorError` on a site without finitely many values, `ConfigurationError` if n is below 3 (two draws would leave
     out pairs of values; use `TreeDisARM()`).

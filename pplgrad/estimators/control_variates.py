@@ -42,6 +42,9 @@ class MuProp(WithSlopes):
 
     Shapes: any plates and event; one evaluation, with its derivative. Costs in nats.
 
+    Right where the cost has a derivative along the weights at which it is taken; what it is does not matter to the mean, as long as it
+    is finite. Categories of probability 0 have weight 0, and the slope along them no part.
+
     Raises `EstimatorError` on a site that is neither Bernoulli nor one-hot, or whose value (or that of a discrete site
     that follows) the program compares, rounds or uses as an index.
 
@@ -84,6 +87,9 @@ class DoubleCV(WithSlopes):
     of the single-sample variance of the gradient with respect to the site's logits, of the mean cost of all elements.
 
     Shapes: any plates and event; k − 1 evaluations, and k with their derivative. Costs in nats; `scale` is the first α.
+
+    Right where the cost has a derivative along the weights at which it is taken; what it is does not matter to the mean, as long as it
+    is finite. Categories of probability 0 have weight 0, and the slope along them no part.
 
     Raises `EstimatorError` on a site that is neither Bernoulli nor one-hot, or whose value (or that of a discrete site
     that follows) the program compares, rounds or uses as an index; `ConfigurationError` if `samples` is below 2;
@@ -174,6 +180,9 @@ class REBAR(WithSlopes):
     respect to the site's logits, of the mean cost of all elements.
 
     Shapes: any plates and event; one evaluation, with its derivative. Costs in nats.
+
+    Right where the cost has a derivative along the weights at which it is taken; what it is does not matter to the mean, as long as it
+    is finite. Categories of probability 0 have weight 0, and the slope along them no part.
 
     Raises `EstimatorError` on a site that is neither Bernoulli nor one-hot, or whose value (or that of a discrete site
     that follows) the program compares, rounds or uses as an index; `ConfigurationError` if the temperature is not above

@@ -31,6 +31,9 @@ class RODEO(WithSlopes):
 
     Shapes: any plates and event; k − 1 evaluations, and k with their derivative. Costs in nats.
 
+    Right where the cost has a derivative along the weights at which it is taken; what it is does not matter to the mean, as long as it
+    is finite. Categories of probability 0 have weight 0, and the slope along them no part.
+
     Raises `EstimatorError` on a site that is neither Bernoulli nor one-hot, or whose value (or that of a discrete site
     that follows) the program compares, rounds or uses as an index; `ConfigurationError` if `samples` is below 2;
     in NumPyro `BaselineError` if `learn=True` and the guide is not wrapped by `config_estimators`.

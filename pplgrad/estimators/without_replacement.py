@@ -90,6 +90,9 @@ class UnorderedSet(Estimator):
     Shapes: joint values are those of all elements that share their cost (event entries, batch dimensions without a
     plate), at most 4,096; k − 1 evaluations, all plates at once. Costs in nats.
 
+    Right where every value's cost is finite. Values of probability 0 have no part: where fewer than k are possible the set is all of them,
+    and the sum exact.
+
     Raises `ConfigurationError` unless 2 ≤ k ≤ 8, `EstimatorError` on a site without finitely many values, with more than
     4,096 joint values or fewer than k.
 
@@ -207,6 +210,8 @@ class SumAndSample(Estimator):
 
     Shapes: joint values are those of all elements that share their cost (event entries, batch dimensions without a
     plate), at most 4,096; k evaluations, all plates at once. Costs in nats.
+
+    Right where every value's cost is finite. Values of probability 0 have no part: where fewer than k are possible the sum is exact.
 
     Raises `ConfigurationError` if k is below 2, `EstimatorError` on a site without finitely many values, with more than
     4,096 joint values or fewer than k.
