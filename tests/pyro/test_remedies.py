@@ -16,7 +16,9 @@ from tests.remedies import SITES, program, text_of, wrong_advice
     [(ELBO(), 1, False), (ELBO(), 1, True), (ELBO(), 2, False), (IWAE(), 1, False), (IWAE(), 2, False)],
     ids=["elbo", "higher", "two", "iwae-1", "iwae-2"],
 )
-@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize(
+    "site", [name if name in ("one-hot", "poisson") else pytest.param(name, marks=pytest.mark.slow) for name in SITES]
+)
 def test_remedies_are_accepted(site, objective, particles, order):
     run = program(HOST, site)
     if site == "categorical-5000" and (order or particles > 1):
