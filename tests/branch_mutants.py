@@ -236,16 +236,10 @@ def measure_valued_with_the_wrong_sign(patch):
 @mutant("categorical_index", UnorderedSet(2))
 def unordered_set_without_its_ratio(patch):
     """Every value counts with its probability, as if the set had been all values."""
-    patch.setattr(without_replacement, "_rest_probabilities", lambda xp, probs: _Ones(xp.ones_like(probs[:, 0])))
-
-
-class _Ones(dict):
-    def __init__(self, one):
-        super().__init__()
-        self.one = one
-
-    def __missing__(self, key):
-        return self.one
+    plain = without_replacement._rest_probabilities
+    patch.setattr(
+        without_replacement, "_rest_probabilities", lambda ops, probs: tuple(x * 0 + 1 for x in plain(ops, probs))
+    )
 
 
 @mutant("categorical_index", UnorderedSet(2))
@@ -321,8 +315,7 @@ def carms_with_the_law_squared(patch):
     plain = antithetic_categorical._pair_law
 
     def law(draw, index, power):
-        joint = plain(draw, index, power)
-        return lambda i, j: joint(i, j) ** 2
+        return plain(draw, index, power) ** 2
 
     patch.setattr(antithetic_categorical, "_pair_law", law)
 

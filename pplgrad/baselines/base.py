@@ -142,10 +142,11 @@ def parts_of(baseline: Baseline | None) -> tuple[Baseline, ...]:
 def needs_particles(baseline: Baseline, site: SiteInfo, remedy: str) -> None:
     """Refuse a baseline over particles when there is only one, or when they are all in the particle's own bound."""
     if site.combined:
+        better = "VIMCO() there, or " if site.combined > 1 else ""
         raise BaselineError(
             f"{baseline!r} at site '{site.name}' reads the other particles, and under {site.objective!r} what they get holds "
-            "this particle's draw too, which would bias the gradient; use VIMCO() there, or a baseline such as "
-            "DecayingAverage(0.9)."
+            f"this particle's draw too, which would bias the gradient; use {better}ScoreFunction() without a baseline or with one "
+            "that learns from the past."
         )
     if site.particles < 2:
         raise BaselineError(

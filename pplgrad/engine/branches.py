@@ -6,16 +6,19 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pplgrad.engine.downstream import to_shape
 from pplgrad.engine.layout import Layout, SiteGroup
 from pplgrad.engine.noise import Noise, noise_for
-from pplgrad.engine.ops import Array, Ops, few_categories
+from pplgrad.engine.ops import Array, Ops, bounded, few_categories, is_possible
 from pplgrad.engine.peers import Peers, share
 from pplgrad.engine.program import Plate, Run
 from pplgrad.engine.signals import Signals
 from pplgrad.errors import EstimatorError
+
+if TYPE_CHECKING:
+    from pplgrad.estimators.base import SiteInfo
 
 
 class HostDraw(Protocol):
@@ -109,6 +112,25 @@ class Draw:
         return {name: self._learned(name, start) for name, start in starts.items()}
 
     @property
+    def site(self) -> SiteInfo:
+        """Return what is known of the site by now: with all elements that share their cost, and nothing else for granted."""
+        from pplgrad.estimators.base import SiteInfo
+
+        if not self.is_finite:
+            return SiteInfo(self.name, "its distribution", False, True, 1)
+        one_hot = len(self._host.value.shape) > len(self._finite[1].shape)
+        return SiteInfo(
+            self.name,
+            "OneHotCategorical" if one_hot else "its distribution",
+            has_rsample=False,
+            is_discrete=True,
+            particles=1,
+            categories=self._finite[0].shape[-1],
+            relaxable=one_hot,
+            elements=self.index.shape[-1],
+        )
+
+    @property
     def event_elements(self) -> int:
         """Return the number of elements of the event, the last of the elements; those of loose dimensions come before."""
         shape, batch = self._finite[1].shape, len(self._host.value.shape) - self._host.event_dim
@@ -138,8 +160,16 @@ class Draw:
 
     @cached_property
     def log_probs(self) -> Array:
-        """Return log q of every category, with its gradient, of shape (particles, *plates, elements, categories)."""
-        return self._axes.gather(self.ops.xp, self._finite[0], 1)
+        """Return log q of every category, with its gradient, of shape (particles, *plates, elements, categories).
+
+        That of an impossible category is a constant far below all others, whose exponential is 0.
+        """
+        return bounded(self.ops.xp, self._axes.gather(self.ops.xp, self._finite[0], 1))
+
+    @cached_property
+    def possible(self) -> Array:
+        """Return whether each category can be drawn, (particles, *plates, elements, categories)."""
+        return is_possible(self.ops.xp, self.log_probs)
 
     @cached_property
     def index(self) -> Array:
@@ -148,16 +178,27 @@ class Draw:
 
     @property
     def logits(self) -> Array:
-        """Return the log odds of the second of two categories, with their gradient: (particles, *plates, elements)."""
+        """Return the log odds of the second of two categories, with their gradient: (particles, *plates, elements).
+
+        Where one of the two is impossible nothing is left to estimate: the log odds there are the constant 0, so that what
+        they multiply counts for nothing.
+        """
         if self.log_probs.shape[-1] != 2:
             raise EstimatorError(
                 f"Site '{self.name}' is not binary any more; it has {self.log_probs.shape[-1]} values."
             )
-        return self.log_probs[..., 1] - self.log_probs[..., 0]
+        xp = self.ops.xp
+        odds = self.log_probs[..., 1] - self.log_probs[..., 0]
+        return xp.where(self.possible[..., 0] & self.possible[..., 1], odds, xp.zeros_like(odds))
 
     def embed(self, index: Array) -> Array:
-        """Return the site's values at category numbers (particles, m, *plates, elements)."""
-        return self._host.embed(self._axes.scatter(self.ops.xp, index, 2))
+        """Return the site's values at category numbers (particles, m, *plates, elements).
+
+        An element whose category is impossible keeps the draw's: the program never runs at a value that the site cannot take,
+        where a cost may be infinite or undefined. Whatever the estimator makes of that cost is multiplied by probability 0.
+        """
+        can = is_possible(self.ops.xp, self.log_q(index))
+        return self._host.embed(self._axes.scatter(self.ops.xp, self.ops.xp.where(can, index, self.index[:, None]), 2))
 
     def embed_weights(self, weights: Array) -> Array:
         """Return the site's relaxed values for weights (particles, m, *plates, elements, categories)."""
@@ -197,7 +238,7 @@ class Draw:
 
     def log_q(self, index: Array) -> Array:
         """Return log q of category numbers, with its gradient: both of shape (particles, m, *plates, elements)."""
-        xp, shape = self.ops.xp, self.log_probs.shape
+        xp = self.ops.xp
         few = few_categories(self.log_probs[:, None])
         if few is not None:
             first, *others = (part[..., 0] for part in few)
@@ -206,8 +247,8 @@ class Draw:
                 # The derivative of a choice is a choice; that of an element taken by its number is added up one by one.
                 found = xp.where(index == i, other, found)
             return found
-        every = xp.broadcast_to(self.log_probs[:, None], (shape[0], index.shape[1], *shape[1:]))
-        return xp.take_along_axis(every, index[..., None], axis=-1)[..., 0]
+        # The m alternatives stand where the categories do, so that no category is repeated for each of them.
+        return xp.moveaxis(xp.take_along_axis(self.log_probs, xp.moveaxis(index, 1, -1), axis=-1), -1, 1)
 
     def one_hot(self, index: Array) -> Array:
         """Return category numbers as weights of the categories, in one more dimension behind."""
@@ -333,10 +374,12 @@ def branch_terms(
     host: BranchHost,
     higher_order: bool = False,
     peers: Peers | None = None,
+    finite: dict[str, Array] | None = None,
 ) -> tuple[Array, Array | None]:
     """Run the branches of all sites of a run (the one of that number) that ask for them.
 
-    Return the sum of their terms of the surrogate, and the loss that trains what estimators learn, or None.
+    Return the sum of their terms of the surrogate, and the loss that trains what estimators learn, or None. Whether a site's
+    term is finite is noted in `finite`: a cost may be infinite in a branch alone.
     """
     found = asked_of(ops, layout, run, host)
     draws = {n: draw for n, (draw, _) in found.items()}
@@ -368,18 +411,26 @@ def branch_terms(
             asked[group],
             None if costs is None else of_one_process(signals.in_branches(number, group, costs, True), group),
             None if place is None else soft_costs[place],
-            None if place is None else slopes[place],
+            None if place is None else _where_possible(draw, slopes[place]),
             None if costs is None else partial(shares, costs, group),
             higher_order,
         )
         estimator = layout.estimator(layout.site_groups[group])
         term, learning = estimator.surrogate_of(terms), estimator.loss_of(terms)
+        if finite is not None:
+            fine = ops.xp.isfinite(ops.stop_gradient(term))
+            finite[draw.name] = fine & finite[draw.name] if draw.name in finite else fine
         term = larger[group] * term if larger[group] > 1 else term
         total = term if total is None else total + term
         if learning is not None:
             loss = learning if loss is None else loss + learning
     assert total is not None
     return total, loss
+
+
+def _where_possible(draw: Draw, slopes: Array) -> Array:
+    """Return slopes with those along impossible categories, where they may be anything, replaced by 0."""
+    return draw.ops.xp.where(draw.possible[:, None], slopes, draw.ops.xp.zeros_like(slopes))
 
 
 def _constant(ops: Ops, values: Values) -> Values:

@@ -83,12 +83,15 @@ def refuse_misuse(layout: Layout, misused: Mapping[str, str]) -> None:
     soft = {site.name for site in layout.sites if site.estimator.relaxes or site.estimator.uses_slopes}
     leading = {site.name for site in layout.sites if site.estimator.uses_slopes}
     for name, operation in misused.items():
-        if name not in soft and leading.isdisjoint(layout.ancestors.get(name, {})):
+        above = sorted(leading.intersection(layout.ancestors.get(name, {})))
+        if name not in soft and not above:
             continue
+        # A site that is relaxed in branches alone is so because of a site upstream, whose estimator is to change.
+        where = "there" if name in soft else f"at site '{above[0]}'"
         raise EstimatorError(
             f"Site '{name}' is relaxed, but the program compares, rounds or indexes with its value ({operation}), which has "
             "no gradient and no meaning between two categories; compute with the value itself (z * a + (1 - z) * b, or "
-            "one_hot @ table), or use ScoreFunction() or LocalExpectation() there."
+            f"one_hot @ table), or use ScoreFunction() or LocalExpectation() {where}."
         )
 
 
@@ -114,6 +117,15 @@ def is_about_the_value(error: Exception) -> bool:
     if frames and frames[-1].f_code.co_name == "_validate_sample":
         return True
     return all(frame.f_globals.get("__name__", "__main__").partition(".")[0] in _HOSTS for frame in frames)
+
+
+def impossible_branch(name: str) -> ImpossibleValueError:
+    """Return the error for an estimate that is NaN or infinite where the loss is not."""
+    return ImpossibleValueError(
+        f"The estimate at site '{name}' is NaN or infinite although the loss is finite: at another value that the guide can draw "
+        "there a log density of the program is NaN or infinite; give that value probability 0 in the guide as well (a logit of "
+        "-inf), or mend the density."
+    )
 
 
 def impossible_log_prob(name: str, fn: Any, error: Exception) -> ImpossibleValueError:

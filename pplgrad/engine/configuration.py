@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -162,6 +162,7 @@ def resolve(
             f"Site '{site.name}' names {found!r}, but under {site.objective!r} no gradient goes through a draw and no site has an "
             "estimator; remove it (ScoreFunction() stands for none)."
         )
+    site = replace(site, higher_order=higher_order)
     found.check(site)
     if higher_order and found.declaration.derivatives is not None:
         raise EstimatorError(

@@ -62,6 +62,29 @@ class Ops(Protocol):
         """Return the integers 0 to n - 1 on the device of `like`."""
 
 
+def bounded(xp: Any, log_probs: Array) -> Array:
+    """Return log probabilities in which that of an impossible value is a constant: finite, and exp of it 0.
+
+    A product of −inf and a weight of exactly 0 would be NaN, and so would the derivative of a difference of two of them.
+    """
+    return xp.where(is_possible(xp, log_probs), log_probs, xp.full_like(log_probs, _least(xp, log_probs)))
+
+
+def is_possible(xp: Any, log_probs: Array) -> Array:
+    """Return whether values with these log probabilities, bounded or not, can be drawn."""
+    return log_probs > _least(xp, log_probs) / 2
+
+
+def only_possible(xp: Any, log_probs: Array, x: Array) -> Array:
+    """Return `x` where values with these log probabilities can be drawn, and elsewhere what `bounded` puts there."""
+    return xp.where(is_possible(xp, log_probs), x, xp.full_like(log_probs, _least(xp, log_probs)))
+
+
+def _least(xp: Any, like: Array) -> float:
+    # A thousand of them may be added up without overflow.
+    return float(xp.finfo(like.dtype).min) / 1024
+
+
 # A reduction over so few categories costs XLA many times what as many operations on all elements do.
 FEW_CATEGORIES = 4
 

@@ -35,7 +35,8 @@ class Estimate:
 
     `value` is the objective (to be maximised), `surrogate` the scalar whose gradient estimates the objective's,
     `baseline_loss` the regression loss of learned baselines (to be minimised, None without any), `states` the
-    new state of each stateful baseline by (site, key), `noted` what a watch wants to know. Values are averages over particles.
+    new state of each stateful baseline by (site, key), `noted` what a watch wants to know, `finite` whether the term of each site
+    with branches is finite. Values are averages over particles.
     """
 
     value: Array
@@ -43,6 +44,7 @@ class Estimate:
     baseline_loss: Array | None
     states: dict[tuple[str, str], Mapping[str, Array]] = field(default_factory=dict)
     noted: Noted | None = None
+    finite: dict[str, Array] = field(default_factory=dict)
 
 
 @dataclass
@@ -129,7 +131,9 @@ def _add_sites(
         plain = [i for i, group in enumerate(layout.site_groups) if not layout.estimator(group).uses_branches]
         groups.append([_group_run(ops, layout, run, i, signals, number, peers) for i in plain])
         if len(plain) < len(layout.site_groups):
-            term, loss = branch_terms(ops, layout, run, signals, number, branches[number], higher_order, peers)
+            term, loss = branch_terms(
+                ops, layout, run, signals, number, branches[number], higher_order, peers, result.finite
+            )
             _add(result, term, loss, signals.replicates)
         if isinstance(signals, Bounds) and branches:
             path = path_terms(ops, layout, run, signals, number, branches[number])

@@ -3,7 +3,7 @@
 from pplgrad.estimators.antithetic import ARM, ARMS, DisARM
 from pplgrad.estimators.antithetic_categorical import CARMS, StickBreakingDisARM, TreeDisARM
 from pplgrad.estimators.auto import Auto
-from pplgrad.estimators.base import Declaration, Estimator
+from pplgrad.estimators.base import Declaration, Estimator, SiteInfo
 from pplgrad.estimators.control_variates import REBAR, DoubleCV, MuProp
 from pplgrad.estimators.local_expectation import LocalExpectation
 from pplgrad.estimators.measure_valued import MeasureValued
@@ -40,6 +40,7 @@ __all__ = [
     "ReinMax",
     "Reparam",
     "ScoreFunction",
+    "SiteInfo",
     "StickBreakingDisARM",
     "StraightThrough",
     "SumAndSample",

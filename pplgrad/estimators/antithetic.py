@@ -22,6 +22,9 @@ class ARM(Estimator):
 
     Shapes: all elements change at once: one evaluation, whatever the plates and the event. Costs in nats.
 
+    Right where the cost is finite at both values. An element whose log odds are infinite, or whose probability is 0 or 1, keeps its draw
+    and has no part.
+
     Raises `EstimatorError` on a site that is not binary.
 
     >>> ARM().declaration.evaluations
@@ -69,6 +72,9 @@ class DisARM(Estimator):
 
     Shapes: all elements change at once: one evaluation, whatever the plates and the event. Costs in nats.
 
+    Right where the cost is finite at both values. An element whose log odds are infinite, or whose probability is 0 or 1, keeps its draw
+    and has no part.
+
     Raises `EstimatorError` on a site that is not binary.
 
     >>> DisARM().declaration.evaluations
@@ -114,6 +120,9 @@ class ARMS(Estimator):
     that element. With n = 2 it is DisARM.
 
     Shapes: all elements change at once: n − 1 evaluations, whatever the plates and the event. Costs in nats.
+
+    Right where the cost is finite at both values. An element whose log odds are infinite, or whose probability is 0 or 1, keeps its draw
+    and has no part.
 
     Raises `EstimatorError` on a site that is not binary, `ConfigurationError` if n is below 2.
 
@@ -183,8 +192,9 @@ class ARMS(Estimator):
 def partner_of(noise: Noise, xp: Any, probs: Array, drawn: Array) -> Array:
     """Return the antithetic partner of binary draws, given which of them are 1: 1 or 0 in the dtype of `probs`."""
     # Given 1 the uniform lies in (0, p), and the partner is 1 where it is above 1 - p; given 0, in (p, 1).
-    both = xp.clip(2 * probs - 1, min=0) / probs
-    only = 1 - xp.clip(1 - 2 * probs, min=0) / (1 - probs)
+    one = xp.ones_like(probs)
+    both = xp.clip(2 * probs - 1, min=0) / xp.where(probs > 0, probs, one)
+    only = 1 - xp.clip(1 - 2 * probs, min=0) / xp.where(probs < 1, 1 - probs, one)
     return noise.bernoulli(xp.where(drawn, both, only))
 
 

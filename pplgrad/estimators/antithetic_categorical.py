@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pplgrad.engine.branches import Alternatives, BranchTerms, Draw
-from pplgrad.engine.ops import Array, max_over_categories, sum_over_categories
+from pplgrad.engine.ops import Array, Ops, is_possible, max_over_categories, sum_over_categories
 from pplgrad.errors import ConfigurationError
 from pplgrad.estimators.antithetic import coupled, partner_of, probability
 from pplgrad.estimators.base import Declaration, Estimator, SiteInfo
@@ -48,7 +48,9 @@ class _CoupledDecisions(Estimator):
         ops, xp = draw.ops, draw.ops.xp
         table = ops.constant(self.decisions(draw.log_probs.shape[-1]), draw.log_probs)
         side = _sides(draw, table, draw.index)
-        probs = probability(ops, _log_odds(ops, draw.log_probs, table))
+        odds, yes, no = _log_odds(ops, draw.log_probs, table)
+        # A decision with one possible outcome has it, so that the partners never lead to an impossible category.
+        probs = xp.where(yes & no, probability(ops, odds), xp.astype(yes, odds.dtype))
         # What the draw says nothing about is decided now, as the program would have.
         taken = xp.where(side == 0, draw.noise.bernoulli(probs), (side > 0) * 1.0)
         partner = partner_of(draw.noise, xp, probs, taken == 1)
@@ -62,7 +64,7 @@ class _CoupledDecisions(Estimator):
         draw, ops = terms.draw, terms.ops
         table = ops.constant(self.decisions(draw.log_probs.shape[-1]), draw.log_probs)
         difference = (terms.downstream - terms.costs[:, 0])[..., None, None]
-        return coupled(ops, _log_odds(ops, draw.log_probs, table), terms.alternatives.kept, difference)
+        return coupled(ops, _log_odds(ops, draw.log_probs, table)[0], terms.alternatives.kept, difference)
 
 
 def _sides(draw: Draw, table: Array, index: Array) -> Array:
@@ -70,11 +72,16 @@ def _sides(draw: Draw, table: Array, index: Array) -> Array:
     return sum_over_categories(draw.ops.xp, draw.one_hot(index)[..., None, :] * table)[..., 0]
 
 
-def _log_odds(ops: Any, log_probs: Array, table: Array) -> Array:
-    """Return the log odds of yes for each decision, (..., decisions)."""
+def _log_odds(ops: Any, log_probs: Array, table: Array) -> tuple[Array, Array, Array]:
+    """Return the log odds of yes for each decision, (..., decisions), and whether yes, and no, are possible.
+
+    Where one is not the log odds are the constant 0: there is nothing to estimate.
+    """
     xp = ops.xp
     spread = xp.broadcast_to(log_probs[..., None, :], (*log_probs.shape[:-1], *table.shape))
     least = xp.full_like(spread, float(xp.finfo(log_probs.dtype).min) / 4)
+    can = is_possible(xp, log_probs)[..., None, :]
+    yes, no = xp.any(can & (table > 0), axis=-1), xp.any(can & (table < 0), axis=-1)
 
     def total(chosen: Array) -> Array:
         x = xp.where(chosen, spread, least)
@@ -82,7 +89,8 @@ def _log_odds(ops: Any, log_probs: Array, table: Array) -> Array:
         top = ops.stop_gradient(max_over_categories(xp, x))
         return (xp.log(sum_over_categories(xp, xp.exp(x - top))) + top)[..., 0]
 
-    return total(table > 0) - total(table < 0)
+    odds = total(table > 0) - total(table < 0)
+    return xp.where(yes & no, odds, xp.zeros_like(odds)), yes, no
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,8 @@ class StickBreakingDisARM(_CoupledDecisions):
     terms have mean zero.
 
     Shapes: all elements change at once: one evaluation, whatever the plates and the event. Costs in nats.
+
+    Right where every value's cost is finite. A decision of which one outcome is impossible has the other, and no part.
 
     Raises `EstimatorError` on a site without finitely many values.
 
@@ -120,6 +130,8 @@ class TreeDisARM(_CoupledDecisions):
     zero.
 
     Shapes: all elements change at once: one evaluation, whatever the plates and the event. Costs in nats.
+
+    Right where every value's cost is finite. A decision of which one outcome is impossible has the other, and no part.
 
     Raises `EstimatorError` on a site without finitely many values.
 
@@ -155,6 +167,9 @@ class CARMS(Estimator):
     categories in a random cyclic order, so that every pair of different values has p > 0.
 
     Shapes: all elements change at once: n − 1 evaluations, whatever the plates and the event. Costs in nats.
+
+    Right where every value's cost is finite, and because every two values that can be drawn can be drawn together (which two draws, in
+    place of three or more, cannot promise). Values of probability 0 have no part.
 
     Raises `EstimatorError` on a site without finitely many values, `ConfigurationError` if n is below 3 (two draws would leave
     out pairs of values; use `TreeDisARM()`).
@@ -210,13 +225,20 @@ class CARMS(Estimator):
         costs = xp.concat([terms.downstream[:, None], terms.costs], axis=1)
         log_q = draw.log_q(index)
         joint = _pair_law(draw, index, n - 1)
-        total: Any = 0.0
-        for i, j in itertools.combinations(range(n), 2):
-            apart = index[:, i] != index[:, j]
-            both = xp.exp(ops.stop_gradient(log_q[:, i] + log_q[:, j]))
-            ratio = xp.where(apart, both, xp.zeros_like(both)) / xp.where(apart, joint(i, j), xp.ones_like(both))
-            total = total + xp.sum((costs[:, i] - costs[:, j])[..., None] * ratio * (log_q[:, i] - log_q[:, j]))
-        return total / (n * (n - 1))
+        (first, second), (one, other) = _pairs(ops, index), _pairs(ops, log_q)
+        # Rounding may put a draw on a category of no width, which has no part.
+        apart = (first != second) & is_possible(xp, one) & is_possible(xp, other) & (joint > 0)
+        both = xp.exp(ops.stop_gradient(one + other))
+        ratio = xp.where(apart, both, xp.zeros_like(both)) / xp.where(apart, joint, xp.ones_like(both))
+        cost, less = _pairs(ops, costs)
+        return xp.sum((cost - less)[..., None] * ratio * (one - other)) / (n * (n - 1))
+
+
+def _pairs(ops: Ops, x: Array) -> tuple[Array, Array]:
+    """Return the first and the second of every two draws, from (particles, n, ...): (particles, pairs, ...) each."""
+    picked = np.array(list(itertools.combinations(range(x.shape[1]), 2)))
+    first, second = (ops.xp.take(x, ops.constant(picked[:, i], ops.arange(1, x)), axis=1) for i in (0, 1))
+    return first, second
 
 
 def _upper_edges(draw: Draw, order: Array) -> Array:
@@ -235,39 +257,39 @@ def _edges(xp: Any, upper: Array, place: Array) -> tuple[Array, Array]:
     return low, high
 
 
-def _pair_law(draw: Draw, index: Array, power: int) -> Callable[[int, int], Array]:
-    """Return the probability of what draws i and j are, for the draws (particles, n, ...), averaged over the orders."""
-    xp, count = draw.ops.xp, draw.log_probs.shape[-1]
-    edges = []
-    for order in range(count):
-        upper = _upper_edges(draw, xp.zeros_like(draw.index) + order)
-        repeated = xp.broadcast_to(upper[:, None], (index.shape[0], index.shape[1], *upper.shape[1:]))
-        low, high = _edges(xp, repeated, (index - order) % count)
-        edges.append((low ** (1 / power), high ** (1 / power)))
+def _pair_law(draw: Draw, index: Array, power: int) -> Array:
+    """Return the probability of what every two of the draws (particles, n, ...) are, averaged over the orders.
 
-    def joint(i: int, j: int) -> Array:
-        total: Any = 0.0
-        for low, high in edges:
-            start = low[:, i] + low[:, j] - 1
-            total = total + _rectangle(xp, start, high[:, i] - low[:, i], high[:, j] - low[:, j], power)
-        return total / count
+    The order that starts at a category moves all edges by that category's: all orders are one more axis, the last.
+    """
+    ops, xp = draw.ops, draw.ops.xp
+    probs = xp.exp(ops.stop_gradient(draw.log_probs))
+    upper = xp.cumulative_sum(probs, axis=-1)
+    probs, upper = probs / upper[..., -1:], upper / upper[..., -1:]
+    lower = xp.concat([xp.zeros_like(upper[..., :1]), upper[..., :-1]], axis=-1)
+    place, orders = xp.moveaxis(index, 1, -1), ops.arange(probs.shape[-1], index)
+    low, width = (xp.moveaxis(xp.take_along_axis(x, place, axis=-1), -1, 1)[..., None] for x in (lower, probs))
+    before = xp.astype(index[..., None] < orders, probs.dtype)
+    low = xp.clip(low - lower[:, None] + before, min=0, max=1)
+    high = xp.clip(low + width, max=1)
+    low, high = low ** (1 / power), high ** (1 / power)
+    (x, y), (h, k) = _pairs(ops, low), _pairs(ops, high - low)
+    return xp.mean(_rectangle(ops, x + y - 1, h, k, power), axis=-1)
 
-    return joint
 
-
-def _rectangle(xp: Any, x: Array, h: Array, k: Array, m: int) -> Array:
+def _rectangle(ops: Ops, x: Array, h: Array, k: Array, m: int) -> Array:
     """Return g(x + h + k) − g(x + h) − g(x + k) + g(x) with g(t) = max(t, 0)^m, as a sum of positive terms."""
+    xp = ops.xp
     a, b, origin = xp.clip(x + h, min=0), xp.clip(x + k, min=0), xp.clip(x, min=0)
     below = xp.clip(-x, min=0)
 
     def terms(u: Array, v: Array, w: Array, keep: Callable[[int, int], bool]) -> Array:
-        total = xp.zeros_like(x)
-        for i in range(m + 1):
-            for j in range(m + 1 - i):
-                if keep(i, j):
-                    weight = math.factorial(m) // (math.factorial(i) * math.factorial(j) * math.factorial(m - i - j))
-                    total = total + weight * u**i * v**j * w ** (m - i - j)
-        return total
+        """Return the kept terms of (u + v + w)^m, by the powers of u and v."""
+        powers = [(i, j, m - i - j) for i in range(m + 1) for j in range(m + 1 - i) if keep(i, j)]
+        weights = [math.factorial(m) // math.prod(map(math.factorial, three)) for three in powers]
+        i, j, rest = (ops.constant(np.array(powers, dtype=float)[:, at], x) for at in range(3))
+        every = u[..., None] ** i * v[..., None] ** j * w[..., None] ** rest
+        return xp.sum(ops.constant(np.array(weights, dtype=float), x) * every, axis=-1)
 
     inside = terms(h, k, origin, lambda i, j: i > 0 and j > 0)
     corner = terms(a, b, below, lambda i, j: i < m and j < m)

@@ -43,7 +43,8 @@ class SiteInfo:
     `categories` is the number of values of each element where they are finitely many, else None; `scanned` says
     whether the site is one step of a loop that the host compiles, `relaxable` whether it is Bernoulli or one-hot;
     `elements` is the number of independent elements that share their downstream cost, as far as the host knows;
-    `objective` is what the estimates are the gradient of.
+    `objective` is what the estimates are the gradient of, by derivatives of every order with `higher_order`; `reach` is the number
+    of elements with those of all plates, which share a downstream cost at most.
     """
 
     name: str
@@ -56,6 +57,8 @@ class SiteInfo:
     relaxable: bool = False
     elements: int = 1
     objective: Objective = field(default_factory=ELBO)
+    reach: int = 1
+    higher_order: bool = False
 
     @property
     def combined(self) -> int:

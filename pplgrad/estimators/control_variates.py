@@ -12,7 +12,7 @@ from pplgrad.engine.ops import Array, max_over_categories, sum_over_categories
 from pplgrad.errors import ConfigurationError
 from pplgrad.estimators.base import Declaration, Estimator, SiteInfo
 from pplgrad.estimators.fit import require_relaxable, require_unscanned
-from pplgrad.estimators.relaxed import HardDraw, softmax
+from pplgrad.estimators.relaxed import HardDraw, softmax, tempered
 
 
 class WithSlopes(Estimator):
@@ -41,6 +41,9 @@ class MuProp(WithSlopes):
     discrete sites that follow take theirs (a mean-field pass).
 
     Shapes: any plates and event; one evaluation, with its derivative. Costs in nats.
+
+    Right where the cost has a derivative along the weights at which it is taken; what it is does not matter to the mean, as long as it
+    is finite. Categories of probability 0 have weight 0, and the slope along them no part.
 
     Raises `EstimatorError` on a site that is neither Bernoulli nor one-hot, or whose value (or that of a discrete site
     that follows) the program compares, rounds or uses as an index.
@@ -84,6 +87,9 @@ class DoubleCV(WithSlopes):
     of the single-sample variance of the gradient with respect to the site's logits, of the mean cost of all elements.
 
     Shapes: any plates and event; k − 1 evaluations, and k with their derivative. Costs in nats; `scale` is the first α.
+
+    Right where the cost has a derivative along the weights at which it is taken; what it is does not matter to the mean, as long as it
+    is finite. Categories of probability 0 have weight 0, and the slope along them no part.
 
     Raises `EstimatorError` on a site that is neither Bernoulli nor one-hot, or whose value (or that of a discrete site
     that follows) the program compares, rounds or uses as an index; `ConfigurationError` if `samples` is below 2;
@@ -175,6 +181,9 @@ class REBAR(WithSlopes):
 
     Shapes: any plates and event; one evaluation, with its derivative. Costs in nats.
 
+    Right where the cost has a derivative along the weights at which it is taken; what it is does not matter to the mean, as long as it
+    is finite. Categories of probability 0 have weight 0, and the slope along them no part.
+
     Raises `EstimatorError` on a site that is neither Bernoulli nor one-hot, or whose value (or that of a discrete site
     that follows) the program compares, rounds or uses as an index; `ConfigurationError` if the temperature is not above
     0; in NumPyro `BaselineError` if `learn=True` and the guide is not wrapped by `config_estimators`.
@@ -211,7 +220,7 @@ class REBAR(WithSlopes):
         known = draw.learned
         temperature = xp.exp(known["log_temperature"]) if self.learn else self.temperature
         perturbed = HardDraw(ops, draw.log_probs, draw.index, draw.noise).perturbed()
-        weights = softmax(xp, ops.stop_gradient(perturbed) / temperature)[:, None]
+        weights = softmax(xp, tempered(xp, ops.stop_gradient(perturbed), temperature))[:, None]
         return Alternatives(
             kept=(perturbed, weights, temperature, known),
             weights=weights if self.through_cost else None,
@@ -240,7 +249,7 @@ class REBAR(WithSlopes):
         temperature = ops.stop_gradient(temperature) if self.learn else temperature
         value, slopes = self.control(terms, weights[:, 0], known)
         given = ops.stop_gradient(free) + _given_draw(ops, free) * (draw.log_probs - ops.stop_gradient(draw.log_probs))
-        path = softmax(xp, free / temperature) - softmax(xp, given / temperature)
+        path = softmax(xp, tempered(xp, free, temperature)) - softmax(xp, tempered(xp, given, temperature))
         left = terms.downstream - ops.stop_gradient(value)
         return xp.sum(draw.score * left) + xp.sum(ops.stop_gradient(slopes) * path)
 

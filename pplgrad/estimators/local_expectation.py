@@ -21,6 +21,9 @@ class LocalExpectation(Estimator):
     cost downstream does not have; (categories − 1) evaluations for each of them, all elements of the other plates at
     once. Costs in nats.
 
+    Right wherever every value's cost is finite. Values of probability 0 have no part in it, and the program never runs at them; a cost that is infinite at a value of positive
+    probability is refused, by name, or makes the loss NaN under `jit`.
+
     Derivatives of every order are right under `higher_order=True`.
 
     Raises `EstimatorError` on a site without finitely many values.

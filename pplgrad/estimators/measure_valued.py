@@ -32,6 +32,10 @@ class MeasureValued(Estimator):
     Shapes: elements are the entries of `to_event`, of batch dimensions that no plate declares, and of plates that a
     cost downstream does not have; evaluations for each: Poisson 1, Normal 4, Gamma 1. Costs in nats.
 
+    Right where the cost is finite at both of the coupled draws, of which one may lie where the site's own cannot (1 for a Poisson of
+    rate 0), and its difference has a finite second moment; the cost may jump. Of finitely many values those of probability 0 have no
+    part.
+
     Raises `EstimatorError` on a site of another family.
 
     >>> MeasureValued().declaration.differentiable_costs

@@ -24,6 +24,8 @@ class Mirrored(Estimator):
     Shapes: a Normal of any batch and event shape. Entries of an event, and of batch dimensions that no plate declares,
     are mirrored together, at one further evaluation; elements of a plate are credited one by one. Costs in nats.
 
+    Right for a Normal alone, whose density is symmetric; the cost must be finite at the image as well, and have a second moment.
+
     Raises `EstimatorError` on a site of another family, or inside a scan.
 
     >>> Mirrored().declaration.evaluations

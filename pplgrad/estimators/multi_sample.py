@@ -39,6 +39,9 @@ class VIMCO(Estimator):
 
     Shapes: any distribution with a log density, in any plates; no evaluations. The bound is in nats.
 
+    Right under the score function's conditions: a support that does not move with the parameters, and bounds of finite variance; where
+    all other weights are 0 there is no baseline.
+
     Raises `EstimatorError` unless the objective combines at least two particles, `ConfigurationError` for another mean.
 
     >>> VIMCO(mean="arithmetic").declaration.unbiased
@@ -99,6 +102,9 @@ class OVIS(Estimator):
     `gamma=0` is unbiased, since w̃_k depends on the draw.
 
     Shapes: any distribution with a log density, in any plates; S evaluations. The bound is in nats.
+
+    Right under the score function's conditions: a support that does not move with the parameters, and bounds of finite variance; where
+    all other weights are 0 there is no baseline.
 
     Raises `EstimatorError` unless the objective combines at least two particles, and for `samples` inside a scan;
     `ConfigurationError` if `samples` is negative or `gamma` outside [0, 1].
@@ -179,6 +185,8 @@ class DReG(Estimator):
     IWAE, whose signal-to-noise ratio does not fall with K.
 
     Shapes: any plates; one evaluation with its derivative for each particle. The bound is in nats.
+
+    Right under the conditions of `Reparam`, and where E[∇ log q] = 0: the support of q does not move with its parameters.
 
     Raises `EstimatorError` on a site whose distribution has no reparameterized sampler, under an objective that
     combines no particles, and inside a scan.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextvars import ContextVar
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
 from pplgrad.errors import PplgradError
@@ -71,21 +71,52 @@ def fitting(site: SiteInfo) -> list[str]:
     for estimator in every_estimator():
         if type(estimator).__name__ == "Auto":
             continue
-        try:
-            estimator.check(site)
-        except PplgradError:
-            continue
-        found.append(estimator)
+        if accepts(estimator, site):
+            found.append(estimator)
     return [f"{type(estimator).__name__}()" for estimator in sorted(found, key=lambda e: not e.declaration.unbiased)]
 
 
+def recommended(site: SiteInfo) -> list[str]:
+    """Return the estimators that the site accepts whatever the program around it.
+
+    Those are unbiased, keep nothing (which in NumPyro only a wrapped guide can), and need no derivative along a discrete value
+    (which a program that compares or indexes with it does not have).
+
+    >>> from pplgrad.estimators import SiteInfo
+    >>> recommended(SiteInfo("z", "Poisson", False, True, 1))
+    ['MeasureValued()', 'ScoreFunction()']
+    """
+    widest = replace(site, elements=max(site.elements, site.reach))
+    found = []
+    for estimator in every_estimator():
+        declared = estimator.declaration
+        if type(estimator).__name__ == "Auto" or not declared.unbiased or estimator.keeps_state:
+            continue
+        if declared.differentiable_costs and (estimator.uses_branches or estimator.reweights_path):
+            continue
+        if site.higher_order and declared.derivatives is not None:
+            continue
+        if accepts(estimator, widest):
+            found.append(f"{type(estimator).__name__}()")
+    return found
+
+
+def accepts(estimator: Estimator, site: SiteInfo) -> bool:
+    """Return whether a site can have an estimator."""
+    try:
+        estimator.check(site)
+    except PplgradError:
+        return False
+    return True
+
+
 def remedy(site: SiteInfo) -> str:
-    """Return the end of a refusal: what to use at the site instead."""
+    """Return the end of a refusal: what to use at the site instead, each of which is accepted there."""
     if _ASKING.get():
         return ""  # One estimator's refusal asks the others, whose refusals must not ask again.
     token = _ASKING.set(True)
     try:
-        found = fitting(site)
+        found = recommended(site)
     finally:
         _ASKING.reset(token)
     return f"use one that fits there: {', '.join(found)}."

@@ -8,7 +8,16 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from pplgrad.engine.noise import Noise
-from pplgrad.engine.ops import Array, Ops, few_categories, max_over_categories, sum_over_categories
+from pplgrad.engine.ops import (
+    Array,
+    Ops,
+    bounded,
+    few_categories,
+    is_possible,
+    max_over_categories,
+    only_possible,
+    sum_over_categories,
+)
 from pplgrad.errors import ConfigurationError
 from pplgrad.estimators.base import Declaration, Estimator, SiteInfo
 from pplgrad.estimators.fit import require_relaxable, require_unscanned
@@ -18,13 +27,25 @@ from pplgrad.estimators.fit import require_relaxable, require_unscanned
 class HardDraw:
     """A discrete draw that is to be relaxed: log probabilities (..., categories) with their gradient, and its number.
 
-    `index` has shape (...). The dimensions in front are whatever the host has there.
+    `index` has shape (...). The dimensions in front are whatever the host has there. Log probabilities of impossible
+    categories, −inf as the host gives them, are made constants far below the others.
     """
 
     ops: Ops
     log_probs: Array
     index: Array
     noise: Noise
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "log_probs", bounded(self.ops.xp, self.log_probs))
+
+    def only_possible(self, x: Array) -> Array:
+        """Return numbers of the categories with those of impossible ones far below the others."""
+        return only_possible(self.ops.xp, self.log_probs, x)
+
+    def cut(self, weights: Array) -> Array:
+        """Return weights of the categories with those of impossible ones exactly 0, whatever the slope of the cost there."""
+        return self.ops.xp.where(is_possible(self.ops.xp, self.log_probs), weights, self.ops.xp.zeros_like(weights))
 
     @property
     def one_hot(self) -> Array:
@@ -33,20 +54,23 @@ class HardDraw:
         numbers = self.ops.arange(self.log_probs.shape[-1], self.index)
         return xp.astype(self.index[..., None] == numbers, self.log_probs.dtype)
 
-    def perturbed(self) -> Array:
+    def perturbed(self, count: int | None = None) -> Array:
         """Return log probabilities plus Gumbel noise whose largest is the draw's; the noise is a constant.
 
+        With `count` that many, independent given the draw, along a first axis.
         Maddison and Tarlow (2017): the largest is standard Gumbel, and the others are truncated at it.
         """
         xp, ops = self.ops.xp, self.ops
         fixed = ops.stop_gradient(self.log_probs)
-        exponential = -xp.log(self.noise.uniform(tuple(fixed.shape), fixed))
+        shape = tuple(fixed.shape) if count is None else (count, *fixed.shape)
+        exponential = -xp.log(self.noise.uniform(shape, fixed))
         hard = self.one_hot
         top = sum_over_categories(xp, exponential * hard)
-        # An impossible category gets no finite noise to subtract: its probability is kept off zero.
+        # A probability that underflows is kept off zero.
         probs = xp.clip(xp.exp(fixed), min=xp.finfo(fixed.dtype).tiny)
         values = -xp.log(xp.where(hard > 0, top, exponential / probs + top))
-        return self.log_probs + ops.stop_gradient(values - fixed)
+        every = self.log_probs if count is None else xp.broadcast_to(self.log_probs, shape)
+        return only_possible(xp, every, every + ops.stop_gradient(values - fixed))
 
 
 class Relaxation(Estimator):
@@ -74,6 +98,12 @@ class Relaxation(Estimator):
     @abstractmethod
     def weights(self, draw: HardDraw) -> Array:
         """Return the weights of the categories, (..., categories), with their gradient."""
+
+
+def tempered(xp: Any, x: Array, temperature: Any) -> Array:
+    """Return perturbed or plain log probabilities, bounded as `HardDraw` has them, divided by a temperature."""
+    possible = is_possible(xp, x)
+    return only_possible(xp, x, xp.where(possible, x, xp.zeros_like(x)) / temperature)
 
 
 def softmax(xp: Any, x: Array) -> Array:
@@ -134,7 +164,7 @@ class GumbelSoftmax(Relaxation):
 
     def weights(self, draw: HardDraw) -> Array:
         """Return the softmax of the perturbed log probabilities, hard in front of it or not."""
-        soft = softmax(draw.ops.xp, draw.perturbed() / self.temperature)
+        soft = softmax(draw.ops.xp, tempered(draw.ops.xp, draw.perturbed(), self.temperature))
         return _through(draw, soft) if self.hard else soft
 
 
@@ -191,8 +221,9 @@ class GumbelRao(Relaxation):
 
     def weights(self, draw: HardDraw) -> Array:
         """Return the draw with the mean gradient of the relaxations that belong to it."""
-        soft = [softmax(draw.ops.xp, draw.perturbed() / self.temperature) for _ in range(self.k)]
-        return _through(draw, sum(soft[1:], soft[0]) / self.k)
+        xp = draw.ops.xp
+        soft = softmax(xp, tempered(xp, draw.perturbed(self.k), self.temperature))
+        return _through(draw, xp.sum(soft, axis=0) / self.k)
 
 
 @dataclass(frozen=True)
@@ -223,9 +254,9 @@ class ReinMax(Relaxation):
     def weights(self, draw: HardDraw) -> Array:
         """Return the draw with the gradient of 2 π₁ − ½ π."""
         ops, xp, log_probs = draw.ops, draw.ops.xp, draw.log_probs
-        middle = (draw.one_hot + softmax(xp, log_probs / self.temperature)) / 2
+        middle = (draw.one_hot + softmax(xp, tempered(xp, log_probs, self.temperature))) / 2
         shift = ops.stop_gradient(xp.log(xp.clip(middle, min=xp.finfo(middle.dtype).tiny)) - log_probs)
-        return _through(draw, 2 * softmax(xp, log_probs + shift) - 0.5 * xp.exp(log_probs))
+        return _through(draw, 2 * softmax(xp, draw.only_possible(log_probs + shift)) - 0.5 * xp.exp(log_probs))
 
 
 @dataclass(frozen=True)
@@ -262,4 +293,5 @@ class GappedStraightThrough(Relaxation):
         top = max_over_categories(xp, fixed)
         up = hard * (top - fixed)
         down = (1 - hard) * xp.clip(fixed + self.gap - top, min=0)
-        return _through(draw, softmax(xp, (draw.log_probs + up - down) / self.temperature))
+        moved = draw.only_possible(draw.log_probs + up - down)
+        return _through(draw, softmax(xp, tempered(xp, moved, self.temperature)))

@@ -22,6 +22,9 @@ class Reparam(Estimator):
 
     Shapes: any batch and event shape; particles and plates add nothing.
 
+    Right where the cost is continuous along the draw and differentiable almost everywhere: a cost that jumps (a comparison, a rounding)
+    loses what happens at the jump. Sticking the landing takes E[∇ log q] = 0 for granted, and so a support that does not move.
+
     Raises `EstimatorError` on a site whose distribution has no reparameterized sampler, and for sticking the landing under
     an objective that combines particles.
 
@@ -66,5 +69,5 @@ class Reparam(Estimator):
         if self.sticking_the_landing and site.combined:
             raise EstimatorError(
                 f"{self!r} cannot be used at site '{site.name}' under {site.objective!r}, where the score that it leaves out "
-                "has not mean zero; use DReG() there, or Reparam()."
+                f"has not mean zero; {remedy(site)}"
             )

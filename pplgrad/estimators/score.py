@@ -27,6 +27,10 @@ class ScoreFunction(Estimator):
     Shapes: any distribution with a `log_prob`. Elements of a plate are credited one by one; batch dimensions
     that no plate declares, and event dimensions, are credited jointly. Costs and baselines are in nats.
 
+    Right where log q is differentiable in the parameters at almost every draw, the support of q does not move with them (E[∇ log q] = 0
+    fails else: a Uniform with a bound that is learned), and the variance of f ∇ log q is finite; f itself may jump. A baseline must not
+    depend on the draw.
+
     Raises `ConfigurationError` if `baseline` is not a `Baseline` or `samples` brings its own, `BaselineError` from the
     baseline's own checks, `EstimatorError` for `samples` above 1 inside a scan.
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pplgrad.engine.branches import Alternatives, BranchTerms, Draw
-from pplgrad.engine.ops import Array, sum_over_categories
+from pplgrad.engine.ops import Array, Ops, sum_over_categories
 from pplgrad.errors import ConfigurationError
 from pplgrad.estimators.base import Declaration
 from pplgrad.estimators.control_variates import WithSlopes, again_with_slopes
@@ -30,6 +30,9 @@ class RODEO(WithSlopes):
     derivatives discrete sites that follow take their probabilities.
 
     Shapes: any plates and event; k − 1 evaluations, and k with their derivative. Costs in nats.
+
+    Right where the cost has a derivative along the weights at which it is taken; what it is does not matter to the mean, as long as it
+    is finite. Categories of probability 0 have weight 0, and the slope along them no part.
 
     Raises `EstimatorError` on a site that is neither Bernoulli nor one-hot, or whose value (or that of a discrete site
     that follows) the program compares, rounds or uses as an index; `ConfigurationError` if `samples` is below 2;
@@ -90,33 +93,27 @@ class RODEO(WithSlopes):
         draw, ops, xp, k = terms.draw, terms.ops, terms.ops.xp, self.samples
         index, known = terms.alternatives.kept
         hard = draw.one_hot(index)
-        probs = xp.exp(ops.stop_gradient(draw.log_probs))[:, None]
+        probs = xp.exp(ops.stop_gradient(draw.log_probs))[:, None, ..., None]
         costs = xp.concat([terms.downstream[:, None], terms.costs], axis=1)
         slopes = ops.stop_gradient(terms.slopes)
         elements = hard.shape[-2]
-        left, extra = [], []
-        held = []
-        for i in range(k):
-            here: Any = 0.0
-            there: Any = 0.0
-            for j in range(k):
-                if j != i:
-                    line = xp.sum(slopes[:, j] * (hard[:, i] - hard[:, j]), axis=(-2, -1))
-                    # What f moves by where one element takes another category.
-                    step = slopes[:, j] - sum_over_categories(xp, slopes[:, j] * hard[:, i])
-                    here = here + self._network(xp, known, costs[:, j], line) / (k - 1)
-                    moved = line[..., None, None] + step
-                    there = there + self._network(xp, known, costs[:, j][..., None, None], moved) / (k - 1)
-            weighted = probs[:, 0][..., None] * there
-            total = xp.sum(weighted, axis=(-3, -2))
-            held.append(costs[:, i] + known["alpha"] * (total[..., 0] / elements - here[..., 0]))
-            weighted, whole = weighted[..., 1], total[..., 1][..., None, None]
-            stays = whole - sum_over_categories(xp, weighted)
-            extra.append((stays * hard[:, i] + weighted) / elements - here[..., 1][..., None, None] * hard[:, i])
-        for i in range(k):
-            others = sum(held[j] for j in range(k) if j != i) / (k - 1)
-            left.append((costs[:, i] - others)[..., None, None] * hard[:, i] + known["beta"] * extra[i])
-        return sum(left[1:], left[0]) / k
+        # Draw i on axis 1 takes from draw j on axis 2, which is another one.
+        slope, mine = slopes[:, None], hard[:, :, None]
+        line = xp.sum(slope * (mine - hard[:, None]), axis=(-2, -1))
+        # What f moves by where one element takes another category.
+        step = slope - sum_over_categories(xp, slope * mine)
+        here = self._network(xp, known, costs[:, None], line)
+        moved = line[..., None, None] + step
+        there = self._network(xp, known, costs[:, None][..., None, None], moved)
+        here, there = (_mean_of_others(ops, x) for x in (here, there))
+        weighted = probs * there
+        total = xp.sum(weighted, axis=(-3, -2))
+        held = costs + known["alpha"] * (total[..., 0] / elements - here[..., 0])
+        others = (xp.sum(held, axis=1, keepdims=True) - held) / (k - 1)
+        weighted, whole = weighted[..., 1], total[..., 1][..., None, None]
+        stays = whole - sum_over_categories(xp, weighted)
+        extra = (stays * hard + weighted) / elements - here[..., 1][..., None, None] * hard
+        return xp.sum((costs - others)[..., None, None] * hard + known["beta"] * extra, axis=1) / k
 
     def _network(self, xp: Any, known: Mapping[str, Any], cost: Array, line: Array) -> Array:
         """Return H of a cost and of what a line adds to it: two outputs behind the shape of the line."""
@@ -127,6 +124,13 @@ class RODEO(WithSlopes):
         weights = known["in"]
         active = xp.tanh(cost[..., None] * weights[0] + line[..., None] * weights[1] + known["shift"])
         return xp.matmul(active, known["out"])
+
+
+def _mean_of_others(ops: Ops, x: Array) -> Array:
+    """Return, for (particles, i, j, ...), the mean over all j that are not i."""
+    k = x.shape[1]
+    weights = ops.constant((1 - np.eye(k)) / (k - 1), x)
+    return ops.xp.sum(ops.xp.reshape(weights, (1, k, k, *(1,) * (len(x.shape) - 3))) * x, axis=2)
 
 
 @lru_cache

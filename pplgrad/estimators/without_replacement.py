@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
-from typing import Any, ClassVar
+from typing import ClassVar
+
+import numpy as np
 
 from pplgrad.engine.branches import Alternatives, BranchTerms, Draw
-from pplgrad.engine.ops import Array
+from pplgrad.engine.ops import Array, Ops, bounded, is_possible
 from pplgrad.errors import ConfigurationError, EstimatorError
 from pplgrad.estimators.base import Declaration, Estimator, SiteInfo
 from pplgrad.estimators.fit import require_finite
+from pplgrad.estimators.registry import remedy
 
 _LARGEST = 4096
 
@@ -22,47 +26,57 @@ class _Joint:
         self.draw = draw
         self.elements, self.categories = draw.log_probs.shape[-2:]
         self.count = self.categories**self.elements
-        if not least <= self.count <= _LARGEST:
-            raise EstimatorError(
-                f"{estimator!r} at site '{draw.name}' needs between {least} and {_LARGEST} joint values of the elements that "
-                f"share their cost; there are {self.categories} to the power of {self.elements}. Use DisARM(), "
-                "LocalExpectation() or ScoreFunction() there."
-            )
+        _require_joint(estimator, draw.site, least)
 
     def log_probs(self) -> Array:
-        """Return the log probability of every joint value, with its gradient."""
-        xp, draw = self.draw.ops.xp, self.draw
-        digits = self.digits(draw.ops.arange(self.count, draw.index))
-        parts = [xp.take(draw.log_probs[..., d, :], digits[..., d], axis=-1) for d in range(self.elements)]
-        return sum(parts[1:], parts[0])
+        """Return the log probability of every joint value, with its gradient; bounded where it is impossible."""
+        xp, log_probs = self.draw.ops.xp, self.draw.log_probs
+        if self.elements == 1:
+            return log_probs[..., 0, :]
+        numbers = self.draw.ops.arange(self.count, self.draw.index)
+        digits = xp.permute_dims(self.digits(numbers), (1, 0))
+        digits = xp.broadcast_to(digits, (*log_probs.shape[:-2], *digits.shape))
+        return bounded(xp, xp.sum(xp.take_along_axis(log_probs, digits, axis=-1), axis=-2))
 
     def digits(self, numbers: Array) -> Array:
         """Return the category numbers (..., elements) of joint values (...)."""
-        powers = [self.categories ** (self.elements - 1 - d) for d in range(self.elements)]
-        return self.draw.ops.xp.stack([numbers // power % self.categories for power in powers], axis=-1)
+        return numbers[..., None] // self._powers % self.categories
+
+    @property
+    def _powers(self) -> Array:
+        powers = self.categories ** np.arange(self.elements)[::-1]
+        return self.draw.ops.constant(powers, self.draw.index)
 
     def drawn(self) -> Array:
         """Return the number of the joint value drawn, (particles, *plates)."""
-        number = self.draw.index[..., 0]
-        for d in range(1, self.elements):
-            number = number * self.categories + self.draw.index[..., d]
-        return number
+        return self.draw.ops.xp.sum(self.draw.index * self._powers, axis=-1, dtype=self.draw.index.dtype)
 
     def at(self, log_probs: Array, numbers: Array) -> Array:
         """Return the log probabilities of joint values (particles, k, *plates)."""
         xp = self.draw.ops.xp
-        wanted = (log_probs.shape[0], numbers.shape[1], *log_probs.shape[1:])
-        every = xp.broadcast_to(log_probs[:, None], wanted)
-        return xp.take_along_axis(every, numbers[..., None], axis=-1)[..., 0]
+        return xp.moveaxis(xp.take_along_axis(log_probs, xp.moveaxis(numbers, 1, -1), axis=-1), -1, 1)
 
     def outside(self, log_probs: Array, numbers: list[Array]) -> Array:
         """Return a draw among the joint values that are not in `numbers`, each (particles, *plates)."""
         xp, ops = self.draw.ops.xp, self.draw.ops
         every = ops.arange(self.count, self.draw.index)
         taken = sum((xp.astype(every == n[..., None], log_probs.dtype) for n in numbers), start=0 * log_probs)
-        left = xp.where(taken > 0, -xp.inf + 0 * log_probs, log_probs)
+        # Where all that is left is impossible one of that is taken, with a weight of 0, and never one that is there already.
+        left = xp.where(taken > 0, xp.full_like(log_probs, -xp.inf), log_probs)
         left = left - xp.max(left, axis=-1, keepdims=True)
         return self.draw.noise.categorical(left - xp.log(xp.sum(xp.exp(left), axis=-1, keepdims=True)))
+
+
+def _require_joint(estimator: Estimator, site: SiteInfo, least: int) -> None:
+    """Refuse a site whose elements have too few joint values to choose from, or too many to list."""
+    require_finite(estimator, site)
+    assert site.categories is not None
+    if least <= site.categories**site.elements <= _LARGEST:
+        return
+    raise EstimatorError(
+        f"{estimator!r} at site '{site.name}' needs between {least} and {_LARGEST} joint values of the elements that share their "
+        f"cost, and there are {site.categories} to the power of {site.elements}; {remedy(site)}"
+    )
 
 
 @dataclass(frozen=True)
@@ -75,6 +89,9 @@ class UnorderedSet(Estimator):
 
     Shapes: joint values are those of all elements that share their cost (event entries, batch dimensions without a
     plate), at most 4,096; k − 1 evaluations, all plates at once. Costs in nats.
+
+    Right where every value's cost is finite. Values of probability 0 have no part: where fewer than k are possible the set is all of them,
+    and the sum exact.
 
     Raises `ConfigurationError` unless 2 ≤ k ≤ 8, `EstimatorError` on a site without finitely many values, with more than
     4,096 joint values or fewer than k.
@@ -102,8 +119,8 @@ class UnorderedSet(Estimator):
             raise ConfigurationError(f"UnorderedSet(k={self.k!r}): k is the number of values, from 2 to 8.")
 
     def check(self, site: SiteInfo) -> None:
-        """Refuse a site without finitely many values."""
-        require_finite(self, site)
+        """Refuse a site without finitely many values, or with too many or too few of them."""
+        _require_joint(self, site, self.k)
 
     def alternatives(self, draw: Draw) -> Alternatives:
         """Draw k − 1 more joint values, none twice."""
@@ -121,32 +138,66 @@ class UnorderedSet(Estimator):
         log_q = terms.alternatives.kept
         costs = xp.concat([terms.downstream[:, None], terms.costs], axis=1)
         probs = xp.exp(ops.stop_gradient(log_q))
-        rest = _rest_probabilities(xp, probs)
-        total = 0
-        for s in range(self.k):
-            one = frozenset([s])
-            others = [t for t in range(self.k) if t != s]
-            baseline = probs[:, s] * costs[:, s] + sum(
-                probs[:, t] * rest[one | {t}] / rest[one] * costs[:, t] for t in others
-            )
-            weight = probs[:, s] * rest[one] / rest[frozenset()] * (costs[:, s] - baseline)
-            total = total + xp.sum(log_q[:, s] * weight)
-        return total
+        whole, without, pairs = _rest_probabilities(ops, probs)
+        # (particles, s, t, *plates): what each value counts in the baseline of another, and (s = t) of itself.
+        counts = probs[:, None] * pairs / without[:, :, None]
+        baseline = xp.sum(counts * costs[:, None], axis=2)
+        return xp.sum(log_q * probs * without / whole[:, None] * (costs - baseline))
 
 
-def _rest_probabilities(xp: Any, probs: Array) -> dict[frozenset[int], Array]:
-    """Return, for each part of a set, the probability that what is drawn after it is the rest of the set.
+def _rest_probabilities(ops: Ops, probs: Array) -> tuple[Array, Array, Array]:
+    """Return the probability that a set is drawn, that its rest is after each value, and after each two.
 
-    `probs` holds the values' probabilities, (particles, k, *plates).
+    `probs` holds the values' probabilities, (particles, k, *plates); the results have shape (particles, *plates), (particles, k,
+    *plates) and (particles, k, k, *plates), where a value and itself count as one that is alone: R(S, s).
     """
-    k, tiny = probs.shape[1], xp.finfo(probs.dtype).tiny
-    found = {frozenset(range(k)): xp.ones_like(probs[:, 0])}
+    xp, k = ops.xp, probs.shape[1]
+    found = xp.ones_like(probs[:, :1])
+    pairs = without = found
     for size in range(k - 1, -1, -1):
-        for part in map(frozenset, combinations(range(k), size)):
-            left = xp.clip(1 - sum((probs[:, s] for s in part), start=0 * probs[:, 0]), min=tiny)
-            steps = [probs[:, t] / left * found[part | {t}] for t in range(k) if t not in part]
-            found[part] = sum(steps[1:], steps[0])
-    return found
+        parts, steps = _parts(k, size)
+        held = ops.contract(ops.constant(parts, probs), xp.moveaxis(probs, 1, 0))
+        left = xp.clip(1 - xp.moveaxis(held, 0, 1), min=xp.finfo(probs.dtype).tiny)
+        # (particles, parts, values that come next, *plates): how often each comes next, and what follows then.
+        values, wholes = (ops.constant(x, ops.arange(1, probs)) for x in steps)
+        nexts = xp.take(probs, xp.reshape(values, (-1,)), axis=1)
+        after = nexts * xp.take(found, xp.reshape(wholes, (-1,)), axis=1)
+        after = xp.reshape(after, (after.shape[0], *values.shape, *after.shape[2:]))
+        total = xp.sum(after, axis=2) / left
+        # Where no value of the rest is possible nothing else can come, and the set is what it is.
+        some = xp.sum(xp.reshape(nexts, after.shape), axis=2) > 0
+        found = xp.where(some, total, xp.ones_like(total))
+        if size == 2:
+            pairs = found
+        if size == 1:
+            without = found
+    if k == 2:
+        pairs = xp.ones_like(probs[:, :1])
+    return found[:, 0], without, _by_two(ops, pairs, without)
+
+
+def _by_two(ops: Ops, pairs: Array, without: Array) -> Array:
+    """Return what is known of two values, in the order of `combinations`, as a symmetric table with the ones on its diagonal."""
+    xp, k = ops.xp, without.shape[1]
+    numbers = {pair: i for i, pair in enumerate(combinations(range(k), 2))}
+    table = [len(numbers) + s if s == t else numbers[min(s, t), max(s, t)] for s in range(k) for t in range(k)]
+    every = xp.concat([pairs, without], axis=1)
+    placed = xp.take(every, ops.constant(np.array(table), ops.arange(1, pairs)), axis=1)
+    return xp.reshape(placed, (placed.shape[0], k, k, *placed.shape[2:]))
+
+
+@lru_cache
+def _parts(k: int, size: int) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """Return the parts of a set of k values that have so many, a row of 0 and 1 each, and what can come next.
+
+    That is, for each part, the values it does not have and the number of the part (one value larger) that each leads to.
+    """
+    parts = list(combinations(range(k), size))
+    larger = {part: i for i, part in enumerate(combinations(range(k), size + 1))}
+    held = np.array([[float(s in part) for s in range(k)] for part in parts]).reshape(len(parts), k)
+    values = [[t for t in range(k) if t not in part] for part in parts]
+    leads = [[larger[tuple(sorted((*part, t)))] for t in others] for part, others in zip(parts, values, strict=True)]
+    return held, (np.array(values), np.array(leads))
 
 
 @dataclass(frozen=True)
@@ -159,6 +210,8 @@ class SumAndSample(Estimator):
 
     Shapes: joint values are those of all elements that share their cost (event entries, batch dimensions without a
     plate), at most 4,096; k evaluations, all plates at once. Costs in nats.
+
+    Right where every value's cost is finite. Values of probability 0 have no part: where fewer than k are possible the sum is exact.
 
     Raises `ConfigurationError` if k is below 2, `EstimatorError` on a site without finitely many values, with more than
     4,096 joint values or fewer than k.
@@ -186,8 +239,8 @@ class SumAndSample(Estimator):
             raise ConfigurationError(f"SumAndSample(k={self.k!r}): k is the number of values, 2 or more.")
 
     def check(self, site: SiteInfo) -> None:
-        """Refuse a site without finitely many values."""
-        require_finite(self, site)
+        """Refuse a site without finitely many values, or with too many or too few of them."""
+        _require_joint(self, site, self.k)
 
     def alternatives(self, draw: Draw) -> Alternatives:
         """Return the most probable joint values, and one from the rest."""
@@ -206,6 +259,8 @@ class SumAndSample(Estimator):
         log_q, costs = terms.alternatives.kept, terms.costs
         probs = xp.exp(ops.stop_gradient(log_q[:, :-1]))
         mass = xp.sum(probs, axis=1, keepdims=True)
+        # The one drawn from the rest is impossible where the most probable are all there is: what it weighs is rounding.
+        rest = xp.where(is_possible(xp, log_q[:, -1:]), xp.clip(1 - mass, min=0), xp.zeros_like(mass))
         baseline = xp.sum(probs * costs[:, :-1], axis=1, keepdims=True) / mass
-        weights = xp.concat([probs, xp.clip(1 - mass, min=0)], axis=1)
+        weights = xp.concat([probs, rest], axis=1)
         return xp.sum(log_q * weights * (costs - baseline))

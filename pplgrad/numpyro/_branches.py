@@ -46,6 +46,8 @@ class NumPyroDraw:
     def embed(self, index: jax.Array) -> jax.Array:
         """Return the values that category numbers stand for."""
         assert self._finite is not None
+        if self.value.ndim > self._finite.index.ndim:
+            return jax.nn.one_hot(index, self._finite.support.shape[-1], dtype=self.value.dtype)
         return self._finite.support[0][index]
 
     def again(self, count: int) -> tuple[jax.Array, jax.Array]:
@@ -272,7 +274,7 @@ class NumPyroBranches:
             if site in self._layout.ancestors.get(name, {}):
                 raise EstimatorError(
                     f"Site '{name}', drawn inside scan or cond, follows site '{site}', whose estimator relaxes what follows; "
-                    f"use ScoreFunction(), LocalExpectation() or DisARM() at '{site}', or write the steps as a Python loop."
+                    f"use ScoreFunction() or LocalExpectation() at '{site}', or write the steps as a Python loop."
                 )
 
     def _soften(self, name: str, msg: Any, key: jax.Array, temperatures: Mapping[str, Any], inside: Callable) -> None:
@@ -289,7 +291,7 @@ class NumPyroBranches:
         elif leading and not fn.has_rsample:
             raise EstimatorError(
                 f"Site '{name}' follows site '{leading[0]}', whose estimator relaxes what follows, and {family(fn)} cannot "
-                f"be relaxed; use ScoreFunction(), LocalExpectation() or DisARM() at '{leading[0]}'."
+                f"be relaxed; use ScoreFunction() or LocalExpectation() at '{leading[0]}'."
             )
 
 

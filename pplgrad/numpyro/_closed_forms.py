@@ -11,7 +11,7 @@ from numpyro.distributions import MaskedDistribution, kl_divergence
 from pplgrad.engine.closed_forms import no_closed_form
 from pplgrad.errors import ProgramError
 from pplgrad.numpyro._compat import unmasked
-from pplgrad.numpyro._distributions import family, finite_parts
+from pplgrad.numpyro._distributions import counted_parts, family
 from pplgrad.numpyro._relaxed import Extended, extended
 
 
@@ -83,4 +83,4 @@ def _finite(q: Any, p: Any) -> jax.Array | None:
 
 
 def _extension(fn: Any) -> Any:
-    return None if finite_parts(fn) is None else extended(fn)
+    return None if counted_parts(fn) is None else extended(fn)

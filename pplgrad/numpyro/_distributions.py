@@ -8,7 +8,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from numpyro.distributions import ExpandedDistribution, Independent
+from jax.scipy.special import logsumexp
+from numpyro.distributions import (
+    BernoulliProbs,
+    BinomialProbs,
+    CategoricalLogits,
+    CategoricalProbs,
+    ExpandedDistribution,
+    Independent,
+)
 
 from pplgrad.engine.ops import FEW_CATEGORIES
 from pplgrad.numpyro._compat import unmasked
@@ -17,8 +25,8 @@ from pplgrad.numpyro._compat import unmasked
 class FiniteDraw(NamedTuple):
     """A draw whose elements have finitely many values.
 
-    `log_probs` has shape (*batch, *elements, categories) and `index` (*batch, *elements); `support` has the values of
-    one element, (categories, *event).
+    `log_probs` has shape (*batch, *elements, categories), −inf where a category is impossible, and `index` (*batch, *elements);
+    `support` has the values of one element, (categories), or their numbers where they are one-hot vectors.
     """
 
     log_probs: jax.Array
@@ -27,7 +35,10 @@ class FiniteDraw(NamedTuple):
 
 
 def finite_parts(fn: Any) -> tuple[Any, jax.Array] | None:
-    """Return the distribution of one element and its values, (categories, *event), or None if they are not finite."""
+    """Return the distribution of one element and its values, (categories, *event), or None if they are not finite.
+
+    The values of a one-hot vector are as many numbers as categories squared: see `counted_parts`.
+    """
     while isinstance(fn, Independent):
         fn = fn.base_dist
     if not getattr(fn, "has_enumerate_support", False):
@@ -40,31 +51,70 @@ def finite_parts(fn: Any) -> tuple[Any, jax.Array] | None:
     return fn, support.reshape(support.shape[0], *fn.event_shape)
 
 
+def counted_parts(fn: Any) -> tuple[Any, jax.Array] | None:
+    """Return the distribution of one element and its values, as numbers also where they are one-hot vectors, or None."""
+    while isinstance(fn, Independent):
+        fn = fn.base_dist
+    if is_one_hot(fn):
+        return fn, jnp.arange(fn.event_shape[0])
+    parts = finite_parts(fn)
+    return None if parts is None or parts[0].event_shape else parts
+
+
+def is_one_hot(fn: Any) -> bool:
+    """Return whether the values of one element are one-hot vectors."""
+    return family(fn) == "OneHotCategorical"
+
+
 def categories(fn: Any) -> int | None:
     """Return the number of values of one element, or None if there are not finitely many."""
-    parts = finite_parts(unmasked(fn))
+    parts = counted_parts(unmasked(fn))
     return None if parts is None else len(parts[1])
 
 
-def every_log_prob(base: Any, listed: jax.Array) -> jax.Array:
-    """Return the log probabilities of listed values, along a last axis."""
-    if len(listed) > FEW_CATEGORIES:
-        return jnp.moveaxis(base.log_prob(listed), 0, -1)
-    # One by one: the derivative of what all have in common would be a reduction over few.
-    return jnp.stack([base.log_prob(value) for value in listed], -1)
+def every_log_prob(base: Any, support: jax.Array) -> jax.Array:
+    """Return the log probabilities of an element's values, (*batch, categories), −inf where the sampler never draws one."""
+    while isinstance(base, ExpandedDistribution):
+        inner = every_log_prob(base.base_dist, support)
+        return jnp.broadcast_to(inner, (*base.batch_shape, len(support)))
+    if is_one_hot(base):
+        return jax.nn.log_softmax(base.logits, -1)
+    law = type(base).log_prob
+    if len(support) > FEW_CATEGORIES:
+        # Normalised once, where `log_prob` would do so for every value.
+        if law is CategoricalLogits.log_prob:
+            return base.logits - logsumexp(base.logits, axis=-1, keepdims=True)
+        if law is CategoricalProbs.log_prob:
+            return base.logits
+        listed = support.reshape(-1, *(1,) * len(base.batch_shape))
+        found = jnp.moveaxis(jnp.broadcast_to(base.log_prob(listed), (len(support), *base.batch_shape)), 0, -1)
+    else:
+        # One by one: the derivative of what all have in common would be a reduction over few.
+        found = jnp.stack([jnp.broadcast_to(base.log_prob(value), base.batch_shape) for value in support], -1)
+    return _never_drawn(base, support, found)
+
+
+def _never_drawn(base: Any, support: jax.Array, log_probs: jax.Array) -> jax.Array:
+    """Return log probabilities with −inf where NumPyro gives an impossible value a very small probability."""
+    if not isinstance(base, (BernoulliProbs, BinomialProbs)):
+        return log_probs
+    count = base.total_count if isinstance(base, BinomialProbs) else 1
+    probs, count = jnp.asarray(base.probs)[..., None], jnp.asarray(count)[..., None]
+    never = ((probs == 0) & (support > 0)) | ((probs == 1) & (support < count))
+    return jnp.where(never, -jnp.inf, log_probs)
 
 
 def finite_draw(fn: Any, value: jax.Array) -> FiniteDraw | None:
     """Return the log probabilities of all categories and the numbers drawn, or None."""
-    parts = finite_parts(fn)
+    parts = counted_parts(fn)
     if parts is None:
         return None
     base, support = parts
-    events = len(base.event_shape)
-    listed = support.reshape(len(support), *(1,) * (value.ndim - events), *base.event_shape)
-    same = listed == value
-    index = jnp.argmax(same.all(range(same.ndim - events, same.ndim)) if events else same, 0)
-    log_probs = every_log_prob(base, listed)
+    if is_one_hot(base):
+        index = jnp.argmax(value, -1)
+    else:
+        index = jnp.argmax(support.reshape(-1, *(1,) * value.ndim) == value, 0)
+    log_probs = every_log_prob(base, support)
     return FiniteDraw(jnp.broadcast_to(log_probs, (*index.shape, len(support))), index, support)
 
 

@@ -14,7 +14,13 @@ from numpyro.handlers import seed
 from numpyro.infer import Trace_ELBO
 from numpyro.util import find_stack_level
 
-from pplgrad.engine.checks import checked_objective, checked_parallel, impossible_cost, refuse_misuse
+from pplgrad.engine.checks import (
+    checked_objective,
+    checked_parallel,
+    impossible_branch,
+    impossible_cost,
+    refuse_misuse,
+)
 from pplgrad.engine.closed_forms import ClosedForms, Counting
 from pplgrad.engine.configuration import EstimatorMapping, Resolved, refuse_unmatched, resolve, watcher_of
 from pplgrad.engine.description import Description, describe
@@ -469,6 +475,9 @@ def _refuse_devices_alone(result: Estimate) -> None:
 
 
 def _refuse_impossible(result: Estimate, runs: list) -> None:
+    for name, fine in result.finite.items():
+        if concrete(result.value) is not None and jnp.isfinite(result.value) and concrete(fine) == 0:
+            raise impossible_branch(name)
     value = concrete(result.value)
     if value is None or jnp.isfinite(value):
         return

@@ -103,13 +103,17 @@ class JaxNoise(Noise):
 
 @jax.custom_jvp
 def attach(value: jax.Array, surrogate: jax.Array) -> jax.Array:
-    """Return `value` with the derivative of `surrogate`; no infinity is ever subtracted from itself."""
+    """Return `value` with the derivative of `surrogate`; no infinity is ever subtracted from itself.
+
+    Where that derivative is asked for and the surrogate is not finite, the value is NaN, which optimizers look for.
+    """
     return value
 
 
 @attach.defjvp
 def _attach_jvp(primals: tuple, tangents: tuple) -> tuple:
-    return primals[0], tangents[1]
+    value, surrogate = primals
+    return jnp.where(jnp.isfinite(surrogate), value, jnp.nan), tangents[1]
 
 
 def concrete(x: Any) -> float | None:

@@ -11,9 +11,9 @@ from numpyro.distributions import Distribution, Independent, MaskedDistribution,
 
 from pplgrad.engine.noise import noise_for
 from pplgrad.errors import EstimatorError
-from pplgrad.estimators.relaxed import HardDraw, Relaxation, softmax
+from pplgrad.estimators.relaxed import HardDraw, Relaxation, softmax, tempered
 from pplgrad.numpyro._compat import unmasked
-from pplgrad.numpyro._distributions import every_log_prob, family, finite_parts, is_relaxable
+from pplgrad.numpyro._distributions import counted_parts, every_log_prob, family, is_relaxable
 from pplgrad.numpyro._ops import OPS, JaxNoise
 
 
@@ -40,7 +40,10 @@ class Extended(Distribution):
 
     def log_prob(self, value: jax.Array) -> jax.Array:
         weights = value if self.one_hot else jnp.stack([1 - value, value], -1)
-        total = (weights * self.log_probs).sum(-1)
+        # An impossible category has no part in the density unless it has some of the weight: with all of it, that is −inf.
+        possible = self.log_probs > -jnp.inf
+        total = (weights * jnp.where(possible, self.log_probs, 0.0)).sum(-1)
+        total = total + jnp.log(jnp.maximum(1 - jnp.where(possible, 0.0, weights).sum(-1), 0.0))
         if self.mask_of_elements is not None:
             total = jnp.where(self.mask_of_elements, total, 0.0)
         elements = self.event_dim - self.one_hot
@@ -54,11 +57,10 @@ class Extended(Distribution):
 def extended(fn: Any) -> Any:
     """Return the extension of a Bernoulli or one-hot distribution, masked as it was."""
     bare = unmasked(fn)
-    parts = finite_parts(bare)
+    parts = counted_parts(bare)
     assert parts is not None
     base, support = parts
-    listed = support.reshape(len(support), *(1,) * len(base.batch_shape), *base.event_shape)
-    log_probs = jnp.broadcast_to(every_log_prob(base, listed), (*base.batch_shape, len(support)))
+    log_probs = jnp.broadcast_to(every_log_prob(base, support), (*base.batch_shape, len(support)))
     elements = None
     for mask, inside in _masks_of(fn):
         if fn.event_dim - bool(base.event_shape) > inside:
@@ -88,7 +90,8 @@ def relaxed(site: str, fn: Any, value: jax.Array, estimator: Relaxation, key: ja
     bare = unmasked(wide)
     index = jnp.argmax(value, -1) if bare.one_hot else value.astype(int)
     noise = noise_for(site, OPS, lambda _: JaxNoise(jax.random.fold_in(key, 1)))
-    weights = estimator.weights(HardDraw(OPS, bare.log_probs, index, noise))
+    draw = HardDraw(OPS, bare.log_probs, index, noise)
+    weights = draw.cut(estimator.weights(draw))
     return (weights if bare.one_hot else weights[..., 1]), wide
 
 
@@ -96,11 +99,12 @@ def softened(site: str, wide: Any, value: jax.Array, temperature: Any, key: jax.
     """Return a draw's relaxation at a temperature, or the probabilities if it is None; `wide` is its extended law."""
     bare = unmasked(wide)
     if temperature is None:
-        weights = jnp.exp(bare.log_probs)
+        weights = jnp.where(bare.log_probs > -jnp.inf, jnp.exp(bare.log_probs), 0.0)
     else:
         index = jnp.argmax(value, -1) if bare.one_hot else value.astype(int)
         noise = noise_for(site, OPS, lambda _: JaxNoise(jax.random.fold_in(key, 1)))
-        weights = softmax(jnp, HardDraw(OPS, bare.log_probs, index, noise).perturbed() / temperature)
+        draw = HardDraw(OPS, bare.log_probs, index, noise)
+        weights = draw.cut(softmax(jnp, tempered(jnp, draw.perturbed(), temperature)))
     return weights if bare.one_hot else weights[..., 1]
 
 
@@ -112,6 +116,11 @@ def extended_in_model(name: str, fn: Any) -> Any:
             "relaxed values; use ScoreFunction() or LocalExpectation() there."
         )
     return extended(fn)
+
+
+def _log(probs: jax.Array) -> jax.Array:
+    """Return the logarithm, whose derivative at exactly 0 is 0."""
+    return jnp.where(probs > 0, jnp.log(jnp.where(probs > 0, probs, 1.0)), -jnp.inf)
 
 
 class _OneHot(type(constraints.simplex)):  # type: ignore[misc]
@@ -151,7 +160,7 @@ class OneHotCategorical(Distribution):
     ) -> None:
         if (probs is None) == (logits is None):
             raise ValueError("OneHotCategorical takes exactly one of probs and logits.")
-        self.logits = jnp.log(jnp.asarray(probs)) if logits is None else jnp.asarray(logits)
+        self.logits = _log(jnp.asarray(probs)) if logits is None else jnp.asarray(logits)
         super().__init__(self.logits.shape[:-1], self.logits.shape[-1:], validate_args=validate_args)
 
     @property
@@ -174,7 +183,10 @@ class OneHotCategorical(Distribution):
         return jax.nn.one_hot(drawn, self.logits.shape[-1], dtype=self.logits.dtype)
 
     def log_prob(self, value: jax.Array) -> jax.Array:
-        return (value * jax.nn.log_softmax(self.logits, -1)).sum(-1)
+        log_probs = jax.nn.log_softmax(self.logits, -1)
+        possible = log_probs > -jnp.inf
+        total = (value * jnp.where(possible, log_probs, 0.0)).sum(-1)
+        return total + jnp.where(((value != 0) & ~possible).any(-1), -jnp.inf, 0.0)
 
     def enumerate_support(self, expand: bool = True) -> jax.Array:
         """Return the one-hot vectors, (categories, *batch or ones, categories)."""

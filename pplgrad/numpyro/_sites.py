@@ -164,4 +164,5 @@ def site_info(
         is_relaxable(fn),
         elements(fn, plates),
         objective,
+        elements(fn, ()),
     )

@@ -26,7 +26,15 @@ from pplgrad.estimators.relaxed import Relaxation
 from pplgrad.objectives import CostWeights
 from pplgrad.pyro._baselines import PREFIX, forgetting
 from pplgrad.pyro._comparing import refuse_another_run, refuse_meeting, values_at
-from pplgrad.pyro._distributions import family, finite_parts, is_relaxable, parameters, unmasked
+from pplgrad.pyro._distributions import (
+    counted_parts,
+    every_log_prob,
+    family,
+    is_one_hot,
+    is_relaxable,
+    parameters,
+    unmasked,
+)
 from pplgrad.pyro._host_checks import PARTICLES, Nesting, at_other_values, broadcasting
 from pplgrad.pyro._ops import TorchNoise, placed
 from pplgrad.pyro._program import Traces, axes_of, closed_cost, cost_of, with_particles, without_shapes
@@ -44,26 +52,27 @@ class PyroDraw:
         self._fn = unmasked(site["fn"])
         self._vectorized = vectorized
         self.value = self._led(site["value"].detach())
+        self._counted = counted_parts(self._fn)
 
     def finite(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Return the log probabilities of all categories and the numbers drawn."""
-        parts = finite_parts(self._fn)
-        if parts is None:
+        if self._counted is None:
             return None
-        base, support = parts
-        events = len(base.event_shape)
-        log_probs = base.log_prob(support.reshape(len(support), *(1,) * len(base.batch_shape), *support.shape[1:]))
+        base, support = self._counted
         value = self.value if self._vectorized else self.value[0]
-        listed = support.reshape(len(support), *(1,) * (value.dim() - events), *support.shape[1:])
-        same = listed == value
-        index = (same.flatten(same.dim() - events).all(-1) if events else same).to(torch.int8).argmax(0)
-        return self._led(log_probs.moveaxis(0, -1).expand(*index.shape, -1)), self._led(index)
+        if is_one_hot(base):
+            index = value.argmax(-1)
+        else:
+            index = (support.reshape(-1, *(1,) * value.dim()) == value).to(torch.int8).argmax(0)
+        return self._led(every_log_prob(base, support).expand(*index.shape, -1)), self._led(index)
 
     def embed(self, index: torch.Tensor) -> torch.Tensor:
         """Return the values that category numbers stand for."""
-        parts = finite_parts(self._fn)
-        assert parts is not None
-        return parts[1][index]
+        assert self._counted is not None
+        base, support = self._counted
+        if is_one_hot(base):
+            return torch.nn.functional.one_hot(index, len(support)).to(self.value.dtype)
+        return support[index]
 
     def again(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return more draws from the same distribution, and their log densities."""
@@ -155,7 +164,7 @@ class Intervention(Messenger):
 def _unrelaxable(name: str, fn: Any, branch: Branch) -> torch.Tensor:
     raise EstimatorError(
         f"Site '{name}' follows site '{branch.site}', whose estimator relaxes what follows, and {family(fn)} cannot be "
-        f"relaxed; use ScoreFunction(), LocalExpectation() or DisARM() at '{branch.site}'."
+        f"relaxed; use ScoreFunction() or LocalExpectation() at '{branch.site}'."
     )
 
 

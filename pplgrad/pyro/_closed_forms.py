@@ -51,7 +51,10 @@ def _finite(q: Any, p: Any) -> torch.Tensor | None:
     log_p = torch.zeros_like(log_q) if wide[1] is None else wide[1].categories()
     if log_q.shape[-1] != log_p.shape[-1]:
         return None
-    term = torch.where(log_q > -torch.inf, log_q.exp() * (log_q - log_p), torch.zeros_like(log_q + log_p)).sum(-1)
+    possible = log_q > -torch.inf
+    # Cut twice: the derivative of what is not chosen must be finite as well.
+    safe, prior = torch.where(possible, log_q, 0.0), torch.where(possible, log_p, 0.0)
+    term = torch.where(possible, safe.exp() * (safe - prior), torch.zeros_like(safe + prior)).sum(-1)
     events = guide.event_dim - len(guide.element_shape)
     return term.sum(tuple(range(-events, 0))) if events else term
 

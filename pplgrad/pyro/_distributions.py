@@ -7,6 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
+from pyro import distributions
 from pyro.distributions import Delta, ExpandedDistribution, Independent, MaskedDistribution
 from pyro.distributions import Distribution as PyroDistribution
 from torch.distributions import Distribution
@@ -66,6 +67,62 @@ def unmasked(fn: Any) -> Any:
     return fn
 
 
+def counted_parts(fn: Any) -> tuple[Any, torch.Tensor] | None:
+    """Return the distribution of one element and its values, as numbers also where they are one-hot vectors, or None."""
+    base = fn
+    while isinstance(base, TorchIndependent):
+        base = base.base_dist
+    if is_one_hot(base):
+        count = base.event_shape[0]
+        device = base.logits.device if hasattr(base, "logits") else None
+        return base, torch.arange(count, device=device)
+    parts = finite_parts(base)
+    return None if parts is None or parts[0].event_shape else parts
+
+
+def is_one_hot(fn: Any) -> bool:
+    """Return whether the values of one element are one-hot vectors."""
+    return isinstance(_family(fn), torch.distributions.OneHotCategorical)
+
+
+def every_log_prob(base: Any, support: torch.Tensor) -> torch.Tensor:
+    """Return the log probabilities of an element's values, (*batch, categories), −inf where the sampler never draws one."""
+    if isinstance(base, ExpandedDistribution):
+        return every_log_prob(base.base_dist, support).expand(*base.batch_shape, -1)
+    law = type(base).log_prob
+    if law in _NORMALISED:
+        # Normalised once, where `log_prob` would take a row of all categories for every value.
+        found = base.logits
+    else:
+        listed = support.reshape(-1, *(1,) * len(base.batch_shape))
+        found = base.log_prob(listed).expand(len(support), *base.batch_shape).movedim(0, -1)
+    return _never_drawn(base, support, found)
+
+
+_NORMALISED = {
+    distributions.Categorical.log_prob,
+    torch.distributions.Categorical.log_prob,
+    distributions.OneHotCategorical.log_prob,
+    torch.distributions.OneHotCategorical.log_prob,
+}
+
+
+def _never_drawn(base: Any, support: torch.Tensor, log_probs: torch.Tensor) -> torch.Tensor:
+    """Return log probabilities with −inf where torch gives an impossible value a very small probability."""
+    inner = getattr(base, "_categorical", base)
+    if getattr(inner, "_param", None) is None or inner._param is not inner.__dict__.get("probs"):
+        return log_probs
+    probs = inner.probs.detach()
+    if isinstance(inner, torch.distributions.Categorical):
+        never = probs == 0
+    elif isinstance(inner, (torch.distributions.Bernoulli, torch.distributions.Binomial)):
+        count = inner.total_count[..., None] if isinstance(inner, torch.distributions.Binomial) else 1
+        never = ((probs[..., None] == 0) & (support > 0)) | ((probs[..., None] == 1) & (support < count))
+    else:
+        return log_probs
+    return torch.where(never, -torch.inf, log_probs)
+
+
 def finite_parts(fn: Any) -> tuple[Any, torch.Tensor] | None:
     """Return the distribution of one element and its values, (categories, *event), or None if they are not finite."""
     base = fn
@@ -115,7 +172,7 @@ def parameters(fn: Any) -> dict[str, torch.Tensor] | None:
 
 def categories(fn: Any) -> int | None:
     """Return the number of values of one element, or None if there are not finitely many."""
-    parts = finite_parts(unmasked(fn))
+    parts = counted_parts(unmasked(fn))
     return None if parts is None else len(parts[1])
 
 
@@ -151,7 +208,7 @@ def score_squared(name: str, fn: Any, value: torch.Tensor) -> torch.Tensor:
     except (TypeError, RuntimeError, ValueError) as error:
         raise BaselineError(
             f"OptimalConstant at site '{name}' needs the gradient of {type(inner).__name__} with respect to its "
-            "parameters, which cannot be taken; use DecayingAverage() or LeaveOneOut() there."
+            "parameters, which cannot be taken; use DecayingAverage() there."
         ) from error
     batch = len(fn.batch_shape)
     return sum((g**2).reshape(*g.shape[:batch], -1).sum(-1) for g in gradients)  # type: ignore[return-value]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pplgrad.engine.checks import impossible_cost
+from pplgrad.engine.checks import impossible_branch, impossible_cost
 from pplgrad.engine.program import Run
 from pplgrad.engine.surrogate import Estimate
 from pplgrad.pyro._baselines import PyroBaselines
@@ -33,6 +33,9 @@ class Evaluation:
     def numbers(self) -> torch.Tensor:
         """Return the objective, and for each output of a learned baseline whether it is finite, in one vector."""
         value = self.result.value
+        fine = list(self.result.finite.values())
+        if fine:
+            value = torch.where(torch.stack(fine).all(), value, torch.nan)
         flags = [] if self.host is None else [flag for *_, flag in self.host.outputs]
         return torch.stack([value, *(flag.to(value.dtype) for flag in flags)])
 
@@ -44,6 +47,9 @@ class Evaluation:
         if not math.isfinite(value):
             for traces, run in zip(self.traced, self.runs, strict=True):
                 check_costs(math.nan, traces, run)
+            for name, fine in self.result.finite.items():
+                if not fine:
+                    raise impossible_branch(name)
         return value
 
 

@@ -131,6 +131,7 @@ def site_info(name: str, fn: Any, particles: int, plates: Collection[int], objec
         relaxable=is_relaxable(fn),
         elements=elements(fn, plates),
         objective=objective,
+        reach=elements(fn, ()),
     )
 
 

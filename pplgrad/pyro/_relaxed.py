@@ -13,8 +13,8 @@ from torch.distributions import constraints
 
 from pplgrad.engine.noise import noise_for
 from pplgrad.errors import EstimatorError
-from pplgrad.estimators.relaxed import HardDraw, Relaxation, softmax
-from pplgrad.pyro._distributions import family, finite_parts, is_relaxable, unmasked
+from pplgrad.estimators.relaxed import HardDraw, Relaxation, softmax, tempered
+from pplgrad.pyro._distributions import counted_parts, every_log_prob, family, is_relaxable, unmasked
 from pplgrad.pyro._ops import OPS, TorchNoise
 
 
@@ -49,15 +49,17 @@ class Extended(TorchDistribution):
 
     def categories(self) -> torch.Tensor:
         """Return the log probabilities of an element's categories, (*batch, *elements, categories)."""
-        parts = finite_parts(self._base)
+        parts = counted_parts(self._base)
         assert parts is not None
-        base, support = parts
-        listed = support.reshape(len(support), *(1,) * len(base.batch_shape), *base.event_shape)
-        return base.log_prob(listed).movedim(0, -1).expand(*base.batch_shape, -1)
+        return every_log_prob(*parts).expand(*parts[0].batch_shape, -1)
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         weights = value if self._base.event_shape else torch.stack([1 - value, value], -1)
-        total = (weights * self.categories()).sum(-1)
+        log_probs = self.categories()
+        # An impossible category has no part in the density unless it has some of the weight: with all of it, that is −inf.
+        possible = log_probs > -torch.inf
+        total = (weights * torch.where(possible, log_probs, 0.0)).sum(-1)
+        total = total + (1 - torch.where(possible, 0.0, weights).sum(-1)).clamp(min=0.0).log()
         for mask, elements in self._masks:
             total = torch.where(mask.reshape(*mask.shape, *(1,) * elements), total, torch.zeros_like(total))
         return total.sum(tuple(range(-self._reinterpreted, 0))) if self._reinterpreted else total
@@ -70,7 +72,7 @@ def extension(fn: Any) -> Extended | None:
     """Return the extension of a distribution with finitely many values for each element, or None for others."""
     if isinstance(fn, Extended):
         return fn
-    return None if finite_parts(unmasked(fn)) is None else Extended(fn)
+    return None if counted_parts(unmasked(fn)) is None else Extended(fn)
 
 
 def _masks_of(fn: Any) -> Iterator[tuple[torch.Tensor, int]]:
@@ -91,7 +93,7 @@ def relaxed(site: str, fn: Any, value: torch.Tensor, estimator: Relaxation) -> t
     log_probs = extended.categories()
     index = value.argmax(-1) if extended._base.event_shape else value.long()
     draw = HardDraw(OPS, log_probs, index, noise_for(site, OPS, lambda _: TorchNoise()))
-    weights = estimator.weights(draw)
+    weights = draw.cut(estimator.weights(draw))
     return (weights if extended._base.event_shape else weights[..., 1]), extended
 
 
@@ -100,11 +102,12 @@ def softened(site: str, fn: Any, value: torch.Tensor, temperature: Any) -> torch
     extended = Extended(fn)
     log_probs, one_hot = extended.categories(), bool(extended._base.event_shape)
     if temperature is None:
-        weights = log_probs.exp()
+        weights = torch.where(log_probs > -torch.inf, log_probs.exp(), 0.0)
     else:
         index = value.argmax(-1) if one_hot else value.long()
         noise = noise_for(site, OPS, lambda _: TorchNoise())
-        weights = softmax(OPS.xp, HardDraw(OPS, log_probs, index, noise).perturbed() / temperature)
+        draw = HardDraw(OPS, log_probs, index, noise)
+        weights = draw.cut(softmax(OPS.xp, tempered(OPS.xp, draw.perturbed(), temperature)))
     return weights if one_hot else weights[..., 1]
 
 

@@ -106,12 +106,14 @@ def outcomes(case: Case) -> Iterator[dict[str, np.ndarray]]:
     for picked in itertools.product(*subsets):
         for flat in itertools.product(*supports):
             result: dict[str, np.ndarray] = {n: np.array(s) for n, s in zip(names, picked, strict=True)}
-            start = 0
+            start, possible = 0, True
             for name, n in sizes.items():
                 index = np.array(flat[start : start + n]).reshape(case.latents[name][0])
+                possible &= case.can_be(name, index)
                 result[name] = np.eye(case.latents[name][1])[index] if name in case.one_hot else index
                 start += n
-            yield result
+            if possible:
+                yield result
 
 
 def stacked(items: list[dict[str, np.ndarray]]) -> dict[str, jax.Array]:

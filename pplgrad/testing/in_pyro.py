@@ -104,12 +104,14 @@ def outcomes(case: Case) -> Iterator[Outcome]:
     sizes = {name: int(np.prod(shape)) for name, (shape, _) in case.latents.items()}
     supports = [range(case.latents[name][1]) for name, n in sizes.items() for _ in range(n)]
     for flat in itertools.product(*supports):
-        result, start = {}, 0
+        result, start, possible = {}, 0, True
         for name, n in sizes.items():
             index = np.array(flat[start : start + n]).reshape(case.latents[name][0])
+            possible &= case.can_be(name, index)
             result[name] = np.eye(case.latents[name][1])[index] if name in case.one_hot else index
             start += n
-        yield result
+        if possible:
+            yield result
 
 
 def subsamples(case: Case) -> list[Outcome]:

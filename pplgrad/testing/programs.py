@@ -36,7 +36,8 @@ class Case:
 
     `latents` maps each discrete site to (value shape, support size); `noise` maps each Normal site to its standard
     noise; `subsamples` maps a subsampled plate to (size, subsample size); `one_hot` names latents whose values are one-hot
-    vectors (their shape is that of the numbers).
+    vectors (their shape is that of the numbers). `impossible` says of each value of a site whether the guide never draws it,
+    (*shape, support size).
     """
 
     name: str
@@ -46,6 +47,13 @@ class Case:
     noise: dict[str, np.ndarray] = field(default_factory=dict)
     subsamples: dict[str, tuple[int, int]] = field(default_factory=dict)
     one_hot: tuple[str, ...] = ()
+    impossible: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def can_be(self, site: str, index: np.ndarray) -> bool:
+        """Return whether the guide draws a site's value, given as numbers of categories."""
+        if site not in self.impossible:
+            return True
+        return not np.take_along_axis(self.impossible[site], index[..., None], -1).any()
 
 
 CASES: dict[str, Case] = {}

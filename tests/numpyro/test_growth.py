@@ -8,7 +8,18 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.contrib.control_flow import scan
 
-from pplgrad import ConfigurationError, DisARM, LocalExpectation, ScoreFunction
+from pplgrad import (
+    CARMS,
+    ConfigurationError,
+    DisARM,
+    LocalExpectation,
+    MeasureValued,
+    ScoreFunction,
+    StickBreakingDisARM,
+    SumAndSample,
+    TreeDisARM,
+    UnorderedSet,
+)
 from pplgrad.engine.program import EVERY
 from pplgrad.numpyro import TraceGrad_ELBO, _program
 from pplgrad.numpyro._compat import sub_jaxprs
@@ -152,3 +163,74 @@ def test_other_numbers_of_rows_are_refused(rows, particles, words):
     with pytest.raises(ConfigurationError, match=words):
         TraceGrad_ELBO(particles, max_parallel=rows)
     assert TraceGrad_ELBO(4, False, max_parallel=3).max_parallel == 3
+
+
+def of_categories(count, elements=1):
+    """Return a program of one categorical site under a cost of all of its elements."""
+
+    def model():
+        z = numpyro.sample("z", dist.Categorical(logits=jnp.zeros((elements, count))).to_event(1))
+        numpyro.factor("f", jnp.sum(jnp.linspace(0.0, 1.0, count)[z]))
+
+    def guide():
+        logits = numpyro.param("l", jnp.zeros((elements, count)))
+        numpyro.sample("z", dist.Categorical(logits=logits).to_event(1))
+
+    return model, guide
+
+
+def lowered(estimator, count, elements=1, **options):
+    model, guide = of_categories(count, elements)
+    elbo = TraceGrad_ELBO(estimators={"z": estimator}, **options)
+    grad = jax.grad(lambda p, key: elbo.loss(key, p, model, guide))
+    return jax.jit(grad).lower({"l": jnp.zeros((elements, count))}, KEY)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("estimator", "more"),
+    [
+        (CARMS(3), CARMS(6)),
+        (UnorderedSet(2), UnorderedSet(5)),
+        (SumAndSample(2), SumAndSample(5)),
+        (ScoreFunction(samples=2), ScoreFunction(samples=6)),
+        (TreeDisARM(), None),
+        (StickBreakingDisARM(), None),
+        (LocalExpectation(), None),
+        (MeasureValued(), None),
+        (ScoreFunction(), None),
+    ],
+    ids=str,
+)
+def test_programs_do_not_grow(estimator, more):
+    """Neither with categories, nor with elements, nor (but by the levels of a set) with draws."""
+
+    def lines(*args):
+        return lowered(*args).as_text().count("\n")
+
+    plain = lines(estimator, 6, 2)
+    assert lines(estimator, 60, 2) < 1.3 * plain
+    assert lines(estimator, 6, 4) < 1.3 * plain
+    if more is not None:
+        assert lines(more, 6, 2) < 2 * plain
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("estimator", "options"),
+    [
+        (ScoreFunction(), {}),
+        (ScoreFunction(samples=3), {}),
+        (UnorderedSet(3), {}),
+        (SumAndSample(3), {}),
+        (CARMS(3), {}),
+        (LocalExpectation(), {"max_parallel": 50}),
+        (MeasureValued(), {"max_parallel": 50}),
+    ],
+    ids=str,
+)
+def test_memory_is_linear_in_categories(estimator, options):
+    small, large = (
+        lowered(estimator, count, **options).compile().memory_analysis().temp_size_in_bytes for count in (1000, 4000)
+    )
+    assert large < 6 * small + 2**18

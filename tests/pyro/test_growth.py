@@ -7,7 +7,18 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pplgrad import ConfigurationError, DisARM, LocalExpectation, ScoreFunction
+from pplgrad import (
+    CARMS,
+    ConfigurationError,
+    DisARM,
+    GumbelSoftmax,
+    LocalExpectation,
+    MeasureValued,
+    MuProp,
+    ScoreFunction,
+    SumAndSample,
+    UnorderedSet,
+)
 from pplgrad.pyro import TraceGrad_ELBO
 from pplgrad.testing.in_pyro import assert_same, exact_gradient, expected_gradient_over_cells
 from pplgrad.testing.programs import CASES
@@ -140,3 +151,43 @@ def test_other_numbers_of_rows_are_refused():
             TraceGrad_ELBO(particles, vectorize_particles=True, max_parallel=rows)
     with pytest.raises(ConfigurationError, match="branches run one by one"):
         TraceGrad_ELBO(4, max_parallel=8)
+
+
+def of_categories(count, law):
+    """Return a program of one site of so many categories, drawn as numbers or as a one-hot vector."""
+    rewards = torch.linspace(0.0, 1.0, count)
+
+    def model():
+        z = pyro.sample("z", law(logits=torch.zeros(count)))
+        reward = (
+            (z * rewards).sum(-1) if law is dist.OneHotCategorical else rewards.index_select(0, z.reshape(-1)).sum()
+        )
+        pyro.factor("f", reward)
+
+    def guide():
+        pyro.sample("z", law(logits=pyro.param("l", torch.zeros(count))))
+
+    return model, guide
+
+
+@pytest.mark.parametrize(
+    ("estimator", "law"),
+    [
+        *((e, dist.Categorical) for e in (ScoreFunction(), ScoreFunction(samples=3), CARMS(3))),
+        *((e, dist.Categorical) for e in (UnorderedSet(3), SumAndSample(3), MeasureValued(), LocalExpectation())),
+        *((e, dist.OneHotCategorical) for e in (ScoreFunction(), UnorderedSet(3), GumbelSoftmax(), MuProp())),
+    ],
+    ids=str,
+)
+def test_operations_and_memory_in_categories(estimator, law):
+    """No more operations, and results that grow as the categories do."""
+    found = []
+    for count in (60, 240):
+        every = isinstance(estimator, (LocalExpectation, MeasureValued))
+        # Each branch is a run of the program, which holds its categories: so many at once.
+        options = {"vectorize_particles": True, "max_plate_nesting": 0, "max_parallel": 20} if every else {}
+        elbo = TraceGrad_ELBO(estimators={"z": estimator}, **options)
+        found.append(watched(elbo, *of_categories(count, law)))
+    small, large = found
+    assert isinstance(estimator, (LocalExpectation, MeasureValued)) or large.count <= 1.2 * small.count
+    assert large.largest <= 6 * small.largest
