@@ -1,0 +1,288 @@
+"""Random programs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from pplgrad.testing.fuzz.functions import DETOURS, OPAQUE_WAYS
+from pplgrad.testing.fuzz.program import Program, Site
+from pplgrad.testing.fuzz.states import STATES, TORCH_STATES
+from pplgrad.testing.fuzz.terms import (
+    LEAVING,
+    MIXING,
+    Along,
+    Choose,
+    Const,
+    Detour,
+    Draw,
+    Gather,
+    Local,
+    Lookup,
+    More,
+    Opaque,
+    Param,
+    Plate,
+    Setting,
+    Smooth,
+    Sum,
+    Switch,
+    Term,
+    Times,
+)
+
+MOST_OUTCOMES = 64
+FLAVOURS = {
+    "whole": 0.4,
+    "state": 0.25,
+    "detour": 0.25,
+    "opaque": 0.25,
+    "impossible": 0.15,
+    "python": 0.2,
+    "moved": 0.06,
+    "mixing": 0.5,
+}
+
+
+def random_program(seed: int, flavours: tuple[str, ...] | None = None) -> Program:
+    """Return a small random program that both libraries can run, and whose exact loss and gradient are known.
+
+    A directed acyclic graph of discrete and reparameterized sites with plates (nested, crossed, side by side, subsampled, left and entered
+    again), masks, scales, sums and orders over plates, lookups by draw, comparisons, control flow, and Python state. It
+    has at most some dozens of outcomes. `flavours` asks for some of `FLAVOURS` and no others; by default the seed says which.
+
+    >>> random_program(1) == random_program(1)
+    True
+    >>> random_program(1).outcomes() <= 64
+    True
+    """
+    return _Maker(seed, flavours).program()
+
+
+class _Maker:
+    def __init__(self, seed: int, flavours: tuple[str, ...] | None) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.seed = seed
+        drawn = {name for name, chance in FLAVOURS.items() if self.rng.random() < chance}
+        self.flavours = drawn if flavours is None else set(flavours)
+        self.counts = {"a": 0, "b": 0}
+        self.tables: dict[str, tuple[int, ...]] = {}
+        self.noise: dict[str, np.ndarray] = {}
+        self.state: str | None = None
+        self.read = ""
+        self.opaque: Opaque | None = None
+        self.vector = "a"
+        self.plates = self._plates()
+
+    def chance(self, probability: float) -> bool:
+        """Return True with a probability."""
+        return bool(self.rng.random() < probability)
+
+    def pick(self, items):  # type: ignore[no-untyped-def]
+        """Return one of several."""
+        return items[int(self.rng.integers(len(items)))]
+
+    def _plates(self) -> tuple[Plate, ...]:
+        def plate(name: str, dim: int) -> Plate:
+            size = 3 if self.chance(0.3) else 2
+            drawn = int(self.rng.integers(1, size)) if self.chance(0.2) else size
+            return Plate(name, dim, size, drawn)
+
+        if "whole" in self.flavours:
+            return (plate("p", -1),) if self.chance(0.6) else (plate("p", -1), plate("q", -1))
+        kind = self.rng.random()
+        if kind < 0.1:
+            return ()
+        if kind < 0.45:
+            return (plate("p", -1),)
+        return (plate("p", -1), plate("q", -2 if kind < 0.8 else -1))
+
+    def place(self, most: int = 2) -> tuple[Plate, ...]:
+        """Return the plates of a site, at most one for a dimension."""
+        chosen: list[Plate] = []
+        for p in self.plates:
+            if self.chance(0.5) and all(p.dim != other.dim for other in chosen) and len(chosen) < most:
+                chosen.append(p)
+        return tuple(chosen)
+
+    def program(self) -> Program:
+        """Make the program."""
+        latents = self._latents()
+        if "state" in self.flavours:
+            self.state = self.pick([*STATES, *TORCH_STATES])
+            self.read = (STATES | TORCH_STATES)[self.state].read
+        self.vector = "a"
+        guide = [self._guide_site(site, latents[:i]) for i, site in enumerate(latents)]
+        self.vector = "b"
+        model = self._model(guide)
+        params = {name: 0.8 * self.rng.normal(size=max(n, 1)) for name, n in self.counts.items()}
+        params |= {name: 0.8 * self.rng.normal(size=shape) for name, shape in self.tables.items()}
+        found = Program(self.seed, self.plates, params, tuple(guide), tuple(model), self.noise, self.state)
+        return found if found.reads_state else replace(found, state=None)
+
+    def _latents(self) -> list[Site]:
+        """Return the latent sites, without arguments but with as many as there will be."""
+        found: list[Site] = []
+        for i in range(int(self.rng.integers(2, 5))):
+            family = self.pick(["bernoulli", "bernoulli", "bernoulli", "categorical", "normal", "binomial"])
+            if "moved" in self.flavours and i == 0:
+                family = "uniform"
+            count = {"categorical": 3 if self.chance(0.6) else 2}.get(family, 1)
+            site = Site(f"z{i}", () if family == "uniform" else self.place(), family, (Const(0.0),) * count)
+            if Program(0, self.plates, {}, (*found, site), ()).outcomes() > MOST_OUTCOMES:
+                break
+            found.append(self._around(site))
+        return found or [Site("z0", (), "bernoulli", (Const(0.0),))]
+
+    def _around(self, site: Site) -> Site:
+        """Return the site under a mask or a scale."""
+        if site.plates and self.chance(0.12):
+            mask = tuple(self.chance(0.5) for _ in range(site.plates[-1].size))
+            site = replace(site, mask=mask)
+        return replace(site, scale=float(self.pick([0.5, 2.5]))) if self.chance(0.1) else site
+
+    def _guide_site(self, site: Site, seen: list[Site]) -> Site:
+        if site.family == "normal":
+            self.noise[site.name] = self.rng.normal(size=site.shape)
+            return replace(site, args=(self.expression(site, seen), Const(0.8)))
+        if site.family == "uniform":
+            self.noise[site.name] = self.rng.random(size=site.shape)
+            middle = self.expression(site, seen)
+            return replace(site, args=(Sum((middle, Const(-1.0))), Sum((middle, Const(1.5)))))
+        args = [self.expression(site, seen) for _ in site.args]
+        if "impossible" in self.flavours and site.family == "categorical" and len(args) > 2:
+            args[int(self.rng.integers(len(args)))] = Const(-np.inf)
+        return replace(site, args=tuple(args))
+
+    def _model(self, guide: list[Site]) -> list[Site]:
+        """Return the latent sites in another order, with observed ones and factors between and after them."""
+        order = [guide[i] for i in self.rng.permutation(len(guide))]
+        found: list[Site] = []
+        seen: list[Site] = []
+        for site in order:
+            prior = replace(site, args=tuple(self.expression(site, seen, 1) for _ in site.args))
+            if site.family in ("normal", "uniform"):
+                prior = replace(prior, family="normal", args=(prior.args[0], Const(1.3)))
+            found.append(prior)
+            seen.append(site)
+            if self.chance(0.2):
+                found.append(self._observed(len(found), seen))
+        return [*found, *(self._observed(len(found) + i, seen) for i in range(int(self.rng.integers(1, 3))))]
+
+    def _observed(self, number: int, seen: list[Site]) -> Site:
+        site = Site(f"x{number}", self.place(), "normal", ())
+        loc = self.expression(site, seen, 3, reads=1)
+        if self.read and self.chance(0.7):
+            loc = Sum((loc, self._by_state(site, seen)))
+            self.read = ""
+        if self.chance(0.25):
+            return replace(site, family="factor", args=(Smooth("sin", loc),))
+        full = [1] * len(site.shape)
+        for p in site.plates:
+            full[p.dim] = p.size
+        site = replace(site, args=(loc, Const(1.0)), data=self.rng.normal(size=full).round(2))
+        fitting = [s for s in seen if s.family == "bernoulli" and set(s.plates) <= set(site.plates)]
+        if fitting and self.chance(0.15):
+            return replace(site, mask=More(self.draw(self.pick(fitting)), 0.5))
+        return self._around(site)
+
+    def _by_state(self, site: Site, seen: list[Site]) -> Term:
+        yes, no = (self.atom(site, seen) for _ in range(2))
+        if self.chance(0.7):
+            return Times(Const(2.0), Switch(self.read, yes, no))
+        return Times(Setting(self.read), yes)
+
+    def expression(self, site: Site, seen: list[Site], most: int = 2, reads: int = 0) -> Term:
+        """Return a term for a site's argument that reads some of the sites before it."""
+        terms: list[Term] = [self._start(site)]
+        for _ in range(max(reads, int(self.rng.integers(0, most + 1))) if seen else 0):
+            atom = self.atom(site, seen)
+            if self.chance(0.25):
+                atom = Times(atom, self.atom(site, seen))
+            terms.append(Times(self.param() if self.chance(0.6) else Const(float(self.pick([-1.5, 0.7, 2.0]))), atom))
+        return Sum(tuple(terms))
+
+    def param(self) -> Param:
+        """Return a new entry of the vector of parameters."""
+        self.counts[self.vector] += 1
+        return Param(self.vector, self.counts[self.vector] - 1)
+
+    def table(self, shape: tuple[int, ...]) -> str:
+        """Return the name of a new array of parameters."""
+        name = f"{self.vector}{len(self.tables)}"
+        self.tables[name] = shape
+        return name
+
+    def _start(self, site: Site) -> Term:
+        if site.plates and self.chance(0.5):
+            p = self.pick(site.plates)
+            return Local(self.table((p.size,)), p)
+        return self.param()
+
+    @staticmethod
+    def draw(site: Site) -> Draw:
+        """Return what a site drew."""
+        return Draw(site.name, site.family == "categorical")
+
+    def atom(self, site: Site, seen: list[Site]) -> Term:
+        """Return a term that reads one of the sites before, at the plates of this one."""
+        read = self.pick(seen)
+        here = set(site.plates)
+        if read.family == "categorical" and set(read.plates) <= here and self.chance(0.5):
+            return Lookup(self.table((len(read.args),)), read.name)
+        gathered = self._gathered(read, here, seen)
+        if gathered is not None:
+            return gathered
+        x: Term = self.draw(read)
+        if "detour" in self.flavours and not read.plates and read.family == "bernoulli" and self.chance(0.6):
+            x = Detour(self.pick(sorted(DETOURS["pyro"] | DETOURS["numpyro"])), x)
+        for p in read.plates:
+            if p not in here:
+                x = Along(self._leaving(read), p, x)
+            elif "mixing" in self.flavours and p.drawn > 1 and self.chance(0.3):
+                x = Along(self.pick(MIXING), p, x)
+        return self._wrapped(x, site, seen, scalar=not (set(read.plates) & here), smooth=read.family == "normal")
+
+    def _leaving(self, read: Site) -> str:
+        if "whole" in self.flavours:
+            return "whole" if len(read.plates) == 1 and self.chance(0.7) else self.pick(["total", "first", "last"])
+        return str(self.pick([way for way in LEAVING if way != "whole"]))
+
+    def _gathered(self, read: Site, here: set[Plate], seen: list[Site]) -> Term | None:
+        """Return the element of a plate that another draw names, where there is one that can."""
+        if len(read.plates) != 1 or read.plates[0] in here or read.plates[0].dim != -1:
+            return None
+        p = read.plates[0]
+        fitting = [
+            s for s in seen if s.categories == p.drawn and s.family == "categorical" and set(s.plates) <= here and s != read
+        ]
+        fitting = [s for s in fitting if all(other.dim == -1 for other in s.plates)]
+        whole = "whole" in self.flavours
+        if not whole:
+            fitting = [s for s in fitting if s.plates]
+        if not fitting or p.subsampled or self.chance(0.3):
+            return None
+        return Gather(p, self.draw(read), self.pick(fitting).name, whole)
+
+    def _wrapped(self, x: Term, site: Site, seen: list[Site], scalar: bool, smooth: bool) -> Term:
+        if "opaque" in self.flavours and self.chance(0.5):
+            return self._opaque(x)
+        if not smooth and self.chance(0.15):
+            return More(x, float(self.pick([0.5, 1.5])))
+        if not smooth and self.chance(0.15):
+            python = scalar and "python" in self.flavours
+            other = self.pick(seen)
+            inside = set(other.plates) <= set(site.plates)
+            yes: Term = self.draw(other) if inside else self.param()
+            return Choose(More(x, 0.5), Times(self.param(), yes), Sum((self.param(), Const(0.3))), python)
+        return Smooth(self.pick(["tanh", "sin", "square"]), x) if self.chance(0.2) else x
+
+    def _opaque(self, x: Term) -> Opaque:
+        """Return a function of its own; a second one differs from the first in its numbers alone."""
+        if self.opaque is None:
+            way = self.pick(OPAQUE_WAYS)
+            self.opaque = Opaque(way, tuple(self.rng.normal(size=3).round(2).tolist()), Const(0.0))
+            return replace(self.opaque, x=x)
+        numbers = tuple(np.round(np.array(self.opaque.numbers) + self.rng.normal(size=3), 2).tolist())
+        return replace(self.opaque, numbers=numbers, x=x)
