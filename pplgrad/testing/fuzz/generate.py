@@ -71,7 +71,7 @@ class _Maker:
         self.noise: dict[str, np.ndarray] = {}
         self.state: str | None = None
         self.read = ""
-        self.opaque: Opaque | None = None
+        self.opaques: list[Opaque] = []
         self.vector = "a"
         self.plates = self._plates()
 
@@ -266,7 +266,7 @@ class _Maker:
         return Gather(p, self.draw(read), self.pick(fitting).name, whole)
 
     def _wrapped(self, x: Term, site: Site, seen: list[Site], scalar: bool, smooth: bool) -> Term:
-        if "opaque" in self.flavours and self.chance(0.5):
+        if "opaque" in self.flavours and len(self.opaques) < 3 and self.chance(0.4):
             return self._opaque(x)
         if not smooth and self.chance(0.15):
             return More(x, float(self.pick([0.5, 1.5])))
@@ -280,9 +280,11 @@ class _Maker:
 
     def _opaque(self, x: Term) -> Opaque:
         """Return a function of its own; a second one differs from the first in its numbers alone."""
-        if self.opaque is None:
-            way = self.pick(OPAQUE_WAYS)
-            self.opaque = Opaque(way, tuple(self.rng.normal(size=3).round(2).tolist()), Const(0.0))
-            return replace(self.opaque, x=x)
-        numbers = tuple(np.round(np.array(self.opaque.numbers) + self.rng.normal(size=3), 2).tolist())
-        return replace(self.opaque, numbers=numbers, x=x)
+        if self.opaques:
+            first = self.opaques[0]
+            numbers = tuple(np.round(np.array(first.numbers) + self.rng.normal(size=3), 2).tolist())
+            made = replace(first, numbers=numbers, x=x)
+        else:
+            made = Opaque(self.pick(OPAQUE_WAYS), tuple(self.rng.normal(size=3).round(2).tolist()), x)
+        self.opaques.append(made)
+        return made

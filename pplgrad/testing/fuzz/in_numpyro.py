@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpyro import handlers
 from numpyro.infer import Trace_ELBO
 
 from pplgrad.engine.noise import replaced_noise
@@ -20,7 +21,16 @@ from pplgrad.testing.fuzz.hosts import Skipped, Step, case_of, cell_steps, error
 from pplgrad.testing.fuzz.oracle import Arrays
 from pplgrad.testing.fuzz.program import Program
 from pplgrad.testing.fuzz.source import Built, build
-from pplgrad.testing.in_numpyro import KEY, array, driven, forced, isolated, stacked, with_fixed_noise
+from pplgrad.testing.in_numpyro import (
+    KEY,
+    _which_particle,
+    _with_noise,
+    array,
+    inverse_cdf,
+    isolated,
+    stacked,
+    with_fixed_noise,
+)
 
 __all__ = ["eagerly", "exactly", "isolated", "runs_without", "statistically", "unfused"]
 
@@ -43,6 +53,29 @@ def _wrapped(built: Built, estimators: dict) -> Callable:
 
 def _parameters(program: Program) -> dict:
     return {name: array(x) for name, x in program.params.items()}
+
+
+def _forced(program: Program, guide: Callable, draws: dict[str, jax.Array], particles: int, uniform: bool) -> Callable:
+    """Make the guide take given values, or the values at given uniform numbers, (particles, ...), at the shapes that it has."""
+    which = _which_particle(particles)
+
+    def run(*args: Any) -> Any:
+        mine = which()
+
+        def choose(site: Any) -> Any:
+            name = site["name"]
+            if name not in draws:
+                return _with_noise(site, program.noise)
+            x = draws[name][mine]
+            if site["type"] == "plate":
+                return x
+            x = x.reshape(site["fn"].batch_shape)
+            return inverse_cdf(site["fn"], x) if uniform else x
+
+        with handlers.substitute(substitute_fn=choose):
+            return guide(*args)
+
+    return run
 
 
 def exactly(
@@ -84,7 +117,7 @@ def _over_outcomes(
     guide = _wrapped(built, estimators)
 
     def loss(params: dict, draws: dict[str, jax.Array]) -> jax.Array:
-        run = forced(guide, draws, program.noise, particles) if draws else with_fixed_noise(guide, _held(program, built))
+        run = _forced(program, guide, draws, particles, False)
         return elbo.loss_with_mutable_state(jax.random.key(KEY), params, built.model, run, *built.args)["loss"]
 
     params = _parameters(program)
@@ -115,7 +148,7 @@ def _over_cells(
     def loss(params: dict, draw: dict[str, jax.Array], number: jax.Array) -> tuple[jax.Array, jax.Array]:
         noise.start(number)
         with replaced_noise(noise.make):
-            run = driven(guide, draw, program.noise, particles)
+            run = _forced(program, guide, draw, particles, True)
             value = elbo.loss_with_mutable_state(jax.random.key(KEY), params, built.model, run, *built.args)["loss"]
         return value, jnp.asarray(noise.log_weight)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -138,7 +140,11 @@ def _sample(
     fresh(case)
     torch.manual_seed(seed)
     rows: dict[str, list] = {name: [] for name in program.params}
-    with Drive([], {} if moving else program.noise):
+    if not moving and program.noise:
+        # Around the guide, because a compiled step runs under no handler; around all if the particles are in a plate.
+        inside = not elbo.vectorize_particles
+        built = replace(built, guide=Drive([], program.noise)(built.guide)) if inside else built
+    with Drive([], {} if moving else program.noise) if elbo.vectorize_particles else nullcontext():
         for _ in range(draws):
             _step(built, elbo, state)
             found = gradient()
