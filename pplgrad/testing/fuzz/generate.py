@@ -50,7 +50,8 @@ def random_program(seed: int, flavours: tuple[str, ...] | None = None) -> Progra
 
     A directed acyclic graph of discrete and reparameterized sites with plates (nested, crossed, side by side, subsampled, left and entered
     again), masks, scales, sums and orders over plates, lookups by draw, comparisons, control flow, and Python state. It
-    has at most some dozens of outcomes. `flavours` asks for some of `FLAVOURS` and no others; by default the seed says which.
+    has at most some dozens of outcomes. `flavours` asks for some of `FLAVOURS` and no others, or for a kind of one, such as
+    "state:namespace" or "detour:pickled"; by default the seed says which.
 
     >>> random_program(1) == random_program(1)
     True
@@ -65,7 +66,11 @@ class _Maker:
         self.rng = np.random.default_rng(seed)
         self.seed = seed
         drawn = {name for name, chance in FLAVOURS.items() if self.rng.random() < chance}
-        self.flavours = drawn if flavours is None else set(flavours)
+        named = drawn if flavours is None else flavours
+        self.flavours = {name.split(":")[0] for name in named}
+        self.kinds = dict(name.split(":") for name in named if ":" in name)
+        home = self.pick(["pyro", "numpyro"])
+        self.detours = [self.kinds["detour"]] if "detour" in self.kinds else sorted(DETOURS[home])
         self.counts = {"a": 0, "b": 0}
         self.tables: dict[str, tuple[int, ...]] = {}
         self.noise: dict[str, np.ndarray] = {}
@@ -110,7 +115,7 @@ class _Maker:
         """Make the program."""
         latents = self._latents()
         if "state" in self.flavours:
-            self.state = self.pick([*STATES, *TORCH_STATES])
+            self.state = self.kinds.get("state") or self.pick([*STATES, *TORCH_STATES])
             self.read = (STATES | TORCH_STATES)[self.state].read
         self.vector = "a"
         guide = [self._guide_site(site, latents[:i]) for i, site in enumerate(latents)]
@@ -126,10 +131,15 @@ class _Maker:
         found: list[Site] = []
         for i in range(int(self.rng.integers(2, 5))):
             family = self.pick(["bernoulli", "bernoulli", "bernoulli", "categorical", "normal", "binomial"])
-            if "moved" in self.flavours and i == 0:
-                family = "uniform"
+            plates = self.place()
+            if "detour" in self.flavours and self.chance(0.5):
+                family, plates = "bernoulli", ()
+            if "moved" in self.flavours:
+                family = "uniform" if i == 0 else "bernoulli"
+            if "impossible" in self.flavours and i == 0:
+                family = "categorical"
             count = {"categorical": 3 if self.chance(0.6) else 2}.get(family, 1)
-            site = Site(f"z{i}", () if family == "uniform" else self.place(), family, (Const(0.0),) * count)
+            site = Site(f"z{i}", () if family == "uniform" else plates, family, (Const(0.0),) * count)
             if Program(0, self.plates, {}, (*found, site), ()).outcomes() > MOST_OUTCOMES:
                 break
             found.append(self._around(site))
@@ -172,10 +182,13 @@ class _Maker:
 
     def _observed(self, number: int, seen: list[Site]) -> Site:
         site = Site(f"x{number}", self.place(), "normal", ())
-        loc = self.expression(site, seen, 3, reads=1)
         if self.read and self.chance(0.7):
+            # Often the only thing that is read: what a site may depend on then changes with the state.
+            loc: Term = self.param() if self.chance(0.6) else self.expression(site, seen, 3, reads=1)
             loc = Sum((loc, self._by_state(site, seen)))
             self.read = ""
+        else:
+            loc = self.expression(site, seen, 3, reads=1)
         if self.chance(0.25):
             return replace(site, family="factor", args=(Smooth("sin", loc),))
         full = [1] * len(site.shape)
@@ -188,8 +201,9 @@ class _Maker:
         return self._around(site)
 
     def _by_state(self, site: Site, seen: list[Site]) -> Term:
-        yes, no = (self.atom(site, seen) for _ in range(2))
-        if self.chance(0.7):
+        yes = self.atom(site, seen)
+        no = self.atom(site, seen) if self.chance(0.6) else Const(0.4)
+        if self.chance(0.8):
             return Times(Const(2.0), Switch(self.read, yes, no))
         return Times(Setting(self.read), yes)
 
@@ -228,6 +242,8 @@ class _Maker:
     def atom(self, site: Site, seen: list[Site]) -> Term:
         """Return a term that reads one of the sites before, at the plates of this one."""
         read = self.pick(seen)
+        if "detour" in self.flavours and self.chance(0.6):
+            read = self.pick([s for s in seen if _detourable(s)] or seen)
         here = set(site.plates)
         if read.family == "categorical" and set(read.plates) <= here and self.chance(0.5):
             return Lookup(self.table((len(read.args),)), read.name)
@@ -235,8 +251,8 @@ class _Maker:
         if gathered is not None:
             return gathered
         x: Term = self.draw(read)
-        if "detour" in self.flavours and not read.plates and read.family == "bernoulli" and self.chance(0.6):
-            x = Detour(self.pick(sorted(DETOURS["pyro"] | DETOURS["numpyro"])), x)
+        if "detour" in self.flavours and _detourable(read) and self.chance(0.7):
+            x = Detour(self.pick(self.detours), x)
         for p in read.plates:
             if p not in here:
                 x = Along(self._leaving(read), p, x)
@@ -288,3 +304,8 @@ class _Maker:
             made = Opaque(self.pick(OPAQUE_WAYS), tuple(self.rng.normal(size=3).round(2).tolist()), x)
         self.opaques.append(made)
         return made
+
+
+def _detourable(site: Site) -> bool:
+    """Return whether a site's draw is one number, 0 or 1."""
+    return not site.plates and site.family == "bernoulli"

@@ -78,6 +78,15 @@ def _forced(program: Program, guide: Callable, draws: dict[str, jax.Array], part
     return run
 
 
+def _sharing(model: Callable, draws: dict[str, jax.Array]) -> Callable:
+    """Make the model draw the given elements in plates that the guide has not; particles share them."""
+
+    def choose(site: Any) -> Any:
+        return draws[site["name"]][0] if site["type"] == "plate" and site["name"] in draws else None
+
+    return handlers.substitute(model, substitute_fn=choose)
+
+
 def exactly(
     program: Program, estimators: dict, objective: Objective, particles: int, vectorized: bool, **more: Any
 ) -> float:
@@ -118,7 +127,7 @@ def _over_outcomes(
 
     def loss(params: dict, draws: dict[str, jax.Array]) -> jax.Array:
         run = _forced(program, guide, draws, particles, False)
-        return elbo.loss_with_mutable_state(jax.random.key(KEY), params, built.model, run, *built.args)["loss"]
+        return elbo.loss_with_mutable_state(jax.random.key(KEY), params, _sharing(built.model, draws), run, *built.args)["loss"]
 
     params = _parameters(program)
     if steps[0].draws[0]:
@@ -149,7 +158,8 @@ def _over_cells(
         noise.start(number)
         with replaced_noise(noise.make):
             run = _forced(program, guide, draw, particles, True)
-            value = elbo.loss_with_mutable_state(jax.random.key(KEY), params, built.model, run, *built.args)["loss"]
+            model = _sharing(built.model, draw)
+            value = elbo.loss_with_mutable_state(jax.random.key(KEY), params, model, run, *built.args)["loss"]
         return value, jnp.asarray(noise.log_weight)
 
     def one(params: dict, draw: dict[str, jax.Array], number: jax.Array) -> Any:

@@ -37,11 +37,11 @@ class Enumerated:
 def values_of(program: Program) -> Arrays:
     """Return every joint value of the discrete sites, (outcomes, *shape), in a fixed order."""
     supports = [range(s.categories or 1) for s in program.discrete for _ in range(math.prod(s.shape))]
-    flat = np.array(list(itertools.product(*supports)), dtype=int).reshape(-1, len(supports))
+    flat = np.array(list(itertools.product(*supports)), dtype=int).reshape(program.outcomes(), len(supports))
     found, start = {}, 0
     for site in program.discrete:
         count = math.prod(site.shape)
-        found[site.name] = flat[:, start : start + count].reshape(-1, *site.shape)
+        found[site.name] = flat[:, start : start + count].reshape(len(flat), *site.shape)
         start += count
     return found
 
