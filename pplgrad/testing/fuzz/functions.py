@@ -78,7 +78,7 @@ def by_nonzero(z): return torch.tensor(float(len(z.reshape(-1).nonzero()))).resh
 """
 
 _NUMPYRO_DETOURS = """
-def by_callback(z): return jax.pure_callback(lambda x: np.asarray(x), jax.ShapeDtypeStruct(z.shape, z.dtype), jax.lax.stop_gradient(z), vmap_method='sequential')
+def by_callback(z): return jax.pure_callback(lambda x: np.asarray(x, z.dtype), jax.ShapeDtypeStruct(z.shape, z.dtype), jax.lax.stop_gradient(z), vmap_method='sequential')
 def by_barrier(z): return jax.lax.optimization_barrier(z)
 def stopped(z): return jax.lax.stop_gradient(z)
 def by_bits(z): return jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(jax.lax.stop_gradient(z), jnp.uint64), z.dtype)

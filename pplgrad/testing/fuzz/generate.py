@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from pplgrad.testing.fuzz.functions import DETOURS, OPAQUE_WAYS
-from pplgrad.testing.fuzz.program import Program, Site
+from pplgrad.testing.fuzz.program import Program, Site, in_chain
 from pplgrad.testing.fuzz.states import STATES, TORCH_STATES
 from pplgrad.testing.fuzz.terms import (
     LEAVING,
@@ -42,6 +42,7 @@ FLAVOURS = {
     "python": 0.2,
     "moved": 0.06,
     "mixing": 0.5,
+    "chain": 0.15,
 }
 
 
@@ -78,6 +79,7 @@ class _Maker:
         self.read = ""
         self.opaques: list[Opaque] = []
         self.vector = "a"
+        self.steps = int(self.rng.integers(2, 4)) if "chain" in self.flavours else 0
         self.plates = self._plates()
 
     def chance(self, probability: float) -> bool:
@@ -119,11 +121,13 @@ class _Maker:
             self.read = (STATES | TORCH_STATES)[self.state].read
         self.vector = "a"
         guide = [self._guide_site(site, latents[:i]) for i, site in enumerate(latents)]
+        if self.steps:
+            guide += self._chain(guide, observed=False)
         self.vector = "b"
         model = self._model(guide)
         params = {name: 0.8 * self.rng.normal(size=max(n, 1)) for name, n in self.counts.items()}
         params |= {name: 0.8 * self.rng.normal(size=shape) for name, shape in self.tables.items()}
-        found = Program(self.seed, self.plates, params, tuple(guide), tuple(model), self.noise, self.state)
+        found = Program(self.seed, self.plates, params, tuple(guide), tuple(model), self.noise, self.state, self.steps)
         return found if found.reads_state else replace(found, state=None)
 
     def _latents(self) -> list[Site]:
@@ -140,7 +144,7 @@ class _Maker:
                 family = "categorical"
             count = {"categorical": 3 if self.chance(0.6) else 2}.get(family, 1)
             site = Site(f"z{i}", () if family == "uniform" else plates, family, (Const(0.0),) * count)
-            if Program(0, self.plates, {}, (*found, site), ()).outcomes() > MOST_OUTCOMES:
+            if Program(0, self.plates, {}, (*found, site), ()).outcomes() * 2**self.steps > MOST_OUTCOMES:
                 break
             found.append(self._around(site))
         return found or [Site("z0", (), "bernoulli", (Const(0.0),))]
@@ -165,8 +169,23 @@ class _Maker:
             args[int(self.rng.integers(len(args)))] = Const(-np.inf)
         return replace(site, args=tuple(args))
 
+    def _chain(self, seen: list[Site], observed: bool) -> list[Site]:
+        """Return the sites of a loop, each of which reads the one before it."""
+        start, more, slope = self.param(), self.param(), self.param()
+        around = self.atom(Site("c", (), "bernoulli", ()), seen) if seen and self.chance(0.5) else Const(0.6)
+        found: list[Site] = []
+        for t in range(self.steps):
+            before: Term = Draw(f"c_{t - 1}", False) if t else Const(0.0)
+            found.append(Site(f"c_{t}", (), "bernoulli", (Sum((start, Times(more, before), around)),)))
+            if observed:
+                loc = Sum((slope, Times(Const(1.5), Draw(f"c_{t}", False))))
+                found.append(Site(f"cx_{t}", (), "normal", (loc, Const(1.0)), self.rng.normal(size=()).round(2)))
+        return found
+
     def _model(self, guide: list[Site]) -> list[Site]:
         """Return the latent sites in another order, with observed ones and factors between and after them."""
+        chain = [site for site in guide if in_chain(site.name)]
+        guide = guide[: len(guide) - len(chain)]
         order = [guide[i] for i in self.rng.permutation(len(guide))]
         found: list[Site] = []
         seen: list[Site] = []
@@ -178,11 +197,15 @@ class _Maker:
             seen.append(site)
             if self.chance(0.2):
                 found.append(self._observed(len(found), seen))
-        return [*found, *(self._observed(len(found) + i, seen) for i in range(int(self.rng.integers(1, 3))))]
+        if chain:
+            found += self._chain(seen, observed=self.chance(0.8))
+            seen += chain
+        count = int(self.rng.integers(1, 3))
+        return [*found, *(self._observed(len(found) + i, seen, i == count - 1) for i in range(count))]
 
-    def _observed(self, number: int, seen: list[Site]) -> Site:
+    def _observed(self, number: int, seen: list[Site], last: bool = False) -> Site:
         site = Site(f"x{number}", self.place(), "normal", ())
-        if self.read and self.chance(0.7):
+        if self.read and (last or self.chance(0.4)):
             # Often the only thing that is read: what a site may depend on then changes with the state.
             loc: Term = self.param() if self.chance(0.6) else self.expression(site, seen, 3, reads=1)
             loc = Sum((loc, self._by_state(site, seen)))

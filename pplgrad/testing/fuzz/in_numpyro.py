@@ -19,7 +19,7 @@ from pplgrad.objectives import MultiSample, Objective
 from pplgrad.testing.cells import NumberedNoise, z_of
 from pplgrad.testing.fuzz.hosts import Skipped, Step, case_of, cell_steps, error_of, exact_gradient, outcome_steps
 from pplgrad.testing.fuzz.oracle import Arrays
-from pplgrad.testing.fuzz.program import Program
+from pplgrad.testing.fuzz.program import Program, in_chain
 from pplgrad.testing.fuzz.source import Built, build
 from pplgrad.testing.in_numpyro import (
     KEY,
@@ -69,6 +69,8 @@ def _forced(program: Program, guide: Callable, draws: dict[str, jax.Array], part
             x = draws[name][mine]
             if site["type"] == "plate":
                 return x
+            if name == "c":  # The steps of a loop, of which `scan` takes its own.
+                return x
             x = x.reshape(site["fn"].batch_shape)
             return inverse_cdf(site["fn"], x) if uniform else x
 
@@ -115,7 +117,9 @@ def unfused(program: Program, estimators: dict, objective: Objective, particles:
 def _rows(steps: list[Step]) -> dict[str, jax.Array]:
     """Return the draws of all steps, (steps, particles, ...)."""
     every = [{n: np.stack([draws[n] for draws in step.draws]) for n in step.draws[0]} for step in steps]
-    return stacked(every)
+    found = stacked(every)
+    loop = sorted(name for name in found if in_chain(name))
+    return found | ({"c": jnp.stack([found.pop(name) for name in loop], -1)} if loop else {})
 
 
 def _over_outcomes(
@@ -150,6 +154,8 @@ def _over_cells(
     program: Program, built: Built, elbo: Any, estimators: dict, particles: int, state: int
 ) -> Arrays:
     """Return E[estimate] over all draws, those of branches, and the estimators' own finite noise."""
+    if program.chain:
+        raise Skipped("branches in a loop")
     steps = cell_steps(program, particles, state)
     params, draws, noise = _parameters(program), _rows(steps), NumberedNoise()
     guide = _wrapped(built, estimators)

@@ -97,7 +97,8 @@ class Program:
     """A random program: see `random_program`.
 
     `noise` holds the standard noise of the sites that are reparameterized, of their shape. `state` is the kind of Python state that it
-    reads (one of `STATES`), or None. `whole` says that it adds up whole values, as in `z.sum()`.
+    reads (one of `STATES`), or None. `chain` is the number of steps of a loop whose sites are `c_0`, `c_1`, ... (and `cx_0`, ... for what is
+    observed in it): `markov` in Pyro, `scan` with one site `c` in NumPyro.
     """
 
     seed: int
@@ -107,6 +108,7 @@ class Program:
     model: tuple[Site, ...]
     noise: dict[str, np.ndarray] = field(default_factory=dict)
     state: str | None = None
+    chain: int = 0
 
     @property
     def dims(self) -> int:
@@ -126,6 +128,12 @@ class Program:
         """Return all terms of the program."""
         return [term for site in (*self.guide, *self.model) for term in site.terms()]
 
+    def latents(self, library: str) -> list[str]:
+        """Return the names of the sites that may have an estimator, as a library has them."""
+        names = [site.name for site in self.guide if site.categories is not None or site.family == "uniform"]
+        looped = [name for name in names if in_chain(name)] if library == "numpyro" else []
+        return [name for name in names if name not in looped] + ["c"] * bool(looped)
+
     @property
     def reads_state(self) -> bool:
         """Whether it reads the Python state."""
@@ -140,6 +148,7 @@ class Program:
         found |= {"subsampled" for plate in self.plates if plate.subsampled}
         found |= {"masked" for site in (*self.guide, *self.model) if site.mask is not None}
         found |= {"scaled" for site in (*self.guide, *self.model) if site.scale is not None}
+        found |= {"chain"} if self.chain else set()
         found |= {"reentered"} if _reentered(self.guide) or _reentered(self.model) else set()
         return found | ({f"state:{self.state}"} if self.state else set())
 
@@ -149,6 +158,11 @@ class Program:
         model = tuple(site for site in self.model if site.name != name)
         noise = {key: x for key, x in self.noise.items() if key != name}
         return replace(self, guide=guide, model=model, noise=noise)
+
+
+def in_chain(name: str) -> bool:
+    """Return whether a site stands in the program's loop."""
+    return name.startswith(("c_", "cx_"))
 
 
 def _reentered(sites: tuple[Site, ...]) -> bool:

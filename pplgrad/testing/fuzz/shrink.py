@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 
-from pplgrad.testing.fuzz.program import Program, Site
+from pplgrad.testing.fuzz.program import Program, Site, in_chain
 from pplgrad.testing.fuzz.terms import Const, Sum, Term, Times
 
 
@@ -46,11 +46,13 @@ def programs(program: Program) -> Iterator[Program]:
     """Yield programs that are a step smaller."""
     read = {name for site in (*program.guide, *program.model) for name in site.reads()}
     for site in (*program.model, *program.guide):
-        if site.name not in read:
+        if site.name not in read and not in_chain(site.name):
             yield program.without(site.name)
     for which in ("guide", "model"):
         sites: tuple[Site, ...] = getattr(program, which)
         for i, site in enumerate(sites):
+            if in_chain(site.name):
+                continue  # All steps of a loop do the same.
             for other in _sites(site):
                 found = replace(program, **{which: sites[:i] + (other,) + sites[i + 1 :]})  # type: ignore[arg-type]
                 yield found if found.reads_state else replace(found, state=None)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pplgrad.testing.fuzz.functions import FUNCTIONS, detour, opaque
-from pplgrad.testing.fuzz.program import Program, Site
+from pplgrad.testing.fuzz.program import Program, Site, in_chain
 from pplgrad.testing.fuzz.states import STATES, TORCH_STATES, State
-from pplgrad.testing.fuzz.terms import Detour, Opaque, Term, matrix
+from pplgrad.testing.fuzz.terms import Detour, Draw, Opaque, Term, matrix
 
 _HEADS = {
     "pyro": """import copy
@@ -39,6 +39,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro import factor, handlers, plate, sample
+from numpyro.contrib.control_flow import scan
 
 jax.config.update("jax_enable_x64", True)
 
@@ -59,7 +60,7 @@ def source(program: Program, library: str) -> str:
     state = state_of(program)
     argument = "state" if state is not None and state.argument else ""
     body = "\n\n".join(
-        _function(name, argument, sites, program) for name, sites in (("model", program.model), ("guide", program.guide))
+        _function(name, argument, sites, program, library) for name, sites in (("model", program.model), ("guide", program.guide))
     )
     setting = "" if state is None else f"{state.setup}\n\ndef set_state(v):\n    {state.write}\n\n\n"
     start = f"START = {({name: x.tolist() for name, x in program.params.items()})!r}\n"
@@ -85,7 +86,7 @@ def _definitions(program: Program, library: str, body: str) -> str:
     return "".join(text + "\n\n\n" for text in (plain | found).values())
 
 
-def _function(name: str, argument: str, sites: tuple[Site, ...], program: Program) -> str:
+def _function(name: str, argument: str, sites: tuple[Site, ...], program: Program, library: str) -> str:
     lines = [f"def {name}({argument}):"]
     used = [name for name in program.params if any(_mentions(site, name) for site in sites)]
     lines += [f"    {param} = param({param!r})" for param in used]
@@ -93,8 +94,13 @@ def _function(name: str, argument: str, sites: tuple[Site, ...], program: Progra
     for p in plates:
         size = f"{p.size}, subsample_size={p.drawn}" if p.subsampled else f"{p.size}"
         lines.append(f"    {p.name} = plate({p.name!r}, {size}, dim={p.dim})")
-    open_ = None
+    open_: tuple | None = None
     for site in sites:
+        if in_chain(site.name):
+            if site.name == "c_0":
+                lines += _loop([other for other in sites if in_chain(other.name)], program.chain, library)
+            open_ = None
+            continue
         if site.plates and site.plates != open_:
             held = [f"{p.name} as {p.name}_index" if p.subsampled else p.name for p in site.plates]
             lines.append(f"    with {', '.join(held)}:")
@@ -106,6 +112,25 @@ def _function(name: str, argument: str, sites: tuple[Site, ...], program: Progra
             indent += "    "
         lines.append(indent + _statement(site))
     return "\n".join(lines) + ("\n    pass\n" if len(lines) == 1 else "\n")
+
+
+def _loop(sites: list[Site], steps: int, library: str) -> list[str]:
+    """Return the program's loop: its second step, which reads the first, says what every step does."""
+    drawn = next(site for site in sites if site.name == "c_1")
+    law = _law(drawn).replace(Draw("c_0", False).code(), "(1.0 * c)")
+    seen = next((site for site in sites if site.name == "cx_1"), None)
+    name = {"pyro": 'f"{}_{{t}}"', "numpyro": '"{}"'}[library]
+    body = [f"c = sample({name.format('c')}, {law})"]
+    if seen is not None:
+        data = [float(site.data) for site in sites if site.name.startswith("cx_") and site.data is not None]
+        law = _law(seen).replace(Draw("c_1", False).code(), "(1.0 * c)")
+        body.append(f"sample({name.format('cx')}, {law}, obs=array({data!r})[t])")
+    names = ", ".join(f"c_{t}" for t in range(steps))
+    if library == "pyro":
+        loop = ["c, cs = torch.zeros(()), []", f"for t in pyro.markov(range({steps})):", *("    " + x for x in body)]
+        return ["    " + x for x in (*loop, "    cs.append(c)", f"{names} = cs")]
+    loop = ["def step(c, t):", *("    " + x for x in body), "    return 1.0 * c, 1.0 * c"]
+    return ["    " + x for x in (*loop, f"_, cs = scan(step, jnp.zeros(()), jnp.arange({steps}))", f"{names} = cs")]
 
 
 def _mentions(site: Site, name: str) -> bool:
@@ -136,20 +161,24 @@ def _per_element(site: Site, values: Any, plates: tuple) -> str:
     return text
 
 
-def _statement(site: Site) -> str:
+def _law(site: Site) -> str:
+    """Return a site's distribution."""
     args = [term.code() for term in site.args]
-    if site.family == "factor":
-        return f"factor({site.name!r}, {args[0]})"
-    law = {
+    return {
         "bernoulli": lambda: f"dist.Bernoulli(logits={args[0]})",
         "binomial": lambda: f"dist.Binomial(2, logits={args[0]})",
         "categorical": lambda: f"dist.Categorical(logits=stack({', '.join(args)}))",
         "normal": lambda: f"dist.Normal({args[0]}, {args[1]})",
         "uniform": lambda: f"dist.Uniform({args[0]}, {args[1]})",
     }[site.family]()
+
+
+def _statement(site: Site) -> str:
+    if site.family == "factor":
+        return f"factor({site.name!r}, {site.args[0].code()})"
     if site.data is None:
-        return f"{site.name} = sample({site.name!r}, {law})"
-    return f"sample({site.name!r}, {law}, obs={_observed(site)})"
+        return f"{site.name} = sample({site.name!r}, {_law(site)})"
+    return f"sample({site.name!r}, {_law(site)}, obs={_observed(site)})"
 
 
 def _observed(site: Site) -> str:

@@ -92,9 +92,9 @@ def estimator_of(text: str) -> Estimator:
     return eval(text, vars(pplgrad))  # noqa: S307
 
 
-def estimators_of(text: str, program: Program) -> dict[str, Estimator]:
+def estimators_of(text: str, program: Program, library: str) -> dict[str, Estimator]:
     """Return the estimators of a program's discrete sites (and of one whose support moves)."""
-    names = [site.name for site in program.guide if site.categories is not None or site.family == "uniform"]
+    names = program.latents(library)
     rng = np.random.default_rng(program.seed)
     plain = [e for e in ESTIMATORS if e not in ("mixed", "ScoreFunction(LeaveOneOut())")]
     return {name: estimator_of(str(rng.choice(plain)) if text == "mixed" else text) for name in names}
@@ -112,7 +112,7 @@ def attempt(trial: Trial, program: Program | None = None) -> Verdict:
         warnings.simplefilter("ignore")
         arguments = (trial.particles, trial.vectorized)
         try:
-            estimators = estimators_of(trial.estimator, program)
+            estimators = estimators_of(trial.estimator, program, trial.library)
             error = run(program, estimators, estimator_of(trial.objective), *arguments)
         except Skipped as reason:
             return Verdict("skipped", str(reason))
