@@ -43,6 +43,7 @@ FLAVOURS = {
     "moved": 0.06,
     "mixing": 0.5,
     "chain": 0.15,
+    "return": 0.3,
 }
 
 
@@ -81,6 +82,7 @@ class _Maker:
         self.vector = "a"
         self.steps = int(self.rng.integers(2, 4)) if "chain" in self.flavours else 0
         self.plates = self._plates()
+        self.returns = "return" in self.flavours and bool(self.plates) and "moved" not in self.flavours
 
     def chance(self, probability: float) -> bool:
         """Return True with a probability."""
@@ -138,6 +140,9 @@ class _Maker:
             plates = self.place()
             if "detour" in self.flavours and self.chance(0.5):
                 family, plates = "bernoulli", ()
+            if self.returns and i < 2:  # A plate's site, and one outside of the plate that will read it.
+                family = "bernoulli"
+                plates = self.plates[:1] if i == 0 else tuple(set(plates) - {self.plates[0]})
             if "moved" in self.flavours:
                 family = "uniform" if i == 0 else "bernoulli"
             if "impossible" in self.flavours and i == 0:
@@ -165,6 +170,8 @@ class _Maker:
             middle = self.expression(site, seen)
             return replace(site, args=(Sum((middle, Const(-1.0))), Sum((middle, Const(1.5)))))
         args = [self.expression(site, seen) for _ in site.args]
+        if self.returns and site.name == "z1":
+            args = [Sum((args[0], Times(Const(2.0), self.atom(site, seen[:1]))))]
         if "impossible" in self.flavours and site.family == "categorical" and len(args) > 2:
             args[int(self.rng.integers(len(args)))] = Const(-np.inf)
         return replace(site, args=tuple(args))
@@ -172,7 +179,9 @@ class _Maker:
     def _chain(self, seen: list[Site], observed: bool) -> list[Site]:
         """Return the sites of a loop, each of which reads the one before it."""
         start, more, slope = self.param(), self.param(), self.param()
-        around = self.atom(Site("c", (), "bernoulli", ()), seen) if seen and self.chance(0.5) else Const(0.6)
+        # What has been summed over a plate keeps a dimension, which the loop's carry has not.
+        plain = [site for site in seen if not site.plates and not site.reads()]
+        around = self.atom(Site("c", (), "bernoulli", ()), plain) if plain and self.chance(0.5) else Const(0.6)
         found: list[Site] = []
         for t in range(self.steps):
             before: Term = Draw(f"c_{t - 1}", False) if t else Const(0.0)
@@ -205,9 +214,14 @@ class _Maker:
 
     def _observed(self, number: int, seen: list[Site], last: bool = False) -> Site:
         site = Site(f"x{number}", self.place(), "normal", ())
-        if self.read and (last or self.chance(0.4)):
+        back = [s for s in seen if s.name == "z1" and self.returns]
+        if last and back:
+            # Back in the plate, and reading nothing but the site outside.
+            site = replace(site, plates=(*self.plates[:1], *(p for p in back[0].plates if p.dim != self.plates[0].dim)))
+            loc: Term = Sum((self._start(site), Times(Const(1.5), self.atom(site, back))))
+        elif self.read and (last or self.chance(0.4)):
             # Often the only thing that is read: what a site may depend on then changes with the state.
-            loc: Term = self.param() if self.chance(0.6) else self.expression(site, seen, 3, reads=1)
+            loc = self.param() if self.chance(0.6) else self.expression(site, seen, 3, reads=1)
             loc = Sum((loc, self._by_state(site, seen)))
             self.read = ""
         else:
@@ -294,7 +308,9 @@ class _Maker:
             return None
         p = read.plates[0]
         fitting = [
-            s for s in seen if s.categories == p.drawn and s.family == "categorical" and set(s.plates) <= here and s != read
+            s
+            for s in seen
+            if s.categories == p.drawn and s.family == "categorical" and set(s.plates) <= here and s != read
         ]
         fitting = [s for s in fitting if all(other.dim == -1 for other in s.plates)]
         whole = "whole" in self.flavours

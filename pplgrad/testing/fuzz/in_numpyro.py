@@ -38,10 +38,10 @@ CAN_FUSE = "fuse" in inspect.signature(TraceGrad_ELBO.__init__).parameters
 MOST_ROWS = 60_000
 
 
-def _elbo(program: Program, estimators: dict, objective: Objective, particles: int, vectorized: bool, **more: Any) -> Any:
-    return TraceGrad_ELBO(
-        particles, vectorized or particles == 1, estimators=estimators, objective=objective, **more
-    )
+def _elbo(
+    program: Program, estimators: dict, objective: Objective, particles: int, vectorized: bool, **more: Any
+) -> Any:
+    return TraceGrad_ELBO(particles, vectorized or particles == 1, estimators=estimators, objective=objective, **more)
 
 
 def _wrapped(built: Built, estimators: dict) -> Callable:
@@ -131,7 +131,9 @@ def _over_outcomes(
 
     def loss(params: dict, draws: dict[str, jax.Array]) -> jax.Array:
         run = _forced(program, guide, draws, particles, False)
-        return elbo.loss_with_mutable_state(jax.random.key(KEY), params, _sharing(built.model, draws), run, *built.args)["loss"]
+        return elbo.loss_with_mutable_state(
+            jax.random.key(KEY), params, _sharing(built.model, draws), run, *built.args
+        )["loss"]
 
     params = _parameters(program)
     if steps[0].draws[0]:
@@ -150,9 +152,7 @@ def _held(program: Program, built: Built) -> Any:
     return case_of(program, built.model, built.guide)
 
 
-def _over_cells(
-    program: Program, built: Built, elbo: Any, estimators: dict, particles: int, state: int
-) -> Arrays:
+def _over_cells(program: Program, built: Built, elbo: Any, estimators: dict, particles: int, state: int) -> Arrays:
     """Return E[estimate] over all draws, those of branches, and the estimators' own finite noise."""
     if program.chain:
         raise Skipped("branches in a loop")

@@ -36,7 +36,9 @@ NOISES = 4
 """How many outcomes of an estimator's own noise a cell may have at most, times the number of steps."""
 
 
-def _elbo(program: Program, estimators: dict, objective: Objective, particles: int, vectorized: bool, **more: Any) -> Any:
+def _elbo(
+    program: Program, estimators: dict, objective: Objective, particles: int, vectorized: bool, **more: Any
+) -> Any:
     depth = program.dims if vectorized else float("inf")
     return TraceGrad_ELBO(
         particles, depth, vectorize_particles=vectorized, estimators=estimators, objective=objective, **more
@@ -56,6 +58,12 @@ def exactly(program: Program, estimators: dict, objective: Objective, particles:
     return worst
 
 
+def _moves_by_itself(program: Program) -> bool:
+    """Return whether reading the Python state changes it."""
+    kind = state_of(program)
+    return kind is not None and kind.each_step
+
+
 def _step(built: Built, elbo: Any, state: int) -> float:
     built.set_state(state)
     return float(elbo.loss_and_grads(built.model, built.guide, *built.args))
@@ -66,6 +74,8 @@ def _over_outcomes(
 ) -> Arrays:
     """Return E[estimate] over every tuple of outcomes; infinite where a loss is wrong already."""
     case = case_of(program, built.model, built.guide)
+    if particles > 1 and not elbo.vectorize_particles and _moves_by_itself(program):
+        raise Skipped("particles run Python again, which moves its state on")
     steps = outcome_steps(program, objective, particles, state)
     fresh(case)
     total: Arrays = {name: np.zeros(x.shape) for name, x in program.params.items()}
@@ -88,6 +98,8 @@ def _over_cells(
     """Return E[estimate] over all draws, those of branches, and the estimators' own finite noise."""
     if particles > 1 and not elbo.vectorize_particles:
         raise Skipped("branches of looped particles")
+    if _moves_by_itself(program):
+        raise Skipped("branches run Python again, which moves its state on")
     case = case_of(program, built.model, built.guide)
     steps = cell_steps(program, particles, state)
     total: Arrays = {name: np.zeros(x.shape) for name, x in program.params.items()}
@@ -191,7 +203,9 @@ def runs_without(program: Program, particles: int, vectorized: bool) -> bool:
     fresh(case_of(program, built.model, built.guide))
     depth = program.dims if vectorized else float("inf")
     try:
-        Trace_ELBO(particles, depth, vectorize_particles=vectorized).loss_and_grads(built.model, built.guide, *built.args)
+        Trace_ELBO(particles, depth, vectorize_particles=vectorized).loss_and_grads(
+            built.model, built.guide, *built.args
+        )
     except Exception:  # Whatever it is, the host says that this is no program for it.
         return False
     finally:

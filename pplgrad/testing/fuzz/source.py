@@ -50,25 +50,44 @@ def param(name):
 }
 
 
-def state_of(program: Program) -> State | None:
-    """Return the kind of Python state that a program reads."""
-    return None if program.state is None else (STATES | TORCH_STATES)[program.state]
+def state_of(program: Program, library: str = "pyro") -> State | None:
+    """Return the kind of Python state that a program reads.
+
+    In JAX a dictionary stands for what is torch's, and for what changes whenever it is read: a program is traced at will.
+    """
+    if program.state is None:
+        return None
+    state = (STATES | TORCH_STATES)[program.state]
+    plain = library == "numpyro" and (state.each_step or program.state in TORCH_STATES)
+    return STATES["dictionary"] if plain else state
 
 
 def source(program: Program, library: str) -> str:
     """Return the program as source: `model`, `guide`, the parameters `START`, and `set_state(v)` where it reads Python state."""
-    state = state_of(program)
+    state = state_of(program, library)
     argument = "state" if state is not None and state.argument else ""
     body = "\n\n".join(
-        _function(name, argument, sites, program, library) for name, sites in (("model", program.model), ("guide", program.guide))
+        _function(name, argument, sites, program, library)
+        for name, sites in (("model", program.model), ("guide", program.guide))
     )
+    if program.state is not None and state is not None:
+        body = body.replace((STATES | TORCH_STATES)[program.state].read, state.read)
     setting = "" if state is None else f"{state.setup}\n\ndef set_state(v):\n    {state.write}\n\n\n"
-    start = f"START = {({name: x.tolist() for name, x in program.params.items()})!r}\n"
-    return _HEADS[library] + "\n\n" + start + _matrices(body) + "\n\n" + _definitions(program, library, body) + setting + body
+    start = f"START = { ({name: x.tolist() for name, x in program.params.items()})!r}\n"
+    return (
+        _HEADS[library]
+        + "\n\n"
+        + start
+        + _matrices(body)
+        + "\n\n"
+        + _definitions(program, library, body)
+        + setting
+        + body
+    )
 
 
 def _matrices(body: str) -> str:
-    return f"MATRIX = {({n: matrix(n).tolist() for n in (1, 2, 3)})!r}\n" if "mix(" in body else ""
+    return f"MATRIX = { ({n: matrix(n).tolist() for n in (1, 2, 3)})!r}\n" if "mix(" in body else ""
 
 
 def _definitions(program: Program, library: str, body: str) -> str:
@@ -208,6 +227,6 @@ def build(program: Program, library: str) -> Built:
     code = text.replace('jax.config.update("jax_enable_x64", True)\n', "\n")
     namespace: dict[str, Any] = {"__name__": f"fuzz_{program.seed}"}
     exec(compile(code, f"<program {program.seed}>", "exec"), namespace)
-    state = state_of(program)
+    state = state_of(program, library)
     args = (namespace["STATE"],) if state is not None and state.argument else ()
     return Built(text, namespace["model"], namespace["guide"], namespace.get("set_state", lambda v: None), args)

@@ -27,7 +27,9 @@ _BITS = "SEEDS = [next(s for s in range(99) if random.Random(s).getrandbits(1) =
 
 STATES: dict[str, State] = {
     "namespace": State("import argparse\n\nCONFIG = argparse.Namespace(flag=0)\n", "CONFIG.flag", "CONFIG.flag = v"),
-    "simple_namespace": State("import types\n\nCONFIG = types.SimpleNamespace(flag=0)\n", "CONFIG.flag", "CONFIG.flag = v"),
+    "simple_namespace": State(
+        "import types\n\nCONFIG = types.SimpleNamespace(flag=0)\n", "CONFIG.flag", "CONFIG.flag = v"
+    ),
     "namespace_argument": State(
         "import argparse\n\nSTATE = argparse.Namespace(flag=0)\n", "state.flag", "STATE.flag = v", argument=True
     ),
@@ -52,7 +54,9 @@ STATES: dict[str, State] = {
         _CLASS + "CONFIG, NAME = Config(), 'flag'\n", "getattr(CONFIG, NAME)", "setattr(CONFIG, NAME, v)"
     ),
     "slots": State(
-        "class Config:\n    __slots__ = ('flag',)\n\n\nCONFIG = Config()\nCONFIG.flag = 0\n", "CONFIG.flag", "CONFIG.flag = v"
+        "class Config:\n    __slots__ = ('flag',)\n\n\nCONFIG = Config()\nCONFIG.flag = 0\n",
+        "CONFIG.flag",
+        "CONFIG.flag = v",
     ),
     "property": State(
         "class Config:\n    hidden = [0]\n    flag = property(lambda self: self.hidden[0])\n\n\nCONFIG = Config()\n",
@@ -60,7 +64,9 @@ STATES: dict[str, State] = {
         "Config.hidden[0] = v",
     ),
     "metaclass": State(
-        "class Meta(type):\n    flag = 0\n\n\nclass Config(metaclass=Meta):\n    pass\n\n\n", "Config.flag", "Meta.flag = v"
+        "class Meta(type):\n    flag = 0\n\n\nclass Config(metaclass=Meta):\n    pass\n\n\n",
+        "Config.flag",
+        "Meta.flag = v",
     ),
     "function_attribute": State("def setting():\n    pass\n\n\nsetting.flag = 0\n", "setting.flag", "setting.flag = v"),
     "module_attribute": State("import types\n\nm = types.ModuleType('m')\nm.flag = 0\n", "m.flag", "m.flag = v"),
@@ -89,9 +95,13 @@ STATES: dict[str, State] = {
     "context_variable": State(
         "import contextvars\n\nFLAG = contextvars.ContextVar('flag', default=0)\n", "FLAG.get()", "FLAG.set(v)"
     ),
-    "thread_local": State("import threading\n\nLOCAL = threading.local()\nLOCAL.flag = 0\n", "LOCAL.flag", "LOCAL.flag = v"),
+    "thread_local": State(
+        "import threading\n\nLOCAL = threading.local()\nLOCAL.flag = 0\n", "LOCAL.flag", "LOCAL.flag = v"
+    ),
     "weak_reference": State(
-        "import weakref\n\n\n" + _CLASS + "CONFIG = Config()\nREF = weakref.ref(CONFIG)\n", "REF().flag", "CONFIG.flag = v"
+        "import weakref\n\n\n" + _CLASS + "CONFIG = Config()\nREF = weakref.ref(CONFIG)\n",
+        "REF().flag",
+        "CONFIG.flag = v",
     ),
     "array": State("import array as arrays\n\nFLAGS = arrays.array('i', [0] * 9)\n", "FLAGS[7]", "FLAGS[7] = v"),
     "bytes": State("FLAGS = bytearray(9)\n", "FLAGS[7]", "FLAGS[7] = v"),

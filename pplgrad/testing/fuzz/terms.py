@@ -112,7 +112,11 @@ class Local(Term):
         return at.aligned(x)
 
     def code(self) -> str:
-        full = f"{self.name}.reshape({self.plate.size}{', 1' * (-self.plate.dim - 1)})" if self.plate.dim < -1 else self.name
+        full = (
+            f"{self.name}.reshape({self.plate.size}{', 1' * (-self.plate.dim - 1)})"
+            if self.plate.dim < -1
+            else self.name
+        )
         return f"take({full}, {self.plate.name}_index, {self.plate.dim})" if self.plate.subsampled else full
 
 
