@@ -1,12 +1,13 @@
 """Faults that this library once had, and the trials of random programs that showed them: put back, they must be found again.
 
-`put_back` breaks what mended the fault; where it is None, the mended code has no single place to break.
+`put_back` breaks what mended the fault; where it is None, the mended code has no single place to break. `awaited` says that the fault is not
+mended yet.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from pplgrad.engine import dependencies, layout, program
@@ -19,14 +20,39 @@ class Fault:
 
     trials: tuple[Trial, ...]
     put_back: Callable[[Any], None] | None = None
+    awaited: bool = False
 
 
-def _kept(state: str, seed: int = 2) -> Fault:
-    return Fault((Trial(seed, "pyro", way="kept", flavours=(f"state:{state}",)),))
+STALE = (
+    "namespace",
+    "simple_namespace",
+    "namespace_argument",
+    "large_array",
+    "large_argument",
+    "growing_modules",
+    "growing_sequence",
+    "module_names",
+    "generator",
+    "generator_in_object",
+    "deque",
+    "array",
+    "bytes",
+    "memory_view",
+    "context_variable",
+    "thread_local",
+    "function_attribute",
+    "environment",
+    "metaclass",
+    "weak_reference",
+    "object_array",
+    "global_by_name",
+    "bound_method",
+    "file",
+)
+"""Python state whose change was once not seen."""
 
-
-def _detour(way: str) -> Fault:
-    return Fault(tuple(Trial(seed, "pyro", flavours=(f"detour:{way}",)) for seed in (0, 1)))
+AROUND = ("legacy", "legacy_float", "new", "by_index", "pickled", "saved", "by_dlpack", "in_thread")
+"""Ways around provenance that were once open."""
 
 
 def a_path_that_leaves_a_plate_and_comes_back(patch: Any) -> None:
@@ -45,4 +71,37 @@ def only_direct_dependencies(patch: Any) -> None:
     patch.setattr(layout, "cost_dependencies", lambda sites, costs, closed: [dict(cost.reads) for cost in costs])
 
 
-FAULTS: dict[str, Fault] = {}
+def _trials(seeds: tuple[int, ...], library: str, flavours: tuple[str, ...], **more: Any) -> tuple[Trial, ...]:
+    return tuple(Trial(seed, library, flavours=flavours, **more) for seed in seeds)
+
+
+LOO = "ScoreFunction(LeaveOneOut())"
+FAULTS: dict[str, Fault] = {
+    **{
+        f"{name} ({library})": Fault(_trials((0, 1, 3), library, ("return",)), put_back)
+        for library in ("pyro", "numpyro")
+        for name, put_back in (
+            ("a plate entered again", a_path_that_leaves_a_plate_and_comes_back),
+            ("direct dependencies alone", only_direct_dependencies),
+        )
+    },
+    **{
+        f"mixed in a plate ({library})": Fault(_trials((3, 5), library, ("mixing",)), elements_mixed_inside_a_plate)
+        for library in ("pyro", "numpyro")
+    },
+    **{f"stale: {kind}": Fault(_trials((2,), "pyro", (f"state:{kind}",), way="kept")) for kind in STALE},
+    **{f"around: {way}": Fault(_trials((3,), "pyro", (f"detour:{way}",))) for way in AROUND},
+    "particles added up": Fault(_trials((10, 19), "pyro", ("whole",), estimator=LOO, particles=2, vectorized=True)),
+    "branches added up": Fault(_trials((10, 19), "pyro", ("whole",), estimator="LocalExpectation()", vectorized=True)),
+    "printed alike": Fault(_trials((2,), "numpyro", ("opaque",))),
+    **{
+        f"ruled out: {estimator} ({library})": Fault(_trials((2, 25), library, ("impossible",), estimator=estimator))
+        for library in ("pyro", "numpyro")
+        for estimator in ("LocalExpectation()", "MeasureValued()")
+    },
+    **{
+        f"moved support ({library})": Fault(_trials((0, 1), library, ("moved",), way="z"))
+        for library in ("pyro", "numpyro")
+    },
+}
+"""Every fault by name. Seeds count: a change of what `random_program` draws asks for others."""

@@ -67,7 +67,9 @@ class _Maker:
     def __init__(self, seed: int, flavours: tuple[str, ...] | None) -> None:
         self.rng = np.random.default_rng(seed)
         self.seed = seed
-        drawn = {name for name, chance in FLAVOURS.items() if self.rng.random() < chance}
+        # Numbers of their own, so that another flavour leaves the programs of named ones as they are.
+        chances = np.random.default_rng([seed, 1])
+        drawn = {name for name, chance in FLAVOURS.items() if chances.random() < chance}
         named = drawn if flavours is None else flavours
         self.flavours = {name.split(":")[0] for name in named}
         self.kinds = dict(name.split(":") for name in named if ":" in name)
