@@ -89,13 +89,19 @@ FAULTS: dict[str, Fault] = {
         f"mixed in a plate ({library})": Fault(_trials((3, 5), library, ("mixing",)), elements_mixed_inside_a_plate)
         for library in ("pyro", "numpyro")
     },
-    **{f"stale: {kind}": Fault(_trials((2,), "pyro", (f"state:{kind}",), way="kept")) for kind in STALE},
+    **{f"stale: {kind}": Fault(_trials((2,), "pyro", (f"state:{kind}",), way="kept"), awaited=True) for kind in STALE},
     **{f"around: {way}": Fault(_trials((3,), "pyro", (f"detour:{way}",))) for way in AROUND},
-    "particles added up": Fault(_trials((10, 19), "pyro", ("whole",), estimator=LOO, particles=2, vectorized=True)),
-    "branches added up": Fault(_trials((10, 19), "pyro", ("whole",), estimator="LocalExpectation()", vectorized=True)),
-    "printed alike": Fault(_trials((2,), "numpyro", ("opaque",))),
+    "particles added up": Fault(
+        _trials((10, 19), "pyro", ("whole",), estimator=LOO, particles=2, vectorized=True), awaited=True
+    ),
+    "branches added up": Fault(
+        _trials((10, 19), "pyro", ("whole",), estimator="LocalExpectation()", vectorized=True), awaited=True
+    ),
+    "printed alike": Fault(_trials((2,), "numpyro", ("opaque",)), awaited=True),
     **{
-        f"ruled out: {estimator} ({library})": Fault(_trials((2, 25), library, ("impossible",), estimator=estimator))
+        f"ruled out: {estimator} ({library})": Fault(
+            _trials((2, 25), library, ("impossible",), estimator=estimator), awaited=True
+        )
         for library in ("pyro", "numpyro")
         for estimator in ("LocalExpectation()", "MeasureValued()")
     },

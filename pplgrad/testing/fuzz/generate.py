@@ -44,6 +44,7 @@ FLAVOURS = {
     "mixing": 0.5,
     "chain": 0.15,
     "return": 0.3,
+    "mixture": 0.15,
 }
 
 
@@ -84,7 +85,7 @@ class _Maker:
         self.vector = "a"
         self.steps = int(self.rng.integers(2, 4)) if "chain" in self.flavours else 0
         self.plates = self._plates()
-        self.returns = "return" in self.flavours and bool(self.plates) and "moved" not in self.flavours
+        self.returns = "return" in self.flavours and bool(self.plates) and not {"moved", "mixture"} & self.flavours
 
     def chance(self, probability: float) -> bool:
         """Return True with a probability."""
@@ -100,6 +101,9 @@ class _Maker:
             drawn = int(self.rng.integers(1, size)) if self.chance(0.2) else size
             return Plate(name, dim, size, drawn)
 
+        if "mixture" in self.flavours:
+            first = plate("p", -1)
+            return replace(first, drawn=first.size), plate("q", -1)
         if "whole" in self.flavours:
             return (plate("p", -1),) if self.chance(0.6) else (plate("p", -1), plate("q", -1))
         kind = self.rng.random()
@@ -149,7 +153,11 @@ class _Maker:
                 family = "uniform" if i == 0 else "bernoulli"
             if "impossible" in self.flavours and i == 0:
                 family = "categorical"
+            if "mixture" in self.flavours and "moved" not in self.flavours and i < 2:
+                family, plates = ("categorical", self.plates[1:]) if i else (family, self.plates[:1])
             count = {"categorical": 3 if self.chance(0.6) else 2}.get(family, 1)
+            if "mixture" in self.flavours and i == 1 and family == "categorical":
+                count = self.plates[0].size
             site = Site(f"z{i}", () if family == "uniform" else plates, family, (Const(0.0),) * count)
             if Program(0, self.plates, {}, (*found, site), ()).outcomes() * 2**self.steps > MOST_OUTCOMES:
                 break
@@ -217,10 +225,17 @@ class _Maker:
     def _observed(self, number: int, seen: list[Site], last: bool = False) -> Site:
         site = Site(f"x{number}", self.place(), "normal", ())
         back = [s for s in seen if s.name == "z1" and self.returns]
-        if last and back:
+        mixed = [s for s in seen if s.name == "z1" and s.categories == self.plates[0].size] if self.plates else []
+        if last and mixed and "mixture" in self.flavours and mixed[0].plates == self.plates[1:]:
+            # Elements of one plate that draws in the other plate name.
+            first = next(s for s in seen if s.name == "z0")
+            site = replace(site, plates=self.plates[1:])
+            gathered = Gather(self.plates[0], self.draw(first), "z1", whole=False)
+            loc: Term = Sum((self._start(site), Times(Const(1.5), gathered)))
+        elif last and back:
             # Back in the plate, and reading nothing but the site outside.
             site = replace(site, plates=(*self.plates[:1], *(p for p in back[0].plates if p.dim != self.plates[0].dim)))
-            loc: Term = Sum((self._start(site), Times(Const(1.5), self.atom(site, back))))
+            loc = Sum((self._start(site), Times(Const(1.5), self.atom(site, back))))
         elif self.read and (last or self.chance(0.4)):
             # Often the only thing that is read: what a site may depend on then changes with the state.
             loc = self.param() if self.chance(0.6) else self.expression(site, seen, 3, reads=1)
