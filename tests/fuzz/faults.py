@@ -133,6 +133,13 @@ FAULTS: dict[str, Fault] = {
         f"moved support ({library})": Fault(_trials((0, 1), library, ("moved",), way="z"), supports_are_taken_for_fixed)
         for library in ("pyro", "numpyro")
     },
+    **{
+        f"relaxed, through {way} (numpyro)": Fault(
+            _trials((3,), "numpyro", (f"detour:{way}",), estimator="REBAR(0.5, 0.8, learn=False)", way="z"),
+            awaited=True,
+        )
+        for way in ("by_while", "by_switch")
+    },
 }
 """Every fault by name. Seeds count: a change of what `random_program` draws asks for others."""
 
@@ -141,7 +148,8 @@ def awaited(trial: Trial, made: Program) -> bool:
     """Return whether a trial may show a fault that is not mended yet: remove each line when it is."""
     terms = made.terms()
     return (
-        (trial.way in ("kept", "compiled") and made.reads_state)
+        (trial.estimator.startswith("REBAR") and bool({"by_while", "by_switch"} & made.features()))
+        or (trial.way in ("kept", "compiled") and made.reads_state)
         or (trial.library == "pyro" and trial.vectorized and "whole" in made.features())
         or (trial.library == "numpyro" and "opaque" in made.features())
         or any(getattr(term, "number", 0.0) == -math.inf for term in terms)
