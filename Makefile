@@ -5,7 +5,9 @@ BIN := .venv/bin
 export OMP_NUM_THREADS = 1
 export MKL_NUM_THREADS = 1
 
-.PHONY: demo test quick lint format storchastic bench bench-full bench-watching bench-memory bench-arithmetic bench-gpu variance study clean
+FUZZ_SEEDS ?= 0:40
+
+.PHONY: demo test quick fuzz lint format storchastic bench bench-full bench-watching bench-memory bench-arithmetic bench-gpu variance study clean
 
 # The stamp is newer than the files that say what to install, so that a second run installs nothing.
 .venv/installed: pyproject.toml constraints.txt
@@ -23,6 +25,10 @@ test: .venv/installed
 
 quick: .venv/installed
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not slow"
+
+# Random programs against an oracle of their own: `make fuzz FUZZ_SEEDS=1000:1200` tries others.
+fuzz: .venv/installed
+	JAX_PLATFORMS=cpu $(BIN)/python -m pplgrad.testing.fuzz --seeds $(FUZZ_SEEDS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

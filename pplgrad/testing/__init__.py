@@ -11,10 +11,11 @@ from typing import Any
 
 from pplgrad.errors import ConfigurationError
 from pplgrad.estimators.base import Estimator
+from pplgrad.testing.fuzz.generate import random_program
 from pplgrad.testing.programs import CASES
 from pplgrad.testing.reentering import REENTERED
 
-__all__ = ["PROGRAMS", "gradient_error", "z_score"]
+__all__ = ["PROGRAMS", "gradient_error", "random_program", "z_score"]
 
 PROGRAMS: tuple[str, ...] = (*CASES, *REENTERED)
 

@@ -1,0 +1,156 @@
+"""Faults that this library once had, and the trials of random programs that showed them: put back, they must be found again.
+
+`put_back` breaks what mended the fault; where it is None, the mended code has no single place to break. `awaited` says that the fault is not
+mended yet.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pplgrad.engine import dependencies, layout, program
+from pplgrad.testing.fuzz.program import Program
+from pplgrad.testing.fuzz.trials import Trial
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault, and the trials that show it."""
+
+    trials: tuple[Trial, ...]
+    put_back: Callable[[Any], None] | None = None
+    awaited: bool = False
+
+
+STALE = (
+    "namespace",
+    "simple_namespace",
+    "namespace_argument",
+    "large_array",
+    "large_argument",
+    "growing_modules",
+    "growing_sequence",
+    "module_names",
+    "generator",
+    "generator_in_object",
+    "deque",
+    "array",
+    "bytes",
+    "memory_view",
+    "context_variable",
+    "thread_local",
+    "function_attribute",
+    "environment",
+    "metaclass",
+    "weak_reference",
+    "object_array",
+    "global_by_name",
+    "bound_method",
+    "file",
+)
+"""Python state whose change was once not seen."""
+
+AROUND = ("legacy", "legacy_float", "new", "by_index", "pickled", "saved", "by_dlpack", "in_thread")
+"""Ways around provenance that were once open."""
+
+
+def a_path_that_leaves_a_plate_and_comes_back(patch: Any) -> None:
+    """A site between two that stands outside of the first one's plate is passed through element by element."""
+    plain = dependencies.through
+    patch.setattr(dependencies, "through", lambda read, site, left: plain(read, site, frozenset()))
+
+
+def elements_mixed_inside_a_plate(patch: Any) -> None:
+    """What reads other elements of its own plate is taken to read its own."""
+    patch.setattr(program.Read, "mixes", lambda self, plate: False)
+
+
+def only_direct_dependencies(patch: Any) -> None:
+    """A cost is charged to the sites that it reads, and not to those which decide what it reads."""
+    patch.setattr(layout, "cost_dependencies", lambda sites, costs, closed: [dict(cost.reads) for cost in costs])
+
+
+def tensors_from_elsewhere_are_constants(patch: Any) -> None:
+    """What leaves torch's operations is lost, and a tensor that none of them made is taken to read nothing."""
+    from pplgrad.pyro import _provenance
+
+    patch.setattr(_provenance._Leaving, "_left", lambda self, func, args, kwargs, out: None)
+    patch.setattr(_provenance.Provenance, "escape_all", lambda self: None)
+    patch.setattr(_provenance.Provenance, "_unfollowed", lambda self, tensor: _provenance.Known(0, {}, 1))
+
+
+def supports_are_taken_for_fixed(patch: Any) -> None:
+    """The score function does not ask whether the support moves."""
+    from pplgrad.estimators.score import ScoreFunction
+
+    patch.setattr(ScoreFunction, "needs_fixed_support", False)
+
+
+def _trials(seeds: tuple[int, ...], library: str, flavours: tuple[str, ...], **more: Any) -> tuple[Trial, ...]:
+    return tuple(Trial(seed, library, flavours=flavours, **more) for seed in seeds)
+
+
+LOO = "ScoreFunction(LeaveOneOut())"
+FAULTS: dict[str, Fault] = {
+    **{
+        f"{name} ({library})": Fault(_trials((0, 1, 3), library, ("return",)), put_back)
+        for library in ("pyro", "numpyro")
+        for name, put_back in (
+            ("a plate entered again", a_path_that_leaves_a_plate_and_comes_back),
+            ("direct dependencies alone", only_direct_dependencies),
+        )
+    },
+    **{
+        f"mixed in a plate ({library})": Fault(_trials((3, 5), library, ("mixing",)), elements_mixed_inside_a_plate)
+        for library in ("pyro", "numpyro")
+    },
+    **{f"stale: {kind}": Fault(_trials((2,), "pyro", (f"state:{kind}",), way="kept"), awaited=True) for kind in STALE},
+    **{
+        f"around: {way}": Fault(
+            _trials((3,), "pyro", (f"detour:{way}",)),
+            None if way in ("new", "by_index") else tensors_from_elsewhere_are_constants,
+        )
+        for way in AROUND
+    },
+    "particles added up": Fault(
+        _trials((10, 19), "pyro", ("whole",), estimator=LOO, particles=2, vectorized=True), awaited=True
+    ),
+    "branches added up": Fault(
+        _trials((10, 19), "pyro", ("whole",), estimator="LocalExpectation()", vectorized=True), awaited=True
+    ),
+    "printed alike": Fault(_trials((2,), "numpyro", ("opaque",)), awaited=True),
+    **{
+        f"ruled out: {estimator} ({library})": Fault(
+            _trials((2, 25), library, ("impossible",), estimator=estimator), awaited=True
+        )
+        for library in ("pyro", "numpyro")
+        for estimator in ("LocalExpectation()", "MeasureValued()")
+    },
+    **{
+        f"moved support ({library})": Fault(_trials((0, 1), library, ("moved",), way="z"), supports_are_taken_for_fixed)
+        for library in ("pyro", "numpyro")
+    },
+    **{
+        f"relaxed, through {way} (numpyro)": Fault(
+            _trials((3,), "numpyro", (f"detour:{way}",), estimator="REBAR(0.5, 0.8, learn=False)", way="z"),
+            awaited=True,
+        )
+        for way in ("by_while", "by_switch")
+    },
+}
+"""Every fault by name. Seeds count: a change of what `random_program` draws asks for others."""
+
+
+def awaited(trial: Trial, made: Program) -> bool:
+    """Return whether a trial may show a fault that is not mended yet: remove each line when it is."""
+    terms = made.terms()
+    return (
+        (trial.estimator.startswith("REBAR") and bool({"by_while", "by_switch"} & made.features()))
+        or (trial.way in ("kept", "compiled") and made.reads_state)
+        or (trial.library == "pyro" and trial.vectorized and "whole" in made.features())
+        or (trial.library == "numpyro" and "opaque" in made.features())
+        or any(getattr(term, "number", 0.0) == -math.inf for term in terms)
+    )
