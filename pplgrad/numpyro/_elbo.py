@@ -57,7 +57,13 @@ class TraceGrad_ELBO(Trace_ELBO):
     names and patterns to "kl" (the site's divergence of guide from model in closed form, in the place of its sampled densities) or
     "entropy" (of the guide alone), and goes before the site's `infer={"closed_form": ...}`. `max_parallel` bounds the memory of estimators
     that run the program at other values: at most so many rows (particles × alternatives) at once, in chunks one after the
-    other (`lax.map`), with the same result; relaxed branches, which are few, run at once. The other arguments
+    other (`lax.map`), with the same result; relaxed branches, which are few, run at once.
+
+    Under `jit` a program is rewritten before it is compiled: operations that several sites have in common are done once on
+    all their rows, draws that follow one another become loops, a `scan` is taken apart into what must wait for the step
+    before and what need not, and the random numbers of few sites are written out. It computes the same, in less time, up to rounding. `fuse=False` switches all of
+    it off, and the program is compiled as JAX traced it: use it to see whether a surprising result comes from the rewriting, or where operations are
+    to keep the order or the names that they have in the program (profiles, comparisons bit by bit). The other arguments
     are those of `numpyro.infer.Trace_ELBO`. Shapes: any plates; particles are mapped by `vectorize_particles` (True:
     `vmap`, False: `lax.map`, or a function of (f, keys)). The loss is in nats. With several particles a user's own
     mutable state is the one that the first particle leaves. With `sum_sites=False` each site's entry has the gradient
@@ -89,6 +95,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         higher_order: bool = False,
         closed_form: Mapping[str, str] | None = None,
         max_parallel: int | None = None,
+        fuse: bool = True,
     ) -> None:
         super().__init__(
             num_particles=num_particles,
@@ -102,6 +109,7 @@ class TraceGrad_ELBO(Trace_ELBO):
                 f"sum_sites=False reports a part of the objective for each site, and {objective!r} is no sum over sites; drop it."
             )
         self.higher_order = higher_order
+        self.fuse = fuse
         self._together = 1 if vectorize_particles is False else num_particles
         self.max_parallel = checked_parallel(max_parallel, self._together)
         self._closed = ClosedForms.of(closed_form, self.objective)
@@ -272,7 +280,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         else:
             found = self.vectorize_particles_fn(particle, keys)
         arrays, rows = particle.unpacked(found)
-        return [(arrays, static, reads)], JaxOps(rows)
+        return [(arrays, static, reads)], JaxOps(rows) if self.fuse else OPS
 
     def _traced(
         self, key: jax.Array, params: dict, model: Callable, guide: Callable, args: tuple, kwargs: dict
@@ -299,7 +307,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         refuse_moving(seen[-1], numbered, closed, key, params)
         if seen[-1].extended:
             refuse_misuse(Layout.build(*specify(seen[-1], reads)), misused(closed, seen[-1].extended))
-        return Particle(closed, shapes, params), seen[-1], reads
+        return Particle(closed, shapes, params, self.fuse), seen[-1], reads
 
     def _one_by_one(
         self, keys: list, params: dict, model: Callable, guide: Callable, args: tuple, kwargs: dict

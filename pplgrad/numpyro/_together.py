@@ -35,6 +35,12 @@ class Together:
         self._plan = plan(self._graph, [value for value in self._outputs if value is not None], rows)
         self.places: list[tuple[int, int | None] | None] = []
 
+    @property
+    def changes_something(self) -> bool:
+        """Whether anything is done together or taken apart; else the program is best left as it was traced."""
+        groups = (isinstance(group, Loop) or len(group.nodes) > 1 for group in self._plan)
+        return any(groups) or any(node in self._steps for group in self._plan for node in group.nodes)
+
     def _scans(self, rows: int) -> dict[Node, Steps]:
         """Return the scans that are taken apart."""
         scans = [node for node in self._graph.nodes if node.name == "scan"]
@@ -124,7 +130,8 @@ class _Run:
         whole = group.nodes[0].operands[0]
         array = jnp.asarray(self._one(whole, group.drawing))
         starts = [node.equation.params["start_indices"] for node in group.nodes]
-        axis = next(i for i in range(array.ndim) if len({start[i] for start in starts}) > 1)
+        part = group.nodes[0].outputs[0].aval.shape
+        axis = next(i for i in range(array.ndim) if part[i] != array.shape[i])
         places = [start[axis] for start in starts]
         return jnp.expand_dims(picked(jnp.moveaxis(array, axis, 0), places), axis + 1)
 
