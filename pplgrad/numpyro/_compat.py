@@ -259,6 +259,13 @@ def alone(equation: Any) -> Callable[..., list]:
     return jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, ()))
 
 
+def with_weakness(x: Any, weak: bool) -> Any:
+    """Return a number or an array with a type that yields to others' (`weak`) or does not, as it was traced."""
+    if jax.typeof(x).weak_type == weak:
+        return x
+    return jex.primitives.convert_element_type_p.bind(x, new_dtype=x.dtype, weak_type=weak, sharding=None)
+
+
 def is_custom_jvp(equation: Any) -> bool:
     """Return whether an equation calls a function with a derivative of its own, of the forward kind."""
     return equation.primitive is jex.primitives.custom_jvp_call_p

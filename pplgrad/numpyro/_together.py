@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from pplgrad.numpyro._alike import ROWS, plan
+from pplgrad.numpyro._compat import with_weakness
 from pplgrad.numpyro._graph import Node, Value, flowing, graph_of
 from pplgrad.numpyro._kinds import Group
 from pplgrad.numpyro._loops import OUTPUTS, Loop
@@ -67,18 +68,23 @@ class Together:
                 run.repeat(group)
             else:
                 run.evaluate(group)
+        return self._sources(run)
+
+    def _sources(self, run: _Run) -> list[jax.Array]:
+        """Return the arrays in which the outputs are, with the types that were traced, and note which output is where."""
         sources: list[jax.Array] = []
-        numbers: dict[int, int] = {}
+        numbers: dict[tuple[int, bool], int] = {}
         self.places = []
         for value in self._outputs:
             if value is None:
                 self.places.append(None)
                 continue
             array, row = run.place(value, False)
-            if id(array) not in numbers:
-                numbers[id(array)] = len(sources)
-                sources.append(array)
-            self.places.append((numbers[id(array)], row))
+            weak = bool(getattr(value.aval, "weak_type", False))
+            if (id(array), weak) not in numbers:
+                numbers[id(array), weak] = len(sources)
+                sources.append(with_weakness(array, weak))
+            self.places.append((numbers[id(array), weak], row))
         return sources
 
 
