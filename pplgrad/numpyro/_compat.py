@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from types import FunctionType
@@ -233,6 +234,16 @@ def context_of(equation: Any) -> dict[str, Any]:
     ctx = equation.ctx
     names = [name for kind in type(ctx).__mro__ for name in getattr(kind, "__slots__", ()) if name != "__weakref__"]
     return {name: getattr(ctx, name) for name in (*names, *getattr(ctx, "__dict__", ())) if hasattr(ctx, name)}
+
+
+def under(equation: Any) -> AbstractContextManager:
+    """Return the context that an equation was traced under, as what runs in its place must run."""
+    return equation.ctx.manager
+
+
+def counts_in_parts(equation: Any) -> bool:
+    """Return whether an equation's random numbers are counted in the way that can be computed in parts (JAX's default)."""
+    return bool(context_of(equation).get("threefry_partitionable", jax.config.jax_threefry_partitionable))
 
 
 @lru_cache

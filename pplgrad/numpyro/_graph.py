@@ -116,7 +116,7 @@ class _Builder:
         # What is read has been found before: from here on a tag's name says nothing.
         same = _TAG if tag_of(equation) is not None else self._structure.operation(equation)
         settings = self._numbers.setdefault(same, len(self._numbers))
-        key = (settings, tuple(value.exactly for value in operands))
+        key = (settings, _read(operands))
         node = self._known.get(key)
         if node is None:
             derivative = self._structure.derivative(equation) if is_custom_jvp(equation) else None
@@ -125,6 +125,11 @@ class _Builder:
             self.nodes.append(node)
             self._known[key] = node
         return node
+
+
+def _read(operands: Iterable[Value]) -> Any:
+    """Return what operations read that read the same in the same places."""
+    return tuple(value.exactly for value in operands)
 
 
 def above(values: Iterable[Value], stop: Any) -> set[Node]:

@@ -14,7 +14,15 @@ from pplgrad.numpyro._together import Together
 TABLE = np.array([0.3, -0.7, 1.1])
 ELSE = np.array([0.3, -0.7, 1.2])  # Differs in one element.
 # The same numbers once more, numbers of another type that print alike, another one, and whole numbers.
-TABLES = [TABLE, ELSE, TABLE.copy(), TABLE.astype(np.float32), jnp.asarray(TABLE), jnp.asarray(ELSE), np.array([2, 0, 1])]
+TABLES = [
+    TABLE,
+    ELSE,
+    TABLE.copy(),
+    TABLE.astype(np.float32),
+    jnp.asarray(TABLE),
+    jnp.asarray(ELSE),
+    np.array([2, 0, 1]),
+]
 SCALARS = [0.0, -0.0, 1.0, 1, True, np.float32(1.0), np.float64(1.0), np.int8(1), np.nan, -np.nan]
 
 
@@ -52,7 +60,7 @@ def custom_backward(n: int, rule: int) -> Callable:
 
 CUSTOM = {(n, inner, rule): custom(n, inner, rule) for n in range(6) for inner in (True, False) for rule in range(2)}
 NESTED = jax.custom_jvp(lambda x: CUSTOM[0, True, 0](x) + 1)
-NESTED.defjvp(lambda points, moves: (NESTED(*points), CUSTOM[1, True, 0](moves[0] * NESTED(points[0]))))
+NESTED.defjvp(lambda points, moves: (NESTED(*points), moves[0] * CUSTOM[1, True, 0](NESTED(points[0]))))
 BACKWARD = {(n, rule): custom_backward(n, rule) for n in range(6) for rule in range(2)}
 # With an inner function that is traced once and called several times.
 JITTED = {n: jax.jit(lambda x, y, own=table(n): jnp.sin(x * own) - y) for n in range(len(TABLES))}
@@ -206,8 +214,10 @@ def fused(function: Callable, *given: Any, rows: int = 2) -> tuple[Callable, Cal
     return run, as_function(closed)
 
 
-def everything(run: Callable, given: Sequence[Any], backwards: bool) -> list:
-    """Return a function's values, and how they move with the floats among the arguments, forwards or backwards."""
+def everything(run: Callable, given: Sequence[Any], backwards: bool | None) -> list:
+    """Return a function's values, and how they move with the floats among the arguments: forwards or backwards, or not at all."""
+    if backwards is None:
+        return run(*given)
     moving = [i for i, x in enumerate(given) if jnp.issubdtype(x.dtype, jnp.floating)]
 
     def of(*points: Any) -> list:
@@ -229,7 +239,9 @@ def everything(run: Callable, given: Sequence[Any], backwards: bool) -> list:
     return found
 
 
-def gap(function: Callable, given: Sequence[Any], *, ways: Sequence[bool] = (False, True), rows: int = 2) -> float:
+def gap(
+    function: Callable, given: Sequence[Any], *, ways: Sequence[bool | None] = (False, True), rows: int = 2
+) -> float:
     """Return the largest difference between what a function gives fused and plain, its derivatives included."""
     runs = fused(function, *given, rows=rows)
     flat = jax.tree.leaves(tuple(given))
