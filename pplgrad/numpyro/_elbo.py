@@ -30,7 +30,7 @@ from pplgrad.numpyro._branches import NumPyroBranches
 from pplgrad.numpyro._coarse import misused, raise_if_index
 from pplgrad.numpyro._compat import TRACING_ERRORS, is_tracing, manual_axes
 from pplgrad.numpyro._exact import Program
-from pplgrad.numpyro._ops import OPS, JaxOps, attach, concrete
+from pplgrad.numpyro._ops import OPS, JaxOps, attach, concrete, ours
 from pplgrad.numpyro._particle import Particle
 from pplgrad.numpyro._program import Arrays, Static, densities_read, run_particle, specify
 from pplgrad.numpyro._provenance import outputs_read
@@ -162,15 +162,23 @@ class TraceGrad_ELBO(Trace_ELBO):
         model, guide = (self._with_one_minibatch(key, f) for f in program[:2])
         _, _, args, kwargs = program
         runs, ops = self._runs(key, params, model, guide, args, kwargs)
+        return self._combined(key, params, Program(model, guide, args, kwargs), runs, ops, noted), runs
+
+    @ours
+    def _combined(
+        self, key: jax.Array, params: dict, program: Program, runs: list, ops: JaxOps, noted: Noted | None
+    ) -> Estimate:
+        """Return what the objective's estimate is made of, from the runs."""
+        model, guide, args, kwargs = program
         parts = [_laid_out(static, arrays, reads, self.objective) for arrays, static, reads in runs]
         host = self._host(runs, parts, params, args, kwargs)
-        branches = self._branches(key, params, Program(model, guide, args, kwargs), runs, parts)
+        branches = self._branches(key, params, program, runs, parts)
         result = estimate(ops, parts, host, branches, self.objective, self.higher_order, noted)
         if isinstance(self.objective, ReweightedWakeSleep) and self.objective.sleeps:
             dreams = jax.random.fold_in(key, 0xD4EA)
             asleep_loss = asleep(self.objective, dreams, params, model, guide, args, kwargs)
             result.surrogate = result.surrogate + asleep_loss
-        return result, runs
+        return result
 
     def diagnose(
         self, rng_key: jax.Array, param_map: dict, model: Callable, guide: Callable, *args: Any, **kwargs: Any
@@ -440,6 +448,7 @@ def _laid_out(
     return Layout.build(sites, costs, objective), run
 
 
+@ours
 def _with_gradient(result: Estimate) -> jax.Array:
     surrogate = -result.surrogate
     if result.baseline_loss is not None:
@@ -448,6 +457,7 @@ def _with_gradient(result: Estimate) -> jax.Array:
     return attach(jnp.where(jnp.isfinite(value), value, jnp.nan), surrogate)
 
 
+@ours
 def _by_site(runs: list) -> dict[str, jax.Array]:
     """Return each site's part of the loss with the gradient of that part: its own costs, charged to all sites."""
     names = dict.fromkeys(name for _, static, _ in runs for name in (*static.model, *static.guide))
@@ -487,6 +497,7 @@ def _refuse_impossible(result: Estimate, runs: list) -> None:
                     raise impossible_cost(name, side, bool(jnp.isnan(cost).any()))
 
 
+@ours
 def _new_state(runs: list, result: Estimate, particles: int) -> dict | None:
     """Return the mutable state after the step: the first particle's, with the baselines' new state where it is finite."""
     arrays, static, _ = runs[0]

@@ -13,6 +13,7 @@ from pplgrad.numpyro._compat import with_weakness
 from pplgrad.numpyro._graph import Node, Value, flowing, graph_of
 from pplgrad.numpyro._kinds import Group
 from pplgrad.numpyro._loops import OUTPUTS, Loop
+from pplgrad.numpyro._ops import ours
 from pplgrad.numpyro._rows import cut, gathered, picked
 from pplgrad.numpyro._steps import Steps, held, steps_of
 from pplgrad.numpyro._threefry import operation
@@ -57,6 +58,7 @@ class Together:
                 found[node] = steps
         return found
 
+    @ours
     def __call__(self, *arguments: Any) -> list[jax.Array]:
         run = _Run(self._steps)
         run.drawn.update(
