@@ -236,6 +236,19 @@ def context_of(equation: Any) -> dict[str, Any]:
     return {name: getattr(ctx, name) for name in (*names, *getattr(ctx, "__dict__", ())) if hasattr(ctx, name)}
 
 
+def has_one_mesh(jaxpr: Any) -> bool:
+    """Return whether all equations were traced under the mesh under which this runs: arrays of two meshes do not meet."""
+    found = {context_of(equation).get("cur_abstract_mesh") for equation in _every_equation(jaxpr)}
+    return len(found | {jax.sharding.get_abstract_mesh()}) == 1 or found <= {None}
+
+
+def _every_equation(jaxpr: Any) -> Iterator[Any]:
+    for equation in jaxpr.eqns:
+        yield equation
+        for body in sub_jaxprs(equation):
+            yield from _every_equation(body)
+
+
 def under(equation: Any) -> AbstractContextManager:
     """Return the context that an equation was traced under, as what runs in its place must run."""
     return equation.ctx.manager

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from pplgrad.numpyro._compat import as_function, is_tracing
+from pplgrad.numpyro._compat import as_function, has_one_mesh, is_tracing
 from pplgrad.numpyro._program import Arrays
 from pplgrad.numpyro._rows import Rows
 from pplgrad.numpyro._together import Together
@@ -27,7 +27,7 @@ class Particle:
         wanted = replace(jax.tree.map(lambda _: True, shapes), probes=jax.tree.map(lambda _: False, shapes.probes))
         self._tree = jax.tree.structure(shapes)
         # Not whether the key is traced: a key in numbers inside `jit` is a program's that is compiled all the same.
-        as_it_stands = not fuse or closed.effects or not is_tracing()
+        as_it_stands = not fuse or closed.effects or not is_tracing() or not has_one_mesh(closed.jaxpr)
         together = None if as_it_stands else Together(closed, jax.tree.leaves(wanted))
         self._together = together if together is not None and together.changes_something else None
         self._plain = as_function(closed)
