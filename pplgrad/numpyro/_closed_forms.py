@@ -42,7 +42,7 @@ def _closed(name: str, kind: str, q: Any, p: Any, laws: list[str]) -> jax.Array:
     except NotImplementedError as error:
         raise no_closed_form(name, kind, laws, "NumPyro knows none") from error
     except AttributeError as error:
-        if "entropy" not in str(error):
+        if error.name != "entropy":
             raise
         raise no_closed_form(name, kind, laws, "NumPyro knows none") from error
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import lru_cache
+from types import FunctionType
 from typing import Any
 
 import jax
@@ -184,13 +187,22 @@ def manual_axes() -> tuple[str, ...]:
 _CALLS = {"jit", "pjit", "closed_call", "core_call"}
 
 
+@lru_cache
+def _unsaid() -> tuple[Any, ...]:
+    """Return what JAX notes about the devices and layouts of a call that says nothing about them."""
+    (equation,) = jax.make_jaxpr(jax.jit(lambda x: x))(jax.ShapeDtypeStruct((), np.float32)).eqns
+    found = [equation.params.get(name, ()) for name in ("in_shardings", "out_shardings", "in_layouts", "out_layouts")]
+    return tuple(said for values in found for said in values)
+
+
 def call_body(equation: Any) -> Any:
     """Return the closed jaxpr that an equation does nothing but call, or None."""
     if equation.primitive.name not in _CALLS:
         return None
-    shardings = (*equation.params.get("in_shardings", ()), *equation.params.get("out_shardings", ()))
-    if any(type(sharding).__name__ != "UnspecifiedValue" for sharding in shardings):
-        return None
+    unsaid = _unsaid()
+    for name in ("in_shardings", "out_shardings", "in_layouts", "out_layouts"):
+        if any(said is not None and said not in unsaid for said in equation.params.get(name, ())):
+            return None
     if equation.params.get("compiler_options_kvs"):
         return None
     bodies = [v for v in equation.params.values() if isinstance(v, jex.ClosedJaxpr)]
@@ -217,14 +229,48 @@ def scan_of(equation: Any) -> Scan | None:
     return Scan(p["jaxpr"], p["length"], p["num_consts"], p["num_carry"], p["reverse"], p["unroll"])
 
 
-def context_of(equation: Any, known: dict[int, str]) -> str:
-    """Return what an equation was traced under (the kind of random numbers, a mesh), as text that tells contexts apart.
+def context_of(equation: Any) -> dict[str, Any]:
+    """Return what an equation was traced under, by name: the way of counting random numbers, a mesh."""
+    ctx = equation.ctx
+    names = [name for kind in type(ctx).__mro__ for name in getattr(kind, "__slots__", ()) if name != "__weakref__"]
+    return {name: getattr(ctx, name) for name in (*names, *getattr(ctx, "__dict__", ())) if hasattr(ctx, name)}
 
-    `known` keeps the texts, while the equations are there.
-    """
-    if id(equation.ctx) not in known:
-        known[id(equation.ctx)] = repr(equation.ctx)
-    return known[id(equation.ctx)]
+
+def has_one_mesh(jaxpr: Any) -> bool:
+    """Return whether all equations were traced under the mesh under which this runs: arrays of two meshes do not meet."""
+    found = {context_of(equation).get("cur_abstract_mesh") for equation in _every_equation(jaxpr)}
+    return len(found | {jax.sharding.get_abstract_mesh()}) == 1 or found <= {None}
+
+
+def _every_equation(jaxpr: Any) -> Iterator[Any]:
+    for equation in jaxpr.eqns:
+        yield equation
+        for body in sub_jaxprs(equation):
+            yield from _every_equation(body)
+
+
+def under(equation: Any) -> AbstractContextManager:
+    """Return the context that an equation was traced under, as what runs in its place must run."""
+    return equation.ctx.manager
+
+
+def counts_in_parts(equation: Any) -> bool:
+    """Return whether an equation's random numbers are counted in the way that can be computed in parts (JAX's default)."""
+    return bool(context_of(equation).get("threefry_partitionable", jax.config.jax_threefry_partitionable))
+
+
+@lru_cache
+def host_primitives() -> frozenset[Any]:
+    """Return JAX's own operations that give the same whenever they get the same; one of another's is known by nothing."""
+
+    def keys(words: Any) -> Any:
+        return jax.random.key_data(jax.random.wrap_key_data(words))
+
+    words = jax.ShapeDtypeStruct((2,), np.uint32)
+    found = {equation.primitive for equation in jax.make_jaxpr(keys)(words).eqns}
+    for module in (jex.primitives, jax.lax):
+        found.update(x for x in vars(module).values() if isinstance(x, jex.Primitive))
+    return frozenset(x for x in found if x is not jex.primitives.rng_uniform_p)
 
 
 def alone(equation: Any) -> Callable[..., list]:
@@ -237,17 +283,25 @@ def alone(equation: Any) -> Callable[..., list]:
     return jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, ()))
 
 
-def custom_rule(equation: Any, above: tuple[str, ...] = ()) -> Any:
-    """Return what tells whether two calls of functions with derivatives of their own are of the same function, or None.
+def with_weakness(x: Any, weak: bool) -> Any:
+    """Return a number or an array with a type that yields to others' (`weak`) or does not, as it was traced."""
+    if jax.typeof(x).weak_type == weak:
+        return x
+    return jex.primitives.convert_element_type_p.bind(x, new_dtype=x.dtype, weak_type=weak, sharding=None)
 
-    The same are those with the same operations in their values and first derivatives, and in those of what these call in turn.
-    """
-    closed = equation.params.get("call_jaxpr")
-    if equation.primitive.name != "custom_jvp_call" or not isinstance(closed, jex.ClosedJaxpr) or closed.consts:
-        return None
-    text = str(closed)
-    if text in above:
-        return above.index(text)  # A rule that calls its own function.
+
+def is_custom_jvp(equation: Any) -> bool:
+    """Return whether an equation calls a function with a derivative of its own, of the forward kind."""
+    return equation.primitive is jex.primitives.custom_jvp_call_p
+
+
+def has_known_zeros(equation: Any) -> bool:
+    """Return whether a function's derivative may be another one where it is known to be asked for some arguments alone."""
+    return bool(equation.params.get("symbolic_zeros", True))
+
+
+def derivative_of(equation: Any) -> Any:
+    """Return the program of an equation's value and derivative, with the constants of the rule; None if it has no derivative."""
     points = [atom.aval for atom in equation.invars]  # With the mesh axes over which they vary, inside `shard_map`.
     smooth = [jnp.issubdtype(x.dtype, jnp.inexact) for x in points]
 
@@ -257,21 +311,39 @@ def custom_rule(equation: Any, above: tuple[str, ...] = ()) -> Any:
         return jax.jvp(alone(equation), points, tangents)
 
     try:
-        derived = jax.make_jaxpr(derivative)(points, points)
-    except TypeError:  # A rule that takes no part of what it is given.
+        return jax.make_jaxpr(derivative)(points, points)
+    except Exception:  # noqa: BLE001  (a user's rule may raise anything, a `NotImplementedError` of its own say)
         return None
-    inner = [e for e in _every_equation(derived.jaxpr) if e.primitive.name.startswith("custom_")]
-    rules = tuple(custom_rule(e, (*above, text)) for e in inner)
-    return None if derived.consts or None in rules else (text, str(derived), rules)
 
 
-def _every_equation(jaxpr: Any) -> Iterator[Any]:
-    for equation in jaxpr.eqns:
-        yield equation
-        for body in sub_jaxprs(equation):
-            yield from _every_equation(body)
+def rule_of(equation: Any) -> Any:
+    """Return the user's function that says what the derivative of an equation is, or None where it is not found.
+
+    It is found in what JAX's wrappers of the rule close over; a rule with arguments of its own beside the point is not found.
+    """
+    wrapped = found = equation.params.get("jvp_jaxpr_fun")
+    while found is not None:
+        wrapped = found
+        found = _closed_over(getattr(wrapped, "f", None), type(wrapped), 2)
+    return wrapped.f if len(getattr(wrapped, "transforms", ())) == 1 else None
+
+
+def _closed_over(function: Any, kind: type, deep: int) -> Any:
+    """Return an object of a type that a function closes over, or a function does that this one closes over."""
+    cells = getattr(function, "__closure__", None) if isinstance(function, FunctionType) else None
+    held = [cell.cell_contents for cell in cells or ()]
+    for x in held:
+        if type(x) is kind:
+            return x
+    inside = (_closed_over(x, kind, deep - 1) for x in held if deep > 1)
+    return next((x for x in inside if x is not None), None)
 
 
 def is_threefry(aval: Any) -> bool:
     """Return whether an array of keys is of the default kind, whose numbers are the same one by one and mapped over keys."""
-    return str(getattr(aval.dtype, "name", "")) == "key<fry>"
+    return aval.dtype == _threefry_keys()
+
+
+@lru_cache
+def _threefry_keys() -> Any:
+    return jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32")).dtype

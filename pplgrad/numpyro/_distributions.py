@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions
 from jax.scipy.special import logsumexp
 from numpyro.distributions import (
     BernoulliProbs,
@@ -128,8 +129,15 @@ def _family(fn: Any) -> Any:
 
 
 def family(fn: Any) -> str:
-    """Return the name of a distribution's family, as `numpyro.distributions` calls it."""
-    return type(_family(unmasked(fn))).__name__.removesuffix("Logits").removesuffix("Probs")
+    """Return the name of a distribution's family, as `numpyro.distributions` calls it.
+
+    A class of the user's own that has the name of one of these is another family: its name is given with its module's.
+    """
+    kind = type(_family(unmasked(fn)))
+    name = kind.__name__.removesuffix("Logits").removesuffix("Probs")
+    ours = kind.__module__.partition(".")[0] in ("numpyro", "pplgrad")
+    known = hasattr(numpyro.distributions, name) or name == "OneHotCategorical"
+    return name if ours or not known else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def event_elements(fn: Any) -> int:

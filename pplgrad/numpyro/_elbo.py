@@ -36,7 +36,7 @@ from pplgrad.numpyro._branches import NumPyroBranches
 from pplgrad.numpyro._coarse import misused, raise_if_index
 from pplgrad.numpyro._compat import TRACING_ERRORS, is_tracing, manual_axes
 from pplgrad.numpyro._exact import Program
-from pplgrad.numpyro._ops import OPS, JaxOps, attach, concrete
+from pplgrad.numpyro._ops import OPS, JaxOps, attach, concrete, ours
 from pplgrad.numpyro._particle import Particle
 from pplgrad.numpyro._program import Arrays, Static, densities_read, run_particle, specify
 from pplgrad.numpyro._provenance import outputs_read
@@ -63,7 +63,13 @@ class TraceGrad_ELBO(Trace_ELBO):
     names and patterns to "kl" (the site's divergence of guide from model in closed form, in the place of its sampled densities) or
     "entropy" (of the guide alone), and goes before the site's `infer={"closed_form": ...}`. `max_parallel` bounds the memory of estimators
     that run the program at other values: at most so many rows (particles × alternatives) at once, in chunks one after the
-    other (`lax.map`), with the same result; relaxed branches, which are few, run at once. The other arguments
+    other (`lax.map`), with the same result; relaxed branches, which are few, run at once.
+
+    Under `jit` a program is rewritten before it is compiled: operations that several sites have in common are done once on
+    all their rows, draws that follow one another become loops, a `scan` is taken apart into what must wait for the step
+    before and what need not, and the random numbers of few sites are written out. It computes the same, in less time, up to rounding. `fuse=False` switches all of
+    it off, and the program is compiled as JAX traced it: use it to see whether a surprising result comes from the rewriting, or where operations are
+    to keep the order or the names that they have in the program (profiles, comparisons bit by bit). The other arguments
     are those of `numpyro.infer.Trace_ELBO`. Shapes: any plates; particles are mapped by `vectorize_particles` (True:
     `vmap`, False: `lax.map`, or a function of (f, keys)). The loss is in nats. With several particles a user's own
     mutable state is the one that the first particle leaves. With `sum_sites=False` each site's entry has the gradient
@@ -95,6 +101,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         higher_order: bool = False,
         closed_form: Mapping[str, str] | None = None,
         max_parallel: int | None = None,
+        fuse: bool = True,
     ) -> None:
         super().__init__(
             num_particles=num_particles,
@@ -108,6 +115,7 @@ class TraceGrad_ELBO(Trace_ELBO):
                 f"sum_sites=False reports a part of the objective for each site, and {objective!r} is no sum over sites; drop it."
             )
         self.higher_order = higher_order
+        self.fuse = fuse
         self._together = 1 if vectorize_particles is False else num_particles
         self.max_parallel = checked_parallel(max_parallel, self._together)
         self._closed = ClosedForms.of(closed_form, self.objective)
@@ -160,15 +168,23 @@ class TraceGrad_ELBO(Trace_ELBO):
         model, guide = (self._with_one_minibatch(key, f) for f in program[:2])
         _, _, args, kwargs = program
         runs, ops = self._runs(key, params, model, guide, args, kwargs)
+        return self._combined(key, params, Program(model, guide, args, kwargs), runs, ops, noted), runs
+
+    @ours
+    def _combined(
+        self, key: jax.Array, params: dict, program: Program, runs: list, ops: JaxOps, noted: Noted | None
+    ) -> Estimate:
+        """Return what the objective's estimate is made of, from the runs."""
+        model, guide, args, kwargs = program
         parts = [_laid_out(static, arrays, reads, self.objective) for arrays, static, reads in runs]
         host = self._host(runs, parts, params, args, kwargs)
-        branches = self._branches(key, params, Program(model, guide, args, kwargs), runs, parts)
+        branches = self._branches(key, params, program, runs, parts)
         result = estimate(ops, parts, host, branches, self.objective, self.higher_order, noted)
         if isinstance(self.objective, ReweightedWakeSleep) and self.objective.sleeps:
             dreams = jax.random.fold_in(key, 0xD4EA)
             asleep_loss = asleep(self.objective, dreams, params, model, guide, args, kwargs)
             result.surrogate = result.surrogate + asleep_loss
-        return result, runs
+        return result
 
     def diagnose(
         self, rng_key: jax.Array, param_map: dict, model: Callable, guide: Callable, *args: Any, **kwargs: Any
@@ -278,7 +294,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         else:
             found = self.vectorize_particles_fn(particle, keys)
         arrays, rows = particle.unpacked(found)
-        return [(arrays, static, reads)], JaxOps(rows)
+        return [(arrays, static, reads)], JaxOps(rows) if self.fuse else OPS
 
     def _traced(
         self, key: jax.Array, params: dict, model: Callable, guide: Callable, args: tuple, kwargs: dict
@@ -305,7 +321,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         refuse_moving(seen[-1], numbered, closed, key, params)
         if seen[-1].extended:
             refuse_misuse(Layout.build(*specify(seen[-1], reads)), misused(closed, seen[-1].extended))
-        return Particle(closed, shapes, params), seen[-1], reads
+        return Particle(closed, shapes, params, self.fuse), seen[-1], reads
 
     def _one_by_one(
         self, keys: list, params: dict, model: Callable, guide: Callable, args: tuple, kwargs: dict
@@ -438,6 +454,7 @@ def _laid_out(
     return Layout.build(sites, costs, objective), run
 
 
+@ours
 def _with_gradient(result: Estimate) -> jax.Array:
     surrogate = -result.surrogate
     if result.baseline_loss is not None:
@@ -446,6 +463,7 @@ def _with_gradient(result: Estimate) -> jax.Array:
     return attach(jnp.where(jnp.isfinite(value), value, jnp.nan), surrogate)
 
 
+@ours
 def _by_site(runs: list) -> dict[str, jax.Array]:
     """Return each site's part of the loss with the gradient of that part: its own costs, charged to all sites."""
     names = dict.fromkeys(name for _, static, _ in runs for name in (*static.model, *static.guide))
@@ -488,6 +506,7 @@ def _refuse_impossible(result: Estimate, runs: list) -> None:
                     raise impossible_cost(name, side, bool(jnp.isnan(cost).any()))
 
 
+@ours
 def _new_state(runs: list, result: Estimate, particles: int) -> dict | None:
     """Return the mutable state after the step: the first particle's, with the baselines' new state where it is finite."""
     arrays, static, _ = runs[0]

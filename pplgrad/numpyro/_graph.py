@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from pplgrad.numpyro._compat import call_body, context_of, custom_rule, is_literal, tag_of
+from pplgrad.numpyro._compat import call_body, is_custom_jvp, is_literal, tag_of
+from pplgrad.numpyro._structure import Itself, Structure, array
+
+_TAG = "tag"
 
 
 @dataclass(eq=False, repr=False)
@@ -27,27 +30,25 @@ class Value:
         """Whether it is written in place."""
         return self.node is None and self.constant is not None
 
-    @property
+    @cached_property
     def exactly(self) -> Any:
         """What tells whether two values are one and the same."""
-        if not self.is_constant:
-            return id(self)
-        # An array that a call closes over is known by itself: it may be large, or keys.
-        return (
-            id(self.constant)
-            if isinstance(self.constant, jax.Array)
-            else (self.aval, np.asarray(self.constant).tobytes())
-        )
+        return (self.aval, array(self.constant)) if self.is_constant else Itself(self)
 
 
 @dataclass(eq=False, repr=False)
 class Node:
-    """One operation. `leaf` says that what reads its output need not know where that comes from: see `_alike`."""
+    """One operation; those with the same `settings` do the same to the same operands.
+
+    `derivative` is the program of the value and the derivative of a function that has one of its own. `leaf` says that what
+    reads its output need not know where that comes from: see `_alike`.
+    """
 
     number: int
     equation: Any
     operands: tuple[Value, ...]
-    settings: Any
+    settings: int
+    derivative: Any = None
     outputs: list[Value] = field(default_factory=list)
     leaf: bool = False
 
@@ -85,7 +86,8 @@ class _Builder:
     def __init__(self) -> None:
         self.nodes: list[Node] = []
         self._known: dict[Any, Node] = {}
-        self._contexts: dict[int, str] = {}
+        self._structure = Structure()
+        self._numbers: dict[Any, int] = {}
 
     def add(self, jaxpr: Any, env: dict[Any, Value]) -> list[Value]:
         def read(atom: Any) -> Value:
@@ -112,33 +114,22 @@ class _Builder:
     def _node(self, equation: Any, operands: tuple[Value, ...]) -> Node:
         """Return a node for an equation: the one that is there, if the same was computed before."""
         # What is read has been found before: from here on a tag's name says nothing.
-        params = () if tag_of(equation) is not None else custom_rule(equation) or _hashable(equation.params)
-        settings = (equation.primitive, params, context_of(equation, self._contexts))
-        key = (settings, tuple(value.exactly for value in operands))
+        same = _TAG if tag_of(equation) is not None else self._structure.operation(equation)
+        settings = self._numbers.setdefault(same, len(self._numbers))
+        key = (settings, _read(operands))
         node = self._known.get(key)
         if node is None:
-            node = Node(len(self.nodes), equation, operands, settings)
+            derivative = self._structure.derivative(equation) if is_custom_jvp(equation) else None
+            node = Node(len(self.nodes), equation, operands, settings, derivative)
             node.outputs = [Value(var.aval, node, i) for i, var in enumerate(equation.outvars)]
             self.nodes.append(node)
             self._known[key] = node
         return node
 
 
-def _hashable(value: Any) -> Any:
-    """Return what two settings have in common exactly if they are the same."""
-    if isinstance(value, dict):
-        if not value:
-            return ()
-        return tuple((name, _hashable(item)) for name, item in sorted(value.items(), key=lambda item: item[0]))
-    if isinstance(value, (tuple, list)):
-        return type(value).__name__, tuple(_hashable(item) for item in value)
-    if isinstance(value, np.ndarray):
-        return value.shape, value.dtype.str, value.tobytes()
-    try:
-        hash(value)
-    except TypeError:
-        return "object", id(value)
-    return type(value).__name__, value
+def _read(operands: Iterable[Value]) -> Any:
+    """Return what operations read that read the same in the same places."""
+    return tuple(value.exactly for value in operands)
 
 
 def above(values: Iterable[Value], stop: Any) -> set[Node]:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pplgrad.numpyro._compat import is_threefry
+from pplgrad.numpyro._compat import call_body, host_primitives, is_custom_jvp, is_threefry, sub_jaxprs
 from pplgrad.numpyro._graph import Node, Value
 
 # Up to this many numbers in each are done together: beyond, a call costs little beside its work.
@@ -102,7 +102,7 @@ class Kinds:
             return ("constant", value.aval) if loose and value.aval.shape == () else value.exactly
         if value.node is None:
             # A parameter of its own for each of many sites is one row of all of them.
-            return ("inputs", value.aval) if self._inputs[value.aval] >= self._rows else id(value)
+            return ("inputs", value.aval) if self._inputs[value.aval] >= self._rows else value.exactly
         if value.node.leaf or value.node in self._known or value.node in self._opaque:
             return "known", value.aval, value.place
         return self._kind[value.node], value.place
@@ -128,15 +128,27 @@ class Kinds:
 
 def can_be_together(node: Node) -> bool:
     """Return whether an operation gives on rows what it gives on each, and is small enough for it to matter."""
+    if not _is_alike(node.equation):
+        return False
+    if is_custom_jvp(node.equation) and not (node.derivative and all(map(_is_alike, node.derivative.jaxpr.eqns))):
+        return False
     values = [value.aval for value in (*node.operands, *node.outputs)]
-    if node.name not in _ALIKE or node.equation.effects:
-        return False
-    if node.name in _RANDOM and not all(_is_fit_for_random(aval) for aval in values):
-        return False
-    if any(node.equation.params.get(name) is not None for name in ("sharding", "out_sharding")):
-        return False
     small = [aval for aval in values if aval.size <= NUMBERS]
     return len(small) == len(values) or (node.name == "slice" and node.outputs[0].aval.size <= NUMBERS)
+
+
+def _is_alike(equation: Any) -> bool:
+    """Return whether an operation, with those that it calls, gives on rows what it gives on each."""
+    name = equation.primitive.name
+    if equation.primitive not in host_primitives() or equation.effects:
+        return False
+    if name not in _ALIKE and call_body(equation) is None:
+        return False
+    if name in _RANDOM and not all(_is_fit_for_random(atom.aval) for atom in (*equation.invars, *equation.outvars)):
+        return False
+    if any(equation.params.get(name) is not None for name in ("sharding", "out_sharding")):
+        return False
+    return all(_is_alike(inner) for body in sub_jaxprs(equation) for inner in body.eqns)
 
 
 def _is_fit_for_random(aval: Any) -> bool:
@@ -152,6 +164,6 @@ def _elements(nodes: list[Node]) -> dict[Node, Any]:
         whole, part = node.operands[0].aval.shape, node.outputs[0].aval.shape
         axes = [i for i, (full, size) in enumerate(zip(whole, part, strict=True)) if size != full]
         if len(axes) == 1 and part[axes[0]] == 1:
-            found[node] = (node.operands[0].exactly, axes[0])
+            found[node] = (node.operands[0].exactly, axes[0], node.outputs[0].aval)
     counts = Counter(found.values())
     return {node: common for node, common in found.items() if counts[common] > 1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any
 
 import jax
@@ -12,6 +13,21 @@ import numpy as np
 from pplgrad.engine.noise import Noise
 from pplgrad.errors import EstimatorError
 from pplgrad.numpyro._rows import Rows
+
+
+def ours(function: Callable) -> Callable:
+    """Return a function of this library's own, whose arrays of several ranks and types meet as the array API says.
+
+    What JAX is told to refuse (`jax_numpy_rank_promotion`, `jax_numpy_dtype_promotion`) is about the user's code, which has
+    run as it is told when this begins.
+    """
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+            return function(*args, **kwargs)
+
+    return run
 
 
 class JaxOps:

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from pplgrad.numpyro._compat import as_function, is_tracing
+from pplgrad.numpyro._compat import as_function, has_one_mesh, is_tracing
 from pplgrad.numpyro._program import Arrays
 from pplgrad.numpyro._rows import Rows
 from pplgrad.numpyro._together import Together
@@ -17,17 +17,19 @@ from pplgrad.numpyro._together import Together
 class Particle:
     """A function of a key that returns the arrays in which a particle's results are; `unpacked` tells which is where.
 
-    `closed` is the jaxpr of a particle as a function of key and parameters, `shapes` the results' tree. Where JAX computes at once
-    and does not trace, the program runs operation by operation, as it stands: a loop would be compiled each time.
+    `closed` is the jaxpr of a particle as a function of key and parameters, `shapes` the results' tree. It runs as it stands if it is
+    not to be fused, or in nothing that it does several times is there enough to be done together. Where JAX computes at once
+    and does not trace, it does too: a loop would be compiled each time.
     """
 
-    def __init__(self, closed: Any, shapes: Arrays, params: Mapping[str, Any]) -> None:
+    def __init__(self, closed: Any, shapes: Arrays, params: Mapping[str, Any], fuse: bool) -> None:
         self._params = params
         wanted = replace(jax.tree.map(lambda _: True, shapes), probes=jax.tree.map(lambda _: False, shapes.probes))
         self._tree = jax.tree.structure(shapes)
         # Not whether the key is traced: a key in numbers inside `jit` is a program's that is compiled all the same.
-        as_it_stands = closed.effects or not is_tracing()
-        self._together = None if as_it_stands else Together(closed, jax.tree.leaves(wanted))
+        as_it_stands = not fuse or closed.effects or not is_tracing() or not has_one_mesh(closed.jaxpr)
+        together = None if as_it_stands else Together(closed, jax.tree.leaves(wanted))
+        self._together = together if together is not None and together.changes_something else None
         self._plain = as_function(closed)
 
     def __call__(self, key: jax.Array) -> list[jax.Array]:

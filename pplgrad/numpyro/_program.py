@@ -29,6 +29,7 @@ from pplgrad.numpyro._distributions import (
     parameters,
 )
 from pplgrad.numpyro._flow import Flow
+from pplgrad.numpyro._ops import ours
 from pplgrad.numpyro._provenance import Reads, Standing, union
 from pplgrad.numpyro._sites import Intervene, ModelInferMessenger, Resolve, SiteMessenger, make_constant, site_key
 from pplgrad.numpyro._support import bounds
@@ -167,6 +168,7 @@ def _ask(arrays: Arrays, name: str, fn: Any, value: jax.Array, estimator: Estima
         arrays.parameters[name] = found
 
 
+@ours
 def _collected(
     static: Static,
     guide_trace: dict,

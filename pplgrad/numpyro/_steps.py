@@ -161,10 +161,11 @@ class _Run:
         if _is_zero(step):
             self._known[value], self._ended[i] = start, start
             return
-        numbers = np.arange(length, dtype=value.aval.dtype) * np.asarray(step, value.aval.dtype)
-        ordered = numbers[::-1] if self._scan.reverse else numbers
+        # Arrays of the type itself, which begin again after its largest number, as they do step by step.
+        numbers = np.arange(length + 1).astype(value.aval.dtype) * np.asarray(step, value.aval.dtype)
+        ordered = numbers[-2::-1] if self._scan.reverse else numbers[:-1]
         self._known[value] = _All(ordered if _is_zero(start) else start + ordered)
-        self._ended[i] = start + np.asarray(step, value.aval.dtype) * length
+        self._ended[i] = (start + numbers[-1:])[0]
 
     def results(self) -> list[Any]:
         """Return what the scan returns."""

@@ -6,14 +6,14 @@ section 3), in a loop of rounds over arrays where it compiles for a CPU, which c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pplgrad.numpyro._compat import alone, is_threefry
+from pplgrad.numpyro._compat import alone, counts_in_parts, host_primitives, is_threefry, under
 
 # More numbers of one key are left to JAX: their kernel is fused into all that read them, and computed for each.
 FEW = 16
@@ -57,15 +57,23 @@ def _bits(key: jax.Array, shape: tuple[int, ...], bit_width: int) -> jax.Array:
 
 def operation(equation: Any) -> Callable[..., list]:
     """Return the function of its operands that an equation stands for, written out if it makes a few numbers or keys of one key."""
-    name, params = equation.primitive.name, equation.params
-    if name in ("random_split", "random_bits") and _is_written_out(equation.invars[0].aval, params):
-        if name == "random_split":
-            return lambda key: [_split(key, params["shape"])]
-        return lambda key: [_bits(key, params["shape"], params["bit_width"])]
-    return alone(equation)
+    if not _is_written_out(equation):
+        return alone(equation)
+    params = equation.params
+
+    def run(key: jax.Array) -> list:
+        with under(equation):
+            if equation.primitive.name == "random_split":
+                return [_split(key, params["shape"])]
+            return [_bits(key, params["shape"], params["bit_width"])]
+
+    return run
 
 
-def _is_written_out(key: Any, params: Mapping[str, Any]) -> bool:
-    if key.shape or not is_threefry(key) or not jax.config.jax_threefry_partitionable:
+def _is_written_out(equation: Any) -> bool:
+    if equation.primitive.name not in ("random_split", "random_bits") or equation.primitive not in host_primitives():
+        return False
+    key, params = equation.invars[0].aval, equation.params
+    if key.shape or not is_threefry(key) or not counts_in_parts(equation):
         return False
     return int(np.prod(params["shape"])) <= FEW and params.get("bit_width", 32) in (32, 64)

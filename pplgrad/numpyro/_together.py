@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from pplgrad.numpyro._alike import ROWS, plan
+from pplgrad.numpyro._compat import with_weakness
 from pplgrad.numpyro._graph import Node, Value, flowing, graph_of
 from pplgrad.numpyro._kinds import Group
 from pplgrad.numpyro._loops import OUTPUTS, Loop
+from pplgrad.numpyro._ops import ours
 from pplgrad.numpyro._rows import cut, gathered, picked
 from pplgrad.numpyro._steps import Steps, held, steps_of
 from pplgrad.numpyro._threefry import operation
@@ -35,6 +37,12 @@ class Together:
         self._plan = plan(self._graph, [value for value in self._outputs if value is not None], rows)
         self.places: list[tuple[int, int | None] | None] = []
 
+    @property
+    def changes_something(self) -> bool:
+        """Whether anything is done together or taken apart; else the program is best left as it was traced."""
+        groups = (isinstance(group, Loop) or len(group.nodes) > 1 for group in self._plan)
+        return any(groups) or any(node in self._steps for group in self._plan for node in group.nodes)
+
     def _scans(self, rows: int) -> dict[Node, Steps]:
         """Return the scans that are taken apart."""
         scans = [node for node in self._graph.nodes if node.name == "scan"]
@@ -50,6 +58,7 @@ class Together:
                 found[node] = steps
         return found
 
+    @ours
     def __call__(self, *arguments: Any) -> list[jax.Array]:
         run = _Run(self._steps)
         run.drawn.update(
@@ -61,18 +70,23 @@ class Together:
                 run.repeat(group)
             else:
                 run.evaluate(group)
+        return self._sources(run)
+
+    def _sources(self, run: _Run) -> list[jax.Array]:
+        """Return the arrays in which the outputs are, with the types that were traced, and note which output is where."""
         sources: list[jax.Array] = []
-        numbers: dict[int, int] = {}
+        numbers: dict[tuple[int, bool], int] = {}
         self.places = []
         for value in self._outputs:
             if value is None:
                 self.places.append(None)
                 continue
             array, row = run.place(value, False)
-            if id(array) not in numbers:
-                numbers[id(array)] = len(sources)
-                sources.append(array)
-            self.places.append((numbers[id(array)], row))
+            weak = bool(getattr(value.aval, "weak_type", False))
+            if (id(array), weak) not in numbers:
+                numbers[id(array), weak] = len(sources)
+                sources.append(with_weakness(array, weak))
+            self.places.append((numbers[id(array), weak], row))
         return sources
 
 
@@ -124,7 +138,8 @@ class _Run:
         whole = group.nodes[0].operands[0]
         array = jnp.asarray(self._one(whole, group.drawing))
         starts = [node.equation.params["start_indices"] for node in group.nodes]
-        axis = next(i for i in range(array.ndim) if len({start[i] for start in starts}) > 1)
+        part = group.nodes[0].outputs[0].aval.shape
+        axis = next(i for i in range(array.ndim) if part[i] != array.shape[i])
         places = [start[axis] for start in starts]
         return jnp.expand_dims(picked(jnp.moveaxis(array, axis, 0), places), axis + 1)
 

@@ -16,6 +16,7 @@ from pplgrad import (
     FunctionBaseline,
     ImpossibleValueError,
     LeaveOneOut,
+    MeasureValued,
     NeuralBaseline,
     OptimalConstant,
     ProgramError,
@@ -176,3 +177,18 @@ def test_baseline_may_not_read_downstream_of_its_site():
         TraceGrad_ELBO(estimators=read_w).loss(jax.random.key(0), {}, deep_model, deep_guide)
     read_z = {"w": ScoreFunction(FunctionBaseline(lambda sites: sites["z"])), "z": ScoreFunction()}
     TraceGrad_ELBO(estimators=read_z).loss(jax.random.key(0), {}, deep_model, deep_guide)
+
+
+def test_a_family_is_a_class_and_no_name():
+    """A class of the user's own that is called Normal has another density, which a coupling of normals would get wrong."""
+
+    class Normal(dist.Normal):
+        def log_prob(self, value, intermediates=None):
+            return dist.Laplace(self.loc, self.scale).log_prob(value)
+
+    def program():
+        numpyro.sample("z", Normal(numpyro.param("a", 0.5), 1.0))
+
+    elbo = TraceGrad_ELBO(estimators={"z": MeasureValued()})
+    with pytest.raises(EstimatorError, match=r"site 'z'.*test_errors.*Normal is not among"):
+        elbo.loss(jax.random.key(0), {}, program, program)

@@ -4,6 +4,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
@@ -12,6 +13,7 @@ from numpyro.contrib.control_flow import scan
 from pplgrad import LeaveOneOut, Reparam, ScoreFunction
 from pplgrad.numpyro import TraceGrad_ELBO, _steps
 from pplgrad.numpyro._compat import scan_of, sub_jaxprs
+from tests.numpyro.fusing import arguments, gap
 from tests.numpyro.test_together import assert_same_second_derivatives, difference, operations, start
 
 pytestmark = pytest.mark.filterwarnings("ignore:Currently, SVI", "ignore:Missing a plate statement")
@@ -213,6 +215,20 @@ def test_every_scan_gives_the_same(name, monkeypatch):
     program = PROGRAMS[name]()
     elbo = ELBO if name == "states" else None
     assert difference(monkeypatch, program, start(program), elbo) < 1e-12
+
+
+@pytest.mark.parametrize("start", [3, lambda x: x.sum().astype(np.int8)], ids=["a number", "known when it runs"])
+@pytest.mark.parametrize("reverse", [True, False])
+def test_a_counter_begins_again_after_its_largest_number(start, reverse):
+    def program(key, x, more):
+        def step(carry, row):
+            count, total = carry
+            return (count + np.int8(3), jnp.tanh(total + row)), total * count
+
+        first = start(x) if callable(start) else jnp.asarray(start, np.int8)
+        return jax.lax.scan(step, (first, x), jnp.linspace(0.0, 1.0, 200), reverse=reverse)
+
+    assert gap(program, arguments()) < 1e-12
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import pytest
 from numpyro.infer import Trace_ELBO
 
 from pplgrad import DisARM, LeaveOneOut, LocalExpectation, Reparam, ScoreFunction
-from pplgrad.numpyro import TraceGrad_ELBO, _alike, _graph, _loops, _particle
+from pplgrad.numpyro import TraceGrad_ELBO, _alike, _graph, _loops, _particle, _structure
 from pplgrad.numpyro._compat import sub_jaxprs
 from pplgrad.numpyro._together import Together
 from pplgrad.testing.in_numpyro import HOST, parameters
@@ -313,7 +313,7 @@ def test_what_is_dear_is_done_once():
 
 # What is broken, and the program that shows it.
 BROKEN = {
-    "settings are ignored": ("two_back", _graph, "_hashable", lambda value: ()),
+    "settings are ignored": ("two_back", _structure.Structure, "settings", lambda structure, value: ()),
     "constants are ignored": (
         "own_parameters",
         _graph.Value,

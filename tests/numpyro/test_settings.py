@@ -1,0 +1,82 @@
+"""JAX's settings about ranks and types of arrays are about the user's code: estimators run under every one that the program runs under."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+
+from pplgrad import LocalExpectation, ScoreFunction
+from pplgrad.numpyro import TraceGrad_ELBO
+from pplgrad.testing.in_numpyro import HOST, parameters
+from pplgrad.testing.programs import CASES
+from tests.branching import EXACT, RANDOM
+
+ESTIMATORS = {**EXACT, **RANDOM}
+# Programs that NumPyro's own ELBOs run without a promotion of ranks.
+STRICT = ("hierarchy", "single", "categorical_index", "mixed")
+QUICK = ("local", "disarm", "arm")
+
+
+def shape_of_gradient(program, params, elbo):
+    run = jax.value_and_grad(lambda params: elbo.loss(jax.random.key(0), params, *program))
+    return jax.eval_shape(run, params)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in ESTIMATORS])
+def test_ranks_are_not_promoted_for_the_user(name):
+    estimator, fitting = ESTIMATORS[name]
+    chosen = next(program for program in STRICT if program in fitting)
+    case = CASES[chosen]
+    elbo = TraceGrad_ELBO(2, estimators={site: estimator for site in case.latents})
+    with jax.numpy_rank_promotion("raise"):
+        loss, gradient = shape_of_gradient(case.build(HOST), parameters(case), elbo)
+    assert loss.shape == () and set(gradient) == set(parameters(case))
+
+
+X = jnp.array([0.0, 2.0, 1.3])
+
+
+def model():
+    with numpyro.plate("data", 3):
+        z = numpyro.sample("z", dist.Categorical(jnp.array([0.4, 0.6])))
+        numpyro.sample("x", dist.Normal(2 * z.astype(X.dtype), 1.0), obs=X)
+
+
+def guide():
+    with numpyro.plate("data", 3):
+        numpyro.sample("z", dist.Categorical(logits=numpyro.param("a", jnp.zeros((3, 2), X.dtype))))
+
+
+def exact():
+    """Return the gradient at zero: the difference between the costs of the two values, a quarter of it."""
+    costs = np.log([0.4, 0.6]) - 0.5 * (np.asarray(X)[:, None] - [0.0, 2.0]) ** 2
+    return 0.25 * (costs - costs[:, ::-1]) * -1
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("numpy_rank_promotion", "raise"),
+        ("numpy_dtype_promotion", "strict"),
+        ("enable_x64", False),
+        ("enable_x64", True),
+    ],
+)
+@pytest.mark.parametrize("fuse", [True, False])
+def test_the_gradient_is_right_under_every_setting(setting, value, fuse):
+    elbo = TraceGrad_ELBO(estimators={"z": LocalExpectation()}, fuse=fuse)
+    with getattr(jax, setting)(value):
+        run = jax.grad(lambda params: elbo.loss(jax.random.key(0), params, model, guide))
+        params = {"a": jnp.zeros((3, 2), X.dtype)}
+        for found in (run(params)["a"], jax.jit(run)(params)["a"]):
+            np.testing.assert_allclose(found, exact(), rtol=1e-5)
+
+
+def test_what_the_user_forbids_is_forbidden_in_the_program():
+    def broad():
+        numpyro.sample("z", dist.Normal(jnp.zeros((2, 3)) + jnp.zeros(3), 1.0).to_event(2))
+
+    with jax.numpy_rank_promotion("raise"), pytest.raises(ValueError, match="rank_promotion"):
+        TraceGrad_ELBO(estimators={"z": ScoreFunction()}).loss(jax.random.key(0), {}, broad, broad)
