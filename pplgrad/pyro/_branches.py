@@ -372,7 +372,7 @@ class PyroBranches:
             with moved_generators(), torch.random.fork_rng(devices=self._traces.rng_devices()), torch.no_grad():
                 traces = self._run(lambda name, fresh, event: values[name], None, 1, None)
                 return self._costs(*traces, None)
-        except (RuntimeError, IndexError, ValueError, KeyError):
+        except (RuntimeError, IndexError, ValueError, KeyError, TypeError, AssertionError):
             return None
 
     def _compare_second_run(self, chosen: str) -> None:
