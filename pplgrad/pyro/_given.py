@@ -17,7 +17,7 @@ import torch
 from pplgrad.pyro._guards import is_library
 
 _LIMIT = 20_000
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, types.ModuleType, type)
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, types.ModuleType)
 
 
 def tensors_before(*roots: Any) -> list[torch.Tensor]:
@@ -42,6 +42,8 @@ def _within(value: Any) -> Iterator[Any]:
     """Yield what an object holds, as far as a program gets at it by names."""
     if isinstance(value, types.FunctionType):
         yield from _of_function(value)
+    elif isinstance(value, type):
+        yield from _of_class(value)
     elif isinstance(value, types.MethodType):
         yield from (value.__func__, value.__self__)
     elif isinstance(value, partial):
