@@ -309,7 +309,8 @@ def hides_state(cls: type) -> type | None:
     for one in cls.__mro__[:-1]:
         base: Any = one.__base__
         members = {name for name, x in vars(one).items() if type(x) is types.MemberDescriptorType}
-        shown = len(members - {"__dict__", "__weakref__"})
+        # An extension's members may be addresses of what is not shown.
+        shown = len(members - {"__dict__", "__weakref__"}) if "__slots__" in vars(one) else 0
         shown += one.__dictoffset__ > 0 and not base.__dictoffset__
         shown += one.__weakrefoffset__ > 0 and not base.__weakrefoffset__
         more = one.__basicsize__ - base.__basicsize__ - 8 * shown
