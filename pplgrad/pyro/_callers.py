@@ -4,8 +4,19 @@ from __future__ import annotations
 
 import sys
 
-from pplgrad.pyro._guards import is_library
-
+_LIBRARIES = {
+    "torch",
+    "pyro",
+    "pplgrad",
+    "numpy",
+    "scipy",
+    "pandas",
+    "sklearn",
+    "matplotlib",
+    "array_api_compat",
+    "opt_einsum",
+    "tqdm",
+}
 _WATCHING = ("pplgrad.pyro._provenance", "pplgrad.pyro._recording", __name__)
 # Reading a truth value inside these is a check of arguments, not control flow of the user's program.
 _CHECKING = ("torch.distributions", "pyro.distributions", "pyro.util", "pyro.poutine", "pyro.infer")
@@ -32,3 +43,9 @@ def is_check() -> bool:
             return False
         frame = frame.f_back  # type: ignore[assignment]
     return False
+
+
+def is_library(module: str) -> bool:
+    """Return whether a module's lines are of no use to who looks for the place in his program."""
+    top = module.partition(".")[0]
+    return top in _LIBRARIES or top in sys.stdlib_module_names

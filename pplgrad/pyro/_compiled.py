@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+import random
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyro
 import torch
 from pyro import poutine
@@ -24,6 +26,7 @@ from torch.fx import GraphModule
 
 from pplgrad.errors import CompileError, ConfigurationError, ImpossibleValueError, PplgradError
 from pplgrad.pyro._baselines import state_name, store_states
+from pplgrad.pyro._guards import Guard
 from pplgrad.pyro._internals import (
     Graph,
     compiled_graph,
@@ -227,6 +230,12 @@ def _shared(outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> 
     return result
 
 
+def _other_generators() -> tuple:
+    """Return the states of the generators of Python and NumPy that everybody draws from."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    return random.getstate(), kind, keys.tobytes(), rest  # type: ignore[union-attr]
+
+
 class Compiler:
     """Takes an ELBO's training steps: eagerly at first, then compiled."""
 
@@ -276,7 +285,8 @@ class Compiler:
                 return elbo._eager_step(model, guide, args, kwargs, known)
             if known.known:
                 return self._record(elbo, known, program)
-            self._wait(known)
+            if not known.watching_again:
+                self._wait(known)
             return elbo._eager_step(model, guide, args, kwargs, known)
         except CompileError as error:
             # Pyro adds a table of shapes to errors that pass its trace.
@@ -303,6 +313,9 @@ class Compiler:
 
     def _wait(self, known: Structure) -> None:
         """Count steps whose structure is not known yet, and give up on a program that never stays the same."""
+        if not known.reusable and known.read_at is None and known.guard is None and (why := Guard.reason(*known.roots)):
+            self._go_on(known, why)
+            return
         if len(self._waits) > 4 * self.options.graphs:
             self._waits.clear()
             self._warn(
@@ -335,6 +348,14 @@ class Compiler:
         restore(before)
         known.looked(time.perf_counter() - start)
 
+    def _go_on(self, known: Structure, why: str) -> None:
+        """Take a program's steps eagerly from here on, which is right whatever it reads, and say so once."""
+        self._warn(
+            f"TraceGrad_ELBO(compile=...) takes this program's steps eagerly, because it reads {why}, which cannot be watched: a "
+            "compiled step would keep what it was; pass numbers that change as tensors, and draw with torch."
+        )
+        self._eager.add(known.key)
+
     def _run(self, elbo: TraceGrad_ELBO, known: Structure, program: tuple) -> float:
         model, guide, args, kwargs = program
         try:
@@ -363,6 +384,7 @@ class Compiler:
         recorder = Recorder()
         # The graph is to cast the parameters as they will be, not to find those of an earlier step cast.
         torch.clear_autocast_cache()
+        moving = _other_generators()
         with poutine.trace(param_only=True) as seen, pyro.validation_enabled(False), recorder:
             evaluation = elbo._estimated(model, guide, args, kwargs, None, known)
             loss = evaluation.loss
@@ -376,12 +398,15 @@ class Compiler:
                 for name, value in arrays.items()
             }
         value = evaluation.checked(numbers.tolist())
-        if known.known:
+        if moving != _other_generators():
+            self._go_on(known, "random numbers of Python or NumPy")
+        elif known.known:
             # Else this run had other sites than the known ones: its gradient is right, and the next step watches.
             names = [str(name) for name in seen.trace.nodes]
             outputs = [numbers, *(gradient for _, gradient in pairs), *states.values()]
             step = self._compiled(elbo, known, program, recorder, outputs, [leaf for leaf, _ in pairs])
-            step.states, step.params = list(states), names
+            if step is not None:
+                step.states, step.params = list(states), names
             known.compiled = step
             self._waits.pop(known.key, None)
         with torch.no_grad():
@@ -399,14 +424,16 @@ class Compiler:
         recorder: Recorder,
         outputs: list[torch.Tensor],
         leaves: list[torch.Tensor],
-    ) -> CompiledStep:
+    ) -> CompiledStep | None:
+        """Compile what was recorded, or return None if the step reads what cannot be watched."""
         graph, captured = recorder.graph_of(outputs)
         _, _, args, kwargs = program
         estimators = [found.estimator for found in elbo._resolved.values()]
-        reach = Reach.of(*known.roots, elbo.objective, estimators, list(elbo._networks.modules.values()))
+        roots = (*known.roots, elbo.objective, estimators, list(elbo._networks.modules.values()))
+        reach = Reach.of(*roots)
         if reach is None:
-            self._waits[known.key] = _PATIENCE
-            self._wait(known)
+            self._go_on(known, Reach.reason(*roots))
+            return None
         assert isinstance(reach, Reach)
         sources = Sources(reach, args, kwargs)
         inputs = [sources.of(x) for x in captured]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.distributions import Distribution
 from torch.distributions import Independent as TorchIndependent
 from torch.distributions import TransformedDistribution as TorchTransformed
 from torch.distributions.constraints import Constraint
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from pplgrad.engine.support import Classes, Support
 from pplgrad.errors import BaselineError
@@ -131,10 +133,21 @@ def finite_parts(fn: Any) -> tuple[Any, torch.Tensor] | None:
     if not getattr(base, "has_enumerate_support", False):
         return None
     try:
-        support = base.enumerate_support(expand=False)
+        with _constants_may_be_read():
+            support = base.enumerate_support(expand=False)
     except NotImplementedError:
         return None
     return base, support.reshape(support.shape[0], *base.event_shape)
+
+
+@contextmanager
+def _constants_may_be_read() -> Iterator[None]:
+    """Let a support be listed whose size stands in a tensor: our reading of it is none by the program, unless it is drawn."""
+    watching: Any = _get_current_dispatch_mode()
+    before = (getattr(watching, "read_at", None), getattr(watching, "escaped_ever", None))
+    yield
+    if hasattr(watching, "read_at") and watching.escaped_ever == before[1]:
+        watching.read_at = before[0]
 
 
 _PARAMETERS = {"Normal": ("loc", "scale"), "Poisson": ("rate",), "Gamma": ("concentration", "rate")}

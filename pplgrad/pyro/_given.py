@@ -14,7 +14,7 @@ from typing import Any
 import pyro
 import torch
 
-from pplgrad.pyro._guards import is_library
+from pplgrad.pyro._callers import is_library
 
 _LIMIT = 20_000
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, types.ModuleType)

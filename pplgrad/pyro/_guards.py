@@ -2,39 +2,51 @@
 
 Dependencies are found by watching one run, and hold for later runs as long as the program does the same. What it
 does is decided by its arguments and by the Python objects that its code can reach: closures, globals, attributes,
-containers. A `Guard` remembers those that could steer it, and `holds()` looks whether they are still the same. A program
-that reaches state which cannot be watched (an iterator, a random number generator) has no guard, and is watched at
+containers, arrays. A `Guard` remembers them, and `holds()` looks whether they are still the same. The world is closed: only
+what is known to depend on its arguments alone (`_allowed.py`) is passed by; all else is looked into, and a program that
+reaches what cannot be looked into (an iterator, a generator of random numbers, a cache, a file) has no guard, and is watched at
 every step. What a tensor holds needs no guard: a run in which a value leaves the tensors is never reused.
 """
 
 from __future__ import annotations
 
+import array
 import functools
+import importlib.util
 import sys
 import types
-from collections.abc import Callable, Mapping
+import weakref
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from operator import getitem
 from typing import Any
 
 import numpy as np
+import pyro
 import torch
 
-_SIMPLE = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, range, slice)
-_OPAQUE = {
-    "torch",
-    "pyro",
-    "pplgrad",
-    "numpy",
-    "scipy",
-    "pandas",
-    "sklearn",
-    "matplotlib",
-    "array_api_compat",
-    "opt_einsum",
-    "tqdm",
-}
-_UNWATCHABLE = {"random", "time", "secrets", "uuid", "datetime", "itertools", "_io", "io", "socket", "queue"}
+from pplgrad.pyro import _allowed as known
+from pplgrad.pyro._code import Names, names_of
+from pplgrad.pyro._probes import (
+    ITEMS,
+    MISSING,
+    SIMPLE,
+    Kind,
+    Probe,
+    alike,
+    ambient_probe,
+    array_probe,
+    contents_probe,
+    digest,
+    handlers,
+    kind_of,
+    mapping_probe,
+    names_probe,
+    sequence_probe,
+)
+
 _LIMIT = 20_000
-_MISSING = object()
 
 
 class Unwatchable(Exception):
@@ -42,207 +54,566 @@ class Unwatchable(Exception):
 
 
 class Guard:
-    """The Python state that two callables can reach, as a flat list of quick comparisons."""
+    """The Python state that some callables can reach, as a flat list of quick comparisons."""
 
     def __init__(self, *roots: Any) -> None:
-        self._probes: list[tuple[Callable[[], Any], Any, bool]] = []
-        self._seen: set[int] = set()
-        self._kept: list[Any] = []
-        for root in roots:
-            self._visit(root)
+        self._probes: list[Probe] = [ambient_probe()]
+        self._seen: dict[int, Any] = {}
+        self._done: set[int] = set()
+        self._ahead: list[Any] = [*roots, *handlers()]
+        self._namespaces: dict[int, tuple[Mapping, dict[str, Any]]] = {}
+        self._classes: list[tuple[Any, type]] = []
+        # Modules that the program holds as values, and all attributes that it takes of anything.
+        self._modules: list[types.ModuleType] = []
+        self._attributes: set[str] = set()
+        self._taken: set[tuple[int, str]] = set()
+        self._walk()
+        for namespace, names in self._namespaces.values():
+            self._probes.append(names_probe(namespace, tuple(names), list(names.values())))
+        objects, classes = [x for x, _ in self._classes], [x for _, x in self._classes]
+        self._probes.append(lambda: list(map(type, objects)) == classes)
 
     @classmethod
     def of(cls, *roots: Any) -> Guard | None:
         """Return the guard of the callables, or None if they reach state that cannot be watched."""
         try:
             return cls(*roots)
-        except (Unwatchable, RecursionError):
+        except Exception:  # Code of the program's own objects may run, and may raise anything.
             return None
+
+    @classmethod
+    def reason(cls, *roots: Any) -> str:
+        """Return what the callables reach that cannot be watched, or nothing."""
+        try:
+            cls(*roots)
+        except Unwatchable as error:
+            return str(error)
+        except Exception as error:
+            return f"an object that raises {type(error).__name__}"
+        return ""
 
     def holds(self) -> bool:
         """Return whether everything is as it was."""
-        for read, expected, same in self._probes:
-            try:
-                found = read()
-            except (LookupError, ValueError, AttributeError):
-                return False
-            if found is expected:
-                continue
-            if same or type(found) is not type(expected) or found != expected:
-                return False
-        return True
+        try:
+            return all(probe() for probe in self._probes)
+        except Exception:  # What cannot be read any more has changed.
+            return False
 
-    def _watch(self, read: Callable[[], Any]) -> None:
-        """Compare what `read` returns from now on, and go on into it."""
-        if len(self._probes) > _LIMIT:
-            raise Unwatchable
-        value = read()
-        if isinstance(value, torch.Tensor):
-            self._probes.append((lambda: _tensor_kind(read()), _tensor_kind(value), False))
-        elif isinstance(value, _SIMPLE):
-            self._probes.append((read, value, False))
-        else:
-            self._probes.append((read, value, True))
-            self._visit(value)
+    def _walk(self) -> None:
+        while True:
+            while self._ahead:
+                if len(self._seen) > _LIMIT:
+                    raise Unwatchable("too many objects")
+                self._visit(self._ahead.pop())
+            if not self._open_modules():
+                return
+
+    def _open_modules(self) -> bool:
+        """Go into what may be taken of the modules that the program holds as values; return whether anything was new."""
+        if self._modules and not self._attributes.isdisjoint(known.LOOKING_UP):
+            raise Unwatchable(f"attributes of the module {self._modules[0].__name__} by names that are computed")
+        new = False
+        for module in self._modules:
+            for name in self._attributes:
+                if (id(module), name) not in self._taken:
+                    self._taken.add((id(module), name))
+                    if hasattr(module, name):
+                        self._of_module(module, (name,))
+                        new = True
+        return new
+
+    # What is found in one place: its mark is compared from now on, and it is looked into.
+
+    def _see(self, value: Any, read: Callable, *where: Any) -> Any:
+        """Go on into a value, and return what is to be found in its place again."""
+        kind = type(value)
+        if kind in SIMPLE:
+            return value
+        if issubclass(kind, torch.Tensor):
+            self._tensor(value, partial(read, *where))
+            plain = not value.__dict__ and kind in (torch.Tensor, torch.nn.Parameter)
+            return Kind(value) if plain else value
+        self._ahead.append(value)
+        return value
+
+    def _tensor(self, value: torch.Tensor, read: Callable[[], Any]) -> None:
+        if id(value) in self._seen:
+            return
+        if value.__dict__ or type(value) not in (torch.Tensor, torch.nn.Parameter):
+            self._seen[id(value)] = value
+            kind = kind_of(value)
+            self._probes.append(lambda: kind_of(value) == kind)
+            self._mapping(value.__dict__)
+            self._class_of(value)
 
     def _visit(self, value: Any) -> None:
-        if isinstance(value, (torch.Tensor, *_SIMPLE)) or id(value) in self._seen:
+        kind = type(value)
+        if kind in SIMPLE or id(value) in self._seen:
             return
-        self._seen.add(id(value))
-        self._kept.append(value)
-        if isinstance(value, types.FunctionType):
-            self._visit_function(value)
-        elif isinstance(value, types.MethodType):
-            self._visit(value.__func__)
-            self._visit(value.__self__)
-        elif isinstance(value, functools.partial):
-            self._visit((value.func, value.args, value.keywords))
-        elif isinstance(value, (list, tuple, set, frozenset)):
-            self._visit_items(value)
-        elif isinstance(value, Mapping):
-            self._visit_mapping(value)
-        elif isinstance(value, np.ndarray):
-            self._probes.append((lambda: value.tobytes() if value.nbytes < 4096 else value.shape, *_array_kind(value)))
-        elif isinstance(value, type):
-            self._visit_class(value)
-        elif not isinstance(value, (types.ModuleType, types.BuiltinFunctionType, property)):
-            self._visit_object(value)
-
-    def _visit_function(self, function: types.FunctionType) -> None:
-        if is_library(function.__globals__.get("__name__", "")):
-            # A handler's wrapper: its own code is fixed, but it holds the user's function.
-            self._visit_cells(function)
-            self._visit(getattr(function, "__wrapped__", None))
+        if issubclass(kind, torch.Tensor):
+            self._see(value, lambda: value)
             return
-        self._visit_cells(function)
-        self._visit(function.__defaults__)
-        self._visit(function.__kwdefaults__)
-        names = _names(function.__code__)
-        for name in names & function.__globals__.keys():
-            found = function.__globals__[name]
-            if isinstance(found, types.ModuleType):
-                self._visit_module(found, names)
-            else:
-                self._watch(lambda g=function.__globals__, n=name: g.get(n, _MISSING))  # type: ignore[misc]
-
-    def _visit_cells(self, function: types.FunctionType) -> None:
-        for cell in function.__closure__ or ():
-            try:
-                self._watch(lambda c=cell: c.cell_contents)  # type: ignore[misc]
-            except ValueError:
-                continue
-
-    def _visit_module(self, module: types.ModuleType, names: set[str]) -> None:
-        top = module.__name__.partition(".")[0]
-        if top in _UNWATCHABLE or (top == "numpy" and ("random" in names or module.__name__ == "numpy.random")):
-            raise Unwatchable
-        if is_library(module.__name__):
+        self._seen[id(value)] = value
+        visit = _VISITS.get(kind)
+        if visit is not None:
+            visit(self, value)
+        elif kind in known.ATOMS or kind.__module__ in ("typing", "_typing"):
+            self._atom(value)
+        elif issubclass(kind, np.generic) and kind is not np.void or issubclass(kind, np.dtype):
             return
-        for name in names & vars(module).keys():
-            found = vars(module)[name]
-            if isinstance(found, types.ModuleType):
-                self._visit_module(found, names)
-            else:
-                self._watch(lambda d=vars(module), n=name: d.get(n, _MISSING))  # type: ignore[misc]
-
-    def _visit_items(self, value: Any) -> None:
-        self._probes.append((lambda: len(value), len(value), False))
-        if isinstance(value, (list, tuple)):
-            for i in range(len(value)):
-                self._watch(lambda v=value, i=i: v[i])  # type: ignore[misc]
-        elif not all(isinstance(item, _SIMPLE) for item in value):
-            raise Unwatchable
+        elif issubclass(kind, type):
+            self._class(value)
         else:
-            kept = set(value)
-            self._probes.append((lambda: value == kept, True, False))
+            self._object(value)
 
-    def _visit_mapping(self, value: Mapping) -> None:
-        self._probes.append((lambda: len(value), len(value), False))
-        for key in list(value):
-            self._watch(lambda v=value, k=key: v.get(k, _MISSING))  # type: ignore[misc]
+    def _atom(self, value: Any) -> None:
+        owner = getattr(value, "__objclass__", None)
+        if owner is not None and isinstance(value, (types.MethodDescriptorType, types.ClassMethodDescriptorType)):
+            if not known.allowed(owner.__module__):
+                raise Unwatchable(f"{value.__qualname__} of the module {owner.__module__}")
 
-    def _visit_class(self, cls: type) -> None:
-        if is_library(cls.__module__):
+    # Functions and names.
+
+    def _function(self, function: types.FunctionType) -> None:
+        module, home, name = function.__globals__.get("__name__", ""), function.__module__, function.__qualname__
+        if not known.allowed(module):
+            if known.allowed_function(module, name):
+                return
+            self._code(function)
+        elif known.allowed(home) and _is_own(function):
+            if name == "get_param_store":
+                self._ahead.append(pyro.get_param_store())
+            elif not known.allowed_function(home, name):
+                raise Unwatchable(f"{home}.{name}()")
             return
-        for name, found in list(vars(cls).items()):
-            if isinstance(found, (staticmethod, classmethod)):
-                self._visit(found.__func__)
-            elif isinstance(found, property):
-                self._visit(found.fget)
-            elif not name.startswith("__") or isinstance(found, types.FunctionType):
-                self._watch(lambda c=cls, n=name: vars(c).get(n, _MISSING))  # type: ignore[misc]
-        for base in cls.__bases__:
-            self._visit(base)
+        elif function.__closure__ is None:
+            return
+        state = (function.__code__, function.__defaults__, function.__kwdefaults__)
+        read = _FUNCTION_STATE
+        self._probes.append(lambda: read(function) == state)
+        self._ahead += [function.__defaults__, function.__kwdefaults__]
+        self._mapping(function.__dict__)
+        for cell in function.__closure__ or ():
+            self._cell(cell)
 
-    def _visit_object(self, value: Any) -> None:
+    def _cell(self, cell: types.CellType) -> None:
+        self._seen[id(cell)] = cell
+        found = _content(cell)
+        if isinstance(found, types.ModuleType):
+            # The code that takes its attributes is looked at; here is only whether it is the same.
+            mark = found
+        else:
+            mark = self._see(found, _content, cell) if found is not MISSING else found
+        self._probes.append(lambda: alike(mark, _content(cell)))
+
+    def _code(self, function: types.FunctionType) -> None:
+        names = names_of(function.__code__)
+        if not known.HIDDEN.isdisjoint(names.attributes):
+            self._hidden(names, function)
+        cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=False))
+        imported = self._imports(names, function.__globals__)
+        for is_global, name, chain in names.chains:
+            if is_global and name == "hash" and function.__name__ == "__hash__":
+                continue
+            if is_global:
+                self._global(function.__globals__, name, chain)
+            elif name in imported:
+                self._of_module(imported[name], chain)
+            elif name in cells and isinstance(_content(cells[name]), types.ModuleType):
+                self._of_module(_content(cells[name]), chain)
+        self._attributes |= names.attributes
+
+    def _hidden(self, names: Names, function: types.FunctionType) -> None:
+        """Refuse attributes that show what cannot be watched, unless they are functions of modules (`torch.autograd.grad`)."""
+        for name in names.attributes & known.HIDDEN:
+            owners = [(root, chain) for _, root, chain in names.chains if name in chain]
+            found = function.__globals__
+            if not owners or not all(isinstance(found.get(root), types.ModuleType) for root, _ in owners):
+                raise Unwatchable(f"the attribute {name}")
+            if _count(function.__code__, name) > len(owners):
+                raise Unwatchable(f"the attribute {name}")
+
+    def _imports(self, names: Names, namespace: Mapping) -> dict[str, types.ModuleType]:
+        found: dict[str, types.ModuleType] = {}
+        for name, level, wanted, local in names.imports:
+            full = importlib.util.resolve_name("." * level + name, namespace.get("__package__")) if level else name
+            module = sys.modules.get(full)
+            if module is None:
+                raise Unwatchable(f"an import of {full}, which has not run yet")
+            self._probes.append(lambda full=full, module=module: sys.modules.get(full) is module)  # type: ignore[misc]
+            for each in wanted or ():
+                if each == "*":
+                    raise Unwatchable(f"an import of all of {full}")
+                self._of_module(module, (each,))
+            if wanted is None and (not local or local in found):
+                self._modules.append(module)
+            elif wanted is None:
+                found[local] = module
+        return found
+
+    def _global(self, namespace: dict, name: str, chain: tuple[str, ...]) -> None:
+        found = namespace.get(name, MISSING)
+        if found is MISSING:
+            self._names(namespace)[name] = MISSING
+            inside = namespace.get("__builtins__", {})
+            inside = vars(inside) if isinstance(inside, types.ModuleType) else inside
+            found = inside.get(name, MISSING)
+            if found is MISSING:
+                return
+            if not known.allowed_builtin(name):
+                raise Unwatchable(f"{name}()")
+            self._names(inside)[name] = found
+            if name in known.LOOKING_UP:
+                self._attributes.add(name)
+        elif isinstance(found, types.ModuleType):
+            self._names(namespace)[name] = found
+            self._of_module(found, chain)
+        elif name not in self._names(namespace):
+            self._names(namespace)[name] = self._see(found, namespace.get, name)
+
+    def _of_module(self, module: types.ModuleType, chain: tuple[str, ...]) -> None:
+        """Go into what is taken of a module, or remember that the program holds the module itself."""
+        if module.__name__ in known._NOT:
+            self._deny(module, chain)
+        if not chain:
+            if id(module) not in self._seen:
+                self._seen[id(module)] = module
+                self._modules.append(module)
+            return
+        name, *others = chain
+        if name in known.LOOKING_UP or name in ("__dict__", "__builtins__", "__loader__"):
+            raise Unwatchable(f"{module.__name__}.{name}")
+        namespace = vars(module)
+        found = namespace[name] if name in namespace else getattr(module, name, MISSING)
+        if found is MISSING:
+            self._names(namespace)[name] = MISSING
+        elif isinstance(found, types.ModuleType):
+            if name in namespace:
+                self._names(namespace)[name] = found
+            self._of_module(found, tuple(others))
+        elif name in namespace:
+            if name not in self._names(namespace):
+                self._deny(module, chain)
+                self._names(namespace)[name] = self._see(found, namespace.get, name)
+        else:
+            self._ahead.append(found)
+
+    def _deny(self, module: types.ModuleType, chain: tuple[str, ...]) -> None:
+        full = ".".join((module.__name__, *chain[:1]))
+        if full in known._NO_FUNCTIONS and chain[:1] != ("get_param_store",):
+            raise Unwatchable(full)
+        if module.__name__ in known._NOT and full not in known._FUNCTIONS and not _plain(module, chain):
+            raise Unwatchable(full)
+
+    def _names(self, namespace: Mapping) -> dict[str, Any]:
+        return self._namespaces.setdefault(id(namespace), (namespace, {}))[1]
+
+    def _builtin(self, function: types.BuiltinFunctionType) -> None:
+        owner = function.__self__
+        if owner is None or isinstance(owner, types.ModuleType):
+            module = function.__module__ or getattr(owner, "__name__", "")
+            if not known.allowed_function(module, function.__name__):
+                raise Unwatchable(f"{module}.{function.__name__}()")
+        elif isinstance(owner, type):
+            if function.__module__ is not None and not known.allowed_function(function.__module__, function.__name__):
+                raise Unwatchable(f"{function.__module__}.{function.__name__}()")
+            self._ahead.append(owner)
+        else:
+            self._ahead.append(owner)
+
+    def _method(self, method: types.MethodType) -> None:
+        self._ahead += [method.__func__, method.__self__]
+
+    def _partial(self, value: functools.partial) -> None:
+        state = _PARTIAL_STATE(value)
+        self._probes.append(lambda: all(x is y for x, y in zip(_PARTIAL_STATE(value), state, strict=True)))
+        self._ahead += state
+        self._attributes_of(value)
+
+    def _wrapped(self, value: Any) -> None:
+        """Look into a static or class method, or a property."""
+        parts = ("__func__",) if isinstance(value, (staticmethod, classmethod)) else ("fget", "fset", "fdel")
+        self._ahead += [getattr(value, part) for part in parts]
+        self._attributes_of(value)
+
+    def _cached(self, value: Any) -> None:
+        function = value.__wrapped__
+        if not known.allowed(getattr(function, "__module__", None)):
+            raise Unwatchable(f"the cache of {function.__qualname__}")
+
+    # Containers.
+
+    def _sequence(self, value: Any) -> None:
+        items = ITEMS[next(base for base in type(value).__mro__ if base in ITEMS)]
+        indexed = isinstance(value, (list, tuple))
+        kept = [
+            self._see(item, *((getitem, value, i) if indexed else (_nothing,))) for i, item in enumerate(items(value))
+        ]
+        if type(value) is not tuple or any(type(x) is Kind for x in kept):
+            self._probes.append(sequence_probe(value, items, kept))
+
+    def _mapping(self, value: Any, skipped: frozenset[str] = frozenset()) -> None:
+        kind: Any = OrderedDict if issubclass(type(value), OrderedDict) else dict
+        if id(value) in self._done:
+            return
+        self._done.add(id(value))
+        self._seen[id(value)] = value
+        keys = [key for key in kind.__iter__(value) if key not in skipped]
+        kept = []
+        for key in keys:
+            if type(key) not in SIMPLE:
+                self._ahead.append(key)
+            item = dict.__getitem__(value, key)
+            kept.append(self._see(item, dict.get, value, key))
+        self._probes.append(mapping_probe(value, keys, kept, skipped))
+
+    def _default_dict(self, value: defaultdict) -> None:
+        self._mapping(value)
+        made = value.default_factory
+        self._ahead.append(made)
+        self._probes.append(lambda: value.default_factory is made)
+
+    def _proxy(self, value: types.MappingProxyType) -> None:
+        keys = list(value)
+        self._ahead += keys
+        self._probes.append(mapping_probe(value, keys, [self._see(value[key], getitem, value, key) for key in keys]))
+
+    def _slice(self, value: slice) -> None:
+        self._ahead += [value.start, value.stop, value.step]
+
+    def _array(self, value: np.ndarray) -> None:
+        if value.dtype.hasobject:
+            if value.dtype != object:
+                raise Unwatchable("an array with fields of Python objects")
+            flat = value.view(np.ndarray).ravel
+            kept = [self._see(item, _nothing) for item in flat()]
+            form = (value.dtype, value.shape)
+            self._probes.append(lambda: (value.dtype, value.shape) == form and all(map(alike, kept, flat())))
+        else:
+            self._probes.append(array_probe(value))
+
+    def _buffer(self, value: Any) -> None:
+        if isinstance(value, memoryview):
+            self._ahead.append(value.obj)
+        self._probes.append(contents_probe(value))
+
+    def _reference(self, value: weakref.ref) -> None:
+        target = weakref.ref.__call__(value)
+        self._ahead.append(target)
+        self._probes.append(lambda: weakref.ref.__call__(value) is target)
+
+    # Objects and classes.
+
+    def _object(self, value: Any) -> None:
         cls = type(value)
-        if hasattr(cls, "__next__") or cls.__module__.partition(".")[0] in _UNWATCHABLE:
-            raise Unwatchable
-        if isinstance(value, torch.nn.Module):
-            self._probes.append((lambda: value.training, value.training, False))
-            for name in value._modules:
-                self._watch(lambda m=value._modules, n=name: m.get(n, _MISSING))  # type: ignore[misc]
-        state = getattr(value, "__dict__", None)
-        if is_library(cls.__module__):
-            self._visit_callables(state or {})
+        skipped = known.changing(cls)
+        if "*" in skipped:
             return
-        self._visit_class(cls)
-        if state is None:
-            raise Unwatchable
-        skipped = {"_parameters", "_buffers", "_modules"} if isinstance(value, torch.nn.Module) else set()
-        for name in list(state):
-            if name not in skipped:
-                self._watch(lambda s=state, n=name: s.get(n, _MISSING))  # type: ignore[misc]
+        hidden = known.hides_state(cls)
+        if hidden is not None:
+            visit = _VISITS.get(hidden)
+            if visit is None:
+                raise Unwatchable(f"an object of type {cls.__module__}.{cls.__qualname__}")
+            if hidden is not np.ndarray or cls is not np.memmap:
+                visit(self, value)
+        if any("__next__" in vars(base) for base in cls.__mro__):
+            raise Unwatchable(f"an iterator, of type {cls.__module__}.{cls.__qualname__}")
+        self._attributes_of(value)
 
-    def _visit_callables(self, state: Mapping) -> None:
-        """Go into the user's functions that a library's object (a handler, an autoguide) holds."""
-        for held in list(state.values()):
-            for item in held if isinstance(held, (list, tuple)) else [held]:
-                if isinstance(item, (types.FunctionType, types.MethodType, functools.partial)):
-                    self._visit(item)
+    def _attributes_of(self, value: Any) -> None:
+        """Watch an object's class, attributes and slots."""
+        cls = type(value)
+        self._class_of(value)
+        for base in cls.__mro__:
+            for name, slot in vars(base).items():
+                if name == "__dict__" and type(slot) not in (types.GetSetDescriptorType, types.MemberDescriptorType):
+                    raise Unwatchable(f"{cls.__qualname__}, which makes up its attributes")
+                if type(slot) is types.MemberDescriptorType and name not in ("__dict__", "__weakref__"):
+                    self._slot(value, slot)
+        try:
+            state = object.__getattribute__(value, "__dict__")
+        except AttributeError:
+            return
+        self._mapping(state, known.changing(cls))
+
+    def _slot(self, value: Any, slot: Any) -> None:
+        mark = _slot_of(slot, value)
+        if mark is not MISSING:
+            mark = self._see(mark, _slot_of, slot, value)
+        self._probes.append(lambda: alike(mark, _slot_of(slot, value)))
+
+    def _class_of(self, value: Any) -> None:
+        cls = type(value)
+        self._classes.append((value, cls))
+        if id(cls) not in self._seen:
+            self._ahead.append(cls)
+
+    def _class(self, cls: type) -> None:
+        mro = cls.__mro__
+        for base in mro:
+            if base is not object and (base is cls or id(base) not in self._seen):
+                self._seen[id(base)] = base
+                self._one_class(base)
+        if cls.__flags__ & _HEAP:
+            self._probes.append(lambda: cls.__mro__ is mro or cls.__mro__ == mro)
+        if type(cls) is not type and id(type(cls)) not in self._seen:
+            self._ahead.append(type(cls))
+
+    def _one_class(self, cls: type) -> None:
+        library = known.allowed(cls.__module__) and known.allowed_function(cls.__module__, cls.__qualname__)
+        if not cls.__flags__ & _HEAP:
+            if not library:
+                raise Unwatchable(f"the type {cls.__module__}.{cls.__qualname__}")
+            return
+        if library and cls.__module__ in _SETTLED:
+            return
+        # An iterator's or a generator's class may be used inside of a run; only one that outlives it is refused.
+        space = {name: found for name, found in vars(cls).items() if name not in known.NOT_OF_CLASSES}
+        for found in space.values():
+            if not library or type(found) not in _CODE:
+                if issubclass(type(found), torch.Tensor):
+                    self._see(found, _nothing)
+                elif type(found) not in SIMPLE:
+                    self._ahead.append(found)
+        names, kept = list(space), [Kind(x) if _is_tensor(x) else x for x in space.values()]
+        count = len(vars(cls))
+        own = vars(cls)
+        self._probes.append(lambda: len(own) == count)
+        self._probes.append(_same_names(own, names, kept))
+
+
+def _same_names(own: Mapping, names: list[str], kept: list) -> Probe:
+    probe = names_probe(own, names, kept)
+    if any(type(x) is Kind for x in kept):
+        return probe
+    return probe
+
+
+def _is_tensor(value: Any) -> bool:
+    return issubclass(type(value), torch.Tensor)
+
+
+def _nothing() -> None:
+    """Stand for the place of a tensor that cannot be found again."""
+
+
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return MISSING
+
+
+def _slot_of(slot: Any, value: Any) -> Any:
+    try:
+        return slot.__get__(value)
+    except AttributeError:
+        return MISSING
+
+
+def _FUNCTION_STATE(function: Any) -> tuple:
+    return (function.__code__, function.__defaults__, function.__kwdefaults__)
+
+
+def _PARTIAL_STATE(value: Any) -> tuple:
+    get = functools.partial.__dict__
+    return tuple(get[name].__get__(value) for name in ("func", "args", "keywords"))
+
+
+def _is_own(function: types.FunctionType) -> bool:
+    """Return whether a function is what its library has under its name, and no wrapper around a user's."""
+    found: Any = sys.modules.get(function.__module__)
+    for name in function.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is function
+
+
+def _plain(module: types.ModuleType, chain: tuple[str, ...]) -> bool:
+    """Return whether what is taken of a module that is not allowed is the name of another module in it that is."""
+    found = vars(module).get(chain[0]) if chain else None
+    return isinstance(found, types.ModuleType)
+
+
+def _count(code: types.CodeType, name: str) -> int:
+    """Return how often a function's code takes an attribute."""
+    import dis
+
+    count = sum(
+        step.opname in ("LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR", "DELETE_ATTR") and step.argval == name
+        for step in dis.get_instructions(code)
+    )
+    return count + sum(_count(x, name) for x in code.co_consts if isinstance(x, types.CodeType))
+
+
+_HEAP = 1 << 9
+# Their classes are the language in which programs are written, and large.
+_SETTLED = ("enum", "abc", "typing", "torch", "torch._C", "torch._tensor", "torch.nn.parameter")
+_CODE = frozenset(
+    {
+        types.FunctionType,
+        staticmethod,
+        classmethod,
+        property,
+        types.GetSetDescriptorType,
+        types.MemberDescriptorType,
+        types.MethodDescriptorType,
+        types.WrapperDescriptorType,
+        types.BuiltinFunctionType,
+        types.ClassMethodDescriptorType,
+    }
+)
+_VISITS: dict[Any, Callable[[Any, Any], None]] = {
+    types.FunctionType: Guard._function,
+    types.BuiltinFunctionType: Guard._builtin,
+    types.MethodType: Guard._method,
+    types.MethodWrapperType: lambda self, value: self._ahead.append(value.__self__),
+    types.CellType: Guard._cell,
+    types.ModuleType: lambda self, value: self._of_module(value, ()),
+    functools.partial: Guard._partial,
+    functools._lru_cache_wrapper: Guard._cached,
+    staticmethod: Guard._wrapped,
+    classmethod: Guard._wrapped,
+    property: Guard._wrapped,
+    dict: Guard._mapping,
+    OrderedDict: Guard._mapping,
+    defaultdict: Guard._default_dict,
+    types.MappingProxyType: Guard._proxy,
+    slice: Guard._slice,
+    np.ndarray: Guard._array,
+    bytearray: Guard._buffer,
+    memoryview: Guard._buffer,
+    array.array: Guard._buffer,
+    weakref.ref: Guard._reference,
+    **dict.fromkeys(ITEMS, Guard._sequence),
+    # Of these, a subclass's value is compared by its owner by identity, and cannot change.
+    **dict.fromkeys((int, float, str, bytes, complex, torch.Size), lambda self, value: None),
+}
 
 
 def arguments_kind(value: Any, objects: list[Any]) -> Any:
-    """Return what of an argument can steer a program: shapes and dtypes of arrays, all else by value or identity.
+    """Return what of an argument can steer a program: kinds of tensors, numbers of arrays, all else by value or identity.
 
     Objects that are known by identity alone are added to `objects`, to be guarded like the program itself.
     """
-    if isinstance(value, torch.Tensor):
-        return _tensor_kind(value)
-    if isinstance(value, slice):
-        return str(value)
-    if isinstance(value, _SIMPLE):
-        return (type(value), value)
-    if isinstance(value, (list, tuple)):
-        return (type(value), *(arguments_kind(item, objects) for item in value))
-    if isinstance(value, Mapping):
-        return (type(value), *((key, arguments_kind(item, objects)) for key, item in value.items()))
-    if isinstance(value, np.ndarray):
-        return (value.shape, str(value.dtype), value.tobytes() if value.nbytes < 4096 else None)
+    kind = type(value)
+    if kind in (torch.Tensor, torch.nn.Parameter) and not value.__dict__:
+        return kind_of(value)
+    if kind in (float, complex):
+        return (kind, repr(value))
+    if kind in SIMPLE:
+        return (kind, value)
+    if kind is slice:
+        return (kind, *(arguments_kind(x, objects) for x in (value.start, value.stop, value.step)))
+    if kind in (list, tuple):
+        return (kind, *(arguments_kind(item, objects) for item in value))
+    if kind is dict:
+        return (kind, *((arguments_kind(k, objects), arguments_kind(item, objects)) for k, item in value.items()))
+    if kind is np.ndarray and not value.dtype.hasobject:
+        return (value.shape, value.strides, str(value.dtype), digest(value))
     objects.append(value)
-    return (type(value), id(value))
+    return (kind, id(value))
 
 
-def _tensor_kind(tensor: Any) -> Any:
-    if not isinstance(tensor, torch.Tensor):
-        return type(tensor)
-    return (tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad)
-
-
-def _array_kind(value: np.ndarray) -> tuple[Any, bool]:
-    return (value.tobytes() if value.nbytes < 4096 else value.shape), False
-
-
-def _names(code: types.CodeType) -> set[str]:
-    """Return the global and attribute names that a function's code mentions, with the functions inside it."""
-    names = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names |= _names(constant)
-    return names
-
-
-def is_library(module: str) -> bool:
-    """Return whether a module is a library whose code does not change."""
-    top = module.partition(".")[0]
-    return top in _OPAQUE or top in sys.stdlib_module_names
+def why_not(roots: Iterable[Any]) -> str:
+    """Return what of a program cannot be watched."""
+    return Guard.reason(*roots)

@@ -34,6 +34,8 @@ LEAVING = {
     torch.Tensor.__array__,
     torch.Tensor.__dlpack__,
 }
+# These show the memory of an array, whose numbers are compared at each step like all that the program reads.
+SHOWING = {torch.from_numpy, torch.frombuffer}
 # These copy the elements of a list of tensors without an operation that could be dispatched.
 COPYING = {torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor}
 
@@ -147,6 +149,10 @@ class Recorder(TorchDispatchMode):
             self._alive.append(tensor)
         return node
 
+    def show(self, tensor: torch.Tensor) -> None:
+        """Note a tensor that an array's numbers were made into: a constant, as long as the array is the same."""
+        self._node(tensor, True)
+
     def _bind(self, out: Any, node: Node) -> None:
         if isinstance(out, torch.Tensor):
             self._nodes[id(out)] = node
@@ -222,6 +228,9 @@ class _Leaving(TorchFunctionMode):
             args = without_numbers(args)
         if func is torch.nn.functional.one_hot:
             return _one_hot(*args, **(kwargs or {}))
+        if func in SHOWING:
+            self._recorder.show(out := func(*args, **(kwargs or {})))
+            return out
         if func not in COPYING:
             return func(*args, **(kwargs or {}))
         # `new_tensor` takes kind and place from its tensor, and numbers from what follows.
