@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
+from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
-from pyro.poutine.block_messenger import BlockMessenger
 
 Probe = Callable[[], bool]
 MISSING: Any = object()
