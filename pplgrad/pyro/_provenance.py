@@ -32,6 +32,8 @@ _METADATA = set(
     "volatile __dir__ dim_order sparse_dim dense_dim storage_type promote_types".split()
 )
 
+_READING = {torch.Tensor.__bool__, torch.Tensor.item, torch.Tensor.__int__, torch.Tensor.__index__}
+
 Axes = dict[tuple[int, int, int], int]
 """From a stride, a size and an offset in a storage to the bits of the plates whose elements lie along it."""
 Along = dict[tuple[int, int], int]
@@ -39,6 +41,10 @@ Along = dict[tuple[int, int], int]
 
 For a plate that has the axis to itself q is 1 and n the axis' size; an axis that a view made of two has both.
 """
+
+
+_RANDOM = 1
+"""The bit of random numbers that belong to no site, such as the elements of a minibatch."""
 
 
 class Known:
@@ -83,7 +89,7 @@ class Provenance(TorchDispatchMode):
         self._sites: dict[str, int] = {}
         self._names: dict[int, str] = {}
         self._plates: dict[tuple[str, str], int] = {}
-        self._bit = 1
+        self._bit = 2 * _RANDOM
         self._drawn = 0
         self._of_plates = 0
         self._without_rule = 0
@@ -115,7 +121,7 @@ class Provenance(TorchDispatchMode):
     def names(self, bits: int) -> list[str]:
         """Return the names of the sites that bits stand for."""
         found = []
-        bits &= ~self._of_plates
+        bits &= ~(self._of_plates | _RANDOM)
         while bits:
             lowest = bits & -bits
             found.append(self._names[lowest])
@@ -166,9 +172,13 @@ class Provenance(TorchDispatchMode):
         self.escaped |= bits
         self.escaped_ever |= bits
 
-    def escape_all(self) -> None:
-        """Note that all values that were drawn so far may have left the tensors."""
-        self.escape(self._drawn)
+    def _is_innocent(self, bits: int, tensors: Sequence[torch.Tensor]) -> bool:
+        """Return whether a library reads truth values to check arguments, or a whole number that is the same at every step.
+
+        Such are the numbers of a sequential plate's elements, or of a binomial's trials.
+        """
+        fixed = all(x.dtype == torch.bool or not (bits or x.is_floating_point()) for x in tensors)
+        return fixed and is_check()
 
     def give(self, *tensors: torch.Tensor) -> None:
         """Note that tensors depend on no draw."""
@@ -191,7 +201,7 @@ class Provenance(TorchDispatchMode):
         if facts.lifts and _key(args[0]) not in self._by_storage:
             # It was just made of numbers, or of a list of tensors that were given to the call that is running.
             self._note(args[0], Known(self._leaving.bits_of_calls(), {}, 1), _key(args[0]))
-        bits, relaxed = 0, None
+        bits, relaxed = _RANDOM if facts.random else 0, None
         for arg in args:
             if isinstance(arg, torch.Tensor):
                 known = self._by_tensor.get(id(arg)) or self._known(arg)
@@ -205,7 +215,7 @@ class Provenance(TorchDispatchMode):
         if kwargs:
             bits |= self.of(list(kwargs.values()))
         if facts.reads or (facts.dynamic and dynamic_shape(func, args)):
-            if not (facts.reads and is_check() and all(x.dtype == torch.bool for x in tensors_in(args))):
+            if not (facts.reads and self._is_innocent(bits, tensors_in(args))):
                 self.escape(bits)
         if facts.sets:
             self._note(args[0], self._unfollowed(args[0]), _key(args[0]))
@@ -378,8 +388,9 @@ class _Leaving(TorchFunctionMode):
         """Note that something came out that is no tensor, and may have been made of elements."""
         if tensors_in(out) or not tensors_in((args, kwargs)):
             return
-        if not (func is torch.Tensor.__bool__ and args[0].dtype == torch.bool and is_check()):
-            self._provenance.escape(self._provenance.of(args, list(kwargs.values())))
+        bits = self._provenance.of(args, list(kwargs.values()))
+        if not (func in _READING and self._provenance._is_innocent(bits, args[:1])):
+            self._provenance.escape(bits)
 
 
 def one_hot(tensor: torch.Tensor, num_classes: int) -> torch.Tensor:

@@ -309,3 +309,22 @@ def test_a_compiled_step_that_computes_something_else_is_found_on_the_schedule(m
     with pytest.raises(ProgramError, match="where the step that was recorded computes"):
         for _ in range(20):
             elbo.loss_and_grads(model, guide)
+
+
+def test_a_sequential_plate_is_reused_and_a_subsampled_one_is_watched(monkeypatch):
+    data = torch.tensor([0.7, -1.0, 0.3])
+
+    def program(size):
+        def model():
+            z = pyro.sample("z", dist.Bernoulli(0.5))
+            for i in pyro.plate("data", 3, subsample_size=size):
+                pyro.sample(f"x{i}", dist.Normal(z, 1.0), obs=data[i])
+
+        return model
+
+    def guide():
+        pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor(0.3))))
+
+    for size, reused in ((3, True), (2, False)):
+        _, elbo = found_of(program(size), guide, monkeypatch, steps=5)
+        assert next(iter(elbo._structures._known.values())).reusable == reused
