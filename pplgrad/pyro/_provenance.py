@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pplgrad.pyro._axes import NONE, Call, follows, reads_no_element
 from pplgrad.pyro._callers import is_check, user_line
+from pplgrad.pyro._indexing import classes, one_hot, without_numbers
 
 # What these make of a relaxed value has no gradient, or no meaning between two categories.
 _COARSE = {"round", "floor", "ceil", "trunc", "sign", "argmax", "argmin", "_local_scalar_dense", "heaviside"}
@@ -370,7 +371,7 @@ class _Leaving(TorchFunctionMode):
             return func(*args, **kwargs)
         if func is torch.Tensor.__getitem__:
             args = without_numbers(args)
-        elif func is torch.nn.functional.one_hot and _classes(args, kwargs) >= 0:
+        elif func is torch.nn.functional.one_hot and classes(args, kwargs) >= 0:
             func = one_hot
         self._calls.append((args, kwargs) if kwargs else args)
         try:
@@ -393,56 +394,12 @@ class _Leaving(TorchFunctionMode):
             self._provenance.escape(bits)
 
 
-def one_hot(tensor: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """Return what torch's function does, without reading values to check that they are in bounds."""
-    return (tensor[..., None] == torch.arange(num_classes, device=tensor.device)).long()
-
-
-def _classes(args: Sequence[Any], kwargs: Any) -> int:
-    return args[1] if len(args) > 1 else kwargs.get("num_classes", -1)
-
-
 @cache
 def _is_metadata(func: Any) -> bool:
     name = getattr(func, "__name__", "")
     if name == "__get__":
         name = getattr(func.__self__, "__name__", "")
     return name in _METADATA or (name.startswith("is_") and name != "is_nonzero")
-
-
-def without_numbers(args: Sequence[Any]) -> Sequence[Any]:
-    """Return the arguments of `tensor[index]` where a whole number in a tensor is an array of one: it need not be read.
-
-    `table[z]` with a single draw z, as models of states and mixtures have it, then picks a row like `index_select`.
-    """
-    source, index = args
-    items = index if isinstance(index, tuple) else (index,)
-    if not any(_is_number(item) for item in items):
-        return args
-    source_dims = sum(_dims_taken(item) for item in items)
-    rest = source.dim() - source_dims
-    axis, picked = 0, []
-    for item in items:
-        if _is_number(item) and axis < source.dim():
-            place = torch.where(item < 0, item + source.shape[axis], item)
-            source, item = source.index_select(axis, place.reshape(1)), 0
-        axis += rest if item is Ellipsis else _dims_taken(item)
-        picked.append(item)
-    return source, tuple(picked)
-
-
-def _is_number(item: Any) -> bool:
-    whole = (torch.int64, torch.int32, torch.int16, torch.int8)
-    return isinstance(item, torch.Tensor) and item.dim() == 0 and item.dtype in whole
-
-
-def _dims_taken(item: Any) -> int:
-    """Return how many axes of a tensor an item of an index stands for."""
-    if item is None or item is Ellipsis or isinstance(item, bool):
-        return 0
-    if isinstance(item, torch.Tensor) and item.dtype in (torch.bool, torch.uint8):
-        return item.dim()
-    return 1
 
 
 def _apart(sizes: Sequence[int], strides: Sequence[int], axis: int, block: int, offset: int) -> bool:

@@ -75,7 +75,7 @@ def test_scaled_and_masked_scores_are_caught(change, name, monkeypatch):
     def record(traces, *args):
         return change(traces, plain(traces, *args))
 
-    monkeypatch.setattr("pplgrad.pyro._elbo.record", record)
+    monkeypatch.setattr("pplgrad.pyro._running.record", record)
     if name == "masked":
         # The mask must also hide a cost that the masked draw decides, or there is nothing to lose.
         case = CASES["masked"]

@@ -15,7 +15,8 @@ import torch
 from pplgrad import LocalExpectation, ScoreFunction
 from pplgrad.engine.layout import Layout
 from pplgrad.pyro import TraceGrad_ELBO, _provenance
-from pplgrad.pyro._provenance import Provenance, without_numbers
+from pplgrad.pyro._indexing import without_numbers
+from pplgrad.pyro._provenance import Provenance
 
 POOL = concurrent.futures.ThreadPoolExecutor(1)
 TABLE = torch.eye(2)

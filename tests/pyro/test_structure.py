@@ -320,7 +320,7 @@ def test_a_static_program_is_watched_twice_and_then_now_and_again(monkeypatch):
     fresh(program)
     elbo = TraceGrad_ELBO(estimators={"*": ScoreFunction()})
     made = []
-    monkeypatch.setattr("pplgrad.pyro._elbo.Provenance", lambda given: made.append(1) or Provenance(given))
+    monkeypatch.setattr("pplgrad.pyro._running.Provenance", lambda given: made.append(1) or Provenance(given))
     watched = []
     for _ in range(20):
         elbo.loss_and_grads(model, guide)

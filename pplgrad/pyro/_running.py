@@ -1,0 +1,153 @@
+"""How an ELBO runs a program: its particles, together or one by one, watched or not, and what checks them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from pyro.infer.util import is_validation_enabled
+
+from pplgrad.engine.closed_forms import ClosedForms
+from pplgrad.engine.configuration import (
+    EstimatorMapping,
+    Resolved,
+    collect_mappings,
+    refuse_unmatched,
+    resolve,
+    watcher_of,
+)
+from pplgrad.engine.layout import Layout
+from pplgrad.engine.program import Run
+from pplgrad.estimators.base import Estimator
+from pplgrad.objectives import MultiSample, Objective
+from pplgrad.pyro._branches import PyroBranches
+from pplgrad.pyro._given import tensors_before
+from pplgrad.pyro._guards import Guard
+from pplgrad.pyro._host_checks import Nesting, broadcasting
+from pplgrad.pyro._program import SharedMinibatch, Traces, check_match, record, run_traces, site_info
+from pplgrad.pyro._provenance import Provenance
+from pplgrad.pyro._structure import Structure
+from pplgrad.pyro._threads import OtherThreads
+from pplgrad.watch import Watcher
+
+
+class Runner:
+    """Runs a program for an ELBO, whose settings these are."""
+
+    num_particles: int
+    vectorize_particles: bool
+    max_plate_nesting: float
+    objective: Objective
+    higher_order: bool
+    max_parallel: int | None
+    _mapping: EstimatorMapping
+    _closed: ClosedForms
+    _resolved: dict[Any, Resolved]
+    _watcher: Watcher | None
+    _guess_max_plate_nesting: Callable
+    _vectorized_num_particles: Callable
+
+    def _runs(
+        self, model: Callable, guide: Callable, args: tuple, kwargs: dict, known: Structure | None
+    ) -> Iterator[tuple[Traces, Provenance | None]]:
+        """Run the particles, following provenance where the structure is to be found (`known.following`)."""
+        apart = known is not None and known.apart
+        vectorized = self.vectorize_particles and self.num_particles > 1 and not apart
+        run_model, run_guide = model, guide
+        if self.vectorize_particles and self.max_plate_nesting == math.inf:
+            self._guess_max_plate_nesting(model, guide, args, kwargs)
+        if vectorized:
+            nesting = Nesting(int(self.max_plate_nesting) - 1)
+            run_model, run_guide = (self._vectorized_num_particles(nesting(f)) for f in (model, guide))
+        minibatch = SharedMinibatch() if isinstance(self.objective, MultiSample) else nullcontext()
+        for _ in range(1 if vectorized else self.num_particles):
+            watched = known is not None and known.following
+            provenance = Provenance(self._given(model, guide, args, kwargs)) if watched else None
+            if watched:
+                torch.clear_autocast_cache()  # What an earlier step cast would come from nowhere.
+            with collect_mappings() as mappings, minibatch:
+                with (
+                    broadcasting(int(self.max_plate_nesting) - 1) if vectorized else nullcontext(),
+                    OtherThreads() if watched else nullcontext() as others,
+                ):
+                    traces = run_traces(run_model, run_guide, args, kwargs, self._resolve, provenance)
+            traces.particles, traces.apart = self.num_particles if vectorized else 1, apart
+            if watched and others is not None and others.ran:
+                # A program of which everything is known hands nothing to another thread.
+                traces.unseen = Guard.of(model, guide, args, kwargs) is None
+            self._watcher = watcher_of(mappings)
+            self._close(traces, args, kwargs)
+            if known is None or provenance is not None:
+                self._check(traces, mappings, provenance)
+            yield traces, provenance
+
+    def _given(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> list[torch.Tensor]:
+        """Return the tensors that are there before a run."""
+        chosen = [found.estimator for found in self._resolved.values()]
+        return tensors_before(model, guide, args, kwargs, self.objective, self._mapping, chosen)
+
+    def _close(self, traces: Traces, args: tuple, kwargs: dict) -> None:
+        """Note which sites have their divergence or entropy in closed form."""
+        for name, estimator in traces.estimators.items():
+            own = traces.guide.nodes[name]["infer"].get("closed_form")
+            if own is not None or self._closed.kinds:
+                weights = self.objective.weights(args, kwargs)
+                kind = self._closed.find(name, own, estimator, name in traces.model.nodes, weights)
+                if kind is not None:
+                    traces.closed[name] = kind
+
+    def _resolve(self, name: str, fn: Any, own: Estimator | None, plates: frozenset[int]) -> Estimator:
+        """Choose a site's estimator: the ELBO's mapping, the site's own or the guide wrapper's, the default."""
+        key = (name, fn.__class__, fn.has_rsample, fn.shape(), own)
+        found = self._resolved.get(key)
+        if found is None:
+            site = site_info(name, fn, self.num_particles, plates, self.objective)
+            found = self._resolved[key] = resolve(self._mapping, own, site, True, self.higher_order)
+        return found.estimator
+
+    def _check(self, traces: Traces, mappings: list[EstimatorMapping], provenance: Provenance | None) -> None:
+        """Refuse a guide and model that do not match, and a key of a mapping that names no latent site."""
+        check_match(traces, self.max_plate_nesting)
+        if provenance is not None and provenance.escaped_ever:
+            return  # The sites of this program depend on its draws: a name may be absent this time.
+        observed = [name for name, site in traces.guide_sites + traces.model_sites if site["is_observed"]]
+        refuse_unmatched(self._mapping, traces.estimators, observed, "TraceGrad_ELBO(estimators=...)")
+        for mapping in mappings:
+            refuse_unmatched(mapping, traces.estimators, observed, "config_estimators")
+        self._closed.refuse_unmatched(list(traces.estimators))
+
+    def _record(
+        self, traces: Traces, provenance: Provenance | None, args: tuple, kwargs: dict, checked: bool = False
+    ) -> Run:
+        """Compute the log densities of a run; shapes are checked where the structure is not known already, or if `checked`."""
+        vectorized = traces.particles > 1
+        depth = int(self.max_plate_nesting) if vectorized else 0
+        weights = self.objective.weights(args, kwargs)
+        nesting = None
+        if (checked or provenance is not None) and is_validation_enabled():
+            nesting = self.max_plate_nesting
+        return record(traces, traces.particles, vectorized, depth, provenance, weights, nesting)
+
+    def _branches(
+        self,
+        model: Callable,
+        guide: Callable,
+        args: tuple,
+        kwargs: dict,
+        traces: Traces,
+        layout: Layout,
+        run: Run,
+        provenance: Provenance | None = None,
+    ) -> PyroBranches:
+        vectorized = traces.particles > 1
+        depth = None
+        if self.vectorize_particles and not traces.apart:
+            depth = int(self.max_plate_nesting) + (0 if vectorized else 1)
+        weights = self.objective.weights(args, kwargs)
+        at_once = None if self.max_parallel is None else self.max_parallel // run.particles
+        given = None if provenance is None else partial(self._given, model, guide, args, kwargs)
+        return PyroBranches(model, guide, args, kwargs, traces, layout, run, vectorized, depth, weights, at_once, given)
