@@ -281,6 +281,23 @@ def allowed(module: str | None) -> bool:
     return not above.isdisjoint(_MODULES) and above.isdisjoint(_NOT)
 
 
+@cache
+def denied(module: str) -> bool:
+    """Return whether a module is one of an allowed library that is not allowed itself."""
+    parts = module.split(".")
+    return any(".".join(parts[:i]) in _NOT for i in range(1, len(parts) + 1))
+
+
+def denied_function(full: str) -> bool:
+    """Return whether a function of an allowed module, by its full name, shows what cannot be watched."""
+    return full in _NO_FUNCTIONS
+
+
+def excepted_function(full: str) -> bool:
+    """Return whether a function of a module that is not allowed is."""
+    return full in _FUNCTIONS
+
+
 def allowed_function(module: str | None, name: str) -> bool:
     """Return whether a library's function has its results from its arguments, torch's generator and what `ambient` compares."""
     full = f"{module}.{name}"

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
+import torch.nn.modules.module as _module
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
 from pyro.poutine.block_messenger import BlockMessenger
@@ -191,6 +192,11 @@ def handlers() -> tuple[Any, ...]:
     return tuple(x for x in _PYRO_STACK if type(x) not in (TraceMessenger, BlockMessenger) and not _forcing(x))
 
 
+def hooks_of_all_modules() -> tuple[Any, ...]:
+    """Return the hooks that torch calls at every module."""
+    return (*_module._global_forward_pre_hooks.values(), *_module._global_forward_hooks.values())
+
+
 def _forcing(handler: Any) -> bool:
     """Return whether a handler of our tests is at work: it puts values in the place of draws, which steers nothing."""
     kind = type(handler)
@@ -216,6 +222,7 @@ def ambient() -> tuple:
         sys.flags,
         *_modes(),
         *map(id, handlers()),
+        *map(id, hooks_of_all_modules()),
         *(getattr(owner, name) for owner, name in _settings(len(pyro.settings._REGISTRY))),
     )
 
