@@ -8,6 +8,7 @@ anew; so are what torch and Pyro are set to (default dtype, gradients on or off,
 from __future__ import annotations
 
 import builtins
+import inspect
 import re
 import types
 from functools import cache
@@ -16,6 +17,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+
+
+class Changing(NamedTuple):
+    """Attributes of a library's class that change at each step, and steer nothing."""
+
+    module: str
+    name: str
+    attributes: frozenset[str]
+
 
 _MODULES = frozenset(
     {
@@ -208,14 +218,6 @@ HIDDEN = frozenset(
 """Attributes that show what cannot be watched."""
 
 
-class Changing(NamedTuple):
-    """Attributes of a library's class that change at each step, and steer nothing."""
-
-    module: str
-    name: str
-    attributes: frozenset[str]
-
-
 CHANGING = (
     # The plates of a call, made anew from the prototype at each.
     Changing("pyro.infer.autoguide.guides", "AutoGuide", frozenset({"plates"})),
@@ -259,13 +261,14 @@ ATOMS = frozenset(
         types.GetSetDescriptorType,
         types.MemberDescriptorType,
         re.Pattern,
+        inspect.Signature,
         itemgetter,
         np.ufunc,
         type(np.sum),
         type(getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)),
         torch._ops.OpOverload,
         torch._ops.OpOverloadPacket,
-        type(NamedTuple("One", [("x", int)]).x),  # type: ignore[misc]
+        type(Changing.__dict__["name"]),
     }
 )
 """Types of objects that are known by identity, and have no state that changes."""
@@ -314,14 +317,14 @@ def allowed_builtin(name: str) -> bool:
 
 
 @cache
-def changing(cls: type) -> frozenset[str]:
+def changing(cls: Any) -> frozenset[str]:
     """Return the attributes of a library's class that change at each step and steer nothing."""
     known = {(base.__module__, base.__name__) for base in cls.__mro__}
     return frozenset().union(*(x.attributes for x in CHANGING if (x.module, x.name) in known))
 
 
 @cache
-def hides_state(cls: type) -> type | None:
+def hides_state(cls: Any) -> type | None:
     """Return the class among a class's bases whose objects hold more than attributes and slots show, or None."""
     for one in cls.__mro__[:-1]:
         base: Any = one.__base__

@@ -418,7 +418,7 @@ class Guard:
     # Objects and classes.
 
     def _object(self, value: Any) -> None:
-        cls = type(value)
+        cls: Any = type(value)
         skipped = known.changing(cls)
         if "*" in skipped:
             return
@@ -435,7 +435,7 @@ class Guard:
 
     def _attributes_of(self, value: Any) -> None:
         """Watch an object's class, attributes and slots."""
-        cls = type(value)
+        cls: Any = type(value)
         self._class_of(value)
         for base in cls.__mro__:
             for name, slot in vars(base).items():

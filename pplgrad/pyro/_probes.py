@@ -15,9 +15,9 @@ import numpy as np
 import pyro
 import torch
 import torch.nn.modules.module as _module
+from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
-from pyro.poutine.block_messenger import BlockMessenger
 
 Probe = Callable[[], bool]
 MISSING: Any = object()
@@ -122,7 +122,7 @@ def mapping_probe(value: Mapping, keys: list, kept: list, skipped: frozenset[str
 
 
 def _without(value: Mapping, skipped: frozenset[str], keys: list, kept: list) -> bool:
-    items = [(key, item) for key, item in dict.items(value) if key not in skipped]  # type: ignore[arg-type]
+    items: list[tuple[Any, Any]] = [(key, value[key]) for key in value if key not in skipped]
     if len(items) != len(keys):
         return False
     return all(a == key and alike(b, item) for a, b, (key, item) in zip(keys, kept, items, strict=True))
