@@ -8,6 +8,7 @@ anew; so are what torch and Pyro are set to (default dtype, gradients on or off,
 from __future__ import annotations
 
 import builtins
+import inspect
 import re
 import types
 from functools import cache
@@ -16,6 +17,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+
+
+class Changing(NamedTuple):
+    """Attributes of a library's class that change at each step, and steer nothing."""
+
+    module: str
+    name: str
+    attributes: frozenset[str]
+
 
 _MODULES = frozenset(
     {
@@ -208,14 +218,6 @@ HIDDEN = frozenset(
 """Attributes that show what cannot be watched."""
 
 
-class Changing(NamedTuple):
-    """Attributes of a library's class that change at each step, and steer nothing."""
-
-    module: str
-    name: str
-    attributes: frozenset[str]
-
-
 CHANGING = (
     # The plates of a call, made anew from the prototype at each.
     Changing("pyro.infer.autoguide.guides", "AutoGuide", frozenset({"plates"})),
@@ -259,13 +261,14 @@ ATOMS = frozenset(
         types.GetSetDescriptorType,
         types.MemberDescriptorType,
         re.Pattern,
+        inspect.Signature,
         itemgetter,
         np.ufunc,
         type(np.sum),
         type(getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)),
         torch._ops.OpOverload,
         torch._ops.OpOverloadPacket,
-        type(NamedTuple("One", [("x", int)]).x),  # type: ignore[misc]
+        type(Changing.__dict__["name"]),
     }
 )
 """Types of objects that are known by identity, and have no state that changes."""
@@ -279,6 +282,23 @@ def allowed(module: str | None) -> bool:
     parts = module.split(".")
     above = {".".join(parts[:i]) for i in range(1, len(parts) + 1)}
     return not above.isdisjoint(_MODULES) and above.isdisjoint(_NOT)
+
+
+@cache
+def denied(module: str) -> bool:
+    """Return whether a module is one of an allowed library that is not allowed itself."""
+    parts = module.split(".")
+    return any(".".join(parts[:i]) in _NOT for i in range(1, len(parts) + 1))
+
+
+def denied_function(full: str) -> bool:
+    """Return whether a function of an allowed module, by its full name, shows what cannot be watched."""
+    return full in _NO_FUNCTIONS
+
+
+def excepted_function(full: str) -> bool:
+    """Return whether a function of a module that is not allowed is."""
+    return full in _FUNCTIONS
 
 
 def allowed_function(module: str | None, name: str) -> bool:
@@ -297,14 +317,14 @@ def allowed_builtin(name: str) -> bool:
 
 
 @cache
-def changing(cls: type) -> frozenset[str]:
+def changing(cls: Any) -> frozenset[str]:
     """Return the attributes of a library's class that change at each step and steer nothing."""
     known = {(base.__module__, base.__name__) for base in cls.__mro__}
     return frozenset().union(*(x.attributes for x in CHANGING if (x.module, x.name) in known))
 
 
 @cache
-def hides_state(cls: type) -> type | None:
+def hides_state(cls: Any) -> type | None:
     """Return the class among a class's bases whose objects hold more than attributes and slots show, or None."""
     for one in cls.__mro__[:-1]:
         base: Any = one.__base__

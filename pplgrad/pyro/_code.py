@@ -27,12 +27,13 @@ class Names:
 
     `chains` are names looked up with the attributes taken of them at once (`np.random.rand`): of a module only those are
     read. `attributes` are all attributes that are taken of anything, `imports` what is imported: the module, how many
-    levels up, what of it (or None), and the local name.
+    levels up, what of it (or None), and the local name. `compares` says whether objects are compared by identity (`is`, `in`).
     """
 
     chains: set[tuple[bool, str, tuple[str, ...]]] = field(default_factory=set)
     attributes: set[str] = field(default_factory=set)
     imports: set[tuple[str, int, tuple[str, ...] | None, str]] = field(default_factory=set)
+    compares: bool = False
 
 
 @cache
@@ -54,6 +55,8 @@ def _collect(code: types.CodeType, found: Names) -> None:
             understood.update(names if step.opname in _GLOBALS else (), chain)
         elif step.opname in _ATTRIBUTES:
             found.attributes.add(step.argval)
+        elif step.opname == "CONTAINS_OP" or (step.opname == "IS_OP" and steps[i - 1].opname != "LOAD_CONST"):
+            found.compares = True
         elif step.opname == "IMPORT_NAME":
             _import(steps, i, found)
     for name in set(code.co_names) - understood:

@@ -40,6 +40,7 @@ from pplgrad.pyro._probes import (
     contents_probe,
     digest,
     handlers,
+    hooks_of_all_modules,
     kind_of,
     mapping_probe,
     names_probe,
@@ -60,16 +61,22 @@ class Guard:
         self._probes: list[Probe] = [ambient_probe()]
         self._seen: dict[int, Any] = {}
         self._done: set[int] = set()
-        self._ahead: list[Any] = [*roots, *handlers()]
+        self._ahead: list[Any] = [*roots, *handlers(), *hooks_of_all_modules()]
         self._namespaces: dict[int, tuple[Mapping, dict[str, Any]]] = {}
         self._classes: list[tuple[Any, type]] = []
         # Modules that the program holds as values, and all attributes that it takes of anything.
         self._modules: list[types.ModuleType] = []
         self._attributes: set[str] = set()
         self._taken: set[tuple[int, str]] = set()
+        self._compares = False
+        self._tensors: list[Callable[[], Any]] = []
         self._walk()
         for namespace, names in self._namespaces.values():
             self._probes.append(names_probe(namespace, tuple(names), list(names.values())))
+        if (self._compares or "is_" in self._attributes) and self._tensors:
+            reads = self._tensors
+            same = _which_are_one(reads)
+            self._probes.append(lambda: _which_are_one(reads) == same)
         objects, classes = [x for x, _ in self._classes], [x for _, x in self._classes]
         self._probes.append(lambda: list(map(type, objects)) == classes)
 
@@ -137,6 +144,7 @@ class Guard:
         return value
 
     def _tensor(self, value: torch.Tensor, read: Callable[[], Any]) -> None:
+        self._tensors.append(read)
         if id(value) in self._seen:
             return
         if value.__dict__ or type(value) not in (torch.Tensor, torch.nn.Parameter):
@@ -177,7 +185,7 @@ class Guard:
     def _function(self, function: types.FunctionType) -> None:
         module, home, name = function.__globals__.get("__name__", ""), function.__module__, function.__qualname__
         if not known.allowed(module):
-            if known.allowed_function(module, name):
+            if known.excepted_function(f"{module}.{name}"):
                 return
             self._code(function)
         elif known.allowed(home) and _is_own(function):
@@ -222,6 +230,7 @@ class Guard:
             elif name in cells and isinstance(_content(cells[name]), types.ModuleType):
                 self._of_module(_content(cells[name]), chain)
         self._attributes |= names.attributes
+        self._compares |= names.compares
 
     def _hidden(self, names: Names, function: types.FunctionType) -> None:
         """Refuse attributes that show what cannot be watched, unless they are functions of modules (`torch.autograd.grad`)."""
@@ -273,14 +282,16 @@ class Guard:
 
     def _of_module(self, module: types.ModuleType, chain: tuple[str, ...]) -> None:
         """Go into what is taken of a module, or remember that the program holds the module itself."""
-        if module.__name__ in known._NOT:
+        if known.denied(module.__name__):
             self._deny(module, chain)
         if not chain:
-            if id(module) not in self._seen:
-                self._seen[id(module)] = module
+            if (id(module), "") not in self._taken:
+                self._taken.add((id(module), ""))
                 self._modules.append(module)
             return
         name, *others = chain
+        if name == "__class__":
+            return
         if name in known.LOOKING_UP or name in ("__dict__", "__builtins__", "__loader__"):
             raise Unwatchable(f"{module.__name__}.{name}")
         namespace = vars(module)
@@ -295,14 +306,16 @@ class Guard:
             if name not in self._names(namespace):
                 self._deny(module, chain)
                 self._names(namespace)[name] = self._see(found, namespace.get, name)
+        elif not known.allowed(module.__name__):
+            raise Unwatchable(f"{module.__name__}.{name}, which is made up when it is read")
         else:
             self._ahead.append(found)
 
     def _deny(self, module: types.ModuleType, chain: tuple[str, ...]) -> None:
         full = ".".join((module.__name__, *chain[:1]))
-        if full in known._NO_FUNCTIONS and chain[:1] != ("get_param_store",):
+        if known.denied_function(full) and chain[:1] != ("get_param_store",):
             raise Unwatchable(full)
-        if module.__name__ in known._NOT and full not in known._FUNCTIONS and not _plain(module, chain):
+        if known.denied(module.__name__) and not known.excepted_function(full) and not _plain(module, chain):
             raise Unwatchable(full)
 
     def _names(self, namespace: Mapping) -> dict[str, Any]:
@@ -405,7 +418,7 @@ class Guard:
     # Objects and classes.
 
     def _object(self, value: Any) -> None:
-        cls = type(value)
+        cls: Any = type(value)
         skipped = known.changing(cls)
         if "*" in skipped:
             return
@@ -422,7 +435,7 @@ class Guard:
 
     def _attributes_of(self, value: Any) -> None:
         """Watch an object's class, attributes and slots."""
-        cls = type(value)
+        cls: Any = type(value)
         self._class_of(value)
         for base in cls.__mro__:
             for name, slot in vars(base).items():
@@ -476,24 +489,22 @@ class Guard:
                 elif type(found) not in SIMPLE:
                     self._ahead.append(found)
         names, kept = list(space), [Kind(x) if _is_tensor(x) else x for x in space.values()]
-        count = len(vars(cls))
-        own = vars(cls)
+        own, count = vars(cls), len(vars(cls))
         self._probes.append(lambda: len(own) == count)
-        self._probes.append(_same_names(own, names, kept))
-
-
-def _same_names(own: Mapping, names: list[str], kept: list) -> Probe:
-    probe = names_probe(own, names, kept)
-    if any(type(x) is Kind for x in kept):
-        return probe
-    return probe
+        self._probes.append(names_probe(own, names, kept))
 
 
 def _is_tensor(value: Any) -> bool:
     return issubclass(type(value), torch.Tensor)
 
 
-def _nothing() -> None:
+def _which_are_one(reads: list[Callable[[], Any]]) -> list[int]:
+    """Return, for each place that holds a tensor, the first place that holds the same one."""
+    first: dict[int, int] = {}
+    return [first.setdefault(id(read()), i) for i, read in enumerate(reads)]
+
+
+def _nothing(*_: Any) -> None:
     """Stand for the place of a tensor that cannot be found again."""
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
+import torch.nn.modules.module as _module
 from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
@@ -121,7 +122,7 @@ def mapping_probe(value: Mapping, keys: list, kept: list, skipped: frozenset[str
 
 
 def _without(value: Mapping, skipped: frozenset[str], keys: list, kept: list) -> bool:
-    items = [(key, item) for key, item in dict.items(value) if key not in skipped]  # type: ignore[arg-type]
+    items: list[tuple[Any, Any]] = [(key, value[key]) for key in value if key not in skipped]
     if len(items) != len(keys):
         return False
     return all(a == key and alike(b, item) for a, b, (key, item) in zip(keys, kept, items, strict=True))
@@ -191,6 +192,11 @@ def handlers() -> tuple[Any, ...]:
     return tuple(x for x in _PYRO_STACK if type(x) not in (TraceMessenger, BlockMessenger) and not _forcing(x))
 
 
+def hooks_of_all_modules() -> tuple[Any, ...]:
+    """Return the hooks that torch calls at every module."""
+    return (*_module._global_forward_pre_hooks.values(), *_module._global_forward_hooks.values())
+
+
 def _forcing(handler: Any) -> bool:
     """Return whether a handler of our tests is at work: it puts values in the place of draws, which steers nothing."""
     kind = type(handler)
@@ -216,6 +222,7 @@ def ambient() -> tuple:
         sys.flags,
         *_modes(),
         *map(id, handlers()),
+        *map(id, hooks_of_all_modules()),
         *(getattr(owner, name) for owner, name in _settings(len(pyro.settings._REGISTRY))),
     )
 
