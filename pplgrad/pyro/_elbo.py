@@ -71,11 +71,19 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
     around `elbo(model, guide)`): baselines then see the costs, and learn from the draws, of all of them. The other arguments
     are those of `pyro.infer.ELBO`.
 
+    What each cost depends on is found by watching the program run, and used again while all Python state that the program reads is
+    known to be the same; a program that reads what cannot be compared (a generator, a file, an extension's object) is watched at
+    every step. `reuse_structure=False` watches every step of every program: to be sure, or where a step says that a reused
+    structure turned out to be another, for which it is watched again at its 2nd, 4th, 8th, ... and then every 500th use
+    (`reuse_structure="warn"`: a warning in the place of that error, and every step is watched after it). Watching also finds programs
+    that mix particles under `vectorize_particles=True`, which then run one by one, with a warning, and programs that compute
+    something else when they run again, at which estimators that need that are refused.
+
     With `compile=True` training steps (`SVI.step`, `loss_and_grads`) are compiled: the first two run as ever, the third is recorded
     with all its draws and compiled by torch's inductor, and later ones draw anew from there, repeatably after
     `pyro.set_rng_seed`. Recorded again, at most `graphs` times in all, is what has other shapes, Python arguments or Python
-    state; after that such steps run eagerly, and a warning says so. A program that cannot be compiled raises `CompileError`, or
-    with `compile="fallback"` warns and runs eagerly. A mapping says more: `backend` (a name or callable of `torch.compile`;
+    state; after that such steps run eagerly, and a warning says so. A program whose Python state cannot be compared runs eagerly
+    too, with a warning. One that cannot be compiled raises `CompileError`, or with `compile="fallback"` warns and runs eagerly. A mapping says more: `backend` (a name or callable of `torch.compile`;
     "eager" runs the recorded operations as they are), `fallback`, `graphs` (8), `cuda_graph` (True: a step whose kernels are all
     on one GPU has them started together).
     Values are validated in eager steps alone; a loss that is not finite raises, with nothing changed. `loss` and
