@@ -37,6 +37,7 @@ from pplgrad.pyro._probes import (
     alike,
     ambient_probe,
     array_probe,
+    class_probe,
     contents_probe,
     digest,
     handlers,
@@ -489,9 +490,7 @@ class Guard:
                 elif type(found) not in SIMPLE:
                     self._ahead.append(found)
         names, kept = list(space), [Kind(x) if _is_tensor(x) else x for x in space.values()]
-        own, count = vars(cls), len(vars(cls))
-        self._probes.append(lambda: len(own) == count)
-        self._probes.append(names_probe(own, names, kept))
+        self._probes.append(class_probe(vars(cls), names, kept))
 
 
 def _is_tensor(value: Any) -> bool:
