@@ -47,6 +47,18 @@ from pplgrad.pyro._probes import (
     names_probe,
     sequence_probe,
 )
+from pplgrad.pyro._reads import (
+    content_of,
+    function_state,
+    is_module_in,
+    is_own,
+    is_tensor,
+    nothing,
+    partial_state,
+    slot_of,
+    times_taken,
+    which_are_one,
+)
 
 _LIMIT = 20_000
 
@@ -76,8 +88,8 @@ class Guard:
             self._probes.append(names_probe(namespace, tuple(names), list(names.values())))
         if (self._compares or "is_" in self._attributes) and self._tensors:
             reads = self._tensors
-            same = _which_are_one(reads)
-            self._probes.append(lambda: _which_are_one(reads) == same)
+            same = which_are_one(reads)
+            self._probes.append(lambda: which_are_one(reads) == same)
         objects, classes = [x for x, _ in self._classes], [x for _, x in self._classes]
         self._probes.append(lambda: list(map(type, objects)) == classes)
 
@@ -189,7 +201,7 @@ class Guard:
             if known.excepted_function(f"{module}.{name}"):
                 return
             self._code(function)
-        elif known.allowed(home) and _is_own(function):
+        elif known.allowed(home) and is_own(function):
             if name == "get_param_store":
                 self._ahead.append(pyro.get_param_store())
             elif not known.allowed_function(home, name):
@@ -198,7 +210,7 @@ class Guard:
         elif function.__closure__ is None:
             return
         state = (function.__code__, function.__defaults__, function.__kwdefaults__)
-        read = _FUNCTION_STATE
+        read = function_state
         self._probes.append(lambda: read(function) == state)
         self._ahead += [function.__defaults__, function.__kwdefaults__]
         self._mapping(function.__dict__)
@@ -207,13 +219,13 @@ class Guard:
 
     def _cell(self, cell: types.CellType) -> None:
         self._seen[id(cell)] = cell
-        found = _content(cell)
+        found = content_of(cell)
         if isinstance(found, types.ModuleType):
             # The code that takes its attributes is looked at; here is only whether it is the same.
             mark = found
         else:
-            mark = self._see(found, _content, cell) if found is not MISSING else found
-        self._probes.append(lambda: alike(mark, _content(cell)))
+            mark = self._see(found, content_of, cell) if found is not MISSING else found
+        self._probes.append(lambda: alike(mark, content_of(cell)))
 
     def _code(self, function: types.FunctionType) -> None:
         names = names_of(function.__code__)
@@ -228,8 +240,8 @@ class Guard:
                 self._global(function.__globals__, name, chain)
             elif name in imported:
                 self._of_module(imported[name], chain)
-            elif name in cells and isinstance(_content(cells[name]), types.ModuleType):
-                self._of_module(_content(cells[name]), chain)
+            elif name in cells and isinstance(content_of(cells[name]), types.ModuleType):
+                self._of_module(content_of(cells[name]), chain)
         self._attributes |= names.attributes
         self._compares |= names.compares
 
@@ -240,7 +252,7 @@ class Guard:
             found = function.__globals__
             if not owners or not all(isinstance(found.get(root), types.ModuleType) for root, _ in owners):
                 raise Unwatchable(f"the attribute {name}")
-            if _count(function.__code__, name) > len(owners):
+            if times_taken(function.__code__, name) > len(owners):
                 raise Unwatchable(f"the attribute {name}")
 
     def _imports(self, names: Names, namespace: Mapping) -> dict[str, types.ModuleType]:
@@ -316,7 +328,7 @@ class Guard:
         full = ".".join((module.__name__, *chain[:1]))
         if known.denied_function(full) and chain[:1] != ("get_param_store",):
             raise Unwatchable(full)
-        if known.denied(module.__name__) and not known.excepted_function(full) and not _plain(module, chain):
+        if known.denied(module.__name__) and not known.excepted_function(full) and not is_module_in(module, chain):
             raise Unwatchable(full)
 
     def _names(self, namespace: Mapping) -> dict[str, Any]:
@@ -339,8 +351,8 @@ class Guard:
         self._ahead += [method.__func__, method.__self__]
 
     def _partial(self, value: functools.partial) -> None:
-        state = _PARTIAL_STATE(value)
-        self._probes.append(lambda: all(x is y for x, y in zip(_PARTIAL_STATE(value), state, strict=True)))
+        state = partial_state(value)
+        self._probes.append(lambda: all(x is y for x, y in zip(partial_state(value), state, strict=True)))
         self._ahead += state
         self._attributes_of(value)
 
@@ -361,7 +373,7 @@ class Guard:
         items = ITEMS[next(base for base in type(value).__mro__ if base in ITEMS)]
         indexed = isinstance(value, (list, tuple))
         kept = [
-            self._see(item, *((getitem, value, i) if indexed else (_nothing,))) for i, item in enumerate(items(value))
+            self._see(item, *((getitem, value, i) if indexed else (nothing,))) for i, item in enumerate(items(value))
         ]
         if type(value) is not tuple or any(type(x) is Kind for x in kept):
             self._probes.append(sequence_probe(value, items, kept))
@@ -400,7 +412,7 @@ class Guard:
             if value.dtype != object:
                 raise Unwatchable("an array with fields of Python objects")
             flat = value.view(np.ndarray).ravel
-            kept = [self._see(item, _nothing) for item in flat()]
+            kept = [self._see(item, nothing) for item in flat()]
             form = (value.dtype, value.shape)
             self._probes.append(lambda: (value.dtype, value.shape) == form and all(map(alike, kept, flat())))
         else:
@@ -451,10 +463,10 @@ class Guard:
         self._mapping(state, known.changing(cls))
 
     def _slot(self, value: Any, slot: Any) -> None:
-        mark = _slot_of(slot, value)
+        mark = slot_of(slot, value)
         if mark is not MISSING:
-            mark = self._see(mark, _slot_of, slot, value)
-        self._probes.append(lambda: alike(mark, _slot_of(slot, value)))
+            mark = self._see(mark, slot_of, slot, value)
+        self._probes.append(lambda: alike(mark, slot_of(slot, value)))
 
     def _class_of(self, value: Any) -> None:
         cls = type(value)
@@ -486,73 +498,11 @@ class Guard:
         for found in space.values():
             if not library or type(found) not in _CODE:
                 if issubclass(type(found), torch.Tensor):
-                    self._see(found, _nothing)
+                    self._see(found, nothing)
                 elif type(found) not in SIMPLE:
                     self._ahead.append(found)
-        names, kept = list(space), [Kind(x) if _is_tensor(x) else x for x in space.values()]
+        names, kept = list(space), [Kind(x) if is_tensor(x) else x for x in space.values()]
         self._probes.append(class_probe(vars(cls), names, kept))
-
-
-def _is_tensor(value: Any) -> bool:
-    return issubclass(type(value), torch.Tensor)
-
-
-def _which_are_one(reads: list[Callable[[], Any]]) -> list[int]:
-    """Return, for each place that holds a tensor, the first place that holds the same one."""
-    first: dict[int, int] = {}
-    return [first.setdefault(id(read()), i) for i, read in enumerate(reads)]
-
-
-def _nothing(*_: Any) -> None:
-    """Stand for the place of a tensor that cannot be found again."""
-
-
-def _content(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return MISSING
-
-
-def _slot_of(slot: Any, value: Any) -> Any:
-    try:
-        return slot.__get__(value)
-    except AttributeError:
-        return MISSING
-
-
-def _FUNCTION_STATE(function: Any) -> tuple:
-    return (function.__code__, function.__defaults__, function.__kwdefaults__)
-
-
-def _PARTIAL_STATE(value: Any) -> tuple:
-    get = functools.partial.__dict__
-    return tuple(get[name].__get__(value) for name in ("func", "args", "keywords"))
-
-
-def _is_own(function: types.FunctionType) -> bool:
-    """Return whether a function is what its library has under its name, and no wrapper around a user's."""
-    found: Any = sys.modules.get(function.__module__)
-    for name in function.__qualname__.split("."):
-        found = getattr(found, name, None)
-    return found is function
-
-
-def _plain(module: types.ModuleType, chain: tuple[str, ...]) -> bool:
-    """Return whether what is taken of a module that is not allowed is the name of another module in it that is."""
-    found = vars(module).get(chain[0]) if chain else None
-    return isinstance(found, types.ModuleType)
-
-
-def _count(code: types.CodeType, name: str) -> int:
-    """Return how often a function's code takes an attribute."""
-    import dis
-
-    count = sum(
-        step.opname in ("LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR", "DELETE_ATTR") and step.argval == name
-        for step in dis.get_instructions(code)
-    )
-    return count + sum(_count(x, name) for x in code.co_consts if isinstance(x, types.CodeType))
 
 
 _HEAP = 1 << 9
