@@ -17,7 +17,7 @@ import sys
 import types
 import weakref
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from operator import getitem
 from typing import Any
@@ -27,6 +27,7 @@ import pyro
 import torch
 
 from pplgrad.pyro import _allowed as known
+from pplgrad.pyro._arguments import arguments_kind
 from pplgrad.pyro._code import Names, names_of
 from pplgrad.pyro._probes import (
     ITEMS,
@@ -39,7 +40,6 @@ from pplgrad.pyro._probes import (
     array_probe,
     class_probe,
     contents_probe,
-    digest,
     handlers,
     hooks_of_all_modules,
     kind_of,
@@ -59,6 +59,8 @@ from pplgrad.pyro._reads import (
     times_taken,
     which_are_one,
 )
+
+__all__ = ["Guard", "Unwatchable", "arguments_kind"]
 
 _LIMIT = 20_000
 
@@ -480,23 +482,23 @@ class Guard:
             if base is not object and (base is cls or id(base) not in self._seen):
                 self._seen[id(base)] = base
                 self._one_class(base)
-        if cls.__flags__ & _HEAP:
+        if cls.__flags__ & known.HEAP:
             self._probes.append(lambda: cls.__mro__ is mro or cls.__mro__ == mro)
         if type(cls) is not type and id(type(cls)) not in self._seen:
             self._ahead.append(type(cls))
 
     def _one_class(self, cls: type) -> None:
         library = known.allowed(cls.__module__) and known.allowed_function(cls.__module__, cls.__qualname__)
-        if not cls.__flags__ & _HEAP:
+        if not cls.__flags__ & known.HEAP:
             if not library:
                 raise Unwatchable(f"the type {cls.__module__}.{cls.__qualname__}")
             return
-        if library and cls.__module__ in _SETTLED:
+        if library and cls.__module__ in known.SETTLED:
             return
         # An iterator's or a generator's class may be used inside of a run; only one that outlives it is refused.
         space = {name: found for name, found in vars(cls).items() if name not in known.NOT_OF_CLASSES}
         for found in space.values():
-            if not library or type(found) not in _CODE:
+            if not library or type(found) not in known.CODE:
                 if issubclass(type(found), torch.Tensor):
                     self._see(found, nothing)
                 elif type(found) not in SIMPLE:
@@ -505,23 +507,6 @@ class Guard:
         self._probes.append(class_probe(vars(cls), names, kept))
 
 
-_HEAP = 1 << 9
-# Their classes are the language in which programs are written, and large.
-_SETTLED = ("enum", "abc", "typing", "torch", "torch._C", "torch._tensor", "torch.nn.parameter")
-_CODE = frozenset(
-    {
-        types.FunctionType,
-        staticmethod,
-        classmethod,
-        property,
-        types.GetSetDescriptorType,
-        types.MemberDescriptorType,
-        types.MethodDescriptorType,
-        types.WrapperDescriptorType,
-        types.BuiltinFunctionType,
-        types.ClassMethodDescriptorType,
-    }
-)
 _VISITS: dict[Any, Callable[[Any, Any], None]] = {
     types.FunctionType: Guard._function,
     types.BuiltinFunctionType: Guard._builtin,
@@ -548,32 +533,3 @@ _VISITS: dict[Any, Callable[[Any, Any], None]] = {
     # Of these, a subclass's value is compared by its owner by identity, and cannot change.
     **dict.fromkeys((int, float, str, bytes, complex, torch.Size), lambda self, value: None),
 }
-
-
-def arguments_kind(value: Any, objects: list[Any]) -> Any:
-    """Return what of an argument can steer a program: kinds of tensors, numbers of arrays, all else by value or identity.
-
-    Objects that are known by identity alone are added to `objects`, to be guarded like the program itself.
-    """
-    kind = type(value)
-    if kind in (torch.Tensor, torch.nn.Parameter) and not value.__dict__:
-        return kind_of(value)
-    if kind in (float, complex):
-        return (kind, repr(value))
-    if kind in SIMPLE:
-        return (kind, value)
-    if kind is slice:
-        return (kind, *(arguments_kind(x, objects) for x in (value.start, value.stop, value.step)))
-    if kind in (list, tuple):
-        return (kind, *(arguments_kind(item, objects) for item in value))
-    if kind is dict:
-        return (kind, *((arguments_kind(k, objects), arguments_kind(item, objects)) for k, item in value.items()))
-    if kind is np.ndarray and not value.dtype.hasobject:
-        return (value.shape, value.strides, str(value.dtype), digest(value))
-    objects.append(value)
-    return (kind, id(value))
-
-
-def why_not(roots: Iterable[Any]) -> str:
-    """Return what of a program cannot be watched."""
-    return Guard.reason(*roots)
