@@ -274,6 +274,25 @@ ATOMS = frozenset(
 """Types of objects that are known by identity, and have no state that changes."""
 
 
+HEAP = 1 << 9
+# Their classes are the language in which programs are written, and large.
+SETTLED = ("enum", "abc", "typing", "torch", "torch._C", "torch._tensor", "torch.nn.parameter")
+CODE = frozenset(
+    {
+        types.FunctionType,
+        staticmethod,
+        classmethod,
+        property,
+        types.GetSetDescriptorType,
+        types.MemberDescriptorType,
+        types.MethodDescriptorType,
+        types.WrapperDescriptorType,
+        types.BuiltinFunctionType,
+        types.ClassMethodDescriptorType,
+    }
+)
+
+
 @cache
 def allowed(module: str | None) -> bool:
     """Return whether what a module's functions do follows from their arguments."""

@@ -17,7 +17,7 @@ import sys
 import types
 import weakref
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from operator import getitem
 from typing import Any
@@ -27,6 +27,7 @@ import pyro
 import torch
 
 from pplgrad.pyro import _allowed as known
+from pplgrad.pyro._arguments import arguments_kind
 from pplgrad.pyro._code import Names, names_of
 from pplgrad.pyro._probes import (
     ITEMS,
@@ -37,8 +38,8 @@ from pplgrad.pyro._probes import (
     alike,
     ambient_probe,
     array_probe,
+    class_probe,
     contents_probe,
-    digest,
     handlers,
     hooks_of_all_modules,
     kind_of,
@@ -46,6 +47,20 @@ from pplgrad.pyro._probes import (
     names_probe,
     sequence_probe,
 )
+from pplgrad.pyro._reads import (
+    content_of,
+    function_state,
+    is_module_in,
+    is_own,
+    is_tensor,
+    nothing,
+    partial_state,
+    slot_of,
+    times_taken,
+    which_are_one,
+)
+
+__all__ = ["Guard", "Unwatchable", "arguments_kind"]
 
 _LIMIT = 20_000
 
@@ -75,8 +90,8 @@ class Guard:
             self._probes.append(names_probe(namespace, tuple(names), list(names.values())))
         if (self._compares or "is_" in self._attributes) and self._tensors:
             reads = self._tensors
-            same = _which_are_one(reads)
-            self._probes.append(lambda: _which_are_one(reads) == same)
+            same = which_are_one(reads)
+            self._probes.append(lambda: which_are_one(reads) == same)
         objects, classes = [x for x, _ in self._classes], [x for _, x in self._classes]
         self._probes.append(lambda: list(map(type, objects)) == classes)
 
@@ -188,7 +203,7 @@ class Guard:
             if known.excepted_function(f"{module}.{name}"):
                 return
             self._code(function)
-        elif known.allowed(home) and _is_own(function):
+        elif known.allowed(home) and is_own(function):
             if name == "get_param_store":
                 self._ahead.append(pyro.get_param_store())
             elif not known.allowed_function(home, name):
@@ -197,7 +212,7 @@ class Guard:
         elif function.__closure__ is None:
             return
         state = (function.__code__, function.__defaults__, function.__kwdefaults__)
-        read = _FUNCTION_STATE
+        read = function_state
         self._probes.append(lambda: read(function) == state)
         self._ahead += [function.__defaults__, function.__kwdefaults__]
         self._mapping(function.__dict__)
@@ -206,13 +221,13 @@ class Guard:
 
     def _cell(self, cell: types.CellType) -> None:
         self._seen[id(cell)] = cell
-        found = _content(cell)
+        found = content_of(cell)
         if isinstance(found, types.ModuleType):
             # The code that takes its attributes is looked at; here is only whether it is the same.
             mark = found
         else:
-            mark = self._see(found, _content, cell) if found is not MISSING else found
-        self._probes.append(lambda: alike(mark, _content(cell)))
+            mark = self._see(found, content_of, cell) if found is not MISSING else found
+        self._probes.append(lambda: alike(mark, content_of(cell)))
 
     def _code(self, function: types.FunctionType) -> None:
         names = names_of(function.__code__)
@@ -227,8 +242,8 @@ class Guard:
                 self._global(function.__globals__, name, chain)
             elif name in imported:
                 self._of_module(imported[name], chain)
-            elif name in cells and isinstance(_content(cells[name]), types.ModuleType):
-                self._of_module(_content(cells[name]), chain)
+            elif name in cells and isinstance(content_of(cells[name]), types.ModuleType):
+                self._of_module(content_of(cells[name]), chain)
         self._attributes |= names.attributes
         self._compares |= names.compares
 
@@ -239,7 +254,7 @@ class Guard:
             found = function.__globals__
             if not owners or not all(isinstance(found.get(root), types.ModuleType) for root, _ in owners):
                 raise Unwatchable(f"the attribute {name}")
-            if _count(function.__code__, name) > len(owners):
+            if times_taken(function.__code__, name) > len(owners):
                 raise Unwatchable(f"the attribute {name}")
 
     def _imports(self, names: Names, namespace: Mapping) -> dict[str, types.ModuleType]:
@@ -315,7 +330,7 @@ class Guard:
         full = ".".join((module.__name__, *chain[:1]))
         if known.denied_function(full) and chain[:1] != ("get_param_store",):
             raise Unwatchable(full)
-        if known.denied(module.__name__) and not known.excepted_function(full) and not _plain(module, chain):
+        if known.denied(module.__name__) and not known.excepted_function(full) and not is_module_in(module, chain):
             raise Unwatchable(full)
 
     def _names(self, namespace: Mapping) -> dict[str, Any]:
@@ -338,8 +353,8 @@ class Guard:
         self._ahead += [method.__func__, method.__self__]
 
     def _partial(self, value: functools.partial) -> None:
-        state = _PARTIAL_STATE(value)
-        self._probes.append(lambda: all(x is y for x, y in zip(_PARTIAL_STATE(value), state, strict=True)))
+        state = partial_state(value)
+        self._probes.append(lambda: all(x is y for x, y in zip(partial_state(value), state, strict=True)))
         self._ahead += state
         self._attributes_of(value)
 
@@ -360,7 +375,7 @@ class Guard:
         items = ITEMS[next(base for base in type(value).__mro__ if base in ITEMS)]
         indexed = isinstance(value, (list, tuple))
         kept = [
-            self._see(item, *((getitem, value, i) if indexed else (_nothing,))) for i, item in enumerate(items(value))
+            self._see(item, *((getitem, value, i) if indexed else (nothing,))) for i, item in enumerate(items(value))
         ]
         if type(value) is not tuple or any(type(x) is Kind for x in kept):
             self._probes.append(sequence_probe(value, items, kept))
@@ -399,7 +414,7 @@ class Guard:
             if value.dtype != object:
                 raise Unwatchable("an array with fields of Python objects")
             flat = value.view(np.ndarray).ravel
-            kept = [self._see(item, _nothing) for item in flat()]
+            kept = [self._see(item, nothing) for item in flat()]
             form = (value.dtype, value.shape)
             self._probes.append(lambda: (value.dtype, value.shape) == form and all(map(alike, kept, flat())))
         else:
@@ -450,10 +465,10 @@ class Guard:
         self._mapping(state, known.changing(cls))
 
     def _slot(self, value: Any, slot: Any) -> None:
-        mark = _slot_of(slot, value)
+        mark = slot_of(slot, value)
         if mark is not MISSING:
-            mark = self._see(mark, _slot_of, slot, value)
-        self._probes.append(lambda: alike(mark, _slot_of(slot, value)))
+            mark = self._see(mark, slot_of, slot, value)
+        self._probes.append(lambda: alike(mark, slot_of(slot, value)))
 
     def _class_of(self, value: Any) -> None:
         cls = type(value)
@@ -467,112 +482,31 @@ class Guard:
             if base is not object and (base is cls or id(base) not in self._seen):
                 self._seen[id(base)] = base
                 self._one_class(base)
-        if cls.__flags__ & _HEAP:
+        if cls.__flags__ & known.HEAP:
             self._probes.append(lambda: cls.__mro__ is mro or cls.__mro__ == mro)
         if type(cls) is not type and id(type(cls)) not in self._seen:
             self._ahead.append(type(cls))
 
     def _one_class(self, cls: type) -> None:
         library = known.allowed(cls.__module__) and known.allowed_function(cls.__module__, cls.__qualname__)
-        if not cls.__flags__ & _HEAP:
+        if not cls.__flags__ & known.HEAP:
             if not library:
                 raise Unwatchable(f"the type {cls.__module__}.{cls.__qualname__}")
             return
-        if library and cls.__module__ in _SETTLED:
+        if library and cls.__module__ in known.SETTLED:
             return
         # An iterator's or a generator's class may be used inside of a run; only one that outlives it is refused.
         space = {name: found for name, found in vars(cls).items() if name not in known.NOT_OF_CLASSES}
         for found in space.values():
-            if not library or type(found) not in _CODE:
+            if not library or type(found) not in known.CODE:
                 if issubclass(type(found), torch.Tensor):
-                    self._see(found, _nothing)
+                    self._see(found, nothing)
                 elif type(found) not in SIMPLE:
                     self._ahead.append(found)
-        names, kept = list(space), [Kind(x) if _is_tensor(x) else x for x in space.values()]
-        own, count = vars(cls), len(vars(cls))
-        self._probes.append(lambda: len(own) == count)
-        self._probes.append(names_probe(own, names, kept))
+        names, kept = list(space), [Kind(x) if is_tensor(x) else x for x in space.values()]
+        self._probes.append(class_probe(vars(cls), names, kept))
 
 
-def _is_tensor(value: Any) -> bool:
-    return issubclass(type(value), torch.Tensor)
-
-
-def _which_are_one(reads: list[Callable[[], Any]]) -> list[int]:
-    """Return, for each place that holds a tensor, the first place that holds the same one."""
-    first: dict[int, int] = {}
-    return [first.setdefault(id(read()), i) for i, read in enumerate(reads)]
-
-
-def _nothing(*_: Any) -> None:
-    """Stand for the place of a tensor that cannot be found again."""
-
-
-def _content(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return MISSING
-
-
-def _slot_of(slot: Any, value: Any) -> Any:
-    try:
-        return slot.__get__(value)
-    except AttributeError:
-        return MISSING
-
-
-def _FUNCTION_STATE(function: Any) -> tuple:
-    return (function.__code__, function.__defaults__, function.__kwdefaults__)
-
-
-def _PARTIAL_STATE(value: Any) -> tuple:
-    get = functools.partial.__dict__
-    return tuple(get[name].__get__(value) for name in ("func", "args", "keywords"))
-
-
-def _is_own(function: types.FunctionType) -> bool:
-    """Return whether a function is what its library has under its name, and no wrapper around a user's."""
-    found: Any = sys.modules.get(function.__module__)
-    for name in function.__qualname__.split("."):
-        found = getattr(found, name, None)
-    return found is function
-
-
-def _plain(module: types.ModuleType, chain: tuple[str, ...]) -> bool:
-    """Return whether what is taken of a module that is not allowed is the name of another module in it that is."""
-    found = vars(module).get(chain[0]) if chain else None
-    return isinstance(found, types.ModuleType)
-
-
-def _count(code: types.CodeType, name: str) -> int:
-    """Return how often a function's code takes an attribute."""
-    import dis
-
-    count = sum(
-        step.opname in ("LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR", "DELETE_ATTR") and step.argval == name
-        for step in dis.get_instructions(code)
-    )
-    return count + sum(_count(x, name) for x in code.co_consts if isinstance(x, types.CodeType))
-
-
-_HEAP = 1 << 9
-# Their classes are the language in which programs are written, and large.
-_SETTLED = ("enum", "abc", "typing", "torch", "torch._C", "torch._tensor", "torch.nn.parameter")
-_CODE = frozenset(
-    {
-        types.FunctionType,
-        staticmethod,
-        classmethod,
-        property,
-        types.GetSetDescriptorType,
-        types.MemberDescriptorType,
-        types.MethodDescriptorType,
-        types.WrapperDescriptorType,
-        types.BuiltinFunctionType,
-        types.ClassMethodDescriptorType,
-    }
-)
 _VISITS: dict[Any, Callable[[Any, Any], None]] = {
     types.FunctionType: Guard._function,
     types.BuiltinFunctionType: Guard._builtin,
@@ -599,32 +533,3 @@ _VISITS: dict[Any, Callable[[Any, Any], None]] = {
     # Of these, a subclass's value is compared by its owner by identity, and cannot change.
     **dict.fromkeys((int, float, str, bytes, complex, torch.Size), lambda self, value: None),
 }
-
-
-def arguments_kind(value: Any, objects: list[Any]) -> Any:
-    """Return what of an argument can steer a program: kinds of tensors, numbers of arrays, all else by value or identity.
-
-    Objects that are known by identity alone are added to `objects`, to be guarded like the program itself.
-    """
-    kind = type(value)
-    if kind in (torch.Tensor, torch.nn.Parameter) and not value.__dict__:
-        return kind_of(value)
-    if kind in (float, complex):
-        return (kind, repr(value))
-    if kind in SIMPLE:
-        return (kind, value)
-    if kind is slice:
-        return (kind, *(arguments_kind(x, objects) for x in (value.start, value.stop, value.step)))
-    if kind in (list, tuple):
-        return (kind, *(arguments_kind(item, objects) for item in value))
-    if kind is dict:
-        return (kind, *((arguments_kind(k, objects), arguments_kind(item, objects)) for k, item in value.items()))
-    if kind is np.ndarray and not value.dtype.hasobject:
-        return (value.shape, value.strides, str(value.dtype), digest(value))
-    objects.append(value)
-    return (kind, id(value))
-
-
-def why_not(roots: Iterable[Any]) -> str:
-    """Return what of a program cannot be watched."""
-    return Guard.reason(*roots)

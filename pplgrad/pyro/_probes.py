@@ -8,6 +8,7 @@ import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from hashlib import blake2b
+from itertools import repeat
 from operator import is_
 from typing import Any
 
@@ -136,6 +137,8 @@ def names_probe(value: Mapping, names: Sequence[str], kept: list) -> Probe:
     get = value.get
 
     def holds() -> bool:
+        if all(map(is_, map(get, names, repeat(MISSING)), kept)):
+            return True
         for name, was in zip(names, kept, strict=True):
             found = get(name, MISSING)
             if found is not was and not alike(was, found):
@@ -143,6 +146,14 @@ def names_probe(value: Mapping, names: Sequence[str], kept: list) -> Probe:
         return True
 
     return holds
+
+
+def class_probe(own: Mapping, names: Sequence[str], kept: list) -> Probe:
+    """Return the comparison of what a class has under some names, and of how many names it has."""
+    values, every, count = own.values, list(own.values()), len(own)
+    by_name = names_probe(own, names, kept)
+    plain = not any(type(x) is Kind for x in kept)
+    return lambda: len(own) == count and ((plain and all(map(is_, values(), every))) or by_name())
 
 
 def array_probe(value: np.ndarray) -> Probe:

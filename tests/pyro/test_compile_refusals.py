@@ -33,7 +33,6 @@ def refused():
     """Yield (name, what the program does with its draw) for what cannot be recorded."""
     counter = Holder()
     counter.n = 0
-    generator = torch.Generator()
 
     def branch(z):
         if z > 0:
@@ -48,7 +47,6 @@ def refused():
     yield "view", lambda z: [row := torch.zeros(2), view := row[0], row.add_(z), view.item()]
     yield "copy", lambda z: pyro.factor("f", torch.tensor([z, z]).sum())
     yield "shape", lambda z: pyro.factor("f", torch.ones(2)[torch.stack([z, z]) > 0].sum())
-    yield "generator", lambda z: pyro.factor("f", torch.rand((), generator=generator))
     yield "seed", lambda z: [torch.rand(()), torch.manual_seed(0), pyro.factor("f", torch.rand(()))]
     yield "counter", count
 
@@ -71,8 +69,7 @@ def test_what_cannot_be_compiled_is_refused_and_named(name):
         for _ in range(8):
             found = step(falling, model, guide)
     wanted = step(TraceGrad_ELBO(estimators={"*": ScoreFunction()}), model, guide)
-    if name != "generator":  # It goes on by itself.
-        assert_same(found, wanted)
+    assert_same(found, wanted)
     assert graphs(falling) == 0
 
 
