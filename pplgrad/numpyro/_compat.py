@@ -226,7 +226,11 @@ def scan_of(equation: Any) -> Scan | None:
     if equation.primitive.name != "scan":
         return None
     p = equation.params
-    return Scan(p["jaxpr"], p["length"], p["num_consts"], p["num_carry"], p["reverse"], p["unroll"])
+    if "num_consts" in p:
+        consts, carry = p["num_consts"], p["num_carry"]
+    else:  # From JAX 0.11 on the operands are described as a tree: constants, what is carried, what is scanned over.
+        consts, carry, _ = map(len, p["ft_in"].unpack())
+    return Scan(p["jaxpr"], p["length"], consts, carry, p["reverse"], p["unroll"])
 
 
 def context_of(equation: Any) -> dict[str, Any]:
