@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from pplgrad.errors import EstimatorError, first_line
-from pplgrad.numpyro._compat import is_literal, scan_of, sub_jaxprs, tag_of
+from pplgrad.numpyro._compat import is_literal, scan_of, sub_jaxprs, tag_of, touches_state
 
 _COMPARING = {"eq", "ne", "lt", "le", "gt", "ge", "round", "floor", "ceil", "sign", "argmax", "argmin", "is_finite"}
 _MOVING = {
@@ -63,6 +63,7 @@ def _walk(jaxpr: Any, inputs: list[str | None], names: set[str], found: dict[str
     def of(atom: Any) -> str | None:
         return None if is_literal(atom) else known.get(atom)
 
+    held: str | None = None  # What a mutable array may hold.
     for equation in _used(jaxpr):
         site, kind = tag_of(equation), equation.primitive.name
         operands = [of(atom) for atom in equation.invars]
@@ -83,6 +84,9 @@ def _walk(jaxpr: Any, inputs: list[str | None], names: set[str], found: dict[str
             outputs = [copied] * len(equation.outvars)
         else:
             outputs = _inside(equation, list(sub_jaxprs(equation)), operands, names, found)
+        if touches_state(equation):
+            held = copied if copied is not None else held
+            outputs = [held if name is None else name for name in outputs]
         known.update(zip(equation.outvars, outputs, strict=True))
     return [of(atom) for atom in jaxpr.outvars]
 
@@ -99,9 +103,9 @@ def _used(jaxpr: Any) -> list[Any]:
 
 
 def _is_whole(equation: Any) -> bool:
-    """Return whether a value is converted to whole numbers or truth values."""
-    dtype = equation.outvars[0].aval.dtype if equation.outvars else None
-    return equation.primitive.name == "convert_element_type" and not jnp.issubdtype(dtype, jnp.inexact)
+    """Return whether a value is converted to whole numbers or truth values, by whatever operation has no other result."""
+    types = [var.aval.dtype for var in equation.outvars if hasattr(var.aval, "dtype")]
+    return bool(types) and not any(jnp.issubdtype(t, jnp.inexact) for t in types) and not any(sub_jaxprs(equation))
 
 
 def _picked(equation: Any, operands: list[str | None], found: dict[str, str]) -> str | None:

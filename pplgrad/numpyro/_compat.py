@@ -38,14 +38,40 @@ TRACING_ERRORS: tuple[type[Exception], ...] = (
 
 def tag(name: str, value: Any) -> Any:
     """Return a site's value, recognisable as that site's in the program's jaxpr."""
+    _check_tags()
     return jax.tree.map(lambda x: checkpoint_name(x, _TAG + name), value)
 
 
 def tag_of(equation: Any) -> str | None:
     """Return the site's name if an equation of a jaxpr is a tag."""
-    if equation.primitive.name == "name" and str(equation.params.get("name", "")).startswith(_TAG):
-        return equation.params["name"][len(_TAG) :]
-    return None
+    name = None
+    if equation.primitive.name == "name":
+        name = equation.params.get("name")
+    elif type(_object_of(equation)).__name__ == "CheckpointName":
+        name = _object_of(equation).params["name"]
+    return name[len(_TAG) :] if isinstance(name, str) and name.startswith(_TAG) else None
+
+
+@lru_cache
+def _check_tags() -> None:
+    """Raise if this JAX writes tags down in a way that is not known here: all costs would count as independent of all draws."""
+    with jax.ensure_compile_time_eval():  # Whatever is traced around the first tag.
+        equations = jax.make_jaxpr(lambda x: checkpoint_name(x, _TAG + "x"))(np.float32(0)).eqns
+    if [tag_of(equation) for equation in equations] != ["x"]:
+        raise _unknown("marks a named value")
+
+
+def _unknown(what: str) -> Exception:
+    """Return the error about a JAX that does something in a way not known here."""
+    return RuntimeError(
+        f"JAX {jax.__version__} {what} in a way that this version of pplgrad does not know; install a JAX that pplgrad's "
+        "package metadata allows (pip install 'pplgrad[numpyro]'), or a newer pplgrad."
+    )
+
+
+def _object_of(equation: Any) -> Any:
+    """Return the object that an operation is, where JAX (from 0.10 on by choice, from 0.11 on for some) keeps one; or None."""
+    return equation.params.get("_prim")
 
 
 def as_function(closed: Any) -> Callable[..., list]:
@@ -55,12 +81,20 @@ def as_function(closed: Any) -> Callable[..., list]:
 
 def sub_jaxprs(equation: Any) -> Iterator[Any]:
     """Yield the jaxprs inside an equation's parameters."""
-    for value in equation.params.values():
+    inside = getattr(_object_of(equation), "params", {})
+    for value in (*equation.params.values(), *inside.values()):
         for item in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(item, jax.stages.Traced):
+                item = item.jaxpr
             if isinstance(item, jex.ClosedJaxpr):
                 yield item.jaxpr
             elif isinstance(item, jex.Jaxpr):
                 yield item
+
+
+def touches_state(equation: Any) -> bool:
+    """Return whether an operation reads or changes what is not in its operands alone: a mutable array, the host, the order of things."""
+    return bool(equation.effects) or any("Ref" in type(x.aval).__name__ for x in (*equation.invars, *equation.outvars))
 
 
 def leaves_of(fn: Any) -> list[Any]:
@@ -228,8 +262,10 @@ def scan_of(equation: Any) -> Scan | None:
     p = equation.params
     if "num_consts" in p:
         consts, carry = p["num_consts"], p["num_carry"]
-    else:  # From JAX 0.11 on the operands are described as a tree: constants, what is carried, what is scanned over.
+    elif "ft_in" in p:  # From JAX 0.11 on the operands are described as a tree: constants, what is carried, what is scanned over.
         consts, carry, _ = map(len, p["ft_in"].unpack())
+    else:
+        raise _unknown("describes a scan")
     return Scan(p["jaxpr"], p["length"], consts, carry, p["reverse"], p["unroll"])
 
 

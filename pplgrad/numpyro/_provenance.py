@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from pplgrad.engine.program import AFTER, EVERY, SAME, Plate
 from pplgrad.numpyro._axes import Axis, moved, one_by_one
-from pplgrad.numpyro._compat import Scan, is_literal, scan_of, sub_jaxprs, tag_of
+from pplgrad.numpyro._compat import Scan, is_literal, scan_of, sub_jaxprs, tag_of, touches_state
 
 
 class Way(NamedTuple):
@@ -73,8 +73,15 @@ class _Walk:
         def read(atom: Any) -> Reads:
             return _NOTHING if is_literal(atom) else env.get(atom, _NOTHING)
 
+        # What any mutable array, or the host, may hold by now: which of them an operation reads is not followed.
+        state: Reads = _NOTHING
         for equation in jaxpr.eqns:
-            found = self._equation(equation, [read(atom) for atom in equation.invars])
+            operands = [read(atom) for atom in equation.invars]
+            found = self._equation(equation, operands)
+            if touches_state(equation):
+                within = (self._tags_inside(body) for body in sub_jaxprs(equation))
+                state = self._lost(union(state, *operands, *within))
+                found = [union(reads, state) for reads in found]
             for var, reads in zip(equation.outvars, found, strict=True):
                 env[var] = reads
         return [read(atom) for atom in jaxpr.outvars]
@@ -108,6 +115,10 @@ class _Walk:
     def _anywhere(self, site: str) -> Reads:
         plates = self.standings[site].plates if site in self.standings else ()
         return {site: Way(EVERY, None, (None,) * (1 + len(plates)))}
+
+    def _lost(self, reads: Reads) -> Reads:
+        """Return the same sites, read along no axis and in no known step."""
+        return {site: way for name in reads for site, way in self._anywhere(name).items()}
 
     def _tags_inside(self, jaxpr: Any) -> Reads:
         found: dict[str, Way] = {}
@@ -187,6 +198,7 @@ _CALLS = {
     "custom_vjp_call",
     "custom_vjp_call_jaxpr",
     "custom_lin",
+    "call_hi_primitive",
 }
 
 

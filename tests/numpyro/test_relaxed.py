@@ -123,6 +123,8 @@ MISUSES = {
     "index": lambda z: jnp.array([1.0, 2.0])[z.astype(int)],
     "copied": lambda z: jnp.where(jnp.stack([z, z])[1] > 0.5, 1.0, -1.0),
     "round": lambda z: jnp.round(z),
+    "search": lambda z: jnp.array([1.0, 2.0, 3.0])[jnp.searchsorted(jnp.array([0.2, 0.5]), z)],
+    "nonzero": lambda z: 1.0 + jnp.nonzero(jnp.stack([1 - z, z]), size=1)[0][0],
     "loop": lambda z: jax.lax.scan(lambda c, _: (c, jnp.where(c > 0, 1.0, 2.0)), z, None, length=2)[1].sum(),
 }
 
