@@ -243,6 +243,27 @@ def call_body(equation: Any) -> Any:
     return bodies[0] if len(bodies) == 1 and len(bodies[0].jaxpr.invars) == len(equation.invars) else None
 
 
+def spelled_out(equation: Any) -> Any:
+    """Return the closed jaxpr of slices that an equation stands for if it takes an array apart, as loops over keys do from JAX 0.11 on."""
+    if equation.primitive.name != "unstack" or equation.primitive not in host_primitives():
+        return None
+    return _slices(equation.invars[0].aval, equation.params["axis"], equation.ctx)
+
+
+@lru_cache(maxsize=256)
+def _slices(whole: Any, axis: int, context: Any) -> Any:
+    def pieces(x: jax.Array) -> list[jax.Array]:
+        # Without strides, as `x[i]` is written: places along an axis are then done together.
+        rows = (
+            [slice(i, i + 1) if a == axis else slice(0, n) for a, n in enumerate(x.shape)] for i in range(x.shape[axis])
+        )
+        ones = (jax.lax.slice(x, [row.start for row in at], [row.stop for row in at]) for at in rows)
+        return [jax.lax.squeeze(one, (axis,)) for one in ones]
+
+    with context.manager:
+        return jax.make_jaxpr(pieces)(whole)
+
+
 @dataclass(frozen=True)
 class Scan:
     """What a scan's equation says: its body, and how many of its operands are constants, and carried."""
@@ -262,7 +283,9 @@ def scan_of(equation: Any) -> Scan | None:
     p = equation.params
     if "num_consts" in p:
         consts, carry = p["num_consts"], p["num_carry"]
-    elif "ft_in" in p:  # From JAX 0.11 on the operands are described as a tree: constants, what is carried, what is scanned over.
+    elif (
+        "ft_in" in p
+    ):  # From JAX 0.11 on the operands are described as a tree: constants, what is carried, what is scanned over.
         consts, carry, _ = map(len, p["ft_in"].unpack())
     else:
         raise _unknown("describes a scan")
