@@ -7,7 +7,7 @@ export MKL_NUM_THREADS = 1
 
 FUZZ_SEEDS ?= 0:40
 
-.PHONY: demo test quick fuzz lint format storchastic bench bench-full bench-watching bench-memory bench-arithmetic bench-gpu bench-guards variance study clean
+.PHONY: demo test test-newest test-newest-pyro quick fuzz lint format storchastic bench bench-full bench-watching bench-memory bench-arithmetic bench-gpu bench-guards variance study clean
 
 # The stamp is newer than the files that say what to install, so that a second run installs nothing.
 .venv/installed: pyproject.toml constraints.txt
@@ -25,6 +25,26 @@ test: .venv/installed
 
 quick: .venv/installed
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not slow"
+
+# The newest Python there is, and on it the newest hosts that pyproject.toml allows: nothing is pinned. Kept quick: files that
+# together touch every private name of a host (CI runs this after `make test`).
+NEWEST ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
+NEWEST_TESTS = tests/engine $(addprefix tests/numpyro/test_,compat.py state.py scan.py flow.py axes.py steps.py programs.py errors.py)
+NEWEST_PYRO_TESTS = $(addprefix tests/pyro/test_,internals.py exact.py structure.py programs.py branches.py compile.py)
+
+# Without torch, whose default build brings several GB of CUDA libraries; `make test-newest-pyro` adds it by hand.
+.venv-newest/installed: pyproject.toml
+	rm -rf .venv-newest
+	$(NEWEST) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check -e '.[numpyro,test]'
+	touch $@
+
+test-newest: .venv-newest/installed
+	JAX_PLATFORMS=cpu .venv-newest/bin/python -m pytest -q -n 2 --dist loadgroup -m "not slow" $(NEWEST_TESTS)
+
+test-newest-pyro: .venv-newest/installed
+	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check -e '.[pyro]'
+	.venv-newest/bin/python -m pytest -q -n 2 --dist loadgroup -m "not slow" $(NEWEST_PYRO_TESTS)
 
 # Random programs against an oracle of their own: `make fuzz FUZZ_SEEDS=1000:1200` tries others.
 fuzz: .venv/installed
@@ -79,4 +99,4 @@ study: .venv/installed
 	$(BIN)/pplgrad compare studies/digits.toml --jobs 2 --out results/study
 
 clean:
-	rm -rf .venv .venv-storchastic results
+	rm -rf .venv .venv-newest .venv-storchastic results
