@@ -26,9 +26,11 @@ test: .venv/installed
 quick: .venv/installed
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not slow"
 
-# The newest Python there is, and on it the newest hosts that pyproject.toml allows: nothing is pinned. Kept quick: files that
-# together touch every private name of a host (CI runs this after `make test`).
-NEWEST ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
+# Python 3.13 if there is one, on the path or among pyenv's, else the newest there is; and on it the newest hosts that pyproject.toml
+# allows: nothing is pinned. Kept quick: the files that together touch every private name of a host. CI runs it after `make test`.
+PYENVS = $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions
+NEWEST ?= $(shell for p in python3.13 $(wildcard $(PYENVS)/3.13*/bin/python3) python3.12 python3.11 python3; do \
+  $$p -m venv --help >/dev/null 2>&1 && echo $$p && break; done)
 NEWEST_TESTS = tests/engine $(addprefix tests/numpyro/test_,compat.py state.py scan.py flow.py axes.py steps.py programs.py errors.py)
 NEWEST_PYRO_TESTS = $(addprefix tests/pyro/test_,internals.py exact.py structure.py programs.py branches.py compile.py)
 
