@@ -21,10 +21,14 @@ from numpyro.distributions import (
     MaskedDistribution,
 )
 from numpyro.handlers import replay, scope
+from numpyro.optim import _NumPyroOptim
 from numpyro.primitives import _PYRO_STACK, apply_stack
 from numpyro.util import _validate_model, check_model_guide_match
 
 from pplgrad.errors import ProgramError
+
+NumPyroOptim = _NumPyroOptim
+"""What every optimizer of NumPyro is one of."""
 
 _TAG = "pplgrad:"
 

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from numpyro.optim import _NumPyroOptim, optax_to_numpyro
+from numpyro.optim import optax_to_numpyro
 
 from pplgrad.numpyro._baselines import is_baseline_param
+from pplgrad.numpyro._compat import NumPyroOptim
 
 
-def split_optimizer(main: Any, baseline: Any) -> _NumPyroOptim:
+def split_optimizer(main: Any, baseline: Any) -> NumPyroOptim:
     """Return an optimizer that trains learned baselines with `baseline` and everything else with `main`.
 
     Both are optimizers of `numpyro.optim` or of optax. Clipping by a global norm stays within each of the two. Estimates
@@ -29,11 +30,11 @@ def split_optimizer(main: Any, baseline: Any) -> _NumPyroOptim:
     return SplitOptimizer(_as_numpyro(main), _as_numpyro(baseline))
 
 
-class SplitOptimizer(_NumPyroOptim):
+class SplitOptimizer(NumPyroOptim):
     """A NumPyro optimizer made of two, each with its own part of the parameters."""
 
     def __init__(
-        self, main: _NumPyroOptim, baseline: _NumPyroOptim, belongs: Callable[[str], bool] = is_baseline_param
+        self, main: NumPyroOptim, baseline: NumPyroOptim, belongs: Callable[[str], bool] = is_baseline_param
     ) -> None:
         self.main = main
         self.baseline = baseline
@@ -59,8 +60,8 @@ class SplitOptimizer(_NumPyroOptim):
         return ours, {name: value for name, value in params.items() if self._belongs(name)}
 
 
-def _as_numpyro(optimizer: Any) -> _NumPyroOptim:
-    if isinstance(optimizer, _NumPyroOptim):
+def _as_numpyro(optimizer: Any) -> NumPyroOptim:
+    if isinstance(optimizer, NumPyroOptim):
         return optimizer
     if hasattr(optimizer, "init") and hasattr(optimizer, "update"):
         return optax_to_numpyro(optimizer)

@@ -24,7 +24,7 @@ NAMES = [
     ("numpyro.util", "check_model_guide_match", "host_checks() in _compat.py makes NumPyro's own checks of a guide"),
     ("numpyro.contrib.control_flow.cond", "cond_wrapper", "control_flow_kind() in _compat.py knows a `cond` by it"),
     ("numpyro.contrib.control_flow.scan", "scan_wrapper", "control_flow_kind() in _compat.py takes for a `scan` what it is not of a `cond`"),
-    ("numpyro.optim", "_NumPyroOptim", "SplitOptimizer in _optim.py is one of NumPyro's optimizers by it"),
+    ("numpyro.optim", "_NumPyroOptim", "_compat.py takes it for SplitOptimizer in _optim.py, which is one of NumPyro's optimizers by it"),
     ("jax.ad_checkpoint", "checkpoint_name", "tag() in _compat.py marks the value of a site with it"),
     *(
         ("jax.extend.core", name, f"_compat.py and _structure.py read and build programs of JAX with its {name}")

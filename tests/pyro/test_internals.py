@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pplgrad.pyro import _internals as internals
+from pplgrad.pyro._allowed import CHANGING
 
 NAMES = [
     ("pyro.poutine.runtime", "_PYRO_STACK", "other_handlers() in _internals.py looks at Pyro's stack of handlers"),
@@ -23,6 +24,10 @@ NAMES = [
     ("torch.utils._python_dispatch", "TorchDispatchMode", "provenance and recordings see every operation through it"),
     ("torch.utils._pytree", "tree_leaves", "_gradients.py finds the tensors among the arguments of an operation with it"),
     ("torch.overrides", "TorchFunctionMode", "_provenance.py and _recording.py see values leave the tensors through it"),
+    ("pyro.distributions.util", "scale_and_mask", "_program.py scales and masks log densities with it as Pyro does"),
+    ("pyro.poutine.util", "site_is_subsample", "_program.py leaves sites out that Pyro makes for subsampling"),
+    ("torch.nn.modules.module", "_global_forward_hooks", "hooks_of_all_modules() in _probes.py watches hooks of every module"),
+    ("torch.nn.modules.module", "_global_forward_pre_hooks", "hooks_of_all_modules() in _probes.py watches hooks of every module"),
     ("torch.fx.node", "map_aggregate", "_recording.py goes through the arguments of a recorded operation with it"),
     ("torch.fx.node", "map_arg", "_narrow.py goes through the arguments of a node with it"),
     ("torch._inductor.compile_fx", "compile_fx", "compiled_graph() in _internals.py compiles a recorded step with it"),
@@ -172,4 +177,19 @@ def test_distributions_hold_what_they_were_given():
     mask = torch.tensor([True, False])
     assert dist.Normal(torch.zeros(2), 1.0).mask(mask)._mask is mask, (
         "A masked distribution holds its mask elsewhere; _relaxed.py reads `_mask`."
+    )
+
+
+@pytest.mark.parametrize("changing", CHANGING, ids=lambda c: f"{c.module}.{c.name}")
+def test_classes_whose_attributes_change_at_each_step(changing):
+    assert hasattr(importlib.import_module(changing.module), changing.name), (
+        f"{changing.module}.{changing.name} has moved; CHANGING in _allowed.py says which of its attributes steer nothing."
+    )
+
+
+def test_a_bijection_keeps_its_last_pair():
+    made = torch.distributions.transforms.ExpTransform(cache_size=1)
+    made(torch.zeros(()))
+    assert {"_cached_x_y", "_inv"} <= set(vars(made)), (
+        "torch's transforms keep their last pair elsewhere than in `_cached_x_y`; _allowed.py leaves it out of what is compared between steps."
     )
