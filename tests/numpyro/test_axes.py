@@ -101,7 +101,9 @@ def test_every_rule_is_tried():
     tried = set()
     for idiom in IDIOMS.values():
         tried |= set(primitives(jax.make_jaxpr(idiom.function)(jnp.zeros(idiom.shape)).jaxpr))
-    assert set(_axes._RULES) - set(_axes._ELEMENTWISE) - tried <= UNTRIED
+    # JAX 0.10.0 has no operation of that name.
+    absent = {"stack"} - set(primitives(jax.make_jaxpr(lambda x: jnp.stack([x, x]))(0.0).jaxpr))
+    assert set(_axes._RULES) - set(_axes._ELEMENTWISE) - tried <= UNTRIED | absent
 
 
 # From an array, and the number of an axis where the function has two arguments.
