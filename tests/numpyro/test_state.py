@@ -10,6 +10,7 @@ import pytest
 from pplgrad import EstimatorError, GumbelSoftmax, ScoreFunction
 from pplgrad.numpyro import TraceGrad_ELBO
 from pplgrad.numpyro import _compat as compat
+from pplgrad.numpyro._provenance import outputs_read
 from pplgrad.testing.in_numpyro import array, assert_same, exact_gradient, expected_gradient
 from pplgrad.testing.programs import Case
 
@@ -89,3 +90,29 @@ def test_only_what_touches_state_is_said_to():
     assert touching(lambda x: jax.new_ref(x)[...]) == [True, True]
     assert touching(lambda x: jax.jit(lambda y: jax.new_ref(y)[...])(x)) == [True]
     assert touching(lambda x: jax.debug.print("{}", x)) == [True]
+
+
+@pytest.mark.parametrize("flag", ["jax_remat3", "jax_custom_jvp3", "jax_scan3"])
+def test_programs_are_read_as_versions_to_come_write_them(flag):
+    """By choice JAX keeps marks, loops and derivatives as objects, or loops over mutable arrays: what is read is found all the same."""
+    if not hasattr(jax.config, flag):
+        pytest.skip(f"this JAX has no {flag}")
+
+    @jax.custom_jvp
+    def doubled(x):
+        return 2 * x
+
+    doubled.defjvp(lambda x, dx: (doubled(*x), 2 * dx[0]))
+
+    def run(x, y):
+        z = compat.tag("z", x)
+        last, _ = jax.lax.scan(lambda c, _: (c + doubled(jax.checkpoint(jnp.sin)(z)), None), y, None, length=2)
+        return last, jax.checkpoint(lambda x: compat.tag("w", x))(y), y
+
+    before = getattr(jax.config, flag)
+    jax.config.update(flag, True)
+    try:
+        reads = outputs_read(jax.make_jaxpr(run)(1.0, 2.0))
+    finally:
+        jax.config.update(flag, before)
+    assert [set(found) for found in reads] == [{"z"}, {"w"}, set()]
