@@ -72,7 +72,7 @@ def seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def row(model: Callable, guide: Callable) -> tuple[float, float, float, float]:
+def row(model: Callable, guide: Callable, turns: int = TURNS) -> tuple[float, float, float, float]:
     """Return a step's milliseconds, the guard's share, the share of watching again over 500 steps, and watched steps by Trace_ELBO's."""
     pyro.clear_param_store()
     chosen = {"*": ScoreFunction()}
@@ -83,7 +83,7 @@ def row(model: Callable, guide: Callable) -> tuple[float, float, float, float]:
     (known,) = kept._structures._known.values()
     assert known.guard is not None, "this program is to have a guard"
     times: list[list[float]] = [[], [], [], []]
-    for _ in range(TURNS):
+    for _ in range(turns):
         known.reuses = 2  # The next one is not watched again.
         times[0].append(seconds(lambda: kept.loss_and_grads(model, guide)))
         times[1].append(seconds(known.guard.holds))

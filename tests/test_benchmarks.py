@@ -16,7 +16,7 @@ import pyro
 import pytest
 import torch
 
-from benchmarks import by_hand_torch, gpu, suite, tables, turns, works
+from benchmarks import by_hand_torch, gpu, guards, suite, tables, turns, works
 from benchmarks.arithmetic import multiples
 from benchmarks.contestants import CONTESTANTS, contestant
 from pplgrad import ScoreFunction
@@ -33,6 +33,7 @@ BELOW = {
     "suite": ("turns", "cell", "contestants", "works", "tables", "picture", "by_hand_jax", "by_hand_torch", "shared"),
     "in_storchastic": (),
     "gpu": (),
+    "guards": (),
 }
 """The other commands that are tested here, and the modules that they are made of."""
 
@@ -294,6 +295,11 @@ def test_jax_by_hand_gives_the_same_gradient(work):
         mine, loss = jax.grad(surrogate, has_aux=True)(params)
         assert float(loss) == pytest.approx(float(np.mean(losses)), rel=1e-12)
         assert_same(mine, {name: sum(g[name] for g in gradients) / work.particles for name in params})
+
+
+def test_what_a_guard_costs():
+    name, model, guide = next(guards.programs())
+    assert name == "chain of 10" and min(guards.row(model, guide, turns=2)) > 0
 
 
 def test_every_benchmark_is_tested():

@@ -110,13 +110,15 @@ def accepts(estimator: Estimator, site: SiteInfo) -> bool:
     return True
 
 
-def remedy(site: SiteInfo) -> str:
-    """Return the end of a refusal: what to use at the site instead, each of which is accepted there."""
+def remedy(site: SiteInfo, nearest: str | None = None) -> str:
+    """Return the end of a refusal: what to use at the site instead, each of which is accepted there; the `nearest` by name first."""
     if _ASKING.get():
         return ""  # One estimator's refusal asks the others, whose refusals must not ask again.
     token = _ASKING.set(True)
     try:
         found = recommended(site)
+        near = [e for e in every_estimator() if type(e).__name__ == nearest and accepts(e, site)]
     finally:
         _ASKING.reset(token)
-    return f"use one that fits there: {', '.join(found)}."
+    first = "".join(f"use {nearest}(), or " for _ in near)
+    return f"{first}use one that fits there: {', '.join(found)}."

@@ -69,5 +69,5 @@ class Reparam(Estimator):
         if self.sticking_the_landing and site.combined:
             raise EstimatorError(
                 f"{self!r} cannot be used at site '{site.name}' under {site.objective!r}, where the score that it leaves out "
-                f"has not mean zero; {remedy(site)}"
+                f"has not mean zero; {remedy(site, 'DReG')}"
             )

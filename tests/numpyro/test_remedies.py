@@ -30,6 +30,8 @@ def test_remedies_are_accepted(site, short):
 
     def refusal(estimator):
         elbo = TraceGrad_ELBO(particles, estimators={"z": estimator}, objective=objective, higher_order=order)
-        return text_of(lambda: jax.eval_shape(lambda key: elbo.loss(key, {}, run, run), jax.random.key(0)))
+        told = text_of(lambda: jax.eval_shape(lambda key: elbo.loss(key, {}, run, run), jax.random.key(0)))
+        # What learns something is refused on a bare guide whatever the site is.
+        return None if told is not None and "only a wrapped guide can register it" in told else told
 
     assert wrong_advice(refusal) == {}

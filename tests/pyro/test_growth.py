@@ -160,7 +160,9 @@ def of_categories(count, law):
     def model():
         z = pyro.sample("z", law(logits=torch.zeros(count)))
         reward = (
-            (z * rewards).sum(-1) if law is dist.OneHotCategorical else rewards.index_select(0, z.reshape(-1)).sum()
+            (z * rewards).sum(-1)
+            if law is dist.OneHotCategorical
+            else rewards.index_select(0, z.reshape(-1)).reshape(z.shape)
         )
         pyro.factor("f", reward)
 
