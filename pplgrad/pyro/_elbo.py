@@ -42,6 +42,7 @@ from pplgrad.pyro._program import (
     generators,
     restore,
 )
+from pplgrad.pyro._provenance import Provenance
 from pplgrad.pyro._running import Runner
 from pplgrad.pyro._sleep import asleep
 from pplgrad.pyro._structure import Structure, Structures
@@ -159,25 +160,59 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """Return an estimate of the negative evidence lower bound in nats, without a gradient."""
+        combined = isinstance(self.objective, MultiSample)
+        # Particles that run together are looked at, as in a training step; one by one there is nothing to find.
+        together = self.vectorize_particles and self.num_particles > 1
+        known = self._structures.find(model, guide, args, kwargs) if together or combined else None
+        value = self._bound if combined else self._mean_loss
+        before = generators()
+        try:
+            return value(model, guide, args, kwargs, known)
+        except Meeting as meeting:
+            assert known is not None
+            known.run_apart(meeting.message)
+        restore(before)
+        return value(model, guide, args, kwargs, known)
+
+    def _mean_loss(self, model: Callable, guide: Callable, args: tuple, kwargs: dict, known: Structure | None) -> float:
+        """Return the mean of the particles' losses."""
         total = 0.0
-        if isinstance(self.objective, MultiSample):
-            return self._bound(model, guide, args, kwargs)
         with torch.no_grad():
-            for traces, _ in self._runs(model, guide, args, kwargs, None):
-                run = self._record(traces, None, args, kwargs, True)
+            for traces, provenance in self._runs(model, guide, args, kwargs, known):
+                run = self._record(traces, provenance, args, kwargs, True)
+                if known is not None:
+                    self._laid_out(model, guide, args, kwargs, traces, run, provenance, known)
                 objective = _objective(traces, run)
                 check_costs(objective, traces, run)
                 total += objective
         return -total / self.num_particles
 
-    def _bound(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> float:
+    def _laid_out(
+        self,
+        model: Callable,
+        guide: Callable,
+        args: tuple,
+        kwargs: dict,
+        traces: Traces,
+        run: Run,
+        provenance: Provenance | None,
+        known: Structure,
+    ) -> Layout:
+        """Return the layout of a run whose particles stay apart, or raise `Meeting`."""
+        layout = known.layout(traces, run, provenance, self.objective)
+        if provenance is not None and traces.particles > 1:
+            host = self._branches(model, guide, args, kwargs, traces, layout, run, provenance)
+            refuse_meeting(layout, run.costs, provenance, partial(host.alone, traces.guide))
+        return layout
+
+    def _bound(self, model: Callable, guide: Callable, args: tuple, kwargs: dict, known: Structure | None) -> float:
         """Return the negative of a bound that combines particles, without a gradient."""
-        known = self._structures.find(model, guide, args, kwargs)
+        assert known is not None
         runs, traced = [], []
         with torch.no_grad():
             for traces, provenance in self._runs(model, guide, args, kwargs, known):
                 run = self._record(traces, provenance, args, kwargs)
-                runs.append((known.layout(traces, run, provenance, self.objective), run))
+                runs.append((self._laid_out(model, guide, args, kwargs, traces, run, provenance, known), run))
                 traced.append(traces)
             assert isinstance(self.objective, MultiSample)
             value = float(Bounds(OPS, runs, self.objective).value)

@@ -227,7 +227,12 @@ def test_reductions_over_particles_run_apart():
         assert found[0] == pytest.approx(wanted[0], rel=1e-5)
         torch.testing.assert_close(found[1], wanted[1])
         assert gradient(together)[0] == pytest.approx(wanted[0], rel=1e-5)
-        assert together.loss(model, guide) == pytest.approx(together.loss(model, guide), rel=10)
+    pyro.set_rng_seed(1)
+    wanted = TraceGrad_ELBO(3, max_plate_nesting=1).loss(model, guide)
+    pyro.set_rng_seed(1)
+    with pytest.warns(UserWarning, match="site 'x' mixes particles"):
+        found = TraceGrad_ELBO(3, max_plate_nesting=1, vectorize_particles=True).loss(model, guide)
+    assert found == pytest.approx(wanted, rel=1e-5)
 
 
 def test_a_program_that_moves_on_when_it_runs_again_is_refused():
