@@ -67,6 +67,8 @@ class Force(Messenger):
     model replays.
     """
 
+    only_draws = True  # A structure that is found under one set of values holds under another.
+
     def __init__(self, outcomes: list[Outcome], noise: dict[str, np.ndarray]) -> None:
         super().__init__()
         self.outcomes = outcomes
@@ -276,6 +278,8 @@ class Drive(Messenger):
 
     Without any, only the continuous sites' noise is held.
     """
+
+    only_draws = True
 
     def __init__(self, uniforms: list[Outcome], noise: dict[str, np.ndarray]) -> None:
         super().__init__()
