@@ -53,7 +53,7 @@ def test_random_programs(direction, constants):
 @pytest.mark.slow
 @pytest.mark.parametrize("direction", [forwards, backwards])
 def test_many_random_programs(direction, constants):
-    direction(150)()
+    direction(24)()
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -74,25 +74,6 @@ def test_faults_are_caught(fault, monkeypatch):
 
 
 # Faults that random programs find too.
-FOUND = [
-    "constants by their shape",
-    "numbers that are equal",
-    "functions by their text",
-    "rules are ignored",
-    "settings are ignored",
-    "types as they come",
-]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("fault", FOUND)
-def test_random_programs_catch_faults(fault, monkeypatch):
-    for owner, attribute, broken in BROKEN[fault][1]:
-        monkeypatch.setattr(owner, attribute, broken)
-    with pytest.raises(AssertionError):
-        forwards(200, (Phase.generate,))()
-
-
 def kinds(function):
     """Return the kinds of the functions with a derivative of their own that are called one after the other."""
     nodes = graph_of(jax.make_jaxpr(function)(1.0)).nodes
