@@ -175,15 +175,14 @@ class CompiledStep:
     known: dict[str, torch.Tensor] = field(default_factory=unconstrained)
     shared: list[bool] | None = None
 
-    def inputs(self, args: tuple, kwargs: dict) -> list[torch.Tensor]:
+    def inputs(self, arguments: Sequence[torch.Tensor], params: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
         """Return what the graph computes from, as it is now."""
-        arguments, params = tensors_in((args, kwargs)), unconstrained()
         return [source.find(arguments, params) for source in self.sources]
 
     def run(self, args: tuple, kwargs: dict) -> float | None:
         """Take a step and return the objective, or None, with nothing changed, if something is not finite."""
         arguments, params = tensors_in((args, kwargs)), unconstrained()
-        inputs = self.inputs(args, kwargs)
+        inputs = self.inputs(arguments, params)
         leaves = [source.find(arguments, params) for source in self.leaves]
         for first, second in self.twins:
             if first.find(arguments, params) is not second.find(arguments, params):
@@ -344,7 +343,9 @@ class Compiler:
             if known.compiled is step and evaluation.traced[0].apart is False:
                 restore(before)
                 with suppress(Stale), torch.no_grad():
-                    known.compare_values(value, float(step.plain(*step.inputs(args, kwargs))[0][0]))
+                    known.compare_values(
+                        value, float(step.plain(*step.inputs(tensors_in((args, kwargs)), unconstrained()))[0][0])
+                    )
         restore(before)
         known.looked(time.perf_counter() - start)
 

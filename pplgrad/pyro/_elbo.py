@@ -30,7 +30,7 @@ from pplgrad.estimators.base import Estimator
 from pplgrad.objectives import ELBO, MultiSample, Objective, ReweightedWakeSleep
 from pplgrad.pyro._baselines import Networks, baselines_of, store_states
 from pplgrad.pyro._branches import PyroBranches
-from pplgrad.pyro._comparing import Meeting, refuse_meeting
+from pplgrad.pyro._comparing import refuse_meeting
 from pplgrad.pyro._compiled import Compiler
 from pplgrad.pyro._distributed import TorchPeers, TraceGradModule, peers_of, refuse_own_gradients
 from pplgrad.pyro._distributions import family
@@ -39,11 +39,9 @@ from pplgrad.pyro._exact import Program
 from pplgrad.pyro._ops import OPS, attach
 from pplgrad.pyro._program import (
     Traces,
-    generators,
-    restore,
 )
 from pplgrad.pyro._provenance import Provenance
-from pplgrad.pyro._running import Runner
+from pplgrad.pyro._running import Runner, together_or_apart
 from pplgrad.pyro._sleep import asleep
 from pplgrad.pyro._structure import Structure, Structures
 from pplgrad.pyro._watch import look
@@ -165,14 +163,7 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
         together = self.vectorize_particles and self.num_particles > 1
         known = self._structures.find(model, guide, args, kwargs) if together or combined else None
         value = self._bound if combined else self._mean_loss
-        before = generators()
-        try:
-            return value(model, guide, args, kwargs, known)
-        except Meeting as meeting:
-            assert known is not None
-            known.run_apart(meeting.message)
-        restore(before)
-        return value(model, guide, args, kwargs, known)
+        return together_or_apart(known, lambda: value(model, guide, args, kwargs, known))
 
     def _mean_loss(self, model: Callable, guide: Callable, args: tuple, kwargs: dict, known: Structure | None) -> float:
         """Return the mean of the particles' losses."""
@@ -399,13 +390,8 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
     ) -> Evaluation:
         """Run the program and return the objective's value, surrogate and new states, which are not stored yet."""
         known = known or self._structures.find(model, guide, args, kwargs)
-        before = generators()
-        try:
-            return self._together(model, guide, args, kwargs, noted, known, peers)
-        except Meeting as meeting:
-            known.run_apart(meeting.message)
-        restore(before)
-        return self._together(model, guide, args, kwargs, noted, known, peers)
+        structure = known
+        return together_or_apart(known, lambda: self._together(model, guide, args, kwargs, noted, structure, peers))
 
     def _together(
         self,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pyro.infer.util import is_validation_enabled
@@ -25,14 +25,42 @@ from pplgrad.engine.program import Run
 from pplgrad.estimators.base import Estimator
 from pplgrad.objectives import MultiSample, Objective
 from pplgrad.pyro._branches import PyroBranches
+from pplgrad.pyro._comparing import Meeting
 from pplgrad.pyro._given import tensors_before
 from pplgrad.pyro._guards import Guard
 from pplgrad.pyro._host_checks import Nesting, broadcasting
-from pplgrad.pyro._program import SharedMinibatch, Traces, check_match, record, run_traces, site_info
+from pplgrad.pyro._program import (
+    SharedMinibatch,
+    Traces,
+    check_match,
+    generators,
+    record,
+    restore,
+    run_traces,
+    site_info,
+)
 from pplgrad.pyro._provenance import Provenance
 from pplgrad.pyro._structure import Structure
 from pplgrad.pyro._threads import OtherThreads
 from pplgrad.watch import Watcher
+
+Result = TypeVar("Result")
+
+
+def together_or_apart(known: Structure | None, run: Callable[[], Result]) -> Result:
+    """Return what a run gives; where it finds that particles or branches meet, from the same random state with each by itself.
+
+    That is found in a step that is watched alone, so that others need not note the state.
+    """
+    if known is None or not known.following:
+        return run()
+    before = generators()
+    try:
+        return run()
+    except Meeting as meeting:
+        known.run_apart(meeting.message)
+    restore(before)
+    return run()
 
 
 class Runner:
