@@ -32,7 +32,7 @@ def some_outcomes(case, particles):
 def pyro_side(case, elbo, group):
     in_pyro.fresh(case)
     model, guide = case.build(in_pyro.HOST)
-    with in_pyro.Force(group, case.noise):
+    with in_pyro.Force(group, case.noise), in_pyro.validated(case):
         loss = elbo.loss_and_grads(model, guide)
     return loss, in_pyro.gradient()
 

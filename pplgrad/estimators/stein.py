@@ -128,9 +128,10 @@ class RODEO(WithSlopes):
 
 def _mean_of_others(ops: Ops, x: Array) -> Array:
     """Return, for (particles, i, j, ...), the mean over all j that are not i."""
-    k = x.shape[1]
-    weights = ops.constant((1 - np.eye(k)) / (k - 1), x)
-    return ops.xp.sum(ops.xp.reshape(weights, (1, k, k, *(1,) * (len(x.shape) - 3))) * x, axis=2)
+    k, xp = x.shape[1], ops.xp
+    other = xp.reshape(ops.constant(1 - np.eye(k), x), (1, k, k, *(1,) * (len(x.shape) - 3)))
+    # Chosen and not weighted: what a draw says of itself may be infinite. (As a product, XLA's code for a CPU crashed.)
+    return xp.sum(xp.where(other > 0, x, xp.zeros_like(x)), axis=2) / (k - 1)
 
 
 @lru_cache

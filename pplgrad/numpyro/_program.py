@@ -139,7 +139,7 @@ def run_particle(
     mutable.update({name: site["value"] for name, site in model_trace.items() if site["type"] == "mutable"})
     refuse_mismatch(_sample_sites(guide_trace), _sample_sites(model_trace))
     if intervene is None:
-        host_checks(model_trace, guide_trace)
+        host_checks(model_trace, _without_time(guide_trace, static))
     again = jax.random.fold_in(guide_seed, 1)
     return _collected(static, guide_trace, model_trace, mutable, params, again, counting), static
 
@@ -150,6 +150,17 @@ def _checked(model: Callable) -> Callable:
             return model(*args, **kwargs)
 
     return checked
+
+
+def _without_time(guide_trace: dict, static: Static) -> dict:
+    """Return a guide's trace without the plates that stand for the time of a scan in the model, which NumPyro would miss there."""
+    stands_in: dict[str, list[str]] = {}
+    for name, site in _sample_sites(guide_trace).items():
+        for frame in site["cond_indep_stack"]:
+            stands_in.setdefault(frame.name, []).append(name)
+    in_model_alone = {name for name in static.model_flows if _is_scanned(static.model_flows, name)} - static.guide_flows.keys()
+    times = {plate for plate, names in stands_in.items() if in_model_alone.issuperset(names)}
+    return {name: site for name, site in guide_trace.items() if name not in times}
 
 
 def _sample_sites(trace_: dict) -> dict[str, Any]:

@@ -257,6 +257,7 @@ class Compiler:
 
     def step(self, elbo: TraceGrad_ELBO, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> float:
         """Add the gradient estimate to the parameters' gradients, and return the loss."""
+        load_backend(self.options.backend)
         particles = (elbo.num_particles, elbo.vectorize_particles, id(elbo.objective))
         known = elbo._structures.find(model, guide, args, kwargs, (*settings(), *particles))
         program = (model, guide, args, kwargs)

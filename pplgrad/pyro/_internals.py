@@ -61,6 +61,13 @@ def compiled_graph(
         return lambda given: compiled(*given)
 
 
+@cache
+def load_backend(backend: str | Callable) -> None:
+    """Import what compiles, before a program is watched: it registers classes under abstract ones, which may decide what a program does."""
+    if backend == "inductor":
+        import torch._inductor.compile_fx  # noqa: F401
+
+
 def _for_cpu(graph: GraphModule) -> dict[str, Any]:
     """Prepare a graph for the inductor on a CPU, and return the options to compile it with."""
     options: dict[str, Any] = {"cpp_wrapper": True}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 
 from pplgrad.engine.noise import replaced_noise
+from pplgrad.errors import ImpossibleValueError
 from pplgrad.estimators.base import Estimator
 from pplgrad.objectives import CostWeights
 from pplgrad.pyro import TraceGrad_ELBO
@@ -376,9 +378,14 @@ def expected_gradient_over_cells(case: Case, make_elbo: Callable[[], Any], parti
                 learned.update(disturbed())
             for noise in shapes.outcomes():
                 listed = ListedNoise(noise)
-                found = step(uniforms, listed.make)
+                try:
+                    found = step(uniforms, listed.make)
+                except ImpossibleValueError:
+                    # What is never drawn may have no gradient at all.
+                    if listed.log_weight > -math.inf:
+                        raise
+                    continue
                 weight = size * float(np.exp(float(listed.log_weight)))
-                # An impossible outcome may have no gradient at all.
                 for name in total if weight > 0 else ():
                     total[name] += weight * found[name]
     return total

@@ -23,6 +23,7 @@ from pplgrad import (
 )
 from pplgrad.objectives import ELBO
 from pplgrad.pyro import TraceGrad_ELBO
+from pplgrad.pyro._branches import PyroBranches
 from pplgrad.testing.programs import CASES
 from tests.fitting import CONTINUOUS, DISCRETE, fitting
 from tests.pyro.compiling import CHEAP, assert_like_eager, assert_same_training, graphs, train
@@ -33,7 +34,16 @@ LEARNED = ScoreFunction(DecayingAverage() + NeuralBaseline(hidden=(3,)))
 
 @pytest.fixture
 def one_generator(monkeypatch):
-    """Let the generator go on in eager branches too, as it does in a graph."""
+    """Let the generator go on in eager branches too, as it does in a graph, but not in what is compared while a step is watched."""
+    aside = torch.random.fork_rng
+    for name in ("alone", "_compare_second_run"):
+        compare = getattr(PyroBranches, name)
+
+        def unseen(self, *given, compare=compare):
+            with aside():
+                return compare(self, *given)
+
+        monkeypatch.setattr(PyroBranches, name, unseen)
     monkeypatch.setattr("torch.random.fork_rng", lambda devices=None: nullcontext())
     monkeypatch.setattr("pplgrad.pyro._program.Traces.restore_rng", lambda self: None)
 
