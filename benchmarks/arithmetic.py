@@ -65,11 +65,12 @@ def in_pyro(estimators: dict[str, Estimator], work: Work, seed: int) -> Counted:
     elbo = TraceGrad_ELBO(vectorize_particles=True, max_plate_nesting=work.plates)
 
     def operations(function: Callable) -> float:
-        for _ in range(2):  # The first two steps look at the program, and run it once more to compare.
-            function(model, guide, *args)
+        counts = []
         with FlopCounterMode(display=False) as counter:
-            function(model, guide, *args)
-        return counter.get_total_flops()
+            for _ in range(3):  # The first two steps look at the program, and run it once more to compare.
+                function(model, guide, *args)
+                counts.append(counter.get_total_flops())
+        return counts[2] - counts[1]
 
     count = evaluations(elbo, elbo.describe(model, guide, *args))
     return count, lambda: operations(elbo.loss), lambda: operations(elbo.loss_and_grads)

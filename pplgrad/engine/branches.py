@@ -386,9 +386,11 @@ def branch_terms(
     asked = {n: alternatives for n, (_, alternatives) in found.items()}
     values = {draws[n].name: _constant(ops, Values.of(a.values)) for n, a in asked.items() if a.values is not None}
     several = {name: value for name, value in values.items() if value.count}
-    hard = host.branch_costs(several) if several else {}
     # A site of one value has no other: its branches are no rows.
-    hard |= {name: [cost[:0] for cost in run.costs] for name in values.keys() - several.keys()}
+    hard: dict[str, Sequence[Array]] = {
+        name: [cost[:0] for cost in run.costs] for name in values.keys() - several.keys()
+    }
+    hard.update(host.branch_costs(several) if several else {})
     soft = [n for n, a in asked.items() if a.weights is not None]
     larger = {n: share(peers, layout.site_groups[n].plates) for n in asked}
 

@@ -158,7 +158,9 @@ def _without_time(guide_trace: dict, static: Static) -> dict:
     for name, site in _sample_sites(guide_trace).items():
         for frame in site["cond_indep_stack"]:
             stands_in.setdefault(frame.name, []).append(name)
-    in_model_alone = {name for name in static.model_flows if _is_scanned(static.model_flows, name)} - static.guide_flows.keys()
+    in_model_alone = {
+        name for name in static.model_flows if _is_scanned(static.model_flows, name)
+    } - static.guide_flows.keys()
     times = {plate for plate, names in stands_in.items() if in_model_alone.issuperset(names)}
     return {name: site for name, site in guide_trace.items() if name not in times}
 

@@ -32,6 +32,7 @@ from pplgrad.pyro._internals import (
     compiled_graph,
     constraints,
     leaves_of,
+    load_backend,
     other_handlers,
     settings,
     unconstrained,

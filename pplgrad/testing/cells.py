@@ -48,7 +48,7 @@ class NoiseShapes:
     calls: list[tuple[str, tuple[int, ...], int]] = field(default_factory=list)
 
     def recording(self, site: str, ops: Ops) -> Noise:
-        """Return noise that notes what it is asked for and is always 0."""
+        """Return noise that notes what it is asked for, and is what is most probable."""
         return _Recording(ops, site, self.calls)
 
     def outcomes(self) -> Iterator[list[np.ndarray]]:
@@ -78,11 +78,11 @@ class _Recording(_Finite):
 
     def bernoulli(self, probs: Array) -> Array:
         self._calls.append((self._site, tuple(probs.shape), 2))
-        return self.ops.xp.zeros_like(probs)
+        return self.ops.xp.where(probs > 0.5, self.ops.xp.ones_like(probs), self.ops.xp.zeros_like(probs))
 
     def categorical(self, log_probs: Array) -> Array:
         self._calls.append((self._site, tuple(log_probs.shape[:-1]), log_probs.shape[-1]))
-        return self.ops.xp.argmax(self.ops.xp.zeros_like(log_probs), axis=-1)
+        return self.ops.xp.argmax(log_probs, axis=-1)
 
 
 class ListedNoise:

@@ -382,7 +382,7 @@ def expected_gradient_over_cells(case: Case, make_elbo: Callable[[], Any], parti
                     found = step(uniforms, listed.make)
                 except ImpossibleValueError:
                     # What is never drawn may have no gradient at all.
-                    if listed.log_weight > -math.inf:
+                    if math.exp(listed.log_weight) > 0:
                         raise
                     continue
                 weight = size * float(np.exp(float(listed.log_weight)))
