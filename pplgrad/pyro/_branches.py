@@ -201,7 +201,7 @@ class PyroBranches:
         self._at_most = at_once
         self._before = run.costs
         self._given = given
-        self._compared = given is None
+        self._compared = given is None or traces.compared
 
     def draw(self, site: str) -> PyroDraw:
         """Return the draw of a site."""

@@ -160,6 +160,8 @@ class Traces:
     """Whether branches run one by one in any case."""
     unseen: bool = False
     """Whether another thread may have had a part in the run, which is not followed."""
+    compared: bool = False
+    """Whether the run is not to be compared with a second one on the same draws."""
 
     def __post_init__(self) -> None:
         self.guide_sites = _samples(self.guide)

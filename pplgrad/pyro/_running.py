@@ -104,6 +104,7 @@ class Runner:
                 ):
                     traces = run_traces(run_model, run_guide, args, kwargs, self._resolve, provenance)
             traces.particles, traces.apart = self.num_particles if vectorized else 1, apart
+            traces.compared = not (watched and known is not None and known.second_run_due)
             if watched and others is not None and others.ran:
                 # A program of which everything is known hands nothing to another thread.
                 traces.unseen = Guard.of(model, guide, args, kwargs) is None

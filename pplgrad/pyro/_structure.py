@@ -35,7 +35,7 @@ class Structure:
     """What is known of a program for one kind of arguments; `following` says whether this step watches it.
 
     `read_at` is the line where a tensor's value left the tensors, `compiled` the step recorded under this structure, `reuses`
-    the number of steps that used it, `apart` whether particles and branches run one by one, because they meet in one run.
+    the number of steps that used it, `watched` how often it was watched anew, `apart` whether particles and branches run one by one, because they meet in one run.
     """
 
     following: bool = True
@@ -50,11 +50,17 @@ class Structure:
     key: Any = None
     compiled: Any = None
     reuses: int = 0
+    watched: int = 0
     apart: bool = False
     watching_again: bool = False
     warns: bool = False
     since: float = field(default_factory=time.perf_counter)
     looking: float = 0.0
+
+    @property
+    def second_run_due(self) -> bool:
+        """Whether a step that watches is to be compared with a second run: not all of those that a program is watched in for ever."""
+        return self.watched & (self.watched - 1) == 0 or self.watched % _EVERY == 0
 
     @property
     def known(self) -> bool:
@@ -78,6 +84,7 @@ class Structure:
 
     def watch(self) -> None:
         """Find the structure anew in this step."""
+        self.watched += 1
         self.following, self.watching_again, self.found, self.hidden_draws = True, False, None, False
 
     def run_apart(self, message: str) -> None:
