@@ -146,7 +146,7 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
         self._closed = ClosedForms.of(closed_form, self.objective)
         self._mapping = EstimatorMapping.of(estimators, "TraceGrad_ELBO(estimators=...)")
         self._networks = Networks()
-        self._structures = Structures(reuse_structure)
+        self._structures = Structures(reuse_structure, self._mapping.estimators.values())
         self._resolved: dict[Any, Resolved] = {}
         self._watcher: Watcher | None = None
         self._peers = peers_of(process_group)
@@ -306,7 +306,7 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
         found = {key[0]: resolved for key, resolved in self._resolved.items()}
         choice = measured(self._uncompiled(), Program(model, guide, args, kwargs), found)
         self._resolved.clear()
-        self._structures = Structures(self._structures.reuse)
+        self._structures = self._structures.anew(self._mapping.estimators.values())
         return choice
 
     def with_estimators(self, estimators: Mapping[str, Estimator]) -> TraceGrad_ELBO:
@@ -314,7 +314,7 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
         other = copy.copy(self)
         other._mapping = EstimatorMapping.of(estimators, "TraceGrad_ELBO(estimators=...)")
         other._networks, other._resolved = Networks(), {}
-        other._structures = Structures(self._structures.reuse)
+        other._structures = self._structures.anew(other._mapping.estimators.values())
         other._compiler = None if self._compiler is None else self._compiler.anew()
         return other
 
@@ -329,7 +329,7 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
         state = dict(self.__dict__)
         state |= {
             "_networks": Networks(),
-            "_structures": Structures(self._structures.reuse),
+            "_structures": self._structures.anew(self._mapping.estimators.values()),
             "_resolved": {},
             "_watcher": None,
         }

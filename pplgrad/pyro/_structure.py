@@ -10,13 +10,14 @@ import math
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.program import Run
 from pplgrad.errors import ConfigurationError, ProgramError
+from pplgrad.estimators.base import Estimator
 from pplgrad.objectives import Objective
 from pplgrad.pyro._guards import Guard, arguments_kind
 from pplgrad.pyro._program import Traces, specify
@@ -174,16 +175,24 @@ def _listed(names: Sequence[str] | Any) -> str:
 
 
 class Structures:
-    """The structures of the programs that an ELBO has seen, by kind of arguments; `reuse` is the ELBO's `reuse_structure`."""
+    """The structures of the programs that an ELBO has seen, by kind of arguments.
 
-    def __init__(self, reuse: bool | str = True) -> None:
+    `reuse` is the ELBO's `reuse_structure`; `estimators` are its own, whose baselines may call the user's functions.
+    """
+
+    def __init__(self, reuse: bool | str = True, estimators: Iterable[Estimator] = ()) -> None:
         if reuse not in (True, False, "warn"):
             raise ConfigurationError(
                 f"TraceGrad_ELBO(reuse_structure={reuse!r}): write True, False (watch every step), or 'warn' (a warning, and not an "
                 "error, where a reused structure turns out to be another)."
             )
         self.reuse = reuse
+        self._estimators = tuple(estimators)
         self._known: OrderedDict[Any, Structure] = OrderedDict()
+
+    def anew(self, estimators: Iterable[Estimator]) -> Structures:
+        """Return what knows of no program yet, for an ELBO with these estimators."""
+        return Structures(self.reuse, estimators)
 
     def find(self, model: Callable, guide: Callable, args: tuple, kwargs: dict, settings: tuple = ()) -> Structure:
         """Return what is known of the program under these settings, or a new structure that this step is to find."""
@@ -210,7 +219,7 @@ class Structures:
                     known.reuse()
                     return known
         fresh = Structure(
-            roots=(model, guide, *objects), key=key, reusable=self.reuse is not False, warns=self.reuse == "warn"
+            roots=(model, guide, *self._estimators, *objects), key=key, reusable=self.reuse is not False, warns=self.reuse == "warn"
         )
         if known is not None:
             fresh.apart = known.apart

@@ -25,9 +25,9 @@ import torch
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroParam
 
-from pplgrad import LocalExpectation, ScoreFunction
-from pplgrad.errors import ConfigurationError, ProgramError
-from pplgrad.pyro import TraceGrad_ELBO
+from pplgrad import LocalExpectation, NeuralBaseline, ScoreFunction
+from pplgrad.errors import BaselineError, ConfigurationError, ProgramError
+from pplgrad.pyro import TraceGrad_ELBO, config_estimators
 from pplgrad.pyro._guards import Guard
 from tests.pyro.compiling import CHEAP
 
@@ -361,3 +361,27 @@ def test_an_elbo_is_pickled_and_copied_after_steps(options):
     for other in (pickle.loads(pickle.dumps(elbo)), copy.deepcopy(elbo)):
         assert not other._structures._known and elbo._structures._known
         gradient_of(other, model, guide)
+
+
+@pytest.mark.parametrize("where", ["elbo", "guide"])
+def test_a_baseline_that_comes_to_see_its_own_site_is_refused(where):
+    """What an estimator's functions read is watched like the program, wherever the estimator was given."""
+    looks, seen = [False], {}
+
+    def model():
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(1.4))
+
+    def guide():
+        seen["z"] = pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor(0.3))))
+
+    chosen = {"z": ScoreFunction(NeuralBaseline(inputs=lambda: seen["z"][None] if looks[0] else torch.zeros(1)))}
+    if where == "guide":
+        elbo, guide = TraceGrad_ELBO(), config_estimators(guide, chosen)
+    else:
+        elbo = TraceGrad_ELBO(estimators=chosen)
+    for _ in range(4):
+        elbo.loss_and_grads(model, guide)
+    looks[0] = True
+    with pytest.raises(BaselineError, match="'z'"):
+        elbo.loss_and_grads(model, guide)
