@@ -29,6 +29,8 @@ class Auto(Estimator):
 
     Shapes: those of its choice. `budget` is in evaluations of the program for each site and step.
 
+    Right where its choice is, which says so itself; all are unbiased.
+
     Raises `ConfigurationError` if the budget is negative or `seconds` is not above 0, and in NumPyro if a gradient is asked for
     before it is measured.
 

@@ -146,6 +146,9 @@ class GumbelSoftmax(Relaxation):
     Shapes: any batch and event shape; particles and plates add nothing. `temperature` has no unit; it may be an array,
     or a function of the program's arguments that returns one, such as a schedule of a step that is among them.
 
+    The bias is that of the relaxed objective where the cost has a derivative at all weights between the values, and finite values
+    there; a cost that is only defined at the values themselves says nothing there. A category of probability 0 has weight 0.
+
     Raises `EstimatorError` on a site that is neither Bernoulli nor one-hot, or whose value the program compares, rounds
     or uses as an index; `ConfigurationError` if the temperature is not above 0.
 
@@ -176,6 +179,9 @@ class StraightThrough(Relaxation):
 
     Shapes: any batch and event shape; particles and plates add nothing.
 
+    Means something where the cost has a derivative at the values themselves that tells how it changes from one to another: what
+    lies between them is not looked at. A category of probability 0 is never drawn, and has no gradient.
+
     Raises `EstimatorError` on a site that is neither Bernoulli nor one-hot, or whose value the program compares, rounds
     or uses as an index.
 
@@ -200,6 +206,9 @@ class GumbelRao(Relaxation):
     `GumbelSoftmax(τ, hard=True)` and no more variance.
 
     Shapes: any batch and event shape; k times the noise, and no further evaluation of the program.
+
+    Means something where `GumbelSoftmax(τ, hard=True)` does: where the cost has a derivative at the values that tells how it changes
+    from one to another. A category of probability 0 has weight 0.
 
     Raises `EstimatorError` on a site that is neither Bernoulli nor one-hot, or whose value the program compares, rounds
     or uses as an index; `ConfigurationError` if the temperature is not above 0 or k below 1.
@@ -236,6 +245,9 @@ class ReinMax(Relaxation):
 
     Shapes: any batch and event shape; particles and plates add nothing.
 
+    Means something where the cost has a derivative at the values themselves, and is near to a quadratic between them. A category of
+    probability 0 is never drawn, and has no gradient.
+
     Raises `EstimatorError` on a site that is neither Bernoulli nor one-hot, or whose value the program compares, rounds
     or uses as an index; `ConfigurationError` if the temperature is not above 0.
 
@@ -267,6 +279,9 @@ class GappedStraightThrough(Relaxation):
     and push the others down until they lie `gap` below. No Gumbel noise is needed.
 
     Shapes: any batch and event shape; particles and plates add nothing. `gap` is in nats.
+
+    Means something where the cost has a derivative at the values themselves that tells how it changes from one to another. A category
+    of probability 0 stays at weight 0, whatever the gap.
 
     Raises `EstimatorError` on a site that is neither Bernoulli nor one-hot, or whose value the program compares, rounds
     or uses as an index; `ConfigurationError` if the temperature is not above 0 or the gap below 0.
