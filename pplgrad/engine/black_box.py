@@ -150,16 +150,41 @@ class BlackBox:
         return ProgramError(f"black_box: '{self.name}' {words}.")
 
 
-class Counted(BlackBox):
-    """A black box that is called from compiled code, and held to its promise at the 1st, 2nd, 4th, 8th ... call."""
+class CalledBack(BlackBox):
+    """A black box that compiled code calls, and that is held to its promise at the 1st, 2nd, 4th, 8th ... call.
 
-    def __init__(self, *args: Any) -> None:
+    Numbers of 64 bits, among values of these `kinds` and in the result, travel as two of 32 along a last axis.
+    """
+
+    def __init__(self, *args: Any, kinds: Sequence[Any]) -> None:
         super().__init__(*args)
+        self._kinds = [np.dtype(kind) for kind in kinds]
         self._calls = count(1)
+
+    @property
+    def halved(self) -> list[bool]:
+        """Whether each value travels as halves."""
+        return [is_halved(kind) for kind in self._kinds]
+
+    def places(self, shapes: Sequence[Shape], out: Shape) -> list[tuple[int | None, ...]]:
+        """Return what `BlackBox.places` does, where the axis of the halves is one more of each element."""
+        whole = [shape[:-1] if h else shape for shape, h in zip(shapes, self.halved, strict=True)]
+        found = super().places(whole, out[:-1] if is_halved(self.dtype) else out)
+        return [(*places, None) if h else places for places, h in zip(found, self.halved, strict=True)]
 
     def __call__(self, *arrays: Any) -> np.ndarray:
         number = next(self._calls)
-        return self.evaluate(arrays, number & (number - 1) == 0)
+        whole = []
+        for x, kind in zip(arrays, self._kinds, strict=True):
+            x = np.ascontiguousarray(x)
+            whole.append(x.view(kind)[..., 0] if is_halved(kind) else x)
+        found = self.evaluate(whole, number & (number - 1) == 0)
+        return np.ascontiguousarray(found[..., None]).view(np.uint32) if is_halved(self.dtype) else found
+
+
+def is_halved(kind: Any) -> bool:
+    """Return whether numbers of a kind travel as halves."""
+    return np.dtype(kind).kind in "iuf" and np.dtype(kind).itemsize == 8
 
 
 def _is_count(x: Any) -> bool:

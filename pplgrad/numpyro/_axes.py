@@ -259,6 +259,11 @@ def _transformed(params: Any, shapes: list[Shape], out: Shape) -> list[Places]:
     return _batched(len(params["fft_lengths"]))(params, shapes, out)  # type: ignore[return-value]
 
 
+def _recast(params: Any, shapes: list[Shape], out: Shape) -> list[Places]:
+    """The same bits as numbers of another kind: parts of one number, if they are, lie along a last axis."""
+    return [tuple(axis if axis < len(out) else None for axis in range(len(shape))) for shape in shapes]
+
+
 def _called_back(params: Any, shapes: list[Shape], out: Shape) -> list[Places]:
     """Of a callback nothing is known, unless it is one of ours: these are called element by element, and say of which axes."""
     function = called_back(params)
@@ -302,5 +307,6 @@ _RULES: dict[str, Rule] = {
     "gather": _gathered,
     "triangular_solve": _triangular,
     "fft": _transformed,
+    "bitcast_convert_type": _recast,
     "pure_callback": _called_back,
 }

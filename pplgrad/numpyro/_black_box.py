@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pplgrad.engine.black_box import Counted
+from pplgrad.engine.black_box import CalledBack, is_halved
 
 
 def black_box(
@@ -42,8 +42,12 @@ def black_box(
     """
     # Nothing is known of the function's derivative, and JAX has none for a callback.
     arrays = [jax.lax.stop_gradient(jnp.asarray(x)) for x in values]
-    dtype = jnp.result_type(float)
-    box = Counted(function, [x.shape for x in arrays], event_dim, vectorized, shape, dtype)
-    result = jax.ShapeDtypeStruct(box.batch + box.shape, dtype)
+    dtype, kinds = jnp.result_type(float), [x.dtype for x in arrays]
+    box = CalledBack(function, [x.shape for x in arrays], event_dim, vectorized, shape, dtype, kinds=kinds)
+    # JAX calls back in a thread of its own, where numbers of 64 bits are cut if `enable_x64` is on around this program alone.
+    sent = [jax.lax.bitcast_convert_type(x, jnp.uint32) if h else x for x, h in zip(arrays, box.halved, strict=True)]
+    wide, whole = is_halved(dtype), box.batch + box.shape
+    result = jax.ShapeDtypeStruct((*whole, 2), jnp.uint32) if wide else jax.ShapeDtypeStruct(whole, dtype)
     # Under `vmap` a value that is not mapped has an axis of size 1, and is not copied.
-    return jax.pure_callback(box, result, *arrays, vmap_method="expand_dims")
+    found = jax.pure_callback(box, result, *sent, vmap_method="expand_dims")
+    return jax.lax.bitcast_convert_type(found, dtype) if wide else found
