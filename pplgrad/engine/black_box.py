@@ -174,10 +174,8 @@ class CalledBack(BlackBox):
 
     def __call__(self, *arrays: Any) -> np.ndarray:
         number = next(self._calls)
-        whole = []
-        for x, kind in zip(arrays, self._kinds, strict=True):
-            x = np.ascontiguousarray(x)
-            whole.append(x.view(kind)[..., 0] if is_halved(kind) else x)
+        pairs = zip(arrays, self._kinds, strict=True)
+        whole = [np.ascontiguousarray(x).view(k)[..., 0] if is_halved(k) else np.asarray(x) for x, k in pairs]
         found = self.evaluate(whole, number & (number - 1) == 0)
         return np.ascontiguousarray(found[..., None]).view(np.uint32) if is_halved(self.dtype) else found
 

@@ -32,7 +32,7 @@ def black_box(
     shapes broadcast; the result (\*batch, \*shape), in the default floating type. What `vmap` and particles add is batch.
 
     Raises `ProgramError` for what is no function, and for shapes that do not fit. What is found out while compiled code runs (a result of
-    another shape or kind, rows that are mixed) JAX hands on as a `JaxRuntimeError` with the same words.
+    another shape or kind, rows that are mixed) JAX hands on as an error of its own with the same words.
 
     >>> import jax.numpy as jnp, numpy as np
     >>> black_box(np.cumsum, jnp.array([[1.0, 2.0], [3.0, 4.0]]), event_dim=1, shape=(2,)).tolist()
