@@ -2,8 +2,8 @@
 
     x_i ~ N(μ, σ² I),   reward −(f(x_i) − b) / s,   maximise its expectation over μ and log σ
 
-f runs in NumPy, outside of either library's automatic differentiation. b and s are the datum: the mean and the spread of f that are
-known from before the draw (0 and 1 to begin with). A baseline and a positive factor change no direction, and make steps of
+f runs in NumPy, as a `black_box` outside of either library's automatic differentiation. b and s are the datum: the mean and the
+spread of f that are known from before the draw (0 and 1 to begin with). A baseline and a positive factor change no direction, and make steps of
 one size whatever f's. Use it with `--objective 'Expectation()'`.
 """
 
@@ -51,14 +51,14 @@ def initial(options):
     return {"mu": np.zeros(int(options["dimensions"])), "log_sigma": np.log(float(options["sigma"]))}
 
 
-def program(ppl, dist, xp, array, call, options):
+def program(ppl, dist, xp, array, black_box, options):
     """Return model and guide, written once for both libraries."""
-    start = initial(options)
+    start, function = initial(options), FUNCTIONS[options["function"]]
 
     def model(known):
         with ppl.plate("population", known.shape[0]):
             x = ppl.sample("x", dist.Normal(array(np.zeros(len(start["mu"]))), 10.0).to_event(1))
-            ppl.factor("reward", -(call(x) - known[:, 0]) / known[:, 1])
+            ppl.factor("reward", -(black_box(function, x, event_dim=1) - known[:, 0]) / known[:, 1])
 
     def guide(known):
         mu, log_sigma = (ppl.param(name, array(value)) for name, value in start.items())
@@ -74,30 +74,20 @@ def pyro_program(options, train, seed):
     import pyro.distributions as dist
     import torch
 
+    from pplgrad.pyro import black_box
+
     def array(a):
         return torch.tensor(a, dtype=torch.get_default_dtype())
 
-    def call(x):
-        return torch.as_tensor(FUNCTIONS[options["function"]](x.detach().numpy()), dtype=x.dtype)
-
-    return program(pyro, dist, torch, array, call, options)
+    return program(pyro, dist, torch, array, black_box, options)
 
 
 def numpyro_program(options, train, seed):
     """Return model and guide for NumPyro."""
-    import jax
     import jax.numpy as jnp
     import numpyro
     import numpyro.distributions as dist
 
-    function = FUNCTIONS[options["function"]]
+    from pplgrad.numpyro import black_box
 
-    def one(x):
-        shape = jax.ShapeDtypeStruct((), x.dtype)
-        return jax.pure_callback(lambda y: function(y).astype(x.dtype), shape, x, vmap_method="expand_dims")
-
-    def call(x):
-        """Call the function for each member by itself: nothing is known of what a callback does with several."""
-        return jax.lax.map(one, jax.lax.stop_gradient(x))
-
-    return program(numpyro, dist, jnp, lambda a: jnp.asarray(a, float), call, options)
+    return program(numpyro, dist, jnp, lambda a: jnp.asarray(a, float), black_box, options)

@@ -4,9 +4,9 @@
 
 Characters are sites of a recurrent guide (gated units), the reward is a `factor`, and the objective is `Expectation()`. The few
 molecules in `EXAMPLES` are the data, so that the guide finds valid strings at all: for each datum one string is drawn, and
-the datum's own log probability counts with a small weight. In NumPyro characters are drawn in `scan`, and RDKit is called back
-from compiled code; in Pyro the characters leave the tensors. QED: Bickerton et al. (2012), between 0 and 1. Under `ELBO()`
-strings are compared with even characters: an entropy bonus.
+the datum's own log probability counts with a small weight. In NumPyro characters are drawn in `scan`. RDKit is a `black_box`,
+called string by string. QED: Bickerton et al. (2012), between 0 and 1. Under `ELBO()` strings are compared with even characters: an
+entropy bonus.
 """
 
 from functools import lru_cache
@@ -114,6 +114,8 @@ def pyro_program(options, train, seed):
     import pyro.distributions as dist
     import torch
 
+    from pplgrad.pyro import black_box
+
     start = {name: torch.tensor(x, dtype=torch.float32) for name, x in initial(options, seed).items()}
     signs, length = torch.eye(len(ALPHABET)), int(options["length"])
 
@@ -127,7 +129,7 @@ def pyro_program(options, train, seed):
             for t in range(length):
                 drawn.append(pyro.sample(f"c{t}", dist.Categorical(logits=torch.zeros(len(ALPHABET))).mask(alive)))
                 alive = alive & (drawn[-1] > 0)
-            reward = torch.as_tensor(scores(torch.stack(torch.broadcast_tensors(*drawn), -1).numpy()))
+            reward = black_box(scores, torch.stack(torch.broadcast_tensors(*drawn), -1), event_dim=1)
             pyro.factor("reward", float(options["reward"]) * reward)
             params, zeros = registered(), torch.zeros(len(x))
             carry = (torch.zeros(len(x), int(options["hidden"])), signs[x[:, 0] * 0], zeros + 1, zeros)
@@ -156,6 +158,8 @@ def numpyro_program(options, train, seed):
     import numpyro.distributions as dist
     from numpyro.contrib.control_flow import scan
 
+    from pplgrad.numpyro import black_box
+
     start = {name: jnp.asarray(x, jnp.float32) for name, x in initial(options, seed).items()}
     signs, length = jnp.eye(len(ALPHABET)), int(options["length"])
 
@@ -178,11 +182,8 @@ def numpyro_program(options, train, seed):
     def model(x):
         x = x.astype(int)
         rows = drawn(x, None, lambda carry, before: (None, jnp.zeros_like(before)))
-        shape = jax.ShapeDtypeStruct((), jnp.float32)
-        # One by one: nothing is known of what a callback does with several strings.
-        reward = jax.lax.map(lambda row: jax.pure_callback(scores, shape, row, vmap_method="broadcast_all"), rows)
         with numpyro.plate("strings", x.shape[0]):
-            numpyro.factor("reward", float(options["reward"]) * reward)
+            numpyro.factor("reward", float(options["reward"]) * black_box(scores, rows, event_dim=1))
             params, zeros = registered(), jnp.zeros(x.shape[0])
             carry = (jnp.zeros((x.shape[0], int(options["hidden"]))), signs[x[:, 0] * 0], zeros + 1, zeros)
 

@@ -59,6 +59,7 @@ def test_both_plugins_have_the_same_names(name):
     shared = [name for name in module.__all__ if name not in ("OneHotCategorical", "joint_optimizer")]
     assert shared == [
         "TraceGrad_ELBO",
+        "black_box",
         "check_gradients",
         "choose_estimators",
         "config_estimators",

@@ -1,6 +1,7 @@
-"""pplgrad for NumPyro: the ELBO, the guide wrapper, a certificate for gradients, a choice by measurement, and a learning rate of their own for learned baselines."""
+"""pplgrad for NumPyro: the ELBO, the guide wrapper, functions of NumPy arrays that are called element by element, a certificate for gradients, a choice by measurement, and a learning rate of their own for learned baselines."""
 
 from pplgrad.numpyro._baselines import is_baseline_param
+from pplgrad.numpyro._black_box import black_box
 from pplgrad.numpyro._check import check_gradients
 from pplgrad.numpyro._choose import choose_estimators
 from pplgrad.numpyro._elbo import TraceGrad_ELBO
@@ -11,6 +12,7 @@ from pplgrad.numpyro._relaxed import OneHotCategorical
 __all__ = [
     "OneHotCategorical",
     "TraceGrad_ELBO",
+    "black_box",
     "check_gradients",
     "choose_estimators",
     "config_estimators",

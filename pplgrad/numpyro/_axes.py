@@ -10,6 +10,9 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
+from pplgrad.engine.black_box import BlackBox
+from pplgrad.numpyro._compat import called_back
+
 Shape = tuple[int, ...]
 Places = tuple[int | None, ...]
 """For each axis of an operand its place in the output, or None."""
@@ -256,6 +259,19 @@ def _transformed(params: Any, shapes: list[Shape], out: Shape) -> list[Places]:
     return _batched(len(params["fft_lengths"]))(params, shapes, out)  # type: ignore[return-value]
 
 
+def _recast(params: Any, shapes: list[Shape], out: Shape) -> list[Places]:
+    """The same bits as numbers of another kind: parts of one number, if they are, lie along a last axis."""
+    return [tuple(axis if axis < len(out) else None for axis in range(len(shape))) for shape in shapes]
+
+
+def _called_back(params: Any, shapes: list[Shape], out: Shape) -> list[Places]:
+    """Of a callback nothing is known, unless it is one of ours: these are called element by element, and say of which axes."""
+    function = called_back(params)
+    if not isinstance(function, BlackBox):
+        raise KeyError("callback")
+    return function.places(shapes, out)
+
+
 _PASSING = {"optimization_barrier", "device_put", "copy", "copy_p"}
 _ELEMENTWISE = """
 abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp clz complex conj
@@ -291,4 +307,6 @@ _RULES: dict[str, Rule] = {
     "gather": _gathered,
     "triangular_solve": _triangular,
     "fft": _transformed,
+    "bitcast_convert_type": _recast,
+    "pure_callback": _called_back,
 }

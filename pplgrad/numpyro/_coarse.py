@@ -7,8 +7,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from pplgrad.engine.black_box import BlackBox
 from pplgrad.errors import EstimatorError, first_line
-from pplgrad.numpyro._compat import is_literal, scan_of, sub_jaxprs, tag_of, touches_state
+from pplgrad.numpyro._compat import called_back, is_literal, scan_of, sub_jaxprs, tag_of, touches_state
 
 _COMPARING = {"eq", "ne", "lt", "le", "gt", "ge", "round", "floor", "ceil", "sign", "argmax", "argmin", "is_finite"}
 _MOVING = {
@@ -75,8 +76,8 @@ def _walk(jaxpr: Any, inputs: list[str | None], names: set[str], found: dict[str
             inner = list(sub_jaxprs(equation))
             if inner:
                 outputs = _inside(equation, inner, operands, names, found)
-        elif kind in _COMPARING or _is_whole(equation):
-            found.setdefault(copied, kind)
+        elif kind in _COMPARING or _is_whole(equation) or isinstance(called_back(equation.params), BlackBox):
+            found.setdefault(copied, "black_box" if kind == "pure_callback" else kind)
             outputs = [None] * len(equation.outvars)
         elif kind in _PICKING:
             outputs = [_picked(equation, operands, found)]

@@ -357,6 +357,11 @@ def with_weakness(x: Any, weak: bool) -> Any:
     return jex.primitives.convert_element_type_p.bind(x, new_dtype=x.dtype, weak_type=weak, sharding=None)
 
 
+def called_back(params: Any) -> Any:
+    """Return the function of the host that an operation with these parameters calls back, as it was given to JAX; or None."""
+    return getattr(params.get("callback"), "callback_func", None)
+
+
 def is_custom_jvp(equation: Any) -> bool:
     """Return whether an equation calls a function with a derivative of its own, of the forward kind."""
     return equation.primitive is jex.primitives.custom_jvp_call_p

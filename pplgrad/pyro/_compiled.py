@@ -37,8 +37,8 @@ from pplgrad.pyro._internals import (
     settings,
     unconstrained,
 )
+from pplgrad.pyro._operations import tensors_in
 from pplgrad.pyro._program import generators, restore
-from pplgrad.pyro._provenance import tensors_in
 from pplgrad.pyro._reach import Reach
 from pplgrad.pyro._recording import Captured, Recorder, reading_refused, writes
 from pplgrad.pyro._structure import Structure

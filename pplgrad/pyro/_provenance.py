@@ -9,7 +9,8 @@ before the run and that no operation made (another thread's, say) is taken to de
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Iterable, Sequence
 from functools import cache, reduce
 from operator import or_
 from typing import Any, NamedTuple
@@ -18,9 +19,10 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pplgrad.pyro._axes import NONE, Call, follows, reads_no_element
+from pplgrad.pyro._axes import NONE, Call, Follows, follows, reads_no_element
 from pplgrad.pyro._callers import is_check, user_line
 from pplgrad.pyro._indexing import classes, one_hot, without_numbers
+from pplgrad.pyro._operations import dynamic_shape, facts_of, operands_of, places_written, tensors_in
 
 # What these make of a relaxed value has no gradient, or no meaning between two categories.
 _COARSE = {"round", "floor", "ceil", "trunc", "sign", "argmax", "argmin", "_local_scalar_dense", "heaviside"}
@@ -102,6 +104,7 @@ class Provenance(TorchDispatchMode):
         self._leaving = _Leaving(self)
 
     def __enter__(self) -> Provenance:
+        _active.watching.append(self)
         self._leaving.__enter__()
         super().__enter__()
         return self
@@ -109,6 +112,7 @@ class Provenance(TorchDispatchMode):
     def __exit__(self, *exc: Any) -> None:
         super().__exit__(*exc)
         self._leaving.__exit__(*exc)
+        _active.watching.remove(self)
 
     # What is asked.
 
@@ -186,6 +190,16 @@ class Provenance(TorchDispatchMode):
         for tensor in tensors:
             self._note(tensor, Known(0, {}, 1), _key(tensor))
 
+    def computed(self, out: torch.Tensor, read: Sequence[tuple[torch.Tensor, Follows]], by: str) -> None:
+        """Note what a result reads that was computed out of sight, and which of its axes follow those of what it reads."""
+        bits = self.of([x for x, _ in read])
+        axes = self._kept_apart(read, out)
+        self._note(out, Known(bits, axes, out.element_size() if axes else 1), _key(out))
+        for tensor, _ in read:
+            relaxed = self._known(tensor).relaxed
+            if relaxed is not None:
+                self.misused.setdefault(relaxed, by)
+
     def forget(self, tensor: torch.Tensor) -> None:
         """Look a tensor up anew, which may be of another storage now."""
         self._by_tensor.pop(id(tensor), None)
@@ -196,7 +210,7 @@ class Provenance(TorchDispatchMode):
 
     def _dispatched(self, func: Any, args: Any, kwargs: Any) -> Any:
         out = func(*args, **kwargs)
-        facts = _facts(func)
+        facts = facts_of(func)
         if facts.random and not self.drawing:
             self.hidden_draws = True
         if facts.lifts and _key(args[0]) not in self._by_storage:
@@ -284,7 +298,7 @@ class Provenance(TorchDispatchMode):
 
     def _wrote(self, func: Any, args: Any, kwargs: Any, bits: int) -> None:
         """Note what an in-place or out= operation wrote: what all of a tensor was overwritten with has its axes."""
-        for place, name in _places_written(func):
+        for place, name in places_written(func):
             for tensor in tensors_in(args[place] if place < len(args) else kwargs.get(name)):
                 known = self._known(tensor)
                 axes = self._axes(func, args, kwargs, tensor, bits | known.bits) if bits & self._of_plates else {}
@@ -300,17 +314,23 @@ class Provenance(TorchDispatchMode):
     def _axes(self, func: Any, args: Any, kwargs: Any, out: torch.Tensor, bits: int) -> Axes:
         """Return along which axes of a result the plates' elements lie: those that every operand has there."""
         call = Call(func, args, kwargs)
+        read: list[tuple[torch.Tensor, Follows]] = []
+        for place, operand in operands_of(func, args, kwargs):
+            if self._known(operand).bits & self._of_plates:
+                mapping = follows(call, operand, place, out)
+                if mapping is None:
+                    self._without_rule |= bits & self._of_plates
+                    return {}
+                read.append((operand, mapping))
+        return self._kept_apart(read, out)
+
+    def _kept_apart(self, read: Iterable[tuple[torch.Tensor, Follows]], out: torch.Tensor) -> Axes:
+        """Return along which axes of a result the plates' elements lie, from how its axes follow those of what it reads."""
         mixed = [0] * out.dim()
         along: list[Along] = [{} for _ in range(out.dim())]
-        for place, operand in _operands(func, args, kwargs):
+        for operand, mapping in read:
             known = self._known(operand)
             own = known.bits & self._of_plates
-            if not own:
-                continue
-            mapping = follows(call, operand, place, out)
-            if mapping is None:
-                self._without_rule |= bits & self._of_plates
-                return {}
             given = self._along(operand, known)
             for axis, follow in enumerate(mapping):
                 lying = given[follow] if follow != NONE else {}
@@ -351,6 +371,21 @@ class Provenance(TorchDispatchMode):
         elif operation in _COPIES:
             for tensor in made:
                 self._known(tensor).relaxed = name
+
+
+class _Active(threading.local):
+    """The watchers of a thread, the outermost first: what another thread computes they do not see."""
+
+    def __init__(self) -> None:
+        self.watching: list[Provenance] = []
+
+
+_active = _Active()
+
+
+def watching() -> list[Provenance]:
+    """Return who watches what this thread computes."""
+    return list(_active.watching)
 
 
 class _Leaving(TorchFunctionMode):
@@ -428,76 +463,3 @@ def _key(tensor: torch.Tensor) -> int:
 def _version(tensor: torch.Tensor) -> int | None:
     """Return how often a tensor was written to, which nobody counts of a tensor made in inference mode."""
     return None if tensor.is_inference() else tensor._version
-
-
-def tensors_in(tree: Any) -> list[torch.Tensor]:
-    """Return the tensors in nested lists, tuples and dictionaries."""
-    found: list[torch.Tensor] = []
-    _collect(tree, found)
-    return found
-
-
-def _collect(tree: Any, found: list[torch.Tensor]) -> None:
-    if isinstance(tree, torch.Tensor):
-        found.append(tree)
-    elif isinstance(tree, (list, tuple)):
-        for item in tree:
-            _collect(item, found)
-    elif isinstance(tree, dict):
-        for item in tree.values():
-            _collect(item, found)
-
-
-class _Facts(NamedTuple):
-    """What an operation does beside computing.
-
-    It draws, reads elements into Python, has a shape that depends on them, makes a tensor of data, writes, or swaps a storage.
-    """
-
-    random: bool
-    reads: bool
-    dynamic: bool
-    lifts: bool
-    written: bool
-    sets: bool
-
-
-@cache
-def _facts(func: Any) -> _Facts:
-    tags, name = func.tags, func._schema.name
-    return _Facts(
-        torch.Tag.nondeterministic_seeded in tags,
-        torch.Tag.data_dependent_output in tags,
-        torch.Tag.dynamic_output_shape in tags,
-        name in ("aten::lift_fresh", "aten::lift_fresh_copy", "aten::lift"),
-        bool(_places_written(func)),
-        name == "aten::set_",
-    )
-
-
-def _operands(func: Any, args: Any, kwargs: Any) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield the tensors among an operation's arguments, those of a list one by one, with the argument's place."""
-    for place, arg in enumerate(args):
-        for tensor in tensors_in(arg):
-            yield place, tensor
-    if kwargs:
-        names = [a.name for a in func._schema.arguments]
-        for name, arg in kwargs.items():
-            if name != "out":
-                for tensor in tensors_in(arg):
-                    yield names.index(name), tensor
-
-
-@cache
-def _places_written(func: Any) -> list[tuple[int, str]]:
-    every = enumerate(func._schema.arguments)
-    return [(i, a.name) for i, a in every if a.alias_info is not None and a.alias_info.is_write]
-
-
-def dynamic_shape(func: Any, args: Any) -> bool:
-    """Return whether an operation's result has a shape that depends on values: an index of whole numbers has not."""
-    if torch.Tag.dynamic_output_shape not in func.tags:
-        return False
-    if func is torch.ops.aten.index.Tensor:
-        return any(index.dtype in (torch.bool, torch.uint8) for index in tensors_in(args[1]))
-    return True

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pplgrad.errors import CompileError
 from pplgrad.pyro._callers import is_check, user_line
 from pplgrad.pyro._indexing import one_hot, without_numbers
-from pplgrad.pyro._provenance import dynamic_shape, tensors_in
+from pplgrad.pyro._operations import dynamic_shape, tensors_in
 
 _LIFTS = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default, torch.ops.aten.lift.default)
 _MOVES = torch.ops.aten._to_copy.default

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from pplgrad.numpyro import black_box
+
 W = np.random.default_rng(0).normal(size=(3, 3))
 INDEX = np.array([2, 0, 1])
 KERNEL = np.random.default_rng(1).normal(size=(2, 2, 4))
@@ -259,4 +261,11 @@ line(
     lambda z: lax.map(
         lambda x: jax.pure_callback(np.sin, jax.ShapeDtypeStruct((), z.dtype), x, vmap_method="sequential"), z
     ),
+)
+line("as_halves", (3,), (0,), lambda z: lax.bitcast_convert_type(z, jnp.uint32))
+line("of_halves", (3, 2), (0, None), lambda z: lax.bitcast_convert_type(z.astype(jnp.float32), jnp.float64))
+line("as_whole_numbers", (3, 2), (0, 1), lambda z: lax.bitcast_convert_type(z, jnp.int64))
+line("black_box", (3, 2), (0, None), lambda z: black_box(np.sum, z, event_dim=1))
+line(
+    "black_box_in_a_map", (3, 2), (None, 1), lambda z: jax.vmap(lambda z: black_box(np.sum, z, event_dim=1), 1)(z)[None]
 )

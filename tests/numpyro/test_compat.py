@@ -69,6 +69,17 @@ def test_a_tag_is_read_back():
     assert compat.tag_of(only(lambda x: checkpoint_name(x, "user's"), 1.0)) is None
 
 
+def test_a_callback_is_known_by_its_function():
+    def function(x):
+        return x
+
+    called = only(lambda x: jax.pure_callback(function, jax.ShapeDtypeStruct((), np.float32), x), np.float32(1))
+    assert called.primitive.name == "pure_callback" and compat.called_back(called.params) is function, (
+        "JAX writes jax.pure_callback down otherwise; called_back() in _compat.py finds by it what black_box() declares."
+    )
+    assert compat.called_back(only(jnp.sin, 1.0).params) is None
+
+
 def test_a_tag_that_is_not_read_back_is_refused(monkeypatch):
     """The mutant: a JAX that marks values otherwise must not pass for a program without draws."""
     monkeypatch.setattr(compat, "tag_of", lambda equation: None)

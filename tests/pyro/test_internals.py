@@ -22,6 +22,7 @@ NAMES = [
     ("torch._C", "DisableTorchFunction", "_provenance.py calls operations under it that no mode is to see"),
     ("torch._ops", "OpOverload", "_recording.py and _apart.py know torch's own operations by this type"),
     ("torch.utils._python_dispatch", "TorchDispatchMode", "provenance and recordings see every operation through it"),
+    ("torch.utils._python_dispatch", "_disable_current_modes", "black_box() calls the user's function where no mode sees it"),
     ("torch.utils._pytree", "tree_leaves", "_gradients.py finds the tensors among the arguments of an operation with it"),
     ("torch.overrides", "TorchFunctionMode", "_provenance.py and _recording.py see values leave the tensors through it"),
     ("pyro.distributions.util", "scale_and_mask", "_program.py scales and masks log densities with it as Pyro does"),
