@@ -10,6 +10,10 @@ from functools import cache
 from typing import Any
 
 
+_WITHOUT_PART = {("tqdm._monitor", "TMonitor")}
+"""Threads of libraries that compute nothing for a program: this one looks every ten seconds whether a progress bar stands still."""
+
+
 class OtherThreads:
     """Notes, while active, whether a thread was started, one that was there used its processor, or the process was forked.
 
@@ -60,7 +64,9 @@ def _clocks() -> dict[int, int]:
     """Return the processor time that each other thread of Python has used; where that is not known, no two are equal."""
     own, found = threading.get_ident(), {}
     for thread in threading.enumerate():
-        if thread.ident is not None and thread.ident != own:
+        kind = type(thread)
+        if thread.ident not in (None, own) and (kind.__module__, kind.__name__) not in _WITHOUT_PART:
+            assert thread.ident is not None
             found[thread.ident] = _used(thread.ident)
     return found
 

@@ -5,18 +5,22 @@ import copy
 import io
 import pickle
 import threading
+import time
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from tqdm import tqdm
+from tqdm._monitor import TMonitor
 
 from pplgrad import LocalExpectation, ScoreFunction
 from pplgrad.engine.layout import Layout
 from pplgrad.pyro import TraceGrad_ELBO, _provenance
 from pplgrad.pyro._indexing import without_numbers
 from pplgrad.pyro._provenance import Provenance
+from pplgrad.pyro._threads import OtherThreads
 
 POOL = concurrent.futures.ThreadPoolExecutor(1)
 TABLE = torch.eye(2)
@@ -165,6 +169,25 @@ def test_without_the_second_net_another_thread_is_not_seen(monkeypatch):
     )
     layouts, _ = found_of(*reads_of(WAYS["to_dlpack"]), monkeypatch)
     assert "z1" not in layouts[-1]["x"]
+
+
+@pytest.mark.parametrize(("kind", "counts"), [("monitor", False), ("own", True)])
+def test_a_progress_bar_s_thread_has_no_part_in_a_program(kind, counts):
+    ends = threading.Event()
+    if kind == "monitor":
+        thread = TMonitor(tqdm, 0.001)
+    else:
+        thread = threading.Thread(target=lambda: [ends.wait(0.001) for _ in range(10_000) if not ends.is_set()])
+        thread.start()
+    try:
+        time.sleep(0.05)
+        with OtherThreads() as others:
+            time.sleep(0.1)
+        assert others.ran == counts
+    finally:
+        ends.set()
+        if kind == "monitor":
+            thread.exit()
 
 
 INDICES = {
