@@ -35,6 +35,11 @@ class Names:
     imports: set[tuple[str, int, tuple[str, ...] | None, str]] = field(default_factory=set)
     compares: bool = False
 
+    @property
+    def every(self) -> set[str]:
+        """All names, whatever is looked up under them."""
+        return self.attributes.union(*((name, *chain) for _, name, chain in self.chains))
+
 
 @cache
 def names_of(code: types.CodeType) -> Names:

@@ -15,6 +15,7 @@ import pyro
 import torch
 
 from pplgrad.pyro._callers import is_library
+from pplgrad.pyro._code import names_of
 
 _LIMIT = 20_000
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, types.ModuleType)
@@ -82,7 +83,7 @@ def _of_function(function: types.FunctionType) -> Iterator[Any]:
     yield function.__dict__
     if is_library(function.__globals__.get("__name__", "")):
         return  # A handler's wrapper: it holds the user's function.
-    names = _names(function.__code__)
+    names = names_of(function.__code__).every
     for name in names:
         held = function.__globals__.get(name)
         if isinstance(held, types.ModuleType):
@@ -90,11 +91,3 @@ def _of_function(function: types.FunctionType) -> Iterator[Any]:
             yield from [vars(held)[other] for other in names & vars(held).keys()]
         else:
             yield held
-
-
-def _names(code: types.CodeType) -> set[str]:
-    names = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names |= _names(constant)
-    return names
