@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from pplgrad.engine.black_box import BlackBox
 from pplgrad.errors import EstimatorError, first_line
 from pplgrad.numpyro._compat import called_back, is_literal, scan_of, sub_jaxprs, tag_of, touches_state
+from pplgrad.numpyro._steering import steering
 
 _COMPARING = {"eq", "ne", "lt", "le", "gt", "ge", "round", "floor", "ceil", "sign", "argmax", "argmin", "is_finite"}
 _MOVING = {
@@ -39,12 +40,12 @@ _PICKING = {"gather", "dynamic_slice", "select_n"}
 def misused(closed: Any, names: Collection[str]) -> dict[str, str]:
     """Return the relaxed sites whose value itself is compared, rounded, turned into whole numbers or used as an index.
 
-    Followed are the copies of the value and its parts, and nothing that is computed from it: what a sampler or a density
-    does with its parameters is its own affair.
+    Followed are the copies of the value and its parts, and not what is computed from it: what a sampler or a density
+    does with its parameters is its own affair, unless it steers a loop or a branch (`_steering.py`).
     """
     found: dict[str, str] = {}
     _walk(closed.jaxpr, [None] * len(closed.jaxpr.invars), set(names), found)
-    return found
+    return {**steering(closed, names), **found} if names else found
 
 
 def raise_if_index(error: TypeError) -> None:

@@ -296,6 +296,27 @@ def scan_of(equation: Any) -> Scan | None:
     return Scan(p["jaxpr"], p["length"], consts, carry, p["reverse"], p["unroll"])
 
 
+@dataclass(frozen=True)
+class While:
+    """What a while loop's equation says: what looks ahead whether it goes on, its body, and how many of its operands are constants of each."""
+
+    ahead: Any
+    ahead_consts: int
+    body: Any
+    body_consts: int
+
+
+def while_of(equation: Any) -> While | None:
+    """Return what an equation says if it is a while loop."""
+    if equation.primitive.name != "while":
+        return None
+    p = equation.params
+    try:
+        return While(p["cond_jaxpr"], p["cond_nconsts"], p["body_jaxpr"], p["body_nconsts"])
+    except KeyError:
+        raise _unknown("describes a while loop") from None
+
+
 def context_of(equation: Any) -> dict[str, Any]:
     """Return what an equation was traced under, by name: the way of counting random numbers, a mesh."""
     ctx = equation.ctx

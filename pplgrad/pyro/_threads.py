@@ -9,7 +9,6 @@ import time
 from functools import cache
 from typing import Any
 
-
 _WITHOUT_PART = {("tqdm._monitor", "TMonitor")}
 """Threads of libraries that compute nothing for a program: this one looks every ten seconds whether a progress bar stands still."""
 

@@ -1,0 +1,97 @@
+"""Where what was computed from a relaxed value steers control flow: found in a program's jaxpr.
+
+A loop that runs as often as a relaxed value says, or a branch that it chooses, jumps where the value passes a threshold, and a jump has
+no gradient: an estimator that differentiates along the relaxation would miss it, without a word. Comparisons as such are left alone,
+since densities and samplers make them of their parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from pplgrad.numpyro._compat import While, is_literal, scan_of, sub_jaxprs, tag_of, touches_state, while_of
+
+Sites = frozenset[str]
+_NONE: Sites = frozenset()
+
+
+class Steering:
+    """Follows what is computed from relaxed sites through a jaxpr; `found` names those that steer, with what they steer."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        self._names = frozenset(names)
+        self._held = _NONE  # What a mutable array may hold.
+        self.found: dict[str, str] = {}
+
+    def walk(self, jaxpr: Any, inputs: Sequence[Sites]) -> list[Sites]:
+        """Return the relaxed sites that each output was computed from."""
+        known: dict[Any, Sites] = dict(zip(jaxpr.invars, inputs, strict=True))
+
+        def of(atom: Any) -> Sites:
+            return _NONE if is_literal(atom) else known.get(atom, _NONE)
+
+        for equation in jaxpr.eqns:
+            operands = [of(atom) for atom in equation.invars]
+            name = tag_of(equation)
+            if name is not None:
+                outputs = [frozenset({name}) & self._names]
+            else:
+                outputs = self._through(equation, operands)
+            if touches_state(equation):
+                self._held = self._held.union(*operands)
+                outputs = [sites | self._held for sites in outputs]
+            known.update(zip(equation.outvars, outputs, strict=True))
+        return [of(atom) for atom in jaxpr.outvars]
+
+    def _through(self, equation: Any, operands: list[Sites]) -> list[Sites]:
+        kind, loop, scan = equation.primitive.name, while_of(equation), scan_of(equation)
+        if loop is not None:
+            return self._while(loop, operands)
+        if scan is not None:
+            first = scan.consts
+            return self._repeated(scan.body.jaxpr, operands[:first], operands[first:], scan.carry)
+        bodies = list(sub_jaxprs(equation))
+        every = _NONE.union(*operands)
+        count = len(equation.outvars)
+        if not bodies:
+            return [every] * count
+        chooses = _NONE
+        if kind == "cond":
+            chooses, *operands = operands
+            self._steers(chooses, "cond")
+        found = []
+        for body in bodies:
+            given = operands if len(body.invars) == len(operands) else [every] * len(body.invars)
+            found.append(self.walk(body, given))
+        if any(len(outputs) != count for outputs in found) or (kind != "cond" and len(found) > 1):
+            return [every] * count  # A derivative's rule has other outputs, and is no part of what is computed.
+        return [chooses.union(*column) for column in zip(*found, strict=True)]
+
+    def _while(self, loop: While, operands: list[Sites]) -> list[Sites]:
+        ahead, body = operands[: loop.ahead_consts], operands[loop.ahead_consts :]
+        carried = self._repeated(loop.body.jaxpr, body[: loop.body_consts], body[loop.body_consts :], None)
+        self._steers(_NONE.union(*self.walk(loop.ahead.jaxpr, [*ahead, *carried])), "while")
+        return carried
+
+    def _repeated(self, body: Any, consts: list[Sites], rest: list[Sites], carry: int | None) -> list[Sites]:
+        """Walk the body of a loop until nothing new comes round; `carry` is None where all is carried."""
+        count = len(rest) if carry is None else carry
+        carried = rest[:count]
+        while True:
+            outputs = self.walk(body, [*consts, *carried, *rest[count:]])
+            grown = [a | b for a, b in zip(carried, outputs, strict=False)]
+            if grown == carried:
+                return [*carried, *outputs[count:]]
+            carried = grown
+
+    def _steers(self, sites: Sites, what: str) -> None:
+        for name in sorted(sites):
+            self.found.setdefault(name, what)
+
+
+def steering(closed: Any, names: Collection[str]) -> dict[str, str]:
+    """Return the relaxed sites from which what steers a loop or a branch is computed, and which of these."""
+    walker = Steering(names)
+    walker.walk(closed.jaxpr, [_NONE] * len(closed.jaxpr.invars))
+    return walker.found

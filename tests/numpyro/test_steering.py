@@ -1,0 +1,82 @@
+"""A loop or a branch that is steered by what a relaxed value was made into: refused, and nothing else is."""
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from jax import lax
+
+from pplgrad import REBAR, EstimatorError, GumbelSoftmax, MuProp, ScoreFunction
+from pplgrad.numpyro import TraceGrad_ELBO
+from pplgrad.numpyro._compat import tag
+from pplgrad.numpyro._steering import steering
+
+
+def counted(z):
+    """A loop that runs as often as the value says."""
+    return lax.while_loop(lambda c: c < 3 * z + 0.5, lambda c: c + 1.0, 0.0)
+
+
+def counted_inside(z):
+    return jax.jit(lambda x: lax.while_loop(lambda s: s[0] < s[1], lambda s: (s[0] + 1.0, s[1] * 1.0), (0.0, x)))(
+        2 * z
+    )[0]
+
+
+STEERED = {
+    "while": counted,
+    "while, through its carry": counted_inside,
+    "while, after a loop of its own": lambda z: counted(lax.fori_loop(0, 3, lambda i, x: x + z, 0.0)),
+    "switch": lambda z: lax.switch((2 * z + 0.5).astype(int), [lambda: 0.0, lambda: 1.0, lambda: 3.0]),
+    "cond": lambda z: lax.cond(z + 1.0 > 1.5, lambda: 1.0, lambda: 2.0),
+    "cond, without a gradient": lambda z: lax.cond(lax.stop_gradient(3 * z) > 1.5, lambda: 1.0, lambda: 2.0),
+    "cond in a scan": lambda z: lax.scan(
+        lambda c, x: (lax.cond(c > 1.5, lambda: c, lambda: c + z), x), 0.0, jnp.ones(3)
+    )[0],
+    "bounds of a loop": lambda z: lax.fori_loop(0, (3 * z).astype(int), lambda i, x: x + 1.0, 0.0),
+}
+FREE = {
+    "a loop that counts": lambda z: lax.while_loop(
+        lambda s: s[0] < 3, lambda s: (s[0] + 1, s[1] + lax.stop_gradient(z)), (0, 0.0)
+    )[1],
+    "a scan": lambda z: lax.scan(lambda c, x: (c + x * z, x), 0.0, jnp.ones(3))[0],
+    "a branch by another value": lambda z: lax.cond(jnp.ones(()) > 0.5, lambda: z, lambda: 2 * z),
+    "a comparison that a density makes": lambda z: jax.nn.softplus(2 * z) + jnp.maximum(z + 0.5, 0.2),
+    "a counter out of a call": lambda z: counted(jax.jit(lambda x: (x * 2, jnp.ones(())))(z)[1]) + z,
+}
+
+
+def step(change, estimator):
+    def model():
+        z = numpyro.sample("z", dist.Bernoulli(0.4))
+        numpyro.sample("x", dist.Normal(change(z * 1.0), 1.0), obs=0.7)
+
+    def guide():
+        numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("a", jnp.array(0.3))))
+
+    elbo = TraceGrad_ELBO(estimators={"z": estimator})
+    return elbo.loss(jax.random.key(0), {"a": jnp.array(0.3)}, model, guide)
+
+
+@pytest.mark.parametrize("estimator", [REBAR(learn=False), GumbelSoftmax(), MuProp()], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("name", STEERED)
+def test_what_is_steered_by_a_relaxed_value_is_refused(name, estimator):
+    with pytest.raises(EstimatorError, match="Site 'z'"):
+        step(STEERED[name], estimator)
+    assert jnp.isfinite(step(STEERED[name], ScoreFunction()))
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_what_is_not_steered_by_it_runs(name):
+    assert jnp.isfinite(step(FREE[name], REBAR(learn=False)))
+
+
+def test_state_that_holds_a_value():
+    def program(x):
+        held = jax.new_ref(jnp.zeros(()))
+        held[...] = 2 * tag("z", x)
+        return lax.cond(held[...] > 1.0, lambda: 1.0, lambda: 2.0)
+
+    assert steering(jax.make_jaxpr(program)(1.0), {"z"}) == {"z": "cond"}
+    assert steering(jax.make_jaxpr(program)(1.0), {"w"}) == {}
