@@ -128,10 +128,10 @@ ALIKE |= {
 """What Pyro's tests prove, and NumPyro's need not again: there another estimator runs the same branches on these programs."""
 
 
-def exact_pairs(left_out=()):
-    """Return every estimator with finite noise and each of its programs; a quick one for each."""
+def exact_pairs(left_out=(), quick=tuple(EXACT)):
+    """Return every estimator with finite noise and each of its programs; a quick one for those named."""
     return [
-        pytest.param(short, name, marks=() if name == "single" else pytest.mark.slow)
+        pytest.param(short, name, marks=() if name == "single" and short in quick else pytest.mark.slow)
         for short, (_, names) in EXACT.items()
         for name in names
         if (short, name) not in left_out

@@ -177,6 +177,7 @@ def test_what_one_library_raises_leaves_the_results_of_the_other(command, broken
     assert shown.exit_code == 2 and other in shown.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_estimator_that_does_not_fit_leaves_the_certificates_of_the_others(backend, tmp_path):
     path = tmp_path / "mine.py"

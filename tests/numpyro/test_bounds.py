@@ -117,6 +117,7 @@ def test_wake_phases_exact(name):
     assert_same(found, wanted)
 
 
+@pytest.mark.slow
 def test_one_particle_is_the_elbo():
     case = CASES["hierarchy"]
     model, guide = case.build(HOST)

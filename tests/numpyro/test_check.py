@@ -56,6 +56,7 @@ def program(name):
     return CASES[name].build(HOST)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -126,6 +127,7 @@ def test_estimators_are_checked_on_the_objective_that_is_given():
     assert check_gradients(*program("single"), **choice).status != "biased"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["single", "event_in_plate"])
 @pytest.mark.parametrize(("objective", "power"), [(IWAE(), 1.0), (Renyi(0.5), 0.5)])
 def test_the_reference_of_a_bound(name, objective, power):
@@ -229,6 +231,7 @@ def test_it_finds_that_tracegraph_scales_the_score_of_a_subsample():
     assert check_gradients(*halves(), elbo=TraceGraph_ELBO(), draws=8000, tolerance=0.3).status == "unbiased"
 
 
+@pytest.mark.slow
 def test_it_finds_that_trace_elbo_has_no_score():
     found = still_there(check_gradients(*halves(), elbo=Trace_ELBO()), "Bernoulli guides without their score")
     assert {row.name: row.status for row in found.rows}["a"] == "biased"

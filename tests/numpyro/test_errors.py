@@ -134,6 +134,7 @@ def branching(x=None):
         numpyro.factor("f", jnp.array(1.0))
 
 
+@pytest.mark.slow
 def test_program_that_cannot_be_vectorized():
     elbo = TraceGrad_ELBO(3)
     with pytest.raises(ProgramError, match="cannot run under vectorize_particles.*use vectorize_particles=False"):

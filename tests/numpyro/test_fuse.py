@@ -38,6 +38,7 @@ def assert_close(first, second):
     jax.tree.map(close, first, second)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_what_looks_alike_gives_the_same_fused_and_plain(name):
     program = nasty.program(nasty.READS[name])
@@ -78,6 +79,7 @@ def test_under_a_mesh():
         assert_close(found(program, True), found(program, False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [True, False])
 def test_a_table_that_is_changed_in_place(changes):
     """An array of NumPy's is what it was when the program was traced, or what it is now: the same in both."""
@@ -124,6 +126,7 @@ def test_a_program_without_anything_to_be_done_together_is_left_as_it_was_traced
     assert fused == plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [lambda: PROGRAMS["chain"](6), lambda: SCANS["chain"]()], ids=["chain", "scan"])
 def test_fuse_switches_all_of_it_off(build, monkeypatch):
     program = build()

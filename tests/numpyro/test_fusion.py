@@ -45,6 +45,7 @@ def constants(request):
     jax.config.update("jax_use_simplified_jaxpr_constants", before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", [forwards, backwards])
 def test_random_programs(direction, constants):
     direction(12)()

@@ -93,6 +93,7 @@ def test_the_program_of_an_unrolled_chain_hardly_grows():
     assert counts[2] - counts[1] <= 20 * 12
 
 
+@pytest.mark.slow
 def test_an_earlier_cost_is_not_charged_to_a_later_draw():
     data = jnp.zeros(4)
     found = [gradient(scanned, 4, x)(KEY) for x in (data, data.at[1].set(100.0))]

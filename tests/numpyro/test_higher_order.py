@@ -68,6 +68,7 @@ LOCAL = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in LOCAL])
 def test_hessian_by_local_expectation_exact(name):
     found = expected_gradient_over_cells(CASES[name], make(name, LocalExpectation()), derive=jax.hessian)

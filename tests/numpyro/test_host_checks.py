@@ -204,6 +204,7 @@ def svi_of(estimator):
     return SVI(bernoulli_model, guide, numpyro.optim.Adam(0.02), TraceGrad_ELBO())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", LEARNED)
 def test_what_another_estimator_has_learned_is_refused(case):
     first, second = (svi_of(estimator) for estimator in LEARNED[case])
@@ -213,6 +214,7 @@ def test_what_another_estimator_has_learned_is_refused(case):
     second.update(second.init(jax.random.key(0)))  # The remedy.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", [None, RELAX(), score(8, 3)], ids=["default", "relax", "network"])
 def test_the_state_can_be_saved(estimator, tmp_path):
     svi = svi_of(estimator)
@@ -269,6 +271,7 @@ def scanned_gradient(baseline, plates):
     return jax.grad(lambda p: elbo.loss(jax.random.key(1), p, model, guide))(params)["a"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plates", [False, True])
 def test_a_baseline_inside_scan_has_a_number_for_each_step(plates):
     """In its own shapes, and in those that the values of sites have there: the same gradient."""
@@ -280,6 +283,7 @@ def test_a_baseline_inside_scan_has_a_number_for_each_step(plates):
     assert own != scanned_gradient(None, plates)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plates", [False, True])
 @pytest.mark.parametrize("shape", [(4,), (5, 7), (2, 5, 1, 1, 1, 1, 1, 1, 7)])
 def test_an_error_about_a_baseline_inside_scan_has_the_users_shapes(plates, shape):
@@ -289,6 +293,7 @@ def test_an_error_about_a_baseline_inside_scan_has_the_users_shapes(plates, shap
     assert "1, 1, 1" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plates", [False, True])
 def test_an_error_about_a_network_inside_scan_has_the_users_shapes(plates):
     net = (lambda key, x: jnp.zeros(1), lambda params, x: x)

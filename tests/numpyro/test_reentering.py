@@ -77,6 +77,7 @@ def test_unbiased(short, name):
     assert z_score(REENTERED[name], RANDOM[short][0], 1, False, 20_000, 0) < 4.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.parametrize("objective", [IWAE(), Renyi(0.5)], ids=["iwae", "renyi"])
 def test_weights_of_elements_are_refused(name, objective):

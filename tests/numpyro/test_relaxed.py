@@ -67,6 +67,7 @@ def test_gumbel_softmax_is_the_gradient_of_the_relaxed_objective(temperature):
     assert np.all(np.abs(z) < 4.5)
 
 
+@pytest.mark.slow
 def test_bias_vanishes_with_the_temperature():
     biases = [np.abs(relaxing.relaxed_objective_gradient(t, 4000) - relaxing.exact()).max() for t in (1.0, 0.3, 0.05)]
     assert biases[0] > biases[1] > 3 * biases[2]
@@ -143,6 +144,7 @@ def test_misuse_is_refused(misuse, estimator):
         TraceGrad_ELBO(estimators={"z": estimator}).loss(jax.random.key(0), {}, model, guide)
 
 
+@pytest.mark.slow
 def test_a_relaxed_value_may_be_a_parameter_of_a_distribution():
     """NumPyro compares a parameter with its constraint, and nothing comes of it."""
 
@@ -187,6 +189,7 @@ def test_misfits_are_refused():
         loss(dist.Bernoulli(0.3), dist.Binomial(1, 0.3))
 
 
+@pytest.mark.slow
 def test_one_hot_categorical():
     logits = jnp.array([[0.1, -0.4, 0.9], [1.0, 2.0, -1.0]])
     law = OneHotCategorical(logits=logits)
@@ -269,6 +272,7 @@ def test_a_temperature_may_follow_the_arguments(estimator):
     np.testing.assert_allclose(gradient(lambda step: 1.0 / step), gradient(0.25))
 
 
+@pytest.mark.slow
 def test_relax_without_the_cost_needs_no_derivative():
     def guide():
         numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("a", 0.3)))

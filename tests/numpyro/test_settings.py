@@ -53,6 +53,7 @@ def exact():
     return 0.25 * (costs - costs[:, ::-1]) * -1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "value"),
     [

@@ -54,6 +54,7 @@ def model_that(write):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_exact(way):
     case = Case(way, PARAMS, {f"z{i}": ((), 2) for i in range(N)}, lambda _: (model_that(WAYS[way]), guide))
