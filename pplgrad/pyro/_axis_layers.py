@@ -133,6 +133,11 @@ def _shuffled(call: Call, x: torch.Tensor, place: int, out: torch.Tensor) -> Fol
     return [NONE if axis == 1 else axis for axis in range(out.dim())]
 
 
+def _bagged(call: Call, x: torch.Tensor, place: int, out: torch.Tensor) -> Follows | None:
+    """Sums of rows of a table; where the bags are is in the numbers."""
+    return None if place else at(NONE, 1)(call, x, place, out)
+
+
 def _padded(call: Call, x: torch.Tensor, place: int, out: torch.Tensor) -> Follows:
     pad = list(call["pad"])
     moved = {out.dim() - 1 - i // 2 for i, width in enumerate(pad) if width}
@@ -186,7 +191,7 @@ LAYERS: dict[str, Rule] = {
     **dict.fromkeys(("_linalg_solve_ex", "linalg_lstsq"), _solved),
     "convolution": _convolved,
     "embedding": lambda call, x, place, out: [*range(out.dim() - 1), NONE] if place else [*[NONE] * (out.dim() - 1), 1],
-    "_embedding_bag": lambda call, x, place, out: None if place else at(NONE, 1)(call, x, place, out),
+    **dict.fromkeys(("_embedding_bag", "_embedding_bag_forward_only"), _bagged),
     "embedding_renorm": only(0, at(0)),
     **dict.fromkeys(
         "max_pool2d_with_indices avg_pool2d adaptive_max_pool2d _adaptive_avg_pool2d max_unpool2d upsample_nearest2d "

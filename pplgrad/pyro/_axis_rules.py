@@ -274,7 +274,7 @@ ARRAYS: dict[str, Rule] = {
     **dict.fromkeys(
         "sum mean amax amin max min argmax argmin prod logsumexp all any var std nansum median nanmedian mode kthvalue "
         "linalg_vector_norm norm aminmax _aminmax var_mean std_mean count_nonzero dot vdot trace dist linalg__powsum "
-        "native_norm _is_all_true _is_any_true".split(),
+        "_is_all_true _is_any_true".split(),
         _reduced,
     ),
     **dict.fromkeys(

@@ -219,7 +219,10 @@ class Structures:
                     known.reuse()
                     return known
         fresh = Structure(
-            roots=(model, guide, *self._estimators, *objects), key=key, reusable=self.reuse is not False, warns=self.reuse == "warn"
+            roots=(model, guide, *self._estimators, *objects),
+            key=key,
+            reusable=self.reuse is not False,
+            warns=self.reuse == "warn",
         )
         if known is not None:
             fresh.apart = known.apart
