@@ -27,8 +27,10 @@ def follows(call: Call, operand: torch.Tensor, place: int, out: torch.Tensor) ->
     found = None if rule is None else rule(call, operand, place, out)
     if found is None:
         return None
-    wanted, sizes = out.shape, operand.shape
-    return [a if a != NONE and sizes[a] == wanted[axis] else NONE for axis, a in enumerate(found)]
+    sizes = operand.shape
+    return [
+        a if NONE < a < len(sizes) and sizes[a] == size else NONE for a, size in zip(found, out.shape, strict=False)
+    ]
 
 
 @cache
@@ -47,3 +49,14 @@ def rule_of(func: Any) -> Rule | None:
 def reads_no_element(func: Any) -> bool:
     """Return whether a result depends on an operand's shape alone."""
     return func._schema.name.removeprefix("aten::") in _SHAPE_ALONE
+
+
+@cache
+def writes_unsaid(func: Any) -> bool:
+    """Return whether an operation may write into operands of which its schema does not say so."""
+    return func._schema.name in ("aten::native_batch_norm", "aten::cudnn_batch_norm")
+
+
+def written_unsaid(call: Call) -> list[torch.Tensor]:
+    """Return what such an operation writes: running moments, in training."""
+    return [call[name] for name in ("running_mean", "running_var") if call["training"] and call[name] is not None]

@@ -168,12 +168,12 @@ def _index_select(call: Call, x: torch.Tensor, place: int, out: torch.Tensor) ->
     return [NONE if axis == along else axis for axis in range(out.dim())]
 
 
-def _gathered(call: Call, x: torch.Tensor, place: int, out: torch.Tensor) -> Follows:
+def _gathered(call: Call, x: torch.Tensor, place: int, out: torch.Tensor) -> Follows | None:
     """`gather`: element i of the result reads index i, and row i of what it picks from; the latter may be longer."""
     return elementwise(call, x, place, out) if place == 2 else _along("dim")(call, x, place, out)
 
 
-def _scattered(call: Call, x: torch.Tensor, place: int, out: torch.Tensor) -> Follows:
+def _scattered(call: Call, x: torch.Tensor, place: int, out: torch.Tensor) -> Follows | None:
     """Index and source lie along the result's axes but for `dim`; what they do not reach stays what it was."""
     return _along("dim")(call, x, place, out) if place else elementwise(call, x, place, out)
 
@@ -262,7 +262,9 @@ _ELEMENTWISE = (
     "floor_divide rsub complex polar hardswish log_sigmoid_forward _prelu_kernel _add_relu __ilshift__ __irshift__ "
     "_standard_gamma_grad _dirichlet_grad elu_backward leaky_relu_backward hardtanh_backward hardshrink_backward "
     "softshrink_backward softplus_backward hardsigmoid_backward hardswish_backward mish_backward log_sigmoid_backward "
-    "_prelu_kernel_backward"
+    "_prelu_kernel_backward "
+    # Views in place: the operand is the result.
+    "unsqueeze_ squeeze_ t_ transpose_"
 )
 
 ARRAYS: dict[str, Rule] = {

@@ -18,7 +18,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pplgrad.pyro._axes import NONE, Call, follows, reads_no_element
+from pplgrad.pyro._axes import NONE, Call, follows, reads_no_element, writes_unsaid, written_unsaid
 from pplgrad.pyro._callers import is_check, user_line
 from pplgrad.pyro._indexing import classes, one_hot, without_numbers
 
@@ -224,6 +224,9 @@ class Provenance(TorchDispatchMode):
             self._wrote(func, args, kwargs, bits)
         elif out is not None:
             self._made(func, args, kwargs, out, bits)
+            if facts.unsaid and bits:
+                for tensor in written_unsaid(Call(func, args, kwargs)):
+                    self._mix(self._known(tensor), bits)
         if relaxed is not None:
             self._watch_relaxed(func, relaxed, out)
         return out
@@ -451,7 +454,7 @@ def _collect(tree: Any, found: list[torch.Tensor]) -> None:
 class _Facts(NamedTuple):
     """What an operation does beside computing.
 
-    It draws, reads elements into Python, has a shape that depends on them, makes a tensor of data, writes, or swaps a storage.
+    It draws, reads elements into Python, has a shape that depends on them, makes a tensor of data, writes, swaps a storage, or writes unsaid.
     """
 
     random: bool
@@ -460,6 +463,7 @@ class _Facts(NamedTuple):
     lifts: bool
     written: bool
     sets: bool
+    unsaid: bool
 
 
 @cache
@@ -472,6 +476,7 @@ def _facts(func: Any) -> _Facts:
         name in ("aten::lift_fresh", "aten::lift_fresh_copy", "aten::lift"),
         bool(_places_written(func)),
         name == "aten::set_",
+        writes_unsaid(func),
     )
 
 

@@ -93,6 +93,7 @@ COPIES = {
     "select_copy": lambda: aten.select_copy(x(), 1, 2),
     "select_backward": lambda: aten.select_backward(a(), [5, 3, 7], 1, 2),
     "slice_backward": lambda: aten.slice_backward(r(5, 2, 7), [5, 3, 7], 1, 0, 2, 1),
+    "unsqueeze_": lambda: (x().unsqueeze_(1), x().unsqueeze_(1).squeeze_(1), a().t_(), x().transpose_(0, 1)),
     "diag_embed": lambda: (torch.diag_embed(x()), torch.diag_embed(x(), dim1=0, dim2=2), torch.diag_embed(x(), 1)),
     "diagonal_backward": lambda: aten.diagonal_backward(a(), [5, 7, 7], 0, 1, 2),
     "diagonal_copy": lambda: aten.diagonal_copy(r(5, 3, 7, 11), 1, 1, -1),
