@@ -7,30 +7,36 @@ import torch
 import torch.nn.functional as F
 
 aten = torch.ops.aten
+SAME: int | None = None
+"""The size of every axis, for calls in which one may be taken for another."""
+
+
+def sizes(shape):
+    return [SAME or size for size in shape]
 
 
 def r(*shape):
     """Return distinct positive numbers."""
-    return torch.rand(shape) + 0.1
+    return torch.rand(sizes(shape)) + 0.1
 
 
 def n(*shape):
-    return torch.randn(shape)
+    return torch.randn(sizes(shape))
 
 
 def k(high, *shape):
     """Return whole numbers below a bound."""
-    return torch.randint(high, shape)
+    return torch.randint(min(high, SAME or high), sizes(shape))
 
 
 def spd(*shape):
-    x = torch.randn(shape)
-    return x @ x.mT + torch.eye(shape[-1])
+    x = n(*shape)
+    return x @ x.mT + torch.eye(x.shape[-1])
 
 
 def large(*shape):
     """Return parameters of which a draw is nearly sure."""
-    return 1e12 * (1 + torch.rand(shape))
+    return 1e12 * (1 + r(*shape))
 
 
 def lu(*shape):
@@ -38,19 +44,19 @@ def lu(*shape):
 
 
 def x():
-    return torch.rand(5, 3, 7) + 0.1
+    return r(5, 3, 7)
 
 
 def c():
-    return torch.complex(torch.randn(5, 3, 7), torch.randn(5, 3, 7))
+    return torch.complex(n(5, 3, 7), n(5, 3, 7))
 
 
 def image(places):
-    return torch.randn(5, 3, *[11, 7, 13][:places])
+    return n(5, 3, *[11, 7, 13][:places])
 
 
 def mask(*shape):
-    return torch.rand(shape) > 0.4
+    return r(*shape) > 0.5
 
 
 def by_name(names, *made):
@@ -172,8 +178,8 @@ REDUCTIONS = {
     "_fft_c2r": lambda: (torch.fft.irfft(c(), dim=2), torch.fft.irfft2(c(), dim=(0, 2))),
     "renorm": lambda: x().renorm(2, 1, 0.1),
     "_weight_norm_interface": lambda: (
-        aten._weight_norm_interface(x(), r(5, 1, 1)),
-        aten._weight_norm_interface(a(), r(1, 7), 1),
+        aten._weight_norm_interface(x(), r(5)[:, None, None]),
+        aten._weight_norm_interface(a(), r(7)[None], 1),
     ),
 }
 
