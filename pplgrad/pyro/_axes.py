@@ -39,7 +39,7 @@ def rule_of(func: Any) -> Rule | None:
     name = func._schema.name.removeprefix("aten::")
     plain = name if name.endswith("__") else name.removesuffix("_")
     # What writes into its operand is not always tagged.
-    same = getattr(getattr(torch.ops.aten, plain, None), func._overloadname, None)
+    same = getattr(getattr(torch.ops.aten, plain, None), func._schema.overload_name or "default", None)
     if torch.Tag.pointwise in func.tags or torch.Tag.pointwise in getattr(same, "tags", ()):
         return elementwise
     return _RULES.get(name) or _RULES.get(plain)
