@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from pplgrad.pyro._axes import writes_unsaid
+
 
 def tensors_in(tree: Any) -> list[torch.Tensor]:
     """Return the tensors in nested lists, tuples and dictionaries."""
@@ -30,7 +32,8 @@ def _collect(tree: Any, found: list[torch.Tensor]) -> None:
 class Facts(NamedTuple):
     """What an operation does beside computing.
 
-    It draws, reads elements into Python, has a shape that depends on them, makes a tensor of data, writes, or swaps a storage.
+    It draws, reads elements into Python, has a shape that depends on them, makes a tensor of data, writes, swaps a storage, or
+    writes what its schema does not say.
     """
 
     random: bool
@@ -39,6 +42,7 @@ class Facts(NamedTuple):
     lifts: bool
     written: bool
     sets: bool
+    unsaid: bool
 
 
 @cache
@@ -51,6 +55,7 @@ def facts_of(func: Any) -> Facts:
         name in ("aten::lift_fresh", "aten::lift_fresh_copy", "aten::lift"),
         bool(places_written(func)),
         name == "aten::set_",
+        writes_unsaid(func),
     )
 
 

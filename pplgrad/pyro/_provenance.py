@@ -19,7 +19,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pplgrad.pyro._axes import NONE, Call, Follows, follows, reads_no_element
+from pplgrad.pyro._axes import NONE, Call, Follows, follows, reads_no_element, written_unsaid
 from pplgrad.pyro._callers import is_check, user_line
 from pplgrad.pyro._indexing import classes, one_hot, without_numbers
 from pplgrad.pyro._operations import dynamic_shape, facts_of, operands_of, places_written, tensors_in
@@ -238,6 +238,9 @@ class Provenance(TorchDispatchMode):
             self._wrote(func, args, kwargs, bits)
         elif out is not None:
             self._made(func, args, kwargs, out, bits)
+            if facts.unsaid and bits:
+                for tensor in written_unsaid(Call(func, args, kwargs)):
+                    self._mix(self._known(tensor), bits)
         if relaxed is not None:
             self._watch_relaxed(func, relaxed, out)
         return out

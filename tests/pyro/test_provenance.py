@@ -59,8 +59,16 @@ def shared_memory(z):
     return torch.from_numpy(np.asarray(z))
 
 
+def running_mean(z):
+    """Batch normalisation writes into the moments that it is given, of which its schema says nothing."""
+    mean, variance = torch.zeros(1), torch.ones(1)
+    torch.nn.functional.batch_norm(torch.stack([z, z + 1]).reshape(2, 1), mean, variance, training=True)
+    return mean[0]
+
+
 WAYS = {
     "itself": lambda z: z,
+    "running mean": running_mean,
     "Tensor": lambda z: torch.Tensor([z])[0],
     "FloatTensor": lambda z: torch.FloatTensor([z])[0],
     "LongTensor": lambda z: torch.LongTensor([z.long()])[0].float(),
@@ -128,7 +136,9 @@ def test_no_way_leads_around(name, monkeypatch):
     assert "z1" in layouts[-1]["x"]
 
 
-@pytest.mark.parametrize("name", ["itself", "new", "tensor", "by a list", "by a number", "data", "written", "vmap"])
+@pytest.mark.parametrize(
+    "name", ["itself", "running mean", "new", "tensor", "by a list", "by a number", "data", "written", "vmap"]
+)
 def test_what_can_be_followed_is_charged_to_its_draw_alone(name, monkeypatch):
     layouts, elbo = found_of(*reads_of(WAYS[name]), monkeypatch, steps=3)
     assert layouts[0]["x"] == {"z1"}
