@@ -140,6 +140,8 @@ class Intervention(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg) and not msg["done"] and msg["name"] in self._primary.nodes:
             msg["value"], msg["done"] = self._primary.nodes[msg["name"]]["value"], True
+            if self._provenance is not None:
+                self._provenance.give(msg["value"])
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if self._replace is None or site_is_subsample(msg) or msg["is_observed"]:

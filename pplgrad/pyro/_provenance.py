@@ -270,6 +270,7 @@ class Provenance(TorchDispatchMode):
     def _unfollowed(self, tensor: torch.Tensor) -> Known:
         if self._drawn:
             self.unfollowed_at = self.unfollowed_at or user_line()
+            self._without_rule |= self._drawn & self._of_plates
         return Known(self._drawn, {}, 1)
 
     def _along(self, tensor: torch.Tensor, known: Known) -> list[Along]:
