@@ -385,12 +385,7 @@ def branch_terms(
     draws = {n: draw for n, (draw, _) in found.items()}
     asked = {n: alternatives for n, (_, alternatives) in found.items()}
     values = {draws[n].name: _constant(ops, Values.of(a.values)) for n, a in asked.items() if a.values is not None}
-    several = {name: value for name, value in values.items() if value.count}
-    # A site of one value has no other: its branches are no rows.
-    hard: dict[str, Sequence[Array]] = {
-        name: [cost[:0] for cost in run.costs] for name in values.keys() - several.keys()
-    }
-    hard.update(host.branch_costs(several) if several else {})
+    hard = _costs_at(host, run, values)
     soft = [n for n, a in asked.items() if a.weights is not None]
     larger = {n: share(peers, layout.site_groups[n].plates) for n in asked}
 
@@ -423,14 +418,20 @@ def branch_terms(
         estimator = layout.estimator(layout.site_groups[group])
         term, learning = estimator.surrogate_of(terms), estimator.loss_of(terms)
         if finite is not None:
-            fine = ops.xp.isfinite(ops.stop_gradient(term))
-            finite[draw.name] = fine & finite[draw.name] if draw.name in finite else fine
+            finite[draw.name] = ops.xp.isfinite(ops.stop_gradient(term)) & finite.get(draw.name, True)
         term = larger[group] * term if larger[group] > 1 else term
         total = term if total is None else total + term
         if learning is not None:
             loss = learning if loss is None else loss + learning
     assert total is not None
     return total, loss
+
+
+def _costs_at(host: BranchHost, run: Run, values: Mapping[str, Values]) -> dict[str, Sequence[Array]]:
+    """Return the costs where each site takes its alternatives: no rows for a site of one value, which has no other."""
+    several = {name: value for name, value in values.items() if value.count}
+    found: dict[str, Sequence[Array]] = {name: [cost[:0] for cost in run.costs] for name in values}
+    return {**found, **(host.branch_costs(several) if several else {})}
 
 
 def _where_possible(draw: Draw, slopes: Array) -> Array:

@@ -38,10 +38,11 @@ from pplgrad.numpyro._compat import TRACING_ERRORS, is_tracing, manual_axes
 from pplgrad.numpyro._exact import Program
 from pplgrad.numpyro._ops import OPS, JaxOps, attach, concrete, ours
 from pplgrad.numpyro._particle import Particle
-from pplgrad.numpyro._program import Arrays, Static, densities_read, run_particle, specify
+from pplgrad.numpyro._program import Arrays, Static, run_particle
 from pplgrad.numpyro._provenance import outputs_read
 from pplgrad.numpyro._sites import site_info
 from pplgrad.numpyro._sleep import asleep
+from pplgrad.numpyro._specify import densities_read, specify
 from pplgrad.numpyro._support import refuse_moving
 from pplgrad.numpyro._watch import STEPS, counted, look
 from pplgrad.objectives import ELBO, MultiSample, Objective, ReweightedWakeSleep

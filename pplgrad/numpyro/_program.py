@@ -15,10 +15,9 @@ from pplgrad.baselines.base import parts_of
 from pplgrad.engine.checks import impossible_log_prob, is_about_the_value, refuse_mismatch
 from pplgrad.engine.closed_forms import Counting
 from pplgrad.engine.configuration import EstimatorMapping, collect_mappings
-from pplgrad.engine.program import AFTER, BEFORE, EVERY, OWN, SAME, WHOLE, CostSpec, Plate, Read, SiteSpec
+from pplgrad.engine.program import Plate
 from pplgrad.errors import EstimatorError, PplgradError, ProgramError
 from pplgrad.estimators.base import Estimator
-from pplgrad.numpyro._axes import Axis
 from pplgrad.numpyro._closed_forms import closed_form
 from pplgrad.numpyro._compat import TRACING_ERRORS, host_checks, leaves_of, tag, unmasked
 from pplgrad.numpyro._distributions import (
@@ -30,9 +29,10 @@ from pplgrad.numpyro._distributions import (
 )
 from pplgrad.numpyro._flow import Flow
 from pplgrad.numpyro._ops import ours
-from pplgrad.numpyro._provenance import Reads, Standing, union
+from pplgrad.numpyro._provenance import Standing
 from pplgrad.numpyro._sites import Intervene, ModelInferMessenger, Resolve, SiteMessenger, make_constant, site_key
 from pplgrad.numpyro._support import bounds
+from pplgrad.objectives import CostWeights
 
 # The steps of a scan lie left of every plate, in a dimension of their own.
 TIME_DIM = -8
@@ -191,10 +191,29 @@ def _collected(
     again: jax.Array,
     counting: Counting,
 ) -> Arrays:
-    weights = counting.weights
+    """Return what a particle computes, and note in `static` what else its traces show."""
     arrays = Arrays({}, {}, {}, {}, {}, {}, mutable, {}, {}, {}, {}, {}, {})
+    sizes = _note_marks(static, arrays, (*model_trace.values(), *guide_trace.values()), given)
+    for name, chosen in static.estimators.items():
+        own = guide_trace[name]["infer"].get("closed_form")
+        kind = counting.closed.find(name, own, chosen, name in model_trace, counting.weights)
+        if kind is not None and _is_scanned(static.guide_flows, name):
+            raise EstimatorError(
+                f"Site '{name}' is drawn inside scan, where its '{kind}' has no closed form here; drop it."
+            )
+        if kind is not None:
+            static.closed[name] = kind
+    for site in _sample_sites(model_trace).values():
+        _collect_from_model(static, arrays, site, sizes, counting.weights)
+    for name, site in _sample_sites(guide_trace).items():
+        _collect_from_guide(static, arrays, site, sizes, counting.weights, again, model_trace.get(name))
+    return arrays
+
+
+def _note_marks(static: Static, arrays: Arrays, sites: Sequence[Any], given: dict) -> dict[str, int]:
+    """Note the parameters and states of baselines and the elements of minibatches, and return the whole size of each plate."""
     sizes: dict[str, int] = {}
-    for site in (*model_trace.values(), *guide_trace.values()):
+    for site in sites:
         if site["type"] == "plate":
             sizes[site["name"]] = site["args"][0]
             if site["value"].shape[0] != site["args"][0]:
@@ -205,69 +224,84 @@ def _collected(
                 arrays.fresh_params[site["name"]] = site["value"]
         elif site["type"] == "mutable" and "pplgrad" in site:
             static.mutables[site["pplgrad"]] = site["name"]
-    for name, chosen in static.estimators.items():
-        own = guide_trace[name]["infer"].get("closed_form")
-        kind = counting.closed.find(name, own, chosen, name in model_trace, weights)
-        if kind is not None and _is_scanned(static.guide_flows, name):
-            raise EstimatorError(
-                f"Site '{name}' is drawn inside scan, where its '{kind}' has no closed form here; drop it."
-            )
-        if kind is not None:
-            static.closed[name] = kind
-    for name, site in model_trace.items():
-        if site["type"] != "sample":
-            continue
-        static.model.append(name)
-        site = _marked(site, name, static.model_flows)
-        weight = weights.observed if site["is_observed"] else weights.prior
-        cost = weighted(_log_prob(site, site["fn"], site["intermediates"]) * _scale(site), weight)
-        if static.closed.get(name) == "kl":
-            cost = jnp.zeros_like(cost)
-        arrays.model_costs[name] = _in_time(cost, site, static.model_flows.get(name), backwards=True)
-        static.plates["model", name] = _plates(site, arrays.model_costs[name], sizes, static.model_flows)  # type: ignore[index]
-        arrays.probes["model:" + name] = _probes(site)
-        if site["is_observed"]:
-            static.observed.append(name)
-    for name, site in guide_trace.items():
-        if site["type"] != "sample":
-            continue
-        static.guide.append(name)
-        if site["is_observed"]:
-            static.observed.append(name)
-        flow = static.guide_flows.get(name)
-        site = _marked(site, name, static.guide_flows)
-        log_q = _log_prob(site, site["fn"], site["intermediates"])
-        estimator = static.estimators.get(name)
-        if estimator is not None and estimator.path_only:
-            fixed = {**site, "value": jax.lax.stop_gradient(site["value"])}
-            held = weighted(_log_prob(fixed, site["fn"], None) * _scale(site), weights.guide)
-            arrays.through[name] = _in_time(held, site, flow)
-        counted = log_q
-        if name in static.closed:
-            counted = closed_form(name, static.closed[name], site, model_trace.get(name))
-        cost = weighted(counted * _scale(site), weights.guide)
-        if estimator is not None:
-            if "pplgrad" in site["infer"]:
-                static.tokens[site["infer"]["pplgrad"]] = name
-            bare = unmasked(site["fn"])
-            score = log_q if bare is site["fn"] else _log_prob(site, bare, site["intermediates"])
-            arrays.scores[name] = _in_time(score, site, flow)
-            arrays.values[name] = site["value"]
-            static.event_dims[name] = site["fn"].event_dim
-            static.families[name] = family(site["fn"])
-            if site["fn"].has_rsample:
-                static.reparameterized.add(name)
-            static.plates["score", name] = _plates(site, arrays.scores[name], sizes, static.guide_flows)  # type: ignore[index]
-            if any(part.needs_score_squared for part in parts_of(estimator.baseline)):
-                arrays.squares[name] = _in_time(_score_squared(bare, site["value"]), site, flow)
-            if estimator.needs_fixed_support:
-                arrays.probes["bounds:" + name] = bounds(site["fn"])
-            if estimator.uses_branches:
-                _ask(arrays, name, bare, site["value"], estimator, again)
-        arrays.guide_costs[name] = _in_time(cost, site, flow)
-        static.plates["guide", name] = _plates(site, arrays.guide_costs[name], sizes, static.guide_flows)  # type: ignore[index]
-        arrays.probes["guide:" + name] = _probes(site)
-    return arrays
+    return sizes
+
+
+def _collect_from_model(static: Static, arrays: Arrays, site: Any, sizes: dict[str, int], weights: CostWeights) -> None:
+    """Note the density of a site of the model, its plates, and what its distribution holds."""
+    name = site["name"]
+    static.model.append(name)
+    site = _marked(site, name, static.model_flows)
+    weight = weights.observed if site["is_observed"] else weights.prior
+    cost = weighted(_log_prob(site, site["fn"], site["intermediates"]) * _scale(site), weight)
+    if static.closed.get(name) == "kl":
+        cost = jnp.zeros_like(cost)
+    arrays.model_costs[name] = _in_time(cost, site, static.model_flows.get(name), backwards=True)
+    static.plates["model", name] = _plates(site, arrays.model_costs[name], sizes, static.model_flows)  # type: ignore[index]
+    arrays.probes["model:" + name] = _probes(site)
+    if site["is_observed"]:
+        static.observed.append(name)
+
+
+def _collect_from_guide(
+    static: Static,
+    arrays: Arrays,
+    site: Any,
+    sizes: dict[str, int],
+    weights: CostWeights,
+    again: jax.Array,
+    in_model: Any,
+) -> None:
+    """Note the density of a site of the guide, its plates, what its distribution holds, and for a draw what its estimator asks for."""
+    name = site["name"]
+    static.guide.append(name)
+    if site["is_observed"]:
+        static.observed.append(name)
+    flow = static.guide_flows.get(name)
+    site = _marked(site, name, static.guide_flows)
+    log_q = _log_prob(site, site["fn"], site["intermediates"])
+    estimator = static.estimators.get(name)
+    if estimator is not None and estimator.path_only:
+        fixed = {**site, "value": jax.lax.stop_gradient(site["value"])}
+        held = weighted(_log_prob(fixed, site["fn"], None) * _scale(site), weights.guide)
+        arrays.through[name] = _in_time(held, site, flow)
+    counted = closed_form(name, static.closed[name], site, in_model) if name in static.closed else log_q
+    cost = weighted(counted * _scale(site), weights.guide)
+    if estimator is not None:
+        _collect_draw(static, arrays, site, sizes, log_q, estimator, again)
+    arrays.guide_costs[name] = _in_time(cost, site, flow)
+    static.plates["guide", name] = _plates(site, arrays.guide_costs[name], sizes, static.guide_flows)  # type: ignore[index]
+    arrays.probes["guide:" + name] = _probes(site)
+
+
+def _collect_draw(
+    static: Static,
+    arrays: Arrays,
+    site: Any,
+    sizes: dict[str, int],
+    log_q: jax.Array,
+    estimator: Estimator,
+    again: jax.Array,
+) -> None:
+    """Note a draw: its value, its score, and what its estimator asks for."""
+    name, flow = site["name"], static.guide_flows.get(site["name"])
+    if "pplgrad" in site["infer"]:
+        static.tokens[site["infer"]["pplgrad"]] = name
+    bare = unmasked(site["fn"])
+    score = log_q if bare is site["fn"] else _log_prob(site, bare, site["intermediates"])
+    arrays.scores[name] = _in_time(score, site, flow)
+    arrays.values[name] = site["value"]
+    static.event_dims[name] = site["fn"].event_dim
+    static.families[name] = family(site["fn"])
+    if site["fn"].has_rsample:
+        static.reparameterized.add(name)
+    static.plates["score", name] = _plates(site, arrays.scores[name], sizes, static.guide_flows)  # type: ignore[index]
+    if any(part.needs_score_squared for part in parts_of(estimator.baseline)):
+        arrays.squares[name] = _in_time(_score_squared(bare, site["value"]), site, flow)
+    if estimator.needs_fixed_support:
+        arrays.probes["bounds:" + name] = bounds(site["fn"])
+    if estimator.uses_branches:
+        _ask(arrays, name, bare, site["value"], estimator, again)
 
 
 def _marked(site: Any, name: str, flows: Mapping[str, Flow]) -> Any:
@@ -367,151 +401,5 @@ def _score_squared(fn: Any, value: Any) -> jax.Array:
     return sum(jnp.sum(jnp.reshape(g**2, (count, -1)), -1) for g in gradients).reshape(batch)  # type: ignore[union-attr]
 
 
-def densities_read(
-    static: Static, numbers: Arrays, read: Sequence[Reads], shapes: Sequence[tuple[int, ...]]
-) -> dict[str, dict[str, Read]]:
-    """Return what the density of each site reads, by 'model:name' and 'guide:name', from what each output reads.
-
-    `numbers` holds the number of each output, `shapes` are those of the outputs. The densities themselves tell all, also of a
-    distribution that holds arrays it does not declare. The arrays that it declares tell of a draw whose density is masked; and of
-    the steps of a scan, which lie in front there, where an operation of the density does not keep them apart.
-    """
-    standings, plates, n = static.standings(), static.plates, numbers
-    found: dict[str, dict[str, Read]] = {}
-
-    def density(outputs: Any, kind: str, name: str) -> dict[str, Read]:
-        mine: Any = plates[kind, name]  # type: ignore[index]
-        parts: list[dict[str, Read]] = [_aligned(read[i], mine, len(shapes[i]), standings) for i in outputs]
-        return _all_read(parts)
-
-    def declared(group: str, name: str) -> dict[str, int]:
-        reads = union(*(read[i] for i in n.probes[f"{group}:{name}"]))  # type: ignore[call-overload]
-        front = {site: way.axes[0] is not None and way.axes[0].at == 0 for site, way in reads.items()}
-        return {site: way.steps if front[site] else EVERY for site, way in reads.items()}
-
-    for name in static.model:
-        reads, flags = density([n.model_costs[name]], "model", name), declared("model", name)
-        own = reads.pop(name, OWN)
-        found["own:model:" + name] = {name: own}
-        if name in flags:
-            reads[name] = own._replace(steps=EVERY)
-        found["model:" + name] = _known_of(reads, flags)
-    for name in static.guide:
-        reads = density([n.scores[name]], "score", name) if name in n.scores else {}
-        costs = density([n.guide_costs[name]], "guide", name)
-        if name in static.closed:
-            found["closed:" + name] = costs
-        else:
-            found["own:guide:" + name] = {name: costs.get(name, OWN)}
-            reads = _all_read([reads, costs])
-        # The density of a draw reads the draw, which the draw itself does not, but at earlier steps.
-        flags, own = declared("guide", name), reads.pop(name, OWN)
-        if name in flags:
-            reads[name] = own._replace(steps=EVERY)
-        found["guide:" + name] = _known_of(reads, flags)
-    return found
-
-
-def _aligned(reads: Reads, plates: Sequence[Plate], ndim: int, standings: Mapping[str, Standing]) -> dict[str, Read]:
-    """Return what a density reads, along which of its plates an element may read others, and at which steps."""
-    result = {}
-    steps_at = ndim + TIME_DIM if any(plate.time for plate in plates) else None
-    for site, (flags, _, (steps, *axes)) in reads.items():
-        own = standings[site].plates if site in standings else ()
-        across = {
-            plate.name
-            for plate, axis in zip(own, axes, strict=True)
-            if plate.size > 1 and plate in plates and axis != Axis(ndim + plate.dim, 1, plate.size)
-        }
-        followed = steps is not None and steps.at == steps_at and steps.inner == 1
-        result[site] = Read(flags if followed else EVERY, frozenset(across))
-    return result
-
-
-def _all_read(parts: Sequence[Mapping[str, Read]]) -> dict[str, Read]:
-    result: dict[str, Read] = {}
-    for reads in parts:
-        for site, way in reads.items():
-            result[site] = result[site].joined(way) if site in result else way
-    return result
-
-
-def _known_of(reads: dict[str, Read], declared: Mapping[str, int]) -> dict[str, Read]:
-    """Return what a density reads, at the steps at which both it and the arrays of its distribution say so."""
-    result = dict(reads)
-    for site, flags in declared.items():
-        steps = result[site].steps & flags if site in result else flags
-        result[site] = Read(steps or EVERY, result[site].across if site in result else None)
-    return result
-
-
 def _is_scanned(flows: Mapping[str, Flow], name: str) -> bool:
     return name in flows and flows[name].scanned
-
-
-def specify(static: Static, reads: Mapping[str, dict[str, Read]] | None) -> tuple[list[SiteSpec], list[CostSpec]]:
-    """Return the specifications of sites and costs.
-
-    `reads` is what each density reads, from `densities_read`; without it (a program that cannot be traced) everything is
-    taken to read every site drawn before it, which is unbiased for any program.
-    """
-    drawn = list(static.estimators)
-    costs: list[CostSpec] = []
-    sites: list[SiteSpec] = []
-    plates: Any = static.plates
-
-    def direct(group: str, name: str, before: list[str]) -> dict[str, Read]:
-        if reads is None:
-            return dict.fromkeys(before, WHOLE)
-        backwards = group == "guide" and name in static.guide_flows and static.guide_flows[name].reverse
-        return {
-            site: way._replace(steps=_flags(way.steps, backwards)) for site, way in reads[f"{group}:{name}"].items()
-        }
-
-    def with_own(read: dict[str, Read], name: str, group: str) -> dict[str, Read]:
-        known = OWN if reads is None else reads[f"own:{group}:{name}"][name]
-        own = Read(_own(static, name, (group, name)), known.across)
-        return {**read, name: read[name].joined(own) if name in read else own}
-
-    for name in static.model:
-        read = direct("model", name, drawn)
-        if name in static.estimators:
-            read = with_own(read, name, "model")
-        costs.append(CostSpec(name, plates["model", name], 1.0, read))
-    before: list[str] = []
-    for name in static.guide:
-        read = direct("guide", name, before)
-        if name in static.estimators:
-            sites.append(SiteSpec(name, plates["score", name], static.estimators[name], read))
-            if name in static.closed:
-                if reads is None and static.closed[name] == "kl":
-                    raise ProgramError(
-                        f"Python control flow of the program depends on a value, so that it cannot be seen whether the divergence "
-                        f"of site '{name}' has a closed form; drop it from closed_form."
-                    )
-                read = direct("closed", name, drawn)
-            else:
-                read = with_own(read, name, "guide")
-            before.append(name)
-        costs.append(CostSpec(name, plates["guide", name], -1.0, read, closed=name in static.closed))
-    return sites, costs
-
-
-def _own(static: Static, name: str, cost: Any) -> int:
-    """Return how a cost reads the value of its own site: step by step if both have the same time axis.
-
-    For a model that scans in reverse NumPyro evaluates the density of each step at the value stored in the same
-    place, which is another step's: then nothing is taken for granted.
-    """
-    plates: Any = static.plates
-    if cost[0] == "model" and name in static.model_flows and static.model_flows[name].reverse:
-        return EVERY
-    both = any(plate.time and plate in plates["score", name] for plate in plates[cost])
-    return SAME if both else EVERY
-
-
-def _flags(flags: int, backwards: bool) -> int:
-    """Return flags about steps as flags about positions: a scan in reverse stores later steps first."""
-    if flags == EVERY or not backwards:
-        return flags
-    return flags & SAME | (BEFORE if flags & AFTER else 0)

@@ -17,7 +17,7 @@ from numpyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal, 
 from pplgrad import ScoreFunction
 from pplgrad.lab.script import load_script
 from pplgrad.numpyro import TraceGrad_ELBO
-from pplgrad.numpyro._program import specify
+from pplgrad.numpyro._specify import specify
 from pplgrad.testing.in_numpyro import HOST, array, parameters
 from pplgrad.testing.programs import CASES
 from tests.models.test_every_script import MODELS, SCRIPTS, SIZES

@@ -12,7 +12,7 @@ from numpyro.infer import SVI, TraceGraph_ELBO
 from numpyro.optim import Adam
 
 from pplgrad import IWAE, VIMCO, LocalExpectation, ProgramError, Renyi, ScoreFunction
-from pplgrad.numpyro import TraceGrad_ELBO, _program, _provenance, check_gradients, config_estimators, is_baseline_param
+from pplgrad.numpyro import TraceGrad_ELBO, _provenance, _specify, check_gradients, config_estimators, is_baseline_param
 from pplgrad.numpyro._axes import _RULES
 from pplgrad.testing.in_numpyro import (
     HOST,
@@ -341,12 +341,12 @@ def test_an_operation_that_counts_as_elementwise_is_caught(operation, monkeypatc
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mixed_in_plate_sum", "mixed_by_site", "mixed_in_data", "mixed_matrix"])
 def test_elements_taken_for_independent_are_caught(name, monkeypatch):
-    plain = _program._aligned
+    plain = _specify._aligned
 
     def aligned(*given):
         return {site: read._replace(across=frozenset()) for site, read in plain(*given).items()}
 
-    monkeypatch.setattr(_program, "_aligned", aligned)
+    monkeypatch.setattr(_specify, "_aligned", aligned)
     assert gradient_error(REENTERED[name], ScoreFunction(), 1, False) > 1e-6
 
 
