@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -12,31 +11,35 @@ import jax
 import jax.numpy as jnp
 from numpyro.handlers import seed
 from numpyro.infer import Trace_ELBO
-from numpyro.util import find_stack_level
 
 from pplgrad.engine.checks import (
     checked_objective,
     checked_parallel,
-    impossible_branch,
-    impossible_cost,
     refuse_misuse,
 )
 from pplgrad.engine.closed_forms import ClosedForms, Counting
 from pplgrad.engine.configuration import EstimatorMapping, Resolved, refuse_unmatched, resolve, watcher_of
 from pplgrad.engine.description import Description, describe
 from pplgrad.engine.layout import Layout
-from pplgrad.engine.program import CostSpec, Read, Run
+from pplgrad.engine.program import Read, Run
 from pplgrad.engine.surrogate import Estimate, estimate
 from pplgrad.engine.watching import Noted
-from pplgrad.errors import ConfigurationError, EstimatorError, ProgramError, first_line, listed
+from pplgrad.errors import ConfigurationError, EstimatorError, ProgramError, first_line
 from pplgrad.estimators.base import Estimator
-from pplgrad.estimators.score import ScoreFunction
-from pplgrad.numpyro._baselines import NumPyroBaselines, is_baseline_param
+from pplgrad.numpyro._baselines import NumPyroBaselines
 from pplgrad.numpyro._branches import NumPyroBranches
 from pplgrad.numpyro._coarse import misused, raise_if_index
-from pplgrad.numpyro._compat import TRACING_ERRORS, is_tracing, manual_axes
+from pplgrad.numpyro._compat import TRACING_ERRORS, is_tracing
+from pplgrad.numpyro._evaluation import (
+    by_site,
+    laid_out,
+    new_state,
+    refuse_devices_alone,
+    refuse_impossible,
+    with_gradient,
+)
 from pplgrad.numpyro._exact import Program
-from pplgrad.numpyro._ops import OPS, JaxOps, attach, concrete, ours
+from pplgrad.numpyro._ops import OPS, JaxOps, ours
 from pplgrad.numpyro._particle import Particle
 from pplgrad.numpyro._program import Arrays, Static, run_particle
 from pplgrad.numpyro._provenance import outputs_read
@@ -142,11 +145,11 @@ class TraceGrad_ELBO(Trace_ELBO):
         program = Program(model, guide, args, kwargs)
         result, runs = self._estimated(rng_key, param_map, program)
         self._refuse_unmeasured()
-        _refuse_devices_alone(result)
-        _refuse_impossible(result, runs)
+        refuse_devices_alone(result)
+        refuse_impossible(result, runs)
         loss, state = (
-            _with_gradient(result) if self.sum_sites else _by_site(runs),
-            _new_state(runs, result, self.num_particles),
+            with_gradient(result) if self.sum_sites else by_site(runs),
+            new_state(runs, result, self.num_particles),
         )
         static = runs[0][1]
         watcher = watcher_of(static.mappings)
@@ -177,7 +180,7 @@ class TraceGrad_ELBO(Trace_ELBO):
     ) -> Estimate:
         """Return what the objective's estimate is made of, from the runs."""
         model, guide, args, kwargs = program
-        parts = [_laid_out(static, arrays, reads, self.objective) for arrays, static, reads in runs]
+        parts = [laid_out(static, arrays, reads, self.objective) for arrays, static, reads in runs]
         host = self._host(runs, parts, params, args, kwargs)
         branches = self._branches(key, params, program, runs, parts)
         result = estimate(ops, parts, host, branches, self.objective, self.higher_order, noted)
@@ -213,7 +216,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         """
         model, guide = self._with_one_minibatch(rng_key, model), self._with_one_minibatch(rng_key, guide)
         runs, _ = self._runs(rng_key, param_map, model, guide, args, kwargs)
-        parts = [_laid_out(static, arrays, reads, self.objective) for arrays, static, reads in runs]
+        parts = [laid_out(static, arrays, reads, self.objective) for arrays, static, reads in runs]
         host = self._branches(rng_key, param_map, Program(model, guide, args, kwargs), runs, parts)[0]
         reasons = {name: found.reason for name, found in self._resolved.items()}
         return describe(OPS, *parts[0], host, runs[0][1].families, reasons)
@@ -437,95 +440,3 @@ class TraceGrad_ELBO(Trace_ELBO):
         if self.num_particles == 1:
             indices = {name: index[0] for name, index in indices.items()}
         return NumPyroBaselines(sites, ancestors, values, indices, args, kwargs, nets, states, dtype)
-
-
-def _laid_out(
-    static: Static, arrays: Arrays, reads: dict[str, dict[str, Read]] | None, objective: Objective | None
-) -> tuple[Layout, Run]:
-    sites, costs = specify(static, reads)
-    squares = {name: (lambda x=x: x) for name, x in arrays.squares.items()}
-    run = Run(
-        particles=next((x.shape[0] for x in (*arrays.model_costs.values(), *arrays.guide_costs.values())), 1),
-        scores=[arrays.scores[site.name] for site in sites],
-        costs=[arrays.model_costs[name] for name in static.model] + [arrays.guide_costs[name] for name in static.guide],
-        indices=dict(arrays.indices),
-        score_squared=squares,
-        through=arrays.through,
-    )
-    return Layout.build(sites, costs, objective), run
-
-
-@ours
-def _with_gradient(result: Estimate) -> jax.Array:
-    surrogate = -result.surrogate
-    if result.baseline_loss is not None:
-        surrogate = surrogate + result.baseline_loss
-    value = -result.value
-    return attach(jnp.where(jnp.isfinite(value), value, jnp.nan), surrogate)
-
-
-@ours
-def _by_site(runs: list) -> dict[str, jax.Array]:
-    """Return each site's part of the loss with the gradient of that part: its own costs, charged to all sites."""
-    names = dict.fromkeys(name for _, static, _ in runs for name in (*static.model, *static.guide))
-    losses = {}
-    for name in names:
-        parts = []
-        for arrays, static, reads in runs:
-            sites, costs = specify(static, reads)
-            _, run = _laid_out(static, arrays, reads, None)
-            chosen = [i for i, cost in enumerate(costs) if cost.name == name]
-            plain = [replace(s, estimator=ScoreFunction()) if s.estimator.uses_score else s for s in sites]
-            kept: list[CostSpec] = [costs[i] for i in chosen]
-            parts.append((Layout.build(plain, kept), replace(run, costs=[run.costs[i] for i in chosen])))
-        losses[name] = _with_gradient(estimate(OPS, parts, None))
-    return losses
-
-
-def _refuse_devices_alone(result: Estimate) -> None:
-    """Refuse averages of what one device of several has seen."""
-    axes = manual_axes()
-    if result.states and axes:
-        site = next(iter(result.states))[0]
-        raise ConfigurationError(
-            f"A baseline at site '{site}' keeps an average, and inside shard_map (over {listed(axes)}) each device would keep its "
-            "own; use jit with arrays of a NamedSharding, whose averages are over all devices, or LeaveOneOut() there."
-        )
-
-
-def _refuse_impossible(result: Estimate, runs: list) -> None:
-    for name, fine in result.finite.items():
-        if concrete(result.value) is not None and jnp.isfinite(result.value) and concrete(fine) == 0:
-            raise impossible_branch(name)
-    value = concrete(result.value)
-    if value is None or jnp.isfinite(value):
-        return
-    for arrays, _, _ in runs:
-        for side, costs in (("model", arrays.model_costs), ("guide", arrays.guide_costs)):
-            for name, cost in costs.items():
-                if not jnp.isfinite(cost).all():
-                    raise impossible_cost(name, side, bool(jnp.isnan(cost).any()))
-
-
-@ours
-def _new_state(runs: list, result: Estimate, particles: int) -> dict | None:
-    """Return the mutable state after the step: the first particle's, with the baselines' new state where it is finite."""
-    arrays, static, _ = runs[0]
-    if not arrays.mutable:
-        return None
-    own = [name for name in arrays.mutable if not is_baseline_param(name)]
-    if own and particles > 1:
-        warnings.warn(
-            f"Of the program's own mutable state ({listed(own)}) only what the first of the {particles} particles leaves is kept; with "
-            "num_particles=1 there is no other.",
-            stacklevel=find_stack_level(),
-        )
-    state = {name: jax.tree.map(lambda x: x[0], value) for name, value in arrays.mutable.items()}
-    for (token, key), name in static.mutables.items():
-        new = result.states.get((static.tokens.get(token, ""), key))
-        if new is not None:
-            state[name] = {
-                field: jnp.where(jnp.isfinite(new[field]), new[field], old).astype(old.dtype)
-                for field, old in state[name].items()
-            }
-    return jax.lax.stop_gradient(state)
