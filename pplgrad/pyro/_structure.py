@@ -226,6 +226,9 @@ class Structures:
         )
         if known is not None:
             fresh.apart = known.apart
+            if not known.reuses:
+                # A program that changes at every step: it counts on.
+                fresh.watched = known.watched + 1
         self._known[key] = fresh
         self._known.move_to_end(key)
         while len(self._known) > _KEPT:
