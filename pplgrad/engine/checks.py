@@ -75,19 +75,32 @@ def checked_parallel(rows: Any, particles: int) -> int | None:
     return rows
 
 
+CUTS = ("detach", "no_grad", "stop_gradient")
+"""What leaves a value as it is and cuts its derivative."""
+
+
 def refuse_misuse(layout: Layout, misused: Mapping[str, str]) -> None:
     """Refuse a program that treats a relaxed value as if it were hard; `misused` maps sites to operations.
 
     Relaxed are the sites whose estimators say so, and in branches with slopes also the sites that follow.
     """
-    soft = {site.name for site in layout.sites if site.estimator.relaxes or site.estimator.uses_slopes}
-    leading = {site.name for site in layout.sites if site.estimator.uses_slopes}
+    every = {site.name for site in layout.sites if site.estimator.relaxes or site.estimator.uses_slopes}
+    following = {site.name for site in layout.sites if site.estimator.uses_slopes}
+    exact = {site.name for site in layout.sites if site.estimator.needs_exact_slopes}
     for name, operation in misused.items():
+        cut = operation in CUTS
+        soft, leading = (exact, exact) if cut else (every, following)
         above = sorted(leading.intersection(layout.ancestors.get(name, {})))
         if name not in soft and not above:
             continue
         # A site that is relaxed in branches alone is so because of a site upstream, whose estimator is to change.
         where = "there" if name in soft else f"at site '{above[0]}'"
+        if cut:
+            raise EstimatorError(
+                f"Site '{name}' is relaxed, but the program cuts the derivative of a cost along its value ({operation}), without which the "
+                f"estimate is biased; leave {operation} out (a discrete draw has no gradient of its own), or use ScoreFunction() or "
+                f"LocalExpectation() {where}."
+            )
         raise EstimatorError(
             f"Site '{name}' is relaxed, but the program compares, rounds or indexes with its value ({operation}), which has "
             "no gradient and no meaning between two categories; compute with the value itself (z * a + (1 - z) * b, or "

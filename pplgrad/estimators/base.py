@@ -141,6 +141,11 @@ class Estimator(ABC):
         return bool(self.learned(1, 2)) or any(part.per_site for part in parts_of(self.baseline))
 
     @property
+    def needs_exact_slopes(self) -> bool:
+        """Whether the estimate is biased where the derivative of the cost at relaxed weights is not the cost's own (`z.detach()`)."""
+        return False
+
+    @property
     def path_only(self) -> bool:
         """Whether the density of the draw in the guide counts only along the draw, and not through its parameters."""
         return False

@@ -210,6 +210,11 @@ class REBAR(WithSlopes):
         if not self.temperature > 0:
             raise ConfigurationError(f"REBAR(temperature={self.temperature}): the temperature must be above 0.")
 
+    @property
+    def needs_exact_slopes(self) -> bool:
+        """The derivative along the relaxed draw is that of what the score function is given less of."""
+        return self.uses_slopes
+
     def learned(self, elements: int, categories: int) -> Mapping[str, Any]:
         """Return the logarithm of the temperature, and the scale."""
         return {"log_temperature": math.log(self.temperature), "scale": self.scale} if self.learn else {}

@@ -45,6 +45,22 @@ def is_check() -> bool:
     return False
 
 
+def is_own_derivative() -> bool:
+    """Return whether a function with a derivative of its own is at work, or a library: neither cuts what the user's program asks for."""
+    frame = sys._getframe(1)
+    seen = False
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if module == "torch.autograd.function":
+            return True
+        if not seen and module not in _WATCHING and module.partition(".")[0] != "torch":
+            seen = True
+            if module.partition(".")[0] in _LIBRARIES:
+                return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
 def is_library(module: str) -> bool:
     """Return whether a module's lines are of no use to who looks for the place in his program."""
     top = module.partition(".")[0]

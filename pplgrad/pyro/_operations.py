@@ -32,8 +32,8 @@ def _collect(tree: Any, found: list[torch.Tensor]) -> None:
 class Facts(NamedTuple):
     """What an operation does beside computing.
 
-    It draws, reads elements into Python, has a shape that depends on them, makes a tensor of data, writes, swaps a storage, or
-    writes what its schema does not say.
+    It draws, reads elements into Python, has a shape that depends on them, makes a tensor of data, writes, swaps a storage, writes
+    what its schema does not say, or cuts the derivative.
     """
 
     random: bool
@@ -43,6 +43,7 @@ class Facts(NamedTuple):
     written: bool
     sets: bool
     unsaid: bool
+    cuts: bool
 
 
 @cache
@@ -56,6 +57,7 @@ def facts_of(func: Any) -> Facts:
         bool(places_written(func)),
         name == "aten::set_",
         writes_unsaid(func),
+        name in ("aten::detach", "aten::detach_", "aten::detach_copy"),
     )
 
 

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pplgrad.pyro._axes import NONE, Call, Follows, follows, reads_no_element, written_unsaid
-from pplgrad.pyro._callers import is_check, user_line
+from pplgrad.pyro._callers import is_check, is_own_derivative, user_line
 from pplgrad.pyro._indexing import classes, one_hot, without_numbers
 from pplgrad.pyro._operations import dynamic_shape, facts_of, operands_of, places_written, tensors_in
 
@@ -95,6 +95,10 @@ class Provenance(TorchDispatchMode):
         self._bit = 2 * _RANDOM
         self._drawn = 0
         self._of_plates = 0
+        self._relaxed = 0
+        self._cuts: dict[int, tuple[str, str]] = {}
+        self._of_cuts = 0
+        self._derives = True
         self._without_rule = 0
         self._given = {_key(x): _version(x) for x in given}
         self._by_tensor: dict[int, Known] = {}
@@ -104,6 +108,7 @@ class Provenance(TorchDispatchMode):
         self._leaving = _Leaving(self)
 
     def __enter__(self) -> Provenance:
+        self._derives = torch.is_grad_enabled()
         _active.watching.append(self)
         self._leaving.__enter__()
         super().__enter__()
@@ -126,7 +131,7 @@ class Provenance(TorchDispatchMode):
     def names(self, bits: int) -> list[str]:
         """Return the names of the sites that bits stand for."""
         found = []
-        bits &= ~(self._of_plates | _RANDOM)
+        bits &= ~(self._of_plates | self._of_cuts | _RANDOM)
         while bits:
             lowest = bits & -bits
             found.append(self._names[lowest])
@@ -145,6 +150,11 @@ class Provenance(TorchDispatchMode):
             )
         )
 
+    def cut(self, tensors: Iterable[torch.Tensor]) -> dict[str, str]:
+        """Return the relaxed sites along whose value the derivative of some tensors was cut, and by what."""
+        bits = self.of(list(tensors)) & self._of_cuts
+        return {name: by for bit, (name, by) in self._cuts.items() if bit & bits}
+
     def is_unsure(self, site: str, plate: str) -> bool:
         """Return whether an operation of which nothing is known has seen the elements of a site along a plate."""
         return bool(self._without_rule & self._plates.get((site, plate), 0)) or (site, plate) not in self._plates
@@ -160,6 +170,7 @@ class Provenance(TorchDispatchMode):
 
     def _tagged(self, name: str, value: torch.Tensor, plates: Iterable[PlateAxis], relaxed: bool) -> torch.Tensor:
         bits = self._site_bit(name)
+        self._relaxed |= bits if relaxed else 0
         axes: Axes = {}
         for plate in plates:
             if -plate.axis <= value.dim() and value.shape[plate.axis] > 1:
@@ -172,7 +183,9 @@ class Provenance(TorchDispatchMode):
         return value
 
     def escape(self, bits: int) -> None:
-        """Note that values have left the tensors."""
+        """Note that values have left the tensors; what Python does with them has no derivative."""
+        for name in self.names(bits & self._relaxed):
+            self.misused.setdefault(name, "a value that Python reads")
         self.read_at = self.read_at or user_line()
         self.escaped |= bits
         self.escaped_ever |= bits
@@ -195,10 +208,8 @@ class Provenance(TorchDispatchMode):
         bits = self.of([x for x, _ in read])
         axes = self._kept_apart(read, out)
         self._note(out, Known(bits, axes, out.element_size() if axes else 1), _key(out))
-        for tensor, _ in read:
-            relaxed = self._known(tensor).relaxed
-            if relaxed is not None:
-                self.misused.setdefault(relaxed, by)
+        for relaxed in self.names(bits & self._relaxed):
+            self.misused.setdefault(relaxed, by)
 
     def forget(self, tensor: torch.Tensor) -> None:
         """Look a tensor up anew, which may be of another storage now."""
@@ -241,8 +252,11 @@ class Provenance(TorchDispatchMode):
             if facts.unsaid and bits:
                 for tensor in written_unsaid(Call(func, args, kwargs)):
                     self._mix(self._known(tensor), bits)
-        if relaxed is not None:
-            self._watch_relaxed(func, relaxed, out)
+        if bits & self._relaxed:
+            if relaxed is not None:
+                self._watch_relaxed(func, relaxed, out)
+            if facts.cuts or (self._derives and not torch.is_grad_enabled()):
+                self._watch_cut(out, bits, "detach" if facts.cuts else "no_grad")
         return out
 
     # Storages and their axes.
@@ -364,6 +378,25 @@ class Provenance(TorchDispatchMode):
             self._of_plates |= self._bit
             self._bit <<= 1
         return self._plates[name, plate]
+
+    def _watch_cut(self, out: Any, bits: int, by: str) -> None:
+        """Note that the derivative along relaxed sites ends in what an operation returned."""
+        if is_own_derivative():
+            return
+        cut = 0
+        for name in self.names(bits & self._relaxed):
+            bit = next((bit for bit, which in self._cuts.items() if which == (name, by)), 0)
+            if not bit:
+                bit, self._bit = self._bit, self._bit << 1
+                self._cuts[bit] = (name, by)
+                self._of_cuts |= bit
+            cut |= bit
+        for tensor in tensors_in(out):
+            if tensor.is_floating_point():
+                known = self._known(tensor)
+                # The same storage, as what the tensor is seen through: only what comes by this tensor is cut.
+                self._alive.append(tensor)
+                self._by_tensor[id(tensor)] = Known(known.bits | cut, known.axes, known.itemsize, known.relaxed)
 
     def _watch_relaxed(self, func: Any, name: str, out: Any) -> None:
         """Note where a relaxed value itself is compared, rounded or turned into whole numbers, and follow its copies."""

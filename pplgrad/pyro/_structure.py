@@ -108,7 +108,7 @@ class Structure:
             self.following, self.found = True, None
             return Layout.build(*specify(run, traces, None), objective)
         self.hidden_draws |= traces.hidden_draws
-        self.misused.update(provenance.misused)
+        self.misused.update({**provenance.cut(run.costs), **provenance.misused})
         layout = Layout.build(*specify(run, traces, None if traces.unseen else provenance), objective)
         signature = traces.signature()
         if traces.unseen or provenance.unfollowed_at:

@@ -1,0 +1,124 @@
+"""Python that is steered by what a relaxed value was made into, and derivatives that are cut along it: refused, and nothing else is."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pplgrad import REBAR, RELAX, EstimatorError, GumbelSoftmax, MuProp, ScoreFunction
+from pplgrad.pyro import TraceGrad_ELBO
+
+COUNT = torch.tensor(3)
+
+
+def counted(z):
+    """A loop that runs as often as the value says."""
+    count = 0.0
+    while count < 3 * z + 0.5:
+        count += 1.0
+    return torch.tensor(count)
+
+
+STEERED = {
+    "while": counted,
+    "if": lambda z: torch.tensor(1.0 if z + 1.0 > 1.5 else 2.0),
+    "if, without a gradient": lambda z: torch.tensor(1.0 if (3 * z).detach() > 1.5 else 2.0),
+    "range": lambda z: sum((torch.ones(()) for _ in range(int(3 * z + 0.5))), torch.zeros(())),
+    "a list": lambda z: torch.tensor([1.0, 2.0, 3.0][int(2 * z)]),
+    "numbers": lambda z: torch.as_tensor((2 * z).detach().numpy()).round(),
+}
+FREE = {
+    "a loop that counts": lambda z: sum(2 * z for _ in range(3)),
+    "another value": lambda z: 2 * z if COUNT > 2 else z,
+    "a comparison that a density makes": lambda z: torch.nn.functional.softplus(2 * z) + (z + 0.5).clamp(min=0.2),
+}
+
+
+def step(change, estimator):
+    def model():
+        z = pyro.sample("z", dist.Bernoulli(0.4))
+        pyro.sample("x", dist.Normal(change(z * 1.0), 1.0), obs=torch.tensor(0.7))
+
+    def guide():
+        pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor(0.3))))
+
+    return TraceGrad_ELBO(estimators={"z": estimator}).loss_and_grads(model, guide)
+
+
+@pytest.mark.parametrize("estimator", [REBAR(learn=False), GumbelSoftmax(), MuProp()], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("name", STEERED)
+def test_what_is_steered_by_a_relaxed_value_is_refused(name, estimator):
+    with pytest.raises(EstimatorError, match="Site 'z'"):
+        step(STEERED[name], estimator)
+    step(STEERED[name], ScoreFunction())
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_what_is_not_steered_by_it_runs(name):
+    step(FREE[name], REBAR(learn=False))
+
+
+class Doubling(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, g):
+        return 2 * g
+
+
+def without_gradient(z):
+    with torch.no_grad():
+        return 2 * z
+
+
+def logged(z):
+    LOGGED.append(z.detach())
+    return z * 2.0
+
+
+LOGGED = []
+CUT = {
+    "detach": lambda z: z.detach(),
+    "detach of what was computed": lambda z: (2 * z + 1).detach() * 0.5,
+    "detach of a part": lambda z: z[None].detach()[0] + z,
+    "data": lambda z: z.data * 2.0,
+    "no_grad": without_gradient,
+    "in a branch of the value": lambda z: torch.where(torch.tensor(True), z.detach() * 2, z),
+}
+WHOLE = {
+    "what is only looked at": logged,
+    "a derivative of its own": Doubling.apply,
+    "logsumexp": lambda z: torch.logsumexp(torch.stack([z, 2 * z]), 0),
+    "clamped probabilities": lambda z: dist.Bernoulli(probs=0.2 + 0.5 * z).log_prob(torch.tensor(1.0)),
+}
+
+
+@pytest.mark.parametrize("estimator", [REBAR(learn=False), RELAX()], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("name", CUT)
+def test_a_derivative_that_is_cut_is_refused_where_it_is_needed(name, estimator):
+    with pytest.raises(EstimatorError, match="Site 'z' is relaxed, but the program cuts the derivative"):
+        step(CUT[name], estimator)
+    # These are right whatever the derivative is, or promise nothing.
+    for other in (MuProp(), GumbelSoftmax(), ScoreFunction(), RELAX(through_cost=False)):
+        step(CUT[name], other)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_derivative_that_is_whole_is_not_refused(name):
+    step(WHOLE[name], REBAR(learn=False))
+
+
+@pytest.mark.parametrize("vectorized", [False, True])
+def test_a_loss_without_gradient_cuts_nothing(vectorized):
+    def model():
+        pyro.sample("x", dist.Normal(2 * pyro.sample("z", dist.Bernoulli(0.4)), 1.0), obs=torch.tensor(0.7))
+
+    def guide():
+        pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor(0.3))))
+
+    elbo = TraceGrad_ELBO(2, vectorize_particles=vectorized, max_plate_nesting=0, estimators={"z": REBAR(learn=False)})
+    for _ in range(3):
+        elbo.loss(model, guide)
+        elbo.loss_and_grads(model, guide)
