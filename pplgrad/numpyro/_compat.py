@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 from jax.ad_checkpoint import checkpoint_name
 from numpyro.contrib.control_flow.cond import cond_wrapper
 from numpyro.distributions import (
@@ -25,6 +27,7 @@ from numpyro.optim import _NumPyroOptim
 from numpyro.primitives import _PYRO_STACK, apply_stack
 from numpyro.util import _validate_model, check_model_guide_match
 
+import pplgrad
 from pplgrad.errors import ProgramError
 
 NumPyroOptim = _NumPyroOptim
@@ -294,6 +297,20 @@ def scan_of(equation: Any) -> Scan | None:
     else:
         raise _unknown("describes a scan")
     return Scan(p["jaxpr"], p["length"], consts, carry, p["reverse"], p["unroll"])
+
+
+def is_stopped_by_library(equation: Any) -> bool:
+    """Return whether it is a function of JAX's or NumPyro's own that stops a gradient; what is not known is the program's."""
+    found = getattr(equation.source_info, "traceback", None)
+    frames = iter(() if found is None else found.frames)
+    for frame in frames:
+        if frame.function_name == "stop_gradient":
+            caller = next(frames, None)
+            return caller is not None and caller.file_name.startswith(_LIBRARIES)
+    return False
+
+
+_LIBRARIES = tuple(os.path.dirname(str(module.__file__)) + os.sep for module in (jax, numpyro, pplgrad))
 
 
 @dataclass(frozen=True)

@@ -324,7 +324,8 @@ class TraceGrad_ELBO(Trace_ELBO):
         reads = densities_read(seen[-1], numbered, read, [aval.shape for aval in closed.out_avals])
         refuse_moving(seen[-1], numbered, closed, key, params)
         if seen[-1].extended:
-            refuse_misuse(Layout.build(*specify(seen[-1], reads)), misused(closed, seen[-1].extended))
+            costs = [*numbered.model_costs.values(), *numbered.guide_costs.values()]
+            refuse_misuse(Layout.build(*specify(seen[-1], reads)), misused(closed, seen[-1].extended, costs))
         return Particle(closed, shapes, params, self.fuse), seen[-1], reads
 
     def _one_by_one(

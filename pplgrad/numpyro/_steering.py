@@ -1,8 +1,9 @@
-"""Where what was computed from a relaxed value steers control flow: found in a program's jaxpr.
+"""Where what was computed from a relaxed value steers control flow, or loses its derivative: found in a program's jaxpr.
 
 A loop that runs as often as a relaxed value says, or a branch that it chooses, jumps where the value passes a threshold, and a jump has
 no gradient: an estimator that differentiates along the relaxation would miss it, without a word. Comparisons as such are left alone,
-since densities and samplers make them of their parameters.
+since densities and samplers make them of their parameters. So is `stop_gradient` in JAX's and NumPyro's own functions (as in a
+`logsumexp`), whose derivatives are whole.
 """
 
 from __future__ import annotations
@@ -10,9 +11,21 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from pplgrad.numpyro._compat import While, is_literal, scan_of, sub_jaxprs, tag_of, touches_state, while_of
+from pplgrad.engine.black_box import BlackBox
+from pplgrad.numpyro._compat import (
+    While,
+    called_back,
+    is_literal,
+    is_stopped_by_library,
+    scan_of,
+    sub_jaxprs,
+    tag_of,
+    touches_state,
+    while_of,
+)
 
-Sites = frozenset[str]
+Sites = frozenset[tuple[str, bool]]
+"""Relaxed sites that something was computed from, and for each whether its derivative was cut on the way."""
 _NONE: Sites = frozenset()
 
 
@@ -35,7 +48,7 @@ class Steering:
             operands = [of(atom) for atom in equation.invars]
             name = tag_of(equation)
             if name is not None:
-                outputs = [frozenset({name}) & self._names]
+                outputs = [frozenset({(name, False)}) if name in self._names else _NONE]
             else:
                 outputs = self._through(equation, operands)
             if touches_state(equation):
@@ -54,6 +67,10 @@ class Steering:
         bodies = list(sub_jaxprs(equation))
         every = _NONE.union(*operands)
         count = len(equation.outvars)
+        if isinstance(called_back(equation.params), BlackBox):
+            self._steers(every, "black_box")
+        if kind == "stop_gradient" and not is_stopped_by_library(equation):
+            every = every | {(name, True) for name, _ in every}
         if not bodies:
             return [every] * count
         chooses = _NONE
@@ -86,12 +103,17 @@ class Steering:
             carried = grown
 
     def _steers(self, sites: Sites, what: str) -> None:
-        for name in sorted(sites):
+        for name, _ in sorted(sites):
             self.found.setdefault(name, what)
 
 
-def steering(closed: Any, names: Collection[str]) -> dict[str, str]:
-    """Return the relaxed sites from which what steers a loop or a branch is computed, and which of these."""
+def steering(closed: Any, names: Collection[str], costs: Collection[int] | None = None) -> dict[str, str]:
+    """Return the relaxed sites from which what steers a loop or a branch is computed, or whose derivative is cut; and by what.
+
+    `costs` are the numbers of the outputs whose derivatives are asked for, None for all.
+    """
     walker = Steering(names)
-    walker.walk(closed.jaxpr, [_NONE] * len(closed.jaxpr.invars))
-    return walker.found
+    outputs = walker.walk(closed.jaxpr, [_NONE] * len(closed.jaxpr.invars))
+    asked = outputs if costs is None else [outputs[number] for number in costs]
+    cut = {name: "stop_gradient" for name, was_cut in _NONE.union(*asked) if was_cut}
+    return {**cut, **walker.found}

@@ -312,3 +312,29 @@ def test_weakness_is_restored():
     assert jax.typeof(weak).weak_type, (
         "convert_element_type takes other parameters; with_weakness() in _compat.py gives them."
     )
+
+
+def test_who_stops_a_gradient():
+    def of_library(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "stop_gradient":
+                yield compat.is_stopped_by_library(equation)
+            for inner in compat.sub_jaxprs(equation):
+                yield from of_library(inner)
+
+    def program(x):
+        return jax.nn.logsumexp(x) + jax.lax.stop_gradient(x).sum()
+
+    assert list(of_library(jax.make_jaxpr(program)(jnp.ones(3)).jaxpr)) == [True, False], (
+        "JAX says otherwise where an operation was called; is_stopped_by_library() in _compat.py reads it."
+    )
+
+
+def test_a_while_loop():
+    def looped(x, y):
+        return jax.lax.while_loop(lambda c: c < x, lambda c: c + y, 0.0)
+
+    found = compat.while_of(only(looped, 3.0, 1.0, name="while"))
+    assert found is not None and (found.ahead_consts, found.body_consts) == (1, 1), (
+        "JAX describes the operands of a while loop otherwise; while_of() in _compat.py reads it."
+    )

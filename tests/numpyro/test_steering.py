@@ -1,4 +1,4 @@
-"""A loop or a branch that is steered by what a relaxed value was made into: refused, and nothing else is."""
+"""Control flow that is steered by what a relaxed value was made into, and derivatives that are cut along it: refused, and nothing else is."""
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +6,10 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from jax import lax
+from numpyro.infer import SVI
 
-from pplgrad import REBAR, EstimatorError, GumbelSoftmax, MuProp, ScoreFunction
-from pplgrad.numpyro import TraceGrad_ELBO
+from pplgrad import REBAR, RELAX, EstimatorError, GumbelSoftmax, MuProp, ScoreFunction
+from pplgrad.numpyro import TraceGrad_ELBO, black_box, config_estimators
 from pplgrad.numpyro._compat import tag
 from pplgrad.numpyro._steering import steering
 
@@ -37,7 +38,7 @@ STEERED = {
     "bounds of a loop": lambda z: lax.fori_loop(0, (3 * z).astype(int), lambda i, x: x + 1.0, 0.0),
 }
 FREE = {
-    "a loop that counts": lambda z: lax.while_loop(
+    "a loop that counts": lambda z: z * lax.while_loop(lambda s: s < 3.0, lambda s: s + 1.0, 0.0),
         lambda s: s[0] < 3, lambda s: (s[0] + 1, s[1] + lax.stop_gradient(z)), (0, 0.0)
     )[1],
     "a scan": lambda z: lax.scan(lambda c, x: (c + x * z, x), 0.0, jnp.ones(3))[0],
@@ -80,3 +81,62 @@ def test_state_that_holds_a_value():
 
     assert steering(jax.make_jaxpr(program)(1.0), {"z"}) == {"z": "cond"}
     assert steering(jax.make_jaxpr(program)(1.0), {"w"}) == {}
+
+
+CUT = {
+    "stop_gradient": lax.stop_gradient,
+    "of what was computed": lambda z: lax.stop_gradient(2 * z + 1) * 0.5,
+    "of a part": lambda z: lax.stop_gradient(z) + z,
+    "in a call": lambda z: jax.jit(lambda x: 2 * lax.stop_gradient(x))(3 * z),
+    "in a scan": lambda z: lax.scan(lambda c, x: (c + lax.stop_gradient(z), x), 0.0, jnp.ones(3))[0],
+}
+WHOLE = {
+    "what is only looked at": lambda z: z * 2.0 + 0.0 * len(LOGGED.append(lax.stop_gradient(z)) or LOGGED),
+    "a derivative of its own": jax.custom_jvp(lambda x: 2 * x),
+    "logsumexp": lambda z: jax.nn.logsumexp(jnp.stack([z, 2 * z])),
+    "softmax": lambda z: jax.nn.softmax(jnp.stack([z, 2 * z]))[0],
+    "clamped probabilities": lambda z: dist.Bernoulli(probs=0.2 + 0.5 * z).log_prob(1.0),
+}
+WHOLE["a derivative of its own"].defjvp(lambda x, t: (2 * x[0], 2 * t[0]))
+LOGGED = []
+
+
+def derivative(change, estimator):
+    def model():
+        z = numpyro.sample("z", dist.Bernoulli(0.4))
+        numpyro.sample("x", dist.Normal(change(z * 1.0), 1.0), obs=0.7)
+
+    def guide():
+        numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("a", jnp.array(0.3))))
+
+    svi = SVI(model, config_estimators(guide, {"z": estimator}), numpyro.optim.Adam(0.1), TraceGrad_ELBO())
+    return svi.update(svi.init(jax.random.key(0)))[1]
+
+
+@pytest.mark.parametrize("estimator", [REBAR(learn=False), RELAX()], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("name", CUT)
+def test_a_derivative_that_is_cut_is_refused_where_it_is_needed(name, estimator):
+    with pytest.raises(EstimatorError, match="Site 'z' is relaxed, but the program cuts the derivative"):
+        derivative(CUT[name], estimator)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CUT)
+def test_a_derivative_that_is_cut_is_not_refused_elsewhere(name):
+    """These are right whatever the derivative is, or promise nothing."""
+    for other in (MuProp(), GumbelSoftmax(), ScoreFunction(), RELAX(through_cost=False)):
+        assert jnp.isfinite(derivative(CUT[name], other))
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_derivative_that_is_whole_is_not_refused(name):
+    assert jnp.isfinite(derivative(WHOLE[name], REBAR(learn=False)))
+
+
+def test_a_black_box_of_what_was_computed():
+    def change(z):
+        return black_box(lambda x: float(x > 1.0), 2 * z)
+
+    with pytest.raises(EstimatorError, match="Site 'z' is relaxed.*black_box"):
+        step(change, REBAR(learn=False))
+    assert jnp.isfinite(step(change, ScoreFunction()))
