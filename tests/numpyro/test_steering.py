@@ -39,8 +39,6 @@ STEERED = {
 }
 FREE = {
     "a loop that counts": lambda z: z * lax.while_loop(lambda s: s < 3.0, lambda s: s + 1.0, 0.0),
-        lambda s: s[0] < 3, lambda s: (s[0] + 1, s[1] + lax.stop_gradient(z)), (0, 0.0)
-    )[1],
     "a scan": lambda z: lax.scan(lambda c, x: (c + x * z, x), 0.0, jnp.ones(3))[0],
     "a branch by another value": lambda z: lax.cond(jnp.ones(()) > 0.5, lambda: z, lambda: 2 * z),
     "a comparison that a density makes": lambda z: jax.nn.softplus(2 * z) + jnp.maximum(z + 0.5, 0.2),
