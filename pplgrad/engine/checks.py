@@ -75,37 +75,37 @@ def checked_parallel(rows: Any, particles: int) -> int | None:
     return rows
 
 
-CUTS = ("detach", "no_grad", "stop_gradient")
-"""What leaves a value as it is and cuts its derivative."""
+def refuse_misuse(layout: Layout, misused: Mapping[str, str], cut: Mapping[str, str]) -> None:
+    """Refuse a program that treats a relaxed value as if it were hard; `misused` and `cut` map sites to operations.
 
-
-def refuse_misuse(layout: Layout, misused: Mapping[str, str]) -> None:
-    """Refuse a program that treats a relaxed value as if it were hard; `misused` maps sites to operations.
-
-    Relaxed are the sites whose estimators say so, and in branches with slopes also the sites that follow.
+    Relaxed are the sites whose estimators say so, and in branches with slopes also the sites that follow. The derivative of a cost
+    along the sites in `cut` is not whole, which some estimators need.
     """
-    every = {site.name for site in layout.sites if site.estimator.relaxes or site.estimator.uses_slopes}
-    following = {site.name for site in layout.sites if site.estimator.uses_slopes}
-    exact = {site.name for site in layout.sites if site.estimator.needs_exact_slopes}
+    soft = {site.name for site in layout.sites if site.estimator.relaxes or site.estimator.uses_slopes}
+    leading = {site.name for site in layout.sites if site.estimator.uses_slopes}
     for name, operation in misused.items():
-        cut = operation in CUTS
-        soft, leading = (exact, exact) if cut else (every, following)
-        above = sorted(leading.intersection(layout.ancestors.get(name, {})))
-        if name not in soft and not above:
-            continue
-        # A site that is relaxed in branches alone is so because of a site upstream, whose estimator is to change.
-        where = "there" if name in soft else f"at site '{above[0]}'"
-        if cut:
+        where = _where_relaxed(layout, name, soft, leading)
+        if where is not None:
+            raise EstimatorError(
+                f"Site '{name}' is relaxed, but the program compares, rounds or indexes with its value ({operation}), which has "
+                "no gradient and no meaning between two categories; compute with the value itself (z * a + (1 - z) * b, or "
+                f"one_hot @ table), or use ScoreFunction() or LocalExpectation() {where}."
+            )
+    exact = {site.name for site in layout.sites if site.estimator.needs_exact_slopes}
+    for name, operation in cut.items():
+        where = _where_relaxed(layout, name, exact, exact)
+        if where is not None:
             raise EstimatorError(
                 f"Site '{name}' is relaxed, but the program cuts the derivative of a cost along its value ({operation}), without which the "
-                f"estimate is biased; leave {operation} out (a discrete draw has no gradient of its own), or use ScoreFunction() or "
-                f"LocalExpectation() {where}."
+                "estimate is biased; compute with the value itself (a discrete draw has no gradient of its own to be stopped), or use "
+                f"ScoreFunction() or LocalExpectation() {where}."
             )
-        raise EstimatorError(
-            f"Site '{name}' is relaxed, but the program compares, rounds or indexes with its value ({operation}), which has "
-            "no gradient and no meaning between two categories; compute with the value itself (z * a + (1 - z) * b, or "
-            f"one_hot @ table), or use ScoreFunction() or LocalExpectation() {where}."
-        )
+
+
+def _where_relaxed(layout: Layout, name: str, soft: set[str], leading: set[str]) -> str | None:
+    """Return at which site the estimator is to change, where a site is relaxed: its own, or one of those that it follows."""
+    above = sorted(leading.intersection(layout.ancestors.get(name, {})))
+    return "there" if name in soft else f"at site '{above[0]}'" if above else None
 
 
 def impossible_cost(name: str, side: str, is_nan: bool) -> ImpossibleValueError:

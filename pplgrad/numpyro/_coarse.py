@@ -37,16 +37,19 @@ _PICKING = {"gather", "dynamic_slice", "select_n"}
 """Their first operand is picked from, or picks: the values come out, and indices go in."""
 
 
-def misused(closed: Any, names: Collection[str], costs: Collection[int] | None = None) -> dict[str, str]:
+def misused(
+    closed: Any, names: Collection[str], costs: Collection[int] | None = None
+) -> tuple[dict[str, str], dict[str, str]]:
     """Return the relaxed sites whose value itself is compared, rounded, turned into whole numbers or used as an index.
 
     Followed are the copies of the value and its parts, and not what is computed from it: what a sampler or a density
-    does with its parameters is its own affair, unless it steers a loop or a branch, or cuts the derivative of an output among
-    `costs` (`_steering.py`).
+    does with its parameters is its own affair, unless it steers a loop or a branch. Second come the sites along which the
+    derivative of an output among `costs` is cut (`_steering.py`).
     """
     found: dict[str, str] = {}
     _walk(closed.jaxpr, [None] * len(closed.jaxpr.invars), set(names), found)
-    return {**steering(closed, names, costs), **found} if names else found
+    steers, cut = steering(closed, names, costs) if names else ({}, {})
+    return {**steers, **found}, cut
 
 
 def raise_if_index(error: TypeError) -> None:

@@ -299,18 +299,35 @@ def scan_of(equation: Any) -> Scan | None:
     return Scan(p["jaxpr"], p["length"], consts, carry, p["reverse"], p["unroll"])
 
 
+def _frames(equation: Any) -> list[Any]:
+    """Return where an operation was called, innermost first; nothing where it is not known."""
+    found = getattr(equation.source_info, "traceback", None)
+    return [] if found is None else list(found.frames)
+
+
 def is_stopped_by_library(equation: Any) -> bool:
     """Return whether it is a function of JAX's or NumPyro's own that stops a gradient; what is not known is the program's."""
-    found = getattr(equation.source_info, "traceback", None)
-    frames = iter(() if found is None else found.frames)
+    frames = iter(_frames(equation))
     for frame in frames:
         if frame.function_name == "stop_gradient":
             caller = next(frames, None)
-            return caller is not None and caller.file_name.startswith(_LIBRARIES)
+            return caller is not None and caller.file_name.startswith((_JAX, *_LIBRARIES))
     return False
 
 
-_LIBRARIES = tuple(os.path.dirname(str(module.__file__)) + os.sep for module in (jax, numpyro, pplgrad))
+def caller_of(equation: Any) -> str:
+    """Return who asked JAX for an operation: "library" for NumPyro and pplgrad, "program", or "jax" inside of what JAX has compiled before."""
+    caller = next((frame for frame in _frames(equation) if not frame.file_name.startswith(_JAX)), None)
+    return "jax" if caller is None else "library" if caller.file_name.startswith(_LIBRARIES) else "program"
+
+
+def has_own_derivative(equation: Any) -> bool:
+    """Return whether an operation calls a function with a derivative of its own."""
+    return equation.primitive.name.startswith("custom_")
+
+
+_JAX, *_others = (os.path.dirname(str(module.__file__)) + os.sep for module in (jax, numpyro, pplgrad))
+_LIBRARIES = tuple(_others)
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,14 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import jax.numpy as jnp
+
 from pplgrad.engine.black_box import BlackBox
 from pplgrad.numpyro._compat import (
     While,
     called_back,
+    caller_of,
+    has_own_derivative,
     is_literal,
     is_stopped_by_library,
     scan_of,
@@ -24,9 +28,29 @@ from pplgrad.numpyro._compat import (
     while_of,
 )
 
-Sites = frozenset[tuple[str, bool]]
-"""Relaxed sites that something was computed from, and for each whether its derivative was cut on the way."""
+Sites = frozenset[tuple[str, str]]
+"""Relaxed sites that something was computed from, and for each by what its derivative was cut on the way, if it was."""
 _NONE: Sites = frozenset()
+
+
+_ROUNDING = {"round", "floor", "ceil", "sign", "argmax", "argmin"}
+_JUMPING = {"eq", "ne", "lt", "le", "gt", "ge", "convert_element_type", *_ROUNDING}
+
+
+def _cuts(equation: Any, kind: str) -> bool:
+    """Return whether an operation of the program's own has no derivative."""
+    if kind == "stop_gradient":
+        return not is_stopped_by_library(equation)
+    if kind not in _JUMPING or not any(_is_float(atom) for atom in equation.invars):
+        return False
+    if kind == "convert_element_type" and _is_float(equation.outvars[0]):
+        return False
+    caller = caller_of(equation)
+    return caller == "program" or (caller == "jax" and kind in _ROUNDING)
+
+
+def _is_float(atom: Any) -> bool:
+    return jnp.issubdtype(getattr(atom.aval, "dtype", jnp.int32), jnp.inexact)
 
 
 class Steering:
@@ -48,7 +72,7 @@ class Steering:
             operands = [of(atom) for atom in equation.invars]
             name = tag_of(equation)
             if name is not None:
-                outputs = [frozenset({(name, False)}) if name in self._names else _NONE]
+                outputs = [frozenset({(name, "")}) if name in self._names else _NONE]
             else:
                 outputs = self._through(equation, operands)
             if touches_state(equation):
@@ -69,9 +93,9 @@ class Steering:
         count = len(equation.outvars)
         if isinstance(called_back(equation.params), BlackBox):
             self._steers(every, "black_box")
-        if kind == "stop_gradient" and not is_stopped_by_library(equation):
-            every = every | {(name, True) for name, _ in every}
-        if not bodies:
+        if _cuts(equation, kind):
+            every = every | {(name, kind) for name, _ in every}
+        if not bodies or has_own_derivative(equation):
             return [every] * count
         chooses = _NONE
         if kind == "cond":
@@ -107,13 +131,14 @@ class Steering:
             self.found.setdefault(name, what)
 
 
-def steering(closed: Any, names: Collection[str], costs: Collection[int] | None = None) -> dict[str, str]:
-    """Return the relaxed sites from which what steers a loop or a branch is computed, or whose derivative is cut; and by what.
+def steering(
+    closed: Any, names: Collection[str], costs: Collection[int] | None = None
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the relaxed sites from which what steers a loop or a branch is computed, and those whose derivative is cut; and by what.
 
     `costs` are the numbers of the outputs whose derivatives are asked for, None for all.
     """
     walker = Steering(names)
     outputs = walker.walk(closed.jaxpr, [_NONE] * len(closed.jaxpr.invars))
     asked = outputs if costs is None else [outputs[number] for number in costs]
-    cut = {name: "stop_gradient" for name, was_cut in _NONE.union(*asked) if was_cut}
-    return {**cut, **walker.found}
+    return walker.found, {name: by for name, by in sorted(_NONE.union(*asked)) if by}

@@ -411,7 +411,7 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
         for traces, provenance in self._runs(model, guide, args, kwargs, known):
             run = self._record(traces, provenance, args, kwargs)
             layouts.append(known.layout(traces, run, provenance, self.objective))
-            refuse_misuse(layouts[-1], known.misused)
+            refuse_misuse(layouts[-1], known.misused, known.cut)
             run.indices.update(traces.indices() if any(site.plates for site in layouts[-1].sites) else {})
             runs.append(run)
             traced.append(traces)

@@ -226,7 +226,8 @@ class Provenance(TorchDispatchMode):
             self.hidden_draws = True
         if facts.lifts and _key(args[0]) not in self._by_storage:
             # It was just made of numbers, or of a list of tensors that were given to the call that is running.
-            self._note(args[0], Known(self._leaving.bits_of_calls(), {}, 1), _key(args[0]))
+            given = self._leaving.bits_of_calls()
+            self._note(args[0], Known(given | self._cut_bits(given, "a tensor made of numbers"), {}, 1), _key(args[0]))
         bits, relaxed = _RANDOM if facts.random else 0, None
         for arg in args:
             if isinstance(arg, torch.Tensor):
@@ -255,8 +256,7 @@ class Provenance(TorchDispatchMode):
         if bits & self._relaxed:
             if relaxed is not None:
                 self._watch_relaxed(func, relaxed, out)
-            if facts.cuts or (self._derives and not torch.is_grad_enabled()):
-                self._watch_cut(out, bits, "detach" if facts.cuts else "no_grad")
+            self._watch_cut(func, facts.cuts, out, bits)
         return out
 
     # Storages and their axes.
@@ -285,7 +285,7 @@ class Provenance(TorchDispatchMode):
         if self._drawn:
             self.unfollowed_at = self.unfollowed_at or user_line()
             self._without_rule |= self._drawn & self._of_plates
-        return Known(self._drawn, {}, 1)
+        return Known(self._drawn | self._cut_bits(self._drawn, "a way that cannot be followed"), {}, 1)
 
     def _along(self, tensor: torch.Tensor, known: Known) -> list[Along]:
         """Return the plates whose elements lie along each axis of a tensor."""
@@ -379,24 +379,35 @@ class Provenance(TorchDispatchMode):
             self._bit <<= 1
         return self._plates[name, plate]
 
-    def _watch_cut(self, out: Any, bits: int, by: str) -> None:
-        """Note that the derivative along relaxed sites ends in what an operation returned."""
-        if is_own_derivative():
-            return
-        cut = 0
+    def _watch_cut(self, func: Any, detaches: bool, out: Any, bits: int) -> None:
+        """Note that the derivative along relaxed sites ends in what an operation of the user's returned."""
+        made = tensors_in(out)
+        if detaches:
+            by = "detach"
+        elif self._derives and not torch.is_grad_enabled():
+            by = "no_grad"
+        else:
+            # A comparison, or a conversion to whole numbers; what was made of one before has its mark.
+            made = [x for x in made if not x.is_floating_point()]
+            by = func._schema.name.removeprefix("aten::")
+        if made and not is_own_derivative():
+            for tensor in made:
+                known = self._known(tensor)
+                marked = Known(known.bits | self._cut_bits(bits, by), known.axes, known.itemsize, known.relaxed)
+                # By tensor, and not by storage: what is seen through another one is not cut.
+                self._note(tensor, marked, 0 if detaches else _key(tensor))
+
+    def _cut_bits(self, bits: int, by: str) -> int:
+        """Return the bits that say that the derivative along the relaxed sites among some bits was cut."""
+        found = 0
         for name in self.names(bits & self._relaxed):
             bit = next((bit for bit, which in self._cuts.items() if which == (name, by)), 0)
             if not bit:
                 bit, self._bit = self._bit, self._bit << 1
                 self._cuts[bit] = (name, by)
                 self._of_cuts |= bit
-            cut |= bit
-        for tensor in tensors_in(out):
-            if tensor.is_floating_point():
-                known = self._known(tensor)
-                # The same storage, as what the tensor is seen through: only what comes by this tensor is cut.
-                self._alive.append(tensor)
-                self._by_tensor[id(tensor)] = Known(known.bits | cut, known.axes, known.itemsize, known.relaxed)
+            found |= bit
+        return found
 
     def _watch_relaxed(self, func: Any, name: str, out: Any) -> None:
         """Note where a relaxed value itself is compared, rounded or turned into whole numbers, and follow its copies."""

@@ -44,6 +44,7 @@ class Structure:
     hidden_draws: bool = False
     read_at: str | None = None
     misused: dict[str, str] = field(default_factory=dict)
+    cut: dict[str, str] = field(default_factory=dict)
     signature: tuple | None = None
     found: Layout | None = None
     guard: Guard | None = None
@@ -108,7 +109,8 @@ class Structure:
             self.following, self.found = True, None
             return Layout.build(*specify(run, traces, None), objective)
         self.hidden_draws |= traces.hidden_draws
-        self.misused.update({**provenance.cut(run.costs), **provenance.misused})
+        self.misused.update(provenance.misused)
+        self.cut.update(provenance.cut(run.costs))
         layout = Layout.build(*specify(run, traces, None if traces.unseen else provenance), objective)
         signature = traces.signature()
         if traces.unseen or provenance.unfollowed_at:

@@ -12,6 +12,7 @@ import pytest
 from jax.ad_checkpoint import checkpoint_name
 from numpyro import handlers
 from numpyro.contrib.control_flow import cond, scan
+from numpyro.distributions import constraints
 
 from pplgrad.errors import ProgramError
 from pplgrad.numpyro import _compat as compat
@@ -337,4 +338,20 @@ def test_a_while_loop():
     found = compat.while_of(only(looped, 3.0, 1.0, name="while"))
     assert found is not None and (found.ahead_consts, found.body_consts) == (1, 1), (
         "JAX describes the operands of a while loop otherwise; while_of() in _compat.py reads it."
+    )
+
+
+def test_who_asks_for_an_operation():
+    def callers(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name in ("gt", "round"):
+                yield compat.caller_of(equation)
+            for inner in compat.sub_jaxprs(equation):
+                yield from callers(inner)
+
+    def program(x):
+        return (x > 0.5) + jnp.round(x) + constraints.greater_than(0.1)(x)
+
+    assert sorted(callers(jax.make_jaxpr(program)(jnp.ones(3)).jaxpr)) == ["jax", "library", "program"], (
+        "JAX says otherwise where an operation was called; caller_of() in _compat.py reads it."
     )

@@ -77,8 +77,8 @@ def test_state_that_holds_a_value():
         held[...] = 2 * tag("z", x)
         return lax.cond(held[...] > 1.0, lambda: 1.0, lambda: 2.0)
 
-    assert steering(jax.make_jaxpr(program)(1.0), {"z"}) == {"z": "cond"}
-    assert steering(jax.make_jaxpr(program)(1.0), {"w"}) == {}
+    assert steering(jax.make_jaxpr(program)(1.0), {"z"})[0] == {"z": "cond"}
+    assert steering(jax.make_jaxpr(program)(1.0), {"w"}) == ({}, {})
 
 
 CUT = {
@@ -87,11 +87,19 @@ CUT = {
     "of a part": lambda z: lax.stop_gradient(z) + z,
     "in a call": lambda z: jax.jit(lambda x: 2 * lax.stop_gradient(x))(3 * z),
     "in a scan": lambda z: lax.scan(lambda c, x: (c + lax.stop_gradient(z), x), 0.0, jnp.ones(3))[0],
+    "where": lambda z: jnp.where(2 * z > 0.7, 1.0, 0.2),
+    "a truth value": lambda z: (z + 1.0 > 1.5) * 1.0,
+    "rounded": lambda z: jnp.round(0.7 * z),
+    "whole numbers": lambda z: (2 * z).astype(int) * 1.0,
 }
 WHOLE = {
     "what is only looked at": lambda z: z * 2.0 + 0.0 * len(LOGGED.append(lax.stop_gradient(z)) or LOGGED),
     "a derivative of its own": jax.custom_jvp(lambda x: 2 * x),
     "logsumexp": lambda z: jax.nn.logsumexp(jnp.stack([z, 2 * z])),
+    "softplus and relu": lambda z: (
+        jax.nn.softplus(2 * z) + jax.nn.relu(z - 0.3) + jnp.maximum(z, 0.2) + jnp.abs(z - 0.1)
+    ),
+    "half a normal": lambda z: dist.HalfNormal(0.3 + z).log_prob(0.4) + dist.Laplace(2 * z, 1.0).log_prob(0.4),
     "softmax": lambda z: jax.nn.softmax(jnp.stack([z, 2 * z]))[0],
     "clamped probabilities": lambda z: dist.Bernoulli(probs=0.2 + 0.5 * z).log_prob(1.0),
 }

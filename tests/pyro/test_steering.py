@@ -1,5 +1,8 @@
 """Python that is steered by what a relaxed value was made into, and derivatives that are cut along it: refused, and nothing else is."""
 
+import concurrent.futures
+import copy
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -9,6 +12,7 @@ from pplgrad import REBAR, RELAX, EstimatorError, GumbelSoftmax, MuProp, ScoreFu
 from pplgrad.pyro import TraceGrad_ELBO
 
 COUNT = torch.tensor(3)
+POOL = concurrent.futures.ThreadPoolExecutor(1)
 
 
 def counted(z):
@@ -85,16 +89,30 @@ CUT = {
     "detach of a part": lambda z: z[None].detach()[0] + z,
     "data": lambda z: z.data * 2.0,
     "no_grad": without_gradient,
+    "where": lambda z: torch.where(2 * z > 0.7, 1.0, 0.2),
+    "a truth value": lambda z: (z + 1.0 > 1.5) * 1.0,
+    "whole numbers": lambda z: (2 * z).long() * 1.0,
+    "a copy that forgets": lambda z: copy.deepcopy((z * 1.0).detach()),
+    "legacy": lambda z: torch.zeros(1).new([2 * z])[0],
+    "DLPack": lambda z: torch.utils.dlpack.from_dlpack(torch.utils.dlpack.to_dlpack((2 * z).detach())),
+    "set": lambda z: torch.zeros(()).set_((2 * z).detach()),
+    "a thread": lambda z: POOL.submit(lambda: 2 * z).result(),
     "in a branch of the value": lambda z: torch.where(torch.tensor(True), z.detach() * 2, z),
 }
 WHOLE = {
     "what is only looked at": logged,
     "a derivative of its own": Doubling.apply,
+    "written": lambda z: torch.zeros(2).index_fill(0, torch.tensor([0]), 1.0).mul_(2 * z)[0],
+    "softplus and relu": lambda z: torch.nn.functional.softplus(2 * z) + torch.relu(z - 0.3) + (z - 0.1).abs(),
+    "half a normal": lambda z: (
+        dist.HalfNormal(0.3 + z).log_prob(torch.tensor(0.4)) + dist.Laplace(2 * z, 1.0).log_prob(torch.tensor(0.4))
+    ),
     "logsumexp": lambda z: torch.logsumexp(torch.stack([z, 2 * z]), 0),
     "clamped probabilities": lambda z: dist.Bernoulli(probs=0.2 + 0.5 * z).log_prob(torch.tensor(1.0)),
 }
 
 
+@pytest.mark.filterwarnings("ignore:Converting a tensor")
 @pytest.mark.parametrize("estimator", [REBAR(learn=False), RELAX()], ids=lambda e: type(e).__name__)
 @pytest.mark.parametrize("name", CUT)
 def test_a_derivative_that_is_cut_is_refused_where_it_is_needed(name, estimator):
