@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from pplgrad.engine.black_box import BlackBox
 from pplgrad.errors import EstimatorError, first_line
 from pplgrad.numpyro._compat import called_back, is_literal, scan_of, sub_jaxprs, tag_of, touches_state
-from pplgrad.numpyro._steering import steering
+from pplgrad.numpyro._steering import CALLBACKS, steering
 
 _COMPARING = {"eq", "ne", "lt", "le", "gt", "ge", "round", "floor", "ceil", "sign", "argmax", "argmin", "is_finite"}
 _MOVING = {
@@ -81,8 +81,8 @@ def _walk(jaxpr: Any, inputs: list[str | None], names: set[str], found: dict[str
             inner = list(sub_jaxprs(equation))
             if inner:
                 outputs = _inside(equation, inner, operands, names, found)
-        elif kind in _COMPARING or _is_whole(equation) or isinstance(called_back(equation.params), BlackBox):
-            found.setdefault(copied, "black_box" if kind == "pure_callback" else kind)
+        elif kind in _COMPARING or _is_whole(equation) or kind in CALLBACKS:
+            found.setdefault(copied, "black_box" if isinstance(called_back(equation.params), BlackBox) else kind)
             outputs = [None] * len(equation.outvars)
         elif kind in _PICKING:
             outputs = [_picked(equation, operands, found)]

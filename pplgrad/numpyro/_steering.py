@@ -33,6 +33,8 @@ Sites = frozenset[tuple[str, str]]
 _NONE: Sites = frozenset()
 
 
+CALLBACKS = ("pure_callback", "io_callback")
+"""Operations that compute in Python; what `jax.debug` does with a value has no part in a program."""
 _ROUNDING = {"round", "floor", "ceil", "sign", "argmax", "argmin"}
 _JUMPING = {"eq", "ne", "lt", "le", "gt", "ge", "convert_element_type", *_ROUNDING}
 
@@ -91,8 +93,8 @@ class Steering:
         bodies = list(sub_jaxprs(equation))
         every = _NONE.union(*operands)
         count = len(equation.outvars)
-        if isinstance(called_back(equation.params), BlackBox):
-            self._steers(every, "black_box")
+        if kind in CALLBACKS:
+            self._steers(every, "black_box" if isinstance(called_back(equation.params), BlackBox) else kind)
         if _cuts(equation, kind):
             every = every | {(name, kind) for name, _ in every}
         if not bodies or has_own_derivative(equation):

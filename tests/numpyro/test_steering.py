@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
@@ -35,6 +36,9 @@ STEERED = {
     "cond in a scan": lambda z: lax.scan(
         lambda c, x: (lax.cond(c > 1.5, lambda: c, lambda: c + z), x), 0.0, jnp.ones(3)
     )[0],
+    "a callback": lambda z: jax.pure_callback(
+        lambda x: np.asarray(x > 1.0, x.dtype), jax.ShapeDtypeStruct((), z.dtype), lax.stop_gradient(2 * z)
+    ),
     "bounds of a loop": lambda z: lax.fori_loop(0, (3 * z).astype(int), lambda i, x: x + 1.0, 0.0),
 }
 FREE = {
@@ -93,6 +97,7 @@ CUT = {
     "whole numbers": lambda z: (2 * z).astype(int) * 1.0,
 }
 WHOLE = {
+    "what is printed": lambda z: jax.debug.callback(lambda x: None, 2 * z) or 2 * z,
     "what is only looked at": lambda z: z * 2.0 + 0.0 * len(LOGGED.append(lax.stop_gradient(z)) or LOGGED),
     "a derivative of its own": jax.custom_jvp(lambda x: 2 * x),
     "logsumexp": lambda z: jax.nn.logsumexp(jnp.stack([z, 2 * z])),
