@@ -181,11 +181,12 @@ class REBAR(WithSlopes):
 
     Shapes: any plates and event; one evaluation, with its derivative. Costs in nats.
 
-    Right where the cost has a derivative along the weights at which it is taken; what it is does not matter to the mean, as long as it
-    is finite. Categories of probability 0 have weight 0, and the slope along them no part.
+    Right where the relaxed cost is continuous and its derivative along the weights is its own: at a jump, or behind `detach`, the last two terms
+    miss what the score term has less of. Categories of probability 0 have weight 0, and the slope along them no part.
 
     Raises `EstimatorError` on a site that is neither Bernoulli nor one-hot, or whose value (or that of a discrete site
-    that follows) the program compares, rounds or uses as an index; `ConfigurationError` if the temperature is not above
+    that follows) the program compares, rounds or uses as an index, or a cost of which reads the value without its derivative
+    (`detach`, `stop_gradient`, a comparison of what was computed from it); `ConfigurationError` if the temperature is not above
     0; in NumPyro `BaselineError` if `learn=True` and the guide is not wrapped by `config_estimators`.
 
     >>> REBAR(temperature=1.0).learned(1, 2)

@@ -28,11 +28,11 @@ class RELAX(REBAR):
 
     Shapes: any plates and event; one evaluation, with its derivative (none without the cost). Costs in nats.
 
-    Right whatever the network says, and where the cost (if its part is not left out) has a finite derivative along the relaxed draw.
+    Right whatever the network says, and where the relaxed cost (if its part is not left out) is continuous and its derivative its own.
     Categories of probability 0 have weight 0, and the slope along them no part.
 
     Raises `EstimatorError` on a site that is neither Bernoulli nor one-hot, or (through the cost) whose value (or that of a
-    discrete site that follows) the program compares, rounds or uses as an index; `ConfigurationError` if the temperature
+    discrete site that follows) the program compares, rounds, uses as an index, or reads without its derivative; `ConfigurationError` if the temperature
     is not above 0, `learn` is False, or a `scale` is set and the cost left out; in NumPyro `BaselineError` if the guide is not wrapped by `config_estimators`.
 
     >>> RELAX(hidden=8).learned(3, 2)["in"].shape
