@@ -110,7 +110,7 @@ def control_flow_is_steered_by_anything(patch: Any) -> None:
     """What is computed from a relaxed value may decide how often a loop runs, and which branch is taken."""
     from pplgrad.numpyro import _coarse
 
-    patch.setattr(_coarse, "steering", lambda closed, names: {})
+    patch.setattr(_coarse, "steering", lambda closed, names, costs=None: ({}, {}))
 
 
 def what_prints_alike_is_the_same(patch: Any) -> None:
