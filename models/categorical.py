@@ -59,7 +59,7 @@ def program(ppl, dist, one_hot, xp, array, options, train, seed):
     def network(name, h):
         for i in range(3):
             h = h @ ppl.param(f"{name}_w{i}", start[f"{name}_w{i}"]) + ppl.param(f"{name}_b{i}", start[f"{name}_b{i}"])
-            h = h if i == 2 else xp.where(h > 0, h, 0.3 * h)
+            h = h if i == 2 else xp.maximum(h, 0.3 * h)
         return h
 
     def model(x):

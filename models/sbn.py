@@ -79,7 +79,7 @@ def program(ppl, dist, xp, array, options, train, seed):
             weight = ppl.param(f"{name}_w{i}", start[f"{name}_w{i}"])
             h = h @ weight + ppl.param(f"{name}_b{i}", start[f"{name}_b{i}"])
             if i < depth - 1:
-                h = xp.tanh(h) if options["activation"] == "tanh" else xp.where(h > 0, h, 0.3 * h)
+                h = xp.tanh(h) if options["activation"] == "tanh" else xp.maximum(h, 0.3 * h)
         return h
 
     def bernoulli(logits):

@@ -97,8 +97,9 @@ def refuse_misuse(layout: Layout, misused: Mapping[str, str], cut: Mapping[str, 
         if where is not None:
             raise EstimatorError(
                 f"Site '{name}' is relaxed, but the program cuts the derivative of a cost along its value ({operation}), without which the "
-                "estimate is biased; compute with the value itself (a discrete draw has no gradient of its own to be stopped), or use "
-                f"ScoreFunction() or LocalExpectation() {where}."
+                "estimate is biased; compute with the value itself (a discrete draw has no gradient of its own to be stopped), and what is "
+                "continuous with functions that say so (maximum, clamp, leaky_relu, and no comparison); or use ScoreFunction() or "
+                f"LocalExpectation() {where}."
             )
 
 
