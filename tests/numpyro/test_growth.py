@@ -21,7 +21,7 @@ from pplgrad import (
     UnorderedSet,
 )
 from pplgrad.engine.program import EVERY
-from pplgrad.numpyro import TraceGrad_ELBO, _program
+from pplgrad.numpyro import TraceGrad_ELBO, _specify
 from pplgrad.numpyro._compat import sub_jaxprs
 from pplgrad.testing.in_numpyro import HOST, assert_same, parameters
 from pplgrad.testing.programs import CASES
@@ -110,8 +110,8 @@ def test_the_variance_of_a_step_stays_flat(monkeypatch):
         return np.var(found[1]) / np.var(found[0])
 
     assert 0.8 < growth() < 1.25
-    monkeypatch.setattr(_program, "_flags", lambda flags, backwards: EVERY)
-    monkeypatch.setattr(_program, "_own", lambda *_: EVERY)
+    monkeypatch.setattr(_specify, "_flags", lambda flags, backwards: EVERY)
+    monkeypatch.setattr(_specify, "_own", lambda *_: EVERY)
     assert growth() > 5
 
 
