@@ -217,7 +217,7 @@ class NumPyroBranches:
                 except TypeError as error:
                     raise_if_index(error)
                     raise
-                refuse_misuse(self._layout, *misused(closed, seen))
+                refuse_misuse(self._layout, *misused(closed, seen, [site.name for site in self._layout.sites]))
             return jax.vmap(lambda number, own: run(number, own)[0])(jnp.asarray(numbers), own)
 
         if self._map_particles is None:

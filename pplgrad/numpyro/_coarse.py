@@ -38,18 +38,18 @@ _PICKING = {"gather", "dynamic_slice", "select_n"}
 
 
 def misused(
-    closed: Any, names: Collection[str], costs: Collection[int] | None = None
+    closed: Any, names: Collection[str], derived: Collection[str] = (), costs: Collection[int] | None = None
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Return the relaxed sites whose value itself is compared, rounded, turned into whole numbers or used as an index.
 
     Followed are the copies of the value and its parts, and not what is computed from it: what a sampler or a density
-    does with its parameters is its own affair, unless it steers a loop or a branch. Second come the sites along which the
-    derivative of an output among `costs` is cut (`_steering.py`).
+    does with its parameters is its own affair, unless it steers a loop or a branch. Second come the sites, of these
+    and of those that are `derived` in any case, along which the derivative of an output among `costs` is cut.
     """
     found: dict[str, str] = {}
     _walk(closed.jaxpr, [None] * len(closed.jaxpr.invars), set(names), found)
-    steers, cut = steering(closed, names, costs) if names else ({}, {})
-    return {**steers, **found}, cut
+    steers, cut = steering(closed, {*names, *derived}, costs) if names else ({}, {})
+    return {**{name: by for name, by in steers.items() if name in names}, **found}, {**cut, **steers}
 
 
 def raise_if_index(error: TypeError) -> None:

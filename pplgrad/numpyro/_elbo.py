@@ -325,7 +325,8 @@ class TraceGrad_ELBO(Trace_ELBO):
         refuse_moving(seen[-1], numbered, closed, key, params)
         if seen[-1].extended:
             costs = [*numbered.model_costs.values(), *numbered.guide_costs.values()]
-            refuse_misuse(Layout.build(*specify(seen[-1], reads)), *misused(closed, seen[-1].extended, costs))
+            found = misused(closed, seen[-1].extended, seen[-1].reparameterized, costs)
+            refuse_misuse(Layout.build(*specify(seen[-1], reads)), *found)
         return Particle(closed, shapes, params, self.fuse), seen[-1], reads
 
     def _one_by_one(

@@ -17,7 +17,7 @@ _LIBRARIES = {
     "opt_einsum",
     "tqdm",
 }
-_WATCHING = ("pplgrad.pyro._provenance", "pplgrad.pyro._recording", __name__)
+_WATCHING = ("pplgrad.pyro._provenance", "pplgrad.pyro._leaving", "pplgrad.pyro._recording", __name__)
 # Reading a truth value inside these is a check of arguments, not control flow of the user's program.
 _CHECKING = ("torch.distributions", "pyro.distributions", "pyro.util", "pyro.poutine", "pyro.infer")
 

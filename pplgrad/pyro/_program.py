@@ -83,7 +83,8 @@ class SiteMessenger(Messenger):
         if self._provenance is not None:
             may_be_relaxed = isinstance(msg["fn"], Extended) or is_relaxable(msg["fn"])
             plates = axes_of(msg["cond_indep_stack"], msg["fn"].event_dim)
-            msg["value"] = self._provenance.tag(msg["name"], msg["value"], plates, may_be_relaxed)
+            derived = msg["fn"].has_rsample
+            msg["value"] = self._provenance.tag(msg["name"], msg["value"], plates, may_be_relaxed, derived)
 
     def _bind(self, msg: Any) -> Estimator:
         assert self._resolve is not None

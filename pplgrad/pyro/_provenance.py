@@ -11,31 +11,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
-from functools import cache, reduce
+from functools import reduce
 from operator import or_
 from typing import Any, NamedTuple
 
 import torch
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pplgrad.pyro._axes import NONE, Call, Follows, follows, reads_no_element, written_unsaid
 from pplgrad.pyro._callers import is_check, is_own_derivative, user_line
-from pplgrad.pyro._indexing import classes, one_hot, without_numbers
+from pplgrad.pyro._leaving import Leaving
 from pplgrad.pyro._operations import dynamic_shape, facts_of, operands_of, places_written, tensors_in
 
 # What these make of a relaxed value has no gradient, or no meaning between two categories.
 _COARSE = {"round", "floor", "ceil", "trunc", "sign", "argmax", "argmin", "_local_scalar_dense", "heaviside"}
 _COPIES = {"clone", "_to_copy", "cat", "stack", "contiguous", "repeat", "expand_copy", "index", "index_select"}
-# These say something of a tensor that does not depend on its elements.
-_METADATA = set(
-    "shape dtype device layout ndim requires_grad grad_fn names itemsize nbytes output_nr retains_grad _version _backward_hooks "
-    "size dim numel nelement stride storage_offset element_size type ndimension get_device __len__ __hash__ has_names "
-    "broadcast_shapes result_type can_cast _is_view __dlpack_device__ register_hook _is_zerotensor _has_compatible_shallow_copy_type _cdata grad_dtype "
-    "volatile __dir__ dim_order sparse_dim dense_dim storage_type promote_types".split()
-)
-
-_READING = {torch.Tensor.__bool__, torch.Tensor.item, torch.Tensor.__int__, torch.Tensor.__index__}
 
 Axes = dict[tuple[int, int, int], int]
 """From a stride, a size and an offset in a storage to the bits of the plates whose elements lie along it."""
@@ -46,6 +36,7 @@ For a plate that has the axis to itself q is 1 and n the axis' size; an axis tha
 """
 
 
+_READ = "a value that Python reads"
 _RANDOM = 1
 """The bit of random numbers that belong to no site, such as the elements of a minibatch."""
 
@@ -96,6 +87,8 @@ class Provenance(TorchDispatchMode):
         self._drawn = 0
         self._of_plates = 0
         self._relaxed = 0
+        self._derived = 0
+        self._lost: dict[str, str] = {}
         self._cuts: dict[int, tuple[str, str]] = {}
         self._of_cuts = 0
         self._derives = True
@@ -105,7 +98,7 @@ class Provenance(TorchDispatchMode):
         self._by_storage: dict[int, Known] = {}
         # A freed tensor's or storage's address may be used again, so all that are known are kept alive.
         self._alive: list[torch.Tensor] = []
-        self._leaving = _Leaving(self)
+        self._leaving = Leaving(self)
 
     def __enter__(self) -> Provenance:
         self._derives = torch.is_grad_enabled()
@@ -151,9 +144,9 @@ class Provenance(TorchDispatchMode):
         )
 
     def cut(self, tensors: Iterable[torch.Tensor]) -> dict[str, str]:
-        """Return the relaxed sites along whose value the derivative of some tensors was cut, and by what."""
+        """Return the sites along whose value the derivative of some tensors was cut, or lost in Python, and by what."""
         bits = self.of(list(tensors)) & self._of_cuts
-        return {name: by for bit, (name, by) in self._cuts.items() if bit & bits}
+        return self._lost | {name: by for bit, (name, by) in self._cuts.items() if bit & bits}
 
     def is_unsure(self, site: str, plate: str) -> bool:
         """Return whether an operation of which nothing is known has seen the elements of a site along a plate."""
@@ -162,9 +155,18 @@ class Provenance(TorchDispatchMode):
     # What is noted.
 
     def tag(
-        self, name: str, value: torch.Tensor, plates: Iterable[PlateAxis] = (), relaxed: bool = False
+        self,
+        name: str,
+        value: torch.Tensor,
+        plates: Iterable[PlateAxis] = (),
+        relaxed: bool = False,
+        derived: bool = False,
     ) -> torch.Tensor:
-        """Return a copy of a site's value that is known to be that site's and nothing else's."""
+        """Return a copy of a site's value that is known to be that site's and nothing else's.
+
+        It may be `relaxed`, or have a derivative in any case (`derived`).
+        """
+        self._derived |= self._site_bit(name) if relaxed or derived else 0
         with torch._C.DisableTorchFunction():
             return self._tagged(name, value.clone(), plates, relaxed)
 
@@ -184,13 +186,15 @@ class Provenance(TorchDispatchMode):
 
     def escape(self, bits: int) -> None:
         """Note that values have left the tensors; what Python does with them has no derivative."""
+        for name in self.names(bits & self._derived):
+            self._lost.setdefault(name, _READ)
         for name in self.names(bits & self._relaxed):
-            self.misused.setdefault(name, "a value that Python reads")
+            self.misused.setdefault(name, _READ)
         self.read_at = self.read_at or user_line()
         self.escaped |= bits
         self.escaped_ever |= bits
 
-    def _is_innocent(self, bits: int, tensors: Sequence[torch.Tensor]) -> bool:
+    def is_innocent(self, bits: int, tensors: Sequence[torch.Tensor]) -> bool:
         """Return whether a library reads truth values to check arguments, or a whole number that is the same at every step.
 
         Such are the numbers of a sequential plate's elements, or of a binomial's trials.
@@ -208,8 +212,10 @@ class Provenance(TorchDispatchMode):
         bits = self.of([x for x, _ in read])
         axes = self._kept_apart(read, out)
         self._note(out, Known(bits, axes, out.element_size() if axes else 1), _key(out))
-        for relaxed in self.names(bits & self._relaxed):
-            self.misused.setdefault(relaxed, by)
+        for site in self.names(bits & self._derived):
+            self._lost.setdefault(site, by)
+        for site in self.names(bits & self._relaxed):
+            self.misused.setdefault(site, by)
 
     def forget(self, tensor: torch.Tensor) -> None:
         """Look a tensor up anew, which may be of another storage now."""
@@ -242,7 +248,7 @@ class Provenance(TorchDispatchMode):
         if kwargs:
             bits |= self.of(list(kwargs.values()))
         if facts.reads or (facts.dynamic and dynamic_shape(func, args)):
-            if not (facts.reads and self._is_innocent(bits, tensors_in(args))):
+            if not (facts.reads and self.is_innocent(bits, tensors_in(args))):
                 self.escape(bits)
         if facts.sets:
             self._note(args[0], self._unfollowed(args[0]), _key(args[0]))
@@ -253,7 +259,7 @@ class Provenance(TorchDispatchMode):
             if facts.unsaid and bits:
                 for tensor in written_unsaid(Call(func, args, kwargs)):
                     self._mix(self._known(tensor), bits)
-        if bits & self._relaxed:
+        if bits & self._derived:
             if relaxed is not None:
                 self._watch_relaxed(func, relaxed, out)
             self._watch_cut(func, facts.cuts, out, bits)
@@ -400,7 +406,7 @@ class Provenance(TorchDispatchMode):
     def _cut_bits(self, bits: int, by: str) -> int:
         """Return the bits that say that the derivative along the relaxed sites among some bits was cut."""
         found = 0
-        for name in self.names(bits & self._relaxed):
+        for name in self.names(bits & self._derived):
             bit = next((bit for bit, which in self._cuts.items() if which == (name, by)), 0)
             if not bit:
                 bit, self._bit = self._bit, self._bit << 1
@@ -434,55 +440,6 @@ _active = _Active()
 def watching() -> list[Provenance]:
     """Return who watches what this thread computes."""
     return list(_active.watching)
-
-
-class _Leaving(TorchFunctionMode):
-    """Sees the ways out of torch that no dispatched operation shows, and what copies elements without one."""
-
-    def __init__(self, provenance: Provenance) -> None:
-        super().__init__()
-        self._provenance = provenance
-        self._calls: list[tuple] = []
-
-    def bits_of_calls(self) -> int:
-        """Return what the arguments of the calls that are running read."""
-        return self._provenance.of(self._calls) if self._calls else 0
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if _is_metadata(func):
-            return func(*args, **kwargs)
-        if func is torch.Tensor.__getitem__:
-            args = without_numbers(args)
-        elif func is torch.nn.functional.one_hot and classes(args, kwargs) >= 0:
-            func = one_hot
-        self._calls.append((args, kwargs) if kwargs else args)
-        try:
-            out = func(*args, **kwargs)
-        finally:
-            self._calls.pop()
-        if out is None:
-            if getattr(func, "__name__", "") == "__set__":
-                self._provenance.forget(args[0])
-        elif not isinstance(out, torch.Tensor):
-            self._left(func, args, kwargs, out)
-        return out
-
-    def _left(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        """Note that something came out that is no tensor, and may have been made of elements."""
-        if tensors_in(out) or not tensors_in((args, kwargs)):
-            return
-        bits = self._provenance.of(args, list(kwargs.values()))
-        if not (func in _READING and self._provenance._is_innocent(bits, args[:1])):
-            self._provenance.escape(bits)
-
-
-@cache
-def _is_metadata(func: Any) -> bool:
-    name = getattr(func, "__name__", "")
-    if name == "__get__":
-        name = getattr(func.__self__, "__name__", "")
-    return name in _METADATA or (name.startswith("is_") and name != "is_nonzero")
 
 
 def _apart(sizes: Sequence[int], strides: Sequence[int], axis: int, block: int, offset: int) -> bool:

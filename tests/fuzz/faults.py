@@ -74,10 +74,10 @@ def only_direct_dependencies(patch: Any) -> None:
 
 def tensors_from_elsewhere_are_constants(patch: Any) -> None:
     """What leaves torch's operations is lost, and a tensor that none of them made is taken to read nothing."""
-    from pplgrad.pyro import _provenance, _running
+    from pplgrad.pyro import _leaving, _provenance, _running
 
     patch.setattr(_running, "OtherThreads", lambda: nullcontext(SimpleNamespace(ran=False)))
-    patch.setattr(_provenance._Leaving, "_left", lambda self, func, args, kwargs, out: None)
+    patch.setattr(_leaving.Leaving, "_left", lambda self, func, args, kwargs, out: None)
     patch.setattr(_provenance.Provenance, "_unfollowed", lambda self, tensor: _provenance.Known(0, {}, 1))
 
 

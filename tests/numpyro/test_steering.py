@@ -151,3 +151,38 @@ def test_a_black_box_of_what_was_computed():
     with pytest.raises(EstimatorError, match="Site 'z' is relaxed.*black_box"):
         step(change, REBAR(learn=False))
     assert jnp.isfinite(step(change, ScoreFunction()))
+
+
+FOLLOWING = {
+    "stopped": (lambda w: lax.stop_gradient(2 * w), True),
+    "compared": (lambda w: jnp.where(w > 0.5, 1.0, 0.0), True),
+    "steers": (lambda w: lax.cond(w > 0.5, lambda: 1.0, lambda: 0.0), True),
+    "derived": (lambda w: jax.nn.softplus(2 * w), False),
+}
+
+
+@pytest.mark.parametrize("above", [True, False])
+@pytest.mark.parametrize("name", FOLLOWING)
+def test_a_continuous_site_that_follows(name, above):
+    """Its path is part of the relaxed cost's slope where it follows; elsewhere it is Reparam's own affair."""
+    change, cuts = FOLLOWING[name]
+
+    def model():
+        z = numpyro.sample("z", dist.Bernoulli(0.4))
+        w = numpyro.sample("w", dist.Normal(z if above else 0.0, 1.0))
+        numpyro.sample("x", dist.Normal(change(w) + z, 1.0), obs=0.7)
+
+    def guide():
+        z = numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("a", jnp.array(0.3))))
+        numpyro.sample("w", dist.Normal(z if above else 0.0, 1.0))
+
+    def run():
+        return TraceGrad_ELBO(estimators={"z": REBAR(learn=False)}).loss(
+            jax.random.key(0), {"a": jnp.array(0.3)}, model, guide
+        )
+
+    if above and cuts:
+        with pytest.raises(EstimatorError, match="Site 'w'.*at site 'z'"):
+            run()
+    else:
+        assert jnp.isfinite(run())

@@ -140,3 +140,34 @@ def test_a_loss_without_gradient_cuts_nothing(vectorized):
     for _ in range(3):
         elbo.loss(model, guide)
         elbo.loss_and_grads(model, guide)
+
+
+FOLLOWING = {
+    "detached": (lambda w: (2 * w).detach(), True),
+    "compared": (lambda w: torch.where(w > 0.5, 1.0, 0.0), True),
+    "steers": (lambda w: torch.tensor(1.0 if w > 0.5 else 0.0), True),
+    "derived": (lambda w: torch.nn.functional.softplus(2 * w), False),
+}
+
+
+@pytest.mark.parametrize("above", [True, False])
+@pytest.mark.parametrize("name", FOLLOWING)
+def test_a_continuous_site_that_follows(name, above):
+    """Its path is part of the relaxed cost's slope where it follows; elsewhere it is Reparam's own affair."""
+    change, cuts = FOLLOWING[name]
+
+    def model():
+        z = pyro.sample("z", dist.Bernoulli(0.4))
+        w = pyro.sample("w", dist.Normal(z if above else torch.zeros(()), 1.0))
+        pyro.sample("x", dist.Normal(change(w) + z, 1.0), obs=torch.tensor(0.7))
+
+    def guide():
+        z = pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor(0.3))))
+        pyro.sample("w", dist.Normal(z if above else torch.zeros(()), 1.0))
+
+    elbo = TraceGrad_ELBO(estimators={"z": REBAR(learn=False)})
+    if above and cuts:
+        with pytest.raises(EstimatorError, match="Site 'w'.*at site 'z'"):
+            elbo.loss_and_grads(model, guide)
+    else:
+        elbo.loss_and_grads(model, guide)
