@@ -97,7 +97,24 @@ def _solved(call: Call, x: torch.Tensor, place: int, out: torch.Tensor) -> Follo
     """`linalg.solve`, `linalg.lstsq`: the right-hand side may be a batch of vectors."""
     a, b = call.args[:2]
     is_vector = b.dim() == 1 or b.shape == a.shape[:-1]
+    if place == 1 and not is_vector and out.dim() == b.dim() and out.shape[-1] == b.shape[-1]:
+        return _columns(1)(call, x, place, out)
     return _in_batch(2, 1 if is_vector else 2)(call, x, place, out)
+
+
+def _columns(right: int) -> Rule:
+    """Triangular systems: a column of the solution reads the same column of the right-hand side, the argument of that place; with `left=False` a row."""
+    plain = _in_batch(2, 2)
+
+    def rule(call: Call, x: torch.Tensor, place: int, out: torch.Tensor) -> Follows | None:
+        found = list(plain(call, x, place, out) or [])
+        if place == right and out.dim() >= 2:
+            left = not call.has("left") or call["left"]
+            axis = -1 if left else -2
+            found[axis] = x.dim() + axis
+        return found
+
+    return rule
 
 
 # Networks.
@@ -180,11 +197,13 @@ LAYERS: dict[str, Rule] = {
     "_pdist_forward": nothing,
     "_trilinear": _trilinear,
     **dict.fromkeys(
-        "linalg_cholesky_ex cholesky cholesky_solve cholesky_inverse linalg_solve_triangular triangular_solve linalg_inv_ex "
+        "linalg_cholesky_ex cholesky cholesky_inverse linalg_inv_ex "
         "inverse _linalg_det _linalg_slogdet linalg_eigh _linalg_eigh _linalg_svd linalg_qr linalg_lu linalg_lu_factor_ex "
-        "linalg_eig _linalg_eigvals linalg_matrix_exp _cholesky_solve_helper linalg_ldl_factor_ex geqrf".split(),
+        "linalg_eig _linalg_eigvals linalg_matrix_exp linalg_ldl_factor_ex geqrf".split(),
         _in_batch(2, 2),
     ),
+    "linalg_solve_triangular": _columns(1),
+    **dict.fromkeys(("cholesky_solve", "_cholesky_solve_helper", "triangular_solve"), _columns(0)),
     "linalg_pinv": _in_batch(2, 0, 0),
     **dict.fromkeys(("linalg_householder_product", "lu_unpack"), _in_batch(2, 1)),
     **dict.fromkeys(("linalg_lu_solve", "linalg_ldl_solve", "ormqr"), _in_batch(2, 1, 2)),

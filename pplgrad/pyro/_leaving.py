@@ -45,7 +45,11 @@ class Leaving(TorchFunctionMode):
             args = without_numbers(args)
         elif func is torch.nn.functional.one_hot and classes(args, kwargs) >= 0:
             func = one_hot
-        self._calls.append((args, kwargs) if kwargs else args)
+        numbers_alone = (
+            func is torch.Tensor.__setitem__ and isinstance(args[2], (bool, int, float)) and not _lists(args[1])
+        )
+        # In `x[mask] = 0` the number is made a tensor, and nothing else.
+        self._calls.append(() if numbers_alone else (args, kwargs) if kwargs else args)
         try:
             out = func(*args, **kwargs)
         finally:
@@ -64,6 +68,11 @@ class Leaving(TorchFunctionMode):
         bits = self._provenance.of(args, list(kwargs.values()))
         if not (func in _READING and self._provenance.is_innocent(bits, args[:1])):
             self._provenance.escape(bits)
+
+
+def _lists(index: Any) -> bool:
+    """Return whether an index holds a list, of which torch makes a tensor."""
+    return isinstance(index, list) or (isinstance(index, tuple) and any(isinstance(x, (list, tuple)) for x in index))
 
 
 @cache
