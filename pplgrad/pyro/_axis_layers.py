@@ -97,7 +97,7 @@ def _solved(call: Call, x: torch.Tensor, place: int, out: torch.Tensor) -> Follo
     """`linalg.solve`, `linalg.lstsq`: the right-hand side may be a batch of vectors."""
     a, b = call.args[:2]
     is_vector = b.dim() == 1 or b.shape == a.shape[:-1]
-    if place == 1 and not is_vector and out.dim() == b.dim() and out.shape[-1] == b.shape[-1]:
+    if place == 1 and not is_vector:
         return _columns(1)(call, x, place, out)
     return _in_batch(2, 1 if is_vector else 2)(call, x, place, out)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from types import FrameType
 
 _LIBRARIES = {
     "torch",
@@ -22,43 +24,48 @@ _WATCHING = ("pplgrad.pyro._provenance", "pplgrad.pyro._leaving", "pplgrad.pyro.
 _CHECKING = ("torch.distributions", "pyro.distributions", "pyro.util", "pyro.poutine", "pyro.infer")
 
 
-def user_line() -> str:
-    """Return the file and line of the innermost code that is neither a library's nor ours."""
+def _frames() -> Iterator[tuple[str, FrameType]]:
+    """Yield who is at work, innermost first: the name of the module, and the frame."""
     frame = sys._getframe(1)
     while frame is not None:
-        if not is_library(frame.f_globals.get("__name__", "")):
-            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        yield frame.f_globals.get("__name__", ""), frame
         frame = frame.f_back  # type: ignore[assignment]
+
+
+def user_line() -> str:
+    """Return the file and line of the innermost code that is neither a library's nor ours."""
+    for module, frame in _frames():
+        if not is_library(module):
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
     return "an unknown line"
 
 
 def is_check() -> bool:
     """Return whether a library that checks arguments is at work, and not the user's program."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        module = frame.f_globals.get("__name__", "")
+    for module, _ in _frames():
         if module.startswith(_CHECKING):
             return True
-        if module not in _WATCHING and module.partition(".")[0] != "torch":
+        if not _only_runs(module):
             return False
-        frame = frame.f_back  # type: ignore[assignment]
     return False
 
 
 def is_own_derivative() -> bool:
     """Return whether a function with a derivative of its own is at work, or a library: neither cuts what the user's program asks for."""
-    frame = sys._getframe(1)
-    seen = False
-    while frame is not None:
-        module = frame.f_globals.get("__name__", "")
+    innermost = True
+    for module, _ in _frames():
         if module == "torch.autograd.function":
             return True
-        if not seen and module not in _WATCHING and module.partition(".")[0] != "torch":
-            seen = True
+        if innermost and not _only_runs(module):
+            innermost = False
             if module.partition(".")[0] in _LIBRARIES:
                 return True
-        frame = frame.f_back  # type: ignore[assignment]
     return False
+
+
+def _only_runs(module: str) -> bool:
+    """Return whether a module's code runs or watches an operation for whoever asked for it."""
+    return module in _WATCHING or module.partition(".")[0] == "torch"
 
 
 def is_library(module: str) -> bool:

@@ -258,7 +258,6 @@ class Compiler:
 
     def step(self, elbo: TraceGrad_ELBO, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> float:
         """Add the gradient estimate to the parameters' gradients, and return the loss."""
-        load_backend(self.options.backend)
         particles = (elbo.num_particles, elbo.vectorize_particles, id(elbo.objective))
         known = elbo._structures.find(model, guide, args, kwargs, (*settings(), *particles))
         program = (model, guide, args, kwargs)
@@ -314,6 +313,7 @@ class Compiler:
 
     def _wait(self, known: Structure) -> None:
         """Count steps whose structure is not known yet, and give up on a program that never stays the same."""
+        load_backend(self.options.backend)
         if not known.reusable and known.read_at is None and known.guard is None and (why := Guard.reason(*known.roots)):
             self._go_on(known, why)
             return

@@ -61,7 +61,6 @@ def compiled_graph(
         return lambda given: compiled(*given)
 
 
-@cache
 def load_backend(backend: str | Callable) -> None:
     """Import what compiles, before a program is watched: it registers classes under abstract ones, which may decide what a program does."""
     if backend == "inductor":

@@ -89,7 +89,7 @@ class Provenance(TorchDispatchMode):
         self._relaxed = 0
         self._derived = 0
         self._lost: dict[str, str] = {}
-        self._cuts: dict[int, tuple[str, str]] = {}
+        self._cuts: dict[tuple[str, str], int] = {}
         self._of_cuts = 0
         self._derives = True
         self._without_rule = 0
@@ -146,7 +146,7 @@ class Provenance(TorchDispatchMode):
     def cut(self, tensors: Iterable[torch.Tensor]) -> dict[str, str]:
         """Return the sites along whose value the derivative of some tensors was cut, or lost in Python, and by what."""
         bits = self.of(list(tensors)) & self._of_cuts
-        return self._lost | {name: by for bit, (name, by) in self._cuts.items() if bit & bits}
+        return self._lost | {name: by for (name, by), bit in self._cuts.items() if bit & bits}
 
     def is_unsure(self, site: str, plate: str) -> bool:
         """Return whether an operation of which nothing is known has seen the elements of a site along a plate."""
@@ -371,18 +371,20 @@ class Provenance(TorchDispatchMode):
                     found[out.stride(axis) * q, n, out.storage_offset()] = kept
         return found
 
+    def _new_bit(self) -> int:
+        bit, self._bit = self._bit, self._bit << 1
+        return bit
+
     def _site_bit(self, name: str) -> int:
         if name not in self._sites:
-            self._sites[name] = self._bit
-            self._names[self._bit] = name
-            self._bit <<= 1
+            self._sites[name] = self._new_bit()
+            self._names[self._sites[name]] = name
         return self._sites[name]
 
     def _plate_bit(self, name: str, plate: str) -> int:
         if (name, plate) not in self._plates:
-            self._plates[name, plate] = self._bit
-            self._of_plates |= self._bit
-            self._bit <<= 1
+            self._plates[name, plate] = self._new_bit()
+            self._of_plates |= self._plates[name, plate]
         return self._plates[name, plate]
 
     def _watch_cut(self, func: Any, detaches: bool, out: Any, bits: int) -> None:
@@ -407,12 +409,10 @@ class Provenance(TorchDispatchMode):
         """Return the bits that say that the derivative along the relaxed sites among some bits was cut."""
         found = 0
         for name in self.names(bits & self._derived):
-            bit = next((bit for bit, which in self._cuts.items() if which == (name, by)), 0)
-            if not bit:
-                bit, self._bit = self._bit, self._bit << 1
-                self._cuts[bit] = (name, by)
-                self._of_cuts |= bit
-            found |= bit
+            if (name, by) not in self._cuts:
+                self._cuts[name, by] = self._new_bit()
+                self._of_cuts |= self._cuts[name, by]
+            found |= self._cuts[name, by]
         return found
 
     def _watch_relaxed(self, func: Any, name: str, out: Any) -> None:

@@ -50,7 +50,7 @@ FREE = {
 }
 
 
-def step(change, estimator):
+def program(change):
     def model():
         z = numpyro.sample("z", dist.Bernoulli(0.4))
         numpyro.sample("x", dist.Normal(change(z * 1.0), 1.0), obs=0.7)
@@ -58,8 +58,12 @@ def step(change, estimator):
     def guide():
         numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("a", jnp.array(0.3))))
 
+    return model, guide
+
+
+def step(change, estimator):
     elbo = TraceGrad_ELBO(estimators={"z": estimator})
-    return elbo.loss(jax.random.key(0), {"a": jnp.array(0.3)}, model, guide)
+    return elbo.loss(jax.random.key(0), {"a": jnp.array(0.3)}, *program(change))
 
 
 @pytest.mark.parametrize("estimator", [REBAR(learn=False), GumbelSoftmax(), MuProp()], ids=lambda e: type(e).__name__)
@@ -113,13 +117,7 @@ LOGGED = []
 
 
 def derivative(change, estimator):
-    def model():
-        z = numpyro.sample("z", dist.Bernoulli(0.4))
-        numpyro.sample("x", dist.Normal(change(z * 1.0), 1.0), obs=0.7)
-
-    def guide():
-        numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("a", jnp.array(0.3))))
-
+    model, guide = program(change)
     svi = SVI(model, config_estimators(guide, {"z": estimator}), numpyro.optim.Adam(0.1), TraceGrad_ELBO())
     return svi.update(svi.init(jax.random.key(0)))[1]
 
