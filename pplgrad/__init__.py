@@ -13,6 +13,7 @@ from pplgrad.baselines import (
     NeuralBaseline,
     OptimalConstant,
 )
+from pplgrad.core.objectives import ELBO, IWAE, Expectation, Objective, Renyi, ReweightedWakeSleep
 from pplgrad.errors import (
     BaselineError,
     ConfigurationError,
@@ -51,8 +52,7 @@ from pplgrad.estimators import (
     TreeDisARM,
     UnorderedSet,
 )
-from pplgrad.objectives import ELBO, IWAE, Expectation, Objective, Renyi, ReweightedWakeSleep
-from pplgrad.watch import Watch
+from pplgrad.monitoring.watch import Watch
 
 __all__ = [
     "ARM",

@@ -105,7 +105,7 @@ plain_bound = IWAE.bound
 @mutant("hierarchy", ScoreFunction())
 def bound_of_another_power(patch):
     def bound(self, xp, logs, axis):
-        from pplgrad.objectives import log_sum_exp
+        from pplgrad.core.objectives import log_sum_exp
 
         return log_sum_exp(xp, 0.5 * logs, axis) / 0.5 - math.log(2)
 

@@ -16,7 +16,7 @@ from pplgrad import (
     ScoreFunction,
     UnorderedSet,
 )
-from pplgrad.objectives import log_sum_exp
+from pplgrad.core.objectives import log_sum_exp
 
 
 def bound(power):

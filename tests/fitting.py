@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from pplgrad import IWAE
+from pplgrad.core.objectives import ELBO
+from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import PplgradError
-from pplgrad.estimators.base import SiteInfo
 from pplgrad.estimators.registry import every_estimator
-from pplgrad.objectives import ELBO
 
 DISCRETE = SiteInfo("z", "Bernoulli", False, True, 2, categories=2, relaxable=True)
 CONTINUOUS = SiteInfo("w", "Normal", True, False, 2)

@@ -14,7 +14,7 @@ import numpy as np
 
 from pplgrad import DecayingAverage, LeaveOneOut, OptimalConstant, ScoreFunction
 from pplgrad.baselines import average, leave_one_out, optimal
-from pplgrad.baselines.base import Evaluation, SumOfBaselines
+from pplgrad.core.baseline import Evaluation, SumOfBaselines
 from pplgrad.engine import dependencies, downstream, layout, signals
 from pplgrad.estimators import score
 

@@ -13,7 +13,7 @@ from torch.utils import _python_dispatch as dispatch
 
 from tests import private_names
 
-CANARIES = {"numpyro": "tests/numpyro/test_compat.py", "pyro": "tests/pyro/test_internals.py"}
+CANARIES = {"numpyro": "tests/numpyro/test_compat.py", "pyro": "tests/pyro/test_compat.py"}
 
 
 def validates():

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import PplgradError
-from pplgrad.estimators.base import SiteInfo
 from pplgrad.estimators.registry import every_estimator
 
 X = np.array([0.5, -1.0, 2.0])

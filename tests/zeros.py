@@ -38,9 +38,9 @@ from pplgrad import (
     TreeDisARM,
     UnorderedSet,
 )
+from pplgrad.core.objectives import CostWeights
 from pplgrad.engine import branches
 from pplgrad.estimators import antithetic_categorical, without_replacement
-from pplgrad.objectives import CostWeights
 from pplgrad.testing.programs import Case
 
 NEVER = np.array([[0, 1, 0], [1, 0, 0], [1, 0, 1]], dtype=bool)

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pplgrad.baselines.base import Baseline, BaselineTerms, Evaluation
 from pplgrad.baselines.running import average_shapes, read_averages, update_averages
-from pplgrad.engine.program import Plate
+from pplgrad.core.baseline import Baseline, BaselineTerms, Evaluation
+from pplgrad.core.plates import Plate
 from pplgrad.errors import ConfigurationError
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pplgrad.baselines.base import Baseline, BaselineTerms, Evaluation
+from pplgrad.core.baseline import Baseline, BaselineTerms, Evaluation
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pplgrad.baselines.base import Baseline, BaselineTerms, Evaluation, needs_particles
+from pplgrad.core.baseline import Baseline, BaselineTerms, Evaluation, needs_particles
 
 if TYPE_CHECKING:
-    from pplgrad.estimators.base import SiteInfo
+    from pplgrad.core.site_info import SiteInfo
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pplgrad.baselines.average import check_decay
-from pplgrad.baselines.base import Baseline, BaselineTerms, Evaluation
 from pplgrad.baselines.running import average_shapes, read_averages, update_averages
-from pplgrad.engine.ops import Array
-from pplgrad.engine.program import Plate
+from pplgrad.core.array_ops import Array
+from pplgrad.core.baseline import Baseline, BaselineTerms, Evaluation
+from pplgrad.core.plates import Plate
 from pplgrad.errors import ConfigurationError
 
 

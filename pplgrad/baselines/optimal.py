@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from pplgrad.baselines.average import check_decay
-from pplgrad.baselines.base import Baseline, BaselineTerms, Evaluation, needs_particles
 from pplgrad.baselines.running import average_shapes, read_averages, update_averages
-from pplgrad.engine.ops import Array
-from pplgrad.engine.program import Plate
+from pplgrad.core.array_ops import Array
+from pplgrad.core.baseline import Baseline, BaselineTerms, Evaluation, needs_particles
+from pplgrad.core.plates import Plate
 
 if TYPE_CHECKING:
-    from pplgrad.estimators.base import SiteInfo
+    from pplgrad.core.site_info import SiteInfo
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pplgrad.baselines.base import BaselineTerms
-from pplgrad.engine.ops import Array, Ops
-from pplgrad.engine.program import Plate
+from pplgrad.core.array_ops import Array, Ops
+from pplgrad.core.baseline import BaselineTerms
+from pplgrad.core.plates import Plate
 
 
 def average_shapes(names: Sequence[str], plates: Sequence[Plate], per_element: bool) -> dict[str, tuple[int, ...]]:

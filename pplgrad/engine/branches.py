@@ -2,54 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
 
-from pplgrad.engine.downstream import to_shape
-from pplgrad.engine.layout import Layout, SiteGroup
-from pplgrad.engine.noise import Noise, noise_for
-from pplgrad.engine.ops import Array, Ops, bounded, few_categories, is_possible
-from pplgrad.engine.peers import Peers, share
-from pplgrad.engine.program import Plate, Run
+from pplgrad.core.array_ops import Array, Ops
+from pplgrad.core.data_parallel import Peers, share
+from pplgrad.core.draw import Draw, HostDraw
+from pplgrad.core.estimator import Alternatives, BranchTerms, Values
+from pplgrad.core.noise import Noise, noise_for
+from pplgrad.core.sites import Run
+from pplgrad.engine.layout import Layout
 from pplgrad.engine.signals import Signals
-from pplgrad.errors import EstimatorError
-
-if TYPE_CHECKING:
-    from pplgrad.estimators.base import SiteInfo
-
-
-class HostDraw(Protocol):
-    """What a plug-in tells of the draw at one site; B is the batch shape, E the event shape."""
-
-    name: str
-    value: Array
-    """The value drawn, of shape (particles, *B, *E)."""
-    event_dim: int
-
-    def finite(self) -> tuple[Array, Array] | None:
-        """Return the log probabilities (particles, *B, *N, categories) and the number drawn (particles, *B, *N).
-
-        N are the independent elements of the event: E for a Bernoulli with `to_event`, nothing for a one-hot vector.
-        None if the elements do not have finitely many values.
-        """
-
-    def embed(self, index: Array) -> Array:
-        """Return the values (particles, m, *B, *E) that category numbers (particles, m, *B, *N) stand for."""
-
-    def again(self, count: int) -> tuple[Array, Array]:
-        """Return `count` more draws, (particles, count, *B, *E), and their log q with its gradient, (particles, count, *B).
-
-        `count` is what the site's estimator names as `draws_again`.
-        """
-
-    def parameters(self) -> Mapping[str, Array] | None:
-        """Return the parameters of a family of independent numbers, each (particles, *B, *E), by NumPyro's names.
-
-        None for a family that no estimator asks for.
-        """
 
 
 class BranchHost(Protocol):
@@ -77,280 +41,6 @@ class BranchHost(Protocol):
         """Return a number or array that the site's estimator learns, from `start` on."""
 
 
-class Draw:
-    """The draw of one site as estimators see it: (particles, *plates, elements).
-
-    Elements are independent given the parents, and share their downstream cost: the entries of an event, of a batch
-    dimension that no plate declares, and of a plate that a cost downstream does not have.
-    """
-
-    def __init__(
-        self,
-        ops: Ops,
-        host: HostDraw,
-        group: SiteGroup,
-        noise: Noise,
-        score: Array,
-        learned: Callable[[str, Any], Array],
-        starts: Callable[[int, int], Mapping[str, Any]],
-    ) -> None:
-        self.ops = ops
-        self.name = host.name
-        self.noise = noise
-        self.score = to_shape(ops, score, group.shape)
-        """log q of the draw, with its gradient: (particles, *plates)."""
-        self._learned = learned
-        self._starts = starts
-        self._host = host
-        self._plates = group.plates
-        self._shape = group.shape
-
-    @cached_property
-    def learned(self) -> Mapping[str, Array]:
-        """Return what the estimator learns at the site, by name."""
-        starts = self._starts(self.event_elements, self.log_probs.shape[-1])
-        return {name: self._learned(name, start) for name, start in starts.items()}
-
-    @property
-    def site(self) -> SiteInfo:
-        """Return what is known of the site by now: with all elements that share their cost, and nothing else for granted."""
-        from pplgrad.estimators.base import SiteInfo
-
-        if not self.is_finite:
-            return SiteInfo(self.name, "its distribution", False, True, 1)
-        one_hot = len(self._host.value.shape) > len(self._finite[1].shape)
-        return SiteInfo(
-            self.name,
-            "OneHotCategorical" if one_hot else "its distribution",
-            has_rsample=False,
-            is_discrete=True,
-            particles=1,
-            categories=self._finite[0].shape[-1],
-            relaxable=one_hot,
-            elements=self.index.shape[-1],
-        )
-
-    @property
-    def event_elements(self) -> int:
-        """Return the number of elements of the event, the last of the elements; those of loose dimensions come before."""
-        shape, batch = self._finite[1].shape, len(self._host.value.shape) - self._host.event_dim
-        return math.prod(shape[batch:])
-
-    @property
-    def is_finite(self) -> bool:
-        """Return whether every element has finitely many values."""
-        return self._listed is not None
-
-    @cached_property
-    def _listed(self) -> tuple[Array, Array] | None:
-        return self._host.finite()
-
-    @property
-    def _finite(self) -> tuple[Array, Array]:
-        if self._listed is None:
-            raise EstimatorError(f"Site '{self.name}' does not have finitely many values.")
-        return self._listed
-
-    @cached_property
-    def _axes(self) -> _Axes:
-        value = self._host.value
-        shape = tuple((value if self._listed is None else self._listed[1]).shape[1:])
-        events = len(shape) - (len(value.shape) - 1 - self._host.event_dim)
-        return _Axes.of(shape, self._plates, self._shape, events)
-
-    @cached_property
-    def log_probs(self) -> Array:
-        """Return log q of every category, with its gradient, of shape (particles, *plates, elements, categories).
-
-        That of an impossible category is a constant far below all others, whose exponential is 0.
-        """
-        return bounded(self.ops.xp, self._axes.gather(self.ops.xp, self._finite[0], 1))
-
-    @cached_property
-    def possible(self) -> Array:
-        """Return whether each category can be drawn, (particles, *plates, elements, categories)."""
-        return is_possible(self.ops.xp, self.log_probs)
-
-    @cached_property
-    def index(self) -> Array:
-        """Return the number of the category drawn, of shape (particles, *plates, elements)."""
-        return self._axes.gather(self.ops.xp, self._finite[1], 1)
-
-    @property
-    def logits(self) -> Array:
-        """Return the log odds of the second of two categories, with their gradient: (particles, *plates, elements).
-
-        Where one of the two is impossible nothing is left to estimate: the log odds there are the constant 0, so that what
-        they multiply counts for nothing.
-        """
-        if self.log_probs.shape[-1] != 2:
-            raise EstimatorError(
-                f"Site '{self.name}' is not binary any more; it has {self.log_probs.shape[-1]} values."
-            )
-        xp = self.ops.xp
-        odds = self.log_probs[..., 1] - self.log_probs[..., 0]
-        return xp.where(self.possible[..., 0] & self.possible[..., 1], odds, xp.zeros_like(odds))
-
-    def embed(self, index: Array) -> Array:
-        """Return the site's values at category numbers (particles, m, *plates, elements).
-
-        An element whose category is impossible keeps the draw's: the program never runs at a value that the site cannot take,
-        where a cost may be infinite or undefined. Whatever the estimator makes of that cost is multiplied by probability 0.
-        """
-        can = is_possible(self.ops.xp, self.log_q(index))
-        return self._host.embed(self._axes.scatter(self.ops.xp, self.ops.xp.where(can, index, self.index[:, None]), 2))
-
-    def embed_weights(self, weights: Array) -> Array:
-        """Return the site's relaxed values for weights (particles, m, *plates, elements, categories)."""
-        placed = self._axes.scatter(self.ops.xp, weights, 2, behind=1)
-        one_hot = len(self._host.value.shape) > len(self._finite[1].shape)
-        return placed if one_hot else placed[..., 1]
-
-    @property
-    def value(self) -> Array:
-        """Return the numbers drawn, (particles, *plates, elements), of a family of independent numbers."""
-        return self._axes.gather(self.ops.xp, self._host.value, 1)
-
-    def place(self, value: Array) -> Array:
-        """Return the site's values for numbers (particles, m, *plates, elements): undo `value`."""
-        return self._axes.scatter(self.ops.xp, value, 2)
-
-    @cached_property
-    def parameters(self) -> Mapping[str, Array]:
-        """Return the parameters of a family of independent numbers, with their gradient: (particles, *plates, elements)."""
-        found = self._host.parameters()
-        if found is None:
-            raise EstimatorError(f"Site '{self.name}' is of a family whose parameters are not known.")
-        return {name: self._axes.gather(self.ops.xp, x, 1) for name, x in found.items()}
-
-    def again(self, count: int) -> tuple[Array, Array]:
-        """Return `count` more draws of the site at the same parents, and their log q with its gradient.
-
-        The draws have shape (particles, count, *B, *E), as alternatives have; log q has (particles, count, *plates).
-        """
-        xp = self.ops.xp
-        if self.is_finite:
-            index = self.again_index(count)
-            return self.embed(index), xp.sum(self.log_q(index), axis=-1)
-        values, log_q = self._host.again(count)
-        flat = to_shape(self.ops, xp.reshape(log_q, (-1, *log_q.shape[2:])), self._shape)
-        return values, xp.reshape(flat, (*log_q.shape[:2], *flat.shape[1:]))
-
-    def log_q(self, index: Array) -> Array:
-        """Return log q of category numbers, with its gradient: both of shape (particles, m, *plates, elements)."""
-        xp = self.ops.xp
-        few = few_categories(self.log_probs[:, None])
-        if few is not None:
-            first, *others = (part[..., 0] for part in few)
-            found = xp.broadcast_to(first, index.shape)
-            for i, other in enumerate(others, 1):
-                # The derivative of a choice is a choice; that of an element taken by its number is added up one by one.
-                found = xp.where(index == i, other, found)
-            return found
-        # The m alternatives stand where the categories do, so that no category is repeated for each of them.
-        return xp.moveaxis(xp.take_along_axis(self.log_probs, xp.moveaxis(index, 1, -1), axis=-1), -1, 1)
-
-    def one_hot(self, index: Array) -> Array:
-        """Return category numbers as weights of the categories, in one more dimension behind."""
-        numbers = self.ops.arange(self.log_probs.shape[-1], index)
-        return self.ops.xp.astype(index[..., None] == numbers, self.log_probs.dtype)
-
-    def again_index(self, count: int) -> Array:
-        """Return category numbers of `count` more draws, (particles, count, *plates, elements)."""
-        fixed = self.ops.stop_gradient(self.log_probs)[:, None]
-        wanted = (fixed.shape[0], count, *fixed.shape[2:])
-        return self.noise.categorical(self.ops.xp.broadcast_to(fixed, wanted))
-
-
-@dataclass(frozen=True)
-class _Axes:
-    """How a site's own dimensions are split into those of its plates and one of elements."""
-
-    order: tuple[int, ...]
-    sizes: tuple[int, ...]
-    shape: tuple[int, ...]
-
-    @classmethod
-    def of(cls, sizes: tuple[int, ...], plates: Sequence[Plate], shape: tuple[int, ...], events: int) -> _Axes:
-        batch = len(sizes) - events
-        kept = sorted(batch + plate.dim for plate in plates)
-        rest = [axis for axis in range(len(sizes)) if axis not in kept]
-        return cls((*kept, *rest), sizes, shape)
-
-    def gather(self, xp: Any, x: Array, lead: int) -> Array:
-        """Bring the dimensions after the first `lead` ones to (*plates, elements); further ones stay behind."""
-        count = len(self.sizes)
-        tail = range(lead + count, len(x.shape))
-        moved = xp.permute_dims(x, (*range(lead), *(lead + axis for axis in self.order), *tail))
-        return xp.reshape(moved, (*x.shape[:lead], *self.shape, -1, *(x.shape[axis] for axis in tail)))
-
-    def scatter(self, xp: Any, x: Array, lead: int, behind: int = 0) -> Array:
-        """Undo `gather`, with `behind` further dimensions at the end."""
-        tail = tuple(x.shape[len(x.shape) - behind :])
-        moved = xp.reshape(x, (*x.shape[:lead], *(self.sizes[axis] for axis in self.order), *tail))
-        back = sorted(range(len(self.order)), key=lambda i: self.order[i])
-        count = len(self.order)
-        order = (*range(lead), *(lead + axis for axis in back), *range(lead + count, lead + count + behind))
-        return xp.permute_dims(moved, order)
-
-
-@dataclass(frozen=True)
-class Values:
-    """Other values of a site, by their number: `at(numbers)` has shape (particles, len(numbers), *B, *E).
-
-    They are made where they are wanted, so that branches that run some at a time hold no more of them.
-    """
-
-    count: int
-    at: Callable[[Array], Array]
-
-    @classmethod
-    def of(cls, values: Array | Values) -> Values:
-        """Return alternatives that are all there, (particles, m, *B, *E), by their number."""
-        return values if isinstance(values, Values) else cls(values.shape[1], lambda numbers: values[:, numbers])
-
-
-@dataclass(frozen=True)
-class Alternatives:
-    """Where an estimator wants the downstream cost of a site, and what it keeps for itself.
-
-    `values` are other values, (particles, m, *B, *E) as `Draw.embed` gives them, or by their number. `weights` are weights of the categories,
-    (particles, m', *plates, elements, categories), at which the derivative of the cost is wanted too; discrete sites
-    that follow are then relaxed as well, at the `temperature`, or replaced by their probabilities if it is None.
-    """
-
-    values: Array | Values | None = None
-    kept: Any = None
-    weights: Array | None = None
-    temperature: Any = None
-
-
-@dataclass(frozen=True)
-class BranchTerms:
-    """What an estimator that asked for branches gets: constants, but for `draw.log_probs`.
-
-    `downstream` is the downstream cost of the draw, (particles, *plates), and `costs` that of each alternative,
-    (particles, m, *plates). `soft_costs`, (particles, m', *plates), and `slopes`, of the shape of the weights, are the cost and
-    its derivative at the weights; slopes carry gradient to what the weights were computed from. Under an objective that
-    combines particles a cost is the bound, and `shares()` the normalised weights of the alternatives, shaped like `costs`. With
-    `higher_order` the score of the draw is in the costs already, with derivatives of every order, and is to be taken out again.
-    """
-
-    draw: Draw
-    downstream: Array
-    alternatives: Alternatives
-    costs: Array
-    soft_costs: Array
-    slopes: Array
-    shares: Callable[[], Array] | None = None
-    higher_order: bool = False
-
-    @property
-    def ops(self) -> Ops:
-        """The array operations."""
-        return self.draw.ops
-
-
 def asked_of(ops: Ops, layout: Layout, run: Run, host: BranchHost) -> dict[int, tuple[Draw, Alternatives]]:
     """Return, by the number of the site's group, what each site's estimator asks to be evaluated."""
     found = {}
@@ -359,7 +49,14 @@ def asked_of(ops: Ops, layout: Layout, run: Run, host: BranchHost) -> dict[int, 
         if site.estimator.uses_branches:
             noise, score = noise_for(site.name, ops, host.noise), run.scores[group.members[0]]
             draw = Draw(
-                ops, host.draw(site.name), group, noise, score, partial(host.learned, site.name), site.estimator.learned
+                ops,
+                host.draw(site.name),
+                group.plates,
+                group.shape,
+                noise,
+                score,
+                partial(host.learned, site.name),
+                site.estimator.learned,
             )
             found[number] = (draw, site.estimator.alternatives(draw))
     return found

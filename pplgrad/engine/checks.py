@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
-from pplgrad.engine.configuration import EstimatorMapping
+from pplgrad.core.estimator import Estimator
+from pplgrad.core.objectives import MultiSample, Objective
 from pplgrad.engine.layout import Layout
 from pplgrad.errors import ConfigurationError, EstimatorError, ImpossibleValueError, ProgramError, first_line, listed
-from pplgrad.estimators.base import Estimator
-from pplgrad.objectives import MultiSample, Objective
-from pplgrad.watch import Watch, Watcher
 
 
 def refuse_mismatch(guide: Mapping[str, Mapping], model: Mapping[str, Mapping]) -> None:
@@ -166,20 +163,3 @@ def another_network(what: Any, site: str, name: str, found: Any, wanted: Any, re
         f"{what!r} at site '{site}' learns '{name}' of shape {tuple(wanted)}, but what is kept under this name has shape {tuple(found)}, "
         f"from another estimator, baseline or size of network at a site of this name: {remedy}."
     )
-
-
-def configured(guide: Any, estimators: Any, watch: Any, wrap: Callable[[Callable, EstimatorMapping], Any]) -> Any:
-    """Return a wrapped guide, or a decorator if no guide is given: what both libraries' `config_estimators` do."""
-    if watch is not None and not isinstance(watch, Watch):
-        raise ConfigurationError(f"config_estimators(watch=...) takes a Watch, such as Watch(print); got {watch!r}.")
-
-    def mapped(given: Any) -> EstimatorMapping:
-        mapping = EstimatorMapping.of(given, "config_estimators")
-        return mapping if watch is None else replace(mapping, watcher=Watcher(watch))
-
-    if guide is None or isinstance(guide, Mapping):
-        mapping = mapped(guide if guide is not None else estimators)
-        return lambda function: wrap(function, mapping)
-    if not callable(guide):
-        raise ConfigurationError(f"config_estimators takes a guide, a callable; got {type(guide).__name__}.")
-    return wrap(guide, mapped(estimators))

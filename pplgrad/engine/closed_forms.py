@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-from pplgrad.engine.program import CostSpec, Read
+from pplgrad.core.estimator import Estimator
+from pplgrad.core.objectives import ELBO, CostWeights, MultiSample, Objective
+from pplgrad.core.plates import Read
+from pplgrad.core.sites import CostSpec
 from pplgrad.errors import ConfigurationError, EstimatorError, ProgramError, listed
-from pplgrad.estimators.base import Estimator
-from pplgrad.objectives import ELBO, CostWeights, MultiSample, Objective
 
 KINDS = ("kl", "entropy")
 

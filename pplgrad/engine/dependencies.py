@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pplgrad.engine.program import AFTER, BEFORE, EVERY, OWN, SAME, CostSpec, Dependencies, Plate, Read, SiteSpec
+from pplgrad.core.plates import AFTER, BEFORE, EVERY, OWN, SAME, Dependencies, Plate, Read
+from pplgrad.core.sites import CostSpec, SiteSpec
 
 Closed = Mapping[str, Mapping[str, Read]]
 """For each site the sites that its draw depends on, however far up, and in which way."""

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from pplgrad.baselines.base import parts_of
-from pplgrad.engine.branches import BranchHost, Values, asked_of
+from pplgrad.core.array_ops import Ops
+from pplgrad.core.baseline import parts_of
+from pplgrad.core.estimator import Values
+from pplgrad.core.sites import Run
+from pplgrad.engine.branches import BranchHost, asked_of
 from pplgrad.engine.layout import Layout
-from pplgrad.engine.ops import Ops
-from pplgrad.engine.program import Run
 
 COLUMNS = ("site", "distribution", "plates", "estimator", "baseline", "evaluations", "reason")
 

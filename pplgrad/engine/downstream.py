@@ -11,24 +11,10 @@ from operator import add
 
 import numpy as np
 
-from pplgrad.engine.layout import CostGroup, Layout, Link, Shape, SiteGroup
-from pplgrad.engine.ops import Array, Ops
-from pplgrad.engine.program import AFTER, BEFORE, SAME
-
-
-def to_shape(ops: Ops, x: Array, shape: Shape) -> Array:
-    """Sum the batch dimensions of `x` that `shape` does not have, and align the rest at the right.
-
-    A batch dimension that no plate declares is part of one joint site or cost: its elements are summed.
-    """
-    if tuple(x.shape[1:]) == shape:
-        return x
-    xp, batch = ops.xp, tuple(x.shape[1:])
-    padded = (1,) * (len(batch) - len(shape)) + shape
-    axes = tuple(i + 1 for i in range(len(batch)) if padded[i - len(batch)] == 1 and batch[i] != 1)
-    if axes:
-        x = xp.sum(x, axis=axes, keepdims=True)
-    return aligned(ops, x, 1, len(shape))
+from pplgrad.core.array_ops import Array, Ops
+from pplgrad.core.plates import AFTER, BEFORE, SAME
+from pplgrad.core.shapes import aligned, to_shape
+from pplgrad.engine.layout import CostGroup, Layout, Link, SiteGroup
 
 
 def stacked_costs(ops: Ops, costs: list[Array], group: CostGroup) -> Array:
@@ -114,13 +100,3 @@ def _shifted(ops: Ops, values: Array, flag: int, time_dim: int | None) -> Array:
         return later - values
     assert flag == BEFORE
     return xp.cumulative_sum(values, axis=time_dim) - values
-
-
-def aligned(ops: Ops, x: Array, lead: int, ndim: int) -> Array:
-    """Drop or add singleton dimensions after the first `lead` ones until `ndim` remain."""
-    have = len(x.shape) - lead
-    if have == ndim:
-        return x
-    head, tail = tuple(x.shape[:lead]), tuple(x.shape[lead:])
-    tail = tail[have - ndim :] if have > ndim else (1,) * (ndim - have) + tail
-    return ops.xp.reshape(x, head + tail)

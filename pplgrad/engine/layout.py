@@ -8,29 +8,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pplgrad.core.objectives import MultiSample, Objective
+from pplgrad.core.plates import AFTER, BEFORE, EVERY, SAME, Plate, Read
+from pplgrad.core.shapes import Shape, plate_shape
+from pplgrad.core.sites import CostSpec, SiteSpec
 from pplgrad.engine.closed_forms import refuse_lossy
 from pplgrad.engine.dependencies import cost_dependencies, site_dependencies
-from pplgrad.engine.program import AFTER, BEFORE, EVERY, SAME, CostSpec, Plate, Read, SiteSpec
 from pplgrad.engine.sums import Sums
 from pplgrad.engine.weight_plates import weight_plates
-from pplgrad.objectives import MultiSample, Objective
 
 if TYPE_CHECKING:
-    from pplgrad.estimators.base import Estimator
-
-Shape = tuple[int, ...]
-
-
-def plate_shape(plates: Sequence[Plate]) -> Shape:
-    """Return the batch shape that the plates alone span, with 1 where no plate stands.
-
-    >>> plate_shape([Plate("data", -2, 5, 5)])
-    (5, 1)
-    """
-    shape = [1] * max((-plate.dim for plate in plates), default=0)
-    for plate in plates:
-        shape[plate.dim] = plate.size
-    return tuple(shape)
+    from pplgrad.core.estimator import Estimator
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pplgrad.engine.ops import Array, Ops
+from pplgrad.core.array_ops import Array, Ops
 
 
 @dataclass(frozen=True)

@@ -9,20 +9,23 @@ from typing import Protocol
 
 import numpy as np
 
-from pplgrad.baselines.base import Baseline, BaselineTerms, parts_of
+from pplgrad.core.array_ops import Array, Ops
+from pplgrad.core.baseline import Baseline, BaselineTerms, parts_of
+from pplgrad.core.data_parallel import Peers, share
+from pplgrad.core.estimator import BaselineHost, BaselineValue, Estimator, GroupTerms
+from pplgrad.core.objectives import MultiSample, Objective
+from pplgrad.core.plates import Plate
+from pplgrad.core.shapes import to_shape
+from pplgrad.core.sites import Run
+from pplgrad.core.weights import Weights
+from pplgrad.engine.baseline_outputs import fitted
 from pplgrad.engine.branches import BranchHost, branch_terms
-from pplgrad.engine.downstream import stacked_scores, to_shape
+from pplgrad.engine.downstream import stacked_scores
 from pplgrad.engine.layout import Layout, SiteGroup
-from pplgrad.engine.ops import Array, Ops
-from pplgrad.engine.outputs import fitted
-from pplgrad.engine.paths import PathHost, path_terms
-from pplgrad.engine.peers import Peers, share
-from pplgrad.engine.program import Plate, Run
-from pplgrad.engine.signals import Bounds, Downstream, Signals, Weights
-from pplgrad.engine.watching import Noted, learned_numbers
+from pplgrad.engine.pathwise_weights import PathHost, path_terms
+from pplgrad.engine.records import Noted, learned_numbers
+from pplgrad.engine.signals import Bounds, Downstream, Signals
 from pplgrad.errors import BaselineError
-from pplgrad.estimators.base import BaselineHost, BaselineValue, Estimator, GroupTerms
-from pplgrad.objectives import MultiSample, Objective
 
 
 class Rerun(BranchHost, PathHost, Protocol):

@@ -6,8 +6,8 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pplgrad.engine.ops import Array, Ops
-from pplgrad.engine.program import Plate
+from pplgrad.core.array_ops import Array, Ops
+from pplgrad.core.plates import Plate
 from pplgrad.errors import BaselineError, listed
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pplgrad.engine.program import CostSpec, Plate, Read, SiteSpec
+from pplgrad.core.plates import Plate, Read
+from pplgrad.core.sites import CostSpec, SiteSpec
 from pplgrad.errors import ConfigurationError, ProgramError
 
 if TYPE_CHECKING:
-    from pplgrad.objectives import MultiSample
+    from pplgrad.core.objectives import MultiSample
 
 
 def weight_plates(

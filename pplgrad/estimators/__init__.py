@@ -1,14 +1,16 @@
 """Estimators: one file for each family. The mathematics only; nothing here knows Pyro or NumPyro."""
 
+from pplgrad.core.estimator import Alternatives, Declaration, Estimator
+from pplgrad.core.site_info import SiteInfo
 from pplgrad.estimators.antithetic import ARM, ARMS, DisARM
 from pplgrad.estimators.antithetic_categorical import CARMS, StickBreakingDisARM, TreeDisARM
 from pplgrad.estimators.auto import Auto
-from pplgrad.estimators.base import Declaration, Estimator, SiteInfo
 from pplgrad.estimators.control_variates import REBAR, DoubleCV, MuProp
 from pplgrad.estimators.local_expectation import LocalExpectation
 from pplgrad.estimators.measure_valued import MeasureValued
 from pplgrad.estimators.mirrored import Mirrored
 from pplgrad.estimators.multi_sample import OVIS, VIMCO, DReG
+from pplgrad.estimators.registry import register
 from pplgrad.estimators.relax import RELAX
 from pplgrad.estimators.relaxed import GappedStraightThrough, GumbelRao, GumbelSoftmax, ReinMax, StraightThrough
 from pplgrad.estimators.reparam import Reparam
@@ -19,6 +21,7 @@ from pplgrad.estimators.without_replacement import SumAndSample, UnorderedSet
 __all__ = [
     "ARM",
     "ARMS",
+    "Alternatives",
     "Auto",
     "CARMS",
     "DReG",
@@ -48,3 +51,33 @@ __all__ = [
     "UnorderedSet",
     "VIMCO",
 ]
+
+register(
+    ARM,
+    ARMS,
+    Auto,
+    CARMS,
+    DReG,
+    DisARM,
+    DoubleCV,
+    GappedStraightThrough,
+    GumbelRao,
+    GumbelSoftmax,
+    LocalExpectation,
+    MeasureValued,
+    Mirrored,
+    MuProp,
+    OVIS,
+    REBAR,
+    RELAX,
+    RODEO,
+    ReinMax,
+    Reparam,
+    ScoreFunction,
+    StickBreakingDisARM,
+    StraightThrough,
+    SumAndSample,
+    TreeDisARM,
+    UnorderedSet,
+    VIMCO,
+)

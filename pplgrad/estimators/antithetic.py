@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pplgrad.engine.branches import Alternatives, BranchTerms, Draw
-from pplgrad.engine.noise import Noise
-from pplgrad.engine.ops import Array, Ops
+from pplgrad.core.array_ops import Array, Ops
+from pplgrad.core.draw import Draw
+from pplgrad.core.estimator import Alternatives, BranchTerms, Declaration, Estimator
+from pplgrad.core.noise import Noise
+from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import ConfigurationError
-from pplgrad.estimators.base import Declaration, Estimator, SiteInfo
-from pplgrad.estimators.fit import require_binary
+from pplgrad.estimators.site_requirements import require_binary
 
 
 @dataclass(frozen=True)

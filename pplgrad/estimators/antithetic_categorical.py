@@ -12,12 +12,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pplgrad.engine.branches import Alternatives, BranchTerms, Draw
-from pplgrad.engine.ops import Array, Ops, is_possible, max_over_categories, sum_over_categories
+from pplgrad.core.array_ops import Array, Ops, is_possible, max_over_categories, sum_over_categories
+from pplgrad.core.draw import Draw
+from pplgrad.core.estimator import Alternatives, BranchTerms, Declaration, Estimator
+from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import ConfigurationError
 from pplgrad.estimators.antithetic import coupled, partner_of, probability
-from pplgrad.estimators.base import Declaration, Estimator, SiteInfo
-from pplgrad.estimators.fit import require_finite
+from pplgrad.estimators.site_requirements import require_finite
 
 
 class _CoupledDecisions(Estimator):

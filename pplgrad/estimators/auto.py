@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from pplgrad.core.estimator import Declaration, Estimator
+from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import ConfigurationError
 from pplgrad.estimators.antithetic import DisARM
-from pplgrad.estimators.base import Declaration, Estimator, SiteInfo
 from pplgrad.estimators.local_expectation import LocalExpectation
 from pplgrad.estimators.reparam import Reparam
 from pplgrad.estimators.score import ScoreFunction

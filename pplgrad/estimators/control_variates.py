@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pplgrad.engine.branches import Alternatives, BranchTerms, Draw
-from pplgrad.engine.ops import Array, max_over_categories, sum_over_categories
+from pplgrad.core.array_ops import Array, max_over_categories, sum_over_categories
+from pplgrad.core.draw import Draw
+from pplgrad.core.estimator import Alternatives, BranchTerms, Declaration, Estimator
+from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import ConfigurationError
-from pplgrad.estimators.base import Declaration, Estimator, SiteInfo
-from pplgrad.estimators.fit import require_relaxable, require_unscanned
 from pplgrad.estimators.relaxed import HardDraw, softmax, tempered
+from pplgrad.estimators.site_requirements import require_relaxable, require_unscanned
 
 
 class WithSlopes(Estimator):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pplgrad.engine.branches import Alternatives, BranchTerms, Draw, Values
-from pplgrad.engine.ops import Array
-from pplgrad.estimators.base import Declaration, Estimator, SiteInfo
-from pplgrad.estimators.fit import require_finite
+from pplgrad.core.array_ops import Array
+from pplgrad.core.draw import Draw
+from pplgrad.core.estimator import Alternatives, BranchTerms, Declaration, Estimator, Values
+from pplgrad.core.site_info import SiteInfo
+from pplgrad.estimators.site_requirements import require_finite
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pplgrad.engine.branches import Alternatives, BranchTerms, Draw
-from pplgrad.engine.ops import Array
+from pplgrad.core.array_ops import Array
+from pplgrad.core.draw import Draw
+from pplgrad.core.estimator import Alternatives, BranchTerms, Declaration, Estimator
+from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import EstimatorError
-from pplgrad.estimators.base import Declaration, Estimator, SiteInfo
-from pplgrad.estimators.fit import require_unscanned
 from pplgrad.estimators.local_expectation import LocalExpectation
 from pplgrad.estimators.registry import remedy
+from pplgrad.estimators.site_requirements import require_unscanned
 
 _FAMILIES = ("Poisson", "Normal", "Gamma")
 

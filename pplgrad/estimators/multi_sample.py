@@ -6,13 +6,14 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from pplgrad.engine.branches import Alternatives, BranchTerms, Draw
-from pplgrad.engine.ops import Array
+from pplgrad.core.array_ops import Array
+from pplgrad.core.draw import Draw
+from pplgrad.core.estimator import Alternatives, BranchTerms, Declaration, Estimator, GroupTerms
+from pplgrad.core.objectives import log_sum_exp
+from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import ConfigurationError, EstimatorError
-from pplgrad.estimators.base import Declaration, Estimator, GroupTerms, SiteInfo
-from pplgrad.estimators.fit import require_unscanned
 from pplgrad.estimators.registry import remedy
-from pplgrad.objectives import log_sum_exp
+from pplgrad.estimators.site_requirements import require_unscanned
 
 
 def _require_weights(estimator: Estimator, site: SiteInfo, least: int) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from pplgrad.engine.branches import BranchTerms, Draw
-from pplgrad.engine.ops import Array
+from pplgrad.core.array_ops import Array
+from pplgrad.core.draw import Draw
+from pplgrad.core.estimator import BranchTerms, Declaration
 from pplgrad.errors import ConfigurationError
-from pplgrad.estimators.base import Declaration
 from pplgrad.estimators.control_variates import REBAR
 
 

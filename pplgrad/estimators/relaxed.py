@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from pplgrad.engine.noise import Noise
-from pplgrad.engine.ops import (
+from pplgrad.core.array_ops import (
     Array,
     Ops,
     bounded,
@@ -18,9 +17,11 @@ from pplgrad.engine.ops import (
     only_possible,
     sum_over_categories,
 )
+from pplgrad.core.estimator import Declaration, Estimator
+from pplgrad.core.noise import Noise
+from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import ConfigurationError
-from pplgrad.estimators.base import Declaration, Estimator, SiteInfo
-from pplgrad.estimators.fit import require_relaxable, require_unscanned
+from pplgrad.estimators.site_requirements import require_relaxable, require_unscanned
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from pplgrad.core.estimator import Declaration, Estimator
+from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import EstimatorError
-from pplgrad.estimators.base import Declaration, Estimator, SiteInfo
 from pplgrad.estimators.registry import remedy
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pplgrad.baselines.base import Baseline, parts_of
-from pplgrad.engine.branches import Alternatives, BranchTerms, Draw
-from pplgrad.engine.ops import Array
+from pplgrad.core.array_ops import Array
+from pplgrad.core.baseline import Baseline, parts_of
+from pplgrad.core.draw import Draw
+from pplgrad.core.estimator import Alternatives, BranchTerms, Declaration, Estimator, GroupTerms
+from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import ConfigurationError
-from pplgrad.estimators.base import Declaration, Estimator, GroupTerms, SiteInfo
-from pplgrad.estimators.fit import require_unscanned
+from pplgrad.estimators.site_requirements import require_unscanned
 
 
 @dataclass(frozen=True, repr=False)

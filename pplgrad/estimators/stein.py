@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pplgrad.engine.branches import Alternatives, BranchTerms, Draw
-from pplgrad.engine.ops import Array, Ops, sum_over_categories
+from pplgrad.core.array_ops import Array, Ops, sum_over_categories
+from pplgrad.core.draw import Draw
+from pplgrad.core.estimator import Alternatives, BranchTerms, Declaration
 from pplgrad.errors import ConfigurationError
-from pplgrad.estimators.base import Declaration
 from pplgrad.estimators.control_variates import WithSlopes, again_with_slopes
 
 _HIDDEN = 32

@@ -9,12 +9,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from pplgrad.engine.branches import Alternatives, BranchTerms, Draw
-from pplgrad.engine.ops import Array, Ops, bounded, is_possible
+from pplgrad.core.array_ops import Array, Ops, bounded, is_possible
+from pplgrad.core.draw import Draw
+from pplgrad.core.estimator import Alternatives, BranchTerms, Declaration, Estimator
+from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import ConfigurationError, EstimatorError
-from pplgrad.estimators.base import Declaration, Estimator, SiteInfo
-from pplgrad.estimators.fit import require_finite
 from pplgrad.estimators.registry import remedy
+from pplgrad.estimators.site_requirements import require_finite
 
 _LARGEST = 4096
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,10 @@ except ModuleNotFoundError:  # pragma: no cover
 
 from pplgrad.errors import PplgradError
 from pplgrad.estimators import registry
+from pplgrad.lab import cli_check, cli_choose, cli_compare
 from pplgrad.lab.cli_faults import FAULT, details_of, say
-from pplgrad.lab.faults import ScriptError, shortened
+from pplgrad.lab.cli_shared import need, show_json
+from pplgrad.lab.faults import shortened
 
 _INTERRUPTED = 130
 
@@ -126,32 +127,6 @@ def completion(shell: str) -> None:
     assert made is not None
     click.echo(made(main, {}, "pplgrad", "_PPLGRAD_COMPLETE").source())
 
-
-def need(command: str, *packages: str) -> None:
-    """Refuse a command whose packages are not installed, before anything runs."""
-    if missing := [name for name in packages if find_spec(name) is None]:
-        raise ScriptError(f"{command} needs {', '.join(missing)}, not installed; pip install 'pplgrad[research]'.")
-
-
-def parsed(settings: tuple[str, ...]) -> dict[str, str]:
-    """Return NAME=VALUE pairs as a dict."""
-    pairs = {}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        if not equals:
-            raise ScriptError(f"--set takes NAME=VALUE; got '{setting}'.")
-        pairs[name] = value
-    return pairs
-
-
-def show_json(data: Any) -> None:
-    """Print plain data for a machine to read."""
-    import json
-
-    click.echo(json.dumps(data, indent=2, default=str))
-
-
-from pplgrad.lab import cli_check, cli_choose, cli_compare  # noqa: E402
 
 main.add_command(cli_check.check)
 main.add_command(cli_choose.choose)

@@ -10,10 +10,10 @@ from typing import Any
 
 import click
 
-from pplgrad.lab import cli
-from pplgrad.lab.certificate import GradientCheck
-from pplgrad.lab.checking import REFERENCES
+from pplgrad.diagnostics.certificate import GradientCheck
+from pplgrad.diagnostics.checking import REFERENCES
 from pplgrad.lab.cli_faults import FAULT, Faults, traceback_option
+from pplgrad.lab.cli_shared import parsed, show_json
 from pplgrad.lab.script import PROGRAMS, Script, load_script
 from pplgrad.lab.specs import objective, specification
 from pplgrad.lab.tasks import Task, check_backend, unsound
@@ -97,7 +97,7 @@ def check(
     backends = backends or tuple(PROGRAMS)
     words = words or (() if elbos else ("score+loo",))
     loaded = load_script(script, backends)
-    options = loaded.options(cli.parsed(settings))
+    options = loaded.options(parsed(settings))
     loaded.load(options, 0)
     for word in words:
         specification(word)
@@ -114,7 +114,7 @@ def check(
                 if not as_json:
                     click.echo(f"{backend}, {certificate}\n")
     if as_json:
-        cli.show_json(found)
+        show_json(found)
     raise SystemExit(FAULT if faults else worst)
 
 

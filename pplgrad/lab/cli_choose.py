@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from pplgrad.lab import cli
 from pplgrad.lab.cli_faults import FAULT, Faults, traceback_option
+from pplgrad.lab.cli_shared import parsed, show_json
 from pplgrad.lab.script import PROGRAMS, load_script
 from pplgrad.lab.specs import objective, specification
 from pplgrad.lab.tasks import Task, check_backend, unsound
@@ -66,7 +66,7 @@ def choose(
     """
     backends = backends or tuple(PROGRAMS)
     loaded = load_script(script, backends)
-    options = loaded.options(cli.parsed(settings))
+    options = loaded.options(parsed(settings))
     loaded.load(options, 0)
     candidates = [estimator for word in words for estimator in specification(word).all] or None
     objective(target)
@@ -91,6 +91,6 @@ def choose(
                 if not as_json:
                     click.echo(f"{backend}\n{choice}\n")
     if as_json:
-        cli.show_json(found)
+        show_json(found)
     if faults:
         raise SystemExit(FAULT)

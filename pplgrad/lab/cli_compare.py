@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
-from pplgrad.lab import cli
 from pplgrad.lab.cli_faults import FAULT, Faults, traceback_option
+from pplgrad.lab.cli_shared import need, parsed, show_json
 from pplgrad.lab.script import PROGRAMS, ScriptError
 from pplgrad.lab.study import Gradients, Study, Training, from_toml
 
@@ -91,7 +91,7 @@ def compare(script: Path, out: Path, jobs: int, cluster: str | None, quiet: bool
     pplgrad compare models/sbn.py --estimator score+loo --estimator 'DisARM()' --snapshots 0,100,1000 --jobs 2
     pplgrad compare studies/disarm_2020_linear.toml --data digits --steps 1000 --snapshots 0,100,1000
     """
-    cli.need("compare", "joblib", "jinja2", "matplotlib", "pandas", "pyarrow", "rich")
+    need("compare", "joblib", "jinja2", "matplotlib", "pandas", "pyarrow", "rich")
     from pplgrad.lab.report import command_line, write_report
     from pplgrad.lab.results import write
     from pplgrad.lab.runner import Plan, Workers, perform_study
@@ -117,7 +117,7 @@ def compare(script: Path, out: Path, jobs: int, cluster: str | None, quiet: bool
     faults = _faults(results)
     if as_json:
         rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
-        cli.show_json({**about, "study": study.to_dict(), "rows": rows})
+        show_json({**about, "study": study.to_dict(), "rows": rows})
     elif not frame["error"].notna().all() or not faults:
         show(frame, page, faults.found)
     with faults:
@@ -146,7 +146,7 @@ def _faults(results: list[dict[str, Any]]) -> Faults:
 
 def _study(script: Path, given: dict[str, Any]) -> Study:
     """Return the study: of the TOML file, or of the script; what is said on the command line goes before it."""
-    options: dict[str, Any] = dict(cli.parsed(given["settings"]))
+    options: dict[str, Any] = dict(parsed(given["settings"]))
     if given["data"] is not None:
         options["data"] = given["data"]
     named = {

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pplgrad.lab.certificate import EVERYTHING
-from pplgrad.lab.moments import Chunks, Draws, Moments, squared_norm
+from pplgrad.diagnostics.certificate import EVERYTHING
+from pplgrad.diagnostics.moments import Chunks, Draws, Moments, squared_norm
 
 CHUNK = 10
 """Draws between two looks at the clock, where a library makes several in one call."""

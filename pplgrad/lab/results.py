@@ -11,12 +11,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pplgrad.lab.certificate import EVERYTHING
+from pplgrad.core.objectives import ELBO
+from pplgrad.diagnostics.certificate import EVERYTHING
 from pplgrad.lab.script import ScriptError
 from pplgrad.lab.specs import judged_by
 from pplgrad.lab.study import Study
 from pplgrad.lab.tasks import Result, write_atomically
-from pplgrad.objectives import ELBO
 
 UNITS = {
     "train": "nats / datum",

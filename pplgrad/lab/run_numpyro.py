@@ -20,12 +20,13 @@ from numpyro.optim import SGD, Adam
 from numpyro.primitives import Messenger
 
 from pplgrad import ELBO, IWAE, ScoreFunction
+from pplgrad.core.estimator import Estimator
+from pplgrad.core.program import Program
+from pplgrad.diagnostics.certificate import GradientCheck
+from pplgrad.diagnostics.checking import trusted
+from pplgrad.diagnostics.choosing import Choice
 from pplgrad.errors import ProgramError
-from pplgrad.estimators.base import Estimator
 from pplgrad.lab import measure
-from pplgrad.lab.certificate import GradientCheck
-from pplgrad.lab.checking import trusted
-from pplgrad.lab.choosing import Choice
 from pplgrad.lab.data import Batches, evaluation_steps, packed, total_variance, unpacked
 from pplgrad.lab.faults import LOOKS, Diverged, Lines, caller_line, check_finite
 from pplgrad.lab.script import Script, check_parameters
@@ -39,14 +40,13 @@ from pplgrad.numpyro import (
     is_baseline_param,
     split_optimizer,
 )
-from pplgrad.numpyro._gradients import Gradients
-from pplgrad.numpyro._optim import SplitOptimizer
+from pplgrad.numpyro.diagnostics import Gradients
 
 # What a callback of the script raises is told in a sentence; JAX would log its traceback beside that.
 logging.getLogger("jax._src.callback").setLevel(logging.CRITICAL)
 
 
-class Program:
+class ScriptProgram:
     """A script's program with a batch stream, and the ELBOs of a task."""
 
     def __init__(self, task: Task, script: Script) -> None:
@@ -92,7 +92,7 @@ class Program:
 
 def training(task: Task, script: Script, needs: dict[str, Result]) -> Result:
     """Train under one estimator; return its curve, its gradient's variance at the end, and its time."""
-    run, known = Program(task, script), task.settings
+    run, known = ScriptProgram(task, script), task.settings
     bound = run.bound()
     curve: list[dict[str, float]] = []
 
@@ -114,7 +114,7 @@ def training(task: Task, script: Script, needs: dict[str, Result]) -> Result:
 
 def snapshots(task: Task, script: Script, needs: dict[str, Result]) -> Result:
     """Train, and keep the parameters at some steps."""
-    run = Program(task, script)
+    run = ScriptProgram(task, script)
     kept: dict[str, str] = {}
 
     def at(step: int, seconds: float, params: dict, unconstrained: dict) -> None:
@@ -128,7 +128,7 @@ def snapshots(task: Task, script: Script, needs: dict[str, Result]) -> Result:
 
 def reference(task: Task, script: Script, needs: dict[str, Result]) -> Result:
     """Return the gradient at a snapshot, by the mean of an unbiased estimator."""
-    run = Program(task, script)
+    run = ScriptProgram(task, script)
     target = objective(task.objective)
     particles, sites = trusted(target, task.particles, 10)
     host = _host(run, run.guide)
@@ -142,7 +142,7 @@ def reference(task: Task, script: Script, needs: dict[str, Result]) -> Result:
 
 def gradients(task: Task, script: Script, needs: dict[str, Result]) -> Result:
     """Measure one estimator at a snapshot."""
-    run = Program(task, script)
+    run = ScriptProgram(task, script)
     elbo = run.elbo()
     host = _host(run, run.configured)
     sites = _host(run, run.guide).sites()
@@ -159,9 +159,9 @@ def gradients(task: Task, script: Script, needs: dict[str, Result]) -> Result:
     return {"snapshots": found, "evaluations": measure.evaluations(elbo, described)}
 
 
-def _host(run: Program, guide: Callable) -> Gradients:
+def _host(run: ScriptProgram, guide: Callable) -> Gradients:
     """Return the gradient on the batch that all estimators see."""
-    return Gradients(run.model, guide, (run.fixed["train"][: run.batches.size],), {}, None, run.task.seed)
+    return Gradients(Program(run.model, guide, (run.fixed["train"][: run.batches.size],), {}), None, run.task.seed)
 
 
 def _move(host: Gradients, values: str) -> None:
@@ -171,13 +171,13 @@ def _move(host: Gradients, values: str) -> None:
 
 
 def _train(
-    run: Program, known: dict[str, Any], stops: list[int], at: Callable
+    run: ScriptProgram, known: dict[str, Any], stops: list[int], at: Callable
 ) -> tuple[list[float], TraceGrad_ELBO, SVI, Any]:
     """Train, calling `at(step, seconds so far, parameters, unconstrained ones)` at the stops; return the time of a step."""
     elbo = run.elbo()
     optimizer = split_optimizer(Adam(known["learning_rate"]), Adam(known.get("baseline_learning_rate", 1e-2)))
     for name, rate in known.get("gradient_descent", {}).items():
-        optimizer = SplitOptimizer(optimizer, SGD(rate / run.batches.size), name.__eq__)
+        optimizer = split_optimizer(optimizer, SGD(rate / run.batches.size), belongs=name.__eq__)
     svi = SVI(run.model, run.configured, optimizer, elbo)
     # A batch of the stream would be lost to training, and all later ones would differ from Pyro's.
     state = svi.init(jax.random.key(run.task.seed), run.fixed["train"][: run.batches.size])
@@ -208,10 +208,10 @@ def _train(
     return per_step or [total / max(stops[-1], 1)], elbo, svi, state
 
 
-def _gradient_variance(run: Program, elbo: Any, svi: SVI, state: Any) -> float | None:
+def _gradient_variance(run: ScriptProgram, elbo: Any, svi: SVI, state: Any) -> float | None:
     """Return the trace of the covariance of the guide's gradient of the loss per datum; None if it has no parameters."""
     batch = jnp.asarray(run.batches.next())
-    host = Gradients(run.model, run.configured, (batch,), {}, None, run.task.seed)
+    host = Gradients(Program(run.model, run.configured, (batch,), {}), None, run.task.seed)
     everything = svi.optim.get_params(state.optim_state)
     # Unconstrained, as in Pyro: the parameters that the optimizer moves.
     host.params = {name: everything[name] for name in host.params}
@@ -230,7 +230,7 @@ def certificates(
     task: Task, script: Script, words: tuple[str, ...], elbos: tuple[str, ...], budget: dict[str, Any]
 ) -> Iterator[Callable[[], GradientCheck]]:
     """Yield what gives a certificate, for each estimator and each ELBO of the library, at the parameters that the task's training leaves."""
-    run = Program(task, script)
+    run = ScriptProgram(task, script)
     batch = run.fixed["train"][: run.batches.size]
     params = _trained(run)
     for word in words:
@@ -247,7 +247,7 @@ def certificates(
 
 def chosen(task: Task, script: Script, candidates: list[Estimator] | None, seconds: float) -> Choice:
     """Return the choice of estimators, at the parameters that the task's training leaves."""
-    run = Program(task, script)
+    run = ScriptProgram(task, script)
     return choose_estimators(
         run.model,
         run.guide,
@@ -261,7 +261,7 @@ def chosen(task: Task, script: Script, candidates: list[Estimator] | None, secon
     )
 
 
-def _trained(run: Program) -> dict | None:
+def _trained(run: ScriptProgram) -> dict | None:
     """Return the program's parameters after the task's training steps, or None if there are none."""
     kept: list[dict] = []
     if run.task.settings["steps"]:
@@ -275,7 +275,7 @@ def _trained(run: Program) -> dict | None:
     return run.params
 
 
-def look(run: Program) -> None:
+def look(run: ScriptProgram) -> None:
     """Run the program a few times at its present parameters; raise the error that names a site or a parameter which is not finite."""
     batch = run.fixed["train"][: run.batches.size]
     seeded = handlers.seed(handlers.substitute(run.guide, run.params), jax.random.key(0))
@@ -292,7 +292,7 @@ def _finite(params: dict) -> bool:
     return all(np.isfinite(np.asarray(x)).all() for leaf in params.values() for x in jax.tree.leaves(leaf))
 
 
-def _explain(run: Program, step: int, params: dict) -> None:
+def _explain(run: ScriptProgram, step: int, params: dict) -> None:
     """Say why the objective is not finite: the program from the start, or training under this estimator."""
     # Under jit nothing is raised, and what was wrong at the start may be seen later.
     run.params = {} if step else {name: x for name, x in params.items() if not is_baseline_param(name)}
@@ -303,7 +303,7 @@ def _explain(run: Program, step: int, params: dict) -> None:
 class _Seen(Messenger):
     """Notes where in the script each site and parameter stands."""
 
-    def __init__(self, run: Program, side: str, found: dict[tuple[str, str], int], fn: Callable) -> None:
+    def __init__(self, run: ScriptProgram, side: str, found: dict[tuple[str, str], int], fn: Callable) -> None:
         super().__init__(fn)
         self.path, self.side, self.found = run.script.path, side, found
 
@@ -313,7 +313,7 @@ class _Seen(Messenger):
             self.found.setdefault((self.side, msg["name"]), line)
 
 
-def lines(run: Program) -> Lines:
+def lines(run: ScriptProgram) -> Lines:
     """Return where the sites of the guide and of the model stand in the script, as far as they run."""
     found: dict[tuple[str, str], int] = {}
     batch = run.fixed["train"][: run.batches.size]

@@ -17,23 +17,23 @@ from pyro.infer import SVI
 from pyro.optim import SGD, Adam
 
 from pplgrad import ELBO, IWAE, ScoreFunction
+from pplgrad.core.estimator import Estimator
+from pplgrad.core.program import Program
+from pplgrad.diagnostics.certificate import GradientCheck
+from pplgrad.diagnostics.checking import trusted
+from pplgrad.diagnostics.choosing import Choice
 from pplgrad.errors import ImpossibleValueError, ProgramError
-from pplgrad.estimators.base import Estimator
 from pplgrad.lab import measure
-from pplgrad.lab.certificate import GradientCheck
-from pplgrad.lab.checking import trusted
-from pplgrad.lab.choosing import Choice
 from pplgrad.lab.data import Batches, evaluation_steps, packed, total_variance, unpacked
 from pplgrad.lab.faults import LOOKS, Diverged, Lines, caller_line, check_finite
 from pplgrad.lab.script import Script, check_parameters
 from pplgrad.lab.specs import Specification, host_elbo, judged_by, objective, specification
 from pplgrad.lab.tasks import Result, Task
 from pplgrad.pyro import TraceGrad_ELBO, check_gradients, choose_estimators, config_estimators, split_optimizer
-from pplgrad.pyro._gradients import Gradients
-from pplgrad.pyro._optim import SplitOptimizer
+from pplgrad.pyro.diagnostics import Gradients
 
 
-class Program:
+class ScriptProgram:
     """A script's program with a batch stream, and the ELBOs of a task."""
 
     def __init__(self, task: Task, script: Script) -> None:
@@ -86,7 +86,7 @@ class Program:
 
 def training(task: Task, script: Script, needs: dict[str, Result]) -> Result:
     """Train under one estimator; return its curve, its gradient's variance at the end, and its time."""
-    run = Program(task, script)
+    run = ScriptProgram(task, script)
     known = task.settings
     curve: list[dict[str, float]] = []
 
@@ -107,14 +107,14 @@ def training(task: Task, script: Script, needs: dict[str, Result]) -> Result:
 
 def snapshots(task: Task, script: Script, needs: dict[str, Result]) -> Result:
     """Train, and keep the parameters at some steps, and one batch."""
-    run = Program(task, script)
+    run = ScriptProgram(task, script)
     kept: dict[str, str] = {}
     batch = run.batches.fixed("train")[: run.batches.size]
 
     def at(step: int, seconds: float) -> None:
         if not _finite():
             _explain(run, step)
-        with Gradients(run.model, run.guide, (torch.from_numpy(batch),), {}) as host:
+        with Gradients(Program(run.model, run.guide, (torch.from_numpy(batch),), {})) as host:
             kept[str(step)] = packed({name: leaf.detach().cpu().numpy() for name, leaf in host.leaves.items()})
 
     _train(run, max(task.settings["snapshots"]), task.settings, task.settings["snapshots"], at)
@@ -123,7 +123,7 @@ def snapshots(task: Task, script: Script, needs: dict[str, Result]) -> Result:
 
 def reference(task: Task, script: Script, needs: dict[str, Result]) -> Result:
     """Return the gradient at a snapshot, by the mean of an unbiased estimator."""
-    run = Program(task, script)
+    run = ScriptProgram(task, script)
     target = objective(task.objective)
     particles, sites = trusted(target, task.particles, 10)
     elbo = run.made(particles, estimators=sites, objective=target)
@@ -136,7 +136,7 @@ def reference(task: Task, script: Script, needs: dict[str, Result]) -> Result:
 
 def gradients(task: Task, script: Script, needs: dict[str, Result]) -> Result:
     """Measure one estimator at a snapshot."""
-    run = Program(task, script)
+    run = ScriptProgram(task, script)
     guide = config_estimators(run.guide, run.mapping)
     elbo = run.elbo()
     per, found = run.batches.size, {}
@@ -147,7 +147,7 @@ def gradients(task: Task, script: Script, needs: dict[str, Result]) -> Result:
                 host.warm_up(elbo, task.settings["warm_up"])
             wanted = unpacked(needs["reference"]["references"][step])
             found[step] = measure.gradients(host, elbo, sites, wanted, task.settings["draws"], per, task.seed + 1)
-            described = elbo.describe(run.model, guide, *host.args)
+            described = elbo.describe(run.model, guide, *host.program.args)
     return {"snapshots": found, "evaluations": measure.evaluations(elbo, described)}
 
 
@@ -157,10 +157,10 @@ def together(particles: int, chosen: Specification) -> bool:
 
 
 @contextmanager
-def _host(run: Program, guide: Callable, values: str) -> Iterator[Gradients]:
+def _host(run: ScriptProgram, guide: Callable, values: str) -> Iterator[Gradients]:
     """Give the gradient at the parameters of a snapshot, on the batch that all estimators see."""
     batch, found = torch.from_numpy(run.batches.fixed("train")[: run.batches.size]), unpacked(values)
-    with Gradients(run.model, guide, (batch,), {}, run.task.seed) as host:
+    with Gradients(Program(run.model, guide, (batch,), {}), run.task.seed) as host:
         with torch.no_grad():
             for name, leaf in host.leaves.items():
                 leaf.copy_(torch.from_numpy(found[name]))
@@ -168,7 +168,7 @@ def _host(run: Program, guide: Callable, values: str) -> Iterator[Gradients]:
 
 
 def _train(
-    run: Program, steps: int, known: dict[str, Any], stops: list[int], at: Callable
+    run: ScriptProgram, steps: int, known: dict[str, Any], stops: list[int], at: Callable
 ) -> tuple[list[float], TraceGrad_ELBO, Callable]:
     """Train, calling `at(step, seconds so far)` at the stops; return the time of each step, the ELBO and the guide."""
     guide = config_estimators(run.guide, run.mapping)
@@ -177,7 +177,7 @@ def _train(
         Adam({"lr": known["learning_rate"]}), Adam({"lr": known.get("baseline_learning_rate", 1e-2)})
     )
     for name, rate in known.get("gradient_descent", {}).items():
-        optimizer = SplitOptimizer(optimizer, SGD({"lr": rate / run.batches.size}), name.__eq__)
+        optimizer = split_optimizer(optimizer, SGD({"lr": rate / run.batches.size}), belongs=name.__eq__)
     svi = SVI(run.model, guide, optimizer, elbo)
     seconds: list[float] = []
     for step in range(steps + 1):
@@ -199,11 +199,11 @@ def _train(
     return seconds, elbo, guide
 
 
-def _gradient_variance(run: Program, elbo: TraceGrad_ELBO, guide: Callable) -> float | None:
+def _gradient_variance(run: ScriptProgram, elbo: TraceGrad_ELBO, guide: Callable) -> float | None:
     """Return the trace of the covariance of the guide's gradient of the loss per datum; None if it has no parameters."""
     batch = torch.from_numpy(run.batches.next())
     names = set(poutine.trace(guide).get_trace(batch).param_nodes)
-    with Gradients(run.model, guide, (batch,), {}) as host:
+    with Gradients(Program(run.model, guide, (batch,), {})) as host:
         inside = [indices for name, indices in host.blocks.items() if name in names]
         if not inside:
             return None
@@ -225,7 +225,7 @@ def certificates(
     task: Task, script: Script, words: tuple[str, ...], elbos: tuple[str, ...], budget: dict[str, Any]
 ) -> Iterator[Callable[[], GradientCheck]]:
     """Yield what gives a certificate, for each estimator and each ELBO of the library, at the parameters that the task's training leaves."""
-    run = Program(task, script)
+    run = ScriptProgram(task, script)
     batch = torch.from_numpy(run.batches.fixed("train")[: run.batches.size])
     if task.settings["steps"]:
         _train(run, task.settings["steps"], task.settings, [], lambda *args: None)
@@ -243,7 +243,7 @@ def certificates(
 
 def chosen(task: Task, script: Script, candidates: list[Estimator] | None, seconds: float) -> Choice:
     """Return the choice of estimators, at the parameters that the task's training leaves."""
-    run = Program(task, script)
+    run = ScriptProgram(task, script)
     batch = torch.from_numpy(run.batches.fixed("train")[: run.batches.size])
     if task.settings["steps"]:
         _train(run, task.settings["steps"], task.settings, [], lambda *args: None)
@@ -260,7 +260,7 @@ def chosen(task: Task, script: Script, candidates: list[Estimator] | None, secon
     )
 
 
-def look(run: Program) -> None:
+def look(run: ScriptProgram) -> None:
     """Run the program a few times at its present parameters; raise the error that names a site or a parameter which is not finite."""
     check_finite(_parameters())
     elbo = run.made(2, estimators={"*": ScoreFunction()}, objective=objective(run.task.objective))
@@ -279,7 +279,7 @@ def _finite() -> bool:
     return all(np.isfinite(value).all() for value in _parameters().values())
 
 
-def _explain(run: Program, step: int) -> None:
+def _explain(run: ScriptProgram, step: int) -> None:
     """Say why the objective is not finite: the program from the start, or training under this estimator."""
     if step == 0:
         look(run)
@@ -289,7 +289,7 @@ def _explain(run: Program, step: int) -> None:
 class _Seen(poutine.messenger.Messenger):
     """Notes where in the script each site and parameter stands."""
 
-    def __init__(self, run: Program, side: str, found: dict[tuple[str, str], int]) -> None:
+    def __init__(self, run: ScriptProgram, side: str, found: dict[tuple[str, str], int]) -> None:
         super().__init__()
         self.path, self.side, self.found = run.script.path, side, found
 
@@ -300,7 +300,7 @@ class _Seen(poutine.messenger.Messenger):
     _pyro_param = _pyro_sample
 
 
-def lines(run: Program) -> Lines:
+def lines(run: ScriptProgram) -> Lines:
     """Return where the sites of the guide and of the model stand in the script, as far as they run."""
     found: dict[tuple[str, str], int] = {}
     drawn = poutine.trace(run.guide)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pplgrad
@@ -22,7 +22,7 @@ from pplgrad import (
     OptimalConstant,
     ScoreFunction,
 )
-from pplgrad.baselines.base import parts_of
+from pplgrad.core.baseline import parts_of
 from pplgrad.errors import PplgradError
 from pplgrad.lab.script import ScriptError
 
@@ -227,23 +227,3 @@ def _named(name: str, whole: str) -> Any:
         hint = f"did you mean {near[0]}()?" if near else "`pplgrad estimators` lists them."
         raise ScriptError(f"Unknown name '{name}' in '{whole}'; {hint}")
     return NAMES[name]
-
-
-def code(value: Any) -> str:
-    """Return a specification as a user would write it, without what is at its default.
-
-    >>> code(ScoreFunction(LeaveOneOut())), code(DecayingAverage(0.9) + NeuralBaseline())
-    ('ScoreFunction(LeaveOneOut())', 'DecayingAverage() + NeuralBaseline()')
-    """
-    if isinstance(value, Baseline) and len(parts_of(value)) > 1:
-        return " + ".join(code(part) for part in parts_of(value))
-    if not is_dataclass(value) or isinstance(value, type):
-        return repr(value)
-    shown, positional = [], True
-    for field in fields(value):
-        given = getattr(value, field.name)
-        if given is field.default or given == field.default:
-            positional = False
-            continue
-        shown.append(code(given) if positional else f"{field.name}={code(given)}")
-    return f"{type(value).__name__}({', '.join(shown)})"

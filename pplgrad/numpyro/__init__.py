@@ -2,12 +2,12 @@
 
 from pplgrad.numpyro._baselines import is_baseline_param
 from pplgrad.numpyro._black_box import black_box
-from pplgrad.numpyro._check import check_gradients
-from pplgrad.numpyro._choose import choose_estimators
+from pplgrad.numpyro._diagnostics.check import check_gradients
+from pplgrad.numpyro._diagnostics.choose import choose_estimators
 from pplgrad.numpyro._elbo import TraceGrad_ELBO
 from pplgrad.numpyro._guide import config_estimators
 from pplgrad.numpyro._optim import split_optimizer
-from pplgrad.numpyro._relaxed import OneHotCategorical
+from pplgrad.numpyro._tracing.relaxations import OneHotCategorical
 
 __all__ = [
     "OneHotCategorical",

@@ -8,16 +8,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pplgrad.baselines.base import Baseline, parts_of
 from pplgrad.baselines.neural import NeuralBaseline
+from pplgrad.core.baseline import Baseline, parts_of
+from pplgrad.core.plates import Plate, Read
+from pplgrad.core.program import Program
+from pplgrad.core.shapes import plate_shape
+from pplgrad.core.sites import SiteSpec
+from pplgrad.engine.baseline_outputs import known_shape
 from pplgrad.engine.checks import another_network
-from pplgrad.engine.layout import plate_shape
-from pplgrad.engine.outputs import known_shape
-from pplgrad.engine.program import Plate, Read, SiteSpec
 from pplgrad.engine.upstream import UpstreamSites, call_with_sites, default_inputs
 from pplgrad.errors import BaselineError
+from pplgrad.numpyro._array_ops import OPS
 from pplgrad.numpyro._networks import Network, network
-from pplgrad.numpyro._ops import OPS
 
 MARK = "$pplgrad."
 ANEW = "begin with svi.init of this guide, or leave what was learned there out of init_params"
@@ -76,7 +78,7 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 class NumPyroBaselines:
-    """`pplgrad.estimators.base.BaselineHost` for one evaluation of the objective."""
+    """`pplgrad.core.estimator.BaselineHost` for one evaluation of the objective."""
 
     def __init__(
         self,
@@ -84,8 +86,7 @@ class NumPyroBaselines:
         ancestors: Mapping[str, Mapping[str, Read]],
         values: Mapping[str, tuple[jax.Array, int]],
         indices: Mapping[str, jax.Array],
-        args: tuple,
-        kwargs: Mapping[str, Any],
+        program: Program,
         params: Mapping[tuple[str, str], Any],
         states: Mapping[tuple[str, str], Any],
         dtype: Any,
@@ -94,8 +95,7 @@ class NumPyroBaselines:
         self._ancestors = ancestors
         self._values = values
         self._indices = indices
-        self._args = args
-        self._kwargs = kwargs
+        self._program = program
         self._params = params
         self._states = states
         self._dtype = dtype
@@ -111,9 +111,13 @@ class NumPyroBaselines:
         plates = self._sites[site].plates
         sites = UpstreamSites(site, aligned_values(self._values, plates), self._ancestors)
         if not isinstance(baseline, NeuralBaseline):
-            return jnp.asarray(call_with_sites(baseline.function, self._args, self._kwargs, sites), self._dtype)
+            return jnp.asarray(
+                call_with_sites(baseline.function, self._program.args, self._program.kwargs, sites), self._dtype
+            )
         params = self._registered(self._params, site, key, baseline)
-        x = network_inputs(baseline, plates, self._indices, self._args, self._kwargs, sites, self._dtype)
+        x = network_inputs(
+            baseline, plates, self._indices, self._program.args, self._program.kwargs, sites, self._dtype
+        )
         net = network(baseline.net, baseline.hidden, site)
         self._refuse_another(site, baseline, net, params, x)
         out = net.apply(params, x)

@@ -27,7 +27,6 @@ from numpyro.optim import _NumPyroOptim
 from numpyro.primitives import _PYRO_STACK, apply_stack
 from numpyro.util import _validate_model, check_model_guide_match
 
-import pplgrad
 from pplgrad.errors import ProgramError
 
 NumPyroOptim = _NumPyroOptim
@@ -326,7 +325,8 @@ def has_own_derivative(equation: Any) -> bool:
     return equation.primitive.name.startswith("custom_")
 
 
-_JAX, *_others = (os.path.dirname(str(module.__file__)) + os.sep for module in (jax, numpyro, pplgrad))
+_PACKAGES = (str(jax.__file__), str(numpyro.__file__), os.path.dirname(__file__))
+_JAX, *_others = (os.path.dirname(file) + os.sep for file in _PACKAGES)
 _LIBRARIES = tuple(_others)
 
 

@@ -19,7 +19,7 @@ from numpyro.distributions import (
     Independent,
 )
 
-from pplgrad.engine.ops import FEW_CATEGORIES
+from pplgrad.core.array_ops import FEW_CATEGORIES
 from pplgrad.numpyro._compat import unmasked
 
 

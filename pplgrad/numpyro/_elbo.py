@@ -12,24 +12,27 @@ import jax.numpy as jnp
 from numpyro.handlers import seed
 from numpyro.infer import Trace_ELBO
 
+from pplgrad.configuration import EstimatorMapping, Resolved, refuse_unmatched, resolve, watcher_of
+from pplgrad.core.estimator import Estimator
+from pplgrad.core.objectives import ELBO, MultiSample, Objective, ReweightedWakeSleep
+from pplgrad.core.plates import Read
+from pplgrad.core.program import Program
+from pplgrad.core.sites import Run
 from pplgrad.engine.checks import (
     checked_objective,
     checked_parallel,
     refuse_misuse,
 )
 from pplgrad.engine.closed_forms import ClosedForms, Counting
-from pplgrad.engine.configuration import EstimatorMapping, Resolved, refuse_unmatched, resolve, watcher_of
 from pplgrad.engine.description import Description, describe
 from pplgrad.engine.layout import Layout
-from pplgrad.engine.program import Read, Run
+from pplgrad.engine.records import Noted
 from pplgrad.engine.surrogate import Estimate, estimate
-from pplgrad.engine.watching import Noted
 from pplgrad.errors import ConfigurationError, EstimatorError, ProgramError, first_line
-from pplgrad.estimators.base import Estimator
+from pplgrad.numpyro._array_ops import OPS, JaxOps, ours
 from pplgrad.numpyro._baselines import NumPyroBaselines
-from pplgrad.numpyro._branches import NumPyroBranches
-from pplgrad.numpyro._coarse import misused, raise_if_index
 from pplgrad.numpyro._compat import TRACING_ERRORS, is_tracing
+from pplgrad.numpyro._diagnostics.measuring import measured
 from pplgrad.numpyro._evaluation import (
     by_site,
     laid_out,
@@ -38,20 +41,18 @@ from pplgrad.numpyro._evaluation import (
     refuse_impossible,
     with_gradient,
 )
-from pplgrad.numpyro._exact import Program
-from pplgrad.numpyro._ops import OPS, JaxOps, ours
-from pplgrad.numpyro._particle import Particle
-from pplgrad.numpyro._program import Arrays, Static, run_particle
-from pplgrad.numpyro._provenance import outputs_read
-from pplgrad.numpyro._sites import site_info
-from pplgrad.numpyro._sleep import asleep
-from pplgrad.numpyro._specify import densities_read, specify
-from pplgrad.numpyro._support import refuse_moving
-from pplgrad.numpyro._watch import STEPS, counted, look
-from pplgrad.objectives import ELBO, MultiSample, Objective, ReweightedWakeSleep
+from pplgrad.numpyro._evaluator import Particle
+from pplgrad.numpyro._rerun.branches import NumPyroBranches
+from pplgrad.numpyro._rerun.monitoring import STEPS, counted, look
+from pplgrad.numpyro._rerun.wake_sleep import asleep
+from pplgrad.numpyro._tracing.handlers import site_info
+from pplgrad.numpyro._tracing.particle_trace import Arrays, Static, run_particle
+from pplgrad.numpyro._tracing.provenance import outputs_read
+from pplgrad.numpyro._tracing.relaxation_checks import misused, raise_if_index
+from pplgrad.numpyro._tracing.specification import densities_read, refuse_moving, specify
 
 if TYPE_CHECKING:
-    from pplgrad.lab.choosing import Choice
+    from pplgrad.diagnostics.choosing import Choice
 
 
 class TraceGrad_ELBO(Trace_ELBO):
@@ -140,7 +141,7 @@ class TraceGrad_ELBO(Trace_ELBO):
                 raise ConfigurationError(
                     "multi_sample_guide=True computes NumPyro's own loss, which has nothing to watch; drop config_estimators(watch=...)."
                 )
-            self._refuse_scores(rng_key, param_map, model, guide, args, kwargs)
+            self._refuse_scores(rng_key, param_map, Program(model, guide, args, kwargs))
             return super().loss_with_mutable_state(rng_key, param_map, model, guide, *args, **kwargs)
         program = Program(model, guide, args, kwargs)
         result, runs = self._estimated(rng_key, param_map, program)
@@ -169,24 +170,22 @@ class TraceGrad_ELBO(Trace_ELBO):
         self, key: jax.Array, params: dict, program: Program, noted: Noted | None = None
     ) -> tuple[Estimate, list[tuple[Arrays, Static, dict[str, dict[str, Read]] | None]]]:
         """Run the program; return the objective's value, surrogate and new states, and the runs."""
-        model, guide = (self._with_one_minibatch(key, f) for f in program[:2])
-        _, _, args, kwargs = program
-        runs, ops = self._runs(key, params, model, guide, args, kwargs)
-        return self._combined(key, params, Program(model, guide, args, kwargs), runs, ops, noted), runs
+        program = self._with_one_minibatch(key, program)
+        runs, ops = self._runs(key, params, program)
+        return self._combined(key, params, program, runs, ops, noted), runs
 
     @ours
     def _combined(
         self, key: jax.Array, params: dict, program: Program, runs: list, ops: JaxOps, noted: Noted | None
     ) -> Estimate:
         """Return what the objective's estimate is made of, from the runs."""
-        model, guide, args, kwargs = program
         parts = [laid_out(static, arrays, reads, self.objective) for arrays, static, reads in runs]
-        host = self._host(runs, parts, params, args, kwargs)
+        host = self._host(runs, parts, params, program)
         branches = self._branches(key, params, program, runs, parts)
         result = estimate(ops, parts, host, branches, self.objective, self.higher_order, noted)
         if isinstance(self.objective, ReweightedWakeSleep) and self.objective.sleeps:
             dreams = jax.random.fold_in(key, 0xD4EA)
-            asleep_loss = asleep(self.objective, dreams, params, model, guide, args, kwargs)
+            asleep_loss = asleep(self.objective, dreams, params, program)
             result.surrogate = result.surrogate + asleep_loss
         return result
 
@@ -214,10 +213,10 @@ class TraceGrad_ELBO(Trace_ELBO):
         >>> TraceGrad_ELBO(num_particles=2).describe(jax.random.key(0), {}, program, program).rows[0]["baseline"]
         'LeaveOneOut()'
         """
-        model, guide = self._with_one_minibatch(rng_key, model), self._with_one_minibatch(rng_key, guide)
-        runs, _ = self._runs(rng_key, param_map, model, guide, args, kwargs)
+        program = self._with_one_minibatch(rng_key, Program(model, guide, args, kwargs))
+        runs, _ = self._runs(rng_key, param_map, program)
         parts = [laid_out(static, arrays, reads, self.objective) for arrays, static, reads in runs]
-        host = self._branches(rng_key, param_map, Program(model, guide, args, kwargs), runs, parts)[0]
+        host = self._branches(rng_key, param_map, program, runs, parts)[0]
         reasons = {name: found.reason for name, found in self._resolved.items()}
         return describe(OPS, *parts[0], host, runs[0][1].families, reasons)
 
@@ -238,8 +237,6 @@ class TraceGrad_ELBO(Trace_ELBO):
         >>> elbo.measure(jax.random.key(0), {}, program, program).estimators["z"] == elbo._mapping.estimators["z"].measured["z"]
         True
         """
-        from pplgrad.numpyro._choose import measured  # It builds on this class.
-
         if is_tracing(rng_key, param_map, args, kwargs):
             raise ConfigurationError(
                 "Time cannot be measured inside jit; call elbo.measure(...) outside, before svi.init."
@@ -262,17 +259,19 @@ class TraceGrad_ELBO(Trace_ELBO):
                     "*args) before svi.init (time cannot be measured inside jit)."
                 )
 
-    def _with_one_minibatch(self, key: jax.Array, program: Callable) -> Callable:
+    def _with_one_minibatch(self, key: jax.Array, program: Program) -> Program:
         """Make the particles of one bound draw the same elements of a subsampled plate: a weight is that of one data point."""
         if not isinstance(self.objective, MultiSample) or self.num_particles == 1:
             return program
-        return seed(program, jax.random.fold_in(key, 0xDA7A), hide_types=["sample", "prng_key", "control_flow"])
+        hidden, mine = ["sample", "prng_key", "control_flow"], jax.random.fold_in(key, 0xDA7A)
+        model, guide = (seed(f, mine, hide_types=hidden) for f in (program.model, program.guide))
+        return program._replace(model=model, guide=guide)
 
-    def _counting(self, args: tuple, kwargs: Mapping[str, Any]) -> Counting:
-        return Counting(self.objective.weights(args, kwargs), self._closed)
+    def _counting(self, program: Program) -> Counting:
+        return Counting(self.objective.weights(program.args, program.kwargs), self._closed)
 
     def _runs(
-        self, rng_key: jax.Array, params: dict, model: Callable, guide: Callable, args: tuple, kwargs: dict
+        self, rng_key: jax.Array, params: dict, program: Program
     ) -> tuple[list[tuple[Arrays, Static, dict[str, dict[str, Read]] | None]], JaxOps]:
         """Run the particles: as one traced function mapped over their keys, or one by one if it cannot be traced.
 
@@ -281,9 +280,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         several = self.num_particles > 1
         keys = jax.random.split(rng_key, self.num_particles) if several else None
         try:
-            particle, static, reads = self._traced(
-                rng_key if keys is None else keys[0], params, model, guide, args, kwargs
-            )
+            particle, static, reads = self._traced(rng_key if keys is None else keys[0], params, program)
         except TRACING_ERRORS as error:
             if several and self.vectorize_particles is not False:
                 raise ProgramError(
@@ -291,29 +288,29 @@ class TraceGrad_ELBO(Trace_ELBO):
                     f"value; use vectorize_particles=False. ({first_line(error)})"
                 ) from error
             keys = [rng_key] if keys is None else list(keys)
-            return self._one_by_one(keys, params, model, guide, args, kwargs), OPS
+            return self._one_by_one(keys, params, program), OPS
         self._check(static)
         if keys is None:
             found = [jnp.asarray(x)[None] for x in particle(rng_key)]
         else:
             found = self.vectorize_particles_fn(particle, keys)
-        arrays, rows = particle.unpacked(found)
-        return [(arrays, static, reads)], JaxOps(rows) if self.fuse else OPS
+        arrays, views = particle.unpacked(found)
+        return [(arrays, static, reads)], JaxOps(views)
 
     def _traced(
-        self, key: jax.Array, params: dict, model: Callable, guide: Callable, args: tuple, kwargs: dict
+        self, key: jax.Array, params: dict, program: Program
     ) -> tuple[Particle, Static, dict[str, dict[str, Read]]]:
         """Trace one particle once; return it as a function of the key, and what its densities read."""
         seen: list[Static] = []
-        counting = self._counting(args, kwargs)
+        counting = self._counting(program)
 
-        def program(key: jax.Array, params: dict) -> Arrays:
-            arrays, static = run_particle(key, params, model, guide, args, kwargs, self._resolve, counting)
+        def particle(key: jax.Array, params: dict) -> Arrays:
+            arrays, static = run_particle(key, params, program, self._resolve, counting)
             seen.append(static)
             return arrays
 
         try:
-            closed, shapes = jax.make_jaxpr(program, return_shape=True)(key, params)
+            closed, shapes = jax.make_jaxpr(particle, return_shape=True)(key, params)
         except TypeError as error:
             if any(found.estimator.relaxes for found in self._resolved.values()):
                 raise_if_index(error)
@@ -330,13 +327,13 @@ class TraceGrad_ELBO(Trace_ELBO):
         return Particle(closed, shapes, params, self.fuse), seen[-1], reads
 
     def _one_by_one(
-        self, keys: list, params: dict, model: Callable, guide: Callable, args: tuple, kwargs: dict
+        self, keys: list, params: dict, program: Program
     ) -> list[tuple[Arrays, Static, dict[str, dict[str, Read]] | None]]:
         """Run particles as plain Python: every cost is charged to all that was drawn before it."""
         runs: list[tuple[Arrays, Static, dict[str, dict[str, Read]] | None]] = []
-        counting = self._counting(args, kwargs)
+        counting = self._counting(program)
         for key in keys:
-            arrays, static = run_particle(key, params, model, guide, args, kwargs, self._resolve, counting)
+            arrays, static = run_particle(key, params, program, self._resolve, counting)
             refuse_moving(static, arrays)
             runs.append((jax.tree.map(lambda x: jnp.asarray(x)[None], replace(arrays, probes={})), static, None))
         return runs
@@ -365,7 +362,7 @@ class TraceGrad_ELBO(Trace_ELBO):
                     map_particles,
                     together,
                     self._registered([runs[number]], params)[0],
-                    self._counting(program.args, program.kwargs),
+                    self._counting(program),
                     None if self.max_parallel is None else self.max_parallel // self._together,
                 )
             )
@@ -389,14 +386,13 @@ class TraceGrad_ELBO(Trace_ELBO):
             refuse_unmatched(mapping, static.estimators, static.observed, "config_estimators")
         self._closed.refuse_unmatched(list(static.estimators))
 
-    def _refuse_scores(
-        self, rng_key: jax.Array, params: dict, model: Callable, guide: Callable, args: tuple, kwargs: dict
-    ) -> None:
+    def _refuse_scores(self, rng_key: jax.Array, params: dict, program: Program) -> None:
         """With a guide that proposes several samples at once, only reparameterized sites have a right gradient."""
         from numpyro.handlers import substitute, trace
 
         def names(key: jax.Array) -> None:
-            sites = trace(substitute(seed(guide, key), data=params)).get_trace(*args, **kwargs)
+            guide = substitute(seed(program.guide, key), data=params)
+            sites = trace(guide).get_trace(*program.args, **program.kwargs)
             for name, site in sites.items():
                 if site["type"] == "sample" and not site["is_observed"]:
                     found = self._resolve(name, site, False)
@@ -425,9 +421,7 @@ class TraceGrad_ELBO(Trace_ELBO):
                     states[static.tokens[token], key] = jax.tree.map(lambda x: x[0], arrays.mutable[name])
         return learned, states
 
-    def _host(
-        self, runs: list, parts: list[tuple[Layout, Run]], params: dict, args: tuple, kwargs: dict
-    ) -> NumPyroBaselines:
+    def _host(self, runs: list, parts: list[tuple[Layout, Run]], params: dict, program: Program) -> NumPyroBaselines:
         """Gather what baselines with state, networks or functions need."""
         sites, ancestors, values = {}, {}, {}  # type: ignore[var-annotated]
         for (arrays, static, _), (layout, _) in zip(runs, parts, strict=True):
@@ -441,4 +435,4 @@ class TraceGrad_ELBO(Trace_ELBO):
         indices = {name: index for name, index in parts[0][1].indices.items()} if len(runs) == 1 else {}
         if self.num_particles == 1:
             indices = {name: index[0] for name, index in indices.items()}
-        return NumPyroBaselines(sites, ancestors, values, indices, args, kwargs, nets, states, dtype)
+        return NumPyroBaselines(sites, ancestors, values, indices, program, nets, states, dtype)

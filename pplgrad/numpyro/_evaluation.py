@@ -9,18 +9,19 @@ import jax
 import jax.numpy as jnp
 from numpyro.util import find_stack_level
 
+from pplgrad.core.objectives import Objective
+from pplgrad.core.plates import Read
+from pplgrad.core.sites import CostSpec, Run
 from pplgrad.engine.checks import impossible_branch, impossible_cost
 from pplgrad.engine.layout import Layout
-from pplgrad.engine.program import CostSpec, Read, Run
 from pplgrad.engine.surrogate import Estimate, estimate
 from pplgrad.errors import ConfigurationError, listed
 from pplgrad.estimators.score import ScoreFunction
+from pplgrad.numpyro._array_ops import OPS, attach, concrete, ours
 from pplgrad.numpyro._baselines import is_baseline_param
 from pplgrad.numpyro._compat import manual_axes
-from pplgrad.numpyro._ops import OPS, attach, concrete, ours
-from pplgrad.numpyro._program import Arrays, Static
-from pplgrad.numpyro._specify import specify
-from pplgrad.objectives import Objective
+from pplgrad.numpyro._tracing.particle_trace import Arrays, Static
+from pplgrad.numpyro._tracing.specification import specify
 
 
 def laid_out(

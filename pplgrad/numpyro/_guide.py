@@ -10,22 +10,21 @@ import jax
 import jax.numpy as jnp
 import numpyro
 
-from pplgrad.baselines.base import parts_of
 from pplgrad.baselines.neural import NeuralBaseline
-from pplgrad.engine.checks import configured
-from pplgrad.engine.configuration import EstimatorMapping, default_estimator, report_mapping
-from pplgrad.engine.program import Plate
+from pplgrad.configuration import EstimatorMapping, configured, default_estimator, report_mapping
+from pplgrad.core.baseline import parts_of
+from pplgrad.core.estimator import Estimator
+from pplgrad.core.plates import Plate
 from pplgrad.estimators.auto import Auto
-from pplgrad.estimators.base import Estimator
+from pplgrad.monitoring.watch import Watch
 from pplgrad.numpyro._baselines import MARK, aligned_values, network_inputs
 from pplgrad.numpyro._compat import is_handed_out, marked_mutable
 from pplgrad.numpyro._distributions import categories, event_elements
-from pplgrad.numpyro._flow import FlowMessenger
 from pplgrad.numpyro._networks import network
-from pplgrad.numpyro._program import TIME, TIME_DIM
-from pplgrad.numpyro._sites import site_info
-from pplgrad.numpyro._watch import register_counter
-from pplgrad.watch import Watch
+from pplgrad.numpyro._rerun.monitoring import register_counter
+from pplgrad.numpyro._tracing.control_flow import FlowMessenger
+from pplgrad.numpyro._tracing.handlers import site_info
+from pplgrad.numpyro._tracing.particle_trace import TIME, TIME_DIM
 
 
 class EstimatorMessenger(FlowMessenger):

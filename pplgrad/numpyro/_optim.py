@@ -12,8 +12,10 @@ from pplgrad.numpyro._baselines import is_baseline_param
 from pplgrad.numpyro._compat import NumPyroOptim
 
 
-def split_optimizer(main: Any, baseline: Any) -> NumPyroOptim:
+def split_optimizer(main: Any, baseline: Any, *, belongs: Callable[[str], bool] = is_baseline_param) -> NumPyroOptim:
     """Return an optimizer that trains learned baselines with `baseline` and everything else with `main`.
+
+    `belongs(name)` says which parameters `baseline` trains, where those are not the learned baselines'.
 
     Both are optimizers of `numpyro.optim` or of optax. Clipping by a global norm stays within each of the two. Estimates
     nothing; shapes are those of the parameters.
@@ -27,7 +29,7 @@ def split_optimizer(main: Any, baseline: Any) -> NumPyroOptim:
 
     Source: Mnih and Gregor (2014), section 2.6, where the baseline has a learning rate of its own.
     """
-    return SplitOptimizer(_as_numpyro(main), _as_numpyro(baseline))
+    return SplitOptimizer(_as_numpyro(main), _as_numpyro(baseline), belongs)
 
 
 class SplitOptimizer(NumPyroOptim):

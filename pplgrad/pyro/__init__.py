@@ -2,8 +2,8 @@
 
 from pplgrad.pyro._baselines import is_baseline_param
 from pplgrad.pyro._black_box import black_box
-from pplgrad.pyro._check import check_gradients
-from pplgrad.pyro._choose import choose_estimators
+from pplgrad.pyro._diagnostics.check import check_gradients
+from pplgrad.pyro._diagnostics.choose import choose_estimators
 from pplgrad.pyro._elbo import TraceGrad_ELBO
 from pplgrad.pyro._guide import config_estimators
 from pplgrad.pyro._optim import joint_optimizer, split_optimizer

@@ -10,17 +10,20 @@ from typing import Any
 import pyro
 import torch
 
-from pplgrad.baselines.base import Baseline, parts_of
 from pplgrad.baselines.neural import NeuralBaseline
+from pplgrad.core.baseline import Baseline, parts_of
+from pplgrad.core.plates import Read
+from pplgrad.core.program import Program
+from pplgrad.core.shapes import plate_shape
+from pplgrad.core.sites import Run, SiteSpec
 from pplgrad.engine.checks import another_network
-from pplgrad.engine.layout import Layout, plate_shape
-from pplgrad.engine.program import Read, Run, SiteSpec
+from pplgrad.engine.layout import Layout
 from pplgrad.engine.upstream import UpstreamSites, call_with_sites, default_inputs
 from pplgrad.errors import BaselineError, ConfigurationError
-from pplgrad.pyro._internals import hide_state
-from pplgrad.pyro._ops import OPS
-from pplgrad.pyro._program import Traces
-from pplgrad.pyro._provenance import Provenance
+from pplgrad.pyro._array_ops import OPS
+from pplgrad.pyro._compat import hide_state
+from pplgrad.pyro._tracing.particle_trace import Traces
+from pplgrad.pyro._tracing.provenance import Provenance
 
 PREFIX = "pplgrad.baseline."
 
@@ -110,7 +113,7 @@ class _Number(torch.nn.Module):
 
 
 class PyroBaselines:
-    """`pplgrad.estimators.base.BaselineHost` for one evaluation of the objective.
+    """`pplgrad.core.estimator.BaselineHost` for one evaluation of the objective.
 
     `values` holds, for each latent site, its value in every particle that has it, of shape (particles, *batch,
     *event), with the number of its event dimensions.
@@ -123,8 +126,7 @@ class PyroBaselines:
         ancestors: Mapping[str, Mapping[str, Read]],
         values: Mapping[str, tuple[torch.Tensor, int]],
         indices: Mapping[str, torch.Tensor],
-        args: tuple,
-        kwargs: dict,
+        program: Program,
         like: torch.Tensor,
         provenance: Provenance | None,
     ) -> None:
@@ -133,8 +135,7 @@ class PyroBaselines:
         self._ancestors = ancestors
         self._values = values
         self._indices = indices
-        self._args = args
-        self._kwargs = kwargs
+        self._program = program
         self._like = like
         self._provenance = provenance
         self.outputs: list[tuple[str, Baseline, torch.Tensor]] = []
@@ -185,7 +186,7 @@ class PyroBaselines:
     def _predicted(self, site: str, key: str, baseline: Any) -> torch.Tensor:
         if not isinstance(baseline, NeuralBaseline):
             with self._provenance or nullcontext():
-                out = call_with_sites(baseline.function, self._args, self._kwargs, self._upstream(site))
+                out = call_with_sites(baseline.function, self._program.args, self._program.kwargs, self._upstream(site))
                 return torch.as_tensor(out, dtype=self._like.dtype, device=self._like.device)
         with self._provenance or nullcontext():
             x = self._inputs(site, baseline)
@@ -205,12 +206,12 @@ class PyroBaselines:
 
     def _inputs(self, site: str, baseline: NeuralBaseline) -> torch.Tensor:
         if baseline.inputs is None:
-            arrays = [a for a in (*self._args, *self._kwargs.values()) if isinstance(a, torch.Tensor)]
+            arrays = [a for a in (*self._program.args, *self._program.kwargs.values()) if isinstance(a, torch.Tensor)]
             found = default_inputs(OPS, self._sites[site].plates, self._indices, arrays)
             if found is None:
                 return self._like.new_zeros((*(1 for _ in plate_shape(self._sites[site].plates)), 0))
             return found.detach().to(self._like.dtype)
-        raw = call_with_sites(baseline.inputs, self._args, self._kwargs, self._upstream(site))
+        raw = call_with_sites(baseline.inputs, self._program.args, self._program.kwargs, self._upstream(site))
         arrays = [a.detach().to(self._like.dtype) for a in (raw if isinstance(raw, (tuple, list)) else [raw])]
         if len(arrays) == 1:
             return arrays[0]
@@ -263,8 +264,7 @@ def baselines_of(
     runs: Sequence[Run],
     traced: Sequence[Traces],
     provenance: Provenance | None,
-    args: tuple,
-    kwargs: dict,
+    program: Program,
 ) -> PyroBaselines | None:
     """Return what baselines with state, networks or functions need in these runs, if a site has one."""
     if not any(site.estimator.keeps_state for layout in layouts for site in layout.sites):
@@ -288,4 +288,4 @@ def baselines_of(
     }
     indices = runs[0].indices if len(runs) == 1 else {}
     like = runs[0].costs[0].detach()
-    return PyroBaselines(networks, sites, ancestors, joined, indices, args, kwargs, like, provenance)
+    return PyroBaselines(networks, sites, ancestors, joined, indices, program, like, provenance)

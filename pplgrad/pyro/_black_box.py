@@ -11,10 +11,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from pplgrad.engine.black_box import BlackBox
 from pplgrad.errors import ProgramError, first_line
-from pplgrad.pyro._axes import NONE
-from pplgrad.pyro._callers import user_line
-from pplgrad.pyro._provenance import watching
 from pplgrad.pyro._recording import is_recording, reading_refused
+from pplgrad.pyro._tracing.axes import NONE
+from pplgrad.pyro._tracing.callers import user_line
+from pplgrad.pyro._tracing.provenance import watching
 
 
 def black_box(

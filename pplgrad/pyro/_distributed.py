@@ -16,7 +16,7 @@ from pplgrad.pyro._baselines import PREFIX
 
 @dataclass(frozen=True)
 class TorchPeers:
-    """`pplgrad.engine.peers.Peers` for a process group; without `exchanging` the others are taken to have what this one has."""
+    """`pplgrad.core.data_parallel.Peers` for a process group; without `exchanging` the others are taken to have what this one has."""
 
     group: Any
     count: int

@@ -13,42 +13,42 @@ import pyro
 import torch
 from pyro.infer import Trace_ELBO
 
-from pplgrad.engine.checks import checked_objective, checked_parallel, refuse_misuse
-from pplgrad.engine.closed_forms import ClosedForms
-from pplgrad.engine.configuration import (
+from pplgrad.configuration import (
     EstimatorMapping,
     Resolved,
 )
+from pplgrad.core.estimator import Estimator
+from pplgrad.core.objectives import ELBO, MultiSample, Objective, ReweightedWakeSleep
+from pplgrad.core.program import Program
+from pplgrad.core.sites import Run
+from pplgrad.engine.checks import checked_objective, checked_parallel, refuse_misuse
+from pplgrad.engine.closed_forms import ClosedForms
 from pplgrad.engine.description import Description, describe
 from pplgrad.engine.layout import Layout
-from pplgrad.engine.program import Run
+from pplgrad.engine.records import Noted
 from pplgrad.engine.signals import Bounds
 from pplgrad.engine.surrogate import estimate
-from pplgrad.engine.watching import Noted
 from pplgrad.errors import ConfigurationError, PplgradError
-from pplgrad.estimators.base import Estimator
-from pplgrad.objectives import ELBO, MultiSample, Objective, ReweightedWakeSleep
+from pplgrad.monitoring.watch import Watcher
+from pplgrad.pyro._array_ops import OPS, attach
 from pplgrad.pyro._baselines import Networks, baselines_of, store_states
-from pplgrad.pyro._branches import PyroBranches
-from pplgrad.pyro._comparing import refuse_meeting
-from pplgrad.pyro._compiled import Compiler
+from pplgrad.pyro._diagnostics.measuring import measured
 from pplgrad.pyro._distributed import TorchPeers, TraceGradModule, peers_of, refuse_own_gradients
 from pplgrad.pyro._distributions import family
 from pplgrad.pyro._evaluation import Evaluation, check_costs
-from pplgrad.pyro._exact import Program
-from pplgrad.pyro._ops import OPS, attach
-from pplgrad.pyro._program import (
+from pplgrad.pyro._rerun.branches import PyroBranches
+from pplgrad.pyro._rerun.comparison import refuse_meeting
+from pplgrad.pyro._rerun.monitoring import look
+from pplgrad.pyro._rerun.wake_sleep import asleep
+from pplgrad.pyro._reuse.dependency_structure import Structure, Structures
+from pplgrad.pyro._running import Runner, together_or_apart
+from pplgrad.pyro._tracing.particle_trace import (
     Traces,
 )
-from pplgrad.pyro._provenance import Provenance
-from pplgrad.pyro._running import Runner, together_or_apart
-from pplgrad.pyro._sleep import asleep
-from pplgrad.pyro._structure import Structure, Structures
-from pplgrad.pyro._watch import look
-from pplgrad.watch import Watcher
+from pplgrad.pyro._tracing.provenance import Provenance
 
 if TYPE_CHECKING:
-    from pplgrad.lab.choosing import Choice
+    from pplgrad.diagnostics.choosing import Choice
 
 
 class TraceGrad_ELBO(Runner, Trace_ELBO):
@@ -150,7 +150,7 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
         self._resolved: dict[Any, Resolved] = {}
         self._watcher: Watcher | None = None
         self._peers = peers_of(process_group)
-        self._compiler = Compiler.of(compile)
+        self._compiler = _compiler_of(compile)
 
     def __call__(self, model: torch.nn.Module, guide: torch.nn.Module) -> TraceGradModule:
         """Return a module that computes the loss, whose parameters include those of learned baselines."""
@@ -161,18 +161,19 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
         combined = isinstance(self.objective, MultiSample)
         # Particles that run together are looked at, as in a training step; one by one there is nothing to find.
         together = self.vectorize_particles and self.num_particles > 1
-        known = self._structures.find(model, guide, args, kwargs) if together or combined else None
+        program = Program(model, guide, args, kwargs)
+        known = self._structures.find(program) if together or combined else None
         value = self._bound if combined else self._mean_loss
-        return together_or_apart(known, lambda: value(model, guide, args, kwargs, known))
+        return together_or_apart(known, lambda: value(program, known))
 
-    def _mean_loss(self, model: Callable, guide: Callable, args: tuple, kwargs: dict, known: Structure | None) -> float:
+    def _mean_loss(self, program: Program, known: Structure | None) -> float:
         """Return the mean of the particles' losses."""
         total = 0.0
         with torch.no_grad():
-            for traces, provenance in self._runs(model, guide, args, kwargs, known):
-                run = self._record(traces, provenance, args, kwargs, True)
+            for traces, provenance in self._runs(program, known):
+                run = self._record(traces, provenance, program, True)
                 if known is not None:
-                    self._laid_out(model, guide, args, kwargs, traces, run, provenance, known)
+                    self._laid_out(program, traces, run, provenance, known)
                 objective = _objective(traces, run)
                 check_costs(objective, traces, run)
                 total += objective
@@ -180,10 +181,7 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
 
     def _laid_out(
         self,
-        model: Callable,
-        guide: Callable,
-        args: tuple,
-        kwargs: dict,
+        program: Program,
         traces: Traces,
         run: Run,
         provenance: Provenance | None,
@@ -192,18 +190,18 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
         """Return the layout of a run whose particles stay apart, or raise `Meeting`."""
         layout = known.layout(traces, run, provenance, self.objective)
         if provenance is not None and traces.particles > 1:
-            host = self._branches(model, guide, args, kwargs, traces, layout, run, provenance)
+            host = self._branches(program, traces, layout, run, provenance)
             refuse_meeting(layout, run.costs, provenance, partial(host.alone, traces.guide))
         return layout
 
-    def _bound(self, model: Callable, guide: Callable, args: tuple, kwargs: dict, known: Structure | None) -> float:
+    def _bound(self, program: Program, known: Structure | None) -> float:
         """Return the negative of a bound that combines particles, without a gradient."""
         assert known is not None
         runs, traced = [], []
         with torch.no_grad():
-            for traces, provenance in self._runs(model, guide, args, kwargs, known):
-                run = self._record(traces, provenance, args, kwargs)
-                runs.append((self._laid_out(model, guide, args, kwargs, traces, run, provenance, known), run))
+            for traces, provenance in self._runs(program, known):
+                run = self._record(traces, provenance, program)
+                runs.append((self._laid_out(program, traces, run, provenance, known), run))
                 traced.append(traces)
             assert isinstance(self.objective, MultiSample)
             value = float(Bounds(OPS, runs, self.objective).value)
@@ -214,31 +212,31 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """Return the loss, and add its gradient estimate to the parameters' gradients."""
         refuse_own_gradients(self._peers)
+        program = Program(model, guide, args, kwargs)
         if self._compiler is not None and torch.is_grad_enabled():
-            return self._compiler.step(self, model, guide, args, kwargs)
-        return self._eager_step(model, guide, args, kwargs)
+            return self._compiler.step(_EagerSteps(self), program)
+        return self._eager_step(program)
 
-    def _eager_step(
-        self, model: Callable, guide: Callable, args: tuple, kwargs: dict, known: Structure | None = None
-    ) -> float:
-        evaluation, value = self._step(model, guide, args, kwargs, known)
+    def _eager_step(self, program: Program, known: Structure | None = None) -> float:
+        evaluation, value = self._step(program, known)
         if known is not None and self._compiler is not None:
             self._compiler.refuse(known)
         loss = evaluation.loss
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
-        self._watch(model, guide, args, kwargs)
+        self._watch(program)
         store_states(evaluation.result.states)
         return -value
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return the loss as a tensor whose gradient is the estimate."""
-        evaluation, _ = self._step(model, guide, args, kwargs)
-        self._watch(model, guide, args, kwargs)
+        program = Program(model, guide, args, kwargs)
+        evaluation, _ = self._step(program)
+        self._watch(program)
         store_states(evaluation.result.states)
         return attach(-evaluation.result.value, evaluation.loss)
 
-    def _watch(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> None:
+    def _watch(self, program: Program) -> None:
         """Count a training step, and look at it if the guide's watch says so."""
         watcher = self._watcher
         if watcher is None:
@@ -247,15 +245,15 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
             resolved = {key[0]: found.estimator for key, found in self._resolved.items()}
             look(
                 watcher,
-                lambda noted: self._estimate(model, guide, args, kwargs, noted, peers=self._silent())[0].result,
-                Program(model, guide, args, kwargs),
+                lambda noted: self._estimate(program, noted, peers=self._silent())[0].result,
+                program,
                 resolved,
             )
         watcher.steps += 1
 
     def diagnose(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> None:
         """Run one step without changing anything, and raise the error that names the site if something is wrong."""
-        self._estimate(model, guide, args, kwargs, peers=self._silent())
+        self._estimate(Program(model, guide, args, kwargs), peers=self._silent())
 
     def _silent(self) -> TorchPeers | None:
         """Return the processes for what this one may do without the others."""
@@ -274,10 +272,11 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
         seen = Structure()
         try:
             with torch.random.fork_rng():
-                traces, provenance = next(self._runs(model, guide, args, kwargs, seen))
-                run = self._record(traces, provenance, args, kwargs)
+                program = Program(model, guide, args, kwargs)
+                traces, provenance = next(self._runs(program, seen))
+                run = self._record(traces, provenance, program)
                 layout = seen.layout(traces, run, provenance, self.objective)
-                host = self._branches(model, guide, args, kwargs, traces, layout, run)
+                host = self._branches(program, traces, layout, run)
                 families = {name: family(traces.guide.nodes[name]["fn"]) for name in traces.estimators}
                 reasons = {key[0]: found.reason for key, found in self._resolved.items()}
                 return describe(OPS, layout, run, host, families, reasons)
@@ -300,8 +299,6 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
         >>> elbo.measure(program, program).estimators["z"] == elbo._mapping.estimators["z"].measured["z"]
         True
         """
-        from pplgrad.pyro._choose import measured  # It builds on this class.
-
         self.describe(model, guide, *args, **kwargs)
         found = {key[0]: resolved for key, resolved in self._resolved.items()}
         choice = measured(self._uncompiled(), Program(model, guide, args, kwargs), found)
@@ -342,27 +339,22 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
         other._compiler = None
         return other
 
-    def _step(
-        self, model: Callable, guide: Callable, args: tuple, kwargs: dict, known: Structure | None = None
-    ) -> tuple[Evaluation, float]:
+    def _step(self, program: Program, known: Structure | None = None) -> tuple[Evaluation, float]:
         """Return the estimate of a training step; the first one measures what an `Auto(measure=True)` is to choose from."""
-        result = self._estimate(model, guide, args, kwargs, None, known, self._peers)
+        result = self._estimate(program, None, known, self._peers)
         if any(x.measuring and key[0] not in x.measuring.measured for key, x in self._resolved.items()):
             if self._peers is not None:
                 raise ConfigurationError(
                     "Auto(measure=True) would choose in each process of process_group=... by itself; measure in one process before, "
                     "and give all of them the estimators of its choice."
                 )
-            self.measure(model, guide, *args, **kwargs)
-            result = self._estimate(model, guide, args, kwargs, None)
+            self.measure(program.model, program.guide, *program.args, **program.kwargs)
+            result = self._estimate(program, None)
         return result
 
     def _estimate(
         self,
-        model: Callable,
-        guide: Callable,
-        args: tuple,
-        kwargs: dict,
+        program: Program,
         noted: Noted | None = None,
         known: Structure | None = None,
         peers: TorchPeers | None = None,
@@ -371,7 +363,7 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
         store = pyro.get_param_store()
         before = set(store.keys())
         try:
-            evaluation = self._estimated(model, guide, args, kwargs, noted, known, peers)
+            evaluation = self._estimated(program, noted, known, peers)
             return evaluation, evaluation.checked(evaluation.numbers().tolist())
         except PplgradError:
             for name in [name for name in store.keys() if name not in before]:
@@ -380,25 +372,19 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
 
     def _estimated(
         self,
-        model: Callable,
-        guide: Callable,
-        args: tuple,
-        kwargs: dict,
+        program: Program,
         noted: Noted | None = None,
         known: Structure | None = None,
         peers: TorchPeers | None = None,
     ) -> Evaluation:
         """Run the program and return the objective's value, surrogate and new states, which are not stored yet."""
-        known = known or self._structures.find(model, guide, args, kwargs)
+        known = known or self._structures.find(program)
         structure = known
-        return together_or_apart(known, lambda: self._together(model, guide, args, kwargs, noted, structure, peers))
+        return together_or_apart(known, lambda: self._together(program, noted, structure, peers))
 
     def _together(
         self,
-        model: Callable,
-        guide: Callable,
-        args: tuple,
-        kwargs: dict,
+        program: Program,
         noted: Noted | None,
         known: Structure,
         peers: TorchPeers | None,
@@ -408,18 +394,18 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
         runs: list[Run] = []
         traced: list[Traces] = []
         branches: list[PyroBranches] = []
-        for traces, provenance in self._runs(model, guide, args, kwargs, known):
-            run = self._record(traces, provenance, args, kwargs)
+        for traces, provenance in self._runs(program, known):
+            run = self._record(traces, provenance, program)
             layouts.append(known.layout(traces, run, provenance, self.objective))
             refuse_misuse(layouts[-1], known.misused, known.cut)
             run.indices.update(traces.indices() if any(site.plates for site in layouts[-1].sites) else {})
             runs.append(run)
             traced.append(traces)
-            branches.append(self._branches(model, guide, args, kwargs, traces, layouts[-1], run, provenance))
+            branches.append(self._branches(program, traces, layouts[-1], run, provenance))
             if provenance is not None and traces.particles > 1:
                 refuse_meeting(layouts[-1], run.costs, provenance, partial(branches[-1].alone, traces.guide))
             last = provenance
-        host = baselines_of(self._networks, layouts, runs, traced, last if len(runs) == 1 else None, args, kwargs)
+        host = baselines_of(self._networks, layouts, runs, traced, last if len(runs) == 1 else None, program)
         result = estimate(
             OPS,
             list(zip(layouts, runs, strict=True)),
@@ -431,8 +417,45 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
             peers,
         )
         if isinstance(self.objective, ReweightedWakeSleep) and self.objective.sleeps:
-            result.surrogate = result.surrogate + asleep(self.objective, model, guide, args, kwargs)
+            result.surrogate = result.surrogate + asleep(self.objective, program)
         return Evaluation(result, traced, runs, host)
+
+
+def _compiler_of(given: Any) -> Any:
+    """Return what takes the steps (`_compile/compiled_step.py`), or None if they are not to be compiled."""
+    if given is False or given is None:
+        return None
+    from pplgrad.pyro._compile.compiled_step import Compiler  # Only where it is wanted: it is large.
+
+    return Compiler.of(given)
+
+
+class _EagerSteps:
+    """An ELBO's own steps, as the compiler asks for them (`_compile.compiled_step.EagerSteps`)."""
+
+    def __init__(self, elbo: TraceGrad_ELBO) -> None:
+        self._elbo = elbo
+
+    def structure(self, program: Program, settings: tuple) -> Structure:
+        elbo = self._elbo
+        particles = (elbo.num_particles, elbo.vectorize_particles, id(elbo.objective))
+        return elbo._structures.find(program, (*settings, *particles))
+
+    def take(self, program: Program, known: Structure) -> float:
+        return self._elbo._eager_step(program, known)
+
+    def estimated(self, program: Program, known: Structure) -> Evaluation:
+        return self._elbo._estimated(program, None, known)
+
+    def check(self, program: Program, known: Structure) -> None:
+        self._elbo._estimate(program, None, known)
+
+    def watch(self, program: Program) -> None:
+        self._elbo._watch(program)
+
+    def reads(self) -> tuple:
+        estimators = [found.estimator for found in self._elbo._resolved.values()]
+        return self._elbo.objective, estimators, list(self._elbo._networks.modules.values())
 
 
 def _objective(traces: Traces, run: Run) -> float:

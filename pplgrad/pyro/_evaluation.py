@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
+from pplgrad.core.sites import Run
 from pplgrad.engine.checks import impossible_branch, impossible_cost
-from pplgrad.engine.program import Run
 from pplgrad.engine.surrogate import Estimate
 from pplgrad.pyro._baselines import PyroBaselines
-from pplgrad.pyro._program import Traces
+from pplgrad.pyro._tracing.particle_trace import Traces
 
 
 @dataclass

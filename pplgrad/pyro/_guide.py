@@ -10,10 +10,9 @@ import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 
-from pplgrad.engine.checks import configured
-from pplgrad.engine.configuration import EstimatorMapping, report_mapping
-from pplgrad.estimators.base import Estimator
-from pplgrad.watch import Watch
+from pplgrad.configuration import EstimatorMapping, configured, report_mapping
+from pplgrad.core.estimator import Estimator
+from pplgrad.monitoring.watch import Watch
 
 
 class EstimatorMessenger(Messenger):

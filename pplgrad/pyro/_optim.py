@@ -16,7 +16,7 @@ from pyro.optim.dct_adam import DCTAdam
 from pyro.optim.optim import is_scheduler
 
 from pplgrad.pyro._baselines import is_baseline_param
-from pplgrad.pyro._internals import loaded_state
+from pplgrad.pyro._compat import loaded_state
 
 _TORCHS = "Adadelta Adagrad Adam Adamax AdamW ASGD NAdam RAdam RMSprop Rprop SGD"
 _SEPARABLE = {*(getattr(torch.optim, name) for name in _TORCHS.split()), AdagradRMSProp, ClippedAdam, DCTAdam}
@@ -167,8 +167,12 @@ def joint_optimizer(optimizer: PyroOptim) -> PyroOptim:
     return joint
 
 
-def split_optimizer(main: PyroOptim, baseline: PyroOptim) -> PyroOptim:
+def split_optimizer(
+    main: PyroOptim, baseline: PyroOptim, *, belongs: Callable[[str], bool] = is_baseline_param
+) -> PyroOptim:
     """Return an optimizer that trains learned baselines with `baseline` and everything else with `main`.
+
+    `belongs(name)` says which parameters `baseline` trains, where those are not the learned baselines'.
 
     Both are Pyro optimizers, or Pyro learning-rate schedulers. Clipping is each one's own, parameter by parameter, as in
     Pyro; updates of parameters with the same options are done at once (`joint_optimizer`). Estimates nothing; shapes are
@@ -183,4 +187,4 @@ def split_optimizer(main: PyroOptim, baseline: PyroOptim) -> PyroOptim:
 
     Source: Mnih and Gregor (2014), section 2.6, where the baseline has a learning rate of its own.
     """
-    return SplitOptimizer(main, baseline)
+    return SplitOptimizer(main, baseline, belongs)

@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 import torch
 from pyro.infer.util import is_validation_enabled
 
-from pplgrad.engine.closed_forms import ClosedForms
-from pplgrad.engine.configuration import (
+from pplgrad.configuration import (
     EstimatorMapping,
     Resolved,
     collect_mappings,
@@ -20,16 +19,20 @@ from pplgrad.engine.configuration import (
     resolve,
     watcher_of,
 )
+from pplgrad.core.estimator import Estimator
+from pplgrad.core.objectives import MultiSample, Objective
+from pplgrad.core.program import Program
+from pplgrad.core.sites import Run
+from pplgrad.engine.closed_forms import ClosedForms
 from pplgrad.engine.layout import Layout
-from pplgrad.engine.program import Run
-from pplgrad.estimators.base import Estimator
-from pplgrad.objectives import MultiSample, Objective
-from pplgrad.pyro._branches import PyroBranches
-from pplgrad.pyro._comparing import Meeting
-from pplgrad.pyro._given import tensors_before
-from pplgrad.pyro._guards import Guard
-from pplgrad.pyro._host_checks import Nesting, broadcasting
-from pplgrad.pyro._program import (
+from pplgrad.monitoring.watch import Watcher
+from pplgrad.pyro._rerun.branches import PyroBranches
+from pplgrad.pyro._rerun.comparison import Meeting
+from pplgrad.pyro._reuse.dependency_structure import Structure
+from pplgrad.pyro._reuse.guards import Guard
+from pplgrad.pyro._reuse.tensors_before import tensors_before
+from pplgrad.pyro._tracing.host_checks import Nesting, broadcasting
+from pplgrad.pyro._tracing.particle_trace import (
     SharedMinibatch,
     Traces,
     check_match,
@@ -39,10 +42,8 @@ from pplgrad.pyro._program import (
     run_traces,
     site_info,
 )
-from pplgrad.pyro._provenance import Provenance
-from pplgrad.pyro._structure import Structure
-from pplgrad.pyro._threads import OtherThreads
-from pplgrad.watch import Watcher
+from pplgrad.pyro._tracing.provenance import Provenance
+from pplgrad.pyro._tracing.threads import OtherThreads
 
 Result = TypeVar("Result")
 
@@ -79,22 +80,21 @@ class Runner:
     _guess_max_plate_nesting: Callable
     _vectorized_num_particles: Callable
 
-    def _runs(
-        self, model: Callable, guide: Callable, args: tuple, kwargs: dict, known: Structure | None
-    ) -> Iterator[tuple[Traces, Provenance | None]]:
+    def _runs(self, program: Program, known: Structure | None) -> Iterator[tuple[Traces, Provenance | None]]:
         """Run the particles, following provenance where the structure is to be found (`known.following`)."""
         apart = known is not None and known.apart
         vectorized = self.vectorize_particles and self.num_particles > 1 and not apart
-        run_model, run_guide = model, guide
+        shown = program
         if self.vectorize_particles and self.max_plate_nesting == math.inf:
-            self._guess_max_plate_nesting(model, guide, args, kwargs)
+            self._guess_max_plate_nesting(*program)
         if vectorized:
             nesting = Nesting(int(self.max_plate_nesting) - 1)
-            run_model, run_guide = (self._vectorized_num_particles(nesting(f)) for f in (model, guide))
+            model, guide = (self._vectorized_num_particles(nesting(f)) for f in (program.model, program.guide))
+            shown = program._replace(model=model, guide=guide)
         minibatch = SharedMinibatch() if isinstance(self.objective, MultiSample) else nullcontext()
         for _ in range(1 if vectorized else self.num_particles):
             watched = known is not None and known.following
-            provenance = Provenance(self._given(model, guide, args, kwargs)) if watched else None
+            provenance = Provenance(self._given(program)) if watched else None
             if watched:
                 torch.clear_autocast_cache()  # What an earlier step cast would come from nowhere.
             with collect_mappings() as mappings, minibatch:
@@ -102,29 +102,29 @@ class Runner:
                     broadcasting(int(self.max_plate_nesting) - 1) if vectorized else nullcontext(),
                     OtherThreads() if watched else nullcontext() as others,
                 ):
-                    traces = run_traces(run_model, run_guide, args, kwargs, self._resolve, provenance)
+                    traces = run_traces(shown, self._resolve, provenance)
             traces.particles, traces.apart = self.num_particles if vectorized else 1, apart
             traces.compared = not (watched and known is not None and known.second_run_due)
             if watched and others is not None and others.ran:
                 # A program of which everything is known hands nothing to another thread.
-                traces.unseen = Guard.of(model, guide, args, kwargs) is None
+                traces.unseen = Guard.of(*program) is None
             self._watcher = watcher_of(mappings)
-            self._close(traces, args, kwargs)
+            self._close(traces, program)
             if known is None or provenance is not None:
                 self._check(traces, mappings, provenance)
             yield traces, provenance
 
-    def _given(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> list[torch.Tensor]:
+    def _given(self, program: Program) -> list[torch.Tensor]:
         """Return the tensors that are there before a run."""
         chosen = [found.estimator for found in self._resolved.values()]
-        return tensors_before(model, guide, args, kwargs, self.objective, self._mapping, chosen)
+        return tensors_before(*program, self.objective, self._mapping, chosen)
 
-    def _close(self, traces: Traces, args: tuple, kwargs: dict) -> None:
+    def _close(self, traces: Traces, program: Program) -> None:
         """Note which sites have their divergence or entropy in closed form."""
         for name, estimator in traces.estimators.items():
             own = traces.guide.nodes[name]["infer"].get("closed_form")
             if own is not None or self._closed.kinds:
-                weights = self.objective.weights(args, kwargs)
+                weights = self.objective.weights(program.args, program.kwargs)
                 kind = self._closed.find(name, own, estimator, name in traces.model.nodes, weights)
                 if kind is not None:
                     traces.closed[name] = kind
@@ -149,13 +149,11 @@ class Runner:
             refuse_unmatched(mapping, traces.estimators, observed, "config_estimators")
         self._closed.refuse_unmatched(list(traces.estimators))
 
-    def _record(
-        self, traces: Traces, provenance: Provenance | None, args: tuple, kwargs: dict, checked: bool = False
-    ) -> Run:
+    def _record(self, traces: Traces, provenance: Provenance | None, program: Program, checked: bool = False) -> Run:
         """Compute the log densities of a run; shapes are checked where the structure is not known already, or if `checked`."""
         vectorized = traces.particles > 1
         depth = int(self.max_plate_nesting) if vectorized else 0
-        weights = self.objective.weights(args, kwargs)
+        weights = self.objective.weights(program.args, program.kwargs)
         nesting = None
         if (checked or provenance is not None) and is_validation_enabled():
             nesting = self.max_plate_nesting
@@ -163,10 +161,7 @@ class Runner:
 
     def _branches(
         self,
-        model: Callable,
-        guide: Callable,
-        args: tuple,
-        kwargs: dict,
+        program: Program,
         traces: Traces,
         layout: Layout,
         run: Run,
@@ -176,7 +171,7 @@ class Runner:
         depth = None
         if self.vectorize_particles and not traces.apart:
             depth = int(self.max_plate_nesting) + (0 if vectorized else 1)
-        weights = self.objective.weights(args, kwargs)
+        weights = self.objective.weights(program.args, program.kwargs)
         at_once = None if self.max_parallel is None else self.max_parallel // run.particles
-        given = None if provenance is None else partial(self._given, model, guide, args, kwargs)
-        return PyroBranches(model, guide, args, kwargs, traces, layout, run, vectorized, depth, weights, at_once, given)
+        given = None if provenance is None else partial(self._given, program)
+        return PyroBranches(program, traces, layout, run, vectorized, depth, weights, at_once, given)

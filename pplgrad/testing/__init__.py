@@ -9,8 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from pplgrad.core.estimator import Estimator
 from pplgrad.errors import ConfigurationError
-from pplgrad.estimators.base import Estimator
 from pplgrad.testing.fuzz.generate import random_program
 from pplgrad.testing.programs import CASES
 from pplgrad.testing.reentering import REENTERED

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from pplgrad.engine.noise import Noise
-from pplgrad.engine.ops import Array, Ops
+from pplgrad.core.array_ops import Array, Ops
+from pplgrad.core.noise import Noise
 
 Arrays = dict[str, np.ndarray]
 

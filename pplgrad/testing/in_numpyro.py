@@ -15,13 +15,13 @@ import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.infer.util import compute_log_probs
 
-from pplgrad.engine.noise import replaced_noise
-from pplgrad.estimators.base import Estimator
+from pplgrad.core.estimator import Estimator
+from pplgrad.core.noise import replaced_noise
+from pplgrad.core.objectives import CostWeights
 from pplgrad.numpyro import TraceGrad_ELBO, config_estimators, is_baseline_param
 from pplgrad.numpyro._compat import as_function, unmasked
 from pplgrad.numpyro._distributions import finite_draw, finite_parts
-from pplgrad.numpyro._relaxed import OneHotCategorical
-from pplgrad.objectives import CostWeights
+from pplgrad.numpyro._tracing.relaxations import OneHotCategorical
 from pplgrad.testing.cells import NumberedNoise, cells, disturb, z_of
 from pplgrad.testing.programs import Case, Host, once
 

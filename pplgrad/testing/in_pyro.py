@@ -17,14 +17,14 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 
-from pplgrad.engine.noise import replaced_noise
+from pplgrad.core.estimator import Estimator
+from pplgrad.core.noise import replaced_noise
+from pplgrad.core.objectives import CostWeights
 from pplgrad.errors import ImpossibleValueError
-from pplgrad.estimators.base import Estimator
-from pplgrad.objectives import CostWeights
 from pplgrad.pyro import TraceGrad_ELBO
 from pplgrad.pyro._baselines import PREFIX
-from pplgrad.pyro._branches import PyroDraw
 from pplgrad.pyro._distributions import family, finite_parts, unmasked
+from pplgrad.pyro._rerun.branches import PyroDraw
 from pplgrad.testing.cells import ListedNoise, NoiseShapes, cells, disturb, z_of
 from pplgrad.testing.programs import CASES, Case, Host, once
 

@@ -15,15 +15,17 @@ from pplgrad import (
     Reparam,
     ScoreFunction,
 )
-from pplgrad.baselines.base import BaselineTerms
-from pplgrad.engine.configuration import EstimatorMapping, collect_mappings, default_estimator, report_mapping
+from pplgrad.configuration import EstimatorMapping, collect_mappings, default_estimator, report_mapping
+from pplgrad.core.baseline import BaselineTerms
+from pplgrad.core.plates import AFTER, BEFORE, EVERY, OWN, SAME, WHOLE, Plate, Read
+from pplgrad.core.shapes import to_shape
+from pplgrad.core.site_info import SiteInfo
+from pplgrad.core.sites import CostSpec, SiteSpec
 from pplgrad.engine.dependencies import compose, cost_dependencies, site_dependencies
-from pplgrad.engine.downstream import downstream, joined_costs, to_shape
+from pplgrad.engine.downstream import downstream, joined_costs
 from pplgrad.engine.layout import Layout
-from pplgrad.engine.program import AFTER, BEFORE, EVERY, OWN, SAME, WHOLE, CostSpec, Plate, Read, SiteSpec
 from pplgrad.engine.upstream import UpstreamSites, call_with_sites, default_inputs
 from pplgrad.errors import BaselineError, ProgramError
-from pplgrad.estimators.base import SiteInfo
 
 DATA = Plate("data", -1, 3, 3)
 OUTER = Plate("outer", -2, 2, 2)

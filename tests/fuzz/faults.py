@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from pplgrad.engine import dependencies, layout, program
+from pplgrad.core import plates
+from pplgrad.engine import dependencies, layout
 from pplgrad.testing.fuzz.trials import Trial
 
 
@@ -64,7 +65,7 @@ def a_path_that_leaves_a_plate_and_comes_back(patch: Any) -> None:
 
 def elements_mixed_inside_a_plate(patch: Any) -> None:
     """What reads other elements of its own plate is taken to read its own."""
-    patch.setattr(program.Read, "mixes", lambda self, plate: False)
+    patch.setattr(plates.Read, "mixes", lambda self, plate: False)
 
 
 def only_direct_dependencies(patch: Any) -> None:
@@ -74,28 +75,30 @@ def only_direct_dependencies(patch: Any) -> None:
 
 def tensors_from_elsewhere_are_constants(patch: Any) -> None:
     """What leaves torch's operations is lost, and a tensor that none of them made is taken to read nothing."""
-    from pplgrad.pyro import _leaving, _provenance, _running
+    from pplgrad.pyro import _running
+    from pplgrad.pyro._tracing import escapes, provenance
 
     patch.setattr(_running, "OtherThreads", lambda: nullcontext(SimpleNamespace(ran=False)))
-    patch.setattr(_leaving.Leaving, "_left", lambda self, func, args, kwargs, out: None)
-    patch.setattr(_provenance.Provenance, "_unfollowed", lambda self, tensor: _provenance.Known(0, {}, 1))
+    patch.setattr(escapes.Leaving, "_left", lambda self, func, args, kwargs, out: None)
+    patch.setattr(provenance.Provenance, "_unfollowed", lambda self, tensor: provenance.Known(0, {}, 1))
 
 
 def a_structure_is_used_for_ever(patch: Any) -> None:
     """No change of Python state is seen, and nothing is watched again."""
-    from pplgrad.pyro import _guards, _structure
+    from pplgrad.pyro._reuse import dependency_structure, guards
 
-    patch.setattr(_guards.Guard, "of", classmethod(lambda cls, *roots: object.__new__(cls)))
-    patch.setattr(_guards.Guard, "holds", lambda self: True)
-    patch.setattr(_structure.Structure, "reuse", lambda self: setattr(self, "following", False))
-    patch.setattr(_structure, "arguments_kind", lambda value, objects: type(value))
+    patch.setattr(guards.Guard, "of", classmethod(lambda cls, *roots: object.__new__(cls)))
+    patch.setattr(guards.Guard, "holds", lambda self: True)
+    patch.setattr(dependency_structure.Structure, "reuse", lambda self: setattr(self, "following", False))
+    patch.setattr(dependency_structure, "arguments_kind", lambda value, objects: type(value))
 
 
 def particles_that_meet_are_not_noticed(patch: Any) -> None:
     """What runs together is taken to stay apart."""
-    from pplgrad.pyro import _branches, _elbo
+    from pplgrad.pyro import _elbo
+    from pplgrad.pyro._rerun import branches
 
-    for module in (_branches, _elbo):
+    for module in (branches, _elbo):
         patch.setattr(module, "refuse_meeting", lambda *given: None)
 
 
@@ -108,25 +111,27 @@ def supports_are_taken_for_fixed(patch: Any) -> None:
 
 def control_flow_is_steered_by_anything(patch: Any) -> None:
     """What is computed from a relaxed value may decide how often a loop runs, and which branch is taken."""
-    from pplgrad.numpyro import _coarse
+    from pplgrad.numpyro._tracing import relaxation_checks
 
-    patch.setattr(_coarse, "steering", lambda closed, names, costs=None: ({}, {}))
+    patch.setattr(relaxation_checks, "steering", lambda closed, names, costs=None: ({}, {}))
 
 
 def what_prints_alike_is_the_same(patch: Any) -> None:
     """Operations are compared by the text of their settings."""
-    from pplgrad.numpyro import _structure
+    from pplgrad.numpyro._fusion import structural_equality
 
-    patch.setattr(_structure.Structure, "is_known", lambda self, equation: True)
-    patch.setattr(_structure.Structure, "settings", lambda self, value: re.sub("0x[0-9a-f]+", "", str(value)))
-    patch.setattr(_structure.Structure, "_custom", lambda self, equation: self.settings(equation.params), raising=False)
+    patch.setattr(structural_equality.Structure, "is_known", lambda self, equation: True)
+    patch.setattr(structural_equality.Structure, "settings", lambda self, value: re.sub("0x[0-9a-f]+", "", str(value)))
+    patch.setattr(
+        structural_equality.Structure, "_custom", lambda self, equation: self.settings(equation.params), raising=False
+    )
 
 
 def impossible_values_have_a_part(patch: Any) -> None:
     """A program is run at values that a site cannot take, and what it costs there is multiplied by 0."""
-    from pplgrad.engine import branches, ops
+    from pplgrad.core import array_ops, draw
 
-    for module in (branches, ops):
+    for module in (draw, array_ops):
         patch.setattr(module, "is_possible", lambda xp, log_probs: xp.ones_like(log_probs) > 0)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pplgrad.objectives import ELBO, Expectation
+from pplgrad.core.objectives import ELBO, Expectation
 from pplgrad.testing.fuzz import FLAVOURS, exact, random_program, source
 from pplgrad.testing.fuzz.__main__ import main
 from pplgrad.testing.fuzz.shrink import shrunk

@@ -18,7 +18,7 @@ from pplgrad import (
 )
 from pplgrad import numpyro as in_numpyro
 from pplgrad import pyro as in_pyro
-from pplgrad.lab import choosing
+from pplgrad.diagnostics import choosing
 
 # One Bernoulli draw, whose sum over both values is exact: of these the first alone has no variance.
 OFFERED = [LocalExpectation(), DisARM(), ScoreFunction()]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from pplgrad import ConfigurationError
-from pplgrad.lab.certificate import Reference, certify
-from pplgrad.lab.moments import Moments, squared_norm
+from pplgrad.diagnostics.certificate import Reference, certify
+from pplgrad.diagnostics.moments import Moments, squared_norm
 
 SIZE = 50
 EXACT = np.linspace(-1, 1, SIZE)

@@ -19,8 +19,8 @@ from pplgrad import (
     Reparam,
     ScoreFunction,
 )
-from pplgrad.estimators.base import SiteInfo
-from pplgrad.lab.choosing import candidates, choose
+from pplgrad.core.site_info import SiteInfo
+from pplgrad.diagnostics.choosing import candidates, choose
 from pplgrad.lab.cli import main
 
 SBN = Path(__file__).parents[2] / "models" / "sbn.py"

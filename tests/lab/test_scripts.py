@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from pplgrad.lab import cli
+from pplgrad.lab import cli, cli_shared
 from pplgrad.lab.data import Batches
 from pplgrad.lab.results import read
 from pplgrad.lab.script import load_script
@@ -200,8 +200,8 @@ def test_divergence_is_reported_and_is_the_exit_code(script, tmp_path, backend):
 
 
 def test_what_is_not_installed_is_named_before_anything_runs(tmp_path, monkeypatch):
-    find = cli.find_spec
-    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "pyarrow" else find(name))
+    find = cli_shared.find_spec
+    monkeypatch.setattr(cli_shared, "find_spec", lambda name: None if name == "pyarrow" else find(name))
     assert "compare needs pyarrow, not installed; pip install 'pplgrad[research]'" in refused(
         SBN, "--out", tmp_path / "a"
     )

@@ -3,8 +3,9 @@
 import pytest
 
 from pplgrad import REBAR, DisARM, LeaveOneOut, NeuralBaseline, PplgradError, Reparam, ScoreFunction
+from pplgrad.diagnostics.code import code
 from pplgrad.lab.script import ScriptError
-from pplgrad.lab.specs import NAMES, code, specification
+from pplgrad.lab.specs import NAMES, specification
 
 
 def test_what_depends_on_the_clock_is_no_part_of_a_study():

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from pplgrad.numpyro._compat import as_function, tag
-from pplgrad.numpyro._together import Together
+from pplgrad.numpyro._fusion.batched_evaluation import BatchedProgram
 
 TABLE = np.array([0.3, -0.7, 1.1])
 ELSE = np.array([0.3, -0.7, 1.2])  # Differs in one element.
@@ -205,7 +205,7 @@ def arguments() -> tuple:
 def fused(function: Callable, *given: Any, rows: int = 2) -> tuple[Callable, Callable]:
     """Return a function as it is fused and as it was traced, of flat arguments."""
     closed = jax.make_jaxpr(function)(*given)
-    together = Together(closed, [True] * len(closed.jaxpr.outvars), rows)
+    together = BatchedProgram(closed, [True] * len(closed.jaxpr.outvars), rows)
 
     def run(*arguments: Any) -> list:
         found = together(*arguments)

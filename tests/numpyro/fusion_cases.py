@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import batching, mlir
 
-from pplgrad.numpyro import _graph, _kinds, _structure, _together
 from pplgrad.numpyro._compat import host_primitives
+from pplgrad.numpyro._fusion import batched_evaluation, graph, grouping, structural_equality
 from tests.numpyro.fusing import BACKWARD, CUSTOM, ELSE, NESTED, TABLE
 
 
@@ -189,7 +189,7 @@ def _mixed(operands: Any) -> Any:
 
 
 def _contents(value: Any) -> Any:
-    return _number(value.constant) if value.is_constant else _structure.Itself(value)
+    return _number(value.constant) if value.is_constant else structural_equality.Itself(value)
 
 
 def _names_alone() -> Any:
@@ -197,31 +197,31 @@ def _names_alone() -> Any:
 
 
 def _outside_alone(equation: Any) -> bool:
-    return equation.primitive.name in _kinds._ALIKE
+    return equation.primitive.name in grouping._ALIKE
 
 
-STRUCTURE = _structure.Structure
+STRUCTURE = structural_equality.Structure
 # What is broken, the case that shows it, and what is put where. Twice where a name is used in two modules.
 BROKEN: dict[str, tuple[str, list[tuple[Any, str, Any]]]] = {
-    "constants by their shape": ("elements_that_differ", [(m, "array", _shape) for m in (_graph, _structure)]),
-    "constants of sub-programs by their shape": ("branches", [(_structure, "array", _shape)]),
+    "constants by their shape": ("elements_that_differ", [(m, "array", _shape) for m in (graph, structural_equality)]),
+    "constants of sub-programs by their shape": ("branches", [(structural_equality, "array", _shape)]),
     "numbers by their value, whatever type": (
         "numbers_of_other_types",
-        [(_graph.Value, "exactly", property(_contents))],
+        [(graph.Value, "exactly", property(_contents))],
     ),
-    "numbers that are equal": ("signs_of_zero", [(m, "array", _number) for m in (_graph, _structure)]),
+    "numbers that are equal": ("signs_of_zero", [(m, "array", _number) for m in (graph, structural_equality)]),
     "sub-programs by their text": ("branches", [(STRUCTURE, "program", _text)]),
     "functions by their text": ("functions_that_print_alike", [(STRUCTURE, "program", _text)]),
     "rules by their text": ("rules_that_print_alike", [(STRUCTURE, "_function", _rule_as_text)]),
     "rules are ignored": ("rules_that_differ", [(STRUCTURE, "_function", _value_alone)]),
     "settings are ignored": ("directions", [(STRUCTURE, "settings", lambda structure, value: ())]),
     "contexts are ignored": ("ways_of_counting", [(STRUCTURE, "context", lambda structure, equation: ())]),
-    "operands in any order": ("swapped", [(_graph, "_read", _mixed)]),
+    "operands in any order": ("swapped", [(graph, "_read", _mixed)]),
     "operations by their name": (
         "another_librarys",
-        [(m, "host_primitives", _names_alone) for m in (_structure, _kinds)],
+        [(m, "host_primitives", _names_alone) for m in (structural_equality, grouping)],
     ),
-    "what a function calls is ignored": ("keys_of_another_kind", [(_kinds, "_is_alike", _outside_alone)]),
-    "what a rule does is ignored": ("guarded", [(_kinds, "is_custom_jvp", lambda equation: False)]),
-    "types as they come": ("weak_types", [(_together, "with_weakness", lambda x, weak: x)]),
+    "what a function calls is ignored": ("keys_of_another_kind", [(grouping, "_is_alike", _outside_alone)]),
+    "what a rule does is ignored": ("guarded", [(grouping, "is_custom_jvp", lambda equation: False)]),
+    "types as they come": ("weak_types", [(batched_evaluation, "with_weakness", lambda x, weak: x)]),
 }

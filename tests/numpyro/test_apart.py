@@ -15,9 +15,10 @@ from numpyro.contrib.module import flax_module, nnx_module, random_flax_module
 from numpyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal, AutoNormal
 
 from pplgrad import ScoreFunction
+from pplgrad.core.program import Program
 from pplgrad.lab.script import load_script
 from pplgrad.numpyro import TraceGrad_ELBO
-from pplgrad.numpyro._specify import specify
+from pplgrad.numpyro._tracing.specification import specify
 from pplgrad.testing.in_numpyro import HOST, array, parameters
 from pplgrad.testing.programs import CASES
 from tests.models.test_every_script import MODELS, SCRIPTS, SIZES
@@ -32,7 +33,7 @@ KEY, N = jax.random.key(0), 4
 def mixed(model, guide, params, *args, estimators=None):
     """Return what depends on other elements than its own: (kind of density, its site, the site that it reads, plates)."""
     elbo = TraceGrad_ELBO(estimators=estimators)
-    _, static, reads = elbo._traced(KEY, params, model, guide, args, {})
+    _, static, reads = elbo._traced(KEY, params, Program(model, guide, args, {}))
     sites, costs = specify(static, reads)
     return [
         (getattr(spec, "sign", 0), spec.name, site, read.across)

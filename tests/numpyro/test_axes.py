@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from jax import lax
 
-from pplgrad.engine.program import Plate
-from pplgrad.numpyro import _axes, _provenance
-from pplgrad.numpyro._axes import Axis
+from pplgrad.core.plates import Plate
 from pplgrad.numpyro._compat import sub_jaxprs, tag
-from pplgrad.numpyro._provenance import Standing, outputs_read
+from pplgrad.numpyro._tracing import axis_rules, provenance
+from pplgrad.numpyro._tracing.axis_rules import Axis
+from pplgrad.numpyro._tracing.provenance import Standing, outputs_read
 from tests.numpyro.idioms import IDIOMS, whole
 
 
@@ -103,7 +103,7 @@ def test_every_rule_is_tried():
         tried |= set(primitives(jax.make_jaxpr(idiom.function)(jnp.zeros(idiom.shape)).jaxpr))
     # JAX 0.10.0 has no operation of that name.
     absent = {"stack"} - set(primitives(jax.make_jaxpr(lambda x: jnp.stack([x, x]))(0.0).jaxpr))
-    assert set(_axes._RULES) - set(_axes._ELEMENTWISE) - tried <= UNTRIED | absent
+    assert set(axis_rules._RULES) - set(axis_rules._ELEMENTWISE) - tried <= UNTRIED | absent
 
 
 # From an array, and the number of an axis where the function has two arguments.
@@ -189,7 +189,7 @@ def test_no_claim_of_a_random_program_is_wrong(seeds):
 
 def rule(name, broken):
     """Return a mutant of one operation's rule."""
-    return lambda patch: patch.setitem(_axes._RULES, name, broken)
+    return lambda patch: patch.setitem(axis_rules._RULES, name, broken)
 
 
 def keeps_all(*names):
@@ -197,7 +197,7 @@ def keeps_all(*names):
 
     def apply(patch):
         for name in names:
-            patch.setitem(_axes._RULES, name, lambda params, shapes, out: [tuple(range(len(s))) for s in shapes])
+            patch.setitem(axis_rules._RULES, name, lambda params, shapes, out: [tuple(range(len(s))) for s in shapes])
 
     return apply
 
@@ -206,11 +206,11 @@ def sizes_unchecked(patch):
     """A place counts although its size is another."""
 
     def moved(equation, operand, axis):
-        places = _axes._places(equation)
+        places = axis_rules._places(equation)
         place = None if places is None else places[operand][axis.at]
         return None if place is None else axis._replace(at=place)
 
-    patch.setattr(_provenance, "moved", moved)
+    patch.setattr(provenance, "moved", moved)
 
 
 def reshape_by_size(patch):
@@ -220,7 +220,7 @@ def reshape_by_size(patch):
         after = equation.outvars[0].aval.shape
         return Axis(after.index(axis.size), 1, axis.size) if axis.size in after else None
 
-    patch.setattr(_axes, "_reshaped", reshaped)
+    patch.setattr(axis_rules, "_reshaped", reshaped)
 
 
 def contracted_kept(params, shapes, out):
@@ -229,50 +229,53 @@ def contracted_kept(params, shapes, out):
 
 def looked_up_kept(params, shapes, out):
     """What is looked up keeps its first axis, whatever the indices are."""
-    places = _axes._gathered(params, shapes, out)
+    places = axis_rules._gathered(params, shapes, out)
     return [(0, *places[0][1:]), places[1]]
 
 
 def updates_kept(params, shapes, out):
-    return [*_axes._scattered(params, shapes, out)[:2], tuple(range(len(shapes[2])))]
+    return [*axis_rules._scattered(params, shapes, out)[:2], tuple(range(len(shapes[2])))]
 
 
 def kernel_kept(params, shapes, out):
     numbers = params["dimension_numbers"]
-    return [_axes._convolved(params, shapes, out)[0], tuple(None if a != numbers.rhs_spec[0] else 0 for a in range(3))]
+    return [
+        axis_rules._convolved(params, shapes, out)[0],
+        tuple(None if a != numbers.rhs_spec[0] else 0 for a in range(3)),
+    ]
 
 
 def first_of_two(patch):
     """What two operands read in different places is in the first one's place."""
-    plain = _provenance._joined
-    patch.setattr(_provenance, "_joined", lambda a, b: plain(a, b)._replace(axes=a.axes))
+    plain = provenance._joined
+    patch.setattr(provenance, "_joined", lambda a, b: plain(a, b)._replace(axes=a.axes))
 
 
 def carry_of_the_same_element(patch):
     """What is carried on in a scan along a plate counts as the next element's own."""
-    plain = _provenance._next_step
-    patch.setattr(_provenance, "_next_step", lambda reads, step, first: plain(reads, 99, first))
+    plain = provenance._next_step
+    patch.setattr(provenance, "_next_step", lambda reads, step, first: plain(reads, 99, first))
 
 
 def carry_walked_once(patch):
     """What the body does with its carry is not followed round again."""
-    patch.setattr(_provenance.Way, "__eq__", lambda a, b: True)
+    patch.setattr(provenance.Way, "__eq__", lambda a, b: True)
 
 
 def branch_without_question(patch):
-    plain = _provenance._Walk._cond
+    plain = provenance._Walk._cond
 
     def cond(self, equation, inputs):
         return plain(self, equation, [{}, *inputs[1:]])
 
-    patch.setitem(_provenance._OPENED, "cond", cond)
+    patch.setitem(provenance._OPENED, "cond", cond)
 
 
 def one_branch(patch):
     def cond(self, equation, inputs):
         return self.through(equation.params["branches"][0].jaxpr, inputs[1:])
 
-    patch.setitem(_provenance._OPENED, "cond", cond)
+    patch.setitem(provenance._OPENED, "cond", cond)
 
 
 def loop_without_question(patch):
@@ -281,13 +284,15 @@ def loop_without_question(patch):
         first = p["cond_nconsts"]
         return self.through(p["body_jaxpr"].jaxpr, inputs[first:])
 
-    patch.setitem(_provenance._OPENED, "while", loop)
+    patch.setitem(provenance._OPENED, "while", loop)
 
 
 def unknown_kept(patch):
     """An operation without a rule counts as one that keeps its elements apart."""
-    plain = _axes._places
-    patch.setattr(_axes, "_places", lambda e: plain(e) or [tuple(range(len(atom.aval.shape))) for atom in e.invars])
+    plain = axis_rules._places
+    patch.setattr(
+        axis_rules, "_places", lambda e: plain(e) or [tuple(range(len(atom.aval.shape))) for atom in e.invars]
+    )
 
 
 def rows_exchanged(patch):

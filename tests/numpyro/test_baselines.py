@@ -18,7 +18,7 @@ from numpyro.optim import Adam, ClippedAdam
 
 from pplgrad import DecayingAverage, FunctionBaseline, NeuralBaseline, OptimalConstant, ScoreFunction
 from pplgrad.numpyro import TraceGrad_ELBO, config_estimators, is_baseline_param, split_optimizer
-from pplgrad.numpyro._program import _score_squared
+from pplgrad.numpyro._tracing.particle_trace import _score_squared
 from pplgrad.testing.in_numpyro import HOST, assert_same, exact_gradient, expected_gradient
 from pplgrad.testing.programs import CASES
 

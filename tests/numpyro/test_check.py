@@ -29,9 +29,10 @@ from pplgrad import (
     ReweightedWakeSleep,
     ScoreFunction,
 )
+from pplgrad.core.objectives import CostWeights
+from pplgrad.core.program import Program
 from pplgrad.numpyro import TraceGrad_ELBO, check_gradients, config_estimators
-from pplgrad.numpyro._gradients import Gradients
-from pplgrad.objectives import CostWeights
+from pplgrad.numpyro._diagnostics.gradient_draws import Gradients
 from pplgrad.testing.in_numpyro import HOST, array, exact_bound_gradient, exact_gradient
 from pplgrad.testing.programs import CASES
 from tests import bound_mutants, branch_mutants, mutants
@@ -66,7 +67,7 @@ def program(name):
 )
 def test_the_reference_is_the_enumerated_gradient(name):
     case = CASES[name]
-    host = Gradients(*program(name), (), {})
+    host = Gradients(Program(*program(name), (), {}))
     wanted = exact_gradient(case)
     found = host.exact_gradient(ELBO(), 1, 4096)
     for param, indices in host.blocks.items():
@@ -97,7 +98,7 @@ def test_the_references_at_log_odds_of_zero(scanned):
         a = numpyro.param("a", array(0.0))
         repeated(lambda x: numpyro.sample("z", dist.Bernoulli(logits=a + 0.0 * x)))
 
-    host = Gradients(model, guide, (), {})
+    host = Gradients(Program(model, guide, (), {}))
     # With q = ½ each: ∇a is ¼ of what z = 1 is worth more, which is nothing; ∇weight is −Σ (x − ½) E[z + ½].
     wanted = {"a": 0.0, "prior": 0.0, "weight": 0.0 if scanned else -0.5}
     found = host.exact_gradient(ELBO(), 1, 4096)
@@ -111,7 +112,7 @@ def test_the_references_at_log_odds_of_zero(scanned):
 @pytest.mark.slow
 def test_the_reference_of_other_objectives():
     case = CASES["hierarchy"]
-    host = Gradients(*program("hierarchy"), (), {})
+    host = Gradients(Program(*program("hierarchy"), (), {}))
     for objective, weights in (
         (Expectation(entropy=0.3), CostWeights(1.0, 0.0, 0.3)),
         (ELBO(2.0), CostWeights(1, 2, 2)),
@@ -132,13 +133,13 @@ def test_estimators_are_checked_on_the_objective_that_is_given():
 @pytest.mark.parametrize(("objective", "power"), [(IWAE(), 1.0), (Renyi(0.5), 0.5)])
 def test_the_reference_of_a_bound(name, objective, power):
     wanted = exact_bound_gradient(CASES[name], bound(power), 2, KEPT[name])
-    host = Gradients(*program(name), (), {})
+    host = Gradients(Program(*program(name), (), {}))
     found = host.exact_gradient(objective, 2, 4096)
     assert all(np.allclose(found[i], np.ravel(wanted[n]), atol=1e-9) for n, i in host.blocks.items())
 
 
 def test_sites_are_charged_with_the_parameters_that_they_read():
-    host = Gradients(*program("hierarchy"), (), {})
+    host = Gradients(Program(*program("hierarchy"), (), {}))
     assert {name: i.tolist() for name, i in host.sites().items()} == {"z1": [0], "z2": [1, 2], "z3": [3, 4]}
 
 
@@ -186,9 +187,9 @@ def test_no_correct_estimator_is_called_biased(name, short):
 @pytest.mark.slow
 def test_false_alarms_of_a_real_program():
     """200 checks of a correct estimator at a stated rate of 5%: at most 10 alarms."""
-    from pplgrad.lab.certificate import Reference, certify
+    from pplgrad.diagnostics.certificate import Reference, certify
 
-    host = Gradients(*program("event_in_plate"), (), {})
+    host = Gradients(Program(*program("event_in_plate"), (), {}))
     exact = Reference("enumerated", exact=host.exact_gradient(ELBO(), 1, 4096))
     blocks = {("parameter", name): i for name, i in host.blocks.items()}
     draws = host.draws(TraceGrad_ELBO(estimators={"z": ScoreFunction()}))

@@ -16,7 +16,7 @@ from numpyro.distributions import constraints
 
 from pplgrad.errors import ProgramError
 from pplgrad.numpyro import _compat as compat
-from pplgrad.numpyro._axes import Axis, moved
+from pplgrad.numpyro._tracing.axis_rules import Axis, moved
 
 NAMES = [
     ("numpyro.primitives", "_PYRO_STACK", "marked_mutable() and scopes_inside() in _compat.py read NumPyro's stack of handlers"),
@@ -28,13 +28,13 @@ NAMES = [
     ("numpyro.optim", "_NumPyroOptim", "_compat.py takes it for SplitOptimizer in _optim.py, which is one of NumPyro's optimizers by it"),
     ("jax.ad_checkpoint", "checkpoint_name", "tag() in _compat.py marks the value of a site with it"),
     *(
-        ("jax.extend.core", name, f"_compat.py and _structure.py read and build programs of JAX with its {name}")
+        ("jax.extend.core", name, f"_compat.py and _fusion/structural_equality.py read and build programs of JAX with its {name}")
         for name in ("Jaxpr", "ClosedJaxpr", "Literal", "Var", "Primitive", "DebugInfo", "jaxpr_as_fun", "primitives")
     ),
     ("jax.extend.core.primitives", "custom_jvp_call_p", "is_custom_jvp() in _compat.py knows a derivative of the user's own by it"),
     ("jax.extend.core.primitives", "convert_element_type_p", "with_weakness() in _compat.py restores a type that yields to others"),
     ("jax.extend.core.primitives", "rng_uniform_p", "host_primitives() in _compat.py leaves it out: it gives another number each time"),
-    ("jax.core", "Tracer", "is_tracing() in _compat.py and _support.py tell a traced value from a number by it"),
+    ("jax.core", "Tracer", "is_tracing() in _compat.py and _tracing/supports.py tell a traced value from a number by it"),
     ("jax.sharding", "get_abstract_mesh", "has_one_mesh() and manual_axes() in _compat.py ask under which mesh this runs"),
     ("jax.dtypes", "float0", "derivative_of() in _compat.py gives whole numbers a tangent of this type"),
     ("jax.stages", "Traced", "sub_jaxprs() in _compat.py finds the body of an operation that is an object in it"),
@@ -54,7 +54,7 @@ def only(function, *args, name=None):
     found = [e for e in equations if name is None or e.primitive.name == name]
     assert len(found) == 1, (
         f"JAX {jax.__version__} writes {name or 'this'} as {[e.primitive.name for e in equations]}; pplgrad's rules in "
-        "_compat.py, _axes.py and _provenance.py go by the names of operations."
+        "_compat.py, _tracing/axis_rules.py and _tracing/provenance.py go by the names of operations."
     )
     return found[0]
 
@@ -111,15 +111,19 @@ def test_a_scan_of_an_unknown_kind_is_refused():
 
 def test_loops_and_branches_say_their_bodies():
     loop = only(lambda x: jax.lax.while_loop(lambda x: x < 3, lambda x: x + 1, x), 0.0, name="while")
-    has(loop, "cond_nconsts body_nconsts cond_jaxpr body_jaxpr", "_provenance.py follows the loop's carry by them")
+    has(
+        loop,
+        "cond_nconsts body_nconsts cond_jaxpr body_jaxpr",
+        "_tracing/provenance.py follows the loop's carry by them",
+    )
     branch = only(lambda i, x: jax.lax.switch(i, [jnp.sin, jnp.cos], x), 0, 1.0, name="cond")
-    has(branch, "branches", "_provenance.py follows each branch")
+    has(branch, "branches", "_tracing/provenance.py follows each branch")
     assert len(list(compat.sub_jaxprs(branch))) == 2, (
         "JAX holds branches otherwise; sub_jaxprs() in _compat.py finds them."
     )
     solve = only(jnp.linalg.solve, jnp.eye(2), jnp.ones(2), name="jit").params["jaxpr"]
     (inner,) = (e for e in solve.jaxpr.eqns if e.primitive.name == "custom_linear_solve")
-    has(inner, "const_lengths jaxprs", "_provenance.py follows the solver of a linear system by them")
+    has(inner, "const_lengths jaxprs", "_tracing/provenance.py follows the solver of a linear system by them")
 
 
 def test_a_call_is_known_as_one():
@@ -170,11 +174,11 @@ def test_an_equation_stands_alone_under_what_it_was_traced():
     )
     with compat.under(equation):
         pass
-    has(equation, "shape bit_width", "_threefry.py writes random numbers out by them")
+    has(equation, "shape bit_width", "_fusion/threefry.py writes random numbers out by them")
     has(
         only(lambda k: jax.random.split(k), jax.random.key(0), name="random_split"),
         "shape",
-        "_threefry.py writes keys out by it",
+        "_fusion/threefry.py writes keys out by it",
     )
     assert compat.is_threefry(jax.random.key(0)), (
         "JAX's default keys have another type; is_threefry() in _compat.py knows them."
@@ -243,12 +247,12 @@ def test_an_axis_is_followed(name):
     equations = jax.make_jaxpr(function)(jnp.ones((1, 3, 4))).eqns
     equation = next((e for e in equations if e.primitive.name == name), None)
     assert equation is not None, (
-        f"JAX has {name} no longer; its rule in _axes.py is not used, and gradients have more variance."
+        f"JAX has {name} no longer; its rule in _tracing/axis_rules.py is not used, and gradients have more variance."
     )
     operand = next(i for i, atom in enumerate(equation.invars) if len(atom.aval.shape) == 3 and atom.aval.dtype != bool)
     found = moved(equation, operand, Axis(1, 1, 3))
     assert found == Axis(place, 1, 3), (
-        f"JAX says otherwise what {name} does ({sorted(equation.params)}); its rule in _axes.py reads it."
+        f"JAX says otherwise what {name} does ({sorted(equation.params)}); its rule in _tracing/axis_rules.py reads it."
     )
 
 
@@ -303,7 +307,7 @@ def test_masks_are_taken_off():
     mask = jnp.array([True, False])
     inside = dist.Normal(jnp.zeros(2), 1.0).mask(mask)
     assert np.array_equal(inside._mask, mask), (
-        "A masked distribution holds its mask elsewhere; _relaxed.py reads `_mask`."
+        "A masked distribution holds its mask elsewhere; _tracing/relaxations.py reads `_mask`."
     )
     assert type(compat.unmasked(inside.to_event(1)).base_dist) is dist.Normal
 

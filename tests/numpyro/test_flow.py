@@ -12,8 +12,9 @@ from numpyro.infer import SVI, Trace_ELBO
 from numpyro.optim import Adam
 
 from pplgrad import EstimatorError, OptimalConstant, ProgramError, ScoreFunction
+from pplgrad.core.program import Program
 from pplgrad.numpyro import TraceGrad_ELBO, config_estimators
-from pplgrad.numpyro._program import _score_squared
+from pplgrad.numpyro._tracing.particle_trace import _score_squared
 from pplgrad.testing.in_numpyro import array, assert_same, exact_gradient, expected_gradient
 from pplgrad.testing.programs import Case
 
@@ -308,6 +309,6 @@ def test_nested_scan_is_charged_to_all_steps():
 
     model, guide = (lambda: program(param("b"), True)), (lambda: program(param("a"), False))
     elbo = TraceGrad_ELBO(estimators={"z": ScoreFunction()})
-    ((_, static, reads),), _ = elbo._runs(KEY, params(), model, guide, (), {})
+    ((_, static, reads),), _ = elbo._runs(KEY, params(), Program(model, guide, (), {}))
     assert reads["model:x"]["z"][0] == 7 and static.guide_flows["z"].scanned
     np.testing.assert_allclose(elbo.loss(KEY, params(), model, guide), Trace_ELBO().loss(KEY, params(), model, guide))

@@ -7,8 +7,9 @@ import pytest
 from jax.extend.core import Literal
 
 from pplgrad import Reparam
-from pplgrad.numpyro import TraceGrad_ELBO, _particle
+from pplgrad.numpyro import TraceGrad_ELBO
 from pplgrad.numpyro._compat import sub_jaxprs
+from pplgrad.numpyro._fusion import batched_evaluation
 from pplgrad.testing.in_numpyro import HOST, parameters
 from pplgrad.testing.programs import CASES
 from tests.numpyro import nasty
@@ -137,9 +138,14 @@ def test_fuse_switches_all_of_it_off(build, monkeypatch):
     def refused(*args):
         raise AssertionError("rewritten")
 
-    monkeypatch.setattr(_particle, "Together", refused)
-    for module, name in (("_rows", "gathered"), ("_rows", "cut"), ("_threefry", "operation"), ("_steps", "steps_of")):
-        monkeypatch.setattr(f"pplgrad.numpyro.{module}.{name}", refused)
+    monkeypatch.setattr(batched_evaluation, "BatchedProgram", refused)
+    for module, name in (
+        ("stacked_views", "gathered"),
+        ("stacked_views", "cut"),
+        ("threefry", "operation"),
+        ("scan_fission", "steps_of"),
+    ):
+        monkeypatch.setattr(f"pplgrad.numpyro._fusion.{module}.{name}", refused)
     assert traced(program, params, TraceGrad_ELBO(3, fuse=False)) is not None
     assert traced(program, params, TraceGrad_ELBO(fuse=False)) == plain
     assert TraceGrad_ELBO(fuse=False).with_estimators({}).fuse is False

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from pplgrad.numpyro._graph import graph_of
-from pplgrad.numpyro._structure import BYTES, Itself, array
+from pplgrad.numpyro._fusion.graph import graph_of
+from pplgrad.numpyro._fusion.structural_equality import BYTES, Itself, array
 from tests.numpyro.fusing import FORWARD, REVERSE, arguments, function_of, fused, gap, programs
 from tests.numpyro.fusion_cases import BROKEN, CASES, WAYS
 

@@ -20,9 +20,10 @@ from pplgrad import (
     TreeDisARM,
     UnorderedSet,
 )
-from pplgrad.engine.program import EVERY
-from pplgrad.numpyro import TraceGrad_ELBO, _specify
+from pplgrad.core.plates import EVERY
+from pplgrad.numpyro import TraceGrad_ELBO
 from pplgrad.numpyro._compat import sub_jaxprs
+from pplgrad.numpyro._tracing import specification
 from pplgrad.testing.in_numpyro import HOST, assert_same, parameters
 from pplgrad.testing.programs import CASES
 
@@ -110,8 +111,8 @@ def test_the_variance_of_a_step_stays_flat(monkeypatch):
         return np.var(found[1]) / np.var(found[0])
 
     assert 0.8 < growth() < 1.25
-    monkeypatch.setattr(_specify, "_flags", lambda flags, backwards: EVERY)
-    monkeypatch.setattr(_specify, "_own", lambda *_: EVERY)
+    monkeypatch.setattr(specification, "_flags", lambda flags, backwards: EVERY)
+    monkeypatch.setattr(specification, "_own", lambda *_: EVERY)
     assert growth() > 5
 
 

@@ -7,7 +7,8 @@ import pytest
 from numpyro import handlers
 
 from pplgrad import ScoreFunction
-from pplgrad.numpyro import TraceGrad_ELBO, _program, config_estimators
+from pplgrad.numpyro import TraceGrad_ELBO, config_estimators
+from pplgrad.numpyro._tracing import particle_trace
 from pplgrad.testing.in_numpyro import HOST, exact_gradient, expected_gradient, parameters
 from pplgrad.testing.programs import CASES
 from tests.mutants import MUTANTS
@@ -50,7 +51,7 @@ def test_mutant_is_caught(name, monkeypatch):
 @pytest.mark.parametrize(("change", "name"), [("scaled", "scaled"), ("scaled", "subsampled"), ("masked", "masked")])
 def test_scaled_and_masked_scores_are_caught(change, name, monkeypatch):
     """What NumPyro 0.22's TraceGraph_ELBO does: it scales and masks the score with the cost."""
-    plain = _program._collected
+    plain = particle_trace._collected
     traces = {}
 
     def collected(static, guide_trace, *rest):
@@ -58,12 +59,12 @@ def test_scaled_and_masked_scores_are_caught(change, name, monkeypatch):
         for site in arrays.scores:
             traces[site] = guide_trace[site]
             if change == "scaled":
-                arrays.scores[site] = arrays.scores[site] * _program._scale(guide_trace[site])
+                arrays.scores[site] = arrays.scores[site] * particle_trace._scale(guide_trace[site])
             else:
                 arrays.scores[site] = guide_trace[site]["fn"].log_prob(guide_trace[site]["value"])
         return arrays
 
-    monkeypatch.setattr(_program, "_collected", collected)
+    monkeypatch.setattr(particle_trace, "_collected", collected)
     assert error(name, ScoreFunction(), 1) > 1e-6
     assert traces
 

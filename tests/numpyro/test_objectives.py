@@ -8,8 +8,8 @@ import numpyro.distributions as dist
 import pytest
 
 from pplgrad import ELBO, ConfigurationError, DisARM, Expectation, LocalExpectation, Reparam, ScoreFunction
+from pplgrad.core.objectives import CostWeights
 from pplgrad.numpyro import TraceGrad_ELBO
-from pplgrad.objectives import CostWeights
 from pplgrad.testing.in_numpyro import assert_same, exact_gradient, expected_gradient, expected_gradient_over_cells
 from pplgrad.testing.programs import CASES
 

@@ -19,6 +19,7 @@ from numpyro.optim import Adam
 from numpyro.primitives import mutable
 
 from pplgrad import DecayingAverage, EstimatorError, LeaveOneOut, Reparam, ScoreFunction
+from pplgrad.core.program import Program
 from pplgrad.numpyro import TraceGrad_ELBO, config_estimators
 from pplgrad.testing.in_numpyro import HOST, array, parameters
 from pplgrad.testing.programs import CASES
@@ -150,7 +151,7 @@ def test_precedence_and_the_users_infer_dict():
     svi = SVI(model, outer, Adam(0.1), elbo)
     state = svi.init(jax.random.key(0))
     svi.update(state)
-    ((_, static, _),), _ = elbo._runs(KEY, state.mutable_state, model, outer, (), {})
+    ((_, static, _),), _ = elbo._runs(KEY, state.mutable_state, Program(model, outer, (), {}))
     wanted = {"own": score[1], "inner": score[2], "outer": score[3], "elbo": score[4], "exact": score[5]}
     assert static.estimators == wanted
     assert own == {"estimator": score[1]}
@@ -379,7 +380,7 @@ def test_log_odds_of_exactly_zero_have_the_right_gradient(family, wrap):
 def test_the_host_still_differentiates_wrongly_at_zero():
     slope = jax.grad(lambda a: dist.Bernoulli(logits=a).log_prob(1.0))(0.0)
     if slope == 0.5:
-        pytest.skip("NumPyro has mended the derivative at zero log odds: _log_odds.py may go")
+        pytest.skip("NumPyro has mended the derivative at zero log odds: _tracing/logits.py may go")
     assert slope == 1.0
 
 

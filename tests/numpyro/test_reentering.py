@@ -12,8 +12,9 @@ from numpyro.infer import SVI, TraceGraph_ELBO
 from numpyro.optim import Adam
 
 from pplgrad import IWAE, VIMCO, LocalExpectation, ProgramError, Renyi, ScoreFunction
-from pplgrad.numpyro import TraceGrad_ELBO, _provenance, _specify, check_gradients, config_estimators, is_baseline_param
-from pplgrad.numpyro._axes import _RULES
+from pplgrad.numpyro import TraceGrad_ELBO, check_gradients, config_estimators, is_baseline_param
+from pplgrad.numpyro._tracing import provenance, specification
+from pplgrad.numpyro._tracing.axis_rules import _RULES
 from pplgrad.testing.in_numpyro import (
     HOST,
     array,
@@ -341,19 +342,19 @@ def test_an_operation_that_counts_as_elementwise_is_caught(operation, monkeypatc
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mixed_in_plate_sum", "mixed_by_site", "mixed_in_data", "mixed_matrix"])
 def test_elements_taken_for_independent_are_caught(name, monkeypatch):
-    plain = _specify._aligned
+    plain = specification._aligned
 
     def aligned(*given):
         return {site: read._replace(across=frozenset()) for site, read in plain(*given).items()}
 
-    monkeypatch.setattr(_specify, "_aligned", aligned)
+    monkeypatch.setattr(specification, "_aligned", aligned)
     assert gradient_error(REENTERED[name], ScoreFunction(), 1, False) > 1e-6
 
 
 def test_a_lost_event_dimension_is_caught(monkeypatch):
-    plain = _provenance.Standing.axes
+    plain = provenance.Standing.axes
     monkeypatch.setattr(
-        _provenance.Standing, "axes", lambda self, shape: plain(_provenance.Standing(self.plates, 0), shape)
+        provenance.Standing, "axes", lambda self, shape: plain(provenance.Standing(self.plates, 0), shape)
     )
     assert gradient_error(REENTERED["mixed_over_events"], ScoreFunction(), 1, False) > 1e-6
 

@@ -4,8 +4,8 @@ import jax
 import pytest
 
 from pplgrad import IWAE
+from pplgrad.core.objectives import ELBO
 from pplgrad.numpyro import TraceGrad_ELBO
-from pplgrad.objectives import ELBO
 from pplgrad.testing.in_numpyro import HOST
 from tests.remedies import SITES, program, text_of, wrong_advice
 

@@ -9,7 +9,8 @@ import pytest
 from numpyro.contrib.control_flow import scan
 
 from pplgrad import LeaveOneOut, ProgramError, ScoreFunction
-from pplgrad.engine.program import AFTER, BEFORE, SAME
+from pplgrad.core.plates import AFTER, BEFORE, SAME
+from pplgrad.core.program import Program
 from pplgrad.numpyro import TraceGrad_ELBO, config_estimators
 from pplgrad.numpyro._evaluation import laid_out
 from pplgrad.testing.in_numpyro import array, assert_same, exact_gradient, expected_gradient
@@ -176,7 +177,7 @@ def weights(name):
     model, guide, latents = CASES[name]
     elbo = TraceGrad_ELBO(estimators=dict.fromkeys(latents, ScoreFunction()))
     params = {key: array(value) for key, value in PARAMS.items()}
-    ((arrays, static, reads),), _ = elbo._runs(jax.random.key(0), params, model, guide, (), {})
+    ((arrays, static, reads),), _ = elbo._runs(jax.random.key(0), params, Program(model, guide, (), {}))
     layout, _ = laid_out(static, arrays, reads, None)
     (group,) = [i for i, g in enumerate(layout.site_groups) if layout.sites[g.members[0]].name == "z"]
     row = [layout.sites[i].name for i in layout.site_groups[group].members].index("z")

@@ -10,7 +10,7 @@ import pytest
 from pplgrad import EstimatorError, GumbelSoftmax, ScoreFunction
 from pplgrad.numpyro import TraceGrad_ELBO
 from pplgrad.numpyro import _compat as compat
-from pplgrad.numpyro._provenance import outputs_read
+from pplgrad.numpyro._tracing.provenance import outputs_read
 from pplgrad.testing.in_numpyro import array, assert_same, exact_gradient, expected_gradient
 from pplgrad.testing.programs import Case
 
@@ -63,7 +63,7 @@ def test_exact(way):
 
 
 def test_forgetting_what_an_array_was_given_is_caught(monkeypatch):
-    monkeypatch.setattr("pplgrad.numpyro._provenance.touches_state", lambda equation: False)
+    monkeypatch.setattr("pplgrad.numpyro._tracing.provenance.touches_state", lambda equation: False)
     with pytest.raises(AssertionError):
         test_exact("written")
 

@@ -11,8 +11,9 @@ import pytest
 from numpyro.contrib.control_flow import scan
 
 from pplgrad import LeaveOneOut, Reparam, ScoreFunction
-from pplgrad.numpyro import TraceGrad_ELBO, _steps
+from pplgrad.numpyro import TraceGrad_ELBO
 from pplgrad.numpyro._compat import scan_of, sub_jaxprs
+from pplgrad.numpyro._fusion import scan_fission
 from tests.numpyro.fusing import arguments, gap
 from tests.numpyro.test_together import assert_same_second_derivatives, difference, operations, start
 
@@ -281,24 +282,24 @@ def test_a_state_with_gradient_has_one_loop_and_one_for_its_derivative():
 )
 def test_what_cannot_be_taken_apart_runs_as_it_stands(program, implementation, limit, monkeypatch):
     if limit is not None:
-        monkeypatch.setattr(_steps, "ALL_STEPS", limit)
+        monkeypatch.setattr(scan_fission, "ALL_STEPS", limit)
     guide = next(found for found in loops(program, implementation) if "random_bits" in found)
     assert {"random_split", "logistic"} <= set(guide)
 
 
 def _unshifted(run, value):
     after = run._steps.after[run._place[value]]
-    return _steps._All(run._as_rows(run._value(after), after))
+    return scan_fission._All(run._as_rows(run._value(after), after))
 
 
 # What is broken, and the program that shows it.
 BROKEN = {
-    "a loop's gradient is dropped": ("hidden_state", _steps, "flowing", lambda nodes, inputs: set()),
-    "what carries gradient is kept of a loop without": ("product", _steps.Steps, "_kept", None),
-    "a step starts from what it ends with": ("chain", _steps._Run, "_before", _unshifted),
-    "each step counts one": ("hidden_state", _steps.Steps, "_counts", None),
-    "any place is the step's own": ("model_in_reverse", _steps._Run, "_takes_turns", None),
-    "the direction is ignored": ("in_reverse", _steps, "scan_of", None),
+    "a loop's gradient is dropped": ("hidden_state", scan_fission, "flowing", lambda nodes, inputs: set()),
+    "what carries gradient is kept of a loop without": ("product", scan_fission.Steps, "_kept", None),
+    "a step starts from what it ends with": ("chain", scan_fission._Run, "_before", _unshifted),
+    "each step counts one": ("hidden_state", scan_fission.Steps, "_counts", None),
+    "any place is the step's own": ("model_in_reverse", scan_fission._Run, "_takes_turns", None),
+    "the direction is ignored": ("in_reverse", scan_fission, "scan_of", None),
 }
 
 
@@ -309,7 +310,7 @@ def _broken(owner, attribute):
         "_counts": lambda steps, i: None if right(steps, i) is None else min(1, abs(right(steps, i))),
         "_takes_turns": lambda run, node, found: node.name == "dynamic_slice",
         "scan_of": lambda equation: (
-            (s := right(equation)) and _steps.Scan(s.body, s.length, s.consts, s.carry, False, 1)
+            (s := right(equation)) and scan_fission.Scan(s.body, s.length, s.consts, s.carry, False, 1)
         ),
     }[attribute]
 

@@ -194,7 +194,7 @@ MUTANTS = {
 
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_mutant_is_caught(mutant, monkeypatch):
-    monkeypatch.setattr("pplgrad.numpyro._support.gradient_reaches", MUTANTS[mutant])
+    monkeypatch.setattr("pplgrad.numpyro._tracing.specification.gradient_reaches", MUTANTS[mutant])
     if mutant.startswith("stop"):
         with pytest.raises(EstimatorError):
             step(FIXED["constant"], ScoreFunction())

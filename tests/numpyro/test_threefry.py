@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pplgrad.numpyro._threefry import FEW, operation
+from pplgrad.numpyro._fusion.threefry import FEW, operation
 
 SHAPES = [(), (1,), (2,), (5,), (2, 3)]
 

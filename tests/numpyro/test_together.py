@@ -11,9 +11,10 @@ import pytest
 from numpyro.infer import Trace_ELBO
 
 from pplgrad import DisARM, LeaveOneOut, LocalExpectation, Reparam, ScoreFunction
-from pplgrad.numpyro import TraceGrad_ELBO, _alike, _graph, _loops, _particle, _structure
+from pplgrad.numpyro import TraceGrad_ELBO
 from pplgrad.numpyro._compat import sub_jaxprs
-from pplgrad.numpyro._together import Together
+from pplgrad.numpyro._fusion import batched_evaluation, graph, loop_rerolling, scheduling, structural_equality
+from pplgrad.numpyro._fusion.batched_evaluation import BatchedProgram
 from pplgrad.testing.in_numpyro import HOST, parameters
 from pplgrad.testing.programs import CASES
 
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Missing a plate statement", "ign
 
 def loss_and_gradient(monkeypatch, rows, program, params, elbo, keys, args=()):
     """Return losses and gradients over keys, with at least so many rows done together."""
-    monkeypatch.setattr(_particle, "Together", partial(Together, rows=rows))
+    monkeypatch.setattr(batched_evaluation, "BatchedProgram", partial(BatchedProgram, rows=rows))
     model, guide = program
     run = jax.value_and_grad(lambda params, key: elbo.loss(key, params, model, guide, *args))
     return jax.jit(jax.vmap(run, (None, 0)))(params, keys)
@@ -202,7 +203,7 @@ def assert_same_second_derivatives(monkeypatch, program):
     """Compare second derivatives done together and one by one."""
     elbo, found = TraceGrad_ELBO(higher_order=True), []
     for rows in (3, NEVER):
-        monkeypatch.setattr(_particle, "Together", partial(Together, rows=rows))
+        monkeypatch.setattr(batched_evaluation, "BatchedProgram", partial(BatchedProgram, rows=rows))
         second = jax.jit(lambda key: jax.hessian(lambda params: elbo.loss(key, params, *program))(start(program)))
         found.append(second(jax.random.key(3)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), *found)
@@ -242,7 +243,7 @@ def test_keys_of_every_kind(implementation, monkeypatch):
     program = chain(6)
     found = []
     for rows in (2, NEVER):
-        monkeypatch.setattr(_particle, "Together", partial(Together, rows=rows))
+        monkeypatch.setattr(batched_evaluation, "BatchedProgram", partial(BatchedProgram, rows=rows))
         key = jax.random.key(5, impl=implementation)
         found.append(
             jax.jit(jax.value_and_grad(lambda p, k: TraceGrad_ELBO().loss(k, p, *program)))(start(program), key)
@@ -313,16 +314,16 @@ def test_what_is_dear_is_done_once():
 
 # What is broken, and the program that shows it.
 BROKEN = {
-    "settings are ignored": ("two_back", _structure.Structure, "settings", lambda structure, value: ()),
+    "settings are ignored": ("two_back", structural_equality.Structure, "settings", lambda structure, value: ()),
     "constants are ignored": (
         "own_parameters",
-        _graph.Value,
+        graph.Value,
         "exactly",
         property(lambda v: v.aval if v.is_constant else id(v)),
     ),
-    "a draw that carries gradient is cut": ("switching", _graph, "without_gradient", lambda value: True),
-    "the turns of a loop are not compared": ("interwoven", _loops, "_follows", None),
-    "levels are ignored": ("chain", _alike, "levels", lambda nodes: dict.fromkeys(nodes, 0)),
+    "a draw that carries gradient is cut": ("switching", graph, "without_gradient", lambda value: True),
+    "the turns of a loop are not compared": ("interwoven", loop_rerolling, "_follows", None),
+    "levels are ignored": ("chain", scheduling, "levels", lambda nodes: dict.fromkeys(nodes, 0)),
 }
 
 
@@ -351,7 +352,7 @@ def test_faults_are_caught(fault, monkeypatch):
     name, module, attribute, broken = BROKEN[fault]
     monkeypatch.setattr(module, attribute, _never_compared if broken is None else broken)
     if attribute == "without_gradient":
-        monkeypatch.setattr(_alike, attribute, broken)
+        monkeypatch.setattr(scheduling, attribute, broken)
     program = PROGRAMS[name](7)
     try:
         gap = difference(monkeypatch, program, start(program))

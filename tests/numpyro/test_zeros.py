@@ -7,8 +7,8 @@ import numpyro
 import pytest
 
 from pplgrad import ImpossibleValueError, LocalExpectation, ScoreFunction
+from pplgrad.core.objectives import IWAE
 from pplgrad.numpyro import TraceGrad_ELBO
-from pplgrad.objectives import IWAE
 from pplgrad.testing import in_numpyro as host
 from pplgrad.testing.cells import z_of
 from tests.bounds import bound

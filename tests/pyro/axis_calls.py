@@ -1,4 +1,4 @@
-"""A call for each rule of `pplgrad/pyro/_axes.py`: the axes have sizes of their own, so that none is taken for another.
+"""A call for each rule of `pplgrad/pyro/_tracing/axes.py`: the axes have sizes of their own, so that none is taken for another.
 
 The first word of a name is that of the operation which is meant.
 """

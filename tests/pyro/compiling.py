@@ -7,8 +7,8 @@ from torch._decomp import get_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pplgrad.pyro import TraceGrad_ELBO
-from pplgrad.pyro._apart import take_apart
-from pplgrad.pyro._narrow import narrow
+from pplgrad.pyro._compile.broadcast_sinking import narrow
+from pplgrad.pyro._compile.scalarization import take_apart
 from pplgrad.testing.in_pyro import HOST, fresh, gradient
 
 CHEAP = {"backend": "eager"}

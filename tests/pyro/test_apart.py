@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from pplgrad import ScoreFunction
-from pplgrad.pyro import TraceGrad_ELBO, _apart
-from pplgrad.pyro._apart import take_apart
-from pplgrad.pyro._recording import Recorder
+from pplgrad.pyro import TraceGrad_ELBO
+from pplgrad.pyro._compile import scalarization
+from pplgrad.pyro._compile.aten_recorder import Recorder
+from pplgrad.pyro._compile.scalarization import take_apart
 from pplgrad.testing.in_pyro import HOST, fresh
 from pplgrad.testing.programs import CASES
 from tests.pyro.compiling import assert_like_eager, taken_apart, train
@@ -140,7 +141,7 @@ def gradient_of_elements(length, used):
         (3, (0, 2), True),
         (5, (4, 1, 0), True),
         (7, (1, 2, 3), False),
-        (_apart._LONGEST + 1, range(_apart._LONGEST + 1), False),
+        (scalarization._LONGEST + 1, range(scalarization._LONGEST + 1), False),
     ],
 )
 def test_gradients_of_elements(length, used, done):
@@ -190,7 +191,7 @@ def without_the_last_row(apart, node, x):
     ],
 )
 def test_a_broken_rule_is_caught(target, rule, monkeypatch):
-    monkeypatch.setitem(_apart._RULES, target, rule)
+    monkeypatch.setitem(scalarization._RULES, target, rule)
     with pytest.raises(AssertionError, match="Not equal"):
         assert_like_eager(CASES["chain"], estimators={"*": ScoreFunction()})
 

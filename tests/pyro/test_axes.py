@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pplgrad.pyro import _axes
-from pplgrad.pyro._axes import NONE, Call, follows, rule_of, writes_unsaid
-from pplgrad.pyro._operations import operands_of, places_written, tensors_in
-from pplgrad.pyro._provenance import PlateAxis, Provenance
+from pplgrad.pyro._tracing import axes
+from pplgrad.pyro._tracing.axes import NONE, Call, follows, rule_of, writes_unsaid
+from pplgrad.pyro._tracing.operations import operands_of, places_written, tensors_in
+from pplgrad.pyro._tracing.provenance import PlateAxis, Provenance
 from tests.pyro import axis_calls
 from tests.pyro.axis_calls import CALLS
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 def key_of(func):
     name = func._schema.name.removeprefix("aten::")
-    return name if name in _axes._RULES else name.removesuffix("_")
+    return name if name in axes._RULES else name.removesuffix("_")
 
 
 def others(x, axis, index):
@@ -130,8 +130,8 @@ def test_no_axis_is_said_to_be_followed_where_it_is_not():
     assert plain.wrong + inference.wrong == []
     assert all(writes_unsaid(func) for func in plain.unsaid | inference.unsaid) and plain.unsaid
     tried, claimed = plain.tried | inference.tried, plain.claimed | inference.claimed
-    assert set(_axes._RULES) - tried == UNTRIED
-    assert tried & set(_axes._RULES) - claimed == WITHOUT_AXES
+    assert set(axes._RULES) - tried == UNTRIED
+    assert tried & set(axes._RULES) - claimed == WITHOUT_AXES
 
 
 def test_no_axis_is_taken_for_another_of_its_size(monkeypatch):
@@ -212,7 +212,7 @@ MUTANTS = {
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_wrong_rule_is_caught(name, monkeypatch):
-    monkeypatch.setitem(_axes._RULES, name, MUTANTS[name])
+    monkeypatch.setitem(axes._RULES, name, MUTANTS[name])
     rule_of.cache_clear()
     try:
         names = [call for call in CALLS if call.split()[0] == name]

@@ -4,7 +4,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pplgrad.pyro._provenance import PlateAxis, Provenance
+from pplgrad.pyro._tracing.provenance import PlateAxis, Provenance
 
 
 def p(*shape):

@@ -12,7 +12,7 @@ from pplgrad import DisARM, GumbelSoftmax, LocalExpectation, ScoreFunction
 from pplgrad.engine.layout import Layout
 from pplgrad.errors import CompileError, EstimatorError, ProgramError
 from pplgrad.pyro import TraceGrad_ELBO, black_box
-from pplgrad.pyro._provenance import PlateAxis, Provenance, watching
+from pplgrad.pyro._tracing.provenance import PlateAxis, Provenance, watching
 from pplgrad.testing.in_pyro import (
     HOST,
     assert_same,

@@ -24,9 +24,10 @@ from pplgrad import (
     ReweightedWakeSleep,
     ScoreFunction,
 )
-from pplgrad.objectives import CostWeights
+from pplgrad.core.objectives import CostWeights
+from pplgrad.core.program import Program
 from pplgrad.pyro import TraceGrad_ELBO, check_gradients
-from pplgrad.pyro._gradients import Gradients
+from pplgrad.pyro._diagnostics.gradient_draws import Gradients
 from pplgrad.testing.in_pyro import HOST, array, exact_bound_gradient, exact_gradient, fresh
 from pplgrad.testing.programs import CASES
 from tests import bound_mutants, branch_mutants, mutants
@@ -44,7 +45,7 @@ def program(name, move=0.0):
 
 
 def enumerated(model, guide, objective=ELBO(), particles=1):
-    with Gradients(model, guide, (), {}) as host:
+    with Gradients(Program(model, guide, (), {})) as host:
         found = host.exact_gradient(objective, particles, 4096)
         return {name: found[indices] for name, indices in host.blocks.items()}
 
@@ -119,7 +120,7 @@ def test_a_program_whose_sites_depend_on_its_draws_is_followed_down_every_path()
 
 
 def test_sites_are_charged_with_the_parameters_that_they_read():
-    with Gradients(*program("hierarchy"), (), {}) as host:
+    with Gradients(Program(*program("hierarchy"), (), {})) as host:
         assert {name: i.tolist() for name, i in host.sites().items()} == {"z1": [0], "z2": [1, 2], "z3": [3, 4]}
 
 
@@ -138,7 +139,7 @@ def test_sites_may_share_a_network():
 
     found = check_gradients(model, guide, estimators={"*": LocalExpectation()}, draws=100)
     assert {row.name for row in found.rows if row.kind == "site"} == {"z1", "z2"}
-    with Gradients(model, guide, (), {}) as host:
+    with Gradients(Program(model, guide, (), {})) as host:
         places = {name: host.blocks[name][0] for name in "wab"}
         assert {name: set(found) for name, found in host.sites().items()} == {
             "z1": {places["w"], places["a"]},

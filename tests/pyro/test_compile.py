@@ -21,10 +21,11 @@ from pplgrad import (
     ScoreFunction,
     Watch,
 )
+from pplgrad.core.objectives import ELBO
 from pplgrad.errors import BaselineError
-from pplgrad.objectives import ELBO
-from pplgrad.pyro import TraceGrad_ELBO, _narrow, config_estimators
-from pplgrad.pyro._narrow import narrow
+from pplgrad.pyro import TraceGrad_ELBO, config_estimators
+from pplgrad.pyro._compile import broadcast_sinking
+from pplgrad.pyro._compile.broadcast_sinking import narrow
 from pplgrad.testing.in_pyro import HOST, assert_same, fresh, gradient
 from pplgrad.testing.programs import CASES
 from tests.pyro.compiling import CHEAP, assert_same_training, graphs, train
@@ -463,7 +464,7 @@ def one_thread():
 def test_inductor_takes_large_draws_from_the_generator(one_thread, monkeypatch):
     """The numbers that torch gives eagerly, one after the other, and the gradient of the recorded operations."""
     narrowed = []
-    monkeypatch.setattr(_narrow, "narrow", lambda graph: narrowed.append(narrow(graph)))
+    monkeypatch.setattr(broadcast_sinking, "narrow", lambda graph: narrowed.append(narrow(graph)))
     rows = torch.linspace(-2, 2, 600, dtype=torch.float64)
 
     def model():

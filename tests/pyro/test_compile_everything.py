@@ -21,9 +21,9 @@ from pplgrad import (
     ReweightedWakeSleep,
     ScoreFunction,
 )
-from pplgrad.objectives import ELBO
+from pplgrad.core.objectives import ELBO
 from pplgrad.pyro import TraceGrad_ELBO
-from pplgrad.pyro._branches import PyroBranches
+from pplgrad.pyro._rerun.branches import PyroBranches
 from pplgrad.testing.programs import CASES
 from tests.fitting import CONTINUOUS, DISCRETE, fitting
 from tests.pyro.compiling import CHEAP, assert_like_eager, assert_same_training, graphs, train
@@ -45,7 +45,7 @@ def one_generator(monkeypatch):
 
         monkeypatch.setattr(PyroBranches, name, unseen)
     monkeypatch.setattr("torch.random.fork_rng", lambda devices=None: nullcontext())
-    monkeypatch.setattr("pplgrad.pyro._program.Traces.restore_rng", lambda self: None)
+    monkeypatch.setattr("pplgrad.pyro._tracing.particle_trace.Traces.restore_rng", lambda self: None)
 
 
 @pytest.mark.slow

@@ -20,10 +20,10 @@ from pplgrad import (
 )
 from pplgrad.errors import CompileError, ConfigurationError, ImpossibleValueError
 from pplgrad.pyro import TraceGrad_ELBO, config_estimators
-from pplgrad.pyro import _internals as internals
-from pplgrad.pyro import _recording as recording
-from pplgrad.pyro._recording import Recorder
-from pplgrad.pyro._replays import Replays, place_for
+from pplgrad.pyro import _compat as internals
+from pplgrad.pyro._compile import aten_recorder, backends
+from pplgrad.pyro._compile.aten_recorder import Recorder
+from pplgrad.pyro._compile.cuda_graphs import Replays, place_for
 from pplgrad.testing.in_pyro import HOST, assert_same, fresh
 from pplgrad.testing.programs import CASES
 from tests.pyro.test_compile import CHEAP, LEARNED, Holder, compiled, graphs, program, step
@@ -186,7 +186,7 @@ def test_what_a_cuda_graph_may_hold():
             out = function(x)
         graph, _ = recorder.graph_of([out])
         assert not graph.meta["on_one_gpu"]
-        return any(recording._writes_into_input(node) for node in graph.graph.nodes)
+        return any(aten_recorder._writes_into_input(node) for node in graph.graph.nodes)
 
     assert not writes(lambda x: x + 1) and not writes(lambda x: (x + 1).clamp_(min=0)[0].mul_(2))
     assert (
@@ -202,7 +202,7 @@ def test_copies_keep_their_strides():
 
 
 def test_private_parts_of_torch_and_pyro():
-    """Each function of `_internals.py` by itself: a version of torch or Pyro that changes one fails here."""
+    """Each function of `_compat.py` by itself: a version of torch or Pyro that changes one fails here."""
     x = torch.tensor([1.0, 2.0], requires_grad=True)
     assert [leaf is x for leaf in internals.leaves_of((x * 2 + x.exp()).sum())] == [True]
     assert internals.leaves_of(torch.ones(())) == []
@@ -218,11 +218,11 @@ def test_private_parts_of_torch_and_pyro():
     plain = internals.settings()
     with torch.autocast("cpu", torch.bfloat16):
         assert internals.settings() != plain
-    assert callable(internals._narrowing()) and torch._inductor.config.post_grad_custom_pre_pass is None
+    assert callable(backends._narrowing()) and torch._inductor.config.post_grad_custom_pre_pass is None
     graph = torch.fx.Graph()
     a = graph.placeholder("a")
     graph.output((graph.call_function(torch.ops.aten.mul.Tensor, (a, 3)),))
     module = torch.fx.GraphModule(torch.nn.Module(), graph)
     for backend in ("eager", "aot_eager"):
-        (tripled,) = internals.compiled_graph(module, [x], backend)([x.detach()])
+        (tripled,) = backends.compiled_graph(module, [x], backend)([x.detach()])
         assert tripled.tolist() == [3.0, 6.0] and not tripled.requires_grad

@@ -35,9 +35,9 @@ from pplgrad import (
     Reparam,
     ScoreFunction,
 )
-from pplgrad.engine.noise import Noise, replaced_noise
-from pplgrad.engine.peers import share
-from pplgrad.engine.program import Plate
+from pplgrad.core.data_parallel import share
+from pplgrad.core.noise import Noise, replaced_noise
+from pplgrad.core.plates import Plate
 from pplgrad.pyro import TraceGrad_ELBO
 from pplgrad.pyro._distributed import TorchPeers
 

@@ -21,7 +21,7 @@ from pplgrad import (
     ScoreFunction,
 )
 from pplgrad.pyro import TraceGrad_ELBO
-from pplgrad.pyro._replays import Replays
+from pplgrad.pyro._compile.cuda_graphs import Replays
 from pplgrad.testing.in_pyro import HOST, assert_same, exact_gradient, expected_gradient, fresh, gradient
 from pplgrad.testing.programs import CASES
 from tests.fitting import CONTINUOUS, DISCRETE, fitting

@@ -19,7 +19,7 @@ from torch import nn
 
 from pplgrad import LocalExpectation, NeuralBaseline, ScoreFunction
 from pplgrad.pyro import TraceGrad_ELBO, config_estimators
-from pplgrad.pyro._guards import _VISITS, Guard
+from pplgrad.pyro._reuse.guards import _VISITS, Guard
 from pplgrad.testing.in_pyro import HOST, fresh
 from pplgrad.testing.programs import CASES
 from tests.pyro.changing import EVERYTHING, OBSERVED, START, guide, model_of
@@ -235,7 +235,7 @@ def test_without_a_rule_a_change_is_missed(rule, monkeypatch):
             nothing = {} if rule == "imports" else None
             monkeypatch.setattr(Guard, method, lambda self, *x, nothing=nothing: nothing)
             visits = {k: getattr(Guard, method) if v.__name__ == method else v for k, v in _VISITS.items()}
-            monkeypatch.setattr("pplgrad.pyro._guards._VISITS", visits)
+            monkeypatch.setattr("pplgrad.pyro._reuse.guards._VISITS", visits)
         read()
         guard = Guard.of(model_of(read))
         undo = change()

@@ -7,8 +7,9 @@ from pyro.infer import SVI
 from pyro.optim import Adam
 
 from pplgrad import ScoreFunction
-from pplgrad.engine.program import Run
-from pplgrad.pyro import TraceGrad_ELBO, _program, is_baseline_param
+from pplgrad.core.sites import Run
+from pplgrad.pyro import TraceGrad_ELBO, is_baseline_param
+from pplgrad.pyro._tracing import particle_trace
 from pplgrad.testing.in_pyro import HOST, exact_gradient, expected_gradient, fresh
 from pplgrad.testing.programs import CASES
 from tests.mutants import MUTANTS
@@ -70,7 +71,7 @@ def masked_score(traces, run):
     ("change", "name"), [(scaled_score, "scaled"), (scaled_score, "subsampled"), (masked_score, "masked")]
 )
 def test_scaled_and_masked_scores_are_caught(change, name, monkeypatch):
-    plain = _program.record
+    plain = particle_trace.record
 
     def record(traces, *args):
         return change(traces, plain(traces, *args))

@@ -5,8 +5,8 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 
-from pplgrad.pyro import _narrow
-from pplgrad.pyro._narrow import narrow
+from pplgrad.pyro._compile import broadcast_sinking
+from pplgrad.pyro._compile.broadcast_sinking import narrow
 
 aten = torch.ops.aten
 DRAWS, ROW, COLUMN, ONE = (
@@ -133,7 +133,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("fault", BROKEN)
 def test_faults_are_caught(fault, monkeypatch):
-    monkeypatch.setattr(_narrow, *BROKEN[fault])
+    monkeypatch.setattr(broadcast_sinking, *BROKEN[fault])
     with pytest.raises(Exception):  # noqa: B017, PT011  (That it does not run shows the fault too.)
         for function, _, _ in NARROWED.values():
             both(function, DRAWS, ROW, COLUMN)

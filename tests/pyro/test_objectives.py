@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pplgrad import ELBO, ConfigurationError, DisARM, Expectation, LocalExpectation, Reparam, ScoreFunction
-from pplgrad.objectives import CostWeights
+from pplgrad.core.objectives import CostWeights
 from pplgrad.pyro import TraceGrad_ELBO
 from pplgrad.testing.in_pyro import array, assert_same, exact_gradient, expected_gradient, expected_gradient_over_cells
 from pplgrad.testing.programs import CASES

@@ -17,10 +17,11 @@ from tqdm._monitor import TMonitor
 
 from pplgrad import LocalExpectation, ScoreFunction
 from pplgrad.engine.layout import Layout
-from pplgrad.pyro import TraceGrad_ELBO, _provenance
-from pplgrad.pyro._indexing import without_numbers
-from pplgrad.pyro._provenance import Provenance
-from pplgrad.pyro._threads import OtherThreads
+from pplgrad.pyro import TraceGrad_ELBO
+from pplgrad.pyro._tracing import provenance as provenance_room
+from pplgrad.pyro._tracing.indexing import without_numbers
+from pplgrad.pyro._tracing.provenance import Provenance
+from pplgrad.pyro._tracing.threads import OtherThreads
 
 POOL = concurrent.futures.ThreadPoolExecutor(1)
 TABLE = torch.eye(2)
@@ -175,7 +176,7 @@ def test_without_the_second_net_another_thread_is_not_seen(monkeypatch):
     monkeypatch.setattr(
         Provenance,
         "_from_outside",
-        lambda self, tensor, key: _provenance.Known(0, {}, 1) if key else plain(self, tensor, key),
+        lambda self, tensor, key: provenance_room.Known(0, {}, 1) if key else plain(self, tensor, key),
     )
     layouts, _ = found_of(*reads_of(WAYS["to_dlpack"]), monkeypatch)
     assert "z1" not in layouts[-1]["x"]
@@ -312,7 +313,7 @@ def test_a_program_that_is_watched_for_ever_runs_once_more_on_a_schedule(changes
 
 def test_a_structure_that_changed_where_nothing_saw_it_is_found_on_the_schedule(monkeypatch):
     """With the guard switched off: the next step that is watched again says so; or warns, and goes on watching."""
-    monkeypatch.setattr("pplgrad.pyro._guards.Guard.holds", lambda self: True)
+    monkeypatch.setattr("pplgrad.pyro._reuse.guards.Guard.holds", lambda self: True)
     from pplgrad import ProgramError
 
     class State:
@@ -352,7 +353,7 @@ def test_a_structure_that_changed_where_nothing_saw_it_is_found_on_the_schedule(
 def test_a_compiled_step_that_computes_something_else_is_found_on_the_schedule(monkeypatch):
     from pplgrad import ProgramError
 
-    monkeypatch.setattr("pplgrad.pyro._guards.Guard.holds", lambda self: True)
+    monkeypatch.setattr("pplgrad.pyro._reuse.guards.Guard.holds", lambda self: True)
 
     class State:
         scale = 1.0

@@ -5,7 +5,7 @@ import pytest
 from pplgrad import IWAE, VIMCO, LocalExpectation, ProgramError, Renyi, ScoreFunction
 from pplgrad.engine.layout import Layout
 from pplgrad.pyro import TraceGrad_ELBO
-from pplgrad.pyro._provenance import Provenance
+from pplgrad.pyro._tracing.provenance import Provenance
 from pplgrad.testing import gradient_error, z_score
 from pplgrad.testing.in_pyro import HOST, fresh
 from pplgrad.testing.programs import CASES

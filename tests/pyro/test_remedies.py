@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pplgrad import IWAE
-from pplgrad.objectives import ELBO
+from pplgrad.core.objectives import ELBO
 from pplgrad.pyro import TraceGrad_ELBO
 from pplgrad.testing.in_pyro import HOST
 from tests.remedies import SITES, program, text_of, wrong_advice

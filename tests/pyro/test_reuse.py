@@ -28,7 +28,7 @@ from pyro.nn import PyroModule, PyroParam
 from pplgrad import LocalExpectation, NeuralBaseline, ScoreFunction
 from pplgrad.errors import BaselineError, ConfigurationError, ProgramError
 from pplgrad.pyro import TraceGrad_ELBO, config_estimators
-from pplgrad.pyro._guards import Guard
+from pplgrad.pyro._reuse.guards import Guard
 from tests.pyro.compiling import CHEAP
 
 

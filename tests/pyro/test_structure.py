@@ -13,8 +13,8 @@ from pyro import poutine
 
 from pplgrad import ScoreFunction
 from pplgrad.pyro import TraceGrad_ELBO
-from pplgrad.pyro._guards import Guard
-from pplgrad.pyro._provenance import Provenance
+from pplgrad.pyro._reuse.guards import Guard
+from pplgrad.pyro._tracing.provenance import Provenance
 from pplgrad.testing.in_pyro import (
     HOST,
     Force,

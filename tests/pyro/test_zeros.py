@@ -18,7 +18,7 @@ from pplgrad import (
     SumAndSample,
     UnorderedSet,
 )
-from pplgrad.objectives import IWAE
+from pplgrad.core.objectives import IWAE
 from pplgrad.pyro import TraceGrad_ELBO
 from pplgrad.testing import in_pyro as host
 from tests.bounds import bound

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pplgrad.objectives import Objective
+from pplgrad.core.objectives import Objective
 from pplgrad.testing.cells import cells
 from pplgrad.testing.fuzz.oracle import Arrays, enumerate_program, exact, losses, subsets, values_of
 from pplgrad.testing.fuzz.program import Program

@@ -12,8 +12,8 @@ import pyro
 import torch
 from pyro.infer import Trace_ELBO
 
-from pplgrad.engine.noise import replaced_noise
-from pplgrad.objectives import Objective
+from pplgrad.core.noise import replaced_noise
+from pplgrad.core.objectives import Objective
 from pplgrad.pyro import TraceGrad_ELBO
 from pplgrad.testing.cells import ListedNoise, NoiseShapes, z_of
 from pplgrad.testing.fuzz.hosts import (

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pplgrad.objectives import MultiSample, Objective
+from pplgrad.core.objectives import MultiSample, Objective
 from pplgrad.testing.fuzz.program import FAMILIES, Program, Site
 from pplgrad.testing.fuzz.terms import Plate, Point, Term
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 import pplgrad
+from pplgrad.core.estimator import Estimator
 from pplgrad.errors import PplgradError
-from pplgrad.estimators.base import Estimator
 from pplgrad.testing.fuzz.generate import random_program
 from pplgrad.testing.fuzz.hosts import Skipped
 from pplgrad.testing.fuzz.program import Program

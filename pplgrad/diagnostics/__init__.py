@@ -1,0 +1,1 @@
+"""Certificates of unbiasedness and the choice of estimators by measurement, for either library."""

@@ -1,0 +1,51 @@
+"""What estimators ask of a site, and the refusal where it does not fit."""
+
+from __future__ import annotations
+
+from pplgrad.core.estimator import Estimator
+from pplgrad.core.site_info import SiteInfo
+from pplgrad.errors import EstimatorError
+from pplgrad.estimators.registry import remedy
+
+
+def require_finite(estimator: Estimator, site: SiteInfo) -> None:
+    """Refuse a site whose elements do not have finitely many values."""
+    require_unscanned(estimator, site)
+    if site.categories is None:
+        raise EstimatorError(
+            f"{estimator!r} cannot be used at site '{site.name}': {site.distribution} does not have finitely many values; "
+            f"{remedy(site)}"
+        )
+
+
+def require_binary(estimator: Estimator, site: SiteInfo) -> None:
+    """Refuse a site whose elements are not Bernoulli."""
+    require_unscanned(estimator, site)
+    if site.categories != 2:
+        raise EstimatorError(
+            f"{estimator!r} cannot be used at site '{site.name}': {site.distribution} is not binary; {remedy(site)}"
+        )
+
+
+def require_relaxable(estimator: Estimator, site: SiteInfo) -> None:
+    """Refuse a site whose value has no relaxation: all but Bernoulli and one-hot vectors."""
+    if site.relaxable:
+        return
+    if site.categories is not None and site.distribution == "Categorical":
+        raise EstimatorError(
+            f"{estimator!r} cannot be used at site '{site.name}': a Categorical is a number that indexes something, which has "
+            f"no value between two numbers; draw it as a OneHotCategorical, or {remedy(site)}"
+        )
+    raise EstimatorError(
+        f"{estimator!r} cannot be used at site '{site.name}': {site.distribution} cannot be relaxed, only Bernoulli and "
+        f"OneHotCategorical can; {remedy(site)}"
+    )
+
+
+def require_unscanned(estimator: Estimator, site: SiteInfo) -> None:
+    """Refuse a site drawn in a `scan` or `cond`, whose steps cannot be taken as one draw of independent elements."""
+    if site.scanned:
+        raise EstimatorError(
+            f"{estimator!r} cannot be used at site '{site.name}', which is drawn inside scan or cond, whose steps are not one "
+            f"draw of independent elements; write the steps as a Python loop, or {remedy(site)}"
+        )

@@ -1,0 +1,1 @@
+"""`check_gradients` and `choose_estimators` for NumPyro programs."""

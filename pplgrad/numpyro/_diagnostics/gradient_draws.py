@@ -1,0 +1,228 @@
+"""Draws of a gradient at fixed parameters, for whatever measures or compares estimators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro.infer import SVI, TraceGraph_ELBO
+from numpyro.optim import SGD, Adam
+
+from pplgrad.configuration import unwatched
+from pplgrad.core.objectives import Objective
+from pplgrad.diagnostics.checking import NO_PARAMETERS, TooManyOutcomes
+from pplgrad.errors import ProgramError
+from pplgrad.numpyro._baselines import is_baseline_param
+from pplgrad.numpyro._compat import TRACING_ERRORS, unmasked
+from pplgrad.numpyro._optim import split_optimizer
+from pplgrad.numpyro._rerun.enumeration import (
+    Program,
+    exact_gradient,
+    latents,
+    log_q_and_objective,
+    run_traces,
+    subsamples,
+)
+
+_LOOKS = 8
+"""Runs from which the parameters that each site reads are known."""
+_CHUNK = 250
+_NUMBERS = 4_000_000
+"""Draws that one compiled call makes, and the numbers that it may return."""
+
+
+class Gradients:
+    """The gradient of an ELBO at given parameters (those that a program starts with, if none are), as a flat vector."""
+
+    def __init__(
+        self,
+        program: Program,
+        params: Mapping[str, Any] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.program = program
+        # `init` does not run the loss, and this one lets discrete sites pass.
+        svi = SVI(program.model, program.guide, Adam(1e-3), TraceGraph_ELBO())
+        start = None if params is None else dict(params)
+        state = svi.init(jax.random.key(seed), *program.args, init_params=start, **program.kwargs)
+        self.constrain = svi.constrain_fn
+        everything = svi.optim.get_params(state.optim_state)
+        self.params = {name: x for name, x in everything.items() if not is_baseline_param(name)}
+        if not self.params:
+            raise ProgramError(NO_PARAMETERS)
+        self.learned = {name: x for name, x in everything.items() if is_baseline_param(name)}
+        self.mutable = state.mutable_state or {}
+        self._made: dict[tuple[int, int], tuple[Compiled, Any]] = {}
+
+    @property
+    def blocks(self) -> dict[str, np.ndarray]:
+        """The numbers of each parameter's coordinates in the flat vector."""
+        result, start = {}, 0
+        for name, tree in self.params.items():
+            size = sum(int(np.size(x)) for x in jax.tree.leaves(tree))
+            result[name] = np.arange(start, start + size)
+            start += size
+        return result
+
+    @property
+    def rounding(self) -> float:
+        """The part of a gradient's norm that rounding may take."""
+        leaves = [x for x in jax.tree.leaves(self.params) if jnp.issubdtype(x.dtype, jnp.floating)]
+        return max((float(jnp.finfo(x.dtype).eps) for x in leaves), default=1e-16) ** 0.5
+
+    def flat(self, gradient: dict) -> jax.Array:
+        """Return a gradient as one vector."""
+        leaves = [jnp.ravel(x) for name in self.params for x in jax.tree.leaves(gradient[name])]
+        return jnp.concatenate(leaves) if leaves else jnp.zeros(0)
+
+    @property
+    def state(self) -> tuple[dict, dict, dict]:
+        """Where the gradient is taken: parameters, what estimators have learned, and mutable state."""
+        return self.params, self.learned, self.mutable
+
+    def sites(self) -> dict[str, np.ndarray]:
+        """Return, for each latent site of the guide, the coordinates of the parameters that its density reads."""
+
+        def densities(params: dict, state: tuple, key: jax.Array) -> dict[str, jax.Array]:
+            known = self._known(params, state)
+            drawn, _ = run_traces(self.program, jax.lax.stop_gradient(known), key, {})
+            values = {name: site["value"] for name, site in {**latents(drawn), **subsamples(drawn)}.items()}
+            again, _ = run_traces(self.program, known, key, jax.lax.stop_gradient(values))
+            return {name: unmasked(s["fn"]).log_prob(s["value"]).sum() for name, s in latents(again).items()}
+
+        found: dict[str, np.ndarray] = {}
+        derive = self._compiled_or_not(jax.jacrev(densities))
+        for key in jax.random.split(jax.random.key(0), _LOOKS):
+            for name, gradient in derive(self.params, self.state, key).items():
+                read = np.asarray(self.flat(gradient)) != 0
+                found[name] = found.get(name, np.zeros(len(read), bool)) | read
+        return {name: np.flatnonzero(read) for name, read in found.items()}
+
+    def _compiled_or_not(self, f: Callable) -> Callable:
+        compiled = jax.jit(f)
+
+        def run(*args: Any) -> Any:
+            try:
+                return compiled(*args)
+            except TRACING_ERRORS:
+                return f(*args)
+
+        return run
+
+    def _known(self, params: dict, state: tuple[dict, dict, dict] | None = None) -> dict:
+        _, learned, mutable = self.state if state is None else state
+        return {**self.constrain({**params, **learned}), **mutable}
+
+    def gradient_of(self, elbo: Any) -> Callable[[tuple, jax.Array], jax.Array]:
+        """Return the function from the state and a key to one draw of an ELBO's gradient."""
+        model, guide, args, kwargs = self.program
+
+        def draw(state: tuple[dict, dict, dict], key: jax.Array) -> jax.Array:
+            def loss(params: dict) -> jax.Array:
+                with unwatched():
+                    return elbo.loss(key, self._known(params, state), model, guide, *args, **kwargs)
+
+            return self.flat(jax.grad(loss)(state[0]))
+
+        return draw
+
+    def draws(self, elbo: Any, chunk: int = _CHUNK) -> Callable[[int, int], Iterator[np.ndarray]]:
+        """Return draws of an ELBO's gradient, at most `chunk` in a call, compiled once where the program can be."""
+        if (id(elbo), chunk) not in self._made:
+            # The ELBO is kept, so that no other one takes its place under the same number.
+            self._made[id(elbo), chunk] = Compiled(self, self.gradient_of(elbo), chunk), elbo
+        return self._made[id(elbo), chunk][0].chunks
+
+    def peak_bytes(self, elbo: Any, chunk: int = _CHUNK) -> int:
+        """Return the memory that the gradient takes at its peak, beyond parameters and data, as the compiler plans it."""
+        self.draws(elbo, chunk)
+        return self._made[id(elbo), chunk][0].peak_bytes
+
+    def warm_up(self, elbo: Any, steps: int, learning_rate: float = 1e-2) -> None:
+        """Let what an estimator learns be learned, at the program's parameters as they are."""
+        model, guide, args, kwargs = self.program
+        svi = SVI(model, guide, split_optimizer(SGD(0.0), Adam(learning_rate)), elbo)
+        state = svi.init(jax.random.key(0), *args, init_params=self.constrain(self.params), **kwargs)
+        with unwatched():
+            state, _ = jax.jit(lambda s: jax.lax.scan(lambda s, _: svi.update(s, *args, **kwargs), s, None, steps))(
+                state
+            )
+        everything = svi.optim.get_params(state.optim_state)
+        self.learned = {name: x for name, x in everything.items() if is_baseline_param(name)}
+        self.mutable = state.mutable_state or {}
+
+    def whole_score(self, objective: Objective, particles: int = 4) -> Callable[[int, int], Iterator[np.ndarray]]:
+        """Return draws of the plainest unbiased gradient, which shares no code with the estimators.
+
+        The joint log density of all latent sites times the whole objective, less the mean of the other particles'.
+        """
+
+        def draw(state: tuple, key: jax.Array) -> jax.Array:
+            def one(params: dict, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+                known = self._known(params, state)
+                drawn, run = run_traces(self.program, known, key, {})
+                chosen = {**latents(drawn), **subsamples(drawn), **subsamples(run)}
+                values = {name: jax.lax.stop_gradient(site["value"]) for name, site in chosen.items()}
+                return log_q_and_objective(self.program, known, values, objective)
+
+            def loss(params: dict) -> jax.Array:
+                log_q, value = jax.vmap(one, (None, 0))(params, jax.random.split(key, particles))
+                fixed = jax.lax.stop_gradient(value)
+                signal = (fixed * particles - fixed.sum()) / (particles - 1)
+                return -(log_q * signal + value).mean()
+
+            return self.flat(jax.grad(loss)(state[0]))
+
+        return Compiled(self, draw).chunks
+
+    def exact_gradient(self, objective: Objective, particles: int, limit: int) -> np.ndarray:
+        """Return the gradient of the enumerated loss, or raise `TooManyOutcomes`."""
+        try:
+            found = exact_gradient(self.program, self._known, self.params, objective, particles, limit)
+        except TRACING_ERRORS:
+            raise TooManyOutcomes(
+                "its Python control flow depends on a value, so that outcomes cannot be mapped"
+            ) from None
+        return np.asarray(self.flat(found), np.float64)
+
+
+class Compiled:
+    """Draws from a function of the state and a key, several in a call; one by one where the program cannot be traced."""
+
+    def __init__(self, host: Gradients, draw: Callable[[tuple, jax.Array], jax.Array], chunk: int = _CHUNK) -> None:
+        self._host, self._draw = host, draw
+        size = sum(len(indices) for indices in host.blocks.values())
+        self._length = max(1, min(chunk, _NUMBERS // max(size, 1)))
+        self._compiled: Any = None
+        self._keys = 0
+        self.peak_bytes = 0
+
+    def chunks(self, count: int, seed: int) -> Iterator[np.ndarray]:
+        """Yield draws at the host's state, in pieces."""
+        keys = jax.random.split(jax.random.key(seed), count)
+        length = min(self._length, count)
+        for start in range(0, count, length):
+            mine = keys[start : start + length]
+            # A last piece of another length would be compiled again.
+            padded = jnp.concatenate([mine, keys[: length - len(mine)]]) if len(mine) < length else mine
+            run = self._made(padded)
+            if run is None:
+                yield np.stack([np.asarray(self._draw(self._host.state, key)) for key in mine])
+            else:
+                yield np.asarray(run(self._host.state, padded))[: len(mine)]
+
+    def _made(self, keys: jax.Array) -> Any:
+        if self._keys != len(keys):
+            self._keys = len(keys)
+            try:
+                mapped = jax.jit(lambda state, keys: jax.lax.map(lambda key: self._draw(state, key), keys))
+                self._compiled = mapped.lower(self._host.state, keys).compile()
+            except TRACING_ERRORS:
+                self._compiled = None
+                return None
+            plan = self._compiled.memory_analysis()
+            self.peak_bytes = int(plan.temp_size_in_bytes) if plan is not None else 0
+        return self._compiled

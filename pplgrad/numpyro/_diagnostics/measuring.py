@@ -1,0 +1,93 @@
+"""Draws of an ELBO's gradient with other estimators at its sites, and what `Auto(measure=True)` makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+
+from pplgrad.configuration import Resolved
+from pplgrad.core.estimator import Estimator
+from pplgrad.core.program import Program
+from pplgrad.core.site_info import SiteInfo
+from pplgrad.diagnostics.choosing import WARM_UP, Candidate, Choice, Probe, choose, keep, to_measure
+from pplgrad.diagnostics.moments import Draws
+from pplgrad.numpyro._diagnostics.gradient_draws import Gradients
+from pplgrad.numpyro._guide import config_estimators
+
+
+def measured(elbo: Any, program: Program, params: Mapping[str, Any] | None, seed: int) -> Choice:
+    """Choose for the sites of an ELBO that have an `Auto(measure=True)`, the others as they are, and keep the choice there."""
+    _looked_at(elbo, program, params, seed)
+    resolved = dict(elbo._resolved)
+    offered, seconds = to_measure(resolved, sites_of(elbo, program, params, seed), elbo._stateless)
+    choice = choose(draws_with(elbo, program, params, seed, autos=resolved), offered, seconds)
+    keep(choice, resolved)
+    return choice
+
+
+def sites_of(elbo: Any, program: Program, params: Mapping[str, Any] | None, seed: int) -> dict[str, SiteInfo]:
+    """Return what an estimator is told of each site."""
+    probe = Probe()
+    _looked_at(elbo.with_estimators({"*": probe}), program, params, seed)
+    return probe.seen
+
+
+def _looked_at(elbo: Any, program: Program, params: Mapping[str, Any] | None, seed: int) -> None:
+    """Let an ELBO bind the estimators of the program's sites."""
+    plain = Gradients(program, params, seed)
+    elbo.describe(
+        jax.random.key(seed),
+        plain.constrain(plain.params),
+        program.model,
+        program.guide,
+        *program.args,
+        **program.kwargs,
+    )
+
+
+def draws_with(
+    elbo: Any,
+    program: Program,
+    params: Mapping[str, Any] | None,
+    seed: int,
+    warm_up: int = WARM_UP,
+    autos: Mapping[str, Resolved] = {},
+) -> Candidate:
+    """Return what makes draws of the ELBO's gradient with other estimators, which have learned what they learn."""
+
+    def draws_of(estimators: Mapping[str, Estimator]) -> Draws:
+        mine = elbo.with_estimators(estimators)
+        with _standing_for(autos, estimators):
+            # Learned baselines live in a wrapped guide alone.
+            wrapped = program._replace(guide=config_estimators(program.guide, estimators))
+            host = Gradients(wrapped, params, seed)
+            if warm_up and (host.learned or host.mutable):
+                host.warm_up(mine, warm_up)
+            draws = host.draws(mine, 10)
+
+        def chunks(count: int, seed: int) -> Iterator[np.ndarray]:
+            with _standing_for(autos, estimators):
+                yield from draws(count, seed)
+
+        return chunks
+
+    return draws_of
+
+
+@contextmanager
+def _standing_for(autos: Mapping[str, Resolved], estimators: Mapping[str, Estimator]) -> Iterator[None]:
+    """Let a guide that names an `Auto` register what a candidate learns."""
+    found = {name: resolved.measuring for name, resolved in autos.items() if resolved.measuring is not None}
+    before = {name: dict(auto.measured) for name, auto in found.items()}
+    for name, auto in found.items():
+        auto.measured[name] = estimators[name]
+    try:
+        yield
+    finally:
+        for name, auto in found.items():
+            auto.measured.clear()
+            auto.measured.update(before[name])

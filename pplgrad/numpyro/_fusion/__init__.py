@@ -1,0 +1,1 @@
+"""Batched evaluation of a traced program. Everything works without this package (`fuse=False`)."""

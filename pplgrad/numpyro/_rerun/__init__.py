@@ -1,0 +1,1 @@
+"""A NumPyro program run again: branches, enumeration, wake-sleep, monitored steps."""

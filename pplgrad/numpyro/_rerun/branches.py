@@ -1,0 +1,301 @@
+"""Branches in NumPyro: the program mapped over a branch number, with the same key and one site changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pplgrad.core.estimator import Values
+from pplgrad.core.noise import Noise
+from pplgrad.core.program import Program
+from pplgrad.core.sites import Run
+from pplgrad.engine.branches import chunks
+from pplgrad.engine.checks import another_network, refuse_misuse
+from pplgrad.engine.closed_forms import Counting
+from pplgrad.engine.layout import Layout
+from pplgrad.errors import BaselineError, EstimatorError, ProgramError
+from pplgrad.numpyro._array_ops import JaxNoise
+from pplgrad.numpyro._baselines import ANEW
+from pplgrad.numpyro._compat import unmasked
+from pplgrad.numpyro._distributions import family, is_relaxable
+from pplgrad.numpyro._tracing.handlers import Intervene, Resolve, site_key
+from pplgrad.numpyro._tracing.particle_trace import Arrays, Static, run_particle
+from pplgrad.numpyro._tracing.relaxation_checks import misused, raise_if_index
+from pplgrad.numpyro._tracing.relaxations import Extended, extended, softened
+
+
+class NumPyroDraw:
+    """`pplgrad.engine.branches.HostDraw`: a site of the guide, with the particles in front."""
+
+    def __init__(self, name: str, arrays: Arrays, event_dim: int) -> None:
+        self.name = name
+        self.value = jax.lax.stop_gradient(arrays.values[name])
+        self.event_dim = event_dim
+        self._finite = arrays.finite.get(name)
+        self._again = arrays.again.get(name)
+        self._parameters = arrays.parameters.get(name)
+
+    def finite(self) -> tuple[jax.Array, jax.Array] | None:
+        """Return the log probabilities of all categories and the numbers drawn."""
+        return None if self._finite is None else (self._finite.log_probs, self._finite.index)
+
+    def embed(self, index: jax.Array) -> jax.Array:
+        """Return the values that category numbers stand for."""
+        assert self._finite is not None
+        if self.value.ndim > self._finite.index.ndim:
+            return jax.nn.one_hot(index, self._finite.support.shape[-1], dtype=self.value.dtype)
+        return self._finite.support[0][index]
+
+    def again(self, count: int) -> tuple[jax.Array, jax.Array]:
+        """Return the further draws that the primary run made, and their log densities."""
+        assert self._again is not None and self._again[0].shape[1] == count
+        return self._again
+
+    def parameters(self) -> dict[str, jax.Array] | None:
+        """Return the parameters of the site's family, where its draws are independent numbers."""
+        return self._parameters
+
+
+class NumPyroBranches:
+    """`pplgrad.engine.branches.BranchHost` for one run of a program."""
+
+    def __init__(
+        self,
+        program: Program,
+        params: Mapping[str, Any],
+        keys: Sequence[jax.Array],
+        noise: jax.Array,
+        arrays: Arrays,
+        event_dims: Mapping[str, int],
+        layout: Layout,
+        resolve: Resolve,
+        map_particles: Callable | None,
+        traceable: bool,
+        learned: Mapping[tuple[str, str], jax.Array],
+        counting: Counting,
+        at_once: int | None,
+    ) -> None:
+        """`map_particles` maps a function over particles, None for a single one; a program that is not `traceable` runs
+        one branch after the other, and of others no more than `at_once` of each particle run at once."""
+        self._program = program
+        self._params = jax.lax.stop_gradient(dict(params))
+        self._keys = keys
+        self._noise = noise
+        self._arrays = arrays
+        self._event_dims = event_dims
+        self._layout = layout
+        self._resolve = resolve
+        self._map_particles = map_particles
+        self._traceable = traceable
+        self._learned = learned
+        self._counting = counting
+        self._at_once = at_once
+
+    def draw(self, site: str) -> NumPyroDraw:
+        """Return the draw of a site."""
+        return NumPyroDraw(site, self._arrays, self._event_dims[site])
+
+    def noise(self, site: str) -> Noise:
+        """Return the noise of a site's estimator."""
+        return JaxNoise(site_key(self._noise, site))
+
+    def learned(self, site: str, name: str, start: Any) -> jax.Array:
+        """Return a number or array among the parameters that the wrapped guide registered."""
+        if (site, name) not in self._learned:
+            raise BaselineError(
+                f"The estimator at site '{site}' learns something ({name}) that NumPyro's SVI keeps, and only a wrapped guide "
+                "can register it; write config_estimators(guide, {...}) with this estimator there and initialise SVI "
+                "with that guide, or pass learn=False."
+            )
+        found = self._learned[site, name]
+        if jnp.shape(found) != np.shape(start):
+            what = next(spec.estimator for spec in self._layout.sites if spec.name == site)
+            raise EstimatorError(another_network(what, site, name, jnp.shape(found), np.shape(start), ANEW))
+        return found
+
+    def branch_costs(self, values: Mapping[str, Values]) -> dict[str, list[jax.Array]]:
+        """Return the costs in all branches."""
+        found = self._run_all(values, None)
+        return {name: [jax.lax.stop_gradient(x) for x in costs] for name, costs in found.items()}
+
+    def soft_costs(
+        self, values: Mapping[str, jax.Array], temperatures: Mapping[str, Any]
+    ) -> dict[str, list[jax.Array]]:
+        """Return the costs at relaxed values, with their gradient."""
+        if not self._traceable:
+            raise EstimatorError(
+                f"Site '{next(iter(values))}' is to be relaxed, but Python control flow of the program depends on a value; "
+                "use ScoreFunction() or LocalExpectation() there."
+            )
+        return self._run_all({name: Values.of(x) for name, x in values.items()}, temperatures)
+
+    def path_slopes(
+        self, run: Run, sites: Sequence[str], weigh: Callable[[list[jax.Array], list[jax.Array]], jax.Array]
+    ) -> list[tuple[jax.Array, jax.Array]]:
+        """Return the values of sites with their gradient, and the derivative with respect to them of what `weigh` makes."""
+        if not self._traceable:
+            raise EstimatorError(
+                f"DReG() at site '{sites[0]}' differentiates the program, whose Python control flow depends on a value; use "
+                "Reparam() there."
+            )
+        values = {name: self._arrays.values[name] for name in sites}
+
+        def shifted(shifts: dict[str, jax.Array]) -> jax.Array:
+            if self._map_particles is None:
+                found = self._shifted((self._keys[0], {name: x[0] for name, x in shifts.items()}))
+                found = jax.tree.map(lambda x: x[None], found)
+            else:
+                found = self._map_particles(self._shifted, (jnp.stack(list(self._keys)), shifts))
+            return weigh(*found)
+
+        slopes = jax.grad(shifted)(jax.tree.map(jnp.zeros_like, values))
+        return [(values[name], slopes[name]) for name in sites]
+
+    def _shifted(self, mine: tuple[jax.Array, dict[str, jax.Array]]) -> tuple[list[jax.Array], list[jax.Array]]:
+        """Return a particle's costs and scores where draws are moved by shifts."""
+        key, shifts = mine
+
+        def intervene(name: str, msg: Any, key: jax.Array, in_body: bool) -> None:
+            if name in shifts:
+                msg["value"], msg["intermediates"] = msg["value"] + shifts[name], []
+
+        arrays = self._again(key, intervene)[0]
+        return self._in_order(arrays), [arrays.scores[site.name] for site in self._layout.sites]
+
+    def _run_all(
+        self, values: Mapping[str, Values], temperatures: Mapping[str, Any] | None
+    ) -> dict[str, list[jax.Array]]:
+        places, start = {}, 0
+        for name, alternatives in values.items():
+            places[name] = slice(start, start + alternatives.count)
+            start += alternatives.count
+        rows = partial(self._rows, values, places, temperatures)
+        # Relaxed branches are few, and what is differentiated is held in any case.
+        at_once = self._at_once if self._traceable and temperatures is None else None
+        parts = chunks(start, at_once)
+        if len(parts) == 1:
+            found = rows(np.arange(start))
+        else:
+            # Chunks have one size: the last is filled up with copies of the last branch.
+            numbers = np.minimum(np.arange(len(parts) * parts[0][1]), start - 1).reshape(len(parts), -1)
+            found = [
+                jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])[:, :start]
+                for x in jax.lax.map(rows, jnp.asarray(numbers))
+            ]
+        return {name: [x[:, place].reshape(-1, *x.shape[2:]) for x in found] for name, place in places.items()}
+
+    def _rows(
+        self,
+        values: Mapping[str, Values],
+        places: Mapping[str, slice],
+        temperatures: Mapping[str, Any] | None,
+        numbers: Any,
+    ) -> list[jax.Array]:
+        """Return the costs in the branches of those numbers: (particles, numbers, *batch)."""
+        alternatives = {}
+        for name, place in places.items():
+            last = place.stop - place.start - 1
+            alternatives[name] = values[name].at(jnp.clip(jnp.asarray(numbers) - place.start, 0, last))
+
+        def particle(mine: tuple[jax.Array, dict[str, jax.Array]]) -> list[jax.Array]:
+            key, own = mine
+            run = partial(self._costs, key, places, temperatures)
+            if not self._traceable:
+                rows = [run(number, {name: x[i] for name, x in own.items()})[0] for i, number in enumerate(numbers)]
+                return [jnp.stack(column) for column in zip(*rows, strict=True)]
+            if temperatures is not None:
+                seen: set[str] = set()
+                first = {name: x[0] for name, x in own.items()}
+                try:
+                    closed = jax.make_jaxpr(lambda number, own: _noted(run(number, own), seen))(
+                        jnp.zeros((), int), first
+                    )
+                except TypeError as error:
+                    raise_if_index(error)
+                    raise
+                refuse_misuse(self._layout, *misused(closed, seen, [site.name for site in self._layout.sites]))
+            return jax.vmap(lambda number, own: run(number, own)[0])(jnp.asarray(numbers), own)
+
+        if self._map_particles is None:
+            return [x[None] for x in particle((self._keys[0], {name: x[0] for name, x in alternatives.items()}))]
+        return self._map_particles(particle, (jnp.stack(list(self._keys)), alternatives))
+
+    def _costs(
+        self,
+        key: jax.Array,
+        places: Mapping[str, slice],
+        temperatures: Mapping[str, Any] | None,
+        number: Any,
+        alternatives: Mapping[str, jax.Array],
+    ) -> tuple[list[jax.Array], set[str]]:
+        """Return the costs of one branch of one particle, in the order of the layout, and the relaxed sites.
+
+        `alternatives` holds the value that each of the sites takes if the branch is its own.
+        """
+
+        def inside(name: str) -> Any:
+            return (number >= places[name].start) & (number < places[name].stop)
+
+        def intervene(name: str, msg: Any, key: jax.Array, in_body: bool) -> None:
+            if temperatures is not None and in_body:
+                self._refuse_body(name, temperatures)
+            elif temperatures is not None and not isinstance(unmasked(msg["fn"]), Extended):
+                self._soften(name, msg, key, temperatures, inside)
+            if name in places:
+                mine = alternatives[name].astype(msg["value"].dtype)
+                msg["value"] = jnp.where(inside(name), mine, msg["value"])
+
+        arrays, static = self._again(key, intervene)
+        for name in {*static.model, *static.guide} ^ {spec.name for spec in self._layout.costs}:
+            raise ProgramError(
+                f"Site '{name}' exists or not depending on the values of other sites, whose estimator runs the program "
+                "at other values; use ScoreFunction() there."
+            )
+        return self._in_order(arrays), static.extended
+
+    def _again(self, key: jax.Array, intervene: Intervene) -> tuple[Arrays, Static]:
+        """Run a particle again with its own key."""
+        return run_particle(key, dict(self._params), self._program, self._resolve, self._counting, intervene)
+
+    def _in_order(self, arrays: Arrays) -> list[jax.Array]:
+        """Return the costs in the order of the layout."""
+        sides = {1.0: arrays.model_costs, -1.0: arrays.guide_costs}
+        return [sides[spec.sign][spec.name] for spec in self._layout.costs]
+
+    def _refuse_body(self, name: str, temperatures: Mapping[str, Any]) -> None:
+        """Refuse to differentiate through what is drawn in the body of a scan or cond."""
+        for site in temperatures:
+            if site in self._layout.ancestors.get(name, {}):
+                raise EstimatorError(
+                    f"Site '{name}', drawn inside scan or cond, follows site '{site}', whose estimator relaxes what follows; "
+                    f"use ScoreFunction() or LocalExpectation() at '{site}', or write the steps as a Python loop."
+                )
+
+    def _soften(self, name: str, msg: Any, key: jax.Array, temperatures: Mapping[str, Any], inside: Callable) -> None:
+        """Extend a discrete site's density to weights, and relax its draw in the branches of sites that it follows."""
+        fn = msg["fn"]
+        leading = [site for site in temperatures if site in self._layout.ancestors.get(name, {})]
+        if is_relaxable(fn):
+            msg["fn"] = wide = extended(fn)
+            hard = msg["value"].astype(unmasked(wide).log_probs.dtype)
+            msg["value"] = hard
+            for site in leading:
+                soft = softened(name, wide, hard, temperatures[site], key)
+                msg["value"] = jnp.where(inside(site), soft, msg["value"])
+        elif leading and not fn.has_rsample:
+            raise EstimatorError(
+                f"Site '{name}' follows site '{leading[0]}', whose estimator relaxes what follows, and {family(fn)} cannot "
+                f"be relaxed; use ScoreFunction() or LocalExpectation() at '{leading[0]}'."
+            )
+
+
+def _noted(run: tuple[list[jax.Array], set[str]], seen: set[str]) -> list[jax.Array]:
+    """Return the costs of a run, and note its relaxed sites."""
+    costs, names = run
+    seen.update(names)
+    return costs

@@ -1,0 +1,1 @@
+"""From a NumPyro program to sites, costs, and what each of them depends on."""

@@ -1,0 +1,86 @@
+"""Divergences and entropies of NumPyro's distributions in closed form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from numpyro.distributions import MaskedDistribution, kl_divergence
+
+from pplgrad.engine.closed_forms import no_closed_form
+from pplgrad.errors import ProgramError
+from pplgrad.numpyro._compat import unmasked
+from pplgrad.numpyro._distributions import counted_parts, family
+from pplgrad.numpyro._tracing.relaxations import Extended, extended
+
+
+def closed_form(name: str, kind: str, guide: Any, model: Any) -> jax.Array:
+    """Return the divergence of a site's guide from its model, or minus the guide's entropy: what stands for log q − log p."""
+    q, p = guide["fn"], model["fn"] if kind == "kl" else None
+    laws = [family(fn) for fn in (q, p) if fn is not None]
+    if p is not None and not _same_scale(guide["scale"], model["scale"]):
+        raise ProgramError(
+            f"Site '{name}' is scaled differently in guide and model, so that its densities are no divergence; drop it from "
+            "closed_form."
+        )
+    masks = [getattr(fn, "_mask", None) for fn in (q, p) if fn is not None]
+    bare = [unmasked(fn) for fn in (q, p) if fn is not None]
+    if any(_masked_inside(fn) for fn in (q, p)) or not _same_mask(masks[0], masks[-1]):
+        raise no_closed_form(name, kind, laws, "guide and model are masked differently")
+    found = _closed(name, kind, bare[0], bare[1] if len(bare) > 1 else None, laws)
+    return found if masks[0] is None else jnp.where(masks[0], found, 0.0)
+
+
+def _closed(name: str, kind: str, q: Any, p: Any, laws: list[str]) -> jax.Array:
+    """Return the divergence, or minus the entropy if there is no `p`, or refuse."""
+    found = _finite(q, p)
+    if found is not None:
+        return found
+    try:
+        return -q.entropy() if p is None else kl_divergence(q, p)
+    except NotImplementedError as error:
+        raise no_closed_form(name, kind, laws, "NumPyro knows none") from error
+    except AttributeError as error:
+        if error.name != "entropy":
+            raise
+        raise no_closed_form(name, kind, laws, "NumPyro knows none") from error
+
+
+def _masked_inside(fn: Any) -> bool:
+    """Return whether a mask stands elsewhere than around the distribution as a whole."""
+    return fn is not None and unmasked(fn) is not fn and not isinstance(fn, MaskedDistribution)
+
+
+def _same_mask(first: Any, second: Any) -> bool:
+    if first is second:
+        return True
+    if first is None or second is None or isinstance(first, jax.core.Tracer) or isinstance(second, jax.core.Tracer):
+        return False
+    return bool(jnp.all(jnp.asarray(first) == jnp.asarray(second)))
+
+
+def _same_scale(first: Any, second: Any) -> bool:
+    if first is second:
+        return True
+    return isinstance(first, (int, float)) and isinstance(second, (int, float)) and first == second
+
+
+def _finite(q: Any, p: Any) -> jax.Array | None:
+    """Return the sum over all values, or None if there are not finitely many or the two differ in them."""
+    wide = [fn if fn is None or isinstance(fn, Extended) else _extension(fn) for fn in (q, p)]
+    if wide[0] is None or (p is not None and wide[1] is None):
+        return None
+    log_q = wide[0].log_probs
+    log_p = jnp.zeros_like(log_q) if wide[1] is None else wide[1].log_probs
+    if log_q.shape[-1] != log_p.shape[-1]:
+        return None
+    possible = log_q > -jnp.inf
+    safe = jnp.where(possible, log_q, 0.0)
+    term = jnp.where(possible, jnp.exp(safe) * (safe - log_p), 0.0).sum(-1)
+    events = wide[0].event_dim - wide[0].one_hot
+    return term.sum(range(term.ndim - events, term.ndim)) if events else term
+
+
+def _extension(fn: Any) -> Any:
+    return None if counted_parts(fn) is None else extended(fn)

@@ -1,0 +1,169 @@
+"""The handlers that stand around a program: what they do to each site, and what an estimator is told of it."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from pplgrad.core.estimator import Estimator
+from pplgrad.core.objectives import ELBO, Objective
+from pplgrad.core.site_info import SiteInfo
+from pplgrad.engine.checks import refuse_model_estimator
+from pplgrad.errors import ProgramError
+from pplgrad.estimators.relaxed import Relaxation
+from pplgrad.numpyro._compat import is_handed_out, replay_branches, tag, unmasked
+from pplgrad.numpyro._distributions import categories, elements, family, is_relaxable
+from pplgrad.numpyro._tracing.control_flow import FlowMessenger
+from pplgrad.numpyro._tracing.logits import mended
+from pplgrad.numpyro._tracing.relaxations import Extended, extended_in_model, relaxed
+
+Resolve = Callable[[str, Any, bool], Estimator]
+"""From a site's name, its message, and whether it stands in the body of control flow to its estimator."""
+
+Intervene = Callable[[str, Any, jax.Array, bool], None]
+"""Changes a latent site's message (the value that the program goes on with, and its density), given its name, a key, and
+whether it stands in the body of control flow."""
+
+
+class OffZero(FlowMessenger):
+    """Stands around a program whose densities are differentiated: mends what the host gets wrong at log odds of zero."""
+
+    def copy(self) -> OffZero:
+        return OffZero()
+
+    def process_site(self, msg: Any) -> None:
+        mend(msg)
+
+
+def mend(msg: Any) -> None:
+    """Give a sample site a density with the right derivative at log odds of zero; one handed out of a body has it already."""
+    if msg["type"] == "sample" and not is_handed_out(msg):
+        msg["fn"] = mended(msg["fn"])
+
+
+class SiteMessenger(FlowMessenger):
+    """Sees every site: binds estimators (in the guide), makes their draws constant, and tags all latent values."""
+
+    def __init__(
+        self,
+        resolve: Resolve | None,
+        estimators: dict[str, Estimator],
+        key: jax.Array,
+        intervene: Intervene | None = None,
+        extended: set[str] | None = None,
+        arguments: tuple[tuple, Mapping[str, Any]] = ((), {}),
+    ) -> None:
+        super().__init__()
+        self._arguments = arguments
+        self._key = key
+        # Sites whose densities are extended to weights: noted in the guide, obeyed in the model.
+        self.extended: set[str] = set() if extended is None else extended
+        self._resolve = resolve
+        self._estimators = estimators
+        self._intervene = intervene
+
+    def copy(self) -> SiteMessenger:
+        return SiteMessenger(
+            self._resolve, self._estimators, self._key, self._intervene, self.extended, self._arguments
+        )
+
+    def enter_bodies(self, msg: Any, inner: FlowMessenger) -> None:
+        if self._resolve is None:
+            replay_branches(msg)
+
+    def process_site(self, msg: Any) -> None:
+        mend(msg)
+        if self._resolve is None and msg["type"] == "sample":
+            name = self.name_of(msg["name"])
+            if name in self.extended and not isinstance(unmasked(msg["fn"]), Extended):
+                msg["fn"] = extended_in_model(name, msg["fn"])
+        if not self.inside:
+            return
+        if msg["type"] == "plate":
+            size, subsample_size = msg["args"]
+            if subsample_size is not None and subsample_size != size:
+                raise ProgramError(
+                    f"Plate '{msg['name']}' is subsampled inside a scan, where guide and model would draw different "
+                    "elements; draw the minibatch outside the scan and pass it in as data."
+                )
+        elif msg["type"] == "sample" and not msg["is_observed"] and self._resolve is None:
+            outside = self.name_of(msg["name"])
+            if outside != msg["name"]:
+                raise ProgramError(
+                    f"Site '{outside}' is drawn in the body of a scan or cond that the model runs under "
+                    "handlers.scope, where NumPyro cannot replay the guide's value; put the scope inside the body."
+                )
+
+    def postprocess_message(self, msg: Any) -> None:
+        if msg["type"] != "sample" or msg["is_observed"] or self.is_stacked(msg):
+            return
+        name = self.name_of(msg["name"])
+        if self._resolve is not None:
+            if name not in self._estimators:
+                self._estimators[name] = self._resolve(name, msg, self.inside)
+            estimator = self._estimators[name]
+            make_constant(msg, estimator)
+            # A value that was put there came without a key of its own.
+            key = msg["kwargs"].get("rng_key")
+            key = site_key(self._key, name) if key is None else key
+            if isinstance(estimator, Relaxation):
+                msg["value"], msg["fn"] = relaxed(name, msg["fn"], msg["value"], estimator.at(*self._arguments), key)
+            if self._intervene is not None:
+                self._intervene(name, msg, key, self.inside)
+            if isinstance(unmasked(msg["fn"]), Extended):
+                self.extended.add(name)
+        msg["value"] = tag(name, msg["value"])
+
+
+def make_constant(site: Any, estimator: Estimator) -> None:
+    """Make a draw constant to differentiation if its estimator uses the score."""
+    if estimator.uses_score:
+        site["value"] = jax.lax.stop_gradient(site["value"])
+        # What a transform cached on the way forward would carry gradient past the constant.
+        site["intermediates"] = []
+
+
+class ModelInferMessenger(FlowMessenger):
+    """Stands innermost in the model, where `infer` is still the model's own."""
+
+    def copy(self) -> ModelInferMessenger:
+        return ModelInferMessenger()
+
+    def process_site(self, msg: Any) -> None:
+        if msg["type"] == "sample" and not is_handed_out(msg):
+            refuse_model_estimator(msg)
+
+
+def site_key(key: jax.Array, name: str) -> jax.Array:
+    """Return a site's own part of a key."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def site_info(
+    msg: Any,
+    name: str,
+    particles: int,
+    scanned: bool = False,
+    objective: Objective = ELBO(),  # noqa: B008
+) -> SiteInfo:
+    """Return what an estimator needs to know of a site, from its message."""
+    fn = msg["fn"]
+    plates = {frame.dim for frame in msg["cond_indep_stack"]}
+    # A distribution of the user's own may not say what its support is.
+    is_discrete = bool(getattr(fn.support, "is_discrete", False))
+    return SiteInfo(
+        name,
+        family(fn),
+        bool(fn.has_rsample),
+        is_discrete,
+        particles,
+        categories(fn),
+        scanned,
+        is_relaxable(fn),
+        elements(fn, plates),
+        objective,
+        elements(fn, ()),
+    )

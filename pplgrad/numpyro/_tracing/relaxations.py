@@ -1,0 +1,195 @@
+"""Discrete distributions extended linearly to weights of their categories, and the draws that are replaced by weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from numpyro.distributions import Distribution, Independent, MaskedDistribution, constraints
+
+from pplgrad.core.noise import noise_for
+from pplgrad.errors import EstimatorError
+from pplgrad.estimators.relaxed import HardDraw, Relaxation, softmax, tempered
+from pplgrad.numpyro._array_ops import OPS, JaxNoise
+from pplgrad.numpyro._compat import unmasked
+from pplgrad.numpyro._distributions import counted_parts, every_log_prob, family, is_relaxable
+
+
+class Extended(Distribution):
+    """A Bernoulli or one-hot distribution whose log density is linear in the weights of the categories.
+
+    log q(w) = Σ_c w_c log q(c): the density itself at hard values. A Bernoulli's value is the weight of 1.
+    `log_probs` has shape (*batch, *elements, categories), and `mask`, if elements of the event are masked, (*batch, *elements).
+    """
+
+    pytree_data_fields = ("log_probs", "mask_of_elements")
+    pytree_aux_fields = ("one_hot",)
+
+    def __init__(self, log_probs: jax.Array, one_hot: bool, event_shape: tuple[int, ...], mask: Any = None) -> None:
+        self.log_probs = log_probs
+        self.mask_of_elements = mask
+        self.one_hot = one_hot
+        shape = log_probs.shape if one_hot else log_probs.shape[:-1]
+        super().__init__(shape[: len(shape) - len(event_shape)], event_shape, validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        return constraints.independent(constraints.unit_interval, self.event_dim)
+
+    def log_prob(self, value: jax.Array) -> jax.Array:
+        weights = value if self.one_hot else jnp.stack([1 - value, value], -1)
+        # An impossible category has no part in the density unless it has some of the weight: with all of it, that is −inf.
+        possible = self.log_probs > -jnp.inf
+        total = (weights * jnp.where(possible, self.log_probs, 0.0)).sum(-1)
+        total = total + jnp.log(jnp.maximum(1 - jnp.where(possible, 0.0, weights).sum(-1), 0.0))
+        if self.mask_of_elements is not None:
+            total = jnp.where(self.mask_of_elements, total, 0.0)
+        elements = self.event_dim - self.one_hot
+        return total.sum(range(total.ndim - elements, total.ndim)) if elements else total
+
+    def sample(self, key: jax.Array, sample_shape: tuple[int, ...] = ()) -> jax.Array:
+        drawn = jax.random.categorical(key, self.log_probs, shape=(*sample_shape, *self.log_probs.shape[:-1]))
+        return jax.nn.one_hot(drawn, self.log_probs.shape[-1]) if self.one_hot else drawn.astype(self.log_probs.dtype)
+
+
+def extended(fn: Any) -> Any:
+    """Return the extension of a Bernoulli or one-hot distribution, masked as it was."""
+    bare = unmasked(fn)
+    parts = counted_parts(bare)
+    assert parts is not None
+    base, support = parts
+    log_probs = jnp.broadcast_to(every_log_prob(base, support), (*base.batch_shape, len(support)))
+    elements = None
+    for mask, inside in _masks_of(fn):
+        if fn.event_dim - bool(base.event_shape) > inside:
+            mask = jnp.reshape(mask, (*jnp.shape(mask), *(1,) * inside))
+            elements = mask if elements is None else elements & mask
+    found = Extended(log_probs, bool(base.event_shape), fn.event_shape, elements)
+    while isinstance(fn, MaskedDistribution):
+        found, fn = found.mask(fn._mask), fn.base_dist
+    return found
+
+
+def _masks_of(fn: Any) -> Iterator[tuple[Any, int]]:
+    """Yield the masks inside a distribution, each with the number of dimensions that are made an event's inside of it."""
+    while isinstance(fn, (Independent, MaskedDistribution)):
+        if isinstance(fn, MaskedDistribution):
+            elements, inner = 0, fn.base_dist
+            while isinstance(inner, (Independent, MaskedDistribution)):
+                elements += getattr(inner, "reinterpreted_batch_ndims", 0)
+                inner = inner.base_dist
+            yield jnp.asarray(fn._mask), elements
+        fn = fn.base_dist
+
+
+def relaxed(site: str, fn: Any, value: jax.Array, estimator: Relaxation, key: jax.Array) -> tuple[jax.Array, Any]:
+    """Return the weights that an estimator puts in the place of a draw, and the distribution that scores them."""
+    wide = extended(fn)
+    bare = unmasked(wide)
+    index = jnp.argmax(value, -1) if bare.one_hot else value.astype(int)
+    noise = noise_for(site, OPS, lambda _: JaxNoise(jax.random.fold_in(key, 1)))
+    draw = HardDraw(OPS, bare.log_probs, index, noise)
+    weights = draw.cut(estimator.weights(draw))
+    return (weights if bare.one_hot else weights[..., 1]), wide
+
+
+def softened(site: str, wide: Any, value: jax.Array, temperature: Any, key: jax.Array) -> jax.Array:
+    """Return a draw's relaxation at a temperature, or the probabilities if it is None; `wide` is its extended law."""
+    bare = unmasked(wide)
+    if temperature is None:
+        weights = jnp.where(bare.log_probs > -jnp.inf, jnp.exp(bare.log_probs), 0.0)
+    else:
+        index = jnp.argmax(value, -1) if bare.one_hot else value.astype(int)
+        noise = noise_for(site, OPS, lambda _: JaxNoise(jax.random.fold_in(key, 1)))
+        draw = HardDraw(OPS, bare.log_probs, index, noise)
+        weights = draw.cut(softmax(jnp, tempered(jnp, draw.perturbed(), temperature)))
+    return weights if bare.one_hot else weights[..., 1]
+
+
+def extended_in_model(name: str, fn: Any) -> Any:
+    """Return the extension of the model's distribution of a relaxed site, or refuse it."""
+    if not is_relaxable(fn):
+        raise EstimatorError(
+            f"Site '{name}' is relaxed in the guide, but its distribution in the model, {family(fn)}, is not defined at "
+            "relaxed values; use ScoreFunction() or LocalExpectation() there."
+        )
+    return extended(fn)
+
+
+def _log(probs: jax.Array) -> jax.Array:
+    """Return the logarithm, whose derivative at exactly 0 is 0."""
+    return jnp.where(probs > 0, jnp.log(jnp.where(probs > 0, probs, 1.0)), -jnp.inf)
+
+
+class _OneHot(type(constraints.simplex)):  # type: ignore[misc]
+    """One entry is 1 and the others are 0."""
+
+    is_discrete = True
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return ((x == 0) | (x == 1)).all(-1) & (x.sum(-1) == 1)
+
+    def feasible_like(self, prototype: jax.Array) -> jax.Array:
+        return jnp.zeros_like(prototype).at[..., 0].set(1)
+
+
+class OneHotCategorical(Distribution):
+    """A categorical draw as a one-hot vector, which NumPyro does not have: it can be relaxed, a Categorical cannot.
+
+    Estimates nothing itself. `logits` (or `probs`) have shape (*batch, categories); a draw has the same shape, with one
+    entry 1 and the others 0. log q(x) = Σ_c x_c log softmax(logits)_c, in nats.
+
+    Raises `ValueError` unless exactly one of `probs` and `logits` is given.
+
+    >>> import jax, jax.numpy as jnp
+    >>> OneHotCategorical(logits=jnp.zeros(3)).sample(jax.random.key(0)).sum()
+    Array(1., dtype=float32)
+
+    Source: the distribution of that name in `pyro.distributions`.
+    """
+
+    arg_constraints = {"probs": constraints.simplex, "logits": constraints.real_vector}
+    support = _OneHot()
+    has_enumerate_support = True
+    pytree_data_fields = ("logits",)
+
+    def __init__(
+        self, probs: jax.Array | None = None, logits: jax.Array | None = None, *, validate_args: bool | None = None
+    ) -> None:
+        if (probs is None) == (logits is None):
+            raise ValueError("OneHotCategorical takes exactly one of probs and logits.")
+        self.logits = _log(jnp.asarray(probs)) if logits is None else jnp.asarray(logits)
+        super().__init__(self.logits.shape[:-1], self.logits.shape[-1:], validate_args=validate_args)
+
+    @property
+    def probs(self) -> jax.Array:
+        """The probabilities, (*batch, categories)."""
+        return jax.nn.softmax(self.logits, -1)
+
+    @property
+    def mean(self) -> jax.Array:
+        """The probabilities."""
+        return self.probs
+
+    @property
+    def variance(self) -> jax.Array:
+        """The variance of each entry."""
+        return self.probs * (1 - self.probs)
+
+    def sample(self, key: jax.Array, sample_shape: tuple[int, ...] = ()) -> jax.Array:
+        drawn = jax.random.categorical(key, self.logits, shape=(*sample_shape, *self.batch_shape))
+        return jax.nn.one_hot(drawn, self.logits.shape[-1], dtype=self.logits.dtype)
+
+    def log_prob(self, value: jax.Array) -> jax.Array:
+        log_probs = jax.nn.log_softmax(self.logits, -1)
+        possible = log_probs > -jnp.inf
+        total = (value * jnp.where(possible, log_probs, 0.0)).sum(-1)
+        return total + jnp.where(((value != 0) & ~possible).any(-1), -jnp.inf, 0.0)
+
+    def enumerate_support(self, expand: bool = True) -> jax.Array:
+        """Return the one-hot vectors, (categories, *batch or ones, categories)."""
+        count = self.logits.shape[-1]
+        values = jnp.eye(count, dtype=self.logits.dtype).reshape(count, *(1,) * len(self.batch_shape), count)
+        return jnp.broadcast_to(values, (count, *self.batch_shape, count)) if expand else values

@@ -1,0 +1,5 @@
+"""For whoever compares estimators: draws of a gradient at fixed parameters."""
+
+from pplgrad.numpyro._diagnostics.gradient_draws import Gradients
+
+__all__ = ["Gradients"]

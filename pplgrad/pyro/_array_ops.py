@@ -1,0 +1,125 @@
+"""The engine's array operations on torch tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import array_api_compat.torch as xp
+import numpy as np
+import torch
+
+from pplgrad.core.noise import Noise
+from pplgrad.errors import EstimatorError
+from pplgrad.pyro._recording import is_recording
+
+
+def placed(values: Any, dtype: torch.dtype | None, device: torch.device) -> torch.Tensor:
+    """Return numbers as a tensor on a device, without waiting for what the device has still to do."""
+    x = torch.as_tensor(values, dtype=dtype, device="cpu")
+    if device.type != "cuda" or is_recording():
+        return x.to(device)
+    return x.pin_memory().to(device, non_blocking=True)
+
+
+class TorchOps:
+    """`pplgrad.core.array_ops.Ops` for torch."""
+
+    xp: Any = xp
+
+    def stop_gradient(self, x: torch.Tensor) -> torch.Tensor:
+        return x.detach()
+
+    def stack(self, arrays: Sequence[torch.Tensor], axis: int) -> torch.Tensor:
+        return torch.stack(list(arrays), dim=axis)
+
+    def contract(self, weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        flat = values.reshape(values.shape[0], -1)
+        return torch.mm(weights, flat).reshape(weights.shape[0], *values.shape[1:])
+
+    def constant(self, values: Any, like: torch.Tensor) -> torch.Tensor:
+        return placed(values, like.dtype, like.device)
+
+    def take(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        return x[index]
+
+    def rows(self, x: torch.Tensor, index: np.ndarray) -> torch.Tensor:
+        return x[placed(index, None, x.device)]
+
+    def index_add(self, x: torch.Tensor, index: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        return x.index_add(0, index, values)
+
+    def with_slopes(self, function: Callable[[list], list], points: list) -> tuple[list, list]:
+        goes_on = any(point.requires_grad for point in points)
+        with torch.enable_grad():
+            points = [point if point.requires_grad else point.detach().requires_grad_() for point in points]
+            outputs = function(points)
+            total = sum(x.sum() for x in outputs)
+            slopes = torch.autograd.grad(total, points, create_graph=goes_on, materialize_grads=True)
+        # The program's own parameters must get no gradient from here: what goes on is the slope along the points alone.
+        return [x.detach() for x in outputs], list(slopes)
+
+    def transposed(self, function: Callable[[list], list], inputs: list, outputs: list) -> list:
+        with torch.enable_grad():
+            points = [torch.zeros_like(x).requires_grad_() for x in inputs]
+            values = function(points)
+        return list(torch.autograd.grad(values, points, outputs, create_graph=True, materialize_grads=True))
+
+    def first_order_only(self, x: torch.Tensor, message: str) -> torch.Tensor:
+        return _FirstOrderOnly.apply(x, message)
+
+    def only(self, loss: torch.Tensor, learned: list) -> torch.Tensor:
+        if not torch.is_grad_enabled():
+            return loss
+        slopes = torch.autograd.grad(loss, learned, retain_graph=True)
+        moved = sum((slope * (x - x.detach())).sum() for slope, x in zip(slopes, learned, strict=True))
+        return loss.detach() + moved
+
+    def arange(self, n: int, like: torch.Tensor) -> torch.Tensor:
+        return torch.arange(n, device=like.device)
+
+
+OPS = TorchOps()
+
+
+class TorchNoise(Noise):
+    """Noise from torch's global generator."""
+
+    def __init__(self) -> None:
+        super().__init__(OPS)
+
+    def uniform(self, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+        tiny = torch.finfo(like.dtype).tiny
+        return torch.rand(shape, dtype=like.dtype, device=like.device).clamp_(min=tiny)
+
+
+class _FirstOrderOnly(torch.autograd.Function):
+    """Identity; what would differentiate its gradient runs the backward pass with gradients enabled."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, message: str) -> torch.Tensor:
+        ctx.message = message
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        if torch.is_grad_enabled():
+            raise EstimatorError(ctx.message)
+        return gradients[0], None
+
+
+class _Attach(torch.autograd.Function):
+    """The value of one scalar with the gradient of another; no infinity is ever subtracted from itself."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor, surrogate: torch.Tensor) -> torch.Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[None, torch.Tensor]:
+        return None, gradients[0]
+
+
+def attach(value: torch.Tensor, surrogate: torch.Tensor) -> torch.Tensor:
+    """Return `value` with the gradient of `surrogate`."""
+    return _Attach.apply(value.detach(), surrogate)

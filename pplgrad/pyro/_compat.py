@@ -1,0 +1,142 @@
+"""What compiled steps and optimizers use of torch and Pyro that is private there, or differs between versions: all of it is here.
+
+`tests/pyro/test_compile_refusals.py` tests each function by itself, so that a new version that breaks one is seen at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import pyro
+import torch
+from pyro.optim import PyroOptim
+from pyro.poutine.block_messenger import BlockMessenger
+from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.trace_messenger import TraceMessenger
+from torch.fx import GraphModule
+
+Graph = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
+
+
+def inductor(graph: GraphModule, inputs: Sequence[torch.Tensor], options: dict[str, Any]) -> Graph:
+    """Return a graph compiled by the inductor, without Dynamo, which would trace it once more and check it at every call."""
+    from torch._inductor.compile_fx import compile_fx
+
+    return compile_fx(graph, inputs, config_patches=options)
+
+
+def load_inductor() -> None:
+    """Import the inductor."""
+    import torch._inductor.compile_fx  # noqa: F401
+
+
+def inductor_pass(change: Callable[[torch.fx.Graph], None], file: str) -> Any:
+    """Return a pass of the inductor's that changes its graph, known by its source's file; None where it takes none, or has one."""
+    try:
+        from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+    except ImportError:
+        return None
+
+    class Pass(CustomGraphPass):
+        def __call__(self, graph: torch.fx.Graph) -> None:
+            change(graph)
+
+        def uuid(self) -> Any:
+            return get_hash_for_files((file,))
+
+    return Pass()
+
+
+def takes_a_pass() -> bool:
+    """Return whether the inductor has no pass of the user's in the place of ours."""
+    return torch._inductor.config.post_grad_custom_pre_pass is None
+
+
+def registered_backend(name: str | Callable) -> Callable:
+    """Return one of torch.compile's backends by its name."""
+    from torch._dynamo.backends.registry import lookup_backend
+
+    return lookup_backend(name)
+
+
+def leaves_of(loss: torch.Tensor) -> list[torch.Tensor]:
+    """Return the tensors to whose gradients `loss.backward()` would add."""
+    found: dict[int, torch.Tensor] = {}
+    seen: set[Any] = set()
+    ahead = [loss.grad_fn]
+    while ahead:
+        function = ahead.pop()
+        if function is None or function in seen:
+            continue
+        seen.add(function)
+        if hasattr(function, "variable"):
+            found.setdefault(id(function.variable), function.variable)
+        ahead += [after for after, _ in function.next_functions]
+    return list(found.values())
+
+
+def other_handlers() -> list[str]:
+    """Return the names of Pyro's handlers around a step, except those that only look at its parameters."""
+    return [
+        type(handler).__name__
+        for handler in _PYRO_STACK
+        if not (isinstance(handler, BlockMessenger) or (isinstance(handler, TraceMessenger) and handler.param_only))
+    ]
+
+
+class _Kept(dict):
+    """The tensors of the param store, of which `named_parameters` shows those alone that are parameters, not state of a baseline.
+
+    The store reads, saves, loads and copies all of them by its other methods, which look at names one by one or copy the dict whole.
+    """
+
+    state: frozenset[str] = frozenset()
+
+    def items(self) -> Any:
+        if self.state.isdisjoint(self):
+            return super().items()
+        return {name: x for name, x in super().items() if name not in self.state}.items()
+
+    def __reduce__(self) -> Any:
+        return dict, (dict(self),)
+
+
+def hide_state(names: Iterable[str]) -> None:
+    """Let `named_parameters` of the param store leave out some names, which get no gradient."""
+    store = pyro.get_param_store()
+    held = store._params
+    if not isinstance(held, _Kept):
+        if type(held) is not dict:
+            return  # A store of somebody else's: it shows what it shows.
+        held = store._params = _Kept(held)
+    if not held.state.issuperset(names):
+        held.state = held.state | frozenset(names)
+
+
+def unconstrained() -> dict[str, torch.Tensor]:
+    """Return the leaves of the param store by name, state of baselines included."""
+    return dict(pyro.get_param_store()._params)
+
+
+def constraints() -> dict[str, Any]:
+    """Return the constraints of the param store by name."""
+    # The public `get_state` takes from the parameters what SVI finds their unconstrained values by.
+    return dict(pyro.get_param_store()._constraints)
+
+
+def loaded_state(optimizer: PyroOptim) -> dict:
+    """Return the state that an optimizer was given for parameters that it has not met yet."""
+    return dict(optimizer._state_waiting_to_be_consumed)
+
+
+def settings() -> tuple:
+    """Return torch's settings that decide what an operation computes."""
+    return (
+        torch.get_default_dtype(),
+        *(
+            (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+            for kind in ("cpu", "cuda")
+            if torch.is_autocast_enabled(kind)
+        ),
+    )

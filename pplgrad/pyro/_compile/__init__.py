@@ -1,0 +1,1 @@
+"""Compiled training steps. Everything works without this package (`compile=False`)."""

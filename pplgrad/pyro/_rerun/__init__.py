@@ -1,0 +1,1 @@
+"""A Pyro program run again: branches, enumeration, wake-sleep, monitored steps."""

@@ -1,0 +1,455 @@
+"""Branches in Pyro: the program run again, with all branches in one particle plate or one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+
+from pplgrad.core.estimator import Estimator, Values
+from pplgrad.core.noise import Noise
+from pplgrad.core.objectives import CostWeights
+from pplgrad.core.program import Program
+from pplgrad.core.sites import Run
+from pplgrad.engine.branches import chunks
+from pplgrad.engine.checks import another_network
+from pplgrad.engine.layout import Layout
+from pplgrad.errors import CompileError, EstimatorError, ProgramError
+from pplgrad.estimators.relaxed import Relaxation
+from pplgrad.pyro._array_ops import TorchNoise, placed
+from pplgrad.pyro._baselines import PREFIX, forgetting
+from pplgrad.pyro._distributions import (
+    counted_parts,
+    every_log_prob,
+    family,
+    is_one_hot,
+    is_relaxable,
+    parameters,
+    unmasked,
+)
+from pplgrad.pyro._recording import is_recording, moved_generators
+from pplgrad.pyro._rerun.comparison import refuse_another_run, refuse_meeting, values_at
+from pplgrad.pyro._tracing.host_checks import PARTICLES, Nesting, at_other_values, broadcasting
+from pplgrad.pyro._tracing.particle_trace import Traces, axes_of, closed_cost, cost_of, with_particles, without_shapes
+from pplgrad.pyro._tracing.provenance import Provenance
+from pplgrad.pyro._tracing.relaxations import Extended, ExtendedModelMessenger, relaxed, softened
+
+
+class PyroDraw:
+    """`pplgrad.engine.branches.HostDraw`: a site of the guide's trace."""
+
+    def __init__(self, name: str, site: Any, vectorized: bool) -> None:
+        self.name = name
+        self.event_dim = site["fn"].event_dim
+        self._fn = unmasked(site["fn"])
+        self._vectorized = vectorized
+        self.value = self._led(site["value"].detach())
+        self._counted = counted_parts(self._fn)
+
+    def finite(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return the log probabilities of all categories and the numbers drawn."""
+        if self._counted is None:
+            return None
+        base, support = self._counted
+        value = self.value if self._vectorized else self.value[0]
+        if is_one_hot(base):
+            index = value.argmax(-1)
+        else:
+            index = (support.reshape(-1, *(1,) * value.dim()) == value).to(torch.int8).argmax(0)
+        return self._led(every_log_prob(base, support).expand(*index.shape, -1)), self._led(index)
+
+    def embed(self, index: torch.Tensor) -> torch.Tensor:
+        """Return the values that category numbers stand for."""
+        assert self._counted is not None
+        base, support = self._counted
+        if is_one_hot(base):
+            return torch.nn.functional.one_hot(index, len(support)).to(self.value.dtype)
+        return support[index]
+
+    def again(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return more draws from the same distribution, and their log densities."""
+        with torch.no_grad():
+            values = self._fn.sample((count,))
+        log_q = self._fn.log_prob(values)
+        if self._vectorized:
+            return values.movedim(0, 1), log_q.movedim(0, 1)
+        return values[None], log_q[None]
+
+    def parameters(self) -> dict[str, torch.Tensor] | None:
+        """Return the parameters of the site's family, where its draws are independent numbers."""
+        found = parameters(self._fn)
+        return None if found is None else {name: self._led(x) for name, x in found.items()}
+
+    def _led(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self._vectorized else x[None]
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One site's part of the branches: rows `start` to `stop` of each particle take its alternatives."""
+
+    site: str
+    values: Values
+    start: int
+    stop: int
+
+    def between(self, first: int, last: int) -> Branch:
+        """Return the part of the branch in a chunk of all rows, its place in the chunk and its alternatives there."""
+        start, stop = (min(max(at, first), last) for at in (self.start, self.stop))
+        skipped = start - self.start
+        values = Values(stop - start, lambda numbers: self.values.at(numbers + skipped))
+        return Branch(self.site, values, start - first, stop - first)
+
+
+Fresh = Callable[[Branch], torch.Tensor]
+"""From a branch to the value that a site drew there: as it was drawn, or relaxed as the branch's estimator asks."""
+
+
+class Intervention(Messenger):
+    """Puts alternatives in the place of draws, keeps the primary draw of what does not follow, and shares the minibatch.
+
+    Values are replaced after the draw, so that the generator goes on as in the primary run. With `temperatures` (by the
+    branch's site) discrete sites are relaxed, and their densities extended to weights.
+    """
+
+    def __init__(
+        self,
+        primary: Any,
+        replace: Callable[[str, Fresh, int], torch.Tensor] | None = None,
+        estimators: Mapping[str, Estimator] | None = None,
+        temperatures: Mapping[str, Any] | None = None,
+        arguments: tuple[tuple, Mapping[str, Any]] = ((), {}),
+        provenance: Provenance | None = None,
+    ) -> None:
+        super().__init__()
+        self._arguments = arguments
+        self._provenance = provenance
+        self._primary = primary
+        self._replace = replace
+        self._estimators = estimators or {}
+        self._temperatures = temperatures
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg) and not msg["done"] and msg["name"] in self._primary.nodes:
+            msg["value"], msg["done"] = self._primary.nodes[msg["name"]]["value"], True
+            if self._provenance is not None:
+                self._provenance.give(msg["value"])
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if self._replace is None or site_is_subsample(msg) or msg["is_observed"]:
+            return
+        name, fn, drawn = msg["name"], msg["fn"], msg["value"]
+        estimator = self._estimators.get(name)
+        fresh: Fresh = lambda branch: drawn  # noqa: E731
+        if isinstance(estimator, Relaxation):
+            drawn, msg["fn"] = relaxed(name, fn, drawn, estimator.at(*self._arguments))
+        elif self._temperatures is not None and is_relaxable(fn):
+            temperatures = self._temperatures
+            fresh = lambda branch: softened(name, fn, drawn, temperatures[branch.site])  # noqa: E731
+            msg["fn"] = Extended(fn)
+        elif self._temperatures is not None and not fn.has_rsample:
+            fresh = lambda branch: _unrelaxable(name, fn, branch)  # noqa: E731
+        msg["value"] = self._replace(name, fresh, fn.event_dim)
+        if self._provenance is not None:
+            plates = axes_of(msg["cond_indep_stack"], fn.event_dim)
+            msg["value"] = self._provenance.tag(name, msg["value"], plates)
+
+
+def _unrelaxable(name: str, fn: Any, branch: Branch) -> torch.Tensor:
+    raise EstimatorError(
+        f"Site '{name}' follows site '{branch.site}', whose estimator relaxes what follows, and {family(fn)} cannot be "
+        f"relaxed; use ScoreFunction() or LocalExpectation() at '{branch.site}'."
+    )
+
+
+class PyroBranches:
+    """`pplgrad.engine.branches.BranchHost` for one run of a program."""
+
+    def __init__(
+        self,
+        program: Program,
+        traces: Traces,
+        layout: Layout,
+        run: Run,
+        vectorized: bool,
+        depth: int | None,
+        weights: CostWeights,
+        at_once: int | None,
+        given: Callable[[], Iterable[torch.Tensor]] | None = None,
+    ) -> None:
+        """`depth` is the place of the particle plate where branches are vectorized, None where they run one by one.
+
+        No more than `at_once` branches of each particle are in the plate. `given` returns the tensors that were there before, where
+        the step is watched: then branches are compared with the plain way (`_rerun/comparison.py`).
+        """
+        self._program = program
+        self._traces = traces
+        self._layout = layout
+        self._particles = run.particles
+        self._vectorized = vectorized
+        self._depth = depth
+        self._weights = weights
+        self._at_most = at_once
+        self._before = run.costs
+        self._given = given
+        self._compared = given is None or traces.compared
+
+    def draw(self, site: str) -> PyroDraw:
+        """Return the draw of a site."""
+        return PyroDraw(site, self._traces.guide.nodes[site], self._vectorized)
+
+    def noise(self, site: str) -> Noise:
+        """Return the noise of a site's estimator."""
+        return TorchNoise()
+
+    def learned(self, site: str, name: str, start: Any) -> torch.Tensor:
+        """Return a number or array from the param store, put there at first use."""
+        node = self._traces.guide.nodes[site]
+
+        def made() -> torch.nn.Parameter:
+            return torch.nn.Parameter(node["fn"].log_prob(node["value"]).new_tensor(start))
+
+        found = pyro.param(f"{PREFIX}{site}.{name}", made)
+        if found.shape != np.shape(start):
+            what = self._traces.estimators[site]
+            raise EstimatorError(another_network(what, site, name, found.shape, np.shape(start), forgetting(site)))
+        return found
+
+    def branch_costs(self, values: Mapping[str, Values]) -> dict[str, list[torch.Tensor]]:
+        """Return the costs in all branches."""
+        with torch.no_grad():
+            return self._run_all(values, None)
+
+    def soft_costs(
+        self, values: Mapping[str, torch.Tensor], temperatures: Mapping[str, Any]
+    ) -> dict[str, list[torch.Tensor]]:
+        """Return the costs at relaxed values, with their gradient."""
+        return self._run_all({name: Values.of(x) for name, x in values.items()}, temperatures)
+
+    def _run_all(
+        self, values: Mapping[str, Values], temperatures: Mapping[str, Any] | None
+    ) -> dict[str, list[torch.Tensor]]:
+        branches, start = [], 0
+        for name, alternatives in values.items():
+            branches.append(Branch(name, alternatives, start, start + alternatives.count))
+            start += alternatives.count
+        if not self._compared:
+            self._compare_second_run(branches[0].site)
+        if self._depth is None:
+            return self._one_by_one(branches, temperatures)
+        return self._at_once(branches, start, self._depth, temperatures)
+
+    def path_slopes(
+        self, run: Run, sites: Sequence[str], weigh: Callable[[list[torch.Tensor], list[torch.Tensor]], torch.Tensor]
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return the values of sites with their gradient, and the derivative with respect to them of what `weigh` makes."""
+        values = [self._traces.guide.nodes[name]["value"] for name in sites]
+        values = [value for value in values if value.requires_grad]
+        if not values:
+            return []
+        total = weigh(run.costs, run.scores)
+        slopes = torch.autograd.grad(total, values, retain_graph=True, materialize_grads=True)
+        return list(zip(values, slopes, strict=True))
+
+    def _follows(self, site: str, chosen: str) -> bool:
+        """Return whether a site's draw depends on the chosen site's; a site of this branch alone surely does."""
+        return chosen in self._layout.ancestors.get(site, {chosen: 0})
+
+    def _one_by_one(
+        self, branches: Sequence[Branch], temperatures: Mapping[str, Any] | None
+    ) -> dict[str, list[torch.Tensor]]:
+        """Run each branch from the state of the generator in which the primary run began."""
+        result = {}
+        if is_recording() and self._traces.hidden_draws:
+            raise CompileError(
+                f"The step cannot be compiled, because the guide draws random numbers outside of its sample sites (dropout, or "
+                f"sites under block), which the branches of site '{branches[0].site}' have to share; use compile=False, or "
+                "ScoreFunction() there."
+            )
+        with moved_generators(), torch.random.fork_rng(devices=self._traces.rng_devices()):
+            for branch in branches:
+                rows = []
+                for number in range(branch.stop - branch.start):
+                    with moved_generators():
+                        self._traces.restore_rng()
+                    with at_other_values(branch.site, self._traces.estimators[branch.site]):
+                        traces = self._run(self._replacing(branch, number), temperatures, 1, None)
+                        rows.append(self._costs(*traces, branch.site))
+                result[branch.site] = [torch.cat(column) for column in zip(*rows, strict=True)]
+        return result
+
+    def _replacing(self, branch: Branch, number: int) -> Callable:
+        nodes = self._traces.guide.nodes
+        chosen = branch.values.at(placed([number], None, nodes[branch.site]["value"].device))[0, 0]
+
+        def replace(name: str, fresh: Fresh, event: int) -> torch.Tensor:
+            if name == branch.site:
+                return chosen
+            return fresh(branch) if self._follows(name, branch.site) else nodes[name]["value"].detach()
+
+        return replace
+
+    def _at_once(
+        self, branches: Sequence[Branch], count: int, depth: int, temperatures: Mapping[str, Any] | None
+    ) -> dict[str, list[torch.Tensor]]:
+        """Run all branches of all particles, those of a chunk in one plate, and one chunk after the other."""
+        if self._traces.hidden_draws:
+            raise ProgramError(
+                f"The guide draws random numbers outside of its sample sites (dropout, or sites under block), which the "
+                f"branches of site '{branches[0].site}' would draw anew under vectorize_particles; use "
+                "vectorize_particles=False, or ScoreFunction() there."
+            )
+        # What is differentiated is held in any case, and relaxed branches are few.
+        at_once = self._at_most if temperatures is None else None
+        with moved_generators(), torch.random.fork_rng(devices=self._traces.rng_devices()):
+            found = [
+                self._rows([branch.between(*chunk) for branch in branches], chunk[1] - chunk[0], depth, temperatures)
+                for chunk in chunks(count, at_once)
+            ]
+        every = [torch.cat(column, 1) for column in zip(*found, strict=True)] if len(found) > 1 else found[0]
+        return {
+            branch.site: [
+                x[:, branch.start : branch.stop].reshape(self._particles * (branch.stop - branch.start), *x.shape[2:])
+                for x in every
+            ]
+            for branch in branches
+        }
+
+    def _rows(
+        self, branches: Sequence[Branch], count: int, depth: int, temperatures: Mapping[str, Any] | None
+    ) -> list[torch.Tensor]:
+        """Run branches of all particles in one plate, particle by particle, `count` rows each: (particles, count, *batch)."""
+        particles = self._particles
+        nodes = self._traces.guide.nodes
+
+        def rows(value: torch.Tensor, event: int) -> torch.Tensor:
+            """Bring (particles, m, *B, *E) to as many batch dimensions as the particle plate asks for."""
+            batch, shape = value.dim() - 2 - event, tuple(value.shape)
+            return value.reshape(*shape[:2], *(1,) * (depth - 1 - batch), *shape[2:])
+
+        def replace(name: str, fresh: Fresh, event: int) -> torch.Tensor:
+            kept = nodes[name]["value"].detach()
+            kept = rows((kept if self._vectorized else kept[None])[:, None], event)
+            parts = []
+            for branch in branches:
+                if branch.start == branch.stop:
+                    continue
+                if name == branch.site:
+                    part = rows(branch.values.at(torch.arange(branch.values.count, device=kept.device)), event)
+                elif self._follows(name, branch.site):
+                    value = fresh(branch)
+                    part = value.reshape(particles, count, *value.shape[1:])[:, branch.start : branch.stop]
+                else:
+                    part = kept
+                parts.append(part.expand(-1, branch.stop - branch.start, *part.shape[2:]))
+            shape = torch.broadcast_shapes(*(part.shape[2:] for part in parts))
+            parts = [part.expand(particles, -1, *shape) for part in parts]
+            return torch.cat(parts, 1).reshape(particles * count, *shape)
+
+        # Particles that run together have been compared already, and branches run beside them.
+        follow = self._given is not None and not self._vectorized and temperatures is None
+        provenance = Provenance(self._given()) if follow and self._given is not None else None
+        with broadcasting(depth - 1, branches[0].site), provenance or nullcontext():
+            traces = self._run(replace, temperatures, particles * count, depth, provenance)
+            every = self._costs(*traces, None, particles * count, depth)
+        if provenance is not None:
+            refuse_meeting(self._layout, every, provenance, partial(self.alone, traces[0]))
+        return [x.reshape(particles, count, *x.shape[1:]) for x in every]
+
+    def alone(self, guide: Any, row: int) -> list[torch.Tensor] | None:
+        """Return the costs of a row of particles or branches by itself, at its own draws; None if the program cannot run so."""
+        values = values_at(guide, row)
+        try:
+            with moved_generators(), torch.random.fork_rng(devices=self._traces.rng_devices()), torch.no_grad():
+                traces = self._run(lambda name, fresh, event: values[name], None, 1, None)
+                return self._costs(*traces, None)
+        except (RuntimeError, IndexError, ValueError, KeyError, TypeError, AssertionError):
+            return None
+
+    def _compare_second_run(self, chosen: str) -> None:
+        """Run the program on the draws of the primary run, and refuse it if it computes something else."""
+        self._compared = True
+        nodes, depth = self._traces.guide.nodes, self._depth if self._vectorized else None
+        rows = self._particles if self._vectorized else 1
+        with moved_generators(), torch.random.fork_rng(devices=self._traces.rng_devices()), torch.no_grad():
+            self._traces.restore_rng()
+            traces = self._run(lambda name, fresh, event: nodes[name]["value"].detach(), None, rows, depth)
+            again = self._costs(*traces, chosen, rows, depth)
+        refuse_another_run(self._layout, self._before, again, chosen)
+
+    @without_shapes()
+    def _run(
+        self,
+        replace: Callable,
+        temperatures: Mapping[str, Any] | None,
+        rows: int,
+        depth: int | None,
+        provenance: Provenance | None = None,
+    ) -> tuple[Any, Any]:
+        """Return the traces of guide and model with `replace` standing outside of everything."""
+        model, guide, args, kwargs = self._program
+
+        def plated(function: Callable) -> Callable:
+            def run(*args: Any, **kwargs: Any) -> Any:
+                with pyro.plate(PARTICLES, rows, dim=-depth), Nesting(depth - 1):  # type: ignore[operator]
+                    return function(*args, **kwargs)
+
+            return run if depth is not None else function
+
+        chosen = self._traces.estimators
+        with Intervention(self._traces.guide, replace, chosen, temperatures, (args, kwargs), provenance):
+            guide_trace = poutine.trace(plated(guide)).get_trace(*args, **kwargs)
+        wide = [name for name, node in guide_trace.nodes.items() if isinstance(node.get("fn"), Extended)]
+        with Intervention(self._traces.model), ExtendedModelMessenger(wide):
+            replayed = poutine.replay(plated(model), trace=guide_trace)
+            model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+        return guide_trace, model_trace
+
+    def _costs(
+        self, guide: Any, model: Any, site: str | None, rows: int = 1, depth: int | None = None
+    ) -> list[torch.Tensor]:
+        """Return the costs in the order of the layout."""
+        found, sides = [], {1.0: model, -1.0: guide}
+        for spec in self._layout.costs:
+            if spec.name not in sides[spec.sign].nodes:
+                raise self._changed(spec.name, site)
+            node = sides[spec.sign].nodes[spec.name]
+            latent = self._weights.prior if spec.sign > 0 else self._weights.guide
+            closed = self._traces.closed.get(spec.name)
+            if closed is not None and spec.sign < 0:
+                cost = closed_cost(spec.name, closed, guide, model, self._weights)
+            else:
+                cost = cost_of(spec.name, node, self._weights.observed if node["is_observed"] else latent, closed)
+            found.append(cost[None] if depth is None else with_particles(node, cost, rows, depth))
+        counted = sum(
+            1
+            for side in sides.values()
+            for node in side.nodes.values()
+            if node["type"] == "sample" and not site_is_subsample(node)
+        )
+        if counted > len(found):
+            names = {spec.name for spec in self._layout.costs}
+            new = next(
+                n
+                for side in sides.values()
+                for n, node in side.nodes.items()
+                if node["type"] == "sample" and not site_is_subsample(node) and n not in names
+            )
+            raise self._changed(new, site)
+        return found
+
+    def _changed(self, name: str, site: str | None) -> ProgramError:
+        where = f"the value of site '{site}'" if site is not None else "the values of other sites"
+        return ProgramError(
+            f"Site '{name}' exists or not depending on {where}, whose estimator runs the program at other values; "
+            "use ScoreFunction() there."
+        )

@@ -1,0 +1,113 @@
+"""What is compared with the plain way while a step is watched: a particle by itself, a branch by itself, a second run.
+
+Particles run together, and branches beside them, in a plate to the left of all others. That is right for a program that broadcasts,
+and adds them up without an error in one that reduces a whole value (`z.sum()` where a plate's dimension was meant). Branches run the
+program's Python again, which is right as long as that computes the same from the same draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from pyro.poutine.util import site_is_subsample
+
+from pplgrad.engine.layout import Layout
+from pplgrad.errors import ProgramError
+from pplgrad.pyro._tracing.host_checks import PARTICLES
+from pplgrad.pyro._tracing.provenance import Provenance
+
+_AT_MOST = 8
+
+
+class Meeting(Exception):
+    """Particles or branches that run together meet in the density of a site."""
+
+    def __init__(self, site: str) -> None:
+        super().__init__(site)
+        self.site = site
+
+    @property
+    def message(self) -> str:
+        """What the user is told."""
+        return (
+            f"The log density of site '{self.site}' mixes particles (or branches) that run together under vectorize_particles=True: "
+            "something reduces a whole value, such as z.sum() where z.sum(-1) over the plate's own dimension would do. They run one by "
+            "one from here on, which is right and slower; name the dimensions, or use vectorize_particles=False."
+        )
+
+
+def unproved(layout: Layout, costs: Sequence[torch.Tensor], provenance: Provenance) -> list[tuple[str, str]]:
+    """Return pairs of a cost's site and a draw's whose particles are not known to stay apart on the way from one to the other."""
+    found = []
+    for spec, x in zip(layout.costs, costs, strict=True):
+        for name in provenance.names(provenance.of(x)):
+            if provenance.mixed(x, name, [(PARTICLES, -x.dim())]):
+                found.append((spec.name, name))
+    return found
+
+
+def refuse_meeting(
+    layout: Layout,
+    costs: Sequence[torch.Tensor],
+    provenance: Provenance,
+    alone: Callable[[int], Sequence[torch.Tensor] | None],
+) -> None:
+    """Raise `Meeting` where particles, or rows of branches, that run together depend on each other.
+
+    `costs` have shape (rows, *batch). What the operations of the program show to stay apart needs no comparison; what they show to mix
+    is refused; where they show nothing, rows are compared with what `alone` computes of one by itself.
+    """
+    pairs = unproved(layout, costs, provenance)
+    for cost, site in pairs:
+        if not provenance.is_unsure(site, PARTICLES):
+            raise Meeting(cost)
+    if not pairs and not provenance.escaped_ever:
+        return
+    for row in _some(len(costs[0])):
+        found = alone(row)
+        for spec, x, own in zip(layout.costs, costs, found or [], strict=False):
+            if not _agree(x[row], own):
+                raise Meeting(spec.name)
+
+
+def _some(count: int) -> Iterable[int]:
+    """Return numbers of rows to look at: all, or some from both ends."""
+    return range(count) if count <= _AT_MOST else [*range(_AT_MOST // 2), *range(count - _AT_MOST // 2, count)]
+
+
+def refuse_another_run(
+    layout: Layout, before: Sequence[torch.Tensor], again: Sequence[torch.Tensor], chosen: str
+) -> None:
+    """Refuse a program that computes another density when it runs again on the same draws: its branches would be of another program."""
+    for spec, x, y in zip(layout.costs, before, again, strict=True):
+        if not _agree(x, y):
+            raise ProgramError(
+                f"Site '{spec.name}' has another density when the program runs again on the same draws: a counter, a cache or random "
+                f"numbers of another library move on in its Python code, so that the branches of site '{chosen}' would be those of "
+                "another program. Pass what changes as an argument, or use ScoreFunction() there."
+            )
+
+
+def _agree(x: torch.Tensor, y: torch.Tensor) -> bool:
+    """Return whether two densities are the same but for rounding; shapes may differ by dimensions that hold nothing."""
+    x, y = x.detach().squeeze(), y.detach().squeeze()
+    if x.shape != y.shape:
+        try:
+            x, y = torch.broadcast_tensors(x, y)
+        except RuntimeError:
+            x, y = x.sum(), y.sum()
+    scale = torch.finfo(x.dtype).eps ** 0.5 if x.dtype.is_floating_point else 0.0
+    size = x.abs()[torch.isfinite(x)]
+    within = scale * (1.0 + (float(size.max()) if size.numel() else 0.0))
+    return torch.allclose(x, y.to(x.dtype), rtol=scale, atol=within, equal_nan=True)
+
+
+def values_at(trace: Any, row: int) -> dict[str, torch.Tensor]:
+    """Return the values of one row of the draws of a run in a plate of particles."""
+    return {
+        name: node["value"][row].detach()
+        for name, node in trace.nodes.items()
+        if node["type"] == "sample" and not node["is_observed"] and not site_is_subsample(node)
+    }

@@ -1,0 +1,535 @@
+"""Whether a program can have changed since its dependencies were found: the Python state that it reads.
+
+Dependencies are found by watching one run, and hold for later runs as long as the program does the same. What it
+does is decided by its arguments and by the Python objects that its code can reach: closures, globals, attributes,
+containers, arrays. A `Guard` remembers them, and `holds()` looks whether they are still the same. The world is closed: only
+what is known to depend on its arguments alone (`_reuse/known_code.py`) is passed by; all else is looked into, and a program that
+reaches what cannot be looked into (an iterator, a generator of random numbers, a cache, a file) has no guard, and is watched at
+every step. What a tensor holds needs no guard: a run in which a value leaves the tensors is never reused.
+"""
+
+from __future__ import annotations
+
+import array
+import functools
+import importlib.util
+import sys
+import types
+import weakref
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Mapping
+from functools import partial
+from operator import getitem
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+
+from pplgrad.pyro._reuse import known_code as known
+from pplgrad.pyro._reuse.arguments import arguments_kind
+from pplgrad.pyro._reuse.names_in_code import Names, names_of
+from pplgrad.pyro._reuse.probes import (
+    ITEMS,
+    MISSING,
+    SIMPLE,
+    Kind,
+    Probe,
+    alike,
+    ambient_probe,
+    array_probe,
+    class_probe,
+    contents_probe,
+    handlers,
+    hooks_of_all_modules,
+    kind_of,
+    mapping_probe,
+    names_probe,
+    sequence_probe,
+)
+from pplgrad.pyro._reuse.reads import (
+    content_of,
+    function_state,
+    is_module_in,
+    is_own,
+    is_tensor,
+    nothing,
+    partial_state,
+    slot_of,
+    times_taken,
+    which_are_one,
+)
+
+__all__ = ["Guard", "Unwatchable", "arguments_kind"]
+
+_LIMIT = 20_000
+
+
+class Unwatchable(Exception):
+    """The program reaches state whose changes cannot be seen."""
+
+
+class Guard:
+    """The Python state that some callables can reach, as a flat list of quick comparisons."""
+
+    def __init__(self, *roots: Any) -> None:
+        self._probes: list[Probe] = [ambient_probe()]
+        self._seen: dict[int, Any] = {}
+        self._done: set[int] = set()
+        self._ahead: list[Any] = [*roots, *handlers(), *hooks_of_all_modules()]
+        self._namespaces: dict[int, tuple[Mapping, dict[str, Any]]] = {}
+        self._classes: list[tuple[Any, type]] = []
+        # Modules that the program holds as values, and all attributes that it takes of anything.
+        self._modules: list[types.ModuleType] = []
+        self._attributes: set[str] = set()
+        self._taken: set[tuple[int, str]] = set()
+        self._compares = False
+        self._tensors: list[Callable[[], Any]] = []
+        self._walk()
+        for namespace, names in self._namespaces.values():
+            self._probes.append(names_probe(namespace, tuple(names), list(names.values())))
+        if (self._compares or "is_" in self._attributes) and self._tensors:
+            reads = self._tensors
+            same = which_are_one(reads)
+            self._probes.append(lambda: which_are_one(reads) == same)
+        objects, classes = [x for x, _ in self._classes], [x for _, x in self._classes]
+        self._probes.append(lambda: list(map(type, objects)) == classes)
+
+    @classmethod
+    def of(cls, *roots: Any) -> Guard | None:
+        """Return the guard of the callables, or None if they reach state that cannot be watched."""
+        try:
+            return cls(*roots)
+        except Exception:  # Code of the program's own objects may run, and may raise anything.
+            return None
+
+    @classmethod
+    def reason(cls, *roots: Any) -> str:
+        """Return what the callables reach that cannot be watched, or nothing."""
+        try:
+            cls(*roots)
+        except Unwatchable as error:
+            return str(error)
+        except Exception as error:
+            return f"an object that raises {type(error).__name__}"
+        return ""
+
+    def holds(self) -> bool:
+        """Return whether everything is as it was."""
+        try:
+            return all(probe() for probe in self._probes)
+        except Exception:  # What cannot be read any more has changed.
+            return False
+
+    def _walk(self) -> None:
+        while True:
+            while self._ahead:
+                if len(self._seen) > _LIMIT:
+                    raise Unwatchable("too many objects")
+                self._visit(self._ahead.pop())
+            if not self._open_modules():
+                return
+
+    def _open_modules(self) -> bool:
+        """Go into what may be taken of the modules that the program holds as values; return whether anything was new."""
+        if self._modules and not self._attributes.isdisjoint(known.LOOKING_UP):
+            raise Unwatchable(f"attributes of the module {self._modules[0].__name__} by names that are computed")
+        new = False
+        for module in self._modules:
+            for name in self._attributes:
+                if (id(module), name) not in self._taken:
+                    self._taken.add((id(module), name))
+                    if hasattr(module, name):
+                        self._of_module(module, (name,))
+                        new = True
+        return new
+
+    # What is found in one place: its mark is compared from now on, and it is looked into.
+
+    def _see(self, value: Any, read: Callable, *where: Any) -> Any:
+        """Go on into a value, and return what is to be found in its place again."""
+        kind = type(value)
+        if kind in SIMPLE:
+            return value
+        if issubclass(kind, torch.Tensor):
+            self._tensor(value, partial(read, *where))
+            plain = not value.__dict__ and kind in (torch.Tensor, torch.nn.Parameter)
+            return Kind(value) if plain else value
+        self._ahead.append(value)
+        return value
+
+    def _tensor(self, value: torch.Tensor, read: Callable[[], Any]) -> None:
+        self._tensors.append(read)
+        if id(value) in self._seen:
+            return
+        if value.__dict__ or type(value) not in (torch.Tensor, torch.nn.Parameter):
+            self._seen[id(value)] = value
+            kind = kind_of(value)
+            self._probes.append(lambda: kind_of(value) == kind)
+            self._mapping(value.__dict__)
+            self._class_of(value)
+
+    def _visit(self, value: Any) -> None:
+        kind = type(value)
+        if kind in SIMPLE or id(value) in self._seen:
+            return
+        if issubclass(kind, torch.Tensor):
+            self._see(value, lambda: value)
+            return
+        self._seen[id(value)] = value
+        visit = _VISITS.get(kind)
+        if visit is not None:
+            visit(self, value)
+        elif kind in known.ATOMS or kind.__module__ in ("typing", "_typing"):
+            self._atom(value)
+        elif issubclass(kind, np.generic) and kind is not np.void or issubclass(kind, np.dtype):
+            return
+        elif issubclass(kind, type):
+            self._class(value)
+        else:
+            self._object(value)
+
+    def _atom(self, value: Any) -> None:
+        owner = getattr(value, "__objclass__", None)
+        if owner is not None and isinstance(value, (types.MethodDescriptorType, types.ClassMethodDescriptorType)):
+            if not known.allowed(owner.__module__):
+                raise Unwatchable(f"{value.__qualname__} of the module {owner.__module__}")
+
+    # Functions and names.
+
+    def _function(self, function: types.FunctionType) -> None:
+        module, home, name = function.__globals__.get("__name__", ""), function.__module__, function.__qualname__
+        if not known.allowed(module):
+            if known.excepted_function(f"{module}.{name}"):
+                return
+            self._code(function)
+        elif known.allowed(home) and is_own(function):
+            if name == "get_param_store":
+                self._ahead.append(pyro.get_param_store())
+            elif not known.allowed_function(home, name):
+                raise Unwatchable(f"{home}.{name}()")
+            return
+        elif function.__closure__ is None:
+            return
+        state = (function.__code__, function.__defaults__, function.__kwdefaults__)
+        read = function_state
+        self._probes.append(lambda: read(function) == state)
+        self._ahead += [function.__defaults__, function.__kwdefaults__]
+        self._mapping(function.__dict__)
+        for cell in function.__closure__ or ():
+            self._cell(cell)
+
+    def _cell(self, cell: types.CellType) -> None:
+        self._seen[id(cell)] = cell
+        found = content_of(cell)
+        if isinstance(found, types.ModuleType):
+            # The code that takes its attributes is looked at; here is only whether it is the same.
+            mark = found
+        else:
+            mark = self._see(found, content_of, cell) if found is not MISSING else found
+        self._probes.append(lambda: alike(mark, content_of(cell)))
+
+    def _code(self, function: types.FunctionType) -> None:
+        names = names_of(function.__code__)
+        if not known.HIDDEN.isdisjoint(names.attributes):
+            self._hidden(names, function)
+        cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=False))
+        imported = self._imports(names, function.__globals__)
+        for is_global, name, chain in names.chains:
+            if is_global and name == "hash" and function.__name__ == "__hash__":
+                continue
+            if is_global:
+                self._global(function.__globals__, name, chain)
+            elif name in imported:
+                self._of_module(imported[name], chain)
+            elif name in cells and isinstance(content_of(cells[name]), types.ModuleType):
+                self._of_module(content_of(cells[name]), chain)
+        self._attributes |= names.attributes
+        self._compares |= names.compares
+
+    def _hidden(self, names: Names, function: types.FunctionType) -> None:
+        """Refuse attributes that show what cannot be watched, unless they are functions of modules (`torch.autograd.grad`)."""
+        for name in names.attributes & known.HIDDEN:
+            owners = [(root, chain) for _, root, chain in names.chains if name in chain]
+            found = function.__globals__
+            if not owners or not all(isinstance(found.get(root), types.ModuleType) for root, _ in owners):
+                raise Unwatchable(f"the attribute {name}")
+            if times_taken(function.__code__, name) > len(owners):
+                raise Unwatchable(f"the attribute {name}")
+
+    def _imports(self, names: Names, namespace: Mapping) -> dict[str, types.ModuleType]:
+        found: dict[str, types.ModuleType] = {}
+        for name, level, wanted, local in names.imports:
+            full = importlib.util.resolve_name("." * level + name, namespace.get("__package__")) if level else name
+            module = sys.modules.get(full)
+            if module is None:
+                raise Unwatchable(f"an import of {full}, which has not run yet")
+            self._probes.append(lambda full=full, module=module: sys.modules.get(full) is module)  # type: ignore[misc]
+            for each in wanted or ():
+                if each == "*":
+                    raise Unwatchable(f"an import of all of {full}")
+                self._of_module(module, (each,))
+            if wanted is None and (not local or local in found):
+                self._modules.append(module)
+            elif wanted is None:
+                found[local] = module
+        return found
+
+    def _global(self, namespace: dict, name: str, chain: tuple[str, ...]) -> None:
+        found = namespace.get(name, MISSING)
+        if found is MISSING:
+            self._names(namespace)[name] = MISSING
+            inside = namespace.get("__builtins__", {})
+            inside = vars(inside) if isinstance(inside, types.ModuleType) else inside
+            found = inside.get(name, MISSING)
+            if found is MISSING:
+                return
+            if not known.allowed_builtin(name):
+                raise Unwatchable(f"{name}()")
+            self._names(inside)[name] = found
+            if name in known.LOOKING_UP:
+                self._attributes.add(name)
+        elif isinstance(found, types.ModuleType):
+            self._names(namespace)[name] = found
+            self._of_module(found, chain)
+        elif name not in self._names(namespace):
+            self._names(namespace)[name] = self._see(found, namespace.get, name)
+
+    def _of_module(self, module: types.ModuleType, chain: tuple[str, ...]) -> None:
+        """Go into what is taken of a module, or remember that the program holds the module itself."""
+        if known.denied(module.__name__):
+            self._deny(module, chain)
+        if not chain:
+            if (id(module), "") not in self._taken:
+                self._taken.add((id(module), ""))
+                self._modules.append(module)
+            return
+        name, *others = chain
+        if name == "__class__":
+            return
+        if name in known.LOOKING_UP or name in ("__dict__", "__builtins__", "__loader__"):
+            raise Unwatchable(f"{module.__name__}.{name}")
+        namespace = vars(module)
+        found = namespace[name] if name in namespace else getattr(module, name, MISSING)
+        if found is MISSING:
+            self._names(namespace)[name] = MISSING
+        elif isinstance(found, types.ModuleType):
+            if name in namespace:
+                self._names(namespace)[name] = found
+            self._of_module(found, tuple(others))
+        elif name in namespace:
+            if name not in self._names(namespace):
+                self._deny(module, chain)
+                self._names(namespace)[name] = self._see(found, namespace.get, name)
+        elif not known.allowed(module.__name__):
+            raise Unwatchable(f"{module.__name__}.{name}, which is made up when it is read")
+        else:
+            self._ahead.append(found)
+
+    def _deny(self, module: types.ModuleType, chain: tuple[str, ...]) -> None:
+        full = ".".join((module.__name__, *chain[:1]))
+        if known.denied_function(full) and chain[:1] != ("get_param_store",):
+            raise Unwatchable(full)
+        if known.denied(module.__name__) and not known.excepted_function(full) and not is_module_in(module, chain):
+            raise Unwatchable(full)
+
+    def _names(self, namespace: Mapping) -> dict[str, Any]:
+        return self._namespaces.setdefault(id(namespace), (namespace, {}))[1]
+
+    def _builtin(self, function: types.BuiltinFunctionType) -> None:
+        owner = function.__self__
+        if owner is None or isinstance(owner, types.ModuleType):
+            module = function.__module__ or getattr(owner, "__name__", "")
+            if not known.allowed_function(module, function.__name__):
+                raise Unwatchable(f"{module}.{function.__name__}()")
+        elif isinstance(owner, type):
+            if function.__module__ is not None and not known.allowed_function(function.__module__, function.__name__):
+                raise Unwatchable(f"{function.__module__}.{function.__name__}()")
+            self._ahead.append(owner)
+        else:
+            self._ahead.append(owner)
+
+    def _method(self, method: types.MethodType) -> None:
+        self._ahead += [method.__func__, method.__self__]
+
+    def _partial(self, value: functools.partial) -> None:
+        state = partial_state(value)
+        self._probes.append(lambda: all(x is y for x, y in zip(partial_state(value), state, strict=True)))
+        self._ahead += state
+        self._attributes_of(value)
+
+    def _wrapped(self, value: Any) -> None:
+        """Look into a static or class method, or a property."""
+        parts = ("__func__",) if isinstance(value, (staticmethod, classmethod)) else ("fget", "fset", "fdel")
+        self._ahead += [getattr(value, part) for part in parts]
+        self._attributes_of(value)
+
+    def _cached(self, value: Any) -> None:
+        function = value.__wrapped__
+        if not known.allowed(getattr(function, "__module__", None)):
+            raise Unwatchable(f"the cache of {function.__qualname__}")
+
+    # Containers.
+
+    def _sequence(self, value: Any) -> None:
+        items = ITEMS[next(base for base in type(value).__mro__ if base in ITEMS)]
+        indexed = isinstance(value, (list, tuple))
+        kept = [
+            self._see(item, *((getitem, value, i) if indexed else (nothing,))) for i, item in enumerate(items(value))
+        ]
+        if type(value) is not tuple or any(type(x) is Kind for x in kept):
+            self._probes.append(sequence_probe(value, items, kept))
+
+    def _mapping(self, value: Any, skipped: frozenset[str] = frozenset()) -> None:
+        kind: Any = OrderedDict if issubclass(type(value), OrderedDict) else dict
+        if id(value) in self._done:
+            return
+        self._done.add(id(value))
+        self._seen[id(value)] = value
+        keys = [key for key in kind.__iter__(value) if key not in skipped]
+        kept = []
+        for key in keys:
+            if type(key) not in SIMPLE:
+                self._ahead.append(key)
+            item = dict.__getitem__(value, key)
+            kept.append(self._see(item, dict.get, value, key))
+        self._probes.append(mapping_probe(value, keys, kept, skipped))
+
+    def _default_dict(self, value: defaultdict) -> None:
+        self._mapping(value)
+        made = value.default_factory
+        self._ahead.append(made)
+        self._probes.append(lambda: value.default_factory is made)
+
+    def _proxy(self, value: types.MappingProxyType) -> None:
+        keys = list(value)
+        self._ahead += keys
+        self._probes.append(mapping_probe(value, keys, [self._see(value[key], getitem, value, key) for key in keys]))
+
+    def _slice(self, value: slice) -> None:
+        self._ahead += [value.start, value.stop, value.step]
+
+    def _array(self, value: np.ndarray) -> None:
+        if value.dtype.hasobject:
+            if value.dtype != object:
+                raise Unwatchable("an array with fields of Python objects")
+            flat = value.view(np.ndarray).ravel
+            kept = [self._see(item, nothing) for item in flat()]
+            form = (value.dtype, value.shape)
+            self._probes.append(lambda: (value.dtype, value.shape) == form and all(map(alike, kept, flat())))
+        else:
+            self._probes.append(array_probe(value))
+
+    def _buffer(self, value: Any) -> None:
+        if isinstance(value, memoryview):
+            self._ahead.append(value.obj)
+        self._probes.append(contents_probe(value))
+
+    def _reference(self, value: weakref.ref) -> None:
+        target = weakref.ref.__call__(value)
+        self._ahead.append(target)
+        self._probes.append(lambda: weakref.ref.__call__(value) is target)
+
+    # Objects and classes.
+
+    def _object(self, value: Any) -> None:
+        cls: Any = type(value)
+        skipped = known.changing(cls)
+        if "*" in skipped:
+            return
+        hidden = known.hides_state(cls)
+        if hidden is not None:
+            visit = _VISITS.get(hidden)
+            if visit is None:
+                raise Unwatchable(f"an object of type {cls.__module__}.{cls.__qualname__}")
+            if hidden is not np.ndarray or cls is not np.memmap:
+                visit(self, value)
+        if any("__next__" in vars(base) for base in cls.__mro__):
+            raise Unwatchable(f"an iterator, of type {cls.__module__}.{cls.__qualname__}")
+        self._attributes_of(value)
+
+    def _attributes_of(self, value: Any) -> None:
+        """Watch an object's class, attributes and slots."""
+        cls: Any = type(value)
+        self._class_of(value)
+        for base in cls.__mro__:
+            for name, slot in vars(base).items():
+                if name == "__dict__" and type(slot) not in (types.GetSetDescriptorType, types.MemberDescriptorType):
+                    raise Unwatchable(f"{cls.__qualname__}, which makes up its attributes")
+                if type(slot) is types.MemberDescriptorType and name not in ("__dict__", "__weakref__"):
+                    self._slot(value, slot)
+        try:
+            state = object.__getattribute__(value, "__dict__")
+        except AttributeError:
+            return
+        self._mapping(state, known.changing(cls))
+
+    def _slot(self, value: Any, slot: Any) -> None:
+        mark = slot_of(slot, value)
+        if mark is not MISSING:
+            mark = self._see(mark, slot_of, slot, value)
+        self._probes.append(lambda: alike(mark, slot_of(slot, value)))
+
+    def _class_of(self, value: Any) -> None:
+        cls = type(value)
+        self._classes.append((value, cls))
+        if id(cls) not in self._seen:
+            self._ahead.append(cls)
+
+    def _class(self, cls: type) -> None:
+        mro = cls.__mro__
+        for base in mro:
+            if base is not object and (base is cls or id(base) not in self._seen):
+                self._seen[id(base)] = base
+                self._one_class(base)
+        if cls.__flags__ & known.HEAP:
+            self._probes.append(lambda: cls.__mro__ is mro or cls.__mro__ == mro)
+        if type(cls) is not type and id(type(cls)) not in self._seen:
+            self._ahead.append(type(cls))
+
+    def _one_class(self, cls: type) -> None:
+        library = known.allowed(cls.__module__) and known.allowed_function(cls.__module__, cls.__qualname__)
+        if not cls.__flags__ & known.HEAP:
+            if not library:
+                raise Unwatchable(f"the type {cls.__module__}.{cls.__qualname__}")
+            return
+        if library and cls.__module__ in known.SETTLED:
+            return
+        # An iterator's or a generator's class may be used inside of a run; only one that outlives it is refused.
+        space = {name: found for name, found in vars(cls).items() if name not in known.NOT_OF_CLASSES}
+        for found in space.values():
+            if not library or type(found) not in known.CODE:
+                if issubclass(type(found), torch.Tensor):
+                    self._see(found, nothing)
+                elif type(found) not in SIMPLE:
+                    self._ahead.append(found)
+        names, kept = list(space), [Kind(x) if is_tensor(x) else x for x in space.values()]
+        self._probes.append(class_probe(vars(cls), names, kept))
+
+
+_VISITS: dict[Any, Callable[[Any, Any], None]] = {
+    types.FunctionType: Guard._function,
+    types.BuiltinFunctionType: Guard._builtin,
+    types.MethodType: Guard._method,
+    types.MethodWrapperType: lambda self, value: self._ahead.append(value.__self__),
+    types.CellType: Guard._cell,
+    types.ModuleType: lambda self, value: self._of_module(value, ()),
+    functools.partial: Guard._partial,
+    functools._lru_cache_wrapper: Guard._cached,
+    staticmethod: Guard._wrapped,
+    classmethod: Guard._wrapped,
+    property: Guard._wrapped,
+    dict: Guard._mapping,
+    OrderedDict: Guard._mapping,
+    defaultdict: Guard._default_dict,
+    types.MappingProxyType: Guard._proxy,
+    slice: Guard._slice,
+    np.ndarray: Guard._array,
+    bytearray: Guard._buffer,
+    memoryview: Guard._buffer,
+    array.array: Guard._buffer,
+    weakref.ref: Guard._reference,
+    **dict.fromkeys(ITEMS, Guard._sequence),
+    # Of these, a subclass's value is compared by its owner by identity, and cannot change.
+    **dict.fromkeys((int, float, str, bytes, complex, torch.Size), lambda self, value: None),
+}

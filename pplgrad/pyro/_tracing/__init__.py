@@ -1,0 +1,1 @@
+"""From a Pyro program to sites, costs, and what each of them depends on."""

@@ -1,0 +1,96 @@
+"""The ways out of torch that no dispatched operation shows: what comes out of a call and is no tensor."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, Protocol
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from pplgrad.pyro._tracing.indexing import classes, one_hot, without_numbers
+from pplgrad.pyro._tracing.operations import tensors_in
+
+# These say something of a tensor that does not depend on its elements.
+_METADATA = set(
+    "shape dtype device layout ndim requires_grad grad_fn names itemsize nbytes output_nr retains_grad _version _backward_hooks "
+    "size dim numel nelement stride storage_offset element_size type ndimension get_device __len__ __hash__ has_names "
+    "broadcast_shapes result_type can_cast _is_view __dlpack_device__ register_hook _is_zerotensor _has_compatible_shallow_copy_type _cdata grad_dtype "
+    "volatile __dir__ dim_order sparse_dim dense_dim storage_type promote_types".split()
+)
+
+_READING = {torch.Tensor.__bool__, torch.Tensor.item, torch.Tensor.__int__, torch.Tensor.__index__}
+
+
+class Followed(Protocol):
+    """What is known of tensors: which draws they were computed from, as bits."""
+
+    def of(self, *trees: Any) -> int:
+        """Return what tensors in nested containers read."""
+
+    def forget(self, tensor: torch.Tensor) -> None:
+        """Take what a tensor reads as unknown."""
+
+    def is_innocent(self, bits: int, tree: Any) -> bool:
+        """Return whether reading tensors steers nothing."""
+
+    def escape(self, bits: int) -> None:
+        """Note that everything from here on may read these draws."""
+
+
+class Leaving(TorchFunctionMode):
+    """Sees the ways out of torch that no dispatched operation shows, and what copies elements without one."""
+
+    def __init__(self, provenance: Followed) -> None:
+        super().__init__()
+        self._provenance = provenance
+        self._calls: list[tuple] = []
+
+    def bits_of_calls(self) -> int:
+        """Return what the arguments of the calls that are running read."""
+        return self._provenance.of(self._calls) if self._calls else 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if _is_metadata(func):
+            return func(*args, **kwargs)
+        if func is torch.Tensor.__getitem__:
+            args = without_numbers(args)
+        elif func is torch.nn.functional.one_hot and classes(args, kwargs) >= 0:
+            func = one_hot
+        numbers_alone = (
+            func is torch.Tensor.__setitem__ and isinstance(args[2], (bool, int, float)) and not _lists(args[1])
+        )
+        # In `x[mask] = 0` the number is made a tensor, and nothing else.
+        self._calls.append(() if numbers_alone else (args, kwargs) if kwargs else args)
+        try:
+            out = func(*args, **kwargs)
+        finally:
+            self._calls.pop()
+        if out is None:
+            if getattr(func, "__name__", "") == "__set__":
+                self._provenance.forget(args[0])
+        elif not isinstance(out, torch.Tensor):
+            self._left(func, args, kwargs, out)
+        return out
+
+    def _left(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        """Note that something came out that is no tensor, and may have been made of elements."""
+        if tensors_in(out) or not tensors_in((args, kwargs)):
+            return
+        bits = self._provenance.of(args, list(kwargs.values()))
+        if not (func in _READING and self._provenance.is_innocent(bits, args[:1])):
+            self._provenance.escape(bits)
+
+
+def _lists(index: Any) -> bool:
+    """Return whether an index holds a list, of which torch makes a tensor."""
+    return isinstance(index, list) or (isinstance(index, tuple) and any(isinstance(x, (list, tuple)) for x in index))
+
+
+@cache
+def _is_metadata(func: Any) -> bool:
+    name = getattr(func, "__name__", "")
+    if name == "__get__":
+        name = getattr(func.__self__, "__name__", "")
+    return name in _METADATA or (name.startswith("is_") and name != "is_nonzero")

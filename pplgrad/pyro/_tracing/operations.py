@@ -1,0 +1,89 @@
+"""What an operation of torch does to its arguments, and the tensors among these."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+
+from pplgrad.pyro._tracing.axes import writes_unsaid
+
+
+def tensors_in(tree: Any) -> list[torch.Tensor]:
+    """Return the tensors in nested lists, tuples and dictionaries."""
+    found: list[torch.Tensor] = []
+    _collect(tree, found)
+    return found
+
+
+def _collect(tree: Any, found: list[torch.Tensor]) -> None:
+    if isinstance(tree, torch.Tensor):
+        found.append(tree)
+    elif isinstance(tree, (list, tuple)):
+        for item in tree:
+            _collect(item, found)
+    elif isinstance(tree, dict):
+        for item in tree.values():
+            _collect(item, found)
+
+
+class Facts(NamedTuple):
+    """What an operation does beside computing.
+
+    It draws, reads elements into Python, has a shape that depends on them, makes a tensor of data, writes, swaps a storage, writes
+    what its schema does not say, or cuts the derivative.
+    """
+
+    random: bool
+    reads: bool
+    dynamic: bool
+    lifts: bool
+    written: bool
+    sets: bool
+    unsaid: bool
+    cuts: bool
+
+
+@cache
+def facts_of(func: Any) -> Facts:
+    tags, name = func.tags, func._schema.name
+    return Facts(
+        torch.Tag.nondeterministic_seeded in tags,
+        torch.Tag.data_dependent_output in tags,
+        torch.Tag.dynamic_output_shape in tags,
+        name in ("aten::lift_fresh", "aten::lift_fresh_copy", "aten::lift"),
+        bool(places_written(func)),
+        name == "aten::set_",
+        writes_unsaid(func),
+        name in ("aten::detach", "aten::detach_", "aten::detach_copy"),
+    )
+
+
+def operands_of(func: Any, args: Any, kwargs: Any) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield the tensors among an operation's arguments, those of a list one by one, with the argument's place."""
+    for place, arg in enumerate(args):
+        for tensor in tensors_in(arg):
+            yield place, tensor
+    if kwargs:
+        names = [a.name for a in func._schema.arguments]
+        for name, arg in kwargs.items():
+            if name != "out":
+                for tensor in tensors_in(arg):
+                    yield names.index(name), tensor
+
+
+@cache
+def places_written(func: Any) -> list[tuple[int, str]]:
+    every = enumerate(func._schema.arguments)
+    return [(i, a.name) for i, a in every if a.alias_info is not None and a.alias_info.is_write]
+
+
+def dynamic_shape(func: Any, args: Any) -> bool:
+    """Return whether an operation's result has a shape that depends on values: an index of whole numbers has not."""
+    if torch.Tag.dynamic_output_shape not in func.tags:
+        return False
+    if func is torch.ops.aten.index.Tensor:
+        return any(index.dtype in (torch.bool, torch.uint8) for index in tensors_in(args[1]))
+    return True

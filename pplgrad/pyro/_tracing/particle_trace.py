@@ -1,0 +1,486 @@
+"""One run of a guide and a model: from Pyro's traces to the engine's sites, costs and arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+
+from pplgrad.core.estimator import Estimator
+from pplgrad.core.objectives import CostWeights, Objective
+from pplgrad.core.plates import EVERY, OWN, WHOLE, Plate, Read
+from pplgrad.core.program import Program
+from pplgrad.core.site_info import SiteInfo
+from pplgrad.core.sites import CostSpec, Run, SiteSpec
+from pplgrad.engine.checks import (
+    impossible_log_prob,
+    is_about_the_value,
+    moving_support,
+    refuse_mismatch,
+    refuse_model_estimator,
+)
+from pplgrad.errors import PplgradError, ProgramError
+from pplgrad.estimators.relaxed import Relaxation
+from pplgrad.pyro._distributions import (
+    categories,
+    elements,
+    family,
+    is_discrete,
+    is_relaxable,
+    moves,
+    partly_reparameterized,
+    score_squared,
+    unmasked,
+)
+from pplgrad.pyro._recording import is_recording
+from pplgrad.pyro._tracing.closed_forms import closed_form
+from pplgrad.pyro._tracing.host_checks import PARTICLES, check_programs, check_shape
+from pplgrad.pyro._tracing.provenance import PlateAxis, Provenance
+from pplgrad.pyro._tracing.relaxations import Extended, ExtendedModelMessenger, relaxed
+
+# The site's name, its distribution, the estimator that its own `infer` names, and the dimensions of its plates.
+Resolve = Callable[[str, Any, Estimator | None, frozenset[int]], Estimator]
+
+
+class SiteMessenger(Messenger):
+    """Sees every site from the outside: binds estimators, makes draws constant, follows provenance.
+
+    It stands outermost, so that what it puts into a message is what the program and the trace get to see.
+    """
+
+    def __init__(self, resolve: Resolve | None, provenance: Provenance | None, args: tuple, kwargs: dict) -> None:
+        super().__init__()
+        self._arguments = args, kwargs
+        self.estimators: dict[str, Estimator] = {}
+        self.escaped: dict[str, int] = {}
+        self._resolve = resolve
+        self._provenance = provenance
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if self._provenance is not None:
+            self._provenance.drawing = True
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if self._provenance is not None:
+            self._provenance.drawing = False
+        if site_is_subsample(msg):
+            return
+        if self._provenance is not None:
+            self.escaped[msg["name"]] = self._provenance.escaped
+        if msg["is_observed"]:
+            return
+        if self._resolve is not None:
+            estimator = self._bind(msg)
+            if estimator.uses_score and msg["value"].requires_grad:
+                msg["value"] = msg["value"].detach()
+            if isinstance(estimator, Relaxation):
+                msg["value"], msg["fn"] = relaxed(msg["name"], msg["fn"], msg["value"], estimator.at(*self._arguments))
+        if self._provenance is not None:
+            may_be_relaxed = isinstance(msg["fn"], Extended) or is_relaxable(msg["fn"])
+            plates = axes_of(msg["cond_indep_stack"], msg["fn"].event_dim)
+            derived = msg["fn"].has_rsample
+            msg["value"] = self._provenance.tag(msg["name"], msg["value"], plates, may_be_relaxed, derived)
+
+    def _bind(self, msg: Any) -> Estimator:
+        assert self._resolve is not None
+        plates = frozenset(frame.dim for frame in msg["cond_indep_stack"] if frame.vectorized)
+        estimator = self._resolve(msg["name"], msg["fn"], msg["infer"].get("estimator"), plates)
+        self.estimators[msg["name"]] = estimator
+        # A step that is recorded has run before.
+        if estimator.needs_fixed_support and not is_recording() and moves(msg["fn"]):
+            fn = unmasked(msg["fn"])
+            raise moving_support(msg["name"], family(fn), estimator, fn.has_rsample and not partly_reparameterized(fn))
+        return estimator
+
+
+def axes_of(frames: Any, events: int) -> list[PlateAxis]:
+    """Return the plates of a value, that of the particles among them, and their axes in it."""
+    return [PlateAxis(frame.name, frame.dim - events) for frame in frames if frame.vectorized]
+
+
+class SharedMinibatch(Messenger):
+    """Makes later runs draw the elements of a subsampled plate that the first one drew: a weight is that of one data point."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._drawn: dict[str, Any] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg) and not msg["done"] and msg["name"] in self._drawn:
+            msg["value"], msg["done"] = self._drawn[msg["name"]], True
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            self._drawn.setdefault(msg["name"], msg["value"])
+
+
+def site_info(name: str, fn: Any, particles: int, plates: Collection[int], objective: Objective) -> SiteInfo:
+    """Return what an estimator needs to know of a site, given the dimensions of its plates."""
+    reparameterized = fn.has_rsample and not partly_reparameterized(fn)
+    return SiteInfo(
+        name,
+        family(fn),
+        reparameterized,
+        is_discrete(fn),
+        particles,
+        categories(fn),
+        relaxable=is_relaxable(fn),
+        elements=elements(fn, plates),
+        objective=objective,
+        reach=elements(fn, ()),
+    )
+
+
+class _ModelInferMessenger(Messenger):
+    """Stands innermost in the model, where `infer` is still the model's own."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        refuse_model_estimator(msg)
+
+
+@dataclass
+class Traces:
+    """The traces of one run, with the estimator of each latent guide site."""
+
+    guide: Any
+    model: Any
+    estimators: dict[str, Estimator]
+    guide_escaped: dict[str, int]
+    model_escaped: dict[str, int]
+    rng: dict[Any, torch.Tensor]
+    hidden_draws: bool
+    closed: dict[str, str] = field(default_factory=dict)
+    particles: int = 1
+    """The particles that run together, in a plate of their own."""
+    apart: bool = False
+    """Whether branches run one by one in any case."""
+    unseen: bool = False
+    """Whether another thread may have had a part in the run, which is not followed."""
+    compared: bool = False
+    """Whether the run is not to be compared with a second one on the same draws."""
+
+    def __post_init__(self) -> None:
+        self.guide_sites = _samples(self.guide)
+        self.model_sites = _samples(self.model)
+
+    def indices(self) -> dict[str, torch.Tensor]:
+        """Return the elements of each subsampled plate."""
+        return {
+            name: site["value"]
+            for trace in (self.model, self.guide)
+            for name, site in trace.nodes.items()
+            if site_is_subsample(site) and _is_drawn(site)
+        }
+
+    def rng_devices(self) -> list[Any]:
+        """Return the devices, beside the CPU, whose generators were there when the run began."""
+        return [device for device in self.rng if device != "cpu"]
+
+    def restore_rng(self) -> None:
+        """Put the generators into the state in which the run began."""
+        restore(self.rng)
+
+    def signature(self) -> tuple:
+        """Return the program's structure: names, families, shapes, plates and estimators of all sites, in order."""
+        model = [_kind(name, site) for name, site in self.model_sites]
+        guide = [(_kind(n, site), id(self.estimators.get(n)), self.closed.get(n)) for n, site in self.guide_sites]
+        return (model, guide)
+
+
+@contextmanager
+def without_shapes() -> Iterator[None]:
+    """Raise an error of pplgrad's as it was: Pyro's traces add the shapes of all their sites to its sentence."""
+    try:
+        yield
+    except PplgradError as error:
+        first: BaseException = error
+        while type(first.__cause__) is type(error) and str(first).startswith(str(first.__cause__)):
+            first = first.__cause__
+        raise first from first.__cause__
+
+
+@without_shapes()
+def run_traces(
+    program: Program,
+    resolve: Resolve,
+    provenance: Provenance | None,
+) -> Traces:
+    """Run the guide, and the model against it, and return their traces."""
+    model, guide, args, _ = program
+    kwargs = dict(program.kwargs)
+    outer = SiteMessenger(resolve, provenance, args, kwargs)
+    inner = SiteMessenger(None, provenance, args, kwargs)
+    rng = generators()
+    hidden_draws = False
+    with provenance or nullcontext():
+        effect_guide = poutine.unwrap(guide)
+        if isinstance(effect_guide, Messenger):
+            with outer:
+                guide(*args, **kwargs)
+            model_trace, guide_trace = effect_guide.get_traces()
+            inner.escaped = outer.escaped
+        else:
+            with outer:
+                guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+            hidden_draws = provenance is not None and provenance.hidden_draws
+            with ExitStack() as stack:
+                if provenance is not None:
+                    stack.enter_context(inner)
+                    provenance.escaped = 0
+                names = [name for name, found in outer.estimators.items() if found.relaxes]
+                if names:
+                    stack.enter_context(ExtendedModelMessenger(names))
+                replayed = poutine.replay(_checked(model) if provenance is not None else model, trace=guide_trace)
+                model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+    return Traces(guide_trace, model_trace, outer.estimators, outer.escaped, inner.escaped, rng, hidden_draws)
+
+
+def restore(states: dict[Any, torch.Tensor]) -> None:
+    """Put generators into the states that `generators` returned."""
+    for device, state in states.items():
+        if device == "cpu":
+            torch.set_rng_state(state)
+        else:
+            torch.cuda.set_rng_state(state, device)
+
+
+def generators() -> dict[Any, torch.Tensor]:
+    """Return the state of each device's generator; looking at a GPU that is not in use would start it."""
+    states: dict[Any, torch.Tensor] = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_initialized():
+        states.update(enumerate(torch.cuda.get_rng_state_all()))
+    return states
+
+
+def _checked(model: Callable) -> Callable:
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        with _ModelInferMessenger():
+            return model(*args, **kwargs)
+
+    return checked
+
+
+def _is_drawn(site: Any) -> bool:
+    fn = site["fn"]
+    return isinstance(site["value"], torch.Tensor) and len(site["value"]) < fn.size
+
+
+def _samples(trace: Any) -> list[tuple[str, Any]]:
+    return [(n, site) for n, site in trace.nodes.items() if site["type"] == "sample" and not site_is_subsample(site)]
+
+
+def _kind(name: str, site: Any) -> tuple:
+    fn = site["fn"]
+    return (
+        name,
+        fn.__class__,
+        fn.batch_shape,
+        fn.event_shape,
+        site["cond_indep_stack"],
+        site["is_observed"],
+        site["mask"] is None,
+        getattr(site["value"], "shape", None),
+    )
+
+
+def check_match(traces: Traces, nesting: float) -> None:
+    """Refuse a guide and a model that do not fit together."""
+    refuse_mismatch(dict(traces.guide_sites), dict(traces.model_sites))
+    check_programs(traces.model, traces.guide, nesting)
+
+
+def record(
+    traces: Traces,
+    particles: int,
+    vectorized: bool,
+    depth: int,
+    provenance: Provenance | None,
+    weights: CostWeights,
+    nesting: float | None = None,
+) -> Run:
+    """Compute the log densities of a run.
+
+    Scores come for latent guide sites in guide order; costs for the model's sites and then for the guide's.
+    `depth` is the position of the particle dimension (counted from the right) where particles are vectorized. With `nesting`, the
+    most nested plates that there may be, the shapes of costs are checked as Pyro does.
+    """
+    scores: list[torch.Tensor] = []
+    model_costs: list[torch.Tensor] = []
+    guide_costs: list[torch.Tensor] = []
+    squares: dict[str, Callable[[], torch.Tensor]] = {}
+    through: dict[str, torch.Tensor] = {}
+
+    def shaped(site: Any, x: torch.Tensor) -> torch.Tensor:
+        return with_particles(site, x, particles, depth) if vectorized else x[None]
+
+    def counted(site: Any, x: torch.Tensor) -> torch.Tensor:
+        if nesting is not None:
+            check_shape(site, x, nesting)
+        return shaped(site, x)
+
+    with provenance or nullcontext(), _escapes(provenance) as escaped:
+        for name, site in traces.model_sites:
+            weight = weights.observed if site["is_observed"] else weights.prior
+            model_costs.append(counted(site, cost_of(name, site, weight, traces.closed.get(name))))
+            escaped(traces.model_escaped, name)
+        for name, site in traces.guide_sites:
+            estimator = traces.estimators.get(name)
+            log_q = log_prob(name, site, site["fn"])
+            if estimator is not None and estimator.path_only:
+                held = log_prob(name, {**site, "value": site["value"].detach()}, site["fn"])
+                through[name] = shaped(site, weighted(_scaled(site, held), weights.guide))
+            if name in traces.closed:
+                cost = closed_cost(name, traces.closed[name], traces.guide, traces.model, weights)
+            else:
+                cost = weighted(_scaled(site, log_q), weights.guide)
+            if estimator is not None:
+                bare = unmasked(site["fn"])
+                score = log_q if bare is site["fn"] else log_prob(name, site, bare)
+                scores.append(shaped(site, score))
+                squares[name] = partial(_shaped_square, shaped, site, bare)
+            guide_costs.append(counted(site, cost))
+            escaped(traces.guide_escaped, name)
+    return Run(particles, scores, model_costs + guide_costs, {}, squares, through)
+
+
+@contextmanager
+def _escapes(provenance: Provenance | None) -> Iterator[Callable[[dict[str, int], str], None]]:
+    """Give what notes, beside what had left the tensors when a site was drawn, what its log density and those before it read."""
+    if provenance is not None:
+        provenance.escaped = 0
+
+    def note(noted: dict[str, int], name: str) -> None:
+        if provenance is not None:
+            noted[name] = noted.get(name, 0) | provenance.escaped
+
+    yield note
+
+
+def _shaped_square(shaped: Callable, site: Any, fn: Any) -> torch.Tensor:
+    return shaped(site, score_squared(site["name"], fn, site["value"]))
+
+
+def log_prob(name: str, site: Any, fn: Any) -> torch.Tensor:
+    """Return the log density of a site's value, naming the site if its shape does not fit."""
+    try:
+        return fn.log_prob(site["value"], *site["args"], **site["kwargs"])
+    except PplgradError:
+        raise
+    except (ValueError, RuntimeError) as error:
+        if not is_about_the_value(error):
+            raise
+        raise impossible_log_prob(name, fn, error) from error
+
+
+def closed_cost(name: str, kind: str, guide: Any, model: Any, weights: CostWeights) -> torch.Tensor:
+    """Return what stands for a guide site's log density in closed form, as it counts in the objective."""
+    node = guide.nodes[name]
+    return weighted(_scaled(node, closed_form(name, kind, node, model.nodes.get(name))), weights.guide)
+
+
+def cost_of(name: str, site: Any, weight: Any = 1.0, closed: str | None = None) -> torch.Tensor:
+    """Return a site's log density as it counts in the objective: scaled, masked and weighted.
+
+    A model's site whose divergence is in closed form counts with its guide's site alone.
+    """
+    if closed == "kl":
+        return torch.zeros_like(log_prob(name, site, site["fn"]))
+    return weighted(_scaled(site, log_prob(name, site, site["fn"])), weight)
+
+
+def weighted(cost: torch.Tensor, weight: Any) -> torch.Tensor:
+    """Return a cost times its weight in the objective; a weight of 0 leaves nothing, not even of an infinite cost."""
+    if isinstance(weight, (int, float)) and weight in (0, 1):
+        return cost if weight else torch.zeros_like(cost)
+    return cost * weight
+
+
+def _scaled(site: Any, log_density: torch.Tensor) -> torch.Tensor:
+    scale, mask = site["scale"], site["mask"]
+    if mask is None and isinstance(scale, (int, float)) and scale == 1:
+        return log_density
+    return scale_and_mask(log_density, scale, mask)
+
+
+def with_particles(site: Any, x: torch.Tensor, particles: int, depth: int) -> torch.Tensor:
+    """Return `x` with the particle dimension in front; refuse what the particle plate did not broadcast."""
+    if x.dim() <= depth:
+        declared = {frame.dim for frame in site["cond_indep_stack"]}
+        batch = x.shape if x.dim() < depth else x.shape[1:]
+        # A program that does not broadcast may well have moved the particles into a dimension of its own.
+        if all(size == 1 or i - len(batch) in declared for i, size in enumerate(batch)):
+            if x.dim() < depth:
+                return x.expand(particles, *(1,) * (depth - 1 - x.dim()), *x.shape)
+            if x.shape[0] == particles:
+                return x
+    raise ProgramError(
+        f"Site '{site['name']}' cannot run under vectorize_particles: its batch shape {tuple(x.shape)} has dimensions "
+        f"that no plate declares; declare them with a plate or to_event, or use vectorize_particles=False."
+    )
+
+
+def _plates(site: Any, x: torch.Tensor) -> tuple[Plate, ...]:
+    """Return the site's plates, except one whose dimension the log density does not span in full."""
+    batch = x.shape[1:]
+    return tuple(
+        Plate(frame.name, frame.dim, int(frame.size), int(frame.full_size or frame.size))
+        for frame in site["cond_indep_stack"]
+        if frame.vectorized and frame.name != PARTICLES and -frame.dim <= len(batch) and batch[frame.dim] == frame.size
+    )
+
+
+def specify(run: Run, traces: Traces, provenance: Provenance | None) -> tuple[list[SiteSpec], list[CostSpec]]:
+    """Return the specifications of a run's sites and costs: plates, estimators, and what each log density reads.
+
+    Without provenance everything is taken to read every site drawn before it, which is unbiased for any program.
+    """
+    sites: list[SiteSpec] = []
+    costs: list[CostSpec] = []
+    drawn = list(traces.estimators)
+    scores = dict(zip(drawn, run.scores, strict=True))
+    plates = {name: _plates(traces.guide.nodes[name], scores[name]) for name in drawn}
+
+    def reads(x: torch.Tensor, site: Any, escaped: int, before: list[str]) -> dict[str, Read]:
+        if provenance is None:
+            return dict.fromkeys(before, WHOLE)
+        own = _plates(site, x)
+        found = {}
+        for name in provenance.names(provenance.of(x)):
+            shared = [(plate.name, plate.dim) for plate in own if plate in plates[name] and plate.size > 1]
+            mixed = provenance.mixed(x, name, shared) if shared else None
+            found[name] = Read(EVERY, mixed) if mixed else OWN
+        return {**found, **dict.fromkeys(provenance.names(escaped), WHOLE)}
+
+    arrays = iter(run.costs)
+    for name, site in traces.model_sites:
+        x = next(arrays)
+        read = reads(x, site, traces.model_escaped.get(name, 0), drawn)
+        costs.append(CostSpec(name, _plates(site, x), 1.0, read))
+    before: list[str] = []
+    for name, site in traces.guide_sites:
+        x = next(arrays)
+        escaped = traces.guide_escaped.get(name, 0)
+        whole = reads(x, site, escaped, before)
+        estimator = traces.estimators.get(name)
+        if estimator is None:
+            costs.append(CostSpec(name, _plates(site, x), -1.0, whole))
+            continue
+        closed = name in traces.closed
+        upstream = reads(scores[name], site, escaped, before)
+        for other, also in ({} if closed else whole).items():
+            upstream[other] = upstream[other].joined(also) if other in upstream else also
+        own = upstream.pop(name, OWN)
+        sites.append(SiteSpec(name, plates[name], estimator, upstream))
+        if not closed or provenance is None:
+            whole = {**upstream, **dict.fromkeys(drawn if closed else (), WHOLE), name: own}
+        costs.append(CostSpec(name, _plates(site, x), -1.0, whole, closed))
+        before.append(name)
+    return sites, costs

@@ -1,0 +1,470 @@
+"""What every tensor of a run was computed from: the latent sites whose values it reads, plate by plate.
+
+Provenance is kept for each storage, by watching every operation below autograd, so that views, in-place writes,
+`torch.vmap`, scripted functions and custom autograd functions are seen. Where a value leaves the tensors (`item()`,
+`bool()`, `numpy()`, a storage, a shape that depends on it), Python control flow may depend on it, and whatever the program
+does afterwards is taken to depend on the site: more cost is charged, which is unbiased, never less. A tensor that was not there
+before the run and that no operation made (another thread's, say) is taken to depend on all that was drawn before it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from functools import reduce
+from operator import or_
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pplgrad.pyro._tracing.axes import NONE, Call, Follows, follows, reads_no_element, written_unsaid
+from pplgrad.pyro._tracing.callers import is_check, is_own_derivative, user_line
+from pplgrad.pyro._tracing.escapes import Leaving
+from pplgrad.pyro._tracing.operations import dynamic_shape, facts_of, operands_of, places_written, tensors_in
+
+# What these make of a relaxed value has no gradient, or no meaning between two categories.
+_COARSE = {"round", "floor", "ceil", "trunc", "sign", "argmax", "argmin", "_local_scalar_dense", "heaviside"}
+_COPIES = {"clone", "_to_copy", "cat", "stack", "contiguous", "repeat", "expand_copy", "index", "index_select"}
+
+Axes = dict[tuple[int, int, int], int]
+"""From a stride, a size and an offset in a storage to the bits of the plates whose elements lie along it."""
+Along = dict[tuple[int, int], int]
+"""What lies along one axis of a tensor: from q and n to the bits of the plates of which place i has element i // q % n.
+
+For a plate that has the axis to itself q is 1 and n the axis' size; an axis that a view made of two has both.
+"""
+
+
+_READ = "a value that Python reads"
+_RANDOM = 1
+"""The bit of random numbers that belong to no site, such as the elements of a minibatch."""
+
+
+class Known:
+    """What is known of a storage: the bits that it reads, and the axes along which its elements read elements of their own.
+
+    `relaxed` names the relaxed site whose value it is, or a copy of.
+    """
+
+    __slots__ = ("bits", "axes", "itemsize", "relaxed")
+
+    def __init__(self, bits: int, axes: Axes, itemsize: int, relaxed: str | None = None) -> None:
+        self.bits, self.axes, self.itemsize, self.relaxed = bits, axes, itemsize, relaxed
+
+
+class PlateAxis(NamedTuple):
+    """A plate of a value that is drawn: its name, and its axis in the value counted from the right."""
+
+    name: str
+    axis: int
+
+
+class Provenance(TorchDispatchMode):
+    """Records, while active, which sites each tensor was computed from, as bits of an integer.
+
+    A site has one bit, and one more for each of its plates, whose place among a tensor's axes is followed too. `escaped` has the
+    bits of all sites whose values have left the tensors so far in the current program (guide or model), `escaped_ever` in
+    both; `read_at` is the line where a tensor's value first left, a site's or not, and `unfollowed_at` the line where a tensor
+    first turned up of which nothing is known. `given` are the tensors that were there before.
+    `misused` names the relaxed sites whose value is compared, rounded or turned into whole numbers, and by what;
+    `hidden_draws` says whether random numbers were drawn outside of the sites that are seen (`drawing`).
+    """
+
+    def __init__(self, given: Iterable[torch.Tensor] = ()) -> None:
+        super().__init__()
+        self.escaped = 0
+        self.escaped_ever = 0
+        self.read_at: str | None = None
+        self.unfollowed_at: str | None = None
+        self.drawing = False
+        self.hidden_draws = False
+        self.misused: dict[str, str] = {}
+        self._sites: dict[str, int] = {}
+        self._names: dict[int, str] = {}
+        self._plates: dict[tuple[str, str], int] = {}
+        self._bit = 2 * _RANDOM
+        self._drawn = 0
+        self._of_plates = 0
+        self._relaxed = 0
+        self._derived = 0
+        self._lost: dict[str, str] = {}
+        self._cuts: dict[tuple[str, str], int] = {}
+        self._of_cuts = 0
+        self._derives = True
+        self._without_rule = 0
+        self._given = {_key(x): _version(x) for x in given}
+        self._by_tensor: dict[int, Known] = {}
+        self._by_storage: dict[int, Known] = {}
+        # A freed tensor's or storage's address may be used again, so all that are known are kept alive.
+        self._alive: list[torch.Tensor] = []
+        self._leaving = Leaving(self)
+
+    def __enter__(self) -> Provenance:
+        self._derives = torch.is_grad_enabled()
+        _active.watching.append(self)
+        self._leaving.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        super().__exit__(*exc)
+        self._leaving.__exit__(*exc)
+        _active.watching.remove(self)
+
+    # What is asked.
+
+    def of(self, *tensors: Any) -> int:
+        """Return the bits of the sites that tensors were computed from."""
+        bits = 0
+        for tensor in tensors_in(tensors):
+            bits |= self._known(tensor).bits
+        return bits
+
+    def names(self, bits: int) -> list[str]:
+        """Return the names of the sites that bits stand for."""
+        found = []
+        bits &= ~(self._of_plates | self._of_cuts | _RANDOM)
+        while bits:
+            lowest = bits & -bits
+            found.append(self._names[lowest])
+            bits ^= lowest
+        return found
+
+    def mixed(self, tensor: torch.Tensor, site: str, plates: Iterable[tuple[str, int]]) -> frozenset[str]:
+        """Return those of some plates (name, axis from the right) along which a tensor may mix a site's elements."""
+        known = self._known(tensor)
+        along = self._along(tensor, known)
+        return frozenset(
+            name
+            for name, axis in plates
+            if not (
+                -axis <= len(along) and along[axis].get((1, tensor.shape[axis]), 0) & self._plates.get((site, name), 0)
+            )
+        )
+
+    def cut(self, tensors: Iterable[torch.Tensor]) -> dict[str, str]:
+        """Return the sites along whose value the derivative of some tensors was cut, or lost in Python, and by what."""
+        bits = self.of(list(tensors)) & self._of_cuts
+        return self._lost | {name: by for (name, by), bit in self._cuts.items() if bit & bits}
+
+    def is_unsure(self, site: str, plate: str) -> bool:
+        """Return whether an operation of which nothing is known has seen the elements of a site along a plate."""
+        return bool(self._without_rule & self._plates.get((site, plate), 0)) or (site, plate) not in self._plates
+
+    # What is noted.
+
+    def tag(
+        self,
+        name: str,
+        value: torch.Tensor,
+        plates: Iterable[PlateAxis] = (),
+        relaxed: bool = False,
+        derived: bool = False,
+    ) -> torch.Tensor:
+        """Return a copy of a site's value that is known to be that site's and nothing else's.
+
+        It may be `relaxed`, or have a derivative in any case (`derived`).
+        """
+        self._derived |= self._site_bit(name) if relaxed or derived else 0
+        with torch._C.DisableTorchFunction():
+            return self._tagged(name, value.clone(), plates, relaxed)
+
+    def _tagged(self, name: str, value: torch.Tensor, plates: Iterable[PlateAxis], relaxed: bool) -> torch.Tensor:
+        bits = self._site_bit(name)
+        self._relaxed |= bits if relaxed else 0
+        axes: Axes = {}
+        for plate in plates:
+            if -plate.axis <= value.dim() and value.shape[plate.axis] > 1:
+                bit = self._plate_bit(name, plate.name)
+                bits |= bit
+                place = (value.stride(plate.axis), value.shape[plate.axis], value.storage_offset())
+                axes[place] = axes.get(place, 0) | bit
+        self._drawn |= bits
+        self._note(value, Known(bits, axes, value.element_size(), name if relaxed else None), _key(value))
+        return value
+
+    def escape(self, bits: int) -> None:
+        """Note that values have left the tensors; what Python does with them has no derivative."""
+        for name in self.names(bits & self._derived):
+            self._lost.setdefault(name, _READ)
+        for name in self.names(bits & self._relaxed):
+            self.misused.setdefault(name, _READ)
+        self.read_at = self.read_at or user_line()
+        self.escaped |= bits
+        self.escaped_ever |= bits
+
+    def is_innocent(self, bits: int, tensors: Sequence[torch.Tensor]) -> bool:
+        """Return whether a library reads truth values to check arguments, or a whole number that is the same at every step.
+
+        Such are the numbers of a sequential plate's elements, or of a binomial's trials.
+        """
+        fixed = all(x.dtype == torch.bool or not (bits or x.is_floating_point()) for x in tensors)
+        return fixed and is_check()
+
+    def give(self, *tensors: torch.Tensor) -> None:
+        """Note that tensors depend on no draw."""
+        for tensor in tensors:
+            self._note(tensor, Known(0, {}, 1), _key(tensor))
+
+    def computed(self, out: torch.Tensor, read: Sequence[tuple[torch.Tensor, Follows]], by: str) -> None:
+        """Note what a result reads that was computed out of sight, and which of its axes follow those of what it reads."""
+        bits = self.of([x for x, _ in read])
+        axes = self._kept_apart(read, out)
+        self._note(out, Known(bits, axes, out.element_size() if axes else 1), _key(out))
+        for site in self.names(bits & self._derived):
+            self._lost.setdefault(site, by)
+        for site in self.names(bits & self._relaxed):
+            self.misused.setdefault(site, by)
+
+    def forget(self, tensor: torch.Tensor) -> None:
+        """Look a tensor up anew, which may be of another storage now."""
+        self._by_tensor.pop(id(tensor), None)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C.DisableTorchFunction():
+            return self._dispatched(func, args, kwargs or {})
+
+    def _dispatched(self, func: Any, args: Any, kwargs: Any) -> Any:
+        out = func(*args, **kwargs)
+        facts = facts_of(func)
+        if facts.random and not self.drawing:
+            self.hidden_draws = True
+        if facts.lifts and _key(args[0]) not in self._by_storage:
+            # It was just made of numbers, or of a list of tensors that were given to the call that is running.
+            given = self._leaving.bits_of_calls()
+            self._note(args[0], Known(given | self._cut_bits(given, "a tensor made of numbers"), {}, 1), _key(args[0]))
+        bits, relaxed = _RANDOM if facts.random else 0, None
+        for arg in args:
+            if isinstance(arg, torch.Tensor):
+                known = self._by_tensor.get(id(arg)) or self._known(arg)
+                bits |= known.bits
+                relaxed = known.relaxed or relaxed
+            elif isinstance(arg, (list, tuple)):
+                for tensor in tensors_in(arg):
+                    known = self._known(tensor)
+                    bits |= known.bits
+                    relaxed = known.relaxed or relaxed
+        if kwargs:
+            bits |= self.of(list(kwargs.values()))
+        if facts.reads or (facts.dynamic and dynamic_shape(func, args)):
+            if not (facts.reads and self.is_innocent(bits, tensors_in(args))):
+                self.escape(bits)
+        if facts.sets:
+            self._note(args[0], self._unfollowed(args[0]), _key(args[0]))
+        elif facts.written and bits:
+            self._wrote(func, args, kwargs, bits)
+        elif out is not None:
+            self._made(func, args, kwargs, out, bits)
+            if facts.unsaid and bits:
+                for tensor in written_unsaid(Call(func, args, kwargs)):
+                    self._mix(self._known(tensor), bits)
+        if bits & self._derived:
+            if relaxed is not None:
+                self._watch_relaxed(func, relaxed, out)
+            self._watch_cut(func, facts.cuts, out, bits)
+        return out
+
+    # Storages and their axes.
+
+    def _known(self, tensor: torch.Tensor) -> Known:
+        known = self._by_tensor.get(id(tensor))
+        if known is None:
+            key = _key(tensor)
+            known = self._by_storage.get(key) or self._from_outside(tensor, key)
+            self._note(tensor, known, key)
+        return known
+
+    def _note(self, tensor: torch.Tensor, known: Known, key: int) -> None:
+        self._alive.append(tensor)
+        self._by_tensor[id(tensor)] = known
+        if key:
+            self._by_storage[key] = known
+
+    def _from_outside(self, tensor: torch.Tensor, key: int) -> Known:
+        """Return what is known of a tensor that no operation made: nothing was drawn when it was, if it was given."""
+        if not self._drawn or (key in self._given and self._given[key] == _version(tensor)):
+            return Known(0, {}, 1)
+        return self._unfollowed(tensor)
+
+    def _unfollowed(self, tensor: torch.Tensor) -> Known:
+        if self._drawn:
+            self.unfollowed_at = self.unfollowed_at or user_line()
+            self._without_rule |= self._drawn & self._of_plates
+        return Known(self._drawn | self._cut_bits(self._drawn, "a way that cannot be followed"), {}, 1)
+
+    def _along(self, tensor: torch.Tensor, known: Known) -> list[Along]:
+        """Return the plates whose elements lie along each axis of a tensor."""
+        found: list[Along] = [{} for _ in range(tensor.dim())]
+        if known.axes and known.itemsize == tensor.element_size():
+            sizes, strides, offset = tensor.shape, tensor.stride(), tensor.storage_offset()
+            for (stride, size, start), bits in known.axes.items():
+                for axis, step in enumerate(strides):
+                    if step and stride % step == 0 and sizes[axis] % (stride // step * size) == 0:
+                        if _apart(sizes, strides, axis, stride * size, offset - start):
+                            key = (stride // step, size)
+                            found[axis][key] = found[axis].get(key, 0) | bits
+        return found
+
+    def _made(self, func: Any, args: Any, kwargs: Any, out: Any, bits: int) -> None:
+        """Note what an operation returned."""
+        if bits and reads_no_element(func):
+            bits = 0
+        for tensor in (out,) if isinstance(out, torch.Tensor) else tensors_in(out):
+            key = tensor.untyped_storage()._cdata if tensor.layout is torch.strided else _key(tensor)
+            known = self._by_storage.get(key)
+            if known is None:
+                axes = self._axes(func, args, kwargs, tensor, bits) if bits & self._of_plates else {}
+                self._note(tensor, Known(bits, axes, tensor.element_size() if axes else 1), key)
+            elif bits & ~known.bits:
+                # What comes back is an operand or a view of one, and reads another operand too.
+                self._mix(known, bits)
+
+    def _wrote(self, func: Any, args: Any, kwargs: Any, bits: int) -> None:
+        """Note what an in-place or out= operation wrote: what all of a tensor was overwritten with has its axes."""
+        for place, name in places_written(func):
+            for tensor in tensors_in(args[place] if place < len(args) else kwargs.get(name)):
+                known = self._known(tensor)
+                axes = self._axes(func, args, kwargs, tensor, bits | known.bits) if bits & self._of_plates else {}
+                self._mix(known, bits)
+                if axes and tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes():
+                    known.axes, known.itemsize = axes, tensor.element_size()
+
+    def _mix(self, known: Known, bits: int) -> None:
+        """Add what a storage reads, at any of its elements."""
+        known.bits |= bits
+        known.axes = {place: kept for place, old in known.axes.items() if (kept := old & ~bits)}
+
+    def _axes(self, func: Any, args: Any, kwargs: Any, out: torch.Tensor, bits: int) -> Axes:
+        """Return along which axes of a result the plates' elements lie: those that every operand has there."""
+        call = Call(func, args, kwargs)
+        read: list[tuple[torch.Tensor, Follows]] = []
+        for place, operand in operands_of(func, args, kwargs):
+            if self._known(operand).bits & self._of_plates:
+                mapping = follows(call, operand, place, out)
+                if mapping is None:
+                    self._without_rule |= bits & self._of_plates
+                    return {}
+                read.append((operand, mapping))
+        return self._kept_apart(read, out)
+
+    def _kept_apart(self, read: Iterable[tuple[torch.Tensor, Follows]], out: torch.Tensor) -> Axes:
+        """Return along which axes of a result the plates' elements lie, from how its axes follow those of what it reads."""
+        mixed = [0] * out.dim()
+        along: list[Along] = [{} for _ in range(out.dim())]
+        for operand, mapping in read:
+            known = self._known(operand)
+            own = known.bits & self._of_plates
+            given = self._along(operand, known)
+            for axis, follow in enumerate(mapping):
+                lying = given[follow] if follow != NONE else {}
+                mixed[axis] |= own & ~reduce(or_, lying.values(), 0)
+                for key, kept in lying.items():
+                    # What lies there in two ways is mixed.
+                    mixed[axis] |= kept & reduce(or_, (x for k, x in along[axis].items() if k != key), 0)
+                    along[axis][key] = along[axis].get(key, 0) | kept
+        found: Axes = {}
+        for axis, lying in enumerate(along):
+            for (q, n), lies in lying.items():
+                kept = lies & ~mixed[axis]
+                if kept and n > 1:
+                    found[out.stride(axis) * q, n, out.storage_offset()] = kept
+        return found
+
+    def _new_bit(self) -> int:
+        bit, self._bit = self._bit, self._bit << 1
+        return bit
+
+    def _site_bit(self, name: str) -> int:
+        if name not in self._sites:
+            self._sites[name] = self._new_bit()
+            self._names[self._sites[name]] = name
+        return self._sites[name]
+
+    def _plate_bit(self, name: str, plate: str) -> int:
+        if (name, plate) not in self._plates:
+            self._plates[name, plate] = self._new_bit()
+            self._of_plates |= self._plates[name, plate]
+        return self._plates[name, plate]
+
+    def _watch_cut(self, func: Any, detaches: bool, out: Any, bits: int) -> None:
+        """Note that the derivative along relaxed sites ends in what an operation of the user's returned."""
+        made = tensors_in(out)
+        if detaches:
+            by = "detach"
+        elif self._derives and not torch.is_grad_enabled():
+            by = "no_grad"
+        else:
+            # A comparison, or a conversion to whole numbers; what was made of one before has its mark.
+            made = [x for x in made if not x.is_floating_point()]
+            by = func._schema.name.removeprefix("aten::")
+        if made and not is_own_derivative():
+            for tensor in made:
+                known = self._known(tensor)
+                marked = Known(known.bits | self._cut_bits(bits, by), known.axes, known.itemsize, known.relaxed)
+                # By tensor, and not by storage: what is seen through another one is not cut.
+                self._note(tensor, marked, 0 if detaches else _key(tensor))
+
+    def _cut_bits(self, bits: int, by: str) -> int:
+        """Return the bits that say that the derivative along the relaxed sites among some bits was cut."""
+        found = 0
+        for name in self.names(bits & self._derived):
+            if (name, by) not in self._cuts:
+                self._cuts[name, by] = self._new_bit()
+                self._of_cuts |= self._cuts[name, by]
+            found |= self._cuts[name, by]
+        return found
+
+    def _watch_relaxed(self, func: Any, name: str, out: Any) -> None:
+        """Note where a relaxed value itself is compared, rounded or turned into whole numbers, and follow its copies."""
+        operation = func._schema.name.removeprefix("aten::")
+        made = tensors_in(out)
+        if operation in _COARSE or any(not t.is_floating_point() for t in made):
+            if not is_check():
+                self.misused.setdefault(name, operation)
+        elif operation in _COPIES:
+            for tensor in made:
+                self._known(tensor).relaxed = name
+
+
+class _Active(threading.local):
+    """The watchers of a thread, the outermost first: what another thread computes they do not see."""
+
+    def __init__(self) -> None:
+        self.watching: list[Provenance] = []
+
+
+_active = _Active()
+
+
+def watching() -> list[Provenance]:
+    """Return who watches what this thread computes."""
+    return list(_active.watching)
+
+
+def _apart(sizes: Sequence[int], strides: Sequence[int], axis: int, block: int, offset: int) -> bool:
+    """Return whether going along the other axes never leaves an element of this one, as the storage counts them.
+
+    `block` is how far apart two places of a storage with the same element are at least.
+    """
+    within = 0
+    for other, (count, step) in enumerate(zip(sizes, strides, strict=True)):
+        if other == axis or count == 1 or step == 0:
+            continue
+        if step < strides[axis]:
+            within += step * (count - 1)
+        elif step % block:
+            return False
+    return offset >= 0 and offset % block + within < strides[axis]
+
+
+def _key(tensor: torch.Tensor) -> int:
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):
+        return 0
+
+
+def _version(tensor: torch.Tensor) -> int | None:
+    """Return how often a tensor was written to, which nobody counts of a tensor made in inference mode."""
+    return None if tensor.is_inference() else tensor._version

@@ -1,0 +1,133 @@
+"""Discrete distributions extended linearly to weights of their categories, and the draws that are replaced by weights."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import torch
+from pyro.distributions import MaskedDistribution, TorchDistribution
+from pyro.poutine.messenger import Messenger
+from torch.distributions import Independent as TorchIndependent
+from torch.distributions import constraints
+
+from pplgrad.core.noise import noise_for
+from pplgrad.errors import EstimatorError
+from pplgrad.estimators.relaxed import HardDraw, Relaxation, softmax, tempered
+from pplgrad.pyro._array_ops import OPS, TorchNoise
+from pplgrad.pyro._distributions import counted_parts, every_log_prob, family, is_relaxable, unmasked
+
+
+class Extended(TorchDistribution):
+    """A Bernoulli or one-hot distribution whose log density is linear in the weights of the categories.
+
+    log q(w) = Σ_c w_c log q(c): the density itself at hard values. A Bernoulli's value is the weight of 1.
+    """
+
+    arg_constraints: dict = {}
+    has_rsample = True
+
+    def __init__(self, fn: Any) -> None:
+        self._bare = unmasked(fn)
+        self._masks = list(_masks_of(fn))
+        base = self._bare
+        self._reinterpreted = 0
+        while isinstance(base, TorchIndependent):
+            self._reinterpreted += base.reinterpreted_batch_ndims
+            base = base.base_dist
+        self._base = base
+        super().__init__(fn.batch_shape, fn.event_shape, validate_args=False)
+
+    @property
+    def support(self) -> Any:  # type: ignore[override]
+        return constraints.independent(constraints.unit_interval, self.event_dim)
+
+    @property
+    def element_shape(self) -> torch.Size:
+        """The shape of the value of one element: nothing, or that of a one-hot vector."""
+        return self._base.event_shape
+
+    def categories(self) -> torch.Tensor:
+        """Return the log probabilities of an element's categories, (*batch, *elements, categories)."""
+        parts = counted_parts(self._base)
+        assert parts is not None
+        return every_log_prob(*parts).expand(*parts[0].batch_shape, -1)
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        weights = value if self._base.event_shape else torch.stack([1 - value, value], -1)
+        log_probs = self.categories()
+        # An impossible category has no part in the density unless it has some of the weight: with all of it, that is −inf.
+        possible = log_probs > -torch.inf
+        total = (weights * torch.where(possible, log_probs, 0.0)).sum(-1)
+        total = total + (1 - torch.where(possible, 0.0, weights).sum(-1)).clamp(min=0.0).log()
+        for mask, elements in self._masks:
+            total = torch.where(mask.reshape(*mask.shape, *(1,) * elements), total, torch.zeros_like(total))
+        return total.sum(tuple(range(-self._reinterpreted, 0))) if self._reinterpreted else total
+
+    def rsample(self, sample_shape: Any = ()) -> torch.Tensor:
+        return self._bare.sample(sample_shape)
+
+
+def extension(fn: Any) -> Extended | None:
+    """Return the extension of a distribution with finitely many values for each element, or None for others."""
+    if isinstance(fn, Extended):
+        return fn
+    return None if counted_parts(unmasked(fn)) is None else Extended(fn)
+
+
+def _masks_of(fn: Any) -> Iterator[tuple[torch.Tensor, int]]:
+    """Yield the masks inside a distribution, each with the number of dimensions that are made an event's inside of it."""
+    while isinstance(fn, (TorchIndependent, MaskedDistribution)):
+        if isinstance(fn, MaskedDistribution):
+            elements, inner = 0, fn.base_dist
+            while isinstance(inner, (TorchIndependent, MaskedDistribution)):
+                elements += getattr(inner, "reinterpreted_batch_ndims", 0)
+                inner = inner.base_dist
+            yield torch.as_tensor(fn._mask), elements
+        fn = fn.base_dist
+
+
+def relaxed(site: str, fn: Any, value: torch.Tensor, estimator: Relaxation) -> tuple[torch.Tensor, Extended]:
+    """Return the weights that an estimator puts in the place of a draw, and the distribution that scores them."""
+    extended = Extended(fn)
+    log_probs = extended.categories()
+    index = value.argmax(-1) if extended._base.event_shape else value.long()
+    draw = HardDraw(OPS, log_probs, index, noise_for(site, OPS, lambda _: TorchNoise()))
+    weights = draw.cut(estimator.weights(draw))
+    return (weights if extended._base.event_shape else weights[..., 1]), extended
+
+
+def softened(site: str, fn: Any, value: torch.Tensor, temperature: Any) -> torch.Tensor:
+    """Return a draw's relaxation at a temperature, or the probabilities if it is None."""
+    extended = Extended(fn)
+    log_probs, one_hot = extended.categories(), bool(extended._base.event_shape)
+    if temperature is None:
+        weights = torch.where(log_probs > -torch.inf, log_probs.exp(), 0.0)
+    else:
+        index = value.argmax(-1) if one_hot else value.long()
+        noise = noise_for(site, OPS, lambda _: TorchNoise())
+        draw = HardDraw(OPS, log_probs, index, noise)
+        weights = draw.cut(softmax(OPS.xp, tempered(OPS.xp, draw.perturbed(), temperature)))
+    return weights if one_hot else weights[..., 1]
+
+
+class ExtendedModelMessenger(Messenger):
+    """Extends the model's densities of relaxed sites to weights."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        super().__init__()
+        self._names = names
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self._names:
+            msg["fn"] = extended_in_model(msg["name"], msg["fn"])
+
+
+def extended_in_model(name: str, fn: Any) -> Extended:
+    """Return the extension of the model's distribution of a relaxed site, or refuse it."""
+    if not is_relaxable(fn):
+        raise EstimatorError(
+            f"Site '{name}' is relaxed in the guide, but its distribution in the model, {family(fn)}, is not defined at "
+            "relaxed values; use ScoreFunction() or LocalExpectation() there."
+        )
+    return Extended(fn)

@@ -1,0 +1,198 @@
+"""One small test for each thing that pplgrad uses of torch and Pyro beyond their documented interface: it says what moved."""
+
+import importlib
+import warnings
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from torch.distributions import constraints
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pplgrad.pyro import _compat as internals
+from pplgrad.pyro._reuse.known_code import CHANGING
+
+NAMES = [
+    ("pyro.poutine.runtime", "_PYRO_STACK", "other_handlers() in _compat.py looks at Pyro's stack of handlers"),
+    ("pyro.poutine.block_messenger", "BlockMessenger", "other_handlers() in _compat.py leaves it out"),
+    ("pyro.poutine.trace_messenger", "TraceMessenger", "other_handlers() in _compat.py leaves it out"),
+    ("torch._C", "DisableTorchFunction", "_tracing/provenance.py calls operations under it that no mode is to see"),
+    ("torch._ops", "OpOverload", "_compile/aten_recorder.py and _compile/scalarization.py know torch's own operations by this type"),
+    ("torch.utils._python_dispatch", "TorchDispatchMode", "provenance and recordings see every operation through it"),
+    ("torch.utils._python_dispatch", "_disable_current_modes", "black_box() calls the user's function where no mode sees it"),
+    ("torch.utils._pytree", "tree_leaves", "_diagnostics/gradient_draws.py finds the tensors among the arguments of an operation with it"),
+    ("torch.overrides", "TorchFunctionMode", "_tracing/provenance.py and _compile/aten_recorder.py see values leave the tensors through it"),
+    ("pyro.distributions.util", "scale_and_mask", "_tracing/particle_trace.py scales and masks log densities with it as Pyro does"),
+    ("pyro.poutine.util", "site_is_subsample", "_tracing/particle_trace.py leaves sites out that Pyro makes for subsampling"),
+    ("torch.nn.modules.module", "_global_forward_hooks", "hooks_of_all_modules() in _reuse/probes.py watches hooks of every module"),
+    ("torch.nn.modules.module", "_global_forward_pre_hooks", "hooks_of_all_modules() in _reuse/probes.py watches hooks of every module"),
+    ("torch.fx.node", "map_aggregate", "_compile/aten_recorder.py goes through the arguments of a recorded operation with it"),
+    ("torch.fx.node", "map_arg", "_compile/broadcast_sinking.py goes through the arguments of a node with it"),
+    ("torch._inductor.compile_fx", "compile_fx", "compiled_graph() in _compat.py compiles a recorded step with it"),
+    ("torch._inductor.custom_graph_pass", "CustomGraphPass", "compiled steps compute nothing twice by such a pass of _compile/broadcast_sinking.py"),
+    ("torch._inductor.custom_graph_pass", "get_hash_for_files", "the inductor's cache knows the pass of _compile/broadcast_sinking.py by it"),
+    ("torch._inductor.config", "post_grad_custom_pre_pass", "_for_cpu() in _compat.py hands the pass of _compile/broadcast_sinking.py to the inductor"),
+    ("torch._inductor.config", "cpp_wrapper", "compiled_graph() in _compat.py lets all kernels run in one call by it"),
+    ("torch._inductor.config", "max_fusion_size", "_for_cpu() in _compat.py lets one kernel compute many operations by it"),
+    ("torch._inductor.config", "fallback_random", "_for_cpu() in _compat.py lets torch's generator draw many numbers by it"),
+    ("torch._dynamo.backends.registry", "lookup_backend", "compiled_graph() in _compat.py finds other backends by name with it"),
+    ("torch", "_foreach_copy_", "_compile/cuda_graphs.py copies the inputs of a CUDA graph with it in one kernel"),
+    ("torch", "get_autocast_dtype", "settings() in _compat.py compares torch's settings between steps by it"),
+    ("torch.Tag", "nondeterministic_seeded", "_compile/aten_recorder.py and _tracing/provenance.py know operations that draw by this tag"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("module", "name", "used"), NAMES, ids=[f"{m}.{n}" for m, n, _ in NAMES])
+def test_there_is(module, name, used):
+    where = torch.Tag if module == "torch.Tag" else importlib.import_module(module)
+    assert hasattr(where, name), f"{module}.{name} has moved; {used}."
+
+
+def test_the_param_store_holds_leaves_and_constraints():
+    pyro.param("s", torch.tensor(2.0), constraint=constraints.positive)
+    store = pyro.get_param_store()
+    assert type(store._params) is dict and torch.is_tensor(store._params["s"]), (
+        "Pyro's param store holds its leaves elsewhere than in the dict `_params`; hide_state() and unconstrained() in _compat.py read it."
+    )
+    assert internals.constraints() == {"s": constraints.positive}, (
+        "Pyro's param store holds its constraints elsewhere than in `_constraints`; constraints() in _compat.py reads them."
+    )
+
+
+def test_hidden_state_is_left_out_of_named_parameters():
+    pyro.param("a", torch.tensor(1.0))
+    pyro.param("a$state", torch.tensor(1.0))
+    internals.hide_state(["a$state"])
+    assert dict(pyro.get_param_store().named_parameters()).keys() == {"a"}, (
+        "Pyro's `named_parameters` no longer goes through `_params.items()`; hide_state() in _compat.py leaves state of baselines out there."
+    )
+
+
+def test_an_optimizer_holds_what_was_loaded():
+    optimizer = pyro.optim.Adam({"lr": 0.1})
+    optimizer.set_state({"a": {"state": {}}})
+    assert internals.loaded_state(optimizer), (
+        "Pyro's optimizers hold loaded state elsewhere than in `_state_waiting_to_be_consumed`; loaded_state() in _compat.py reads it."
+    )
+
+
+def test_handlers_around_a_step_are_seen():
+    with poutine.trace(param_only=True), poutine.block(), poutine.mask(mask=False):
+        assert internals.other_handlers() == ["MaskMessenger"], (
+            "Pyro's handlers are named or stacked otherwise; other_handlers() reads them."
+        )
+
+
+def test_views_share_the_number_of_their_storage():
+    x = torch.zeros(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        same = x[1:].untyped_storage()._cdata == x.untyped_storage()._cdata
+    assert same and torch.zeros(3).untyped_storage()._cdata != x.untyped_storage()._cdata, (
+        "UntypedStorage._cdata no longer numbers storages; _tracing/provenance.py and _diagnostics/gradient_draws.py know views of one array by it."
+    )
+
+
+def test_a_write_is_counted():
+    x = torch.zeros(3)
+    before = x._version
+    x.add_(1)
+    assert x._version > before, (
+        "Tensor._version no longer counts writes; _tracing/provenance.py sees by it that a tensor was changed."
+    )
+
+
+def test_operations_say_what_they_are():
+    add, draw, view = torch.ops.aten.add_.Tensor, torch.ops.aten.bernoulli.default, torch.ops.aten.select.int
+    assert add._schema.is_mutable and not view._schema.is_mutable, (
+        "Schemas no longer say `is_mutable`; writes() in _compile/aten_recorder.py asks them."
+    )
+    assert add._schema.arguments[0].alias_info.is_write and view._schema.returns[0].alias_info is not None, (
+        "Schemas no longer say `alias_info`; _compile/aten_recorder.py and _tracing/provenance.py know writes and views by it."
+    )
+    assert add._schema.name == "aten::add_", (
+        "Schemas no longer have `name`; the rules in _tracing/axes.py go by the names of operations."
+    )
+    assert torch.Tag.nondeterministic_seeded in draw.tags, (
+        "Operations that draw are tagged otherwise; _compile/aten_recorder.py leaves them in place by it."
+    )
+    axis = next(a for a in torch.ops.aten.sum.dim_IntList._schema.arguments if a.name == "keepdim")
+    assert axis.has_default_value() and axis.default_value is False, (
+        "Schemas no longer give defaults; _tracing/axes.py reads arguments by them."
+    )
+
+
+def test_modes_see_operations():
+    seen = []
+
+    class Operations(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func._schema.name)
+            return func(*args, **(kwargs or {}))
+
+    class Functions(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            seen.append(func.__name__)
+            return func(*args, **(kwargs or {}))
+
+    with Operations(), Functions():
+        float(torch.ones(()))
+        with torch._C.DisableTorchFunction():
+            torch.ones(()).exp()
+    assert {"__float__", "aten::_local_scalar_dense", "aten::exp"} <= set(seen), (
+        "Modes no longer see a value leave a tensor; _tracing/provenance.py counts it as read by all that follows."
+    )
+    assert "exp" not in seen, (
+        "DisableTorchFunction no longer hides calls from a TorchFunctionMode; _tracing/provenance.py calls operations under it."
+    )
+
+
+def test_a_graph_of_derivatives_leads_to_its_leaves():
+    x = torch.ones((), requires_grad=True)
+    assert internals.leaves_of(x.exp() * 2)[0] is x, (
+        "grad_fn no longer leads to leaves by `next_functions` and `variable`; leaves_of() follows it."
+    )
+
+
+def test_modules_hold_their_parts():
+    module = torch.nn.Sequential(torch.nn.BatchNorm1d(2))
+    assert list(module._modules) == ["0"], (
+        "Module._modules has moved; _reuse/guards.py watches which modules there are."
+    )
+    inner = module[0]
+    assert "weight" in inner._parameters and "running_mean" in inner._buffers, (
+        "Module._parameters and _buffers have moved; _compile/input_sources.py reads them."
+    )
+
+
+def test_distributions_hold_what_they_were_given():
+    probs = torch.tensor([0.0, 1.0])
+    for given in (dist.Categorical(probs=probs), dist.Bernoulli(probs=probs)):
+        assert given._param is given.__dict__.get("probs"), (
+            "torch's distributions no longer hold their parameter as `_param`; _never_drawn() in _distributions.py sees by it that probabilities were given."
+        )
+    assert isinstance(dist.OneHotCategorical(probs=probs)._categorical, torch.distributions.Categorical), (
+        "torch's OneHotCategorical no longer holds `_categorical`; _never_drawn() in _distributions.py looks inside."
+    )
+    mask = torch.tensor([True, False])
+    assert dist.Normal(torch.zeros(2), 1.0).mask(mask)._mask is mask, (
+        "A masked distribution holds its mask elsewhere; _tracing/relaxations.py reads `_mask`."
+    )
+
+
+@pytest.mark.parametrize("changing", CHANGING, ids=lambda c: f"{c.module}.{c.name}")
+def test_classes_whose_attributes_change_at_each_step(changing):
+    assert hasattr(importlib.import_module(changing.module), changing.name), (
+        f"{changing.module}.{changing.name} has moved; CHANGING in _reuse/known_code.py says which of its attributes steer nothing."
+    )
+
+
+def test_a_bijection_keeps_its_last_pair():
+    made = torch.distributions.transforms.ExpTransform(cache_size=1)
+    made(torch.zeros(()))
+    assert {"_cached_x_y", "_inv"} <= set(vars(made)), (
+        "torch's transforms keep their last pair elsewhere than in `_cached_x_y`; _reuse/known_code.py leaves it out of what is compared between steps."
+    )
