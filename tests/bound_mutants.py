@@ -63,12 +63,12 @@ def ovis_with_the_own_share(patch):
 def ovis_against_the_draw_itself(patch):
     """The control variate from the draw it is for."""
 
-    def surrogate_of(self, terms):
+    def branch_surrogate(self, terms):
         xp = terms.ops.xp
         control = xp.mean(terms.costs, axis=1) + 0.5 * terms.downstream
         return xp.sum(terms.draw.score * (terms.downstream - control))
 
-    patch.setattr(OVIS, "surrogate_of", surrogate_of)
+    patch.setattr(OVIS, "branch_surrogate", branch_surrogate)
 
 
 @mutant("event_in_plate", ScoreFunction())

@@ -74,26 +74,26 @@ def after(patch, owner, name, change):
 
 def terms_of(patch, owner, change):
     """Let `change(terms)` alter what a term of the surrogate is made of."""
-    plain = owner.surrogate_of
-    patch.setattr(owner, "surrogate_of", lambda self, terms: plain(self, change(terms)))
+    plain = owner.branch_surrogate
+    patch.setattr(owner, "branch_surrogate", lambda self, terms: plain(self, change(terms)))
 
 
 @mutant("single", LocalExpectation())
 def local_expectation_with_the_wrong_sign(patch):
-    after(patch, local_expectation.LocalExpectation, "surrogate_of", lambda self, terms, term: -term)
+    after(patch, local_expectation.LocalExpectation, "branch_surrogate", lambda self, terms, term: -term)
 
 
 @mutant("categorical_index", LocalExpectation())
 def local_expectation_in_the_wrong_order(patch):
     """Costs are given to the values as if their shift from the draw were their number."""
-    plain = local_expectation.LocalExpectation.surrogate_of
+    plain = local_expectation.LocalExpectation.branch_surrogate
 
-    def surrogate_of(self, terms):
+    def branch_surrogate(self, terms):
         draw = terms.draw
         draw.__dict__["index"] = draw.index * 0
         return plain(self, terms)
 
-    patch.setattr(local_expectation.LocalExpectation, "surrogate_of", surrogate_of)
+    patch.setattr(local_expectation.LocalExpectation, "branch_surrogate", branch_surrogate)
 
 
 @mutant("coupled_plate", LocalExpectation())
@@ -113,7 +113,7 @@ def branches_charged_with_the_primary_costs(patch):
 
 @mutant("single", ARM(), exact=False)
 def arm_with_the_wrong_sign(patch):
-    after(patch, antithetic.ARM, "surrogate_of", lambda self, terms, term: -term)
+    after(patch, antithetic.ARM, "branch_surrogate", lambda self, terms, term: -term)
 
 
 @mutant("single", ARM(), exact=False)
@@ -143,12 +143,12 @@ def disarm_with_an_independent_partner(patch):
 @mutant("single", DisARM())
 def disarm_without_its_weight(patch):
     """ARM's ½ in the place of ½ σ(|α|)."""
-    after(patch, antithetic.DisARM, "surrogate_of", lambda self, terms, term: term * 1.7)
+    after(patch, antithetic.DisARM, "branch_surrogate", lambda self, terms, term: term * 1.7)
 
 
 @mutant("hierarchy", DisARM())
 def disarm_with_the_wrong_sign(patch):
-    after(patch, antithetic.DisARM, "surrogate_of", lambda self, terms, term: -term)
+    after(patch, antithetic.DisARM, "branch_surrogate", lambda self, terms, term: -term)
 
 
 @mutant("single", ARMS(3), exact=False)
@@ -158,14 +158,17 @@ def arms_without_the_correlation(patch):
 
 @mutant("single", ARMS(3), exact=False)
 def arms_with_the_wrong_sign(patch):
-    after(patch, antithetic.ARMS, "surrogate_of", lambda self, terms, term: -term)
+    after(patch, antithetic.ARMS, "branch_surrogate", lambda self, terms, term: -term)
 
 
 @mutant("single", ScoreFunction(samples=2))
 def samples_centred_but_averaged_over_all(patch):
     """Σ (f_i − f̄) over k in the place of k − 1."""
     after(
-        patch, score.ScoreFunction, "surrogate_of", lambda self, terms, term: term * (self.samples - 1) / self.samples
+        patch,
+        score.ScoreFunction,
+        "branch_surrogate",
+        lambda self, terms, term: term * (self.samples - 1) / self.samples,
     )
 
 
@@ -181,19 +184,19 @@ def samples_scored_as_the_draw(patch):
 @mutant("single", MuProp())
 def muprop_without_what_it_takes_away(patch):
     """The gradient of the expansion is not added back."""
-    plain = control_variates.MuProp.surrogate_of
+    plain = control_variates.MuProp.branch_surrogate
 
-    def surrogate_of(self, terms):
+    def branch_surrogate(self, terms):
         draw, xp = terms.draw, terms.ops.xp
         back = xp.sum(terms.ops.stop_gradient(terms.slopes[:, 0]) * xp.exp(draw.log_probs))
         return plain(self, terms) - back
 
-    patch.setattr(control_variates.MuProp, "surrogate_of", surrogate_of)
+    patch.setattr(control_variates.MuProp, "branch_surrogate", branch_surrogate)
 
 
 @mutant("single", MuProp())
 def muprop_with_the_wrong_sign(patch):
-    after(patch, control_variates.MuProp, "surrogate_of", lambda self, terms, term: -term)
+    after(patch, control_variates.MuProp, "branch_surrogate", lambda self, terms, term: -term)
 
 
 @mutant("single", DoubleCV(2))
@@ -205,7 +208,7 @@ def double_cv_that_sees_its_own_draw(patch):
 
 @mutant("single", DoubleCV(2))
 def double_cv_with_the_wrong_sign(patch):
-    after(patch, control_variates.DoubleCV, "surrogate_of", lambda self, terms, term: -term)
+    after(patch, control_variates.DoubleCV, "branch_surrogate", lambda self, terms, term: -term)
 
 
 @mutant("chain", REBAR(0.5, 1.5, learn=False), exact=False)
@@ -216,7 +219,7 @@ def rebar_whose_noise_given_the_draw_moves_freely(patch):
 
 @mutant("chain", REBAR(0.5, 1.5, learn=False), exact=False)
 def rebar_with_the_wrong_sign(patch):
-    after(patch, control_variates.REBAR, "surrogate_of", lambda self, terms, term: -term)
+    after(patch, control_variates.REBAR, "branch_surrogate", lambda self, terms, term: -term)
 
 
 @mutant("chain", REBAR(0.5, 1.5, learn=False), exact=False)
@@ -230,7 +233,7 @@ def rebar_with_noise_that_forgets_the_draw(patch):
 
 @mutant("single", MeasureValued())
 def measure_valued_with_the_wrong_sign(patch):
-    after(patch, measure_valued.MeasureValued, "surrogate_of", lambda self, terms, term: -term)
+    after(patch, measure_valued.MeasureValued, "branch_surrogate", lambda self, terms, term: -term)
 
 
 @mutant("categorical_index", UnorderedSet(2))
@@ -254,7 +257,7 @@ def sum_and_sample_that_forgets_the_rest(patch):
     after(
         patch,
         without_replacement.SumAndSample,
-        "surrogate_of",
+        "branch_surrogate",
         lambda self, terms, term: (
             term
             - terms.ops.xp.sum(
@@ -268,12 +271,12 @@ def sum_and_sample_that_forgets_the_rest(patch):
 
 @mutant("categorical_index", SumAndSample(2))
 def sum_and_sample_with_the_wrong_sign(patch):
-    after(patch, without_replacement.SumAndSample, "surrogate_of", lambda self, terms, term: -term)
+    after(patch, without_replacement.SumAndSample, "branch_surrogate", lambda self, terms, term: -term)
 
 
 @mutant("single", StickBreakingDisARM())
 def stick_breaking_with_the_wrong_sign(patch):
-    after(patch, StickBreakingDisARM, "surrogate_of", lambda self, terms, term: -term)
+    after(patch, StickBreakingDisARM, "branch_surrogate", lambda self, terms, term: -term)
 
 
 @mutant("counts", StickBreakingDisARM())
@@ -307,7 +310,7 @@ def tree_that_credits_the_draws_decisions_alone(patch):
 
 @mutant("single", CARMS(3), exact=False)
 def carms_with_the_wrong_sign(patch):
-    after(patch, CARMS, "surrogate_of", lambda self, terms, term: -term)
+    after(patch, CARMS, "branch_surrogate", lambda self, terms, term: -term)
 
 
 @mutant("single", CARMS(3), exact=False)
@@ -333,7 +336,7 @@ def relax_with_another_slope_than_that_of_the_network(patch):
 
 @mutant("single", RODEO(2, learn=False))
 def rodeo_with_the_wrong_sign(patch):
-    after(patch, RODEO, "surrogate_of", lambda self, terms, term: -term)
+    after(patch, RODEO, "branch_surrogate", lambda self, terms, term: -term)
 
 
 @mutant("single", RODEO(2))

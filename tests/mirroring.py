@@ -109,10 +109,10 @@ def _about_zero(plain, self, draw):
 
 
 MUTANTS = [
-    Mutant("wrong sign", "surrogate_of", lambda plain, self, terms: -plain(self, terms)),
-    Mutant("both counted in full", "surrogate_of", lambda plain, self, terms: 2 * plain(self, terms)),
-    Mutant("image charged with the draw's costs", "surrogate_of", _costs_of_the_draw),
-    Mutant("image scored as the draw", "surrogate_of", _scored_as_the_draw),
+    Mutant("wrong sign", "branch_surrogate", lambda plain, self, terms: -plain(self, terms)),
+    Mutant("both counted in full", "branch_surrogate", lambda plain, self, terms: 2 * plain(self, terms)),
+    Mutant("image charged with the draw's costs", "branch_surrogate", _costs_of_the_draw),
+    Mutant("image scored as the draw", "branch_surrogate", _scored_as_the_draw),
     Mutant("mirrored about zero", "alternatives", _about_zero),
 ]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parent.parent / "pplgrad"
 # Python's own.
-OURS = {"_fields", "_getframe", "_lru_cache_wrapper"}
+OURS = {"_fields", "_getframe", "_lru_cache_wrapper", "_replace"}
 
 
 def is_private(name):

@@ -38,6 +38,7 @@ from pplgrad import (
     TreeDisARM,
     UnorderedSet,
 )
+from pplgrad.core import draw
 from pplgrad.core.objectives import CostWeights
 from pplgrad.engine import branches
 from pplgrad.estimators import antithetic_categorical, without_replacement
@@ -382,15 +383,13 @@ def mutant(case_, estimator):
 @mutant("logits", LocalExpectation())
 def programs_run_at_impossible_values(patch):
     """Their infinite costs meet probabilities of 0."""
-    patch.setattr(branches, "is_possible", lambda xp, log_probs: log_probs == log_probs)
+    patch.setattr(draw, "is_possible", lambda xp, log_probs: log_probs == log_probs)
 
 
 @mutant("one_hot", LocalExpectation())
 def log_probabilities_stay_infinite(patch):
-    patch.setattr(branches, "bounded", lambda xp, log_probs: log_probs)
-    patch.setattr(
-        branches.Draw, "embed", lambda self, index: self._host.embed(self._axes.scatter(self.ops.xp, index, 2))
-    )
+    patch.setattr(draw, "bounded", lambda xp, log_probs: log_probs)
+    patch.setattr(draw.Draw, "embed", lambda self, index: self._host.embed(self._axes.scatter(self.ops.xp, index, 2)))
 
 
 @mutant("binary", MuProp())

@@ -43,7 +43,7 @@ class Ops(Protocol):
     def index_add(self, x: Array, index: Array, values: Array) -> Array:
         """Return a copy of the one-dimensional `x` with `values` added at `index`; repeated indices add up."""
 
-    def with_slopes(self, function: Callable[[list[Array]], list[Array]], points: list[Array]) -> tuple[list, list]:
+    def value_and_grad(self, function: Callable[[list[Array]], list[Array]], points: list[Array]) -> tuple[list, list]:
         """Return what `function` makes of arrays, and the derivative of the sum of all of it with respect to each.
 
         Both go on carrying gradient to what the points were computed from, and to nothing else.

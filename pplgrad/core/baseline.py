@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from pplgrad.core.array_ops import Array, Ops
-from pplgrad.core.data_parallel import Peers
+from pplgrad.core.data_parallel import DataParallel
 from pplgrad.core.plates import Plate
 from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import BaselineError, ConfigurationError
@@ -35,7 +35,7 @@ class BaselineTerms:
     state: State
     score_squared: Callable[[], Array]
     predict: Callable[[], Array]
-    peers: Peers | None = None
+    peers: DataParallel | None = None
 
 
 class Evaluation(NamedTuple):

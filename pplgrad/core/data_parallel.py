@@ -9,7 +9,7 @@ from pplgrad.core.array_ops import Array
 from pplgrad.core.plates import Plate
 
 
-class Peers(Protocol):
+class DataParallel(Protocol):
     """All processes of a run, this one among them. Each estimates the whole objective from its part of the data."""
 
     @property
@@ -20,7 +20,7 @@ class Peers(Protocol):
         """Return the sum of `x` over all processes, each of which calls this as often and with the same shapes."""
 
 
-def share(peers: Peers | None, plates: Sequence[Plate]) -> int:
+def share(peers: DataParallel | None, plates: Sequence[Plate]) -> int:
     """Return how many times larger a cost in these plates is here than in one process with all of the data.
 
     The elements of a subsampled plate are taken to be split over the processes, once, however many such plates there are.

@@ -37,7 +37,7 @@ class HostDraw(Protocol):
     def again(self, count: int) -> tuple[Array, Array]:
         """Return `count` more draws, (particles, count, *B, *E), and their log q with its gradient, (particles, count, *B).
 
-        `count` is what the site's estimator names as `draws_again`.
+        `count` is what the site's estimator names as `num_resamples`.
         """
 
     def parameters(self) -> Mapping[str, Array] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
@@ -131,12 +132,16 @@ class BranchTerms:
         return self.draw.ops
 
 
+_RENAMED = {"surrogate_of": "branch_surrogate", "draws_again": "num_resamples", "path_only": "sticking_the_landing"}
+"""Parts of the contract that had other names, which estimators of a user's own may still define."""
+
+
 class Estimator(ABC):
     """How the gradient through one latent site is estimated.
 
     A subclass is a frozen dataclass with a `declaration`, and says with `uses_score` whether it needs log q and
     the downstream cost; the draw of such a site is a constant to differentiation. With `uses_branches` as well, it
-    asks by `alternatives` for the downstream cost at other values of the site and gets them in `surrogate_of`
+    asks by `alternatives` for the downstream cost at other values of the site and gets them in `branch_surrogate`
     (instead of `surrogate`). With `relaxes` its draw is replaced by weights of the categories;
     with `uses_slopes` it asks for the derivative of the cost at such weights; with `reweights_path` the score of its draw in the
     importance weights is reparameterized.
@@ -148,6 +153,17 @@ class Estimator(ABC):
     relaxes: ClassVar[bool] = False
     uses_slopes: ClassVar[bool] = False
     reweights_path: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for old, new in _RENAMED.items():
+            if old in vars(cls):
+                warnings.warn(
+                    f"{cls.__name__}.{old} is deprecated and will be ignored; name it {new}.",
+                    DeprecationWarning,
+                    stacklevel=2,
+                )
+                setattr(cls, new, vars(cls)[old])
 
     @property
     def group_key(self) -> Hashable:
@@ -170,17 +186,17 @@ class Estimator(ABC):
         return False
 
     @property
-    def path_only(self) -> bool:
+    def sticking_the_landing(self) -> bool:
         """Whether the density of the draw in the guide counts only along the draw, and not through its parameters."""
         return False
 
     @property
     def needs_fixed_support(self) -> bool:
         """Whether the estimator takes for granted that E[∇ log q] = 0, so that the site's support may not move with a parameter."""
-        return self.uses_score or self.path_only or self.reweights_path
+        return self.uses_score or self.sticking_the_landing or self.reweights_path
 
     @property
-    def draws_again(self) -> int:
+    def num_resamples(self) -> int:
         """The number of further draws of the site, at the same parents, that the estimator asks the host for."""
         return 0
 
@@ -196,7 +212,7 @@ class Estimator(ABC):
         """Return the other values at which the estimator wants the downstream cost."""
         raise TypeError(f"{type(self).__name__} asks for no branches.")
 
-    def surrogate_of(self, terms: BranchTerms) -> Array:
+    def branch_surrogate(self, terms: BranchTerms) -> Array:
         """Return the site's term of the surrogate, summed over particles and elements, from its branches."""
         raise TypeError(f"{type(self).__name__} asks for no branches.")
 

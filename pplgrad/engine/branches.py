@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from pplgrad.core.array_ops import Array, Ops
-from pplgrad.core.data_parallel import Peers, share
+from pplgrad.core.data_parallel import DataParallel, share
 from pplgrad.core.draw import Draw, HostDraw
 from pplgrad.core.estimator import Alternatives, BranchTerms, Values
 from pplgrad.core.noise import Noise, noise_for
@@ -70,7 +70,7 @@ def branch_terms(
     number: int,
     host: BranchHost,
     higher_order: bool = False,
-    peers: Peers | None = None,
+    peers: DataParallel | None = None,
     finite: dict[str, Array] | None = None,
 ) -> tuple[Array, Array | None]:
     """Run the branches of all sites of a run (the one of that number) that ask for them.
@@ -97,7 +97,7 @@ def branch_terms(
         costs = host.soft_costs(placed, {draws[n].name: asked[n].temperature for n in soft})
         return [of_one_process(signals.in_branches(number, n, costs[draws[n].name], False), n) for n in soft]
 
-    soft_costs, slopes = ops.with_slopes(at_weights, [asked[n].weights for n in soft]) if soft else ([], [])
+    soft_costs, slopes = ops.value_and_grad(at_weights, [asked[n].weights for n in soft]) if soft else ([], [])
     total = loss = None
     for group, draw in draws.items():
         costs = hard.get(draw.name)
@@ -113,7 +113,7 @@ def branch_terms(
             higher_order,
         )
         estimator = layout.estimator(layout.site_groups[group])
-        term, learning = estimator.surrogate_of(terms), estimator.loss_of(terms)
+        term, learning = estimator.branch_surrogate(terms), estimator.loss_of(terms)
         if finite is not None:
             finite[draw.name] = ops.xp.isfinite(ops.stop_gradient(term)) & finite.get(draw.name, True)
         term = larger[group] * term if larger[group] > 1 else term

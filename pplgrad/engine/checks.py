@@ -100,6 +100,18 @@ def refuse_misuse(layout: Layout, misused: Mapping[str, str], cut: Mapping[str, 
             )
 
 
+def refuse_lost(estimators: Mapping[str, Estimator], lost: Mapping[str, tuple[str, str]]) -> None:
+    """Refuse a reparameterized draw on which a cost depends without a derivative; `lost` maps sites to a cost and an operation."""
+    for name, (cost, operation) in lost.items():
+        estimator = estimators.get(name)
+        if estimator is not None and not (estimator.uses_score or estimator.relaxes):
+            raise EstimatorError(
+                f"{estimator!r} at site '{name}' takes the derivative along the draw, but the log density of '{cost}' depends on it only through "
+                f"an operation that has none ({operation}), so that the estimate would be biased; use ScoreFunction() at '{name}', or compute "
+                "with functions of its value that are continuous and have a derivative."
+            )
+
+
 def _where_relaxed(layout: Layout, name: str, soft: set[str], leading: set[str]) -> str | None:
     """Return at which site the estimator is to change, where a site is relaxed: its own, or one of those that it follows."""
     above = sorted(leading.intersection(layout.ancestors.get(name, {})))

@@ -51,7 +51,7 @@ class ClosedForms:
                 f"The '{kind}' of site '{name}' in closed form has no meaning under {self.objective!r}, whose weights are made of "
                 "the densities themselves; drop one of the two."
             )
-        if estimator.path_only:
+        if estimator.sticking_the_landing:
             raise EstimatorError(
                 f"Site '{name}' has {estimator!r}, which follows the density of the draw, and its '{kind}' in closed form, which has "
                 "no draw; choose one of the two."

@@ -13,7 +13,7 @@ Numbers = dict[str, Any]
 
 
 @dataclass
-class Noted:
+class Record:
     """What one evaluation of the objective shows beside its gradient, by site.
 
     `signals` holds, for each part of a site's baseline, the signal before and after it, (particles, *plates); `learned` the
@@ -28,14 +28,14 @@ class Noted:
         return self.signals, self.learned
 
 
-def learned_numbers(estimator: Estimator) -> dict[str, float]:
+def learned_scalars(estimator: Estimator) -> dict[str, float]:
     """Return the single numbers that an estimator learns, and where they start."""
     return {name: start for name, start in estimator.learned(1, 2).items() if isinstance(start, float)}
 
 
 def settings(estimator: Estimator, args: tuple, kwargs: Mapping[str, Any]) -> Numbers:
     """Return an estimator's temperature and scale where they are set; what it learns is known better."""
-    if learned_numbers(estimator):
+    if learned_scalars(estimator):
         return {}
     at = estimator.at(args, kwargs) if estimator.relaxes else estimator  # type: ignore[attr-defined]
     found = {name: getattr(at, name, None) for name in ("temperature", "scale")}
@@ -52,7 +52,7 @@ def seen(
     """Return the numbers of the whole gradient, and those of each site.
 
     `gradients` holds the draws for each parameter, (draws, *shape), and `reads` the numbers of the parameters that a site's
-    density reads; `signals` are those of `Noted`, with the draws in front; `numbers` is known of the sites already.
+    density reads; `signals` are those of `Record`, with the draws in front; `numbers` is known of the sites already.
     """
     parts = [_spread(xp, draws) for draws in gradients]
     count = gradients[0].shape[0] if gradients else 2

@@ -86,7 +86,7 @@ class Support:
         edges, found = self._edges(fn.base_dist)
         for transform in _flat(fn.transforms):
             codomain = _attribute(transform, "codomain")
-            if edges == _REAL:
+            if edges is not None and all(self._is_infinite(edge) for edge in edges):
                 # All of the numbers are taken to all of the codomain.
                 edges, more = _edges_of(codomain), list(self._inside(codomain))
             elif edges is None or _attribute(transform, "domain") is None:
@@ -103,13 +103,17 @@ class Support:
             return self._transformed(fn)
         return _edges_of(_attribute(fn, "support")), []
 
+    def _is_infinite(self, edge: Any) -> bool:
+        at = edge if isinstance(edge, (int, float)) else self._classes.known(edge)
+        return at is not None and math.isinf(at)
+
     def _moved(self, transform: Any, edges: tuple[Any, Any]) -> tuple[Edges, list[Any]]:
         """Return where a transform of single numbers takes edges, and the arrays of its own that matter there."""
         found: list[Any] = []
         for edge in edges:
-            at = edge if isinstance(edge, (int, float)) else self._classes.known(edge)
-            if at is not None and math.isinf(at):
+            if self._is_infinite(edge):
                 continue
+            at = edge if isinstance(edge, (int, float)) else self._classes.known(edge)
             if hasattr(transform, "loc") and hasattr(transform, "scale"):
                 # The scale moves no edge at zero.
                 found += self._inside([transform.loc, *([] if at == 0 else [transform.scale])])
@@ -120,14 +124,11 @@ class Support:
         moved = []
         for edge in edges:
             try:
-                moved.append(edge if _infinite(edge) and hasattr(transform, "loc") else transform(edge))
+                stays = self._is_infinite(edge) and hasattr(transform, "loc")
+                moved.append(edge if stays else transform(edge))
             except _ERRORS:  # One that wants an array.
                 moved.append(None)
         return (None if None in [x if x is None else 0 for x in moved] else (moved[0], moved[1])), found
-
-
-def _infinite(edge: Any) -> bool:
-    return isinstance(edge, (int, float)) and math.isinf(edge)
 
 
 def _attribute(thing: Any, name: str) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 
 from pplgrad.core.array_ops import Array, Ops
 from pplgrad.core.baseline import Baseline, BaselineTerms, parts_of
-from pplgrad.core.data_parallel import Peers, share
+from pplgrad.core.data_parallel import DataParallel, share
 from pplgrad.core.estimator import BaselineHost, BaselineValue, Estimator, GroupTerms
 from pplgrad.core.objectives import MultiSample, Objective
 from pplgrad.core.plates import Plate
@@ -23,7 +23,7 @@ from pplgrad.engine.branches import BranchHost, branch_terms
 from pplgrad.engine.downstream import stacked_scores
 from pplgrad.engine.layout import Layout, SiteGroup
 from pplgrad.engine.pathwise_weights import PathHost, path_terms
-from pplgrad.engine.records import Noted, learned_numbers
+from pplgrad.engine.records import Record, learned_scalars
 from pplgrad.engine.signals import Bounds, Downstream, Signals
 from pplgrad.errors import BaselineError
 
@@ -38,7 +38,7 @@ class Estimate:
 
     `value` is the objective (to be maximised), `surrogate` the scalar whose gradient estimates the objective's,
     `baseline_loss` the regression loss of learned baselines (to be minimised, None without any), `states` the
-    new state of each stateful baseline by (site, key), `noted` what a watch wants to know, `finite` whether the term of each site
+    new state of each stateful baseline by (site, key), `record` what a watch wants to know, `finite` whether the term of each site
     with branches is finite. Values are averages over particles.
     """
 
@@ -46,7 +46,7 @@ class Estimate:
     surrogate: Array
     baseline_loss: Array | None
     states: dict[tuple[str, str], Mapping[str, Array]] = field(default_factory=dict)
-    noted: Noted | None = None
+    record: Record | None = None
     finite: dict[str, Array] = field(default_factory=dict)
 
 
@@ -75,30 +75,30 @@ def estimate(
     branches: Sequence[Rerun] = (),
     objective: Objective | None = None,
     higher_order: bool = False,
-    noted: Noted | None = None,
-    peers: Peers | None = None,
+    record: Record | None = None,
+    peers: DataParallel | None = None,
 ) -> Estimate:
     """Return the objective's value and surrogate from the runs of all particles.
 
     One run with several particles (vectorized) or several with one each (looped); looped particles may differ in
     structure. `host` holds state, networks and functions of baselines, and may be None where no baseline has any;
     `branches` runs each run again at other values, and may be empty where no site asks for any. With `higher_order`
-    derivatives of every order are right; without, a second one is refused where it would not be. What is to be noted of the
-    sites goes into `noted`. `peers` are the processes that the data is split over, whose gradients are averaged.
+    derivatives of every order are right; without, a second one is refused where it would not be. What is to be record of the
+    sites goes into `record`. `peers` are the processes that the data is split over, whose gradients are averaged.
     """
     signals: Signals
     if isinstance(objective, MultiSample):
         signals = Bounds(ops, runs, objective, higher_order)
     else:
         signals = Downstream(ops, runs, higher_order)
-    result = Estimate(ops.stop_gradient(signals.value), signals.surrogate, None, noted=noted)
+    result = Estimate(ops.stop_gradient(signals.value), signals.surrogate, None, record=record)
     if not (isinstance(objective, MultiSample) and objective.draws_are_constant):
         _add_sites(ops, runs, host, branches, signals, higher_order, result, peers)
-    if noted is not None:
+    if record is not None:
         for (layout, _), rerun in zip(runs, branches, strict=True):
             for site in layout.sites:
-                starts = learned_numbers(site.estimator)
-                noted.learned[site.name] = {name: rerun.learned(site.name, name, x) for name, x in starts.items()}
+                starts = learned_scalars(site.estimator)
+                record.learned[site.name] = {name: rerun.learned(site.name, name, x) for name, x in starts.items()}
     message = None if higher_order else _only_first(runs)
     if message is not None:
         result.surrogate = ops.first_order_only(result.surrogate, message)
@@ -126,7 +126,7 @@ def _add_sites(
     signals: Signals,
     higher_order: bool,
     result: Estimate,
-    peers: Peers | None,
+    peers: DataParallel | None,
 ) -> None:
     """Add the terms of all sites to the estimate."""
     groups: list[list[SiteGroupRun]] = []
@@ -155,7 +155,7 @@ def _add(result: Estimate, term: Array, loss: Array | None, replicates: int) -> 
 
 
 def _group_run(
-    ops: Ops, layout: Layout, run: Run, index: int, signals: Signals, number: int, peers: Peers | None
+    ops: Ops, layout: Layout, run: Run, index: int, signals: Signals, number: int, peers: DataParallel | None
 ) -> SiteGroupRun:
     group = layout.site_groups[index]
     larger, weights = share(peers, group.plates), signals.weights_of(number, index)
@@ -248,7 +248,7 @@ def _add_group(
     replicates: int,
     higher_order: bool,
     result: Estimate,
-    peers: Peers | None,
+    peers: DataParallel | None,
 ) -> None:
     """Add one group's score terms, baseline losses and new states to the estimate."""
 
@@ -276,7 +276,7 @@ def _evaluated(
     baseline: Baseline,
     host: BaselineHost | None,
     result: Estimate,
-    peers: Peers | None,
+    peers: DataParallel | None,
 ) -> BaselineValue:
     """Subtract a baseline's parts one after the other, each from what those before it left."""
     name = group.names[0] if index is None else group.names[index]
@@ -305,8 +305,8 @@ def _evaluated(
         fits = fitted(ops, part, name, value, shape, group.plates)
         fits = ops.xp.broadcast_to(fits, shape) if tuple(fits.shape) != shape else fits
         before, signal = signal, signal - ops.stop_gradient(fits)
-        if result.noted is not None:
-            _note(result.noted, group, index, before, signal)
+        if result.record is not None:
+            _note(result.record, group, index, before, signal)
         signal = part.rescale(terms, signal)
         if loss is not None:
             total_loss = loss if total_loss is None else total_loss + loss
@@ -322,13 +322,13 @@ def _predicted(
     return fitted(ops, part, name, host.predict(name, key, part), signal.shape, group.plates)
 
 
-def _note(noted: Noted, group: SiteGroupRun, index: int | None, before: Array, after: Array) -> None:
+def _note(record: Record, group: SiteGroupRun, index: int | None, before: Array, after: Array) -> None:
     """Note the signal before and after a part of a baseline, for one site or all of a group."""
     if index is not None:
-        noted.signals.setdefault(group.names[index], []).append((before, after))
+        record.signals.setdefault(group.names[index], []).append((before, after))
         return
     for i, name in enumerate(group.names):
-        noted.signals.setdefault(name, []).append((before[:, i], after[:, i]))
+        record.signals.setdefault(name, []).append((before[:, i], after[:, i]))
 
 
 def _nothing_to_predict() -> Array:

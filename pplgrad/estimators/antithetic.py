@@ -57,7 +57,7 @@ class ARM(Estimator):
         partner = xp.astype(uniform > 1 - probs, draw.index.dtype)
         return Alternatives(draw.embed(partner[:, None]), uniform)
 
-    def surrogate_of(self, terms: BranchTerms) -> Array:
+    def branch_surrogate(self, terms: BranchTerms) -> Array:
         """Return Σ_d α_d (f(b̃) − f(b)) (u_d − ½)."""
         draw, xp = terms.draw, terms.ops.xp
         difference = (terms.costs[:, 0] - terms.downstream)[..., None]
@@ -105,7 +105,7 @@ class DisARM(Estimator):
         partner = partner_of(draw.noise, xp, probs, draw.index == 1)
         return Alternatives(draw.embed(xp.astype(partner, draw.index.dtype)[:, None]), partner)
 
-    def surrogate_of(self, terms: BranchTerms) -> Array:
+    def branch_surrogate(self, terms: BranchTerms) -> Array:
         """Return Σ_d α_d ½ (f(b) − f(b̃)) (b_d − b̃_d) σ(|α_d|)."""
         draw, xp = terms.draw, terms.ops.xp
         apart = xp.astype(draw.index, draw.logits.dtype) - terms.alternatives.kept
@@ -169,7 +169,7 @@ class ARMS(Estimator):
         hits = xp.astype((1 - rest) ** (self.n - 1) < rare[:, None], draw.index.dtype)
         return Alternatives(draw.embed(xp.where(probs[:, None] <= 0.5, hits, 1 - hits)), hits)
 
-    def surrogate_of(self, terms: BranchTerms) -> Array:
+    def branch_surrogate(self, terms: BranchTerms) -> Array:
         """Return Σ_d α_d/(n − 1) Σ_i (f(b_i) − f̄) (b_id − p_d) / (1 − ρ_d)."""
         draw, xp = terms.draw, terms.ops.xp
         probs = probability(draw.ops, draw.logits)

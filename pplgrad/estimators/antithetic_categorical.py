@@ -60,7 +60,7 @@ class _CoupledDecisions(Estimator):
         concerned = (side != 0) | (_sides(draw, table, other) != 0)
         return Alternatives(draw.embed(other[:, None]), xp.where(concerned, taken - partner, xp.zeros_like(probs)))
 
-    def surrogate_of(self, terms: BranchTerms) -> Array:
+    def branch_surrogate(self, terms: BranchTerms) -> Array:
         """Return Σ_n α_n ½ (f(z) − f(z̃)) (b_n − b̃_n) σ(|α_n|) over the decisions that z or z̃ passes."""
         draw, ops = terms.draw, terms.ops
         table = ops.constant(self.decisions(draw.log_probs.shape[-1]), draw.log_probs)
@@ -219,7 +219,7 @@ class CARMS(Estimator):
         others = (xp.sum(xp.astype(passed, draw.index.dtype), axis=-1) + order[:, None]) % count
         return Alternatives(draw.embed(others), others)
 
-    def surrogate_of(self, terms: BranchTerms) -> Array:
+    def branch_surrogate(self, terms: BranchTerms) -> Array:
         """Return 1/(n(n − 1)) Σ_{i<j} (f_i − f_j) r_ij (log q(z_i) − log q(z_j)), summed over elements."""
         draw, ops, xp, n = terms.draw, terms.ops, terms.ops.xp, self.n
         index = xp.concat([draw.index[:, None], terms.alternatives.kept], axis=1)

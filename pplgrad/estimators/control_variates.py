@@ -69,7 +69,7 @@ class MuProp(WithSlopes):
         probs = draw.ops.xp.exp(draw.ops.stop_gradient(draw.log_probs))
         return Alternatives(weights=probs[:, None])
 
-    def surrogate_of(self, terms: BranchTerms) -> Array:
+    def branch_surrogate(self, terms: BranchTerms) -> Array:
         """Return (f(z) − expansion at z) log q(z) + f′(μ)·μ."""
         draw, ops, xp = terms.draw, terms.ops, terms.ops.xp
         probs, slopes = xp.exp(draw.log_probs), ops.stop_gradient(terms.slopes[:, 0])
@@ -126,7 +126,7 @@ class DoubleCV(WithSlopes):
         """Draw the site again, and ask for the derivative at all draws."""
         return again_with_slopes(draw, self.samples, draw.learned.get("scale", self.scale))
 
-    def surrogate_of(self, terms: BranchTerms) -> Array:
+    def branch_surrogate(self, terms: BranchTerms) -> Array:
         """Return 1/k Σ_i (f_i − c_i(z_i) − b_i) log q(z_i) + ḡ_i·μ."""
         draw, ops, xp, k = terms.draw, terms.ops, terms.ops.xp, self.samples
         index, scale = terms.alternatives.kept
@@ -249,7 +249,7 @@ class REBAR(WithSlopes):
         moved = _dot(xp, ops.stop_gradient(slopes), weights - ops.stop_gradient(weights))
         return scale * (ops.stop_gradient(terms.soft_costs[:, 0]) + moved), scale * slopes
 
-    def surrogate_of(self, terms: BranchTerms) -> Array:
+    def branch_surrogate(self, terms: BranchTerms) -> Array:
         """Return (f(b) − c(s̃)) log q(b) + c′(s)·(s − s̃)."""
         draw, ops, xp = terms.draw, terms.ops, terms.ops.xp
         free, weights, temperature, known = terms.alternatives.kept

@@ -64,7 +64,7 @@ class LocalExpectation(Estimator):
 
         return Alternatives(Values(elements * (categories - 1), at))
 
-    def surrogate_of(self, terms: BranchTerms) -> Array:
+    def branch_surrogate(self, terms: BranchTerms) -> Array:
         """Return Σ_d Σ_v q_d(v) f(z with z_d = v)."""
         draw, xp = terms.draw, terms.ops.xp
         index, categories = draw.index, draw.log_probs.shape[-1]

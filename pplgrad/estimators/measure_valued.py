@@ -79,11 +79,11 @@ class MeasureValued(Estimator):
             others = [draw.value + 1]
         return Alternatives(draw.place(_one_at_a_time(draw, others)))
 
-    def surrogate_of(self, terms: BranchTerms) -> Array:
+    def branch_surrogate(self, terms: BranchTerms) -> Array:
         """Return Σ_d Σ_λ λ_d c_λ (f(x+) − f(x−))."""
         draw, ops, xp = terms.draw, terms.ops, terms.ops.xp
         if draw.is_finite:
-            return LocalExpectation().surrogate_of(terms)
+            return LocalExpectation().branch_surrogate(terms)
         names, elements = draw.parameters, draw.value.shape[-1]
         # (particles, alternatives of an element, *plates, elements)
         costs = xp.reshape(terms.costs, (terms.costs.shape[0], elements, -1, *terms.costs.shape[2:]))

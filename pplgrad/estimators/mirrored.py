@@ -59,7 +59,7 @@ class Mirrored(Estimator):
         image = 2 * draw.ops.stop_gradient(draw.parameters["loc"]) - draw.value
         return Alternatives(draw.place(image[:, None]), kept=image)
 
-    def surrogate_of(self, terms: BranchTerms) -> Array:
+    def branch_surrogate(self, terms: BranchTerms) -> Array:
         """Return ½ f(x) log q(x) + ½ f(x') log q(x')."""
         ops, xp, draw = terms.ops, terms.ops.xp, terms.draw
         loc, scale = draw.parameters["loc"], draw.parameters["scale"]

@@ -148,7 +148,7 @@ class OVIS(Estimator):
         return self.samples > 0
 
     @property
-    def draws_again(self) -> int:
+    def num_resamples(self) -> int:
         """Return the number of further draws."""
         return self.samples
 
@@ -169,7 +169,7 @@ class OVIS(Estimator):
         """Return the further draws."""
         return Alternatives(draw.again(self.samples)[0])
 
-    def surrogate_of(self, terms: BranchTerms) -> Array:
+    def branch_surrogate(self, terms: BranchTerms) -> Array:
         """Return Σ log q · (L̂ − mean of L̂ − w̃ over the further draws)."""
         xp = terms.ops.xp
         assert terms.shares is not None
@@ -210,7 +210,7 @@ class DReG(Estimator):
     reweights_path: ClassVar[bool] = True
 
     @property
-    def path_only(self) -> bool:
+    def sticking_the_landing(self) -> bool:
         """Return True: the score part of the guide's log density is left out, and comes back reparameterized."""
         return True
 

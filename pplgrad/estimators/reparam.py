@@ -24,9 +24,11 @@ class Reparam(Estimator):
     Shapes: any batch and event shape; particles and plates add nothing.
 
     Right where the cost is continuous along the draw and differentiable almost everywhere: a cost that jumps (a comparison, a rounding)
-    loses what happens at the jump. Sticking the landing takes E[∇ log q] = 0 for granted, and so a support that does not move.
+    loses what happens at the jump. A cost that depends on the draw only through jumps, or through a value that was detached, is refused; one
+    that has a derivative as well is not seen to jump, and `check_gradients` shows its bias. Sticking the landing takes E[∇ log q] = 0 for granted, and so a support that does not move.
 
-    Raises `EstimatorError` on a site whose distribution has no reparameterized sampler, and for sticking the landing under
+    Raises `EstimatorError` on a site whose distribution has no reparameterized sampler, where a cost depends on the draw without a
+    derivative, and for sticking the landing under
     an objective that combines particles.
 
     >>> Reparam().declaration.unbiased
@@ -51,11 +53,6 @@ class Reparam(Estimator):
             derivatives=1 if self.sticking_the_landing else None,
             source="Kingma and Welling 2014",
         )
-
-    @property
-    def path_only(self) -> bool:
-        """Return whether the score part of the guide's log density is left out."""
-        return self.sticking_the_landing
 
     def __repr__(self) -> str:
         return "Reparam(sticking_the_landing=True)" if self.sticking_the_landing else "Reparam()"

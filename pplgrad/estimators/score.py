@@ -87,7 +87,7 @@ class ScoreFunction(Estimator):
         return self.samples > 1
 
     @property
-    def draws_again(self) -> int:
+    def num_resamples(self) -> int:
         """Return the number of further draws."""
         return self.samples - 1
 
@@ -115,7 +115,7 @@ class ScoreFunction(Estimator):
         """Return the further draws."""
         return Alternatives(*draw.again(self.samples - 1))
 
-    def surrogate_of(self, terms: BranchTerms) -> Array:
+    def branch_surrogate(self, terms: BranchTerms) -> Array:
         """Return 1/(k − 1) Σ_i (f_i − f̄) log q(z_i)."""
         xp = terms.ops.xp
         costs = xp.concat([terms.downstream[:, None], terms.costs], axis=1)

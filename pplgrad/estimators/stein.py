@@ -73,7 +73,7 @@ class RODEO(WithSlopes):
         """Draw the site again, and ask for the derivative at all draws."""
         return again_with_slopes(draw, self.samples, draw.learned or {"alpha": self.scale, "beta": self.scale})
 
-    def surrogate_of(self, terms: BranchTerms) -> Array:
+    def branch_surrogate(self, terms: BranchTerms) -> Array:
         """Return Σ a · log q over elements and categories, where a are the coefficients."""
         ops, xp = terms.ops, terms.ops.xp
         return xp.sum(ops.stop_gradient(self._coefficients(terms)) * terms.draw.log_probs)

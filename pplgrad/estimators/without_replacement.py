@@ -133,7 +133,7 @@ class UnorderedSet(Estimator):
         stacked = draw.ops.xp.stack(numbers, axis=1)
         return Alternatives(draw.embed(joint.digits(stacked[:, 1:])), joint.at(log_probs, stacked))
 
-    def surrogate_of(self, terms: BranchTerms) -> Array:
+    def branch_surrogate(self, terms: BranchTerms) -> Array:
         """Return Σ_s q(s) R(S, s) (f(s) − B(S, s)) log q(s)."""
         ops, xp = terms.ops, terms.ops.xp
         log_q = terms.alternatives.kept
@@ -254,7 +254,7 @@ class SumAndSample(Estimator):
         numbers = xp.stack([*summed, xp.where(inside > 0, joint.outside(fixed, summed), drawn)], axis=1)
         return Alternatives(draw.embed(joint.digits(numbers)), joint.at(log_probs, numbers))
 
-    def surrogate_of(self, terms: BranchTerms) -> Array:
+    def branch_surrogate(self, terms: BranchTerms) -> Array:
         """Return Σ_C q(s) (f(s) − b) log q(s) + (1 − q(C)) (f(s) − b) log q(s) of the one drawn."""
         ops, xp = terms.ops, terms.ops.xp
         log_q, costs = terms.alternatives.kept, terms.costs

@@ -75,7 +75,7 @@ class JaxOps:
     def index_add(self, x: jax.Array, index: jax.Array, values: jax.Array) -> jax.Array:
         return x.at[index].add(values)
 
-    def with_slopes(self, function: Callable[[list], list], points: list) -> tuple[list, list]:
+    def value_and_grad(self, function: Callable[[list], list], points: list) -> tuple[list, list]:
         outputs, back = jax.vjp(function, points)
         (slopes,) = back([jnp.ones_like(x) for x in outputs])
         return outputs, slopes

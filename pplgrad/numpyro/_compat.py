@@ -320,6 +320,11 @@ def caller_of(equation: Any) -> str:
     return "jax" if caller is None else "library" if caller.file_name.startswith(_LIBRARIES) else "program"
 
 
+def reused(key: jax.Array) -> jax.Array:
+    """Return a key that is used again on purpose, as one of which JAX's check for reuse (`jax_debug_key_reuse`) knows that."""
+    return jax.random.clone(key) if jax.config.jax_debug_key_reuse else key
+
+
 def has_own_derivative(equation: Any) -> bool:
     """Return whether an operation calls a function with a derivative of its own."""
     return equation.primitive.name.startswith("custom_")

@@ -26,12 +26,12 @@ from pplgrad.engine.checks import (
 from pplgrad.engine.closed_forms import ClosedForms, Counting
 from pplgrad.engine.description import Description, describe
 from pplgrad.engine.layout import Layout
-from pplgrad.engine.records import Noted
+from pplgrad.engine.records import Record
 from pplgrad.engine.surrogate import Estimate, estimate
 from pplgrad.errors import ConfigurationError, EstimatorError, ProgramError, first_line
 from pplgrad.numpyro._array_ops import OPS, JaxOps, ours
 from pplgrad.numpyro._baselines import NumPyroBaselines
-from pplgrad.numpyro._compat import TRACING_ERRORS, is_tracing
+from pplgrad.numpyro._compat import TRACING_ERRORS, is_tracing, reused
 from pplgrad.numpyro._diagnostics.measuring import measured
 from pplgrad.numpyro._evaluation import (
     by_site,
@@ -43,13 +43,13 @@ from pplgrad.numpyro._evaluation import (
 )
 from pplgrad.numpyro._evaluator import Particle
 from pplgrad.numpyro._rerun.branches import NumPyroBranches
-from pplgrad.numpyro._rerun.monitoring import STEPS, counted, look
+from pplgrad.numpyro._rerun.monitoring import STEPS, counted, monitor
 from pplgrad.numpyro._rerun.wake_sleep import asleep
 from pplgrad.numpyro._tracing.handlers import site_info
-from pplgrad.numpyro._tracing.particle_trace import Arrays, Static, run_particle
+from pplgrad.numpyro._tracing.particle_trace import ParticleOutputs, ParticleTrace, run_particle
 from pplgrad.numpyro._tracing.provenance import outputs_read
 from pplgrad.numpyro._tracing.relaxation_checks import misused, raise_if_index
-from pplgrad.numpyro._tracing.specification import densities_read, refuse_moving, specify
+from pplgrad.numpyro._tracing.specification import densities_read, refuse_jumps, refuse_moving, specify
 
 if TYPE_CHECKING:
     from pplgrad.diagnostics.choosing import Choice
@@ -155,9 +155,9 @@ class TraceGrad_ELBO(Trace_ELBO):
         static = runs[0][1]
         watcher = watcher_of(static.mappings)
         if watcher is not None and STEPS in param_map:
-            look(
+            monitor(
                 watcher,
-                lambda key, params, noted: self._estimated(key, params, program, noted)[0],
+                lambda key, params, record: self._estimated(key, params, program, record)[0],
                 rng_key,
                 param_map,
                 program,
@@ -167,24 +167,24 @@ class TraceGrad_ELBO(Trace_ELBO):
         return {"loss": loss, "mutable_state": state}
 
     def _estimated(
-        self, key: jax.Array, params: dict, program: Program, noted: Noted | None = None
-    ) -> tuple[Estimate, list[tuple[Arrays, Static, dict[str, dict[str, Read]] | None]]]:
+        self, key: jax.Array, params: dict, program: Program, record: Record | None = None
+    ) -> tuple[Estimate, list[tuple[ParticleOutputs, ParticleTrace, dict[str, dict[str, Read]] | None]]]:
         """Run the program; return the objective's value, surrogate and new states, and the runs."""
         program = self._with_one_minibatch(key, program)
         runs, ops = self._runs(key, params, program)
-        return self._combined(key, params, program, runs, ops, noted), runs
+        return self._combined(key, params, program, runs, ops, record), runs
 
     @ours
     def _combined(
-        self, key: jax.Array, params: dict, program: Program, runs: list, ops: JaxOps, noted: Noted | None
+        self, key: jax.Array, params: dict, program: Program, runs: list, ops: JaxOps, record: Record | None
     ) -> Estimate:
         """Return what the objective's estimate is made of, from the runs."""
         parts = [laid_out(static, arrays, reads, self.objective) for arrays, static, reads in runs]
         host = self._host(runs, parts, params, program)
         branches = self._branches(key, params, program, runs, parts)
-        result = estimate(ops, parts, host, branches, self.objective, self.higher_order, noted)
+        result = estimate(ops, parts, host, branches, self.objective, self.higher_order, record)
         if isinstance(self.objective, ReweightedWakeSleep) and self.objective.sleeps:
-            dreams = jax.random.fold_in(key, 0xD4EA)
+            dreams = jax.random.fold_in(reused(key), 0xD4EA)
             asleep_loss = asleep(self.objective, dreams, params, program)
             result.surrogate = result.surrogate + asleep_loss
         return result
@@ -263,7 +263,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         """Make the particles of one bound draw the same elements of a subsampled plate: a weight is that of one data point."""
         if not isinstance(self.objective, MultiSample) or self.num_particles == 1:
             return program
-        hidden, mine = ["sample", "prng_key", "control_flow"], jax.random.fold_in(key, 0xDA7A)
+        hidden, mine = ["sample", "prng_key", "control_flow"], jax.random.fold_in(reused(key), 0xDA7A)
         model, guide = (seed(f, mine, hide_types=hidden) for f in (program.model, program.guide))
         return program._replace(model=model, guide=guide)
 
@@ -272,15 +272,15 @@ class TraceGrad_ELBO(Trace_ELBO):
 
     def _runs(
         self, rng_key: jax.Array, params: dict, program: Program
-    ) -> tuple[list[tuple[Arrays, Static, dict[str, dict[str, Read]] | None]], JaxOps]:
+    ) -> tuple[list[tuple[ParticleOutputs, ParticleTrace, dict[str, dict[str, Read]] | None]], JaxOps]:
         """Run the particles: as one traced function mapped over their keys, or one by one if it cannot be traced.
 
         Return the runs, and the operations that know of them which arrays are rows of one.
         """
         several = self.num_particles > 1
-        keys = jax.random.split(rng_key, self.num_particles) if several else None
+        keys = jax.random.split(reused(rng_key), self.num_particles) if several else None
         try:
-            particle, static, reads = self._traced(rng_key if keys is None else keys[0], params, program)
+            particle, static, reads = self._traced(reused(rng_key if keys is None else keys[0]), params, program)
         except TRACING_ERRORS as error:
             if several and self.vectorize_particles is not False:
                 raise ProgramError(
@@ -291,20 +291,20 @@ class TraceGrad_ELBO(Trace_ELBO):
             return self._one_by_one(keys, params, program), OPS
         self._check(static)
         if keys is None:
-            found = [jnp.asarray(x)[None] for x in particle(rng_key)]
+            found = [jnp.asarray(x)[None] for x in particle(reused(rng_key))]
         else:
-            found = self.vectorize_particles_fn(particle, keys)
+            found = self.vectorize_particles_fn(particle, reused(keys))
         arrays, views = particle.unpacked(found)
         return [(arrays, static, reads)], JaxOps(views)
 
     def _traced(
         self, key: jax.Array, params: dict, program: Program
-    ) -> tuple[Particle, Static, dict[str, dict[str, Read]]]:
+    ) -> tuple[Particle, ParticleTrace, dict[str, dict[str, Read]]]:
         """Trace one particle once; return it as a function of the key, and what its densities read."""
-        seen: list[Static] = []
+        seen: list[ParticleTrace] = []
         counting = self._counting(program)
 
-        def particle(key: jax.Array, params: dict) -> Arrays:
+        def particle(key: jax.Array, params: dict) -> ParticleOutputs:
             arrays, static = run_particle(key, params, program, self._resolve, counting)
             seen.append(static)
             return arrays
@@ -320,6 +320,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         read = outputs_read(closed, seen[-1].standings())
         reads = densities_read(seen[-1], numbered, read, [aval.shape for aval in closed.out_avals])
         refuse_moving(seen[-1], numbered, closed, key, params)
+        refuse_jumps(seen[-1], numbered, closed, key, params)
         if seen[-1].extended:
             costs = [*numbered.model_costs.values(), *numbered.guide_costs.values()]
             found = misused(closed, seen[-1].extended, seen[-1].reparameterized, costs)
@@ -328,9 +329,9 @@ class TraceGrad_ELBO(Trace_ELBO):
 
     def _one_by_one(
         self, keys: list, params: dict, program: Program
-    ) -> list[tuple[Arrays, Static, dict[str, dict[str, Read]] | None]]:
+    ) -> list[tuple[ParticleOutputs, ParticleTrace, dict[str, dict[str, Read]] | None]]:
         """Run particles as plain Python: every cost is charged to all that was drawn before it."""
-        runs: list[tuple[Arrays, Static, dict[str, dict[str, Read]] | None]] = []
+        runs: list[tuple[ParticleOutputs, ParticleTrace, dict[str, dict[str, Read]] | None]] = []
         counting = self._counting(program)
         for key in keys:
             arrays, static = run_particle(key, params, program, self._resolve, counting)
@@ -342,13 +343,13 @@ class TraceGrad_ELBO(Trace_ELBO):
         self, key: jax.Array, params: dict, program: Program, runs: list, parts: list[tuple[Layout, Run]]
     ) -> list[NumPyroBranches]:
         """Return what runs the branches of each run: mapped over particles as the run was, or one by one."""
-        keys = [key] if self.num_particles == 1 else list(jax.random.split(key, self.num_particles))
+        keys = [key] if self.num_particles == 1 else list(jax.random.split(reused(key), self.num_particles))
         together = len(runs) == 1 and runs[0][2] is not None
         result = []
         for number, ((arrays, static, _), (layout, _)) in enumerate(zip(runs, parts, strict=True)):
             mine = keys if together else keys[number : number + 1]
             map_particles = self.vectorize_particles_fn if len(mine) > 1 else None
-            noise = jax.random.fold_in(mine[0], 0x5EED)
+            noise = jax.random.fold_in(reused(mine[0]), 0x5EED)
             result.append(
                 NumPyroBranches(
                     program,
@@ -380,7 +381,7 @@ class TraceGrad_ELBO(Trace_ELBO):
             self._stateless.add(name)
         return found.estimator
 
-    def _check(self, static: Static) -> None:
+    def _check(self, static: ParticleTrace) -> None:
         refuse_unmatched(self._mapping, static.estimators, static.observed, "TraceGrad_ELBO(estimators=...)")
         for mapping in static.mappings:
             refuse_unmatched(mapping, static.estimators, static.observed, "config_estimators")

@@ -20,12 +20,15 @@ from pplgrad.estimators.score import ScoreFunction
 from pplgrad.numpyro._array_ops import OPS, attach, concrete, ours
 from pplgrad.numpyro._baselines import is_baseline_param
 from pplgrad.numpyro._compat import manual_axes
-from pplgrad.numpyro._tracing.particle_trace import Arrays, Static
+from pplgrad.numpyro._tracing.particle_trace import ParticleOutputs, ParticleTrace
 from pplgrad.numpyro._tracing.specification import specify
 
 
 def laid_out(
-    static: Static, arrays: Arrays, reads: dict[str, dict[str, Read]] | None, objective: Objective | None
+    static: ParticleTrace,
+    arrays: ParticleOutputs,
+    reads: dict[str, dict[str, Read]] | None,
+    objective: Objective | None,
 ) -> tuple[Layout, Run]:
     """Return the layout of a particle's sites and costs, and its arrays in their order."""
     sites, costs = specify(static, reads)

@@ -10,7 +10,7 @@ import jax
 
 from pplgrad.numpyro._array_ops import Views
 from pplgrad.numpyro._compat import as_function, has_one_mesh, is_tracing
-from pplgrad.numpyro._tracing.particle_trace import Arrays
+from pplgrad.numpyro._tracing.particle_trace import ParticleOutputs
 
 
 class Particle:
@@ -21,7 +21,7 @@ class Particle:
     and does not trace, it does too: a loop would be compiled each time.
     """
 
-    def __init__(self, closed: Any, shapes: Arrays, params: Mapping[str, Any], fuse: bool) -> None:
+    def __init__(self, closed: Any, shapes: ParticleOutputs, params: Mapping[str, Any], fuse: bool) -> None:
         self._params = params
         wanted = replace(jax.tree.map(lambda _: True, shapes), probes=jax.tree.map(lambda _: False, shapes.probes))
         self._tree = jax.tree.structure(shapes)
@@ -34,7 +34,7 @@ class Particle:
         arguments = jax.tree.leaves((key, self._params))
         return self._plain(*arguments) if self._fused is None else self._fused(*arguments)
 
-    def unpacked(self, found: list[jax.Array]) -> tuple[Arrays, Views | None]:
+    def unpacked(self, found: list[jax.Array]) -> tuple[ParticleOutputs, Views | None]:
         """Return the results, from what the function returned with the particles in front, and which are rows of one array."""
         leaves, views = (list(found), None) if self._fused is None else self._fused.unpacked(found)
         return replace(jax.tree.unflatten(self._tree, leaves), probes={}), views

@@ -49,7 +49,7 @@ class TorchOps:
     def index_add(self, x: torch.Tensor, index: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         return x.index_add(0, index, values)
 
-    def with_slopes(self, function: Callable[[list], list], points: list) -> tuple[list, list]:
+    def value_and_grad(self, function: Callable[[list], list], points: list) -> tuple[list, list]:
         goes_on = any(point.requires_grad for point in points)
         with torch.enable_grad():
             points = [point if point.requires_grad else point.detach().requires_grad_() for point in points]

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import pyro
@@ -74,6 +75,14 @@ def leaves_of(loss: torch.Tensor) -> list[torch.Tensor]:
             found.setdefault(id(function.variable), function.variable)
         ahead += [after for after, _ in function.next_functions]
     return list(found.values())
+
+
+_HOOKS = attrgetter("_backward_hooks"), attrgetter("_post_accumulate_grad_hooks")
+
+
+def have_hooks(leaves: Collection[torch.Tensor]) -> bool:
+    """Return whether a function is to be called when a gradient of one of the tensors is computed or added up."""
+    return any(any(map(hooks, leaves)) for hooks in _HOOKS)
 
 
 def other_handlers() -> list[str]:

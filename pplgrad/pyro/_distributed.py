@@ -15,8 +15,8 @@ from pplgrad.pyro._baselines import PREFIX
 
 
 @dataclass(frozen=True)
-class TorchPeers:
-    """`pplgrad.core.data_parallel.Peers` for a process group; without `exchanging` the others are taken to have what this one has."""
+class TorchDataParallel:
+    """`pplgrad.core.data_parallel.DataParallel` for a process group; without `exchanging` the others are taken to have what this one has."""
 
     group: Any
     count: int
@@ -31,7 +31,7 @@ class TorchPeers:
         return total
 
 
-def peers_of(process_group: Any) -> TorchPeers | None:
+def data_parallel_of(process_group: Any) -> TorchDataParallel | None:
     """Return the processes of a group (True: all), or None if there is one alone."""
     if process_group is False:
         return None
@@ -42,10 +42,10 @@ def peers_of(process_group: Any) -> TorchPeers | None:
         )
     group = distributed.group.WORLD if process_group is True else process_group
     count = distributed.get_world_size(group)
-    return TorchPeers(group, count) if count > 1 else None
+    return TorchDataParallel(group, count) if count > 1 else None
 
 
-def refuse_own_gradients(peers: TorchPeers | None) -> None:
+def refuse_own_gradients(peers: TorchDataParallel | None) -> None:
     """Refuse a step that would follow this process's gradient alone."""
     if peers is not None:
         raise ConfigurationError(

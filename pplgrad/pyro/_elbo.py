@@ -21,11 +21,11 @@ from pplgrad.core.estimator import Estimator
 from pplgrad.core.objectives import ELBO, MultiSample, Objective, ReweightedWakeSleep
 from pplgrad.core.program import Program
 from pplgrad.core.sites import Run
-from pplgrad.engine.checks import checked_objective, checked_parallel, refuse_misuse
+from pplgrad.engine.checks import checked_objective, checked_parallel, refuse_lost, refuse_misuse
 from pplgrad.engine.closed_forms import ClosedForms
 from pplgrad.engine.description import Description, describe
 from pplgrad.engine.layout import Layout
-from pplgrad.engine.records import Noted
+from pplgrad.engine.records import Record
 from pplgrad.engine.signals import Bounds
 from pplgrad.engine.surrogate import estimate
 from pplgrad.errors import ConfigurationError, PplgradError
@@ -33,12 +33,12 @@ from pplgrad.monitoring.watch import Watcher
 from pplgrad.pyro._array_ops import OPS, attach
 from pplgrad.pyro._baselines import Networks, baselines_of, store_states
 from pplgrad.pyro._diagnostics.measuring import measured
-from pplgrad.pyro._distributed import TorchPeers, TraceGradModule, peers_of, refuse_own_gradients
+from pplgrad.pyro._distributed import TorchDataParallel, TraceGradModule, data_parallel_of, refuse_own_gradients
 from pplgrad.pyro._distributions import family
 from pplgrad.pyro._evaluation import Evaluation, check_costs
 from pplgrad.pyro._rerun.branches import PyroBranches
 from pplgrad.pyro._rerun.comparison import refuse_meeting
-from pplgrad.pyro._rerun.monitoring import look
+from pplgrad.pyro._rerun.monitoring import monitor
 from pplgrad.pyro._rerun.wake_sleep import asleep
 from pplgrad.pyro._reuse.dependency_structure import Structure, Structures
 from pplgrad.pyro._running import Runner, together_or_apart
@@ -149,7 +149,7 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
         self._structures = Structures(reuse_structure, self._mapping.estimators.values())
         self._resolved: dict[Any, Resolved] = {}
         self._watcher: Watcher | None = None
-        self._peers = peers_of(process_group)
+        self._peers = data_parallel_of(process_group)
         self._compiler = _compiler_of(compile)
 
     def __call__(self, model: torch.nn.Module, guide: torch.nn.Module) -> TraceGradModule:
@@ -243,9 +243,9 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
             return
         if watcher.due(watcher.steps):
             resolved = {key[0]: found.estimator for key, found in self._resolved.items()}
-            look(
+            monitor(
                 watcher,
-                lambda noted: self._estimate(program, noted, peers=self._silent())[0].result,
+                lambda record: self._estimate(program, record, peers=self._silent())[0].result,
                 program,
                 resolved,
             )
@@ -255,7 +255,7 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
         """Run one step without changing anything, and raise the error that names the site if something is wrong."""
         self._estimate(Program(model, guide, args, kwargs), peers=self._silent())
 
-    def _silent(self) -> TorchPeers | None:
+    def _silent(self) -> TorchDataParallel | None:
         """Return the processes for what this one may do without the others."""
         return None if self._peers is None else replace(self._peers, exchanging=False)
 
@@ -355,15 +355,15 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
     def _estimate(
         self,
         program: Program,
-        noted: Noted | None = None,
+        record: Record | None = None,
         known: Structure | None = None,
-        peers: TorchPeers | None = None,
+        peers: TorchDataParallel | None = None,
     ) -> tuple[Evaluation, float]:
         """Run the program and return the estimate and its value; if it raises, the param store is as it was."""
         store = pyro.get_param_store()
         before = set(store.keys())
         try:
-            evaluation = self._estimated(program, noted, known, peers)
+            evaluation = self._estimated(program, record, known, peers)
             return evaluation, evaluation.checked(evaluation.numbers().tolist())
         except PplgradError:
             for name in [name for name in store.keys() if name not in before]:
@@ -373,21 +373,21 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
     def _estimated(
         self,
         program: Program,
-        noted: Noted | None = None,
+        record: Record | None = None,
         known: Structure | None = None,
-        peers: TorchPeers | None = None,
+        peers: TorchDataParallel | None = None,
     ) -> Evaluation:
         """Run the program and return the objective's value, surrogate and new states, which are not stored yet."""
         known = known or self._structures.find(program)
         structure = known
-        return together_or_apart(known, lambda: self._together(program, noted, structure, peers))
+        return together_or_apart(known, lambda: self._together(program, record, structure, peers))
 
     def _together(
         self,
         program: Program,
-        noted: Noted | None,
+        record: Record | None,
         known: Structure,
-        peers: TorchPeers | None,
+        peers: TorchDataParallel | None,
     ) -> Evaluation:
         """Run particles and branches, those that may at once."""
         layouts: list[Layout] = []
@@ -398,6 +398,7 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
             run = self._record(traces, provenance, program)
             layouts.append(known.layout(traces, run, provenance, self.objective))
             refuse_misuse(layouts[-1], known.misused, known.cut)
+            refuse_lost(traces.estimators, known.lost)
             run.indices.update(traces.indices() if any(site.plates for site in layouts[-1].sites) else {})
             runs.append(run)
             traced.append(traces)
@@ -413,7 +414,7 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
             branches,
             self.objective,
             self.higher_order,
-            noted,
+            record,
             peers,
         )
         if isinstance(self.objective, ReweightedWakeSleep) and self.objective.sleeps:

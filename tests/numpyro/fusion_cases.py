@@ -65,7 +65,7 @@ def numbers_of_other_types(key, x, more):
 
 
 def elements_that_differ(key, x, more):
-    """Arrays of one shape, and of one shape and nearly the same contents."""
+    """ParticleOutputs of one shape, and of one shape and nearly the same contents."""
     return [jnp.tanh(x * own + i) for own in (TABLE, ELSE, np.array([-1.0, 0.0, 2.0])) for i in range(2)]
 
 

@@ -34,7 +34,7 @@ def claims(function, shape):
 def moves(function, shape, seed=0):
     """Return for each axis and each index along it the elements of each output that move with what stands there.
 
-    Arrays of truth values, (axis, index, output); several other values are tried.
+    ParticleOutputs of truth values, (axis, index, output); several other values are tried.
     """
     rng = np.random.default_rng(seed)
     compiled = jax.jit(lambda z: jax.tree.leaves(function(z)))

@@ -8,7 +8,7 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.infer import SVI
 
-from pplgrad import LocalExpectation, ScoreFunction
+from pplgrad import ELBO, REBAR, LocalExpectation, ScoreFunction, UnorderedSet
 from pplgrad.numpyro import TraceGrad_ELBO, config_estimators
 from pplgrad.testing.in_numpyro import HOST, parameters
 from pplgrad.testing.programs import CASES
@@ -79,3 +79,38 @@ def test_what_the_user_forbids_is_forbidden_in_the_program():
 
     with jax.numpy_rank_promotion("raise"), pytest.raises(ValueError, match="rank_promotion"):
         TraceGrad_ELBO(estimators={"z": ScoreFunction()}).loss(jax.random.key(0), {}, broad, broad)
+
+
+@pytest.mark.parametrize("fuse", [True, False], ids=["fused", "plain"])
+@pytest.mark.parametrize("particles", [1, 2])
+@pytest.mark.parametrize(
+    "estimator", [ScoreFunction(), LocalExpectation(), REBAR(learn=False), UnorderedSet(2)], ids=str
+)
+def test_keys_that_are_used_again_on_purpose_pass_jax_s_check(estimator, particles, fuse):
+    def binary():
+        z = numpyro.sample("z", dist.Bernoulli(0.4))
+        numpyro.sample("x", dist.Normal(2.0 * z, 1.0), obs=1.3)
+
+    def proposal():
+        numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("a", 0.1)))
+
+    elbo = TraceGrad_ELBO(particles, estimators={"z": estimator}, fuse=fuse)
+    gradient = jax.grad(lambda params, key: elbo.loss(key, params, binary, proposal))
+    plain = gradient({"a": 0.1}, jax.random.key(0))
+    with jax.debug_key_reuse(True):
+        assert jnp.allclose(gradient({"a": 0.1}, jax.random.key(0))["a"], plain["a"])
+        assert jnp.allclose(jax.jit(gradient)({"a": 0.1}, jax.random.key(0))["a"], plain["a"])
+
+
+def test_a_weight_of_zero_is_one_weight_among_others():
+    """KL annealing from zero: one compiled step serves every weight."""
+    elbo = TraceGrad_ELBO(estimators={"*": LocalExpectation()}, objective=ELBO(kl_weight=lambda weight: weight))
+    params = {"a": jnp.tile(jnp.array([0.1, 0.4], X.dtype), (3, 1))}
+
+    def gradient(weight):
+        run = lambda params: elbo.loss(jax.random.key(0), params, lambda _: model(), lambda _: guide(), weight)  # noqa: E731
+        return jax.grad(run)(params)["a"]
+
+    compiled = jax.jit(gradient)
+    for weight in (0.0, 0.5, 1.0, 0.0):
+        np.testing.assert_allclose(compiled(weight), gradient(weight), rtol=1e-5)

@@ -72,6 +72,15 @@ MOVING = {
     "upstream": lambda: dist.Uniform(numpyro.sample("u", dist.Normal(m(), 1.0)), 9.0),
 }
 FIXED = {
+    "beta by its logit": lambda: transformed(
+        dist.Beta(e(m()), 2.0), t.SigmoidTransform().inv, t.AffineTransform(0.0, 2.0)
+    ),
+    "gamma by its logarithm": lambda: transformed(
+        dist.Gamma(e(m()), 2.0), t.ExpTransform().inv, t.AffineTransform(m(), 2.0)
+    ),
+    "a batch of edges": lambda: transformed(
+        dist.Uniform(jnp.zeros(3), jnp.ones(3)).to_event(1), t.PowerTransform(2.0), t.AffineTransform(0.0, 2.0)
+    ),
     "constant": lambda: dist.Uniform(jax.lax.stop_gradient(m()) - 2, 3.0),
     "Normal": lambda: dist.Normal(m(), 1.0),
     "Weibull": lambda: dist.Weibull(e(m()), e(m())),

@@ -88,7 +88,7 @@ def test_training_is_the_same_with_and_without():
 @pytest.mark.slow
 def test_steps_that_are_compiled_or_not_and_evaluations():
     """Every way of stepping counts the same steps, tells the same numbers, and an evaluation adds none."""
-    told = []
+    emit = []
     for wrap in (jax.jit, lambda f: f):
         seen = []
         svi = made({}, Watch(seen.append, every=2))
@@ -97,9 +97,9 @@ def test_steps_that_are_compiled_or_not_and_evaluations():
             state, _ = update(state, X)
             evaluate(state, X)
         jax.effects_barrier()
-        told.append(seen)
-    assert [record["step"] for record in told[0]] == [0, 2, 4]
-    for first, second in zip(*told, strict=True):
+        emit.append(seen)
+    assert [record["step"] for record in emit[0]] == [0, 2, 4]
+    for first, second in zip(*emit, strict=True):
         for name, value in watching.flat(first).items():
             assert value == pytest.approx(watching.flat(second)[name]), name
 

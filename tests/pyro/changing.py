@@ -86,6 +86,11 @@ def attributes():
     yield "sign of zero", lambda: str(plain.second) == "-0.0", lambda: setattr(plain, "second", -0.0)
     tensor, asks = torch.zeros(()), torch.zeros(())
     yield "tensor's attribute", lambda: hasattr(tensor, "second"), lambda: setattr(tensor, "second", 1)
+    first, second = torch.zeros(()), torch.zeros(())
+    named, chosen = {first: False, second: True}, types.SimpleNamespace(x=first)
+    yield "key of a dict", lambda: named[chosen.x], lambda: setattr(chosen, "x", second)
+    matrix = types.SimpleNamespace(x=torch.arange(9.0).reshape(3, 3))
+    yield "strides", lambda: not matrix.x.is_contiguous(), lambda: setattr(matrix, "x", matrix.x.T)
     yield "tensor asks for a gradient", lambda: asks.requires_grad, lambda: asks.requires_grad_()
 
 
@@ -207,6 +212,17 @@ def modules():
     yield "buffer", lambda: "extra" in net[6]._buffers, lambda: net[6].register_buffer("extra", torch.ones(1))
     yield "parameter taken away", lambda: net[7].dropout.p is None, lambda: setattr(net[7].dropout, "p", None)
     store = pyro.get_param_store()
+    one = torch.ones(1, dtype=torch.float64)
+    yield (
+        "shape of a parameter",
+        lambda: len(pyro.param("shape", one)) > 1,
+        lambda: store.__setitem__("shape", one.repeat(2)),
+    )
+    yield (
+        "a parameter that is frozen",
+        lambda: not pyro.param("frozen", one).requires_grad,
+        lambda: dict(store.named_parameters())["frozen"].requires_grad_(False),
+    )
     yield "param store", lambda: "more" in pyro.get_param_store(), lambda: pyro.param("more", torch.ones(1))
     yield "param store held", lambda: "again" in store.keys(), lambda: pyro.param("again", torch.ones(1))
     normal = dist.Normal(OBSERVED, 1.0)

@@ -226,3 +226,18 @@ def test_private_parts_of_torch_and_pyro():
     for backend in ("eager", "aot_eager"):
         (tripled,) = backends.compiled_graph(module, [x], backend)([x.detach()])
         assert tripled.tolist() == [3.0, 6.0] and not tripled.requires_grad
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before recording", "after recording"])
+def test_functions_that_are_called_with_a_gradient_are_called(after):
+    model, guide = program()
+    elbo = TraceGrad_ELBO(estimators={"*": DisARM()}, compile=CHEAP)
+    for _ in range(6 if after else 1):
+        elbo.loss_and_grads(model, guide)
+    leaf, calls = next(iter(pyro.get_param_store()._params.values())), []
+    leaf.register_hook(lambda gradient: gradient * 0 + 0.25)
+    leaf.register_post_accumulate_grad_hook(calls.append)
+    for count in range(1, 7):
+        leaf.grad = None
+        elbo.loss_and_grads(model, guide)
+        assert (leaf.grad == 0.25).all() and len(calls) == count

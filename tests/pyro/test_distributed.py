@@ -39,7 +39,7 @@ from pplgrad.core.data_parallel import share
 from pplgrad.core.noise import Noise, replaced_noise
 from pplgrad.core.plates import Plate
 from pplgrad.pyro import TraceGrad_ELBO
-from pplgrad.pyro._distributed import TorchPeers
+from pplgrad.pyro._distributed import TorchDataParallel
 
 # One process makes what these share.
 pytestmark = pytest.mark.xdist_group("distributed")
@@ -291,7 +291,7 @@ def test_a_group_must_be_there():
 def alone_of_two():
     """An ELBO that takes itself for one of two processes, and whose exchange with the other is counted."""
     elbo = TraceGrad_ELBO(estimators={"z": ScoreFunction(DecayingAverage(0.5)), "y": DisARM()})
-    elbo._peers = TorchPeers(None, 2, exchanging=False)
+    elbo._peers = TorchDataParallel(None, 2, exchanging=False)
     return elbo
 
 
@@ -314,7 +314,7 @@ def test_each_process_would_measure_for_itself(alone_of_two):
 
 def test_what_one_process_does_alone_waits_for_nobody(alone_of_two, monkeypatch):
     monkeypatch.setattr(distributed, "all_reduce", lambda *args, **kwargs: pytest.fail("an exchange"))
-    alone_of_two._peers = TorchPeers(None, 2)
+    alone_of_two._peers = TorchDataParallel(None, 2)
     alone_of_two.diagnose(program, program, torch.arange(2))
     alone_of_two(program, program).initialize(torch.arange(2))
 
@@ -334,6 +334,6 @@ def test_initialize_changes_nothing_but_what_is_learned():
 
 
 def test_share_is_the_number_of_processes_in_a_subsampled_plate_alone():
-    peers, whole, part = TorchPeers(None, 3), Plate("a", -1, 4, 4), Plate("b", -2, 2, 4)
+    peers, whole, part = TorchDataParallel(None, 3), Plate("a", -1, 4, 4), Plate("b", -2, 2, 4)
     assert [share(peers, plates) for plates in ([], [whole], [whole, part])] == [1, 1, 3]
     assert share(None, [part]) == 1

@@ -385,3 +385,38 @@ def test_a_baseline_that_comes_to_see_its_own_site_is_refused(where):
     looks[0] = True
     with pytest.raises(BaselineError, match="'z'"):
         elbo.loss_and_grads(model, guide)
+
+
+@pytest.mark.parametrize("given", [False, CHEAP], ids=["eager", "compiled"])
+@pytest.mark.parametrize("compare", ["two arguments", "one that is held", "a key", "strides", "is_leaf"])
+def test_which_tensors_the_arguments_are_is_seen(compare, given):
+    held, x, y = torch.ones(2, 2), torch.ones(2, 2), torch.ones(2, 2)
+    named = {held: True, x: False}
+    reads = {
+        "two arguments": lambda a, b: a is b,
+        "one that is held": lambda a, b: a is held,
+        "a key": lambda a, b: named[a],
+        "strides": lambda a, b: a.stride() == (1, 2),
+        "is_leaf": lambda a, b: not a.is_leaf,
+    }
+    later = {"two arguments": (x, x), "strides": (x.T, y), "is_leaf": (torch.ones(2, 2).requires_grad_() * 1, y)}
+
+    def model(a, b):
+        z1, z2 = (pyro.sample(name, dist.Bernoulli(0.4)) for name in ("z1", "z2"))
+        pyro.sample("x", dist.Normal(2 * (z2 if reads[compare](a, b) else z1), 1.0), obs=torch.tensor(1.4))
+
+    def guide(a, b):
+        logits = pyro.param("a", torch.tensor([0.3, -0.4]))
+        for i in (0, 1):
+            pyro.sample(f"z{i + 1}", dist.Bernoulli(logits=logits[i]))
+
+    def gradient(elbo, *args):
+        pyro.clear_param_store()
+        elbo.loss_and_grads(model, guide, *args)
+        return pyro.get_param_store()._params["a"].grad.clone()
+
+    kept = TraceGrad_ELBO(estimators={"*": LocalExpectation()}, compile=given)
+    start = (x.detach().clone().requires_grad_(), y) if compare == "is_leaf" else (x, y)
+    for args in (*[start] * 5, later.get(compare, (held, y)), start):
+        wanted = gradient(TraceGrad_ELBO(estimators={"*": LocalExpectation()}), *args)
+        torch.testing.assert_close(gradient(kept, *args), wanted)

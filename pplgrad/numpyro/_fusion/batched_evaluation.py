@@ -13,7 +13,7 @@ from pplgrad.numpyro._compat import with_weakness
 from pplgrad.numpyro._fusion.graph import Node, Value, flowing, graph_of
 from pplgrad.numpyro._fusion.grouping import Group
 from pplgrad.numpyro._fusion.loop_rerolling import OUTPUTS, Loop
-from pplgrad.numpyro._fusion.scan_fission import Steps, held, steps_of
+from pplgrad.numpyro._fusion.scan_fission import Steps, steps_of, stop_gradient
 from pplgrad.numpyro._fusion.scheduling import ROWS, plan
 from pplgrad.numpyro._fusion.stacked_views import StackedViews, cut, gathered, picked
 from pplgrad.numpyro._fusion.threefry import operation
@@ -166,8 +166,8 @@ class _Run:
         """Draw turn after turn; nothing that comes out of it carries gradient."""
         columns = list(zip(*loop.outside, strict=True))
         varies = [len({value.exactly for value in column}) > 1 for column in columns]
-        fixed = [None if v else held(self._one(c[0], True)) for c, v in zip(columns, varies, strict=True)]
-        rows = [held(self._stack(c, True)) if v else None for c, v in zip(columns, varies, strict=True)]
+        fixed = [None if v else stop_gradient(self._one(c[0], True)) for c, v in zip(columns, varies, strict=True)]
+        rows = [stop_gradient(self._stack(c, True)) if v else None for c, v in zip(columns, varies, strict=True)]
         runs = [operation(node.equation) for node in loop.turns[0]]
 
         def step(carry: list, row: list) -> tuple[list, list]:
@@ -184,7 +184,7 @@ class _Run:
                 found.append(run(*operands))
             return [found[i][place] for i, place in loop.carried], [found[i][place] for i, place in loop.kept]
 
-        start = [held(_as(value.aval.dtype, self._one(value, True))) for value in loop.before]
+        start = [stop_gradient(_as(value.aval.dtype, self._one(value, True))) for value in loop.before]
         _, kept = jax.lax.scan(step, start, rows, length=len(loop.turns))
         for (i, place), array in zip(loop.kept, kept, strict=True):
             self.drawn.update((nodes[i].outputs[place], (array, row)) for row, nodes in enumerate(loop.turns))

@@ -18,8 +18,8 @@ NUMBERS = 1 << 14
 
 _RANDOM = {"random_bits", "random_wrap", "random_unwrap", "random_fold_in", "random_split"}
 # Operations that cost too much to be done again.
-DEAR = {"dot_general", "gather", "dynamic_slice", "scatter-add", "sort", *_RANDOM}
-_ALIKE = DEAR | set(
+EXPENSIVE = {"dot_general", "gather", "dynamic_slice", "scatter-add", "sort", *_RANDOM}
+_ALIKE = EXPENSIVE | set(
     "abs acos acosh add add_any and argmax argmin asin asinh atan atan2 atanh bessel_i0e bessel_i1e bitcast_convert_type "
     "broadcast_in_dim cbrt ceil clamp concatenate convert_element_type copy cos cosh cumlogsumexp cummax cummin cumprod cumsum "
     "custom_jvp_call digamma div eq erf erf_inv erfc exp exp2 expand_dims expm1 floor ge gt igamma igammac integer_pow is_finite iota le lgamma "

@@ -18,7 +18,7 @@ import numpy as np
 
 from pplgrad.numpyro._compat import Scan, scan_of
 from pplgrad.numpyro._fusion.graph import Graph, Node, Value, above, flowing, graph_of, latent
-from pplgrad.numpyro._fusion.grouping import DEAR, can_be_together
+from pplgrad.numpyro._fusion.grouping import EXPENSIVE, can_be_together
 from pplgrad.numpyro._fusion.threefry import operation
 
 # More numbers of one value, over all steps, are not kept at once: a scan over so many is there to save memory.
@@ -120,7 +120,7 @@ class Steps:
             value
             for node in loop.nodes
             for value in node.outputs
-            if (node.name in DEAR or latent(node)) and (loop.smooth or value not in self._flows)
+            if (node.name in EXPENSIVE or latent(node)) and (loop.smooth or value not in self._flows)
         ]
         started = {self.carry[i] for i in loop.carried}
         made = {value.node for value in kept}
@@ -161,7 +161,7 @@ class _Run:
         if _is_zero(step):
             self._known[value], self._ended[i] = start, start
             return
-        # Arrays of the type itself, which begin again after its largest number, as they do step by step.
+        # ParticleOutputs of the type itself, which begin again after its largest number, as they do step by step.
         numbers = np.arange(length + 1).astype(value.aval.dtype) * np.asarray(step, value.aval.dtype)
         ordered = numbers[-2::-1] if self._scan.reverse else numbers[:-1]
         self._known[value] = _All(ordered if _is_zero(start) else start + ordered)
@@ -267,7 +267,7 @@ class _Run:
 
     def _repeat(self, loop: _Loop) -> None:
         """Do step after step what carried values need; without gradient where none flows from step to step."""
-        hold: Callable[[Any], Any] = (lambda x: x) if loop.smooth else held
+        hold: Callable[[Any], Any] = (lambda x: x) if loop.smooth else stop_gradient
         carried = [self._steps.carry[i] for i in loop.carried]
         start = [hold(jnp.asarray(self._start[value], value.aval.dtype)) for value in carried]
         found = {value: self._value(value) for value in loop.reads}
@@ -300,6 +300,6 @@ def _is_zero(x: Any) -> bool:
     return not isinstance(x, (jax.Array, _All)) and bool(np.all(np.equal(x, 0)))
 
 
-def held(x: Any) -> Any:
+def stop_gradient(x: Any) -> Any:
     """Return a value as a constant to differentiation."""
     return jax.lax.stop_gradient(x) if isinstance(x, jax.Array) else x

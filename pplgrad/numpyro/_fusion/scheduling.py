@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 from pplgrad.numpyro._fusion.graph import Graph, Node, Value, above, latent, levels, without_gradient
-from pplgrad.numpyro._fusion.grouping import DEAR, Group, Kinds
+from pplgrad.numpyro._fusion.grouping import EXPENSIVE, Group, Kinds
 from pplgrad.numpyro._fusion.loop_rerolling import Loop, Readers, draw_loops, key_loops
 
 # From this many copies on operations are done together.
@@ -36,7 +36,7 @@ def plan(graph: Graph, wanted: Iterable[Value], rows: int = ROWS) -> list[Group 
     drawing = {node for leaf in leaves - made for node in (leaf, *above(leaf.operands, _is_leaf))}
     inputs = Counter(value.aval for value in graph.inputs)
     first = Kinds(drawing, set(), inputs, rows)
-    again = {node for node in first.on_several_levels(level) if not node.leaf and node.name not in DEAR}
+    again = {node for node in first.on_several_levels(level) if not node.leaf and node.name not in EXPENSIVE}
     known = drawing - again
     second = Kinds(above(outputs, lambda node: node.leaf or node in known), known, inputs, rows)
     draws, scores = list(first.groups(level)), list(second.groups(None))

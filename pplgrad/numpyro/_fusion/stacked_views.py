@@ -1,4 +1,4 @@
-"""Arrays that are rows of one: stacking them again costs nothing, and neither does the derivative."""
+"""ParticleOutputs that are rows of one: stacking them again costs nothing, and neither does the derivative."""
 
 from __future__ import annotations
 

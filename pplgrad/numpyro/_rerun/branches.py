@@ -21,10 +21,10 @@ from pplgrad.engine.layout import Layout
 from pplgrad.errors import BaselineError, EstimatorError, ProgramError
 from pplgrad.numpyro._array_ops import JaxNoise
 from pplgrad.numpyro._baselines import ANEW
-from pplgrad.numpyro._compat import unmasked
+from pplgrad.numpyro._compat import reused, unmasked
 from pplgrad.numpyro._distributions import family, is_relaxable
 from pplgrad.numpyro._tracing.handlers import Intervene, Resolve, site_key
-from pplgrad.numpyro._tracing.particle_trace import Arrays, Static, run_particle
+from pplgrad.numpyro._tracing.particle_trace import ParticleOutputs, ParticleTrace, run_particle
 from pplgrad.numpyro._tracing.relaxation_checks import misused, raise_if_index
 from pplgrad.numpyro._tracing.relaxations import Extended, extended, softened
 
@@ -32,7 +32,7 @@ from pplgrad.numpyro._tracing.relaxations import Extended, extended, softened
 class NumPyroDraw:
     """`pplgrad.engine.branches.HostDraw`: a site of the guide, with the particles in front."""
 
-    def __init__(self, name: str, arrays: Arrays, event_dim: int) -> None:
+    def __init__(self, name: str, arrays: ParticleOutputs, event_dim: int) -> None:
         self.name = name
         self.value = jax.lax.stop_gradient(arrays.values[name])
         self.event_dim = event_dim
@@ -70,7 +70,7 @@ class NumPyroBranches:
         params: Mapping[str, Any],
         keys: Sequence[jax.Array],
         noise: jax.Array,
-        arrays: Arrays,
+        arrays: ParticleOutputs,
         event_dims: Mapping[str, int],
         layout: Layout,
         resolve: Resolve,
@@ -258,11 +258,11 @@ class NumPyroBranches:
             )
         return self._in_order(arrays), static.extended
 
-    def _again(self, key: jax.Array, intervene: Intervene) -> tuple[Arrays, Static]:
+    def _again(self, key: jax.Array, intervene: Intervene) -> tuple[ParticleOutputs, ParticleTrace]:
         """Run a particle again with its own key."""
-        return run_particle(key, dict(self._params), self._program, self._resolve, self._counting, intervene)
+        return run_particle(reused(key), dict(self._params), self._program, self._resolve, self._counting, intervene)
 
-    def _in_order(self, arrays: Arrays) -> list[jax.Array]:
+    def _in_order(self, arrays: ParticleOutputs) -> list[jax.Array]:
         """Return the costs in the order of the layout."""
         sides = {1.0: arrays.model_costs, -1.0: arrays.guide_costs}
         return [sides[spec.sign][spec.name] for spec in self._layout.costs]

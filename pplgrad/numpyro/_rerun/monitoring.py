@@ -11,7 +11,7 @@ from numpyro.distributions import biject_to, constraints
 
 from pplgrad.core.estimator import Estimator
 from pplgrad.core.program import Program
-from pplgrad.engine.records import Noted, Numbers, seen, settings
+from pplgrad.engine.records import Numbers, Record, seen, settings
 from pplgrad.engine.surrogate import Estimate
 from pplgrad.errors import PplgradError, ProgramError, first_line
 from pplgrad.monitoring.watch import Watcher
@@ -25,7 +25,7 @@ from pplgrad.numpyro._tracing.provenance import outputs_read
 STEPS = "$pplgrad.steps"
 """The mutable site of a watched guide that counts the steps."""
 
-Estimated = Callable[[jax.Array, dict, Noted], Estimate]
+Estimated = Callable[[jax.Array, dict, Record], Estimate]
 
 
 def register_counter() -> None:
@@ -33,7 +33,7 @@ def register_counter() -> None:
     marked_mutable(STEPS, jnp.zeros((), jnp.int32), (STEPS, ""))
 
 
-def look(
+def monitor(
     watcher: Watcher,
     estimated: Estimated,
     key: jax.Array,
@@ -45,15 +45,15 @@ def look(
     # Constants: nothing of this is part of what is differentiated.
     params, step = jax.lax.stop_gradient(params), params[STEPS]
 
-    def told() -> None:
+    def emit() -> None:
         whole, sites = _numbers(watcher, estimated, jax.random.fold_in(key, 0x3A7C), params, program, resolved)
         jax.debug.callback(watcher.tell, step, whole, sites)
 
     known = concrete(step)
     if known is None:
-        jax.lax.cond(step % watcher.watch.every == 0, told, lambda: None)
+        jax.lax.cond(step % watcher.watch.every == 0, emit, lambda: None)
     elif watcher.due(int(known)):
-        told()
+        emit()
 
 
 def counted(state: dict) -> dict:
@@ -69,16 +69,16 @@ def _numbers(
     program: Program,
     resolved: Mapping[str, Estimator],
 ) -> tuple[Numbers, dict[str, Numbers]]:
-    """Return what the watcher is told."""
+    """Return what the watcher is emit."""
     free, reads, law = _structure(program, params, key, resolved)
     start = {name: transform.inv(params[name]) for name, transform in free.items()}
 
     def draw(key: jax.Array) -> tuple[dict, Any]:
         def loss(unconstrained: dict) -> tuple[jax.Array, Any]:
             moved = {name: free[name](x) for name, x in unconstrained.items()}
-            noted = Noted()
-            result = estimated(key, {**params, **moved}, noted)
-            return -result.surrogate, (-result.value, noted.tree(), law(params, key))
+            record = Record()
+            result = estimated(key, {**params, **moved}, record)
+            return -result.surrogate, (-result.value, record.tree(), law(params, key))
 
         return jax.grad(loss, has_aux=True)(start)
 

@@ -30,7 +30,7 @@ from pplgrad.numpyro._compat import (
 
 Sites = frozenset[tuple[str, str]]
 """Relaxed sites that something was computed from, and for each by what its derivative was cut on the way, if it was."""
-_NONE: Sites = frozenset()
+NO_SITES: Sites = frozenset()
 
 
 CALLBACKS = ("pure_callback", "io_callback")
@@ -39,8 +39,9 @@ _ROUNDING = {"round", "floor", "ceil", "sign", "argmax", "argmin"}
 _JUMPING = {"eq", "ne", "lt", "le", "gt", "ge", "convert_element_type", *_ROUNDING}
 
 
-def _cuts(equation: Any, kind: str) -> bool:
+def cuts_derivative(equation: Any) -> bool:
     """Return whether an operation of the program's own has no derivative."""
+    kind = equation.primitive.name
     if kind == "stop_gradient":
         return not is_stopped_by_library(equation)
     if kind not in _JUMPING or not any(_is_float(atom) for atom in equation.invars):
@@ -60,7 +61,7 @@ class Steering:
 
     def __init__(self, names: Collection[str]) -> None:
         self._names = frozenset(names)
-        self._held = _NONE  # What a mutable array may hold.
+        self._held = NO_SITES  # What a mutable array may hold.
         self.found: dict[str, str] = {}
 
     def walk(self, jaxpr: Any, inputs: Sequence[Sites]) -> list[Sites]:
@@ -68,13 +69,13 @@ class Steering:
         known: dict[Any, Sites] = dict(zip(jaxpr.invars, inputs, strict=True))
 
         def of(atom: Any) -> Sites:
-            return _NONE if is_literal(atom) else known.get(atom, _NONE)
+            return NO_SITES if is_literal(atom) else known.get(atom, NO_SITES)
 
         for equation in jaxpr.eqns:
             operands = [of(atom) for atom in equation.invars]
             name = tag_of(equation)
             if name is not None:
-                outputs = [frozenset({(name, "")}) if name in self._names else _NONE]
+                outputs = [frozenset({(name, "")}) if name in self._names else NO_SITES]
             else:
                 outputs = self._through(equation, operands)
             if touches_state(equation):
@@ -91,15 +92,15 @@ class Steering:
             first = scan.consts
             return self._repeated(scan.body.jaxpr, operands[:first], operands[first:], scan.carry)
         bodies = list(sub_jaxprs(equation))
-        every = _NONE.union(*operands)
+        every = NO_SITES.union(*operands)
         count = len(equation.outvars)
         if kind in CALLBACKS:
             self._steers(every, "black_box" if isinstance(called_back(equation.params), BlackBox) else kind)
-        if _cuts(equation, kind):
-            every = every | {(name, kind) for name, _ in every}
+        if cuts_derivative(equation):
+            every = frozenset((name, by or kind) for name, by in every)
         if not bodies or has_own_derivative(equation):
             return [every] * count
-        chooses = _NONE
+        chooses = NO_SITES
         if kind == "cond":
             chooses, *operands = operands
             self._steers(chooses, "cond")
@@ -114,7 +115,7 @@ class Steering:
     def _while(self, loop: While, operands: list[Sites]) -> list[Sites]:
         ahead, body = operands[: loop.ahead_consts], operands[loop.ahead_consts :]
         carried = self._repeated(loop.body.jaxpr, body[: loop.body_consts], body[loop.body_consts :], None)
-        self._steers(_NONE.union(*self.walk(loop.ahead.jaxpr, [*ahead, *carried])), "while")
+        self._steers(NO_SITES.union(*self.walk(loop.ahead.jaxpr, [*ahead, *carried])), "while")
         return carried
 
     def _repeated(self, body: Any, consts: list[Sites], rest: list[Sites], carry: int | None) -> list[Sites]:
@@ -141,6 +142,6 @@ def steering(
     `costs` are the numbers of the outputs whose derivatives are asked for, None for all.
     """
     walker = Steering(names)
-    outputs = walker.walk(closed.jaxpr, [_NONE] * len(closed.jaxpr.invars))
+    outputs = walker.walk(closed.jaxpr, [NO_SITES] * len(closed.jaxpr.invars))
     asked = outputs if costs is None else [outputs[number] for number in costs]
-    return walker.found, {name: by for name, by in sorted(_NONE.union(*asked)) if by}
+    return walker.found, {name: by for name, by in sorted(NO_SITES.union(*asked)) if by}

@@ -14,10 +14,10 @@ from pplgrad.core.site_info import SiteInfo
 from pplgrad.engine.checks import refuse_model_estimator
 from pplgrad.errors import ProgramError
 from pplgrad.estimators.relaxed import Relaxation
-from pplgrad.numpyro._compat import is_handed_out, replay_branches, tag, unmasked
+from pplgrad.numpyro._compat import is_handed_out, replay_branches, reused, tag, unmasked
 from pplgrad.numpyro._distributions import categories, elements, family, is_relaxable
 from pplgrad.numpyro._tracing.control_flow import FlowMessenger
-from pplgrad.numpyro._tracing.logits import mended
+from pplgrad.numpyro._tracing.logits import with_stable_logits
 from pplgrad.numpyro._tracing.relaxations import Extended, extended_in_model, relaxed
 
 Resolve = Callable[[str, Any, bool], Estimator]
@@ -41,7 +41,7 @@ class OffZero(FlowMessenger):
 def mend(msg: Any) -> None:
     """Give a sample site a density with the right derivative at log odds of zero; one handed out of a body has it already."""
     if msg["type"] == "sample" and not is_handed_out(msg):
-        msg["fn"] = mended(msg["fn"])
+        msg["fn"] = with_stable_logits(msg["fn"])
 
 
 class SiteMessenger(FlowMessenger):
@@ -139,7 +139,7 @@ class ModelInferMessenger(FlowMessenger):
 
 def site_key(key: jax.Array, name: str) -> jax.Array:
     """Return a site's own part of a key."""
-    return jax.random.fold_in(key, zlib.crc32(name.encode()))
+    return jax.random.fold_in(reused(key), zlib.crc32(name.encode()))
 
 
 def site_info(

@@ -55,7 +55,7 @@ def _sigmoid_jvp(primals: tuple, tangents: tuple) -> tuple:
     return p, p * (1.0 - p) * tangents[0]
 
 
-def mended(fn: Any) -> Any:
+def with_stable_logits(fn: Any) -> Any:
     """Return a distribution with NumPyro's Bernoulli and Binomial of log odds, wherever they are inside, mended.
 
     Values are the same to rounding. What is derived from them by a user's subclass is left as it is but for log odds of exactly zero.

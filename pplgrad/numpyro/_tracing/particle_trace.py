@@ -21,7 +21,7 @@ from pplgrad.engine.checks import impossible_log_prob, is_about_the_value, refus
 from pplgrad.engine.closed_forms import Counting
 from pplgrad.errors import EstimatorError, PplgradError, ProgramError
 from pplgrad.numpyro._array_ops import ours
-from pplgrad.numpyro._compat import TRACING_ERRORS, host_checks, leaves_of, tag, unmasked
+from pplgrad.numpyro._compat import TRACING_ERRORS, host_checks, leaves_of, reused, tag, unmasked
 from pplgrad.numpyro._distributions import (
     FiniteDraw,
     drawn_again,
@@ -48,7 +48,7 @@ TIME = "_time"
 
 
 @dataclass
-class Static:
+class ParticleTrace:
     """What tracing one particle shows beside arrays: sites in order, plates, marks, mappings."""
 
     guide: list[str] = field(default_factory=list)
@@ -78,7 +78,7 @@ class Static:
 
 
 @dataclass
-class Arrays:
+class ParticleOutputs:
     """What one particle computes.
 
     `fresh_params` are baselines' parameters that the caller did not give, at their initial values; `probes` are the
@@ -102,7 +102,7 @@ class Arrays:
 
 
 jax.tree_util.register_dataclass(
-    Arrays,
+    ParticleOutputs,
     "scores model_costs guide_costs squares values indices mutable fresh_params probes finite again parameters through".split(),
     [],
 )
@@ -115,10 +115,10 @@ def run_particle(
     resolve: Resolve,
     counting: Counting,
     intervene: Intervene | None = None,
-) -> tuple[Arrays, Static]:
+) -> tuple[ParticleOutputs, ParticleTrace]:
     """Run the guide, and the model against it, with the draws that `Trace_ELBO` would make, or `intervene` puts there."""
     model, guide, args, kwargs = program
-    static = Static()
+    static = ParticleTrace()
     params = dict(params)
     model_seed, guide_seed = jax.random.split(key)
     with collect_mappings() as static.mappings:
@@ -146,7 +146,7 @@ def run_particle(
     refuse_mismatch(_sample_sites(guide_trace), _sample_sites(model_trace))
     if intervene is None:
         host_checks(model_trace, _without_time(guide_trace, static))
-    again = jax.random.fold_in(guide_seed, 1)
+    again = jax.random.fold_in(reused(guide_seed), 1)
     return _collected(static, guide_trace, model_trace, mutable, params, again, counting), static
 
 
@@ -158,7 +158,7 @@ def _checked(model: Callable) -> Callable:
     return checked
 
 
-def _without_time(guide_trace: dict, static: Static) -> dict:
+def _without_time(guide_trace: dict, static: ParticleTrace) -> dict:
     """Return a guide's trace without the plates that stand for the time of a scan in the model, which NumPyro would miss there."""
     stands_in: dict[str, list[str]] = {}
     for name, site in _sample_sites(guide_trace).items():
@@ -175,13 +175,13 @@ def _sample_sites(trace_: dict) -> dict[str, Any]:
     return {name: site for name, site in trace_.items() if site["type"] == "sample"}
 
 
-def _ask(arrays: Arrays, name: str, fn: Any, value: jax.Array, estimator: Estimator, key: jax.Array) -> None:
+def _ask(arrays: ParticleOutputs, name: str, fn: Any, value: jax.Array, estimator: Estimator, key: jax.Array) -> None:
     """Note what an estimator that runs branches wants to know of its site."""
     finite = finite_draw(fn, value)
     if finite is not None:
         arrays.finite[name] = finite
-    elif estimator.draws_again:
-        arrays.again[name] = drawn_again(fn, site_key(key, name), estimator.draws_again)
+    elif estimator.num_resamples:
+        arrays.again[name] = drawn_again(fn, site_key(key, name), estimator.num_resamples)
     found = parameters(fn)
     if found is not None:
         arrays.parameters[name] = found
@@ -189,16 +189,16 @@ def _ask(arrays: Arrays, name: str, fn: Any, value: jax.Array, estimator: Estima
 
 @ours
 def _collected(
-    static: Static,
+    static: ParticleTrace,
     guide_trace: dict,
     model_trace: dict,
     mutable: dict,
     given: dict,
     again: jax.Array,
     counting: Counting,
-) -> Arrays:
+) -> ParticleOutputs:
     """Return what a particle computes, and note in `static` what else its traces show."""
-    arrays = Arrays({}, {}, {}, {}, {}, {}, mutable, {}, {}, {}, {}, {}, {})
+    arrays = ParticleOutputs({}, {}, {}, {}, {}, {}, mutable, {}, {}, {}, {}, {}, {})
     sizes = _note_marks(static, arrays, (*model_trace.values(), *guide_trace.values()), given)
     for name, chosen in static.estimators.items():
         own = guide_trace[name]["infer"].get("closed_form")
@@ -216,7 +216,7 @@ def _collected(
     return arrays
 
 
-def _note_marks(static: Static, arrays: Arrays, sites: Sequence[Any], given: dict) -> dict[str, int]:
+def _note_marks(static: ParticleTrace, arrays: ParticleOutputs, sites: Sequence[Any], given: dict) -> dict[str, int]:
     """Note the parameters and states of baselines and the elements of minibatches, and return the whole size of each plate."""
     sizes: dict[str, int] = {}
     for site in sites:
@@ -233,7 +233,9 @@ def _note_marks(static: Static, arrays: Arrays, sites: Sequence[Any], given: dic
     return sizes
 
 
-def _collect_from_model(static: Static, arrays: Arrays, site: Any, sizes: dict[str, int], weights: CostWeights) -> None:
+def _collect_from_model(
+    static: ParticleTrace, arrays: ParticleOutputs, site: Any, sizes: dict[str, int], weights: CostWeights
+) -> None:
     """Note the density of a site of the model, its plates, and what its distribution holds."""
     name = site["name"]
     static.model.append(name)
@@ -250,8 +252,8 @@ def _collect_from_model(static: Static, arrays: Arrays, site: Any, sizes: dict[s
 
 
 def _collect_from_guide(
-    static: Static,
-    arrays: Arrays,
+    static: ParticleTrace,
+    arrays: ParticleOutputs,
     site: Any,
     sizes: dict[str, int],
     weights: CostWeights,
@@ -267,7 +269,7 @@ def _collect_from_guide(
     site = _marked(site, name, static.guide_flows)
     log_q = _log_prob(site, site["fn"], site["intermediates"])
     estimator = static.estimators.get(name)
-    if estimator is not None and estimator.path_only:
+    if estimator is not None and estimator.sticking_the_landing:
         fixed = {**site, "value": jax.lax.stop_gradient(site["value"])}
         held = weighted(_log_prob(fixed, site["fn"], None) * _scale(site), weights.guide)
         arrays.through[name] = _in_time(held, site, flow)
@@ -281,8 +283,8 @@ def _collect_from_guide(
 
 
 def _collect_draw(
-    static: Static,
-    arrays: Arrays,
+    static: ParticleTrace,
+    arrays: ParticleOutputs,
     site: Any,
     sizes: dict[str, int],
     log_q: jax.Array,

@@ -10,16 +10,17 @@ import jax
 
 from pplgrad.core.plates import AFTER, BEFORE, EVERY, OWN, SAME, WHOLE, Plate, Read
 from pplgrad.core.sites import CostSpec, SiteSpec
-from pplgrad.engine.checks import moving_support
+from pplgrad.engine.checks import moving_support, refuse_lost
 from pplgrad.errors import ProgramError
 from pplgrad.numpyro._tracing.axis_rules import Axis
-from pplgrad.numpyro._tracing.particle_trace import TIME_DIM, Arrays, Static
+from pplgrad.numpyro._tracing.differentiability import lost_paths
+from pplgrad.numpyro._tracing.particle_trace import TIME_DIM, ParticleOutputs, ParticleTrace
 from pplgrad.numpyro._tracing.provenance import Reads, Standing, union
 from pplgrad.numpyro._tracing.supports import carries_gradient, gradient_reaches
 
 
 def densities_read(
-    static: Static, numbers: Arrays, read: Sequence[Reads], shapes: Sequence[tuple[int, ...]]
+    static: ParticleTrace, numbers: ParticleOutputs, read: Sequence[Reads], shapes: Sequence[tuple[int, ...]]
 ) -> dict[str, dict[str, Read]]:
     """Return what the density of each site reads, by 'model:name' and 'guide:name', from what each output reads.
 
@@ -96,7 +97,9 @@ def _known_of(reads: dict[str, Read], declared: Mapping[str, int]) -> dict[str, 
     return result
 
 
-def specify(static: Static, reads: Mapping[str, dict[str, Read]] | None) -> tuple[list[SiteSpec], list[CostSpec]]:
+def specify(
+    static: ParticleTrace, reads: Mapping[str, dict[str, Read]] | None
+) -> tuple[list[SiteSpec], list[CostSpec]]:
     """Return the specifications of sites and costs.
 
     `reads` is what each density reads, from `densities_read`; without it (a program that cannot be traced) everything is
@@ -144,7 +147,7 @@ def specify(static: Static, reads: Mapping[str, dict[str, Read]] | None) -> tupl
     return sites, costs
 
 
-def _own(static: Static, name: str, cost: Any) -> int:
+def _own(static: ParticleTrace, name: str, cost: Any) -> int:
     """Return how a cost reads the value of its own site: step by step if both have the same time axis.
 
     For a model that scans in reverse NumPyro evaluates the density of each step at the value stored in the same
@@ -165,8 +168,8 @@ def _flags(flags: int, backwards: bool) -> int:
 
 
 def refuse_moving(
-    static: Static,
-    arrays: Arrays,
+    static: ParticleTrace,
+    arrays: ParticleOutputs,
     closed: Any = None,
     key: Any = None,
     params: Mapping[str, Any] = MappingProxyType({}),
@@ -179,11 +182,30 @@ def refuse_moving(
     asked = {name: arrays.probes.get("bounds:" + name, []) for name in static.estimators}
     if not any(asked.values()):
         return
-    reached: list[bool] = []
-    if closed is not None:
-        still = jax.tree.map(lambda _: False, key)
-        smooth = {name: jax.tree.map(lambda _: name not in arrays.mutable, x) for name, x in params.items()}  # noqa: B023
-        reached = gradient_reaches(closed, jax.tree.leaves((still, smooth)))
+    reached = [] if closed is None else _with_gradient(arrays, closed, key, params)
     for name, found in asked.items():
         if any(carries_gradient(x) if closed is None else reached[x] for x in found):  # type: ignore[call-overload]
             raise moving_support(name, static.families[name], static.estimators[name], name in static.reparameterized)
+
+
+def refuse_jumps(
+    static: ParticleTrace, arrays: ParticleOutputs, closed: Any, key: Any, params: Mapping[str, Any]
+) -> None:
+    """Refuse a reparameterized draw that carries gradient, and on which a cost depends without a derivative."""
+    followed = {
+        name
+        for name, estimator in static.estimators.items()
+        if name in arrays.values and not (estimator.uses_score or estimator.relaxes)
+    }
+    if followed:
+        reached = _with_gradient(arrays, closed, key, params)
+        moved = {name for name in followed if reached[arrays.values[name]]}  # type: ignore[call-overload]
+        costs: Any = {**arrays.guide_costs, **arrays.model_costs}
+        refuse_lost(static.estimators, lost_paths(closed, moved, costs))
+
+
+def _with_gradient(arrays: ParticleOutputs, closed: Any, key: Any, params: Mapping[str, Any]) -> list[bool]:
+    """Return which outputs of a traced particle may have a derivative with respect to a parameter."""
+    still = jax.tree.map(lambda _: False, key)
+    smooth = {name: jax.tree.map(lambda _: name not in arrays.mutable, x) for name, x in params.items()}  # noqa: B023
+    return gradient_reaches(closed, jax.tree.leaves((still, smooth)))

@@ -44,7 +44,8 @@ _SUPPORT = Support(
 
 def bounds(fn: Any) -> list[jax.Array]:
     """Return the arrays that decide where a distribution's support ends, and that gradient may flow to."""
-    found = [x for x in _SUPPORT.arrays(fn) if isinstance(x, jax.core.Tracer)]
+    with jax.ensure_compile_time_eval():  # What transforms do to edges that are constants is a constant.
+        found = [x for x in _SUPPORT.arrays(fn) if isinstance(x, jax.core.Tracer)]
     return [x for x in found if jnp.issubdtype(x.dtype, jnp.inexact)]
 
 

@@ -30,6 +30,7 @@ from pplgrad.pyro._baselines import state_name, store_states
 from pplgrad.pyro._compat import (
     Graph,
     constraints,
+    have_hooks,
     leaves_of,
     other_handlers,
     settings,
@@ -51,6 +52,10 @@ _PATIENCE = 4
 
 class Stale(Exception):
     """What was recorded does not fit the parameters or tensors as they are now."""
+
+
+class Hooked(Exception):
+    """A function of the user's is to be called with a gradient, by autograd alone."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +189,8 @@ class CompiledStep:
         arguments, params = tensors_in((program.args, program.kwargs)), unconstrained()
         inputs = self.inputs(arguments, params)
         leaves = [source.find(arguments, params) for source in self.leaves]
+        if have_hooks(leaves):
+            raise Hooked
         for first, second in self.twins:
             if first.find(arguments, params) is not second.find(arguments, params):
                 raise Stale
@@ -302,6 +309,8 @@ class Compiler:
                     "or raise compile={'graphs': ...}."
                 )
                 return eager.take(program, known)
+            if known.known and have_hooks(tensors_in((program.args, program.kwargs)) + [*unconstrained().values()]):
+                return eager.take(program, known)
             if known.known:
                 return self._record(eager, known, program)
             if not known.watching_again:
@@ -378,6 +387,8 @@ class Compiler:
     def _run(self, eager: EagerSteps, known: Structure, program: Program) -> float:
         try:
             value = known.compiled.run(program)
+        except Hooked:
+            return eager.take(program, known)
         except Stale:
             if all(name in unconstrained() for name in known.compiled.params):
                 known.compiled = None
@@ -464,7 +475,7 @@ class Compiler:
                 f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
             ) from error
         self._made += 1
-        known.guard = reach
+        known.guard, known.met = reach, reach.meets(tensors_in((program.args, program.kwargs)))
         reach.held.clear()
         for source in (*inputs, *ends, *(source for pair in sources.twins for source in pair)):
             source.forget()

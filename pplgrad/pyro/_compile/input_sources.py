@@ -15,6 +15,9 @@ Read = Callable[[], Any]
 class Reach(Guard):
     """A guard that also remembers where tensors are held."""
 
+    # A recorded step looks at each parameter that it reads itself.
+    reads_shapes = False
+
     def __init__(self, *roots: Any) -> None:
         self.held: list[tuple[torch.Tensor, Read]] = []
         super().__init__(*roots)

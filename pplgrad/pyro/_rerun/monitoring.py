@@ -10,7 +10,7 @@ from pyro import poutine
 
 from pplgrad.core.estimator import Estimator
 from pplgrad.core.program import Program
-from pplgrad.engine.records import Noted, Numbers, seen, settings
+from pplgrad.engine.records import Numbers, Record, seen, settings
 from pplgrad.engine.surrogate import Estimate
 from pplgrad.errors import PplgradError
 from pplgrad.monitoring.watch import Watcher
@@ -22,23 +22,23 @@ from pplgrad.pyro._rerun.enumeration import Fixed, latents
 from pplgrad.pyro._tracing.closed_forms import closed_form
 
 
-def look(
-    watcher: Watcher, estimated: Callable[[Noted], Estimate], program: Program, resolved: Mapping[str, Estimator]
+def monitor(
+    watcher: Watcher, estimated: Callable[[Record], Estimate], program: Program, resolved: Mapping[str, Estimator]
 ) -> None:
     """Tell the watcher of this step; what training draws next, and its gradients, are as without."""
     leaves: dict[str, torch.Tensor] = {}
     draws: list[dict[str, torch.Tensor]] = []
-    noted, losses = [], []
+    records, losses = [], []
     with torch.random.fork_rng():
         torch.manual_seed(watcher.steps)
         for _ in range(watcher.watch.draws):
-            one = Noted()
+            one = Record()
             with poutine.trace(param_only=True) as run:
                 result = estimated(one)
             mine = _leaves(run.trace)
             leaves |= mine
             draws.append(_gradient(-result.surrogate, mine))
-            noted.append(one)
+            records.append(one)
             losses.append(-float(result.value))
         fixed = _sites(program)
     sites = {name: node for name, node in fixed.nodes.items() if name in resolved}
@@ -47,12 +47,12 @@ def look(
         watcher.known[known] = {name: _reads(node, list(leaves.values())) for name, node in sites.items()}
     numbers: dict[str, Numbers] = {}
     for name, node in sites.items():
-        learned = {key: x.detach() for key, x in noted[0].learned.get(name, {}).items()}
+        learned = {key: x.detach() for key, x in records[0].learned.get(name, {}).items()}
         entropy = {"entropy": _entropy(node)}
         numbers[name] = {**entropy, **settings(resolved[name], program.args, program.kwargs), **learned}
     with torch.no_grad():
         gradients = [torch.stack([draw.get(name, torch.zeros_like(x)) for draw in draws]) for name, x in leaves.items()]
-        whole, by_site = seen(OPS.xp, gradients, watcher.known[known], _joined(noted), numbers)
+        whole, by_site = seen(OPS.xp, gradients, watcher.known[known], _joined(records), numbers)
     watcher.tell(watcher.steps, {"loss": sum(losses) / len(losses), **whole}, by_site)
 
 
@@ -70,11 +70,11 @@ def _gradient(loss: torch.Tensor, leaves: dict[str, torch.Tensor]) -> dict[str, 
     return {name: gradient for name, gradient in zip(leaves, found, strict=True) if gradient is not None}
 
 
-def _joined(noted: list[Noted]) -> dict[str, list[tuple[torch.Tensor, torch.Tensor]]]:
+def _joined(records: list[Record]) -> dict[str, list[tuple[torch.Tensor, torch.Tensor]]]:
     """Return the signals of the sites that every draw has in the same shape, with the draws in front."""
     result = {}
-    for name, parts in noted[0].signals.items():
-        others = [one.signals.get(name, []) for one in noted]
+    for name, parts in records[0].signals.items():
+        others = [one.signals.get(name, []) for one in records]
         if all(len(x) == len(parts) and x[0][0].shape == parts[0][0].shape for x in others):
             pairs = [[x[number] for x in others] for number in range(len(parts))]
             result[name] = [(torch.stack([a for a, _ in pair]), torch.stack([b for _, b in pair])) for pair in pairs]

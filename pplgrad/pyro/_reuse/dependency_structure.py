@@ -21,6 +21,9 @@ from pplgrad.core.sites import Run
 from pplgrad.engine.layout import Layout
 from pplgrad.errors import ConfigurationError, ProgramError
 from pplgrad.pyro._reuse.guards import Guard, arguments_kind
+from pplgrad.pyro._reuse.reads import which_are_one_of
+from pplgrad.pyro._tracing.differentiability import lost_paths
+from pplgrad.pyro._tracing.operations import tensors_in
 from pplgrad.pyro._tracing.particle_trace import Traces, specify
 from pplgrad.pyro._tracing.provenance import Provenance
 
@@ -46,11 +49,13 @@ class Structure:
     read_at: str | None = None
     misused: dict[str, str] = field(default_factory=dict)
     cut: dict[str, str] = field(default_factory=dict)
+    lost: dict[str, tuple[str, str]] = field(default_factory=dict)
     signature: tuple | None = None
     found: Layout | None = None
     guard: Guard | None = None
     roots: tuple = field(default_factory=tuple)
     key: Any = None
+    met: tuple | None = None
     compiled: Any = None
     reuses: int = 0
     watched: int = 0
@@ -112,6 +117,7 @@ class Structure:
         self.hidden_draws |= traces.hidden_draws
         self.misused.update(provenance.misused)
         self.cut.update(provenance.cut(run.costs))
+        self.lost.update(lost_paths(traces, run, provenance))
         layout = Layout.build(*specify(run, traces, None if traces.unseen else provenance), objective)
         signature = traces.signature()
         if traces.unseen or provenance.unfollowed_at:
@@ -202,7 +208,8 @@ class Structures:
         objects: list[Any] = []
         try:
             kinds = (arguments_kind(program.args, objects), arguments_kind(program.kwargs, objects))
-            key = (id(program.model), id(program.guide), *kinds, settings)
+            tensors = tensors_in((program.args, program.kwargs))
+            key = (id(program.model), id(program.guide), *kinds, which_are_one_of(tensors), settings)
             hash(key)
         except TypeError:
             return Structure(reusable=False)
@@ -217,9 +224,10 @@ class Structures:
                     # The first run may have built things lazily: the state is looked at after it.
                     known.guard = Guard.of(*known.roots)
                     known.reusable = known.guard is not None
+                    known.met = None if known.guard is None else known.guard.meets(tensors)
                     known.watch()
                     return known
-                if known.guard.holds():
+                if known.guard.holds() and known.guard.meets(tensors) == known.met:
                     known.reuse()
                     return known
         fresh = Structure(

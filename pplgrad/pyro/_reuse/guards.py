@@ -17,7 +17,7 @@ import sys
 import types
 import weakref
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from operator import getitem
 from typing import Any
@@ -45,7 +45,9 @@ from pplgrad.pyro._reuse.probes import (
     kind_of,
     mapping_probe,
     names_probe,
+    params_probe,
     sequence_probe,
+    strides_of,
 )
 from pplgrad.pyro._reuse.reads import (
     content_of,
@@ -63,6 +65,10 @@ from pplgrad.pyro._reuse.reads import (
 __all__ = ["Guard", "Unwatchable", "arguments_kind"]
 
 _LIMIT = 20_000
+_COMPARING = {"is_", "is_not", "is_set_to", "index", "count", "remove", "__contains__"}
+"""Attributes by which tensors may be compared by identity."""
+_PLACES = {"stride", "is_contiguous", "is_non_overlapping_and_dense", "dim_order"}
+"""Attributes that tell where a tensor's numbers stand."""
 
 
 class Unwatchable(Exception):
@@ -72,8 +78,11 @@ class Unwatchable(Exception):
 class Guard:
     """The Python state that some callables can reach, as a flat list of quick comparisons."""
 
+    reads_shapes = True
+    """Whether the shape of each parameter is compared."""
+
     def __init__(self, *roots: Any) -> None:
-        self._probes: list[Probe] = [ambient_probe()]
+        self._probes: list[Probe] = [ambient_probe(), params_probe(self.reads_shapes)]
         self._seen: dict[int, Any] = {}
         self._done: set[int] = set()
         self._ahead: list[Any] = [*roots, *handlers(), *hooks_of_all_modules()]
@@ -88,7 +97,12 @@ class Guard:
         self._walk()
         for namespace, names in self._namespaces.values():
             self._probes.append(names_probe(namespace, tuple(names), list(names.values())))
-        if (self._compares or "is_" in self._attributes) and self._tensors:
+        if not _PLACES.isdisjoint(self._attributes) and self._tensors:
+            every = self._tensors
+            places = [strides_of(read()) for read in every]
+            self._probes.append(lambda: [strides_of(read()) for read in every] == places)
+        self._compares = self._compares or not _COMPARING.isdisjoint(self._attributes)
+        if self._compares and self._tensors:
             reads = self._tensors
             same = which_are_one(reads)
             self._probes.append(lambda: which_are_one(reads) == same)
@@ -121,14 +135,37 @@ class Guard:
         except Exception:  # What cannot be read any more has changed.
             return False
 
+    def meets(self, arguments: Sequence[torch.Tensor]) -> tuple:
+        """Return which tensors among the arguments are which that the program holds, where it may compare them by identity.
+
+        Where it asks for strides, these are returned too.
+        """
+        strides = () if _PLACES.isdisjoint(self._attributes) else tuple(map(strides_of, arguments))
+        if not (self._compares and arguments):
+            return strides
+        held = {id(read()): number for number, read in enumerate(self._tensors)}
+        return *strides, *(held.get(id(x)) for x in arguments)
+
     def _walk(self) -> None:
         while True:
             while self._ahead:
                 if len(self._seen) > _LIMIT:
                     raise Unwatchable("too many objects")
                 self._visit(self._ahead.pop())
-            if not self._open_modules():
+            if not self._open_modules() and not self._open_tensors():
                 return
+
+    def _open_tensors(self) -> bool:
+        """Go into what others than torch have put into the classes of tensors and modules; return whether anything was new."""
+        new = False
+        for kind in (torch.Tensor, torch.nn.Parameter, torch.nn.Module):
+            for name in self._attributes & vars(kind).keys():
+                found = vars(kind)[name]
+                if (id(kind), name) not in self._taken and not _is_of_torch(found):
+                    self._taken.add((id(kind), name))
+                    self._names(vars(kind))[name] = self._see(found, vars(kind).get, name)
+                    new = True
+        return new
 
     def _open_modules(self) -> bool:
         """Go into what may be taken of the modules that the program holds as values; return whether anything was new."""
@@ -390,6 +427,7 @@ class Guard:
         kept = []
         for key in keys:
             if type(key) not in SIMPLE:
+                self._compares = self._compares or isinstance(key, torch.Tensor)
                 self._ahead.append(key)
             item = dict.__getitem__(value, key)
             kept.append(self._see(item, dict.get, value, key))
@@ -533,3 +571,9 @@ _VISITS: dict[Any, Callable[[Any, Any], None]] = {
     # Of these, a subclass's value is compared by its owner by identity, and cannot change.
     **dict.fromkeys((int, float, str, bytes, complex, torch.Size), lambda self, value: None),
 }
+
+
+def _is_of_torch(found: Any) -> bool:
+    """Return whether an attribute of one of torch's classes is torch's own."""
+    home = getattr(found, "__module__", None) or getattr(getattr(found, "__objclass__", None), "__module__", None)
+    return (home or "").partition(".")[0] in ("torch", "builtins") or isinstance(found, property)

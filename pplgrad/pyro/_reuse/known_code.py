@@ -194,7 +194,19 @@ _BUILTINS = frozenset(
     }
 )
 LOOKING_UP = frozenset(
-    {"getattr", "hasattr", "setattr", "delattr", "vars", "dir", "attrgetter", "methodcaller", "__dict__"}
+    {
+        "getattr",
+        "hasattr",
+        "setattr",
+        "delattr",
+        "vars",
+        "dir",
+        "attrgetter",
+        "methodcaller",
+        "__dict__",
+        "format",
+        "format_map",
+    }
 )
 """Names by which code may take attributes that are not written in it."""
 HIDDEN = frozenset(
@@ -213,6 +225,7 @@ HIDDEN = frozenset(
         ),
         # What a tensor says of its past and its place.
         *("_version", "data_ptr", "grad", "is_shared", "__cuda_array_interface__", "share_memory_", "retains_grad"),
+        *("storage_offset", "_base", "grad_fn", "output_nr"),
     }
 )
 """Attributes that show what cannot be watched."""

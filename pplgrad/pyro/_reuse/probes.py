@@ -5,11 +5,12 @@ from __future__ import annotations
 import abc
 import math
 import sys
+import warnings
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from hashlib import blake2b
 from itertools import repeat
-from operator import is_
+from operator import attrgetter, is_
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,10 @@ from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
 
+from pplgrad.pyro._compat import constraints, unconstrained
+
 Probe = Callable[[], bool]
+_LEARNED = attrgetter("requires_grad")
 MISSING: Any = object()
 
 SIMPLE = frozenset(
@@ -59,8 +63,13 @@ class Kind:
 
 
 def kind_of(x: torch.Tensor) -> tuple:
-    """Return what of a tensor can steer a program that never reads its numbers."""
-    return (type(x), x.shape, x.dtype, x.device, x.requires_grad, x.layout, bool(x.__dict__))
+    """Return what of a tensor can steer a program that never reads its numbers, nor where they stand."""
+    return (type(x), x.shape, x.dtype, x.device, x.requires_grad, x.is_leaf, x.layout, bool(x.__dict__))
+
+
+def strides_of(x: Any) -> tuple[int, ...]:
+    """Return where a tensor's numbers stand, if it is a tensor whose numbers have such places."""
+    return x.stride() if isinstance(x, torch.Tensor) and x.layout is torch.strided else ()
 
 
 def alike(kept: Any, found: Any) -> bool:
@@ -230,6 +239,12 @@ def ambient() -> tuple:
         torch.distributions.Distribution._validate_args,
         abc.get_cache_token(),
         sys.flags,
+        torch.is_anomaly_enabled(),
+        torch.is_warn_always_enabled(),
+        torch.is_autocast_cache_enabled(),
+        (*warnings.filters,),
+        (*np.geterr().values(),),
+        *(len(vars(kind)) for kind in (torch.Tensor, torch.nn.Parameter, torch.nn.Module)),
         *_modes(),
         *map(id, handlers()),
         *map(id, hooks_of_all_modules()),
@@ -241,6 +256,29 @@ def ambient_probe() -> Probe:
     """Return the comparison of what surrounds any program."""
     kept = ambient()
     return lambda: ambient() == kept
+
+
+def params_probe(shapes: bool) -> Probe:
+    """Return the comparison of the param store: the names, and what of each parameter can steer a program.
+
+    Without `shapes` that of a parameter which is still the same tensor is not asked: who reads its numbers will see.
+    """
+    kept = unconstrained()
+    names, leaves, constrained = list(kept), list(kept.values()), constraints()
+    # Pyro gives leaves an attribute when they are read first.
+    kinds, learned = [kind_of(x)[:-1] for x in leaves], list(map(_LEARNED, leaves))
+
+    def quick() -> bool:
+        now = unconstrained()
+        if list(now) != names:
+            return False
+        same = all(map(is_, now.values(), leaves)) and list(map(_LEARNED, leaves)) == learned
+        if (shapes or not same) and [kind_of(x)[:-1] for x in now.values()] != kinds:
+            return False
+        found = constraints()
+        return all(x is found.get(name) for name, x in constrained.items())
+
+    return quick
 
 
 def _modes() -> list[Any]:

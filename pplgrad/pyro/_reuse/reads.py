@@ -6,7 +6,7 @@ import dis
 import functools
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,13 @@ def which_are_one(reads: list[Callable[[], Any]]) -> list[int]:
     """Return, for each place that holds a tensor, the first place that holds the same one."""
     first: dict[int, int] = {}
     return [first.setdefault(id(read()), i) for i, read in enumerate(reads)]
+
+
+def which_are_one_of(tensors: Sequence[torch.Tensor]) -> tuple[int, ...]:
+    """Return, for each tensor, the place of the first that is the same object; nothing if all are different ones."""
+    first: dict[int, int] = {}
+    places = tuple(first.setdefault(id(x), i) for i, x in enumerate(tensors))
+    return places if len(first) < len(tensors) else ()
 
 
 def nothing(*_: Any) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dis
 import sys
 from collections.abc import Iterator
-from types import FrameType
+from functools import lru_cache
+from types import CodeType, FrameType
 
 _LIBRARIES = {
     "torch",
@@ -25,6 +27,7 @@ _WATCHING = (
     "pplgrad.pyro._compile.aten_recorder",
     __name__,
 )
+_SUPPRESSING = {"suppress", "raises", "ExitStack", "assertRaises"}
 # Reading a truth value inside these is a check of arguments, not control flow of the user's program.
 _CHECKING = ("torch.distributions", "pyro.distributions", "pyro.util", "pyro.poutine", "pyro.infer")
 
@@ -66,6 +69,33 @@ def is_own_derivative() -> bool:
             if module.partition(".")[0] in _LIBRARIES:
                 return True
     return False
+
+
+def may_be_caught() -> bool:
+    """Return whether the user's program would catch an error that is raised now: then it learns something if there is none, too."""
+    for module, frame in _frames():
+        if module.startswith("pplgrad.") and module not in _WATCHING:
+            return False  # Further out is who called us, and not the program.
+        if not is_library(module) and frame.f_lasti in _covered(frame.f_code):
+            return True
+    return False
+
+
+@lru_cache(4096)
+def _covered(code: CodeType) -> frozenset[int]:
+    """Return the places in a function's code where an error is caught; by `with`, if that may be of `suppress` or its like."""
+    caught: set[int] = set()
+    entries = getattr(dis.Bytecode(code), "exception_entries", None)
+    if entries is None:  # Not known in this version of Python: everything may be caught.
+        return frozenset(range(len(code.co_code)))
+    names = {x.offset: x.opname for x in dis.get_instructions(code)}
+    suppressing = not _SUPPRESSING.isdisjoint(code.co_names)
+    for entry in entries:
+        first = [names[place] for place in sorted(names) if place >= entry.target][:2]
+        cleans_up = "WITH_EXCEPT_START" in first
+        if first[:1] == ["PUSH_EXC_INFO"] and (suppressing or not cleans_up):
+            caught.update(range(entry.start, entry.end))
+    return frozenset(caught)
 
 
 def _only_runs(module: str) -> bool:

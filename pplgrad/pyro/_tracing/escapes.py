@@ -19,6 +19,12 @@ _METADATA = set(
     "volatile __dir__ dim_order sparse_dim dense_dim storage_type promote_types".split()
 )
 
+# What comes out of these are numbers of Python's own; anything else may be a way into the tensor's memory.
+_COPYING_OUT = set(
+    "__bool__ item __int__ __index__ __float__ __complex__ tolist __format__ __repr__ __str__ __contains__ equal allclose is_nonzero "
+    "__iter__ __reversed__ __deepcopy__ __reduce__ __reduce_ex__ is_same_size backward".split()
+)
+
 _READING = {torch.Tensor.__bool__, torch.Tensor.item, torch.Tensor.__int__, torch.Tensor.__index__}
 
 
@@ -30,6 +36,9 @@ class Followed(Protocol):
 
     def forget(self, tensor: torch.Tensor) -> None:
         """Take what a tensor reads as unknown."""
+
+    def expose(self, tensor: torch.Tensor) -> None:
+        """Note that a tensor's memory can be read by other means than torch."""
 
     def is_innocent(self, bits: int, tree: Any) -> bool:
         """Return whether reading tensors steers nothing."""
@@ -76,8 +85,11 @@ class Leaving(TorchFunctionMode):
 
     def _left(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Note that something came out that is no tensor, and may have been made of elements."""
-        if tensors_in(out) or not tensors_in((args, kwargs)):
+        if tensors_in(out) or not (read := tensors_in((args, kwargs))):
             return
+        if getattr(func, "__name__", "") not in _COPYING_OUT:
+            for tensor in read:
+                self._provenance.expose(tensor)
         bits = self._provenance.of(args, list(kwargs.values()))
         if not (func in _READING and self._provenance.is_innocent(bits, args[:1])):
             self._provenance.escape(bits)

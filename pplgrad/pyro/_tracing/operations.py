@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 
-from pplgrad.pyro._tracing.axes import writes_unsaid
+from pplgrad.pyro._tracing.axes import rule_of, writes_unsaid
 
 
 def tensors_in(tree: Any) -> list[torch.Tensor]:
@@ -33,7 +34,7 @@ class Facts(NamedTuple):
     """What an operation does beside computing.
 
     It draws, reads elements into Python, has a shape that depends on them, makes a tensor of data, writes, swaps a storage, writes
-    what its schema does not say, or cuts the derivative.
+    what its schema does not say, cuts the derivative, or may fail for some values of its arguments.
     """
 
     random: bool
@@ -44,6 +45,29 @@ class Facts(NamedTuple):
     sets: bool
     unsaid: bool
     cuts: bool
+    fails: bool
+
+
+_CHECKING_VALUES = re.compile(
+    "cholesky|inv|solve|lu|eig|svd|qr|lstsq|index|gather|scatter|take|embedding|multinomial|bernoulli|binomial|poisson|normal|"
+    "exponential|geometric|cauchy|dirichlet|gamma|uniform|one_hot|div|remainder|fmod|bincount|histc|repeat_interleave|masked|loss|"
+    "bucketize|searchsorted|assert|unique|nonzero|split|arange|linspace|pow"
+)
+
+
+def _may_fail(func: Any, tags: Any, name: str) -> bool:
+    """Return whether an operation may raise an error because of the elements of its arguments.
+
+    Pointwise ones and those with a rule for their axes do not, but for those that look into numbers: indices, probabilities, matrices.
+    """
+    if _CHECKING_VALUES.search(name):
+        return True
+    return torch.Tag.pointwise not in tags and rule_of(func) is None and not _is_view(func)
+
+
+def _is_view(func: Any) -> bool:
+    returns = func._schema.returns
+    return bool(returns) and all(x.alias_info is not None and not x.alias_info.is_write for x in returns)
 
 
 @cache
@@ -58,6 +82,7 @@ def facts_of(func: Any) -> Facts:
         name == "aten::set_",
         writes_unsaid(func),
         name in ("aten::detach", "aten::detach_", "aten::detach_copy"),
+        _may_fail(func, tags, name.removeprefix("aten::")),
     )
 
 

@@ -329,18 +329,18 @@ def record(
     with provenance or nullcontext(), _escapes(provenance) as escaped:
         for name, site in traces.model_sites:
             weight = weights.observed if site["is_observed"] else weights.prior
-            model_costs.append(counted(site, cost_of(name, site, weight, traces.closed.get(name))))
+            model_costs.append(counted(site, cost_of(name, site, weight, traces.closed.get(name), provenance)))
             escaped(traces.model_escaped, name)
         for name, site in traces.guide_sites:
             estimator = traces.estimators.get(name)
             log_q = log_prob(name, site, site["fn"])
-            if estimator is not None and estimator.path_only:
+            if estimator is not None and estimator.sticking_the_landing:
                 held = log_prob(name, {**site, "value": site["value"].detach()}, site["fn"])
-                through[name] = shaped(site, weighted(_scaled(site, held), weights.guide))
+                through[name] = shaped(site, weighted(_scaled(site, held), weights.guide, provenance))
             if name in traces.closed:
-                cost = closed_cost(name, traces.closed[name], traces.guide, traces.model, weights)
+                cost = closed_cost(name, traces.closed[name], traces.guide, traces.model, weights, provenance)
             else:
-                cost = weighted(_scaled(site, log_q), weights.guide)
+                cost = weighted(_scaled(site, log_q), weights.guide, provenance)
             if estimator is not None:
                 bare = unmasked(site["fn"])
                 score = log_q if bare is site["fn"] else log_prob(name, site, bare)
@@ -380,26 +380,38 @@ def log_prob(name: str, site: Any, fn: Any) -> torch.Tensor:
         raise impossible_log_prob(name, fn, error) from error
 
 
-def closed_cost(name: str, kind: str, guide: Any, model: Any, weights: CostWeights) -> torch.Tensor:
+def closed_cost(
+    name: str, kind: str, guide: Any, model: Any, weights: CostWeights, provenance: Provenance | None = None
+) -> torch.Tensor:
     """Return what stands for a guide site's log density in closed form, as it counts in the objective."""
     node = guide.nodes[name]
-    return weighted(_scaled(node, closed_form(name, kind, node, model.nodes.get(name))), weights.guide)
+    return weighted(_scaled(node, closed_form(name, kind, node, model.nodes.get(name))), weights.guide, provenance)
 
 
-def cost_of(name: str, site: Any, weight: Any = 1.0, closed: str | None = None) -> torch.Tensor:
+def cost_of(
+    name: str, site: Any, weight: Any = 1.0, closed: str | None = None, provenance: Provenance | None = None
+) -> torch.Tensor:
     """Return a site's log density as it counts in the objective: scaled, masked and weighted.
 
     A model's site whose divergence is in closed form counts with its guide's site alone.
     """
     if closed == "kl":
         return torch.zeros_like(log_prob(name, site, site["fn"]))
-    return weighted(_scaled(site, log_prob(name, site, site["fn"])), weight)
+    return weighted(_scaled(site, log_prob(name, site, site["fn"])), weight, provenance)
 
 
-def weighted(cost: torch.Tensor, weight: Any) -> torch.Tensor:
-    """Return a cost times its weight in the objective; a weight of 0 leaves nothing, not even of an infinite cost."""
+def weighted(cost: torch.Tensor, weight: Any, provenance: Provenance | None = None) -> torch.Tensor:
+    """Return a cost times its weight in the objective; a weight of 0 leaves nothing, not even of an infinite cost.
+
+    What it depends on stays: the weight may be another one at the next step.
+    """
     if isinstance(weight, (int, float)) and weight in (0, 1):
-        return cost if weight else torch.zeros_like(cost)
+        if weight:
+            return cost
+        nothing = torch.zeros_like(cost)
+        if provenance is not None:
+            provenance.follow(nothing, cost)
+        return nothing
     return cost * weight
 
 

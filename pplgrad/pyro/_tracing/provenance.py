@@ -19,7 +19,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pplgrad.pyro._tracing.axes import NONE, Call, Follows, follows, reads_no_element, written_unsaid
-from pplgrad.pyro._tracing.callers import is_check, is_own_derivative, user_line
+from pplgrad.pyro._tracing.callers import is_check, is_own_derivative, may_be_caught, user_line
 from pplgrad.pyro._tracing.escapes import Leaving
 from pplgrad.pyro._tracing.operations import dynamic_shape, facts_of, operands_of, places_written, tensors_in
 
@@ -93,6 +93,7 @@ class Provenance(TorchDispatchMode):
         self._of_cuts = 0
         self._derives = True
         self._without_rule = 0
+        self._exposed: set[int] = set()
         self._given = {_key(x): _version(x) for x in given}
         self._by_tensor: dict[int, Known] = {}
         self._by_storage: dict[int, Known] = {}
@@ -148,6 +149,11 @@ class Provenance(TorchDispatchMode):
         bits = self.of(list(tensors)) & self._of_cuts
         return self._lost | {name: by for (name, by), bit in self._cuts.items() if bit & bits}
 
+    def cuts_of(self, tensor: torch.Tensor) -> dict[str, str]:
+        """Return the sites along whose value the derivative of a tensor was cut on some way, and by what."""
+        bits = self.of(tensor) & self._of_cuts
+        return {name: by for (name, by), bit in self._cuts.items() if bit & bits}
+
     def is_unsure(self, site: str, plate: str) -> bool:
         """Return whether an operation of which nothing is known has seen the elements of a site along a plate."""
         return bool(self._without_rule & self._plates.get((site, plate), 0)) or (site, plate) not in self._plates
@@ -200,7 +206,7 @@ class Provenance(TorchDispatchMode):
         Such are the numbers of a sequential plate's elements, or of a binomial's trials.
         """
         fixed = all(x.dtype == torch.bool or not (bits or x.is_floating_point()) for x in tensors)
-        return fixed and is_check()
+        return fixed and is_check() and not (bits and may_be_caught())
 
     def give(self, *tensors: torch.Tensor) -> None:
         """Note that tensors depend on no draw."""
@@ -217,6 +223,13 @@ class Provenance(TorchDispatchMode):
         for site in self.names(bits & self._relaxed):
             self.misused.setdefault(site, by)
 
+    def follow(self, out: torch.Tensor, tensor: torch.Tensor) -> None:
+        """Note that one tensor stands for another, element by element, whatever its numbers are."""
+        with torch._C.DisableTorchFunction():
+            known = self._known(tensor)
+            axes = self._kept_apart([(tensor, list(range(tensor.dim())))], out)
+            self._note(out, Known(known.bits, axes, out.element_size() if axes else 1), _key(out))
+
     def forget(self, tensor: torch.Tensor) -> None:
         """Look a tensor up anew, which may be of another storage now."""
         self._by_tensor.pop(id(tensor), None)
@@ -226,8 +239,12 @@ class Provenance(TorchDispatchMode):
             return self._dispatched(func, args, kwargs or {})
 
     def _dispatched(self, func: Any, args: Any, kwargs: Any) -> Any:
-        out = func(*args, **kwargs)
         facts = facts_of(func)
+        try:
+            out = func(*args, **kwargs)
+        except Exception:
+            self.escape(self.of(args, list(kwargs.values())))  # Whoever catches it knows something of the values.
+            raise
         if facts.random and not self.drawing:
             self.hidden_draws = True
         if facts.lifts and _key(args[0]) not in self._by_storage:
@@ -250,6 +267,8 @@ class Provenance(TorchDispatchMode):
         if facts.reads or (facts.dynamic and dynamic_shape(func, args)):
             if not (facts.reads and self.is_innocent(bits, tensors_in(args))):
                 self.escape(bits)
+        if facts.fails and bits & ~_RANDOM and may_be_caught():
+            self.escape(bits)
         if facts.sets:
             self._note(args[0], self._unfollowed(args[0]), _key(args[0]))
         elif facts.written and bits:
@@ -258,6 +277,7 @@ class Provenance(TorchDispatchMode):
             self._made(func, args, kwargs, out, bits)
             if facts.unsaid and bits:
                 for tensor in written_unsaid(Call(func, args, kwargs)):
+                    self._show(tensor, bits)
                     self._mix(self._known(tensor), bits)
         if bits & self._derived:
             if relaxed is not None:
@@ -325,10 +345,22 @@ class Provenance(TorchDispatchMode):
         for place, name in places_written(func):
             for tensor in tensors_in(args[place] if place < len(args) else kwargs.get(name)):
                 known = self._known(tensor)
+                self._show(tensor, bits)
                 axes = self._axes(func, args, kwargs, tensor, bits | known.bits) if bits & self._of_plates else {}
                 self._mix(known, bits)
                 if axes and tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes():
                     known.axes, known.itemsize = axes, tensor.element_size()
+
+    def expose(self, tensor: torch.Tensor) -> None:
+        """Note that the memory of a tensor can be read by other means than torch from here on, and what is in it now."""
+        self._exposed.add(_key(tensor))
+        self.escape(self.of(tensor))
+
+    def _show(self, tensor: torch.Tensor, bits: int) -> None:
+        """Note that what is written into memory that others can read has left the tensors."""
+        # A storage of somebody else's memory, or of which NumPy has a view, cannot be resized.
+        if _key(tensor) in self._exposed or not _is_own(tensor):
+            self.escape(bits)
 
     def _mix(self, known: Known, bits: int) -> None:
         """Add what a storage reads, at any of its elements."""
@@ -463,6 +495,14 @@ def _key(tensor: torch.Tensor) -> int:
         return tensor.untyped_storage()._cdata
     except (NotImplementedError, RuntimeError):
         return 0
+
+
+def _is_own(tensor: torch.Tensor) -> bool:
+    """Return whether the memory of a tensor is torch's own."""
+    try:
+        return tensor.untyped_storage().resizable()
+    except (NotImplementedError, RuntimeError):
+        return False
 
 
 def _version(tensor: torch.Tensor) -> int | None:

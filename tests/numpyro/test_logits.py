@@ -6,7 +6,7 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 
-from pplgrad.numpyro._tracing.logits import BernoulliLogits, mended
+from pplgrad.numpyro._tracing.logits import BernoulliLogits, with_stable_logits
 
 LOGITS = [-np.inf, -800.0, -3.0, -1e-300, 0.0, 1e-300, 0.7, 800.0, np.inf]
 
@@ -14,7 +14,7 @@ LOGITS = [-np.inf, -800.0, -3.0, -1e-300, 0.0, 1e-300, 0.7, 800.0, np.inf]
 def both(x, validate=True):
     fn = dist.BernoulliLogits(jnp.asarray(x), validate_args=False)  # Which would refuse infinite ones.
     fn._validate_args = validate
-    found = mended(fn)
+    found = with_stable_logits(fn)
     assert type(found) is BernoulliLogits and type(fn) is dist.BernoulliLogits
     return fn, found
 
@@ -84,15 +84,15 @@ def test_sums_over_particles_come_before_the_log_odds():
 
 def test_what_is_inside_others_is_mended_and_what_is_not_is_left():
     x = jnp.array([0.0, 0.3])
-    inside = mended(dist.Independent(dist.MaskedDistribution(dist.BernoulliLogits(x), True), 1))
+    inside = with_stable_logits(dist.Independent(dist.MaskedDistribution(dist.BernoulliLogits(x), True), 1))
     assert type(inside.base_dist.base_dist) is BernoulliLogits
     normal = dist.Normal(0.0, 1.0)
-    assert mended(normal) is normal
-    assert mended(dist.BernoulliLogits(0.0)).logits == 0.0
+    assert with_stable_logits(normal) is normal
+    assert with_stable_logits(dist.BernoulliLogits(0.0)).logits == 0.0
 
     class Own(dist.BernoulliLogits):
         def log_prob(self, value):
             return 2.0 * super().log_prob(value)
 
-    own = mended(Own(x))
+    own = with_stable_logits(Own(x))
     assert type(own) is Own and own.logits[0] == jnp.finfo(float).tiny

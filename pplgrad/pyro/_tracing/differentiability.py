@@ -1,0 +1,62 @@
+"""Where a cost depends on a reparameterized draw, and no derivative follows it: the estimate along the draw would be biased.
+
+Provenance knows on which draws a cost depends, and where the program's own code compared a value, detached it or computed without a
+gradient. Autograd knows which draws a derivative reaches. A cost that depends on a draw through such code, and whose derivative does
+not reach it, jumps or was cut off: the derivative that Reparam takes is zero where that of the expectation is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from pplgrad.core.sites import Run
+from pplgrad.pyro._tracing.particle_trace import Traces
+from pplgrad.pyro._tracing.provenance import Provenance
+
+# Their derivative is zero wherever there is one.
+_FLAT = ("Round", "Floor", "Ceil", "Trunc", "Sign", "Sgn", "Heaviside")
+
+
+def lost_paths(traces: Traces, run: Run, provenance: Provenance) -> dict[str, tuple[str, str]]:
+    """Return the sites on which a cost depends without a derivative: the cost's name, and by what the derivative was lost."""
+    values = {name: traces.guide.nodes[name]["value"] for name in traces.estimators}
+    smooth = {
+        name: value.grad_fn
+        for name, value in values.items()
+        if value.grad_fn is not None and not (traces.estimators[name].uses_score or traces.estimators[name].relaxes)
+    }
+    found: dict[str, tuple[str, str]] = {}
+    if not smooth:
+        return found
+    names = [name for name, _ in traces.model_sites] + [name for name, _ in traces.guide_sites]
+    for cost_name, cost in zip(names, run.costs, strict=True):
+        cut = {site: by for site, by in provenance.cuts_of(cost).items() if site in smooth and site not in found}
+        if cut:
+            reached = _reached(cost, smooth)
+            found |= {site: (cost_name, by) for site, by in cut.items() if site not in reached}
+    return found
+
+
+def _reached(cost: torch.Tensor, draws: Mapping[str, Any]) -> set[str]:
+    """Return the draws that the derivative of a cost reaches."""
+    wanted = {node: name for name, node in draws.items()}
+    found: set[str] = set()
+    seen: set[Any] = set()
+    ahead: list[Any] = [cost.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node in wanted:
+            found.add(wanted[node])
+        if not node.name().startswith(_FLAT):
+            ahead += _before(node)
+    return found
+
+
+def _before(node: Any) -> Iterable[Any]:
+    return [before for before, _ in node.next_functions]
