@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import lru_cache
-from types import FunctionType
+from functools import lru_cache, partial
+from types import CellType, FunctionType
 from typing import Any
 
 import jax
@@ -304,20 +304,85 @@ def _frames(equation: Any) -> list[Any]:
     return [] if found is None else list(found.frames)
 
 
-def is_stopped_by_library(equation: Any) -> bool:
-    """Return whether it is a function of JAX's or NumPyro's own that stops a gradient; what is not known is the program's."""
-    frames = iter(_frames(equation))
-    for frame in frames:
-        if frame.function_name == "stop_gradient":
-            caller = next(frames, None)
-            return caller is not None and caller.file_name.startswith((_JAX, *_LIBRARIES))
-    return False
+@dataclass(frozen=True)
+class Origin:
+    """Who asked JAX for an operation: "library" for NumPyro and pplgrad, "program", or "jax" inside of what JAX has compiled before.
+
+    `functions` are the names of JAX's functions between, and `derives` says whether one of them takes a derivative.
+    """
+
+    caller: str
+    functions: frozenset[str]
+    derives: bool
 
 
-def caller_of(equation: Any) -> str:
-    """Return who asked JAX for an operation: "library" for NumPyro and pplgrad, "program", or "jax" inside of what JAX has compiled before."""
-    caller = next((frame for frame in _frames(equation) if not frame.file_name.startswith(_JAX)), None)
-    return "jax" if caller is None else "library" if caller.file_name.startswith(_LIBRARIES) else "program"
+def origin_of(equation: Any) -> Origin:
+    """Return who asked JAX for an operation, and through which functions of its own."""
+    functions: list[str] = []
+    derives = False
+    for frame in _frames(equation):
+        if not frame.file_name.startswith(_JAX):
+            caller = "library" if frame.file_name.startswith(_LIBRARIES) else "program"
+            return Origin(caller, frozenset(functions), derives)
+        functions.append(frame.function_name)
+        derives = derives or frame.file_name.endswith(_DERIVATIVES)
+    return Origin("jax", frozenset(functions), derives)
+
+
+def jax_function_of(equation: Any) -> str | None:
+    """Return the name of the function that an equation calls, if it has one body and is of a file of JAX's own."""
+    body = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+    said = getattr(getattr(body, "jaxpr", body), "debug_info", None)
+    if said is None or not str(said.func_filename).startswith(_JAX):
+        return None
+    return str(said.func_name)
+
+
+def arguments_of(equation: Any) -> list[str]:
+    """Return the names of a called function's arguments that are arrays, as they are in its body."""
+    body = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+    said = getattr(getattr(body, "jaxpr", body), "debug_info", None)
+    return [str(name) for name in getattr(said, "arg_names", None) or ()]
+
+
+def has_librarys_derivative(equation: Any) -> bool:
+    """Return whether a derivative that is given beside a function was written in JAX, NumPyro or here, as was the function.
+
+    The functions are found in what JAX's wrappers close over; a function of anyone else among them decides.
+    """
+    body = equation.params.get("call_jaxpr")
+    said = getattr(getattr(body, "jaxpr", None), "debug_info", None)
+    functions = list(_functions_in([x for x in equation.params.values() if x is not body]))
+    files = [str(getattr(said, "func_filename", None)), *(function.__code__.co_filename for function in functions)]
+    return bool(functions) and all(file.startswith((_JAX, *_LIBRARIES)) for file in files)
+
+
+_HOLDING = ("f", "f_transformed", "transforms", "fun", "jvp", "fwd", "bwd", "__wrapped__", "__func__")
+"""Where JAX's wrappers of functions hold what they wrap."""
+
+
+def _functions_in(held: list[Any]) -> Iterator[FunctionType]:
+    """Yield the Python functions that objects of JAX's hold, or functions among them do."""
+    seen: set[int] = set()
+    while held:
+        x = held.pop()
+        if id(x) in seen:
+            continue
+        seen.add(id(x))
+        if isinstance(x, FunctionType):
+            yield x
+            held.extend(cell.cell_contents for cell in x.__closure__ or () if cell != _EMPTY)
+            held.append(x.__dict__.get("__wrapped__"))
+        elif isinstance(x, (tuple, list)):
+            held.extend(x)
+        elif isinstance(x, partial):
+            held.extend((x.func, *x.args, *x.keywords.values()))
+        elif x is not None and not isinstance(x, type):
+            held.extend(getattr(x, name, None) for name in _HOLDING)
+            held.append(vars(type(x)).get("__call__"))
+
+
+_EMPTY = CellType()
 
 
 def reused(key: jax.Array) -> jax.Array:
@@ -327,12 +392,13 @@ def reused(key: jax.Array) -> jax.Array:
 
 def has_own_derivative(equation: Any) -> bool:
     """Return whether an operation calls a function with a derivative of its own."""
-    return equation.primitive.name.startswith("custom_")
+    return equation.primitive.name in ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 
 
 _PACKAGES = (str(jax.__file__), str(numpyro.__file__), os.path.dirname(__file__))
 _JAX, *_others = (os.path.dirname(file) + os.sep for file in _PACKAGES)
 _LIBRARIES = tuple(_others)
+_DERIVATIVES = os.sep + os.path.join("interpreters", "ad.py")
 
 
 @dataclass(frozen=True)

@@ -319,22 +319,6 @@ def test_weakness_is_restored():
     )
 
 
-def test_who_stops_a_gradient():
-    def of_library(jaxpr):
-        for equation in jaxpr.eqns:
-            if equation.primitive.name == "stop_gradient":
-                yield compat.is_stopped_by_library(equation)
-            for inner in compat.sub_jaxprs(equation):
-                yield from of_library(inner)
-
-    def program(x):
-        return jax.nn.logsumexp(x) + jax.lax.stop_gradient(x).sum()
-
-    assert list(of_library(jax.make_jaxpr(program)(jnp.ones(3)).jaxpr)) == [True, False], (
-        "JAX says otherwise where an operation was called; is_stopped_by_library() in _compat.py reads it."
-    )
-
-
 def test_a_while_loop():
     def looped(x, y):
         return jax.lax.while_loop(lambda c: c < x, lambda c: c + y, 0.0)
@@ -345,17 +329,68 @@ def test_a_while_loop():
     )
 
 
-def test_who_asks_for_an_operation():
-    def callers(jaxpr):
-        for equation in jaxpr.eqns:
-            if equation.primitive.name in ("gt", "round"):
-                yield compat.caller_of(equation)
-            for inner in compat.sub_jaxprs(equation):
-                yield from callers(inner)
+def walked(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in compat.sub_jaxprs(equation):
+            yield from walked(inner)
 
+
+def origins(function, kind, x=None):
+    jaxpr = jax.make_jaxpr(function)(jnp.ones(3) if x is None else x).jaxpr
+    return [compat.origin_of(equation) for equation in walked(jaxpr) if equation.primitive.name == kind]
+
+
+def test_who_asks_for_an_operation():
     def program(x):
         return (x > 0.5) + jnp.round(x) + constraints.greater_than(0.1)(x)
 
-    assert sorted(callers(jax.make_jaxpr(program)(jnp.ones(3)).jaxpr)) == ["jax", "library", "program"], (
-        "JAX says otherwise where an operation was called; caller_of() in _compat.py reads it."
+    found = [origin.caller for kind in ("gt", "round") for origin in origins(program, kind)]
+    assert sorted(found) == ["jax", "library", "program"], (
+        "JAX says otherwise where an operation was called; origin_of() in _compat.py reads it."
+    )
+
+
+def test_through_which_functions_an_operation_is_asked_for():
+    def program(x):
+        return jax.nn.logsumexp(x) + jax.lax.stop_gradient(x).sum()
+
+    found = ["logsumexp" in origin.functions for origin in origins(program, "stop_gradient")]
+    assert found == [True, False], (
+        "JAX says otherwise through which functions an operation was called; origin_of() in _compat.py reads it."
+    )
+
+
+def test_what_a_derivative_asks_for():
+    (slope,) = origins(jax.grad(lambda x: jnp.abs(x)), "ge", 1.0) or origins(jax.grad(jnp.abs), "sign", 1.0)
+    (value,) = origins(lambda x: jnp.abs(x), "abs", 1.0)
+    assert (slope.derives, value.derives) == (True, False), (
+        "JAX takes derivatives in another file; origin_of() in _compat.py knows by it that an operation is of one."
+    )
+
+
+def test_a_function_of_jaxs_own_is_known_by_its_file():
+    ours = only(lambda x: jax.jit(lambda y: 2 * y)(x), 1.0, name="jit")
+    theirs = only(lambda x: jnp.clip(x, 0.0, 1.0), 1.0, name="jit")
+    assert (compat.jax_function_of(ours), compat.jax_function_of(theirs)) == (None, "clip"), (
+        "JAX says otherwise where a function is written; jax_function_of() in _compat.py reads it."
+    )
+
+
+def test_whose_derivative_it_is():
+    rule = jax.custom_jvp(lambda x: 2 * x)
+    rule.defjvp(lambda x, t: (2 * x[0], 2 * t[0]))
+    rules = jax.custom_jvp(jnp.sin)
+    rules.defjvps(lambda t, answer, x: t)
+    forward = jax.custom_vjp(jnp.sin)
+    forward.defvjp(lambda x: (jnp.sin(x), x), jnp.multiply)
+    backward = jax.custom_vjp(jnp.sin)
+    backward.defvjp(jax.jit(lambda x: (jnp.sin(x), x)), jax.jit(lambda x, g: (g,)))
+    ours = [compat.has_librarys_derivative(only(f, 1.0)) for f in (rule, rules, forward, backward)]
+    theirs = [
+        compat.has_librarys_derivative(only(lambda x, f=f: f(x, x), 1.0))
+        for f in (lambda x, y: jax.nn.relu(x), jax.scipy.special.xlogy)
+    ]
+    assert (ours, theirs) == ([False] * 4, [True] * 2), (
+        "JAX wraps a derivative that is given otherwise; has_librarys_derivative() in _compat.py looks into it."
     )

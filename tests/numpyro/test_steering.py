@@ -13,6 +13,7 @@ from pplgrad import REBAR, RELAX, EstimatorError, GumbelSoftmax, MuProp, ScoreFu
 from pplgrad.numpyro import TraceGrad_ELBO, black_box, config_estimators
 from pplgrad.numpyro._compat import tag
 from pplgrad.numpyro._tracing.control_dependence import steering
+from tests.numpyro.jumps import CONTINUOUS, JUMPING, LAWS
 
 
 def counted(z):
@@ -103,7 +104,6 @@ CUT = {
 WHOLE = {
     "what is printed": lambda z: jax.debug.callback(lambda x: None, 2 * z) or 2 * z,
     "what is only looked at": lambda z: z * 2.0 + 0.0 * len(LOGGED.append(lax.stop_gradient(z)) or LOGGED),
-    "a derivative of its own": jax.custom_jvp(lambda x: 2 * x),
     "logsumexp": lambda z: jax.nn.logsumexp(jnp.stack([z, 2 * z])),
     "softplus and relu": lambda z: (
         jax.nn.softplus(2 * z) + jax.nn.relu(z - 0.3) + jnp.maximum(z, 0.2) + jnp.abs(z - 0.1)
@@ -112,7 +112,6 @@ WHOLE = {
     "softmax": lambda z: jax.nn.softmax(jnp.stack([z, 2 * z]))[0],
     "clamped probabilities": lambda z: dist.Bernoulli(probs=0.2 + 0.5 * z).log_prob(1.0),
 }
-WHOLE["a derivative of its own"].defjvp(lambda x, t: (2 * x[0], 2 * t[0]))
 LOGGED = []
 
 
@@ -140,6 +139,73 @@ def test_a_derivative_that_is_cut_is_not_refused_elsewhere(name):
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_derivative_that_is_whole_is_not_refused(name):
     assert jnp.isfinite(derivative(WHOLE[name], REBAR(learn=False)))
+
+
+SEVERAL = ("searchsorted", "%", "sort with a payload", "stopped by a mapping", "straight through")
+
+
+@pytest.mark.parametrize("name", JUMPING)
+def test_what_jumps_is_a_cut(name):
+    """A closed world: what is not known to be continuous, with a derivative that is its own, is a cut."""
+    found = steering(jax.make_jaxpr(lambda z: JUMPING[name](tag("z", z) * 1.0))(0.3), {"z"})[1]
+    assert found.get("z")
+
+
+@pytest.mark.parametrize("estimator", [REBAR(), REBAR(learn=False), RELAX()], ids=["rebar", "fixed", "relax"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in SEVERAL else pytest.mark.slow) for n in JUMPING if n != "float8"]
+)
+def test_what_jumps_is_refused(name, estimator):
+    def change(z):
+        return JUMPING[name](z.astype(jnp.float32)) * jnp.ones(())
+
+    with pytest.raises(EstimatorError, match=r"Site 'z' is relaxed, but the program .*\(\w"):
+        derivative(change, estimator)
+    assert jnp.isfinite(derivative(change, ScoreFunction()))
+
+
+@pytest.mark.parametrize("name", [*CONTINUOUS, *LAWS])
+def test_what_is_continuous_is_not_cut(name):
+    function = {**CONTINUOUS, **LAWS}[name]
+    assert steering(jax.make_jaxpr(lambda z: function(tag("z", z) * 1.0))(0.3), {"z"}) == ({}, {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted({*CONTINUOUS, *LAWS} - {"half precision", "a cdf"}))
+def test_what_is_continuous_is_the_integral_of_its_derivative(name):
+    """The premise of the list holds; JAX has no derivative of one of the functions of `a cdf`."""
+    function = {**CONTINUOUS, **LAWS}[name]
+    points = 0.1 + 0.8 * (jnp.arange(2000.0) + 0.5) / 2000
+    slopes = jax.jit(jax.vmap(jax.grad(function)))(points)
+    np.testing.assert_allclose(0.8 * slopes.mean(), function(0.9) - function(0.1), atol=2e-3, rtol=2e-3)
+
+
+EXACT = {
+    "leaky_relu": lambda z: jax.nn.leaky_relu(3 * z - 1.3),
+    "median": lambda z: jnp.median(jnp.stack([z, 0.7 - z, 0.2 + 0.3 * z])),
+    "interp": CONTINUOUS["interpolation"],
+    "logsumexp": CONTINUOUS["logsumexp"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXACT)
+def test_the_gradient_of_what_is_continuous(name):
+    model, guide = program(EXACT[name])
+    draws = 40_000
+
+    def gradient(key):
+        elbo = TraceGrad_ELBO(estimators={"z": REBAR(learn=False)})
+        return jax.grad(lambda a: elbo.loss(key, {"a": a}, model, guide))(0.3)
+
+    def loss(a):
+        q = jax.nn.sigmoid(a)
+        values = [dist.Normal(EXACT[name](jnp.array(z)), 1.0).log_prob(0.7) for z in (0.0, 1.0)]
+        divergence = q * jnp.log(q / 0.4) + (1 - q) * jnp.log((1 - q) / 0.6)
+        return divergence - (1 - q) * values[0] - q * values[1]
+
+    found = np.asarray(jax.jit(jax.vmap(gradient))(jax.random.split(jax.random.key(0), draws)))
+    assert abs(found.mean() - jax.grad(loss)(0.3)) < 4.5 * found.std() / draws**0.5
 
 
 def test_a_black_box_of_what_was_computed():

@@ -10,6 +10,7 @@ import torch
 
 from pplgrad import REBAR, RELAX, EstimatorError, GumbelSoftmax, MuProp, ScoreFunction
 from pplgrad.pyro import TraceGrad_ELBO
+from tests.pyro.jumps import CONTINUOUS, JUMPING, LAWS, OBSERVED
 
 COUNT = torch.tensor(3)
 POOL = concurrent.futures.ThreadPoolExecutor(1)
@@ -62,16 +63,6 @@ def test_what_is_not_steered_by_it_runs(name):
     step(FREE[name], REBAR(learn=False))
 
 
-class Doubling(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return 2 * x
-
-    @staticmethod
-    def backward(ctx, g):
-        return 2 * g
-
-
 def without_gradient(z):
     with torch.no_grad():
         return 2 * z
@@ -101,7 +92,6 @@ CUT = {
 }
 WHOLE = {
     "what is only looked at": logged,
-    "a derivative of its own": Doubling.apply,
     "written": lambda z: torch.zeros(2).index_fill(0, torch.tensor([0]), 1.0).mul_(2 * z)[0],
     "softplus and relu": lambda z: torch.nn.functional.softplus(2 * z) + torch.relu(z - 0.3) + (z - 0.1).abs(),
     "half a normal": lambda z: (
@@ -126,6 +116,44 @@ def test_a_derivative_that_is_cut_is_refused_where_it_is_needed(name, estimator)
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_derivative_that_is_whole_is_not_refused(name):
     step(WHOLE[name], REBAR(learn=False))
+
+
+@pytest.mark.parametrize("estimator", [REBAR(), REBAR(learn=False), RELAX()], ids=["rebar", "fixed", "relax"])
+@pytest.mark.parametrize("name", JUMPING)
+def test_what_jumps_is_refused(name, estimator):
+    """A closed world: what is not known to be continuous, with a derivative that is its own, is a cut."""
+    with pytest.raises(EstimatorError, match=r"Site 'z' is relaxed, but the program .*\(\w"):
+        step(JUMPING[name], estimator)
+    step(JUMPING[name], ScoreFunction())
+
+
+@pytest.mark.parametrize("name", [*CONTINUOUS, *LAWS])
+def test_what_is_continuous_is_not_refused(name):
+    """The premise of the list holds, too: a function is the integral of its derivative."""
+    function = {**CONTINUOUS, **LAWS}[name]
+    step(function, REBAR(learn=False))
+    if name != "half precision":
+        points = (0.1 + 0.8 * (torch.arange(200.0) + 0.5) / 200).requires_grad_()
+        slopes = [torch.autograd.grad(seeded(function, x), x)[0] for x in points.unbind()]
+        rise = seeded(function, torch.tensor(0.9)) - seeded(function, torch.tensor(0.1))
+        torch.testing.assert_close(0.8 * torch.stack(slopes).mean(), rise, atol=0.01, rtol=0.01)
+
+
+def seeded(function, x):
+    pyro.set_rng_seed(0)
+    return function(x)
+
+
+@pytest.mark.parametrize("name", OBSERVED)
+def test_densities_at_a_site_are_not_refused(name):
+    def model():
+        law, value = OBSERVED[name](pyro.sample("z", dist.Bernoulli(0.4)) * 1.0)
+        pyro.sample("x", law, obs=value)
+
+    def guide():
+        pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor(0.3))))
+
+    TraceGrad_ELBO(estimators={"z": REBAR(learn=False)}).loss_and_grads(model, guide)
 
 
 @pytest.mark.parametrize("vectorized", [False, True])

@@ -1,31 +1,42 @@
 """Where what was computed from a relaxed value steers control flow, or loses its derivative: found in a program's jaxpr.
 
 A loop that runs as often as a relaxed value says, or a branch that it chooses, jumps where the value passes a threshold, and a jump has
-no gradient: an estimator that differentiates along the relaxation would miss it, without a word. Comparisons as such are left alone,
-since densities and samplers make them of their parameters. So is `stop_gradient` in JAX's and NumPyro's own functions (as in a
-`logsumexp`), whose derivatives are whole.
+no gradient: an estimator that differentiates along the relaxation would miss it, without a word. So does any operation that is not
+known to be continuous with its own derivative (`continuous_operations.py`). What NumPyro's densities and samplers do with their
+parameters is left alone, and so are those of JAX's functions that are known to be continuous, whatever they compare inside.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
 from pplgrad.engine.black_box import BlackBox
 from pplgrad.numpyro._compat import (
+    Origin,
     While,
+    arguments_of,
     called_back,
-    caller_of,
+    has_librarys_derivative,
     has_own_derivative,
     is_literal,
-    is_stopped_by_library,
+    jax_function_of,
+    origin_of,
     scan_of,
     sub_jaxprs,
     tag_of,
     touches_state,
     while_of,
+)
+from pplgrad.numpyro._tracing.continuous_operations import (
+    BODIES,
+    CONTINUOUS,
+    SMOOTH,
+    is_continuous_call,
+    jumping_outputs,
+    jumping_outputs_of_function,
 )
 
 Sites = frozenset[tuple[str, str]]
@@ -35,24 +46,17 @@ NO_SITES: Sites = frozenset()
 
 CALLBACKS = ("pure_callback", "io_callback")
 """Operations that compute in Python; what `jax.debug` does with a value has no part in a program."""
-_ROUNDING = {"round", "floor", "ceil", "sign", "argmax", "argmin"}
-_JUMPING = {"eq", "ne", "lt", "le", "gt", "ge", "convert_element_type", *_ROUNDING}
 
 
-def cuts_derivative(equation: Any) -> bool:
-    """Return whether an operation of the program's own has no derivative."""
-    kind = equation.primitive.name
-    if kind == "stop_gradient":
-        return not is_stopped_by_library(equation)
-    if kind not in _JUMPING or not any(_is_float(atom) for atom in equation.invars):
-        return False
-    if kind == "convert_element_type" and _is_float(equation.outvars[0]):
-        return False
-    caller = caller_of(equation)
-    return caller == "program" or (caller == "jax" and kind in _ROUNDING)
+class Context(NamedTuple):
+    """Under what a jaxpr is walked: who called the function of JAX's that it is the body of, its name, and whether it is a derivative."""
+
+    caller: str = "program"
+    function: str = ""
+    derives: bool = False
 
 
-def _is_float(atom: Any) -> bool:
+def is_float(atom: Any) -> bool:
     return jnp.issubdtype(getattr(atom.aval, "dtype", jnp.int32), jnp.inexact)
 
 
@@ -62,6 +66,7 @@ class Steering:
     def __init__(self, names: Collection[str]) -> None:
         self._names = frozenset(names)
         self._held = NO_SITES  # What a mutable array may hold.
+        self._context = Context()
         self.found: dict[str, str] = {}
 
     def walk(self, jaxpr: Any, inputs: Sequence[Sites]) -> list[Sites]:
@@ -85,31 +90,79 @@ class Steering:
         return [of(atom) for atom in jaxpr.outvars]
 
     def _through(self, equation: Any, operands: list[Sites]) -> list[Sites]:
-        kind, loop, scan = equation.primitive.name, while_of(equation), scan_of(equation)
+        kind, every, count = equation.primitive.name, NO_SITES.union(*operands), len(equation.outvars)
+        if not every:  # A body may have sites of its own.
+            return self._inside(equation, operands)
+        if kind in CALLBACKS:
+            self._steers(every, "black_box" if isinstance(called_back(equation.params), BlackBox) else kind)
+        judged = self._judged(equation, kind, operands)
+        if judged is None:
+            return self._inside(equation, operands)
+        jumps, by = judged
+        cut = frozenset((name, old or by) for name, old in every)
+        return [cut if jump else every for jump in jumps]
+
+    def _judged(self, equation: Any, kind: str, operands: list[Sites]) -> tuple[list[bool], str] | None:
+        """Return which outputs lose the derivative, and by what; None for an operation whose bodies are to be walked."""
+        origin, count = origin_of(equation), len(equation.outvars)
+        known, derives = jax_function_of(equation), self._context.derives or origin.derives
+        own = has_own_derivative(equation)
+        if own and not has_librarys_derivative(equation):
+            jumps = [True] * count  # Such a derivative is what the program says, the value's own or not.
+        elif known is not None and (own or kind in BODIES) and self._is_continuous(equation, known, operands, derives):
+            jumps = jumping_outputs_of_function(known, count)
+        elif own and known is None:
+            jumps = [False] * count  # NumPyro's, or pplgrad's.
+        elif own or kind in BODIES:
+            return None
+        else:
+            jumps = self._jumps(equation, kind, origin, SMOOTH if derives else CONTINUOUS, operands)
+        return jumps, f"{kind} in {self._context.function or known}" if known or self._context.function else kind
+
+    def _is_continuous(self, equation: Any, known: str, operands: list[Sites], derives: bool) -> bool:
+        return is_continuous_call(known, arguments_of(equation), [bool(sites) for sites in operands], derives)
+
+    def _jumps(
+        self, equation: Any, kind: str, origin: Origin, trusted: Collection[str], operands: list[Sites]
+    ) -> list[bool]:
+        """Return which outputs of a single operation lose the derivative along what they are computed from."""
+        count = len(equation.outvars)
+        caller = self._context.caller if origin.caller == "jax" else origin.caller
+        floats = any(sites and is_float(atom) for sites, atom in zip(operands, equation.invars, strict=True))
+        if caller == "library" or not floats or not origin.functions.isdisjoint(trusted):
+            return [False] * count
+        return jumping_outputs(equation, kind)
+
+    def _inside(self, equation: Any, operands: list[Sites]) -> list[Sites]:
+        """Walk the bodies of an operation, under what is known of who called it."""
+        before, origin, known = self._context, origin_of(equation), jax_function_of(equation)
+        caller = before.caller if origin.caller == "jax" else origin.caller
+        self._context = Context(caller, (before.function or known) if known else "", before.derives or origin.derives)
+        try:
+            return self._walked(equation, operands)
+        finally:
+            self._context = before
+
+    def _walked(self, equation: Any, operands: list[Sites]) -> list[Sites]:
+        loop, scan, every, count = while_of(equation), scan_of(equation), NO_SITES.union(*operands), len(equation.outvars)
         if loop is not None:
             return self._while(loop, operands)
         if scan is not None:
             first = scan.consts
             return self._repeated(scan.body.jaxpr, operands[:first], operands[first:], scan.carry)
         bodies = list(sub_jaxprs(equation))
-        every = NO_SITES.union(*operands)
-        count = len(equation.outvars)
-        if kind in CALLBACKS:
-            self._steers(every, "black_box" if isinstance(called_back(equation.params), BlackBox) else kind)
-        if cuts_derivative(equation):
-            every = frozenset((name, by or kind) for name, by in every)
-        if not bodies or has_own_derivative(equation):
-            return [every] * count
         chooses = NO_SITES
-        if kind == "cond":
+        if equation.primitive.name == "cond":
             chooses, *operands = operands
             self._steers(chooses, "cond")
         found = []
         for body in bodies:
             given = operands if len(body.invars) == len(operands) else [every] * len(body.invars)
             found.append(self.walk(body, given))
-        if any(len(outputs) != count for outputs in found) or (kind != "cond" and len(found) > 1):
+        if not found or any(len(outputs) != count for outputs in found):
             return [every] * count  # A derivative's rule has other outputs, and is no part of what is computed.
+        if equation.primitive.name != "cond" and len(found) > 1:
+            return [every] * count
         return [chooses.union(*column) for column in zip(*found, strict=True)]
 
     def _while(self, loop: While, operands: list[Sites]) -> list[Sites]:

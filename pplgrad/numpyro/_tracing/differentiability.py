@@ -9,8 +9,26 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from pplgrad.numpyro._compat import sub_jaxprs
-from pplgrad.numpyro._tracing.control_dependence import NO_SITES, Steering, cuts_derivative
+from pplgrad.numpyro._compat import has_own_derivative, origin_of, sub_jaxprs
+from pplgrad.numpyro._tracing.continuous_operations import BODIES, CONTINUOUS
+from pplgrad.numpyro._tracing.control_dependence import NO_SITES, Sites, Steering, is_float
+
+_JUMPS = set("eq ne lt le gt ge round floor ceil sign argmax argmin stop_gradient convert_element_type".split())
+"""Operations without a derivative. What may have one is taken to have it: a cost that jumps for another reason is not refused."""
+
+
+class _Lost(Steering):
+    """Follows draws through what is known to have no derivative."""
+
+    def _judged(self, equation: Any, kind: str, operands: list[Sites]) -> tuple[list[bool], str] | None:
+        nothing = [False] * len(equation.outvars)
+        if has_own_derivative(equation):
+            return nothing, kind
+        if kind in BODIES:
+            return None
+        if not _is_flat(equation):
+            return nothing, kind
+        return self._jumps(equation, kind, origin_of(equation), CONTINUOUS, operands), kind
 
 
 def lost_paths(closed: Any, names: Collection[str], costs: Mapping[str, int]) -> dict[str, tuple[str, str]]:
@@ -21,7 +39,7 @@ def lost_paths(closed: Any, names: Collection[str], costs: Mapping[str, int]) ->
     found: dict[str, tuple[str, str]] = {}
     if not names or not _any_cut(closed.jaxpr):
         return found
-    outputs = Steering(names).walk(closed.jaxpr, [NO_SITES] * len(closed.jaxpr.invars))
+    outputs = _Lost(names).walk(closed.jaxpr, [NO_SITES] * len(closed.jaxpr.invars))
     for cost, number in costs.items():
         smooth = {name for name, by in outputs[number] if not by}
         for name, by in sorted(outputs[number]):
@@ -31,4 +49,9 @@ def lost_paths(closed: Any, names: Collection[str], costs: Mapping[str, int]) ->
 
 
 def _any_cut(jaxpr: Any) -> bool:
-    return any(cuts_derivative(equation) or any(map(_any_cut, sub_jaxprs(equation))) for equation in jaxpr.eqns)
+    return any(_is_flat(equation) or any(map(_any_cut, sub_jaxprs(equation))) for equation in jaxpr.eqns)
+
+
+def _is_flat(equation: Any) -> bool:
+    kind = equation.primitive.name
+    return kind in _JUMPS and not (kind == "convert_element_type" and is_float(equation.outvars[0]))

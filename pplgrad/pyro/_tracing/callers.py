@@ -58,17 +58,32 @@ def is_check() -> bool:
     return False
 
 
-def is_own_derivative() -> bool:
-    """Return whether a function with a derivative of its own is at work, or a library: neither cuts what the user's program asks for."""
-    innermost = True
-    for module, _ in _frames():
+def cuts_derivative(without_gradient: bool) -> str | None:
+    """Return who cuts a derivative in an operation that runs: None if a library does, which gives it back.
+
+    It is the name of the user's function with a derivative of its own, which may be any, or "" for other code of the program's. Where
+    nothing but the gradient is off (`without_gradient`), a library's function with a derivative of its own cuts nothing.
+    """
+    library: bool | None = None
+    own = False
+    for module, frame in _frames():
         if module == "torch.autograd.function":
-            return True
-        if innermost and not _only_runs(module):
-            innermost = False
-            if module.partition(".")[0] in _LIBRARIES:
-                return True
-    return False
+            function = _function_of(frame)
+            if function is not None and function.__module__.partition(".")[0] not in _LIBRARIES:
+                return f"the autograd.Function {function.__name__}"
+            own = True
+        elif library is None and not _only_runs(module):
+            library = module.partition(".")[0] in _LIBRARIES
+    return None if library or (own and without_gradient) else ""
+
+
+def _function_of(frame: FrameType) -> type | None:
+    """Return the class with `forward` and `backward` that a frame of torch's applies."""
+    if frame.f_code.co_name != "apply":
+        return None
+    given = frame.f_locals
+    found = given.get("cls", type(given["self"]) if "self" in given else None)
+    return getattr(found, "_forward_cls", found)
 
 
 def may_be_caught() -> bool:

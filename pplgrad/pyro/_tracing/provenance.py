@@ -19,7 +19,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pplgrad.pyro._tracing.axes import NONE, Call, Follows, follows, reads_no_element, written_unsaid
-from pplgrad.pyro._tracing.callers import is_check, is_own_derivative, may_be_caught, user_line
+from pplgrad.pyro._tracing.callers import cuts_derivative, is_check, may_be_caught, user_line
+from pplgrad.pyro._tracing.continuous_operations import jumping
 from pplgrad.pyro._tracing.escapes import Leaving
 from pplgrad.pyro._tracing.operations import dynamic_shape, facts_of, operands_of, places_written, tensors_in
 
@@ -422,15 +423,15 @@ class Provenance(TorchDispatchMode):
     def _watch_cut(self, func: Any, detaches: bool, out: Any, bits: int) -> None:
         """Note that the derivative along relaxed sites ends in what an operation of the user's returned."""
         made = tensors_in(out)
-        if detaches:
-            by = "detach"
-        elif self._derives and not torch.is_grad_enabled():
-            by = "no_grad"
-        else:
-            # A comparison, or a conversion to whole numbers; what was made of one before has its mark.
-            made = [x for x in made if not x.is_floating_point()]
-            by = func._schema.name.removeprefix("aten::")
-        if made and not is_own_derivative():
+        without = self._derives and not torch.is_grad_enabled()
+        if not (detaches or without):
+            made = jumping(
+                func, made
+            )  # A comparison, a conversion to whole numbers, or what is not known to be continuous.
+        by = None if not made else cuts_derivative(without)
+        if by is not None:
+            operation = func._schema.name.removeprefix("aten::")
+            by = by or ("detach" if detaches else "no_grad" if without else operation)
             for tensor in made:
                 known = self._known(tensor)
                 marked = Known(known.bits | self._cut_bits(bits, by), known.axes, known.itemsize, known.relaxed)
