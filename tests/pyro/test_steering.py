@@ -144,6 +144,36 @@ def seeded(function, x):
     return function(x)
 
 
+EXACT = ("leaky_relu", "largest", "order statistics", "logsumexp", "matrices")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXACT)
+def test_the_gradient_of_what_is_continuous(name):
+    def law(z):
+        return dist.Normal(CONTINUOUS[name](z), 1.0)
+
+    def model():
+        pyro.sample("x", law(pyro.sample("z", dist.Bernoulli(0.4)) * 1.0), obs=torch.tensor(0.7))
+
+    def guide():
+        pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor(0.3))))
+
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    elbo = TraceGrad_ELBO(estimators={"z": REBAR(learn=False)})
+    found = []
+    for _ in range(600):
+        elbo.loss_and_grads(model, guide)
+        found.append(pyro.param("a").grad.clone())
+        pyro.param("a").grad = None
+    a = torch.tensor(0.3, requires_grad=True)
+    q, fit = a.sigmoid(), [law(torch.tensor(z)).log_prob(torch.tensor(0.7)) for z in (0.0, 1.0)]
+    loss = q * (q / 0.4).log() + (1 - q) * ((1 - q) / 0.6).log() - (1 - q) * fit[0] - q * fit[1]
+    draws = torch.stack(found)
+    assert abs(draws.mean() - torch.autograd.grad(loss, a)[0]) < 4.5 * draws.std() / len(draws) ** 0.5
+
+
 @pytest.mark.parametrize("name", OBSERVED)
 def test_densities_at_a_site_are_not_refused(name):
     def model():
