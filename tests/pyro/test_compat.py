@@ -63,6 +63,7 @@ def test_the_param_store_holds_leaves_and_constraints():
 
 
 def test_hidden_state_is_left_out_of_named_parameters():
+    pyro.clear_param_store()
     pyro.param("a", torch.tensor(1.0))
     pyro.param("a$state", torch.tensor(1.0))
     internals.hide_state(["a$state"])

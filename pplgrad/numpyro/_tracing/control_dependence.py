@@ -90,7 +90,7 @@ class Steering:
         return [of(atom) for atom in jaxpr.outvars]
 
     def _through(self, equation: Any, operands: list[Sites]) -> list[Sites]:
-        kind, every, count = equation.primitive.name, NO_SITES.union(*operands), len(equation.outvars)
+        kind, every = equation.primitive.name, NO_SITES.union(*operands)
         if not every:  # A body may have sites of its own.
             return self._inside(equation, operands)
         if kind in CALLBACKS:
@@ -144,7 +144,12 @@ class Steering:
             self._context = before
 
     def _walked(self, equation: Any, operands: list[Sites]) -> list[Sites]:
-        loop, scan, every, count = while_of(equation), scan_of(equation), NO_SITES.union(*operands), len(equation.outvars)
+        loop, scan, every, count = (
+            while_of(equation),
+            scan_of(equation),
+            NO_SITES.union(*operands),
+            len(equation.outvars),
+        )
         if loop is not None:
             return self._while(loop, operands)
         if scan is not None:
