@@ -7,7 +7,7 @@ export MKL_NUM_THREADS = 1
 
 FUZZ_SEEDS ?= 0:40
 
-.PHONY: demo test test-newest test-newest-pyro quick fuzz lint format storchastic bench bench-full bench-watching bench-memory bench-arithmetic bench-gpu bench-guards variance study clean
+.PHONY: demo test test-newest test-newest-pyro quick fuzz lint format storchastic bench bench-full bench-watching bench-memory bench-arithmetic bench-gpu bench-guards bench-passes variance study clean
 
 # The stamp is newer than the files that say what to install, so that a second run installs nothing.
 .venv/installed: pyproject.toml constraints.txt
@@ -79,6 +79,9 @@ bench-full: .venv/installed
 
 bench-watching: .venv/installed
 	$(BIN)/python -m benchmarks.watching
+
+bench-passes: .venv/installed
+	$(BIN)/python -m benchmarks.passes
 
 bench-guards: .venv/installed
 	$(BIN)/python -m benchmarks.guards

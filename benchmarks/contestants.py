@@ -51,9 +51,16 @@ NUMPYRO = ("jax", "numpyro", "numpyro.infer", "numpyro.optim")
 
 
 def contestant(name: str) -> Contestant:
-    """Return a contestant by its name; `Pyro DisARM()` is `TraceGrad_ELBO` with that estimator at every site."""
+    """Return a contestant by its name; `Pyro DisARM()` is `TraceGrad_ELBO` with that estimator at every site.
+
+    `NumPyro TraceGrad_ELBO without scan fission` has a pass of its compiler turned off (`passes.py`).
+    """
     if name in CONTESTANTS:
         return CONTESTANTS[name]
+    if " without " in name:
+        from benchmarks.passes import ablated
+
+        return ablated(name)
     library, text = name.split(" ", 1)
     if library == "Pyro":
         return Contestant(library, (*PYRO, "pplgrad.pyro"), partial(_pyro_estimator, text))

@@ -16,7 +16,7 @@ import pyro
 import pytest
 import torch
 
-from benchmarks import by_hand_torch, gpu, guards, suite, tables, turns, works
+from benchmarks import by_hand_torch, gpu, guards, passes, suite, tables, turns, works
 from benchmarks.arithmetic import multiples
 from benchmarks.contestants import CONTESTANTS, contestant
 from pplgrad import ScoreFunction
@@ -34,6 +34,7 @@ BELOW = {
     "in_storchastic": (),
     "gpu": (),
     "guards": (),
+    "passes": (),
 }
 """The other commands that are tested here, and the modules that they are made of."""
 
@@ -305,3 +306,30 @@ def test_what_a_guard_costs():
 def test_every_benchmark_is_tested():
     tested = {*SMALL, *BELOW, *(name for parts in BELOW.values() for name in parts)}
     assert {path.stem for path in (ROOT / "benchmarks").glob("*.py")} == {*tested, "__init__"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("whole", "name"), [(whole, name) for whole, found in passes.PASSES.items() for name in found])
+def test_a_pass_can_be_turned_off(whole, name):
+    """What is put in its place must be what the compilers look up, and a step without it must work."""
+    code = (
+        "from benchmarks import passes, works; from benchmarks.contestants import contestant;"
+        "from benchmarks.cell import seed_all; work = works.Work('chain', 8); data = works.arrays(work, 0);"
+        f"ready = contestant({whole + ' without ' + name!r}).build(work, data, 0); seed_all(0);"
+        "[ready.step() for _ in range(4)]"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
+def test_the_table_of_passes():
+    rows = [("NumPyro TraceGrad_ELBO", 2.0, 1.0), ("NumPyro TraceGrad_ELBO without scan fission", 3.0, 4.0)]
+    frame = pd.DataFrame(
+        [
+            {"work": "scan 8", "contestant": who, "quantity": quantity, "value": value}
+            for who, step, compiling in rows
+            for quantity, value in (("step_ms", step), ("compile_s", compiling), ("trace_s", 0.0))
+        ]
+    )
+    assert "| NumPyro TraceGrad_ELBO | scan fission | 1.50 (4.00) |" in passes.table(frame)
+    assert "| NumPyro TraceGrad_ELBO | stacked views | - |" in passes.table(frame)
