@@ -58,31 +58,33 @@ if TYPE_CHECKING:
 class TraceGrad_ELBO(Trace_ELBO):
     r"""The evidence lower bound, with a gradient estimator for each latent site of the guide.
 
-    Estimates ∇ E_q[Σ log p − Σ log q]. Each cost (a log density, scaled and masked) is charged to the sites that
-    it depends on, found by provenance; the score of a site is neither scaled nor masked; costs are reduced to the
-    site's plates, and inside `scan` to the step and those after it.
+    Estimates ∇ E_q[Σ log p − Σ log q] in nats. Each cost (a log density, scaled and masked) is charged to the sites that it depends on, which
+    provenance tracking finds. The score of a site is neither scaled nor masked. Costs are reduced to the site's plates, and inside
+    `scan` to the step and those after it.
 
-    `estimators` maps names and glob patterns to estimators and goes before what the guide says; `objective` puts another
-    objective in the place of the bound; with `higher_order=True` derivatives of every order are right (for `ScoreFunction`,
-    `LocalExpectation` and `Reparam`; Foerster et al., 2018), and without it a second derivative that would be wrong is refused. `closed_form` maps
-    names and patterns to "kl" (the site's divergence of guide from model in closed form, in the place of its sampled densities) or
-    "entropy" (of the guide alone), and goes before the site's `infer={"closed_form": ...}`. `max_parallel` bounds the memory of estimators
-    that run the program at other values: at most so many rows (particles × alternatives) at once, in chunks one after the
-    other (`lax.map`), with the same result; relaxed branches, which are few, run at once.
+    Args (the others are those of `numpyro.infer.Trace_ELBO`):
+        vectorize_particles: True maps particles by `vmap`, False by `lax.map`; or a function of (f, keys).
+        estimators: site names and glob patterns to estimators. They override the guide's `infer` and wrappers.
+        objective: what is estimated, such as `IWAE()`, in the place of the bound.
+        higher_order: True makes derivatives of every order right, for `ScoreFunction`, `LocalExpectation` and `Reparam` (Foerster et al.,
+            2018). Without it, a second derivative that would be wrong raises.
+        closed_form: site names and patterns to "kl" (the divergence of guide from model in closed form, instead of sampled densities) or
+            "entropy" (that of the guide). It overrides the site's `infer={"closed_form": ...}`.
+        max_parallel: at most so many rows (particles × alternatives) run at once (`lax.map` over chunks), where estimators run the program
+            at other values; it bounds memory, with the same result. Relaxed branches run at once.
+        fuse: True evaluates a traced program in batches before it is compiled under `jit`: operations that several sites share run once
+            on all rows, draws that follow one another become loops, a `scan` is split into its sequential part and the rest, and the
+            random numbers of few sites are written out. The result is the same up to rounding. False compiles the program as JAX traced
+            it: to see whether a surprising result comes from the fusion, or to keep the program's operations (profiles).
 
-    Under `jit` a program is rewritten before it is compiled: operations that several sites have in common are done once on
-    all their rows, draws that follow one another become loops, a `scan` is taken apart into what must wait for the step
-    before and what need not, and the random numbers of few sites are written out. It computes the same, in less time, up to rounding. `fuse=False` switches all of
-    it off, and the program is compiled as JAX traced it: use it to see whether a surprising result comes from the rewriting, or where operations are
-    to keep the order or the names that they have in the program (profiles, comparisons bit by bit). The other arguments
-    are those of `numpyro.infer.Trace_ELBO`. Shapes: any plates; particles are mapped by `vectorize_particles` (True:
-    `vmap`, False: `lax.map`, or a function of (f, keys)). The loss is in nats. With several particles a user's own
-    mutable state is the one that the first particle leaves. With `sum_sites=False` each site's entry has the gradient
-    of its own part of the objective, estimated without baselines.
+    With several particles a user's own mutable state is the one that the first particle leaves. With `sum_sites=False` each site's entry has
+    the gradient of its own part of the objective, estimated without baselines.
 
-    Raises `ConfigurationError`, `EstimatorError` and `BaselineError` where a specification does not fit,
-    `ProgramError` where guide and model do not match, `ImpossibleValueError` where a cost is NaN or infinite and that
-    is known (outside `jit`; inside, the loss is NaN, and `diagnose` names the site).
+    Shapes: any plates.
+
+    Raises `ConfigurationError`, `EstimatorError` and `BaselineError` where a specification does not fit, `ProgramError` where guide and
+    model do not match, and `ImpossibleValueError` where a cost is NaN or infinite and that is known (outside `jit`; inside, the loss is NaN,
+    and `diagnose` names the site).
 
     >>> from pplgrad import LeaveOneOut, ScoreFunction
     >>> elbo = TraceGrad_ELBO(num_particles=4, estimators={"z": ScoreFunction(LeaveOneOut())})

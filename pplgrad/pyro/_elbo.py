@@ -54,46 +54,40 @@ if TYPE_CHECKING:
 class TraceGrad_ELBO(Runner, Trace_ELBO):
     r"""The evidence lower bound, with a gradient estimator for each latent site of the guide.
 
-    Estimates ∇ E_q[Σ log p − Σ log q]. Each cost (a log density, scaled and masked) is charged to the sites that
-    it depends on, found by provenance; the score of a site is neither scaled nor masked; costs are reduced to the
-    site's plates.
+    Estimates ∇ E_q[Σ log p − Σ log q] in nats. Each cost (a log density, scaled and masked) is charged to the sites that it depends on, which
+    provenance tracking finds. The score of a site is neither scaled nor masked. Costs are reduced to the site's plates.
 
-    `estimators` maps names and glob patterns to estimators and goes before what the guide says; `objective` puts another
-    objective in the place of the bound; with `higher_order=True` derivatives of every order are right (for `ScoreFunction`,
-    `LocalExpectation` and `Reparam`; Foerster et al., 2018), and without it a second derivative that would be wrong is refused. `closed_form` maps
-    names and patterns to "kl" (the site's divergence of guide from model in closed form, in the place of its sampled densities) or
-    "entropy" (of the guide alone), and goes before the site's `infer={"closed_form": ...}`. `max_parallel` bounds the memory of estimators
-    that run the program at other values under `vectorize_particles=True`: at most so many rows (particles × alternatives) at once,
-    in chunks one after the other; what follows the site is drawn anew in each row with or without, and relaxed branches,
-    which are few and hold what is differentiated, run at once. `process_group` (True: all processes) says that
-    each process of that group draws its part of the subsampled plates and that their gradients are averaged (`DistributedDataParallel`
-    around `elbo(model, guide)`): baselines then see the costs, and learn from the draws, of all of them. The other arguments
-    are those of `pyro.infer.ELBO`.
+    Args (the others are those of `pyro.infer.ELBO`):
+        estimators: site names and glob patterns to estimators. They override the guide's `infer` and wrappers.
+        objective: what is estimated, such as `IWAE()`, in the place of the bound.
+        higher_order: True makes derivatives of every order right, for `ScoreFunction`, `LocalExpectation` and `Reparam` (Foerster et al.,
+            2018). Without it, a second derivative that would be wrong raises.
+        closed_form: site names and patterns to "kl" (the divergence of guide from model in closed form, instead of sampled densities) or
+            "entropy" (that of the guide). It overrides the site's `infer={"closed_form": ...}`.
+        max_parallel: at most so many rows (particles × alternatives) run at once under `vectorize_particles=True`, where estimators run the
+            program at other values; it bounds memory. What follows the site is drawn anew in each row with or without it. Relaxed
+            branches run at once.
+        process_group: a group of processes (True: all) that each draw their part of the subsampled plates, and whose gradients are
+            averaged by `DistributedDataParallel` around `elbo(model, guide)`. Baselines see the costs, and learn from the draws, of all.
+        compile: True compiles training steps (`SVI.step`, `loss_and_grads`): two steps run eagerly, the third is recorded with its
+            draws and compiled by torch's inductor, and later ones draw anew, repeatably after `pyro.set_rng_seed`. A step with other
+            shapes, arguments or Python state is recorded again, at most `graphs` times; after that such steps run eagerly, with a
+            warning, as does a program whose Python state cannot be compared. "fallback" runs eagerly, with a warning, what cannot be
+            compiled. A mapping sets `backend` (of `torch.compile`; "eager" runs the recorded operations), `fallback`, `graphs` (8) and
+            `cuda_graph` (True). Values are validated in eager steps only. `loss` and `differentiable_loss` stay eager.
+        reuse_structure: dependencies are found by watching a step, and reused while all Python state that the program reads is known to
+            be unchanged; a program that reads what cannot be compared (a generator, a file, an extension's object) is watched at every
+            step. False watches every step. A reused structure is checked at its 2nd, 4th, 8th, ... and then every 500th use; a
+            difference raises, or with "warn" warns and watches every step from then on.
 
-    What each cost depends on is found by watching the program run, and used again while all Python state that the program reads is
-    known to be the same; a program that reads what cannot be compared (a generator, a file, an extension's object) is watched at
-    every step. `reuse_structure=False` watches every step of every program: to be sure, or where a step says that a reused
-    structure turned out to be another, for which it is watched again at its 2nd, 4th, 8th, ... and then every 500th use
-    (`reuse_structure="warn"`: a warning in the place of that error, and every step is watched after it). Watching also finds programs
-    that mix particles under `vectorize_particles=True`, which then run one by one, with a warning, and programs that compute
-    something else when they run again, at which estimators that need that are refused.
+    Watching also finds programs that mix particles under `vectorize_particles=True`: they run one by one, with a warning. Estimators that
+    run the program again are refused where it computes something else the second time.
 
-    With `compile=True` training steps (`SVI.step`, `loss_and_grads`) are compiled: the first two run as ever, the third is recorded
-    with all its draws and compiled by torch's inductor, and later ones draw anew from there, repeatably after
-    `pyro.set_rng_seed`. Recorded again, at most `graphs` times in all, is what has other shapes, Python arguments or Python
-    state; after that such steps run eagerly, and a warning says so. A program whose Python state cannot be compared runs eagerly
-    too, with a warning. One that cannot be compiled raises `CompileError`, or with `compile="fallback"` warns and runs eagerly. A mapping says more: `backend` (a name or callable of `torch.compile`;
-    "eager" runs the recorded operations as they are), `fallback`, `graphs` (8), `cuda_graph` (True: a step whose kernels are all
-    on one GPU has them started together).
-    Values are validated in eager steps alone; a loss that is not finite raises, with nothing changed. `loss` and
-    `differentiable_loss` stay eager, and `retain_graph` means nothing where there is no graph.
+    Shapes: any plates. With `vectorize_particles=True` particles run in a plate to the left of all others.
 
-    Shapes: any plates; with `vectorize_particles=True` particles run in a plate
-    to the left of all others. The loss is in nats.
-
-    Raises `ConfigurationError`, `EstimatorError` and `BaselineError` where a specification does not fit,
-    `ProgramError` where guide and model do not match, `CompileError` where `compile` cannot be had, `ImpossibleValueError` where a cost is NaN or infinite; the
-    message names the site, and neither the param store nor the optimizer has changed.
+    Raises `ConfigurationError`, `EstimatorError` and `BaselineError` where a specification does not fit, `ProgramError` where guide and
+    model do not match, `CompileError` where a step cannot be compiled, and `ImpossibleValueError` where a cost is NaN or infinite. The message
+    names the site, and neither the param store nor the optimizer has changed.
 
     >>> from pplgrad import LeaveOneOut, ScoreFunction
     >>> elbo = TraceGrad_ELBO(num_particles=4, estimators={"z": ScoreFunction(LeaveOneOut())})

@@ -21,6 +21,13 @@ LOST = {
     "floor": lambda z: 3.0 * jnp.floor(z),
     "round": jnp.round,
     "sign": jnp.sign,
+    "searchsorted": lambda z: 1.0 * jnp.searchsorted(jnp.array([0.0]), z),
+    "argsort": lambda z: TABLE[jnp.argsort(jnp.stack([z, -z]))[0]],
+    "heaviside": lambda z: 3.0 * jnp.heaviside(z, 0.0),
+    "copysign": lambda z: jnp.copysign(1.0, z),
+    "payload of a sort": lambda z: jax.lax.sort((jnp.stack([z, -z]), TABLE), num_keys=1)[1][0],
+    "turns of a loop": lambda z: jax.lax.while_loop(lambda c: c < z, lambda c: c + 1.0, 0.0),
+    "isfinite": lambda z: 1.0 * jnp.isfinite(jnp.log(z)),
     "inside jit": jax.jit(lambda z: jnp.where(z > 0, 3.0, 0.0)),
 }
 WHOLE = {
@@ -81,3 +88,34 @@ def test_densities_compare_values_with_their_bounds(auto):
 
     svi = SVI(model, auto(model), numpyro.optim.Adam(0.01), TraceGrad_ELBO())
     assert jnp.isfinite(svi.run(KEY, 3, progress_bar=False).losses).all()
+
+
+def test_a_jump_in_the_guide():
+    def guide():
+        z = numpyro.sample("z", dist.Normal(numpyro.param("m", 0.3), 1.0))
+        numpyro.sample("y", dist.Normal(jnp.where(z > 0, 1.0, -1.0), 1.0))
+
+    def model():
+        numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.factor("f", 0.7 * numpyro.sample("y", dist.Normal(0.0, 1.0)))
+
+    with pytest.raises(EstimatorError, match="at site 'z' .* density of 'y'"):
+        gradient(TraceGrad_ELBO(), model, guide)
+
+
+def test_a_point_mass_stands_for_the_draws_behind_it():
+    """What an automatic guide hands out is a point mass at a function of its draw: the draw is what is at fault, if there is one."""
+
+    def model():
+        t = numpyro.sample("t", dist.Normal(0.0, 1.0))
+        numpyro.sample("x", dist.Normal(jnp.where(t > 0, 3.0, 0.0), 1.0), obs=2.0)
+
+    guide = AutoDiagonalNormal(model)
+    with pytest.raises(EstimatorError, match=r"use ScoreFunction\(\) at '_auto_latent'"):
+        SVI(model, guide, numpyro.optim.Adam(0.01), TraceGrad_ELBO()).run(KEY, 2, progress_bar=False)
+    for elbo, guide in (
+        (TraceGrad_ELBO(estimators={"_auto_latent": ScoreFunction()}), AutoDiagonalNormal(model)),
+        (TraceGrad_ELBO(), AutoDelta(model)),
+    ):
+        svi = SVI(model, guide, numpyro.optim.Adam(0.01), elbo)
+        assert jnp.isfinite(svi.run(KEY, 2, progress_bar=False).losses).all()

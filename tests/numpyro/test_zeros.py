@@ -8,7 +8,7 @@ import pytest
 
 from pplgrad import ImpossibleValueError, LocalExpectation, ScoreFunction
 from pplgrad.core.objectives import IWAE
-from pplgrad.numpyro import TraceGrad_ELBO
+from pplgrad.numpyro import OneHotCategorical, TraceGrad_ELBO
 from pplgrad.testing import in_numpyro as host
 from pplgrad.testing.cells import z_of
 from tests.bounds import bound
@@ -103,3 +103,13 @@ def test_an_infinite_cost_in_a_branch_is_refused():
     with pytest.raises(ImpossibleValueError, match="'k' is NaN or infinite although the loss is finite"):
         jax.value_and_grad(loss)(params)
     assert np.isnan(jax.jit(jax.value_and_grad(loss))(params)[0])
+
+
+def test_a_one_hot_draw_may_have_impossible_categories():
+    for given in ({"probs": jnp.array([0.6, 0.4, 0.0])}, {"logits": jnp.array([jnp.log(0.6), jnp.log(0.4), -jnp.inf])}):
+        law = OneHotCategorical(**given, validate_args=True)
+        assert jnp.allclose(law.log_prob(jnp.array([1.0, 0.0, 0.0])), jnp.log(0.6))
+        assert law.log_prob(jnp.array([0.0, 0.0, 1.0])) == -jnp.inf
+    for wrong in ([jnp.nan, 0.0], [jnp.inf, 0.0], [-jnp.inf, -jnp.inf]):
+        with pytest.raises(ValueError, match="invalid"):
+            OneHotCategorical(logits=jnp.array(wrong), validate_args=True)

@@ -25,6 +25,12 @@ LOST = {
     "an index": lambda z: TABLE[(z > 0).long()],
     "sign of a comparison": lambda z: (z * 2 > z + 1).double(),
     "no_grad": without_gradient,
+    "round": lambda z: z.round(),
+    "floor": lambda z: 3.0 * z.floor(),
+    "heaviside": lambda z: torch.heaviside(z.detach(), torch.zeros(())),
+    "bucketize": lambda z: torch.bucketize(z, torch.zeros(1)).float(),
+    "argsort": lambda z: TABLE[torch.stack([z, -z]).argsort()[0]],
+    "sign": lambda z: z.sign(),
 }
 WHOLE = {
     "itself": lambda z: z,
@@ -87,3 +93,32 @@ def test_densities_compare_values_with_their_bounds(auto):
         pyro.clear_param_store()
         svi = SVI(model, auto(model), Adam({"lr": 0.01}), elbo)
         assert all(svi.step() for _ in range(3))
+
+
+def test_a_jump_in_the_guide():
+    def guide():
+        z = pyro.sample("z", dist.Normal(pyro.param("m", torch.tensor(0.3)), 1.0))
+        pyro.sample("y", dist.Normal(torch.where(z > 0, 1.0, -1.0), 1.0))
+
+    def model():
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.factor("f", 0.7 * pyro.sample("y", dist.Normal(0.0, 1.0)))
+
+    with pytest.raises(EstimatorError, match="at site 'z' .* density of 'y'"):
+        TraceGrad_ELBO().loss_and_grads(model, guide)
+
+
+def test_a_point_mass_stands_for_the_draws_behind_it():
+    """What an automatic guide hands out is a point mass at a function of its draw: the draw is what is at fault, if there is one."""
+
+    def model():
+        t = pyro.sample("t", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(torch.where(t > 0, 3.0, 0.0), 1.0), obs=torch.tensor(2.0))
+
+    with pytest.raises(EstimatorError, match=r"use ScoreFunction\(\) at '_AutoDiagonalNormal_latent'"):
+        SVI(model, AutoDiagonalNormal(model), Adam({"lr": 0.01}), TraceGrad_ELBO()).step()
+    pyro.clear_param_store()
+    chosen = TraceGrad_ELBO(estimators={"_AutoDiagonalNormal_latent": ScoreFunction()})
+    assert SVI(model, AutoDiagonalNormal(model), Adam({"lr": 0.01}), chosen).step() > 0
+    pyro.clear_param_store()
+    assert SVI(model, AutoDelta(model), Adam({"lr": 0.01}), TraceGrad_ELBO()).step() > 0

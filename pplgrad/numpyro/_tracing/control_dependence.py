@@ -80,7 +80,7 @@ class Steering:
             operands = [of(atom) for atom in equation.invars]
             name = tag_of(equation)
             if name is not None:
-                outputs = [frozenset({(name, "")}) if name in self._names else NO_SITES]
+                outputs = [self._drawn(name, NO_SITES.union(*operands))]
             else:
                 outputs = self._through(equation, operands)
             if touches_state(equation):
@@ -88,6 +88,10 @@ class Steering:
                 outputs = [sites | self._held for sites in outputs]
             known.update(zip(equation.outvars, outputs, strict=True))
         return [of(atom) for atom in jaxpr.outvars]
+
+    def _drawn(self, name: str, before: Sites) -> Sites:
+        """Return what a site's value is computed from: itself, and nothing of what it was drawn from."""
+        return frozenset({(name, "")}) if name in self._names else NO_SITES
 
     def _through(self, equation: Any, operands: list[Sites]) -> list[Sites]:
         kind, every = equation.primitive.name, NO_SITES.union(*operands)

@@ -6,52 +6,96 @@ zero along the draw, where that of its expectation is not. Comparisons inside of
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from pplgrad.numpyro._compat import has_own_derivative, origin_of, sub_jaxprs
-from pplgrad.numpyro._tracing.continuous_operations import BODIES, CONTINUOUS
+from pplgrad.numpyro._compat import While, has_own_derivative, jax_function_of, origin_of, sub_jaxprs, while_of
+from pplgrad.numpyro._tracing.continuous_operations import BODIES, CONTINUOUS, jumping_outputs
 from pplgrad.numpyro._tracing.control_dependence import NO_SITES, Sites, Steering, is_float
 
-_JUMPS = set("eq ne lt le gt ge round floor ceil sign argmax argmin stop_gradient convert_element_type".split())
-"""Operations without a derivative. What may have one is taken to have it: a cost that jumps for another reason is not refused."""
+_FLAT = set("round floor ceil sign stop_gradient".split())
+"""Operations with a derivative of zero; beside them all that makes whole numbers or truth values of numbers with a fraction."""
+_SEVERAL = {"sort", "top_k", "eigh", "svd"}
+"""Operations of which some outputs jump."""
+_STEPS = {"heaviside"}
+"""JAX's functions that are flat, and hand on their argument where it is no number."""
 
 
 class _Lost(Steering):
-    """Follows draws through what is known to have no derivative."""
+    """Follows draws through what is known to have no derivative; `before` has the draws that each one's value was computed from."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        super().__init__(names)
+        self.before: dict[str, set[str]] = {}
+
+    def _drawn(self, name: str, before: Sites) -> Sites:
+        # The model draws what the guide drew.
+        self.before.setdefault(name, set()).update(site for site, _ in before if site != name)
+        return super()._drawn(name, before)
 
     def _judged(self, equation: Any, kind: str, operands: list[Sites]) -> tuple[list[bool], str] | None:
         nothing = [False] * len(equation.outvars)
+        if kind in BODIES:
+            known = jax_function_of(equation)
+            return ([True for _ in nothing], str(known)) if known in _STEPS else None
         if has_own_derivative(equation):
             return nothing, kind
-        if kind in BODIES:
-            return None
-        if not _is_flat(equation):
+        flat = _flat_outputs(equation)
+        if not any(flat) or not any(sites and is_float(x) for sites, x in zip(operands, equation.invars, strict=True)):
             return nothing, kind
-        return self._jumps(equation, kind, origin_of(equation), CONTINUOUS, operands), kind
+        origin = origin_of(equation)
+        caller = self._context.caller if origin.caller == "jax" else origin.caller
+        trusted = caller == "library" or not origin.functions.isdisjoint(CONTINUOUS)
+        return nothing if trusted else flat, kind
+
+    def _while(self, loop: While, operands: list[Sites]) -> list[Sites]:
+        carried = super()._while(loop, operands)
+        ahead = self.walk(loop.ahead.jaxpr, [*operands[: loop.ahead_consts], *carried])
+        turns = frozenset((name, by or "while") for name, by in NO_SITES.union(*ahead))
+        return [sites | turns for sites in carried]
 
 
-def lost_paths(closed: Any, names: Collection[str], costs: Mapping[str, int]) -> dict[str, tuple[str, str]]:
+def lost_paths(
+    closed: Any, names: Collection[str], points: Collection[str], costs: Iterable[tuple[str, int]]
+) -> dict[str, tuple[str, str]]:
     """Return the sites among `names` on which a cost depends without a derivative: the cost's name, and the operation that lost it.
 
-    `costs` are the numbers of the outputs that hold each cost.
+    `points` are the sites of point masses, which stand for the draws that they were computed from, and `costs` the names of the costs with
+    the numbers of the outputs that hold them.
     """
     found: dict[str, tuple[str, str]] = {}
-    if not names or not _any_cut(closed.jaxpr):
+    if not names or not _any_flat(closed.jaxpr):
         return found
-    outputs = _Lost(names).walk(closed.jaxpr, [NO_SITES] * len(closed.jaxpr.invars))
-    for cost, number in costs.items():
+    walker = _Lost({*names, *points})
+    outputs = walker.walk(closed.jaxpr, [NO_SITES] * len(closed.jaxpr.invars))
+    for cost, number in costs:
         smooth = {name for name, by in outputs[number] if not by}
         for name, by in sorted(outputs[number]):
             if name not in smooth:
-                found.setdefault(name, (cost, by))
+                for drawn in _behind(name, points, walker.before) & set(names):
+                    found.setdefault(drawn, (cost, by))
     return found
 
 
-def _any_cut(jaxpr: Any) -> bool:
-    return any(_is_flat(equation) or any(map(_any_cut, sub_jaxprs(equation))) for equation in jaxpr.eqns)
+def _behind(name: str, points: Collection[str], before: Mapping[str, Collection[str]]) -> set[str]:
+    """Return the draws that a site stands for: itself, or those behind a point mass."""
+    if name not in points:
+        return {name}
+    return set().union(*(_behind(other, points, before) for other in before.get(name, ())))
 
 
-def _is_flat(equation: Any) -> bool:
+def _flat_outputs(equation: Any) -> list[bool]:
+    """Return which outputs of an operation of numbers with a fraction have a derivative of zero, or none."""
     kind = equation.primitive.name
-    return kind in _JUMPS and not (kind == "convert_element_type" and is_float(equation.outvars[0]))
+    several = jumping_outputs(equation, kind) if kind in _SEVERAL else [False] * len(equation.outvars)
+    return [kind in _FLAT or jump or not is_float(x) for jump, x in zip(several, equation.outvars, strict=True)]
+
+
+def _any_flat(jaxpr: Any) -> bool:
+    for equation in jaxpr.eqns:
+        bodies = list(sub_jaxprs(equation))
+        if while_of(equation) is not None or any(map(_any_flat, bodies)):
+            return True
+        if not bodies and any(_flat_outputs(equation)) and any(map(is_float, equation.invars)):
+            return True
+    return False

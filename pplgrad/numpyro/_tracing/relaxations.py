@@ -135,11 +135,23 @@ class _OneHot(type(constraints.simplex)):  # type: ignore[misc]
         return jnp.zeros_like(prototype).at[..., 0].set(1)
 
 
+class _LogWeights(type(constraints.simplex)):  # type: ignore[misc]
+    """Logarithms of weights along the last axis: some may be −inf, as that of a probability of 0."""
+
+    event_dim = 1
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return ((x < jnp.inf) & ~jnp.isnan(x)).all(-1) & (x > -jnp.inf).any(-1)
+
+    def feasible_like(self, prototype: jax.Array) -> jax.Array:
+        return jnp.zeros_like(prototype)
+
+
 class OneHotCategorical(Distribution):
     """A categorical draw as a one-hot vector, which NumPyro does not have: it can be relaxed, a Categorical cannot.
 
     Estimates nothing itself. `logits` (or `probs`) have shape (*batch, categories); a draw has the same shape, with one
-    entry 1 and the others 0. log q(x) = Σ_c x_c log softmax(logits)_c, in nats.
+    entry 1 and the others 0. A logit may be −inf: that category is never drawn. log q(x) = Σ_c x_c log softmax(logits)_c, in nats.
 
     Raises `ValueError` unless exactly one of `probs` and `logits` is given.
 
@@ -150,7 +162,7 @@ class OneHotCategorical(Distribution):
     Source: the distribution of that name in `pyro.distributions`.
     """
 
-    arg_constraints = {"probs": constraints.simplex, "logits": constraints.real_vector}
+    arg_constraints = {"probs": constraints.simplex, "logits": _LogWeights()}
     support = _OneHot()
     has_enumerate_support = True
     pytree_data_fields = ("logits",)

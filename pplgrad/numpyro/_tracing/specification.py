@@ -192,16 +192,17 @@ def refuse_jumps(
     static: ParticleTrace, arrays: ParticleOutputs, closed: Any, key: Any, params: Mapping[str, Any]
 ) -> None:
     """Refuse a reparameterized draw that carries gradient, and on which a cost depends without a derivative."""
+    points = {name for name, family in static.families.items() if family == "Delta"}
     followed = {
         name
         for name, estimator in static.estimators.items()
         if name in arrays.values and not (estimator.uses_score or estimator.relaxes)
-    }
+    } - points
     if followed:
         reached = _with_gradient(arrays, closed, key, params)
         moved = {name for name in followed if reached[arrays.values[name]]}  # type: ignore[call-overload]
-        costs: Any = {**arrays.guide_costs, **arrays.model_costs}
-        refuse_lost(static.estimators, lost_paths(closed, moved, costs))
+        costs: Any = [*arrays.guide_costs.items(), *arrays.model_costs.items()]
+        refuse_lost(static.estimators, lost_paths(closed, moved, points, costs))
 
 
 def _with_gradient(arrays: ParticleOutputs, closed: Any, key: Any, params: Mapping[str, Any]) -> list[bool]:

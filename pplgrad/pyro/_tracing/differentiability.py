@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from pplgrad.core.sites import Run
+from pplgrad.pyro._distributions import family
 from pplgrad.pyro._tracing.particle_trace import Traces
 from pplgrad.pyro._tracing.provenance import Provenance
 
@@ -23,20 +24,26 @@ _FLAT = ("Round", "Floor", "Ceil", "Trunc", "Sign", "Sgn", "Heaviside")
 def lost_paths(traces: Traces, run: Run, provenance: Provenance) -> dict[str, tuple[str, str]]:
     """Return the sites on which a cost depends without a derivative: the cost's name, and by what the derivative was lost."""
     values = {name: traces.guide.nodes[name]["value"] for name in traces.estimators}
-    smooth = {
+    followed = {
         name: value.grad_fn
         for name, value in values.items()
         if value.grad_fn is not None and not (traces.estimators[name].uses_score or traces.estimators[name].relaxes)
     }
     found: dict[str, tuple[str, str]] = {}
-    if not smooth:
+    if not followed:
         return found
+    points = {name for name in followed if family(traces.guide.nodes[name]["fn"]) == "Delta"}
+    drawn = {name: node for name, node in followed.items() if name not in points}
     names = [name for name, _ in traces.model_sites] + [name for name, _ in traces.guide_sites]
     for cost_name, cost in zip(names, run.costs, strict=True):
-        cut = {site: by for site, by in provenance.cuts_of(cost).items() if site in smooth and site not in found}
+        cut = {site: by for site, by in provenance.cuts_of(cost).items() if site in followed}
         if cut:
-            reached = _reached(cost, smooth)
-            found |= {site: (cost_name, by) for site, by in cut.items() if site not in reached}
+            reached = _reached(cost, followed)
+            for site, by in cut.items():
+                if site not in reached:
+                    # A point mass stands for the draws that it was computed from, and for none if it has a parameter alone.
+                    for name in _reached(values[site], drawn) if site in points else {site}:
+                        found.setdefault(name, (cost_name, by))
     return found
 
 
