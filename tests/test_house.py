@@ -213,6 +213,7 @@ assert not [name for name in sys.modules if name.startswith("pplgrad.numpyro._fu
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("room", "program"),
     [("pplgrad.pyro._compile", PYRO), ("pplgrad.numpyro._fusion", NUMPYRO)],

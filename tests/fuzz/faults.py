@@ -89,6 +89,7 @@ def a_structure_is_used_for_ever(patch: Any) -> None:
 
     patch.setattr(guards.Guard, "of", classmethod(lambda cls, *roots: object.__new__(cls)))
     patch.setattr(guards.Guard, "holds", lambda self: True)
+    patch.setattr(guards.Guard, "meets", lambda self, arguments: ())
     patch.setattr(dependency_structure.Structure, "reuse", lambda self: setattr(self, "following", False))
     patch.setattr(dependency_structure, "arguments_kind", lambda value, objects: type(value))
 

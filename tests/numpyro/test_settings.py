@@ -84,7 +84,12 @@ def test_what_the_user_forbids_is_forbidden_in_the_program():
 @pytest.mark.parametrize("fuse", [True, False], ids=["fused", "plain"])
 @pytest.mark.parametrize("particles", [1, 2])
 @pytest.mark.parametrize(
-    "estimator", [ScoreFunction(), LocalExpectation(), REBAR(learn=False), UnorderedSet(2)], ids=str
+    "estimator",
+    [
+        ScoreFunction(),
+        *(pytest.param(x, marks=pytest.mark.slow) for x in (LocalExpectation(), REBAR(learn=False), UnorderedSet(2))),
+    ],
+    ids=str,
 )
 def test_keys_that_are_used_again_on_purpose_pass_jax_s_check(estimator, particles, fuse):
     def binary():
@@ -102,6 +107,7 @@ def test_keys_that_are_used_again_on_purpose_pass_jax_s_check(estimator, particl
         assert jnp.allclose(jax.jit(gradient)({"a": 0.1}, jax.random.key(0))["a"], plain["a"])
 
 
+@pytest.mark.slow
 def test_a_weight_of_zero_is_one_weight_among_others():
     """KL annealing from zero: one compiled step serves every weight."""
     elbo = TraceGrad_ELBO(estimators={"*": LocalExpectation()}, objective=ELBO(kl_weight=lambda weight: weight))

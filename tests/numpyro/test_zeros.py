@@ -91,6 +91,7 @@ def test_relaxations_are_finite(short, name):
         assert np.abs(found["a"])[:, case.impossible["k"]].max() == 0 < jnp.abs(found["a"]).max()
 
 
+@pytest.mark.slow
 def test_an_infinite_cost_in_a_branch_is_refused():
     """By name where it is known, and else by a loss that is NaN."""
     model, guide = infinite_at_what_is_drawn(host.HOST)

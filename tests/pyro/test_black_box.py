@@ -35,7 +35,9 @@ def expected(case, estimator, particles=1, together=False):
 
 
 @pytest.mark.parametrize("vectorized", [False, True], ids=["each", "whole"])
-@pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
+@pytest.mark.parametrize(
+    "estimator", [pytest.param(e, marks=[pytest.mark.slow] * isinstance(e, DisARM)) for e in ESTIMATORS], ids=repr
+)
 def test_exact(estimator, vectorized):
     case = plated(black_box, vectorized)
     assert_same(expected(case, estimator), exact_gradient(case))
