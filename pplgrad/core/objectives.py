@@ -34,12 +34,24 @@ class Objective(ABC):
 
 
 def _number(value: Any, args: tuple, kwargs: Mapping[str, Any]) -> Any:
-    return value(*args, **kwargs) if callable(value) else value
+    if not callable(value):
+        return value
+    found = value(*args, **kwargs)
+    if (
+        found is None
+        or isinstance(found, (str, bytes, list, tuple, dict))
+        or getattr(found, "shape", ()) not in ((), (1,))
+    ):
+        raise ConfigurationError(
+            f"A weight's function returned {found!r}; it must return one number that is at least 0."
+        )
+    _check("A weight's function returned (", found)
+    return found
 
 
 def _check(owner: str, value: Any) -> None:
-    if isinstance(value, (int, float)) and not value >= 0:
-        raise ConfigurationError(f"{owner}={value}): a weight is at least 0.")
+    if isinstance(value, (int, float)) and not 0 <= value < math.inf:
+        raise ConfigurationError(f"{owner}={value}): a weight is at least 0, and finite.")
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,19 @@ def have_hooks(leaves: Collection[torch.Tensor]) -> bool:
     return any(any(map(hooks, leaves)) for hooks in _HOOKS)
 
 
+def keep_inverse(fn: Any, old: torch.Tensor, new: torch.Tensor) -> None:
+    """Let a flow's transforms know the inverse of a copy of what they made, which many can only remember."""
+    while hasattr(fn, "base_dist") and not hasattr(fn, "transforms"):
+        fn = fn.base_dist
+    ahead = list(getattr(fn, "transforms", ()))
+    while ahead:
+        transform = ahead.pop()
+        ahead += getattr(transform, "parts", ())
+        before, after = getattr(transform, "_cached_x_y", (None, None))
+        if after is old:
+            transform._cached_x_y = before, new
+
+
 def other_handlers() -> list[str]:
     """Return the names of Pyro's handlers around a step, except those that only look at its parameters."""
     return [

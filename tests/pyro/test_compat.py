@@ -197,3 +197,22 @@ def test_a_bijection_keeps_its_last_pair():
     assert {"_cached_x_y", "_inv"} <= set(vars(made)), (
         "torch's transforms keep their last pair elsewhere than in `_cached_x_y`; _reuse/known_code.py leaves it out of what is compared between steps."
     )
+
+
+def test_transforms_remember_their_last_pair():
+    transform = torch.distributions.ExpTransform(cache_size=1)
+    y = transform(x := torch.tensor(0.5))
+    assert transform._cached_x_y == (x, y), (
+        "Transforms hold their last pair elsewhere; keep_inverse() in _compat.py hands on the inverse."
+    )
+    internals.keep_inverse(
+        torch.distributions.TransformedDistribution(torch.distributions.Normal(0, 1), [transform]), y, z := y.clone()
+    )
+    assert transform.inv(z) is x
+
+
+def test_leaves_hold_their_hooks():
+    leaf = torch.ones(1, requires_grad=True)
+    assert not internals.have_hooks([leaf]), "Tensors hold hooks elsewhere; have_hooks() in _compat.py asks for them."
+    leaf.register_post_accumulate_grad_hook(print)
+    assert internals.have_hooks([leaf]), "Tensors hold hooks elsewhere; have_hooks() in _compat.py asks for them."

@@ -229,3 +229,17 @@ def test_a_continuous_site_that_follows(name, above):
             elbo.loss_and_grads(model, guide)
     else:
         elbo.loss_and_grads(model, guide)
+
+
+@pytest.mark.parametrize("estimator", [REBAR(), RELAX()], ids=lambda e: type(e).__name__)
+def test_a_hidden_draw_from_a_relaxed_value_is_refused(estimator):
+    def model():
+        z = pyro.sample("z", dist.Bernoulli(0.4))
+        w = pyro.poutine.block(lambda: pyro.sample("w", dist.Bernoulli(0.2 + 0.6 * z)))()
+        pyro.sample("x", dist.Normal(3 * w, 1.0), obs=torch.tensor(0.7))
+
+    def guide():
+        pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor(0.3))))
+
+    with pytest.raises(EstimatorError, match="Site 'z'"):
+        TraceGrad_ELBO(estimators={"z": estimator}).loss_and_grads(model, guide)

@@ -6,10 +6,11 @@ import ctypes
 import numpy as np
 import pyro
 import pyro.distributions as dist
+import pyro.distributions.transforms as transforms
 import pytest
 import torch
 
-from pplgrad import ELBO, LocalExpectation
+from pplgrad import ELBO, ConfigurationError, LocalExpectation
 from pplgrad.pyro import TraceGrad_ELBO
 from pplgrad.pyro._tracing.callers import _covered
 from tests.pyro.test_provenance import found_of, reads_of
@@ -166,3 +167,46 @@ def test_a_cost_with_a_weight_of_zero_keeps_its_dependencies(kind):
         gradient(kept)
     for now["weight"] in (1.0, 0.5, 0.0, 1.0):
         torch.testing.assert_close(gradient(kept), gradient(made()))
+
+
+@pytest.mark.parametrize("size", [len, torch.numel, lambda z: z.shape[0], lambda z: torch.ones_like(z).sum()])
+def test_a_size_that_python_reads_has_no_particles_in_it(size):
+    """Which dimension is whose shows in no operation: a particle by itself is compared with those that run together."""
+
+    def model():
+        z = pyro.sample("z", dist.Bernoulli(torch.full((3,), 0.4)).to_event(1))
+        pyro.sample("x", dist.Normal(3 * z.sum(-1) / size(z), 0.5), obs=torch.tensor(1.2))
+
+    def guide():
+        pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.full((3,), 9.0))).to_event(1))
+
+    elbo = TraceGrad_ELBO(2, 0, vectorize_particles=True, estimators={"z": LocalExpectation()})
+    with pytest.warns(UserWarning, match="site 'x' mixes particles"):
+        elbo.loss_and_grads(model, guide)
+
+
+@pytest.mark.parametrize("kind", ["planar", "radial", "sylvester"])
+def test_a_flow_remembers_the_inverse_of_its_draw(kind):
+    make = {"planar": transforms.planar, "radial": transforms.radial, "sylvester": transforms.sylvester}[kind]
+    flow = make(2)
+
+    def model():
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=torch.tensor(1.0))
+
+    def guide():
+        pyro.module("flow", flow)
+        pyro.sample("z", dist.TransformedDistribution(dist.Normal(torch.zeros(2), 1.0).to_event(1), [flow]))
+
+    elbo = TraceGrad_ELBO()
+    assert all(elbo.loss_and_grads(model, guide) < 1e6 for _ in range(4))
+
+
+@pytest.mark.parametrize("weight", [-1.0, None, "1", torch.ones(3), float("nan")], ids=str)
+def test_a_weight_that_is_no_weight_is_refused(weight):
+    def program():
+        pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor(0.3))))
+
+    elbo = TraceGrad_ELBO(objective=ELBO(kl_weight=lambda: weight))
+    with pytest.raises(ConfigurationError, match="weight"):
+        elbo.loss_and_grads(lambda: pyro.sample("z", dist.Bernoulli(0.3)), program)

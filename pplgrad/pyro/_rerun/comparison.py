@@ -63,9 +63,12 @@ def refuse_meeting(
     for cost, site in pairs:
         if not provenance.is_unsure(site, PARTICLES):
             raise Meeting(cost)
-    if not pairs and not provenance.escaped_ever:
-        return
-    for row in _some(len(costs[0])):
+    if pairs or provenance.escaped_ever:
+        rows = _some(len(costs[0])) if costs else ()
+    else:
+        # A size that Python reads (`z.numel()`) shows in no operation. What is drawn outside of sites would not be the same again.
+        rows = {0, len(costs[0]) - 1} if costs and not provenance.hidden_draws else ()
+    for row in rows:
         found = alone(row)
         for spec, x, own in zip(layout.costs, costs, found or [], strict=False):
             if not _agree(x[row], own):

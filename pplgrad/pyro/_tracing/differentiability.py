@@ -18,7 +18,7 @@ from pplgrad.pyro._tracing.particle_trace import Traces
 from pplgrad.pyro._tracing.provenance import Provenance
 
 # Their derivative is zero wherever there is one.
-_FLAT = ("Round", "Floor", "Ceil", "Trunc", "Sign", "Sgn", "Heaviside")
+_FLAT = tuple("Round Floor Ceil Trunc Sign Sgn Heaviside Angle Bernoulli Poisson Normal Binomial Multinomial".split())
 
 
 def lost_paths(traces: Traces, run: Run, provenance: Provenance) -> dict[str, tuple[str, str]]:
@@ -60,7 +60,7 @@ def _reached(cost: torch.Tensor, draws: Mapping[str, Any]) -> set[str]:
         seen.add(node)
         if node in wanted:
             found.add(wanted[node])
-        if not node.name().startswith(_FLAT):
+        if not (node.name().startswith(_FLAT) or getattr(node, "_saved_rounding_mode", None)):
             ahead += _before(node)
     return found
 

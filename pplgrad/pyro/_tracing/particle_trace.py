@@ -29,6 +29,7 @@ from pplgrad.engine.checks import (
 )
 from pplgrad.errors import PplgradError, ProgramError
 from pplgrad.estimators.relaxed import Relaxation
+from pplgrad.pyro._compat import keep_inverse
 from pplgrad.pyro._distributions import (
     categories,
     elements,
@@ -87,7 +88,9 @@ class SiteMessenger(Messenger):
             may_be_relaxed = isinstance(msg["fn"], Extended) or is_relaxable(msg["fn"])
             plates = axes_of(msg["cond_indep_stack"], msg["fn"].event_dim)
             derived = msg["fn"].has_rsample
-            msg["value"] = self._provenance.tag(msg["name"], msg["value"], plates, may_be_relaxed, derived)
+            drawn = msg["value"]
+            msg["value"] = self._provenance.tag(msg["name"], drawn, plates, may_be_relaxed, derived)
+            keep_inverse(msg["fn"], drawn, msg["value"])
 
     def _bind(self, msg: Any) -> Estimator:
         assert self._resolve is not None

@@ -283,7 +283,7 @@ class Provenance(TorchDispatchMode):
         if bits & self._derived:
             if relaxed is not None:
                 self._watch_relaxed(func, relaxed, out)
-            self._watch_cut(func, facts.cuts, out, bits)
+            self._watch_cut(func, facts.cuts, out, bits, facts.random and not self.drawing)
         return out
 
     # Storages and their axes.
@@ -420,15 +420,14 @@ class Provenance(TorchDispatchMode):
             self._of_plates |= self._plates[name, plate]
         return self._plates[name, plate]
 
-    def _watch_cut(self, func: Any, detaches: bool, out: Any, bits: int) -> None:
-        """Note that the derivative along relaxed sites ends in what an operation of the user's returned."""
+    def _watch_cut(self, func: Any, detaches: bool, out: Any, bits: int, hidden: bool) -> None:
+        """Note that the derivative along relaxed sites ends in what an operation of the user's returned, or in a `hidden` draw."""
         made = tensors_in(out)
         without = self._derives and not torch.is_grad_enabled()
         if not (detaches or without):
-            made = jumping(
-                func, made
-            )  # A comparison, a conversion to whole numbers, or what is not known to be continuous.
-        by = None if not made else cuts_derivative(without)
+            # A comparison, a conversion to whole numbers, or what is not known to be continuous.
+            made = jumping(func, made)
+        by = None if not made else "" if hidden else cuts_derivative(without)
         if by is not None:
             operation = func._schema.name.removeprefix("aten::")
             by = by or ("detach" if detaches else "no_grad" if without else operation)
