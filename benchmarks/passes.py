@@ -56,8 +56,7 @@ def _without_threefry() -> None:
     from pplgrad.numpyro._fusion import batched_evaluation, scan_fission
 
     batched_evaluation.operation = alone
-    if hasattr(scan_fission, "operation"):
-        scan_fission.operation = alone
+    scan_fission.operation = alone
 
 
 def _without_stacked_views() -> None:

@@ -52,32 +52,4 @@ __all__ = [
     "VIMCO",
 ]
 
-register(
-    ARM,
-    ARMS,
-    Auto,
-    CARMS,
-    DReG,
-    DisARM,
-    DoubleCV,
-    GappedStraightThrough,
-    GumbelRao,
-    GumbelSoftmax,
-    LocalExpectation,
-    MeasureValued,
-    Mirrored,
-    MuProp,
-    OVIS,
-    REBAR,
-    RELAX,
-    RODEO,
-    ReinMax,
-    Reparam,
-    ScoreFunction,
-    StickBreakingDisARM,
-    StraightThrough,
-    SumAndSample,
-    TreeDisARM,
-    UnorderedSet,
-    VIMCO,
-)
+register(*(kind for name in __all__ if issubclass(kind := globals()[name], Estimator) and kind is not Estimator))

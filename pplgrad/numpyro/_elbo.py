@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -49,7 +50,13 @@ from pplgrad.numpyro._tracing.handlers import site_info
 from pplgrad.numpyro._tracing.particle_trace import ParticleOutputs, ParticleTrace, run_particle
 from pplgrad.numpyro._tracing.provenance import outputs_read
 from pplgrad.numpyro._tracing.relaxation_checks import misused, raise_if_index
-from pplgrad.numpyro._tracing.specification import densities_read, refuse_jumps, refuse_moving, specify
+from pplgrad.numpyro._tracing.specification import (
+    densities_read,
+    outputs_with_gradient,
+    refuse_jumps,
+    refuse_moving,
+    specify,
+)
 
 if TYPE_CHECKING:
     from pplgrad.diagnostics.choosing import Choice
@@ -321,8 +328,9 @@ class TraceGrad_ELBO(Trace_ELBO):
         numbered = jax.tree.unflatten(tree, range(tree.num_leaves))
         read = outputs_read(closed, seen[-1].standings())
         reads = densities_read(seen[-1], numbered, read, [aval.shape for aval in closed.out_avals])
-        refuse_moving(seen[-1], numbered, closed, key, params)
-        refuse_jumps(seen[-1], numbered, closed, key, params)
+        reached = cache(lambda: outputs_with_gradient(numbered, closed, key, params))
+        refuse_moving(seen[-1], numbered, reached)
+        refuse_jumps(seen[-1], numbered, closed, reached)
         if seen[-1].extended:
             costs = [*numbered.model_costs.values(), *numbered.guide_costs.values()]
             found = misused(closed, seen[-1].extended, seen[-1].reparameterized, costs)

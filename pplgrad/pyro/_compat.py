@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -63,18 +63,22 @@ def registered_backend(name: str | Callable) -> Callable:
 
 def leaves_of(loss: torch.Tensor) -> list[torch.Tensor]:
     """Return the tensors to whose gradients `loss.backward()` would add."""
-    found: dict[int, torch.Tensor] = {}
+    leaves = (function.variable for function in backward_functions(loss) if hasattr(function, "variable"))
+    return list({id(leaf): leaf for leaf in leaves}.values())
+
+
+def backward_functions(x: torch.Tensor, ends: Callable[[Any], bool] = lambda function: False) -> Iterator[Any]:
+    """Yield the functions that a derivative goes back through, each once; not beyond those at which it `ends`."""
     seen: set[Any] = set()
-    ahead = [loss.grad_fn]
+    ahead = [x.grad_fn]
     while ahead:
         function = ahead.pop()
         if function is None or function in seen:
             continue
         seen.add(function)
-        if hasattr(function, "variable"):
-            found.setdefault(id(function.variable), function.variable)
-        ahead += [after for after, _ in function.next_functions]
-    return list(found.values())
+        yield function
+        if not ends(function):
+            ahead += [after for after, _ in function.next_functions]
 
 
 _HOOKS = attrgetter("_backward_hooks"), attrgetter("_post_accumulate_grad_hooks")

@@ -60,6 +60,11 @@ def is_float(atom: Any) -> bool:
     return jnp.issubdtype(getattr(atom.aval, "dtype", jnp.int32), jnp.inexact)
 
 
+def reads_fractions(equation: Any, operands: Sequence[Sites]) -> bool:
+    """Return whether an operation reads numbers with a fraction that were computed from a site."""
+    return any(sites and is_float(atom) for sites, atom in zip(operands, equation.invars, strict=True))
+
+
 class Steering:
     """Follows what is computed from relaxed sites through a jaxpr; `found` names those that steer, with what they steer."""
 
@@ -131,17 +136,23 @@ class Steering:
     ) -> list[bool]:
         """Return which outputs of a single operation lose the derivative along what they are computed from."""
         count = len(equation.outvars)
-        caller = self._context.caller if origin.caller == "jax" else origin.caller
-        floats = any(sites and is_float(atom) for sites, atom in zip(operands, equation.invars, strict=True))
-        if caller == "library" or not floats or not origin.functions.isdisjoint(trusted):
+        if not reads_fractions(equation, operands) or self._trusts(origin, trusted):
             return [False] * count
         return jumping_outputs(equation, kind)
+
+    def _trusts(self, origin: Origin, trusted: Collection[str]) -> bool:
+        """Return whether an operation is one of NumPyro's, or inside of a function of JAX's that is trusted."""
+        return self._caller(origin) == "library" or not origin.functions.isdisjoint(trusted)
+
+    def _caller(self, origin: Origin) -> str:
+        return self._context.caller if origin.caller == "jax" else origin.caller
 
     def _inside(self, equation: Any, operands: list[Sites]) -> list[Sites]:
         """Walk the bodies of an operation, under what is known of who called it."""
         before, origin, known = self._context, origin_of(equation), jax_function_of(equation)
-        caller = before.caller if origin.caller == "jax" else origin.caller
-        self._context = Context(caller, (before.function or known) if known else "", before.derives or origin.derives)
+        self._context = Context(
+            self._caller(origin), (before.function or known) if known else "", before.derives or origin.derives
+        )
         try:
             return self._walked(equation, operands)
         finally:
@@ -177,8 +188,10 @@ class Steering:
     def _while(self, loop: While, operands: list[Sites]) -> list[Sites]:
         ahead, body = operands[: loop.ahead_consts], operands[loop.ahead_consts :]
         carried = self._repeated(loop.body.jaxpr, body[: loop.body_consts], body[loop.body_consts :], None)
-        self._steers(NO_SITES.union(*self.walk(loop.ahead.jaxpr, [*ahead, *carried])), "while")
-        return carried
+        turns = NO_SITES.union(*self.walk(loop.ahead.jaxpr, [*ahead, *carried]))
+        self._steers(turns, "while")
+        # What comes out depends on how many turns there were, and that has no derivative.
+        return [sites | {(name, by or "while") for name, by in turns} for sites in carried]
 
     def _repeated(self, body: Any, consts: list[Sites], rest: list[Sites], carry: int | None) -> list[Sites]:
         """Walk the body of a loop until nothing new comes round; `carry` is None where all is carried."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from pplgrad.numpyro._compat import While, has_own_derivative, jax_function_of, origin_of, sub_jaxprs, while_of
+from pplgrad.numpyro._compat import has_own_derivative, jax_function_of, origin_of, sub_jaxprs, while_of
 from pplgrad.numpyro._tracing.continuous_operations import BODIES, CONTINUOUS, jumping_outputs
-from pplgrad.numpyro._tracing.control_dependence import NO_SITES, Sites, Steering, is_float
+from pplgrad.numpyro._tracing.control_dependence import NO_SITES, Sites, Steering, is_float, reads_fractions
 
 _FLAT = set("round floor ceil sign stop_gradient".split())
 """Operations with a derivative of zero; beside them all that makes whole numbers or truth values of numbers with a fraction."""
@@ -41,18 +41,9 @@ class _Lost(Steering):
         if has_own_derivative(equation):
             return nothing, kind
         flat = _flat_outputs(equation)
-        if not any(flat) or not any(sites and is_float(x) for sites, x in zip(operands, equation.invars, strict=True)):
+        if not any(flat) or not reads_fractions(equation, operands) or self._trusts(origin_of(equation), CONTINUOUS):
             return nothing, kind
-        origin = origin_of(equation)
-        caller = self._context.caller if origin.caller == "jax" else origin.caller
-        trusted = caller == "library" or not origin.functions.isdisjoint(CONTINUOUS)
-        return nothing if trusted else flat, kind
-
-    def _while(self, loop: While, operands: list[Sites]) -> list[Sites]:
-        carried = super()._while(loop, operands)
-        ahead = self.walk(loop.ahead.jaxpr, [*operands[: loop.ahead_consts], *carried])
-        turns = frozenset((name, by or "while") for name, by in NO_SITES.union(*ahead))
-        return [sites | turns for sites in carried]
+        return flat, kind
 
 
 def lost_paths(
@@ -64,8 +55,6 @@ def lost_paths(
     the numbers of the outputs that hold them.
     """
     found: dict[str, tuple[str, str]] = {}
-    if not names or not _any_flat(closed.jaxpr):
-        return found
     walker = _Lost({*names, *points})
     outputs = walker.walk(closed.jaxpr, [NO_SITES] * len(closed.jaxpr.invars))
     for cost, number in costs:
@@ -91,10 +80,11 @@ def _flat_outputs(equation: Any) -> list[bool]:
     return [kind in _FLAT or jump or not is_float(x) for jump, x in zip(several, equation.outvars, strict=True)]
 
 
-def _any_flat(jaxpr: Any) -> bool:
+def may_lose(jaxpr: Any) -> bool:
+    """Return whether a derivative may be lost in a program at all."""
     for equation in jaxpr.eqns:
         bodies = list(sub_jaxprs(equation))
-        if while_of(equation) is not None or any(map(_any_flat, bodies)):
+        if while_of(equation) is not None or any(map(may_lose, bodies)):
             return True
         if not bodies and any(_flat_outputs(equation)) and any(map(is_float, equation.invars)):
             return True

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +12,7 @@ from pplgrad.core.sites import CostSpec, SiteSpec
 from pplgrad.engine.checks import moving_support, refuse_lost
 from pplgrad.errors import ProgramError
 from pplgrad.numpyro._tracing.axis_rules import Axis
-from pplgrad.numpyro._tracing.differentiability import lost_paths
+from pplgrad.numpyro._tracing.differentiability import lost_paths, may_lose
 from pplgrad.numpyro._tracing.particle_trace import TIME_DIM, ParticleOutputs, ParticleTrace
 from pplgrad.numpyro._tracing.provenance import Reads, Standing, union
 from pplgrad.numpyro._tracing.supports import carries_gradient, gradient_reaches
@@ -167,46 +166,41 @@ def _flags(flags: int, backwards: bool) -> int:
     return flags & SAME | (BEFORE if flags & AFTER else 0)
 
 
-def refuse_moving(
-    static: ParticleTrace,
-    arrays: ParticleOutputs,
-    closed: Any = None,
-    key: Any = None,
-    params: Mapping[str, Any] = MappingProxyType({}),
-) -> None:
+Reached = Callable[[], list[bool]]
+"""What tells, where it is asked, which outputs of a traced particle may have a derivative with respect to a parameter."""
+
+
+def refuse_moving(static: ParticleTrace, arrays: ParticleOutputs, reached: Reached | None = None) -> None:
     """Refuse a site whose support moves with a parameter, under an estimator that takes it for fixed.
 
-    `arrays` holds the numbers of the outputs of a traced particle, a function of key and parameters (mutable state, which is
-    among these, is not differentiated), or without `closed` the arrays themselves.
+    `arrays` holds the numbers of the outputs of a traced particle, or without `reached` the arrays themselves.
     """
-    asked = {name: arrays.probes.get("bounds:" + name, []) for name in static.estimators}
-    if not any(asked.values()):
-        return
-    reached = [] if closed is None else _with_gradient(arrays, closed, key, params)
-    for name, found in asked.items():
-        if any(carries_gradient(x) if closed is None else reached[x] for x in found):  # type: ignore[call-overload]
+    for name in static.estimators:
+        found: Any = arrays.probes.get("bounds:" + name, [])
+        if any(carries_gradient(x) if reached is None else reached()[x] for x in found):
             raise moving_support(name, static.families[name], static.estimators[name], name in static.reparameterized)
 
 
-def refuse_jumps(
-    static: ParticleTrace, arrays: ParticleOutputs, closed: Any, key: Any, params: Mapping[str, Any]
-) -> None:
+def refuse_jumps(static: ParticleTrace, arrays: ParticleOutputs, closed: Any, reached: Reached) -> None:
     """Refuse a reparameterized draw that carries gradient, and on which a cost depends without a derivative."""
     points = {name for name, family in static.families.items() if family == "Delta"}
-    followed = {
+    values: Any = arrays.values
+    followed = [
         name
         for name, estimator in static.estimators.items()
-        if name in arrays.values and not (estimator.uses_score or estimator.relaxes)
-    } - points
-    if followed:
-        reached = _with_gradient(arrays, closed, key, params)
-        moved = {name for name in followed if reached[arrays.values[name]]}  # type: ignore[call-overload]
+        if name in values and name not in points and not (estimator.uses_score or estimator.relaxes)
+    ]
+    if followed and may_lose(closed.jaxpr):
+        moved = {name for name in followed if reached()[values[name]]}
         costs: Any = [*arrays.guide_costs.items(), *arrays.model_costs.items()]
         refuse_lost(static.estimators, lost_paths(closed, moved, points, costs))
 
 
-def _with_gradient(arrays: ParticleOutputs, closed: Any, key: Any, params: Mapping[str, Any]) -> list[bool]:
-    """Return which outputs of a traced particle may have a derivative with respect to a parameter."""
+def outputs_with_gradient(arrays: ParticleOutputs, closed: Any, key: Any, params: Mapping[str, Any]) -> list[bool]:
+    """Return which outputs of a traced particle, a function of key and parameters, may have a derivative with respect to a parameter.
+
+    Mutable state, which is among the parameters, is not differentiated.
+    """
     still = jax.tree.map(lambda _: False, key)
     smooth = {name: jax.tree.map(lambda _: name not in arrays.mutable, x) for name, x in params.items()}  # noqa: B023
     return gradient_reaches(closed, jax.tree.leaves((still, smooth)))

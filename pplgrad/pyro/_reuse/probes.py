@@ -64,7 +64,12 @@ class Kind:
 
 def kind_of(x: torch.Tensor) -> tuple:
     """Return what of a tensor can steer a program that never reads its numbers, nor where they stand."""
-    return (type(x), x.shape, x.dtype, x.device, x.requires_grad, x.is_leaf, x.layout, bool(x.__dict__))
+    return (*form_of(x), bool(x.__dict__))
+
+
+def form_of(x: torch.Tensor) -> tuple:
+    """Return the same but for attributes that somebody gave to the tensor."""
+    return (type(x), x.shape, x.dtype, x.device, x.requires_grad, x.is_leaf, x.layout)
 
 
 def strides_of(x: Any) -> tuple[int, ...]:
@@ -266,14 +271,14 @@ def params_probe(shapes: bool) -> Probe:
     kept = unconstrained()
     names, leaves, constrained = list(kept), list(kept.values()), constraints()
     # Pyro gives leaves an attribute when they are read first.
-    kinds, learned = [kind_of(x)[:-1] for x in leaves], list(map(_LEARNED, leaves))
+    kinds, learned = list(map(form_of, leaves)), list(map(_LEARNED, leaves))
 
     def quick() -> bool:
         now = unconstrained()
         if list(now) != names:
             return False
         same = all(map(is_, now.values(), leaves)) and list(map(_LEARNED, leaves)) == learned
-        if (shapes or not same) and [kind_of(x)[:-1] for x in now.values()] != kinds:
+        if (shapes or not same) and list(map(form_of, now.values())) != kinds:
             return False
         found = constraints()
         return all(x is found.get(name) for name, x in constrained.items())

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from pplgrad.pyro._tracing.operations import is_view
+
 _POINTWISE = set(
     "abs acos acosh add addcdiv addcmul asin asinh atan atanh celu clamp clamp_max clamp_min clip cos cosh deg2rad digamma div elu erf erfc "
     "erfinv exp exp2 expm1 float_power fmax fmin gelu hardsigmoid hardswish hardtanh hypot i0 igamma igammac ldexp leaky_relu lerp lgamma "
@@ -98,9 +100,7 @@ def _facts(func: Any) -> tuple[str, bool]:
     overload = func._schema.overload_name
     if space != "aten" or (plain == "div" and "mode" in overload) or (plain == "view" and overload == "dtype"):
         return plain, False
-    returns = func._schema.returns
-    is_view = bool(returns) and all(x.alias_info is not None and not x.alias_info.is_write for x in returns)
-    return plain, is_view or plain in _CONTINUOUS or plain in _SIGNED
+    return plain, is_view(func) or plain in _CONTINUOUS or plain in _SIGNED
 
 
 def _is_fine(tensor: torch.Tensor) -> bool:

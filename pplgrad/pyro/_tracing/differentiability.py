@@ -7,12 +7,13 @@ not reach it, jumps or was cut off: the derivative that Reparam takes is zero wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from pplgrad.core.sites import Run
+from pplgrad.pyro._compat import backward_functions
 from pplgrad.pyro._distributions import family
 from pplgrad.pyro._tracing.particle_trace import Traces
 from pplgrad.pyro._tracing.provenance import Provenance
@@ -47,23 +48,11 @@ def lost_paths(traces: Traces, run: Run, provenance: Provenance) -> dict[str, tu
     return found
 
 
-def _reached(cost: torch.Tensor, draws: Mapping[str, Any]) -> set[str]:
-    """Return the draws that the derivative of a cost reaches."""
-    wanted = {node: name for name, node in draws.items()}
-    found: set[str] = set()
-    seen: set[Any] = set()
-    ahead: list[Any] = [cost.grad_fn]
-    while ahead:
-        node = ahead.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if node in wanted:
-            found.add(wanted[node])
-        if not (node.name().startswith(_FLAT) or getattr(node, "_saved_rounding_mode", None)):
-            ahead += _before(node)
-    return found
+def _reached(x: torch.Tensor, draws: Mapping[str, Any]) -> set[str]:
+    """Return the draws that the derivative of a tensor reaches."""
+    names = {node: name for name, node in draws.items()}
+    return {names[node] for node in backward_functions(x, _is_flat) if node in names}
 
 
-def _before(node: Any) -> Iterable[Any]:
-    return [before for before, _ in node.next_functions]
+def _is_flat(node: Any) -> bool:
+    return node.name().startswith(_FLAT) or bool(getattr(node, "_saved_rounding_mode", None))

@@ -67,10 +67,11 @@ def _may_fail(func: Any, tags: Any, name: str) -> bool:
         or func is torch.ops.aten.pow.Tensor_Tensor
     ):
         return True
-    return torch.Tag.pointwise not in tags and rule_of(func) is None and not _is_view(func)
+    return torch.Tag.pointwise not in tags and rule_of(func) is None and not is_view(func)
 
 
-def _is_view(func: Any) -> bool:
+def is_view(func: Any) -> bool:
+    """Return whether all that an operation returns are views of its arguments, into which it wrote nothing."""
     returns = func._schema.returns
     return bool(returns) and all(x.alias_info is not None and not x.alias_info.is_write for x in returns)
 
