@@ -288,7 +288,7 @@ def test_a_kink_under_reparameterization_is_found():
 
     def model():
         w = numpyro.sample("w", dist.Normal(0.0, 1.0))
-        numpyro.factor("jump", jnp.where(w > 0.3, 2.0, 0.0))
+        numpyro.factor("jump", 0.1 * w + jnp.where(w > 0.3, 2.0, 0.0))
 
     def guide():
         numpyro.sample("w", dist.Normal(numpyro.param("m", 0.2), 1.0))

@@ -262,7 +262,7 @@ def test_other_references_agree(reference):
 def test_a_kink_under_reparameterization_is_found():
     def model():
         w = pyro.sample("w", dist.Normal(0.0, 1.0))
-        pyro.factor("jump", torch.where(w > 0.3, 2.0, 0.0))
+        pyro.factor("jump", 0.1 * w + torch.where(w > 0.3, 2.0, 0.0))
 
     def guide():
         pyro.sample("w", dist.Normal(pyro.param("m", torch.tensor(0.2)), 1.0))

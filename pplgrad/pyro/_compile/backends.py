@@ -69,4 +69,4 @@ def _for_cpu(graph: GraphModule) -> dict[str, Any]:
 @cache
 def _narrowing() -> Any:
     """Return the inductor's pass that lets it compute nothing twice, or None if the inductor is one without such passes."""
-    return inductor_pass(broadcast_sinking.narrow, broadcast_sinking.__file__)
+    return inductor_pass(lambda graph: broadcast_sinking.narrow(graph), broadcast_sinking.__file__)
