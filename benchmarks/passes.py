@@ -72,13 +72,13 @@ def _without_stacked_views() -> None:
 def _without_scalarization() -> None:
     from pplgrad.pyro._compile import backends
 
-    backends.take_apart = lambda graph: False
+    backends.scalarize = lambda graph: False
 
 
 def _without_broadcast_sinking() -> None:
     from pplgrad.pyro._compile import backends
 
-    backends._narrowing = lambda: None  # type: ignore[assignment]
+    backends._sinking_pass = lambda: None  # type: ignore[assignment]
 
 
 def _without_common_subexpressions() -> None:

@@ -1,4 +1,4 @@
-"""The errors that pplgrad raises: each is one plain sentence that names the site and the remedy."""
+"""Errors of pplgrad. Each message is one plain sentence that names the site and the remedy."""
 
 from __future__ import annotations
 
@@ -18,44 +18,93 @@ __all__ = [
 class PplgradError(ValueError):
     """Base class of every error that pplgrad raises on purpose.
 
-    >>> issubclass(ConfigurationError, PplgradError)
-    True
+    Example:
+        >>> issubclass(ConfigurationError, PplgradError) and issubclass(PplgradError, ValueError)
+        True
     """
 
 
 class ConfigurationError(PplgradError):
-    """A name or a pattern in an estimator mapping matches nothing, or a specification has the wrong type."""
+    """A name or pattern in an estimator mapping matches no site, or a specification has the wrong type or value.
+
+    Example:
+        >>> from pplgrad.core.objectives import IWAE
+        >>> try:
+        ...     IWAE(samples=0)
+        ... except ConfigurationError as error:
+        ...     "samples=0" in str(error)
+        True
+    """
 
 
 class EstimatorError(PplgradError):
-    """An estimator was bound to a site that it does not fit."""
+    """An estimator was bound to a site that it does not fit.
+
+    Example:
+        >>> from pplgrad.core.site_info import SiteInfo
+        >>> from pplgrad.estimators import DisARM
+        >>> try:
+        ...     DisARM().check(SiteInfo("z", "Normal", has_rsample=True, is_discrete=False, particles=1))
+        ... except EstimatorError as error:
+        ...     "'z'" in str(error)
+        True
+    """
 
 
 class BaselineError(PplgradError):
-    """A baseline cannot be used as asked: wrong shape, NaN, its own site's value, too few particles."""
+    """A baseline cannot be used as specified: wrong shape, NaN, a dependence on its own site's value, or too few particles.
+
+    Example:
+        >>> from pplgrad.baselines import LeaveOneOut
+        >>> from pplgrad.core.site_info import SiteInfo
+        >>> try:
+        ...     LeaveOneOut().check(SiteInfo("z", "Bernoulli", has_rsample=False, is_discrete=True, particles=1))
+        ... except BaselineError as error:
+        ...     "'z'" in str(error)
+        True
+    """
 
 
 class ImpossibleValueError(PplgradError):
-    """A cost of the program is NaN or infinite; the message names the site that made it."""
+    """A cost of the program is NaN or infinite. The message names the site of that cost.
+
+    Example:
+        >>> issubclass(ImpossibleValueError, PplgradError)
+        True
+    """
 
 
 class ProgramError(PplgradError):
-    """The model and the guide do not form a program that the estimator can differentiate."""
+    """Model and guide do not form a program that the estimator can differentiate.
+
+    Example:
+        >>> issubclass(ProgramError, PplgradError)
+        True
+    """
 
 
 class CompileError(ProgramError):
-    """The program's step cannot be compiled; the message names the line and what to write instead."""
+    """The program's training step cannot be compiled. The message names the line and what to write instead.
+
+    Example:
+        >>> issubclass(CompileError, ProgramError)
+        True
+    """
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what an error of somebody else's says, for an error message; its kind where it says nothing.
+    """Return the first line of another library's error, for an error message.
 
-    >>> first_line(KeyError()), first_line(ValueError("no\\nTrace Shapes:"))
-    ('KeyError', 'no')
+    Returns:
+        The first line that is not empty, or the error's type name if its message is empty.
+
+    Example:
+        >>> first_line(KeyError()), first_line(ValueError("no\\nTrace Shapes:"))
+        ('KeyError', 'no')
     """
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def listed(names: Iterable[str]) -> str:
-    """Return names in quotes, for an error message."""
+    """Return names in quotes and separated by commas, for an error message; "none" without names."""
     return ", ".join(f"'{name}'" for name in names) or "none"

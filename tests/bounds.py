@@ -9,10 +9,17 @@ from pplgrad import (
     OVIS,
     REBAR,
     VIMCO,
+    BaselineError,
     DisARM,
+    DReG,
+    EstimatorError,
+    GumbelSoftmax,
+    LeaveOneOut,
     LocalExpectation,
     MuProp,
     Renyi,
+    Reparam,
+    ReweightedWakeSleep,
     ScoreFunction,
     UnorderedSet,
 )
@@ -60,6 +67,23 @@ BRANCHES = {
 """Estimators that run the program at other values, with finite noise."""
 
 RANDOM = REBAR(0.5, 0.8, learn=False)
+
+
+REFUSED = {
+    "reads the other particles": (BaselineError, ScoreFunction(LeaveOneOut()), IWAE(), 2),
+    "use DReG": (EstimatorError, Reparam(sticking_the_landing=True), IWAE(), 2),
+    "combines no particles": (EstimatorError, DReG(), None, 2),
+    "at least 2 are needed": (EstimatorError, VIMCO(), IWAE(), 1),
+    "no site has an estimator": (EstimatorError, GumbelSoftmax(), ReweightedWakeSleep(), 2),
+}
+"""What is refused, by words of the error: its kind, the estimator of one site, the objective and the number of particles."""
+
+AMBIGUOUS = [
+    ("subsampled", IWAE(), r"Site 'g' is shared by the elements of plate 'data'.*plates=\(\)"),
+    ("coupled_plate", IWAE(), r"Site 'f' stands outside of plate 'data'.*plates=\(\)"),
+    ("event_in_plate", IWAE(plates=("nobody",)), "names plate 'nobody'.*'data'"),
+]
+"""Programs in which it is not clear what one weight stands for, with objectives and words of the error."""
 
 
 def score_pairs():

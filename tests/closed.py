@@ -2,7 +2,7 @@
 
 import pytest
 
-from pplgrad import DisARM, LocalExpectation, ScoreFunction
+from pplgrad import ConfigurationError, DisARM, EstimatorError, LocalExpectation, ProgramError, ScoreFunction
 
 EXACT = [
     ("single", {"z": "kl"}),
@@ -39,3 +39,12 @@ def pairs():
         ("single", {"z": "kl"}, "local"),
     ]
     return plain + [pytest.param(*row, marks=pytest.mark.slow) for row in branches]
+
+
+REFUSED = [
+    ("hierarchy", {"z1": "kl"}, ProgramError, "'z1' has no closed form: the model draws the site given 'z2'"),
+    ("hierarchy", {"nobody": "kl"}, ConfigurationError, "names 'nobody', which matches no latent site"),
+    ("hierarchy", {"z1": "KL"}, ConfigurationError, '\'KL\'; write "kl" or "entropy"'),
+    ("auxiliary", {"helper": "kl"}, EstimatorError, "'helper' is not in the model"),
+]
+"""Programs and closed forms that are refused, with the error and words of it."""

@@ -22,19 +22,27 @@ def check_decay(owner: str, decay: float) -> None:
 class DecayingAverage(Baseline):
     r"""An exponentially decaying average of the downstream costs of past draws.
 
-    Estimates b_t = Σ_{s<t} λ^{t−1−s} f_s / Σ_{s<t} λ^{t−1−s}, with λ = `decay`: only draws before the current one,
-    since an average that includes the current draw shrinks the gradient. Zero before the first draw.
+    The baseline is b_t = Σ_{s<t} λ^{t−1−s} f_s / Σ_{s<t} λ^{t−1−s} with λ = `decay`, and zero before the first draw. Only draws before the
+    current one are included, because an average that includes the current draw shrinks the gradient.
 
-    Shapes: one number shared by all elements of the site's plates, or with `per_element=True` one for each element
-    of the full plates (a subsampled plate reads and updates the elements drawn). In nats. Kept as state: Pyro's param
-    store, NumPyro's mutable state.
+    Args:
+        decay: λ, in [0, 1). Default: 0.9.
+        per_element: whether each element of the full plates has its own average. Default: False.
 
-    Raises `ConfigurationError` if `decay` is outside [0, 1).
+    Shapes:
+        One number shared by all elements of the site's plates, or with `per_element=True` one number for each element of the full
+        plates (a subsampled plate reads and updates the elements drawn). In nats. The average is kept as state: in Pyro's param store
+        or NumPyro's mutable state.
 
-    >>> DecayingAverage(0.9)
-    DecayingAverage(decay=0.9, per_element=False)
+    Raises:
+        ConfigurationError: if `decay` is outside [0, 1).
 
-    Source: Mnih and Gregor (2014), section 2.3 (the input-independent baseline c).
+    Example:
+        >>> DecayingAverage(0.9)
+        DecayingAverage(decay=0.9, per_element=False)
+
+    References:
+        Mnih and Gregor (2014), section 2.3 (the input-independent baseline c).
     """
 
     decay: float = 0.9

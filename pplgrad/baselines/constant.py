@@ -11,17 +11,23 @@ from pplgrad.core.baseline import Baseline, BaselineTerms, Evaluation
 
 @dataclass(frozen=True)
 class Constant(Baseline):
-    """A number, in the units of the objective (nats).
+    """A constant baseline.
 
-    Estimates nothing: b = value, for every element of the site's plates. E_q[b ∇ log q] = 0 for any constant, so
-    that the mean of the gradient is unchanged.
+    The baseline is b = `value` for every element of the site's plates. Nothing is estimated. E_q[b ∇ log q] = 0 for any constant, so
+    the mean of the gradient does not change.
 
-    Shapes: a scalar, broadcast to (particles, *plates).
+    Args:
+        value: the number that is subtracted, in the units of the objective (nats).
 
-    >>> Constant(2.5).value
-    2.5
+    Shapes:
+        A scalar, broadcast to (particles, *plates).
 
-    Source: Williams (1992), section 4 (reinforcement baseline).
+    Example:
+        >>> Constant(2.5).value
+        2.5
+
+    References:
+        Williams (1992), section 4 (reinforcement baseline).
     """
 
     value: float

@@ -15,19 +15,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LeaveOneOut(Baseline):
-    r"""The mean downstream cost of the other particles of the same step.
+    r"""The leave-one-out baseline: the mean downstream cost of the other particles of the same step.
 
-    Estimates b_k = (1 / (K − 1)) Σ_{j≠k} f_j for each element of the site's plates.
+    The baseline of particle k is b_k = (1 / (K − 1)) Σ_{j≠k} f_j, for each element of the site's plates. K is the number of particles.
 
-    Shapes: (particles, *plates), in nats.
+    Shapes:
+        (particles, *plates), in nats.
 
-    Raises `BaselineError` with one particle.
+    Raises:
+        BaselineError: with one particle, or under an objective that combines particles.
 
-    >>> LeaveOneOut().reads_particles
-    True
+    Example:
+        >>> LeaveOneOut().reads_particles
+        True
 
-    Source: Salimans and Knowles (2014), section 4; Mnih and Rezende (2016), equation 9 (the same mean over the
-    other samples); Kool, van Hoof and Welling (2019), equation 8.
+    References:
+        Salimans and Knowles (2014), section 4.
+        Mnih and Rezende (2016), equation 9 (the same mean over the other samples).
+        Kool, van Hoof and Welling (2019), equation 8.
     """
 
     @property

@@ -16,35 +16,41 @@ from pplgrad.errors import ConfigurationError
 
 @dataclass(frozen=True, eq=False)
 class NeuralBaseline(Baseline):
-    r"""A network that predicts the downstream cost from what was known before the draw.
+    r"""A learned baseline (as in NVIL): a network that predicts the downstream cost from quantities known before the draw.
 
-    Estimates b(x) = E[f | x] by least squares: the loss Σ (f − b(x))², in which f is a constant, is added to the
-    objective's loss and reaches the network's parameters only.
+    Estimates b(x) = E[f | x] by least squares. The loss Σ (f − b(x))², in which f is a constant, is added to the objective's loss. Its
+    gradient reaches the parameters of the network only. These parameters are stored with the user's own; `split_optimizer` gives them a
+    separate learning rate.
 
-    `net`: in Pyro a `torch.nn.Module`; in NumPyro a flax linen or nnx module, an equinox module, or a pair
-    (init, apply) with init(key, x) and apply(parameters, x). None builds a network with the `hidden` sizes, tanh
-    between them, and a last layer that starts at zero.
+    Args:
+        net: the network. In Pyro a `torch.nn.Module`; in NumPyro a flax linen or nnx module, an equinox module, or a pair (init, apply)
+            with init(key, x) and apply(parameters, x). None builds a network with the `hidden` sizes, tanh between them, and a last layer
+            that is initialised to zero. Default: None.
+        inputs: a function of the program's arguments, whose value is the network's input, of shape (*plates, features). If it has a
+            keyword argument `sites`, it also receives the values of the latent sites, by name, and may read upstream sites only. None
+            uses the array arguments whose leading dimensions are the site's plates; without any such argument the network is one learned
+            number. Default: None.
+        hidden: the sizes of the hidden layers of the default network. Default: (64,).
+        normalize_variance: whether the signal is divided by max(1, standard deviation of past signals), where the moments are decaying
+            averages. The site's gradient is then unbiased up to that positive factor. Default: False.
+        decay: the decay of these averages, in [0, 1). Default: 0.9.
 
-    `inputs`: a function of the program's arguments, whose value is the network's input, of shape
-    (*plates, features). If it has a keyword argument `sites` it is also given the values of latent sites, by
-    name, and may read those upstream only. None uses the array arguments whose leading dimensions are the site's plates, and
-    without any the network is one learned number.
+    Shapes:
+        The output must have one number for each element of the site's plates, with or without a last dimension of 1. In nats.
 
-    `normalize_variance=True` divides the signal by max(1, standard deviation of past signals) (decaying average with
-    `decay`): the gradient of the site is then unbiased up to that positive factor.
+    Assumptions:
+        The inputs do not depend on the site's own draw. Inputs that read it, or anything computed from it, are refused.
 
-    The parameters live with the user's own; `split_optimizer` gives them a learning rate of their own.
+    Raises:
+        BaselineError: if the inputs read the site's own value or anything computed from it; if the output has a wrong shape or is NaN.
+        ConfigurationError: if `decay` is outside [0, 1), or `inputs` is not callable.
 
-    Shapes: the output must have one number for each element of the site's plates, with or without a last
-    dimension of 1. In nats.
+    Example:
+        >>> NeuralBaseline(hidden=(32,)).learned
+        True
 
-    Raises `BaselineError` if the inputs read the site's own value or anything computed from it, or if the output has a
-    wrong shape or is NaN.
-
-    >>> NeuralBaseline(hidden=(32,)).learned
-    True
-
-    Source: Mnih and Gregor (2014), sections 2.3 and 2.4 (NVIL), equations 8 to 11.
+    References:
+        Mnih and Gregor (2014), sections 2.3 and 2.4 (NVIL), equations 8 to 11.
     """
 
     net: Any = None
@@ -98,21 +104,31 @@ class NeuralBaseline(Baseline):
 
 @dataclass(frozen=True, eq=False)
 class FunctionBaseline(Baseline):
-    r"""Any function of what was known before the draw.
+    r"""A baseline that is computed by a user's function of quantities known before the draw.
 
-    b = function(*args, **kwargs), called with the program's arguments; if the function has a keyword argument
-    `sites`, it is also given the values of the latent sites by name, and may read those upstream only. Its value is a constant
-    to differentiation.
+    The baseline is b = function(*args, **kwargs), called with the program's arguments. If the function has a keyword argument `sites`, it
+    also receives the values of the latent sites, by name, and may read upstream sites only. The value of the function is a constant to
+    differentiation.
 
-    Shapes: what broadcasts to (particles, *plates). In nats.
+    Args:
+        function: the function of the program's arguments.
 
-    Raises `BaselineError` if the function reads the site's own value or anything computed from it, or returns a
-    wrong shape or NaN.
+    Shapes:
+        The value must broadcast to (particles, *plates). In nats.
 
-    >>> FunctionBaseline(lambda x: x.sum(-1)).learned
-    False
+    Assumptions:
+        The function does not depend on the site's own draw. A function that reads it, or anything computed from it, is refused.
 
-    Source: Mohamed, Rosca, Figurnov and Mnih (2020), section 7.4 (baselines).
+    Raises:
+        BaselineError: if the function reads the site's own value or anything computed from it; if it returns a wrong shape or NaN.
+        ConfigurationError: if `function` is not callable.
+
+    Example:
+        >>> FunctionBaseline(lambda x: x.sum(-1)).learned
+        False
+
+    References:
+        Mohamed, Rosca, Figurnov and Mnih (2020), section 7.4 (baselines).
     """
 
     function: Callable[..., Any]

@@ -18,22 +18,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OptimalConstant(Baseline):
-    r"""The score-squared-weighted mean of the downstream cost.
+    r"""The variance-minimising constant baseline: the mean of the downstream cost, weighted by the squared score.
 
-    Estimates b = E[f ‖s‖²] / E[‖s‖²], where s is the gradient of log q with respect to the parameters of the
-    site's distribution (for a Bernoulli its logit): the constant with the least total variance of (f − b) s.
-    Both expectations come from the other particles of the step (`decay=None`) or from past draws
-    (`decay=0.9`), never from the draw itself, so that the gradient stays unbiased.
+    Estimates b = E[f ‖s‖²] / E[‖s‖²]. s is the gradient of log q with respect to the parameters of the site's distribution (for a
+    Bernoulli its logit). b is the constant with the least total variance of (f − b) s.
 
-    Shapes: one number for each element of the site's plates, (particles, *plates); from the past, shared by all
-    elements unless `per_element=True`. In nats.
+    Args:
+        decay: None estimates both expectations from the other particles of the step. A number in [0, 1) estimates them from past draws,
+            by averages with this decay. Default: None.
+        per_element: whether each element of the site's plates has its own averages of past draws. Default: False.
 
-    Raises `BaselineError` with one particle and `decay=None`, `ConfigurationError` if `decay` is outside [0, 1).
+    Shapes:
+        One number for each element of the site's plates, (particles, *plates). From past draws, one number shared by all elements unless
+        `per_element=True`. In nats.
 
-    >>> OptimalConstant(decay=0.9).reads_particles
-    False
+    Assumptions:
+        The draw itself is never used for its own baseline, so that the gradient stays unbiased.
 
-    Source: Weaver and Tao (2001), theorem 1; Greensmith, Bartlett and Baxter (2004), theorem 8.
+    Raises:
+        BaselineError: with `decay=None`, if there is one particle or the objective combines particles.
+        ConfigurationError: if `decay` is outside [0, 1).
+
+    Example:
+        >>> OptimalConstant(decay=0.9).reads_particles
+        False
+
+    References:
+        Weaver and Tao (2001), theorem 1.
+        Greensmith, Bartlett and Baxter (2004), theorem 8.
     """
 
     decay: float | None = None

@@ -1,4 +1,4 @@
-"""What a baseline is: something subtracted from a site's downstream cost that does not depend on the site's draw."""
+"""The contract of baselines: a quantity subtracted from a site's downstream cost that does not depend on the site's draw."""
 
 from __future__ import annotations
 
@@ -18,13 +18,19 @@ State = Mapping[str, Array]
 
 @dataclass(frozen=True)
 class BaselineTerms:
-    """What a baseline may use for one draw of a site (or of a group of sites, for a stateless baseline).
+    """The quantities that a baseline may use for one draw of a site (or of a group of sites, for a stateless baseline).
 
-    `cost` has shape (particles, *elements) and is what the baselines before this one left; it is a constant.
-    `state` is from before the draw. `score_squared()` is the squared gradient of log q with respect to the
-    distribution's parameters, summed over them, of the shape of `cost`. `predict()` is the output of the
-    baseline's network or function. `indices` are the elements of subsampled plates. `peers` are the other processes among
-    which the data is split, if it is: what is kept must then be learned from all of them.
+    Attributes:
+        site: the name of the site.
+        ops: the array operations of the host library.
+        cost: the downstream cost minus the preceding baselines of a sum, of shape (particles, *elements); a constant.
+        plates: the plates of the site.
+        indices: the elements of subsampled plates, by plate name.
+        state: the arrays of the baseline's state from before the draw.
+        score_squared: returns the squared gradient of log q with respect to the distribution's parameters, summed over them, of the shape
+            of `cost`.
+        predict: returns the output of the baseline's network or function.
+        peers: the processes among which the data is split, if it is. State must then be learned from all of them.
     """
 
     site: str
@@ -39,7 +45,13 @@ class BaselineTerms:
 
 
 class Evaluation(NamedTuple):
-    """A baseline's value, the loss that trains it (None if nothing is learned), and its state after the draw."""
+    """The result of evaluating a baseline for one draw.
+
+    Attributes:
+        value: the value of the baseline.
+        loss: the loss that trains the baseline; None if nothing is learned.
+        state: the state after the draw.
+    """
 
     value: Array
     loss: Array | None
@@ -47,11 +59,14 @@ class Evaluation(NamedTuple):
 
 
 class Baseline(ABC):
-    """Base class of baselines. Baselines add up: each works on what those before it left.
+    """Base class of baselines: a quantity that is subtracted from a site's downstream cost and does not depend on the site's draw.
 
-    >>> from pplgrad import Constant, LeaveOneOut
-    >>> Constant(1.0) + LeaveOneOut()
-    Constant(value=1.0) + LeaveOneOut()
+    Baselines add up with `+`. Each baseline of a sum is applied to the remainder of the preceding ones.
+
+    Example:
+        >>> from pplgrad import Constant, LeaveOneOut
+        >>> Constant(1.0) + LeaveOneOut()
+        Constant(value=1.0) + LeaveOneOut()
     """
 
     per_site: ClassVar[bool] = False
@@ -73,11 +88,11 @@ class Baseline(ABC):
 
     @property
     def normalizes(self) -> bool:
-        """Whether the signal is rescaled, beside the baseline that is subtracted."""
+        """Whether the signal is rescaled, in addition to the subtraction of the baseline."""
         return False
 
     def state_shapes(self, plates: Sequence[Plate]) -> Mapping[str, tuple[int, ...]]:
-        """Return the shapes of the arrays that are kept from step to step; they start at zero."""
+        """Return the shapes of the arrays that are kept from step to step; they are initialised to zero."""
         return {}
 
     def check(self, site: SiteInfo) -> None:
@@ -88,11 +103,11 @@ class Baseline(ABC):
         """Return the baseline's value for this draw, its loss, and its state for the next draw."""
 
     def rescale(self, terms: BaselineTerms, signal: Array) -> Array:
-        """Return the signal that is left, rescaled where the baseline normalises it."""
+        """Return the remaining signal, rescaled if the baseline normalises it."""
         return signal
 
     def __add__(self, other: Baseline) -> Baseline:
-        """Return a baseline that subtracts this one and then `other` from what is left."""
+        """Return a baseline that subtracts this one, and then `other` from the remainder."""
         if not isinstance(other, Baseline):
             return NotImplemented
         return SumOfBaselines((*parts_of(self), *parts_of(other)))
@@ -100,7 +115,7 @@ class Baseline(ABC):
 
 @dataclass(frozen=True, repr=False)
 class SumOfBaselines(Baseline):
-    """Several baselines, one after the other; made by `+`."""
+    """A sum of baselines, applied one after the other; created by `+`."""
 
     parts: tuple[Baseline, ...]
 
@@ -138,7 +153,7 @@ def parts_of(baseline: Baseline | None) -> tuple[Baseline, ...]:
 
 
 def needs_particles(baseline: Baseline, site: SiteInfo, remedy: str) -> None:
-    """Refuse a baseline over particles when there is only one, or when they are all in the particle's own bound."""
+    """Refuse a baseline over particles if there is only one particle, or if a bound combines the particles."""
     if site.combined:
         better = "VIMCO() there, or " if site.combined > 1 else ""
         raise BaselineError(

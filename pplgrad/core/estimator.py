@@ -1,4 +1,4 @@
-"""What an estimator is: a declaration, a check that it fits a site, and one term of the surrogate."""
+"""The contract of estimators: a declaration, a check that the estimator fits a site, and one term of the surrogate."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ from pplgrad.core.weights import Weights
 
 @dataclass(frozen=True)
 class Declaration:
-    """What an estimator promises and asks for.
+    """The properties and requirements that an estimator declares.
 
-    `unbiased`: the expectation of the estimate is the gradient. `supports`: the kinds of site it accepts, in words.
-    `evaluations`: evaluations of the program beyond the primary draw. `differentiable_costs`: whether costs must
-    have a gradient with respect to the site's value. `derivatives`: up to which order the surrogate's derivatives
-    are right (None: every order).
+    Attributes:
+        unbiased: whether the expectation of the estimate is the gradient.
+        supports: the kinds of site that the estimator accepts, in words.
+        evaluations: the number of evaluations of the program beyond the primary draw, as a number or as a formula in words.
+        differentiable_costs: whether costs must have a gradient with respect to the site's value.
+        derivatives: the highest order up to which the derivatives of the surrogate are right; None for every order.
+        source: the paper, in short.
     """
 
     unbiased: bool
@@ -36,12 +39,19 @@ class Declaration:
 
 @dataclass(frozen=True)
 class GroupTerms:
-    """The arrays of a group of sites that share plates and estimator.
+    """The arrays of a group of n sites that share plates and estimator.
 
-    `log_prob` is log q with its gradient and `downstream` the sum of the costs that depend on each site, both of
-    shape (particles, n, *plates); `evaluate` evaluates a baseline for the group. Under an objective that combines particles
-    `downstream` is the bound of the site's element, and `weights` are the importance weights. With `higher_order` the costs are
-    multiplied by the probability of the draws already (as a function that is one), and only the baseline is asked for.
+    Attributes:
+        names: the names of the sites.
+        plates: the plates that the sites share.
+        log_prob: log q with its gradient, of shape (particles, n, *plates).
+        downstream: the sum of the costs that depend on each site, of shape (particles, n, *plates). Under an objective that combines
+            particles it is the bound of the site's element.
+        ops: the array operations of the host library.
+        evaluate: evaluates a baseline for the group.
+        weights: the importance weights under an objective that combines particles, else None.
+        higher_order: if True, the costs are already multiplied by the probability of the draws, written as a function whose value is one,
+            and the estimator returns the term of its baseline only.
     """
 
     names: tuple[str, ...]
@@ -56,14 +66,19 @@ class GroupTerms:
 
 @dataclass(frozen=True)
 class BaselineValue:
-    """What a baseline says of a group: the signal that is left, and the loss that trains the baseline."""
+    """The result of evaluating a baseline for a group of sites.
+
+    Attributes:
+        signal: the downstream cost after the baseline is subtracted.
+        loss: the loss that trains the baseline, or None.
+    """
 
     signal: Array
     loss: Array | None
 
 
 class BaselineHost(Protocol):
-    """Where a plug-in keeps learned baselines: their state and their networks, site by site."""
+    """The part of a plug-in that stores the state and the networks of learned baselines, for each site."""
 
     def state(self, site: str, key: str) -> Mapping[str, Array]:
         """Return the arrays of a baseline's state from before this draw."""
@@ -77,9 +92,13 @@ class BaselineHost(Protocol):
 
 @dataclass(frozen=True)
 class Values:
-    """Other values of a site, by their number: `at(numbers)` has shape (particles, len(numbers), *B, *E).
+    """Alternative values of a site, computed by number: `at(numbers)` has shape (particles, len(numbers), *B, *E).
 
-    They are made where they are wanted, so that branches that run some at a time hold no more of them.
+    The values are computed when they are needed, so that branches that run in chunks hold only the values of one chunk.
+
+    Attributes:
+        count: the number of alternative values.
+        at: the function from numbers to values.
     """
 
     count: int
@@ -87,17 +106,20 @@ class Values:
 
     @classmethod
     def of(cls, values: Array | Values) -> Values:
-        """Return alternatives that are all there, (particles, m, *B, *E), by their number."""
+        """Return `Values` from an array of all alternatives, (particles, m, *B, *E)."""
         return values if isinstance(values, Values) else cls(values.shape[1], lambda numbers: values[:, numbers])
 
 
 @dataclass(frozen=True)
 class Alternatives:
-    """Where an estimator wants the downstream cost of a site, and what it keeps for itself.
+    """The values of a site at which an estimator requests the downstream cost, and data that the estimator keeps for itself.
 
-    `values` are other values, (particles, m, *B, *E) as `Draw.embed` gives them, or by their number. `weights` are weights of the categories,
-    (particles, m', *plates, elements, categories), at which the derivative of the cost is wanted too; discrete sites
-    that follow are then relaxed as well, at the `temperature`, or replaced by their probabilities if it is None.
+    Attributes:
+        values: other values of the site, (particles, m, *B, *E) as `Draw.embed` returns them, or computed by number (`Values`).
+        kept: anything that the estimator needs again in `branch_surrogate`.
+        weights: weights of the categories, (particles, m', *plates, elements, categories), at which the derivative of the cost is requested
+            too. Downstream discrete sites are then relaxed as well.
+        temperature: the temperature at which downstream discrete sites are relaxed; None replaces them by their probabilities.
     """
 
     values: Array | Values | None = None
@@ -108,13 +130,22 @@ class Alternatives:
 
 @dataclass(frozen=True)
 class BranchTerms:
-    """What an estimator that asked for branches gets: constants, but for `draw.log_probs`.
+    """The arrays that an estimator with branches receives.
 
-    `downstream` is the downstream cost of the draw, (particles, *plates), and `costs` that of each alternative,
-    (particles, m, *plates). `soft_costs`, (particles, m', *plates), and `slopes`, of the shape of the weights, are the cost and
-    its derivative at the weights; slopes carry gradient to what the weights were computed from. Under an objective that
-    combines particles a cost is the bound, and `shares()` the normalised weights of the alternatives, shaped like `costs`. With
-    `higher_order` the score of the draw is in the costs already, with derivatives of every order, and is to be taken out again.
+    They are constants to differentiation, except the log densities and parameters of `draw`, and the `slopes`.
+
+    Attributes:
+        draw: the primary draw of the site.
+        downstream: the downstream cost of the draw, of shape (particles, *plates).
+        alternatives: what the estimator requested.
+        costs: the downstream cost of each alternative, of shape (particles, m, *plates).
+        soft_costs: the cost at each of the weights, of shape (particles, m', *plates).
+        slopes: the derivative of the cost at the weights, of the shape of the weights. Slopes carry gradient to the quantities from which
+            the weights were computed.
+        shares: under an objective that combines particles, returns the normalised weights of the alternatives, of the shape of `costs`.
+            Under such an objective a cost is the bound.
+        higher_order: if True, the costs already contain the score of the draw, with derivatives of every order, and the estimator must
+            subtract it.
     """
 
     draw: Draw
@@ -137,14 +168,19 @@ _RENAMED = {"surrogate_of": "branch_surrogate", "draws_again": "num_resamples", 
 
 
 class Estimator(ABC):
-    """How the gradient through one latent site is estimated.
+    """Base class of estimators: how the gradient through one latent site is estimated.
 
-    A subclass is a frozen dataclass with a `declaration`, and says with `uses_score` whether it needs log q and
-    the downstream cost; the draw of such a site is a constant to differentiation. With `uses_branches` as well, it
-    asks by `alternatives` for the downstream cost at other values of the site and gets them in `branch_surrogate`
-    (instead of `surrogate`). With `relaxes` its draw is replaced by weights of the categories;
-    with `uses_slopes` it asks for the derivative of the cost at such weights; with `reweights_path` the score of its draw in the
-    importance weights is reparameterized.
+    A subclass is a frozen dataclass. It defines `declaration`, `uses_score` and `check`. With `uses_score` it defines `surrogate`, or
+    with `uses_branches` as well `alternatives` and `branch_surrogate`.
+
+    Attributes:
+        declaration: the properties and requirements of the estimator.
+        uses_score: whether the estimator needs log q and the downstream cost. The draw of such a site is a constant to differentiation.
+        uses_branches: whether the estimator requests, by `alternatives`, the downstream cost at other values of the site. It receives them
+            in `branch_surrogate`, which is called instead of `surrogate`.
+        relaxes: whether the draw is replaced by weights of the categories.
+        uses_slopes: whether the estimator requests the derivative of the cost at such weights.
+        reweights_path: whether the score of the draw in the importance weights is reparameterized.
     """
 
     declaration: ClassVar[Declaration]
@@ -167,7 +203,7 @@ class Estimator(ABC):
 
     @property
     def group_key(self) -> Hashable:
-        """Sites whose estimators have equal keys are handled as one stacked array."""
+        """The key by which sites are grouped: sites whose estimators have equal keys are handled as one stacked array."""
         return self
 
     @property
@@ -177,27 +213,27 @@ class Estimator(ABC):
 
     @property
     def keeps_state(self) -> bool:
-        """Whether something is kept for the site by a plug-in: a baseline's state, network or function, learned numbers."""
+        """Whether a plug-in stores something for the site: a baseline's state, network or function, or learned numbers."""
         return bool(self.learned(1, 2)) or any(part.per_site for part in parts_of(self.baseline))
 
     @property
     def needs_exact_slopes(self) -> bool:
-        """Whether the estimate is biased where the derivative of the cost at relaxed weights is not the cost's own (`z.detach()`)."""
+        """Whether the estimate is biased if the derivative at relaxed weights is not that of the cost (as with `z.detach()`)."""
         return False
 
     @property
     def sticking_the_landing(self) -> bool:
-        """Whether the density of the draw in the guide counts only along the draw, and not through its parameters."""
+        """Whether the guide's log density is differentiated with respect to the draw only, and not with respect to its parameters."""
         return False
 
     @property
     def needs_fixed_support(self) -> bool:
-        """Whether the estimator takes for granted that E[∇ log q] = 0, so that the site's support may not move with a parameter."""
+        """Whether the estimator assumes E[∇ log q] = 0, so that the site's support must not depend on a parameter."""
         return self.uses_score or self.sticking_the_landing or self.reweights_path
 
     @property
     def num_resamples(self) -> int:
-        """The number of further draws of the site, at the same parents, that the estimator asks the host for."""
+        """The number of further draws of the site, at the same parents, that the estimator requests from the host."""
         return 0
 
     @abstractmethod
@@ -209,7 +245,7 @@ class Estimator(ABC):
         raise TypeError(f"{type(self).__name__} has no score term.")
 
     def alternatives(self, draw: Draw) -> Alternatives:
-        """Return the other values at which the estimator wants the downstream cost."""
+        """Return the other values at which the estimator requests the downstream cost."""
         raise TypeError(f"{type(self).__name__} asks for no branches.")
 
     def branch_surrogate(self, terms: BranchTerms) -> Array:
@@ -221,8 +257,10 @@ class Estimator(ABC):
         return None
 
     def learned(self, elements: int, categories: int) -> Mapping[str, Any]:
-        """Return the numbers and arrays that the estimator learns at a site, by name, with their first values.
+        """Return the numbers and arrays that the estimator learns at a site, by name, with their initial values.
 
-        The site's event has so many independent elements, of so many categories each.
+        Args:
+            elements: the number of independent elements of the site's event.
+            categories: the number of categories of each element.
         """
         return {}

@@ -1,4 +1,4 @@
-"""Objectives: what the estimates are the gradient of."""
+"""Objectives: the quantities whose gradients are estimated."""
 
 from __future__ import annotations
 
@@ -15,7 +15,17 @@ if TYPE_CHECKING:
 
 
 class CostWeights(NamedTuple):
-    """How the log densities count: of observed model sites (factors too), of latent model sites, of guide sites."""
+    """Weights of the log densities in an objective.
+
+    Args:
+        observed: weight of the model's observed sites, factors included.
+        prior: weight of the model's latent sites.
+        guide: weight of the guide's sites, which are subtracted.
+
+    Example:
+        >>> CostWeights(observed=1.0, prior=0.5, guide=0.5).prior
+        0.5
+    """
 
     observed: Any
     prior: Any
@@ -25,12 +35,25 @@ class CostWeights(NamedTuple):
 class Objective(ABC):
     """Base class of objectives.
 
-    Unless it is a `MultiSample` one, an objective is a weighted sum of log densities, averaged over particles.
+    Unless it is a `MultiSample` objective, an objective is a weighted sum of log densities, averaged over particles:
+    E_q[w_o Σ log p(x | z) + w_p Σ log p(z) − w_g Σ log q(z)], where `weights` returns (w_o, w_p, w_g) = (observed, prior, guide).
+
+    Example:
+        >>> issubclass(ELBO, Objective)
+        True
     """
 
     @abstractmethod
     def weights(self, args: tuple, kwargs: Mapping[str, Any]) -> CostWeights:
-        """Return the weights of the log densities, given the program's arguments."""
+        """Return the weights of the log densities.
+
+        Args:
+            args: positional arguments of the program.
+            kwargs: keyword arguments of the program.
+
+        Returns:
+            The `CostWeights`: observed sites, latent sites of the model, sites of the guide.
+        """
 
 
 def _number(value: Any, args: tuple, kwargs: Mapping[str, Any]) -> Any:
@@ -56,20 +79,29 @@ def _check(owner: str, value: Any) -> None:
 
 @dataclass(frozen=True)
 class ELBO(Objective):
-    r"""The evidence lower bound, with a weight on its divergence term.
+    r"""The evidence lower bound (ELBO), with a weight on its divergence term.
 
-    The objective is E_q[Σ log p(x | z)] − w E_q[Σ log q(z) − Σ log p(z)]: the bound for w = 1, another trade-off (β-VAE,
-    annealing) else. Observed sites and factors count fully, latent sites of model and guide with `kl_weight`.
+    The objective is E_q[Σ log p(x | z)] − w E_q[Σ log q(z) − Σ log p(z)], where w is `kl_weight`. It is the ELBO for w = 1, and
+    another trade-off for other w (β-VAE, annealing). Observed sites and factors have weight 1. Latent sites of model and guide
+    have weight w.
 
-    Shapes: a number, or a function of the program's arguments that returns one, such as a schedule of a step that is
-    among them. No unit.
+    Args:
+        kl_weight: w, a number or a function of the program's arguments that returns one, such as a schedule over a step that is one
+            of the arguments. Default: 1. No unit.
 
-    Raises `ConfigurationError` if the weight is negative.
+    Shapes:
+        w is one number. The objective is in nats.
 
-    >>> ELBO(kl_weight=lambda x, step: min(1.0, step / 1000)).weights((None, 250), {})
-    CostWeights(observed=1.0, prior=0.25, guide=0.25)
+    Raises:
+        ConfigurationError: the weight is negative or not finite, or the function does not return one number.
 
-    Source: Higgins et al. (2017), equation 4; Bowman et al. (2016), section 3.1 (annealing).
+    Example:
+        >>> ELBO(kl_weight=lambda x, step: min(1.0, step / 1000)).weights((None, 250), {})
+        CostWeights(observed=1.0, prior=0.25, guide=0.25)
+
+    References:
+        Higgins et al. (2017), equation 4.
+        Bowman et al. (2016), section 3.1 (annealing).
     """
 
     kl_weight: float | Callable[..., Any] = 1.0
@@ -78,7 +110,7 @@ class ELBO(Objective):
         _check("ELBO(kl_weight", self.kl_weight)
 
     def weights(self, args: tuple, kwargs: Mapping[str, Any]) -> CostWeights:
-        """Return 1 for observed sites, and the weight for latent ones."""
+        """Return weight 1 for observed sites, and `kl_weight` for latent sites of model and guide."""
         weight = _number(self.kl_weight, args, kwargs)
         return CostWeights(1.0, weight, weight)
 
@@ -87,19 +119,26 @@ class ELBO(Objective):
 class Expectation(Objective):
     r"""The expectation of the model's factors alone, with an optional entropy bonus.
 
-    The objective is E_q[Σ factors] − c E_q[Σ log q(z)]: policy gradients, experiment design, any program whose reward is
-    `factor` (or the log density of an observed site). Latent sites of the model count for nothing, and only take the
-    guide's values.
+    The objective is E_q[Σ factors] − c E_q[Σ log q(z)], where c is `entropy`. It covers policy gradients, experiment design and any
+    program whose reward is a `factor` or the log density of an observed site. Latent sites of the model have weight 0: they only
+    take the guide's values.
 
-    Shapes: `entropy`, the c above, is a number or a function of the program's arguments that returns one; in units of
-    reward per nat.
+    Args:
+        entropy: c, a number or a function of the program's arguments that returns one. Default: 0. In units of reward per nat.
 
-    Raises `ConfigurationError` if the weight is negative.
+    Shapes:
+        c is one number. The objective is in units of reward.
 
-    >>> Expectation(entropy=0.1).weights((), {})
-    CostWeights(observed=1.0, prior=0.0, guide=0.1)
+    Raises:
+        ConfigurationError: the weight is negative or not finite, or the function does not return one number.
 
-    Source: Williams (1992); Williams and Peng (1991) for the entropy bonus.
+    Example:
+        >>> Expectation(entropy=0.1).weights((), {})
+        CostWeights(observed=1.0, prior=0.0, guide=0.1)
+
+    References:
+        Williams (1992).
+        Williams and Peng (1991), for the entropy bonus.
     """
 
     entropy: float | Callable[..., Any] = 0.0
@@ -108,15 +147,20 @@ class Expectation(Objective):
         _check("Expectation(entropy", self.entropy)
 
     def weights(self, args: tuple, kwargs: Mapping[str, Any]) -> CostWeights:
-        """Return 1 for observed sites, 0 for the prior, and the entropy's weight for the guide."""
+        """Return weight 1 for observed sites, 0 for the model's latent sites, and `entropy` for the guide."""
         return CostWeights(1.0, 0.0, _number(self.entropy, args, kwargs))
 
 
 class MultiSample(Objective):
     """Base class of objectives that combine the importance weights of several particles, element by element.
 
-    A subclass is a frozen dataclass with the fields `samples` and `plates`, and a `power`: with p = `power` the
-    bound of K log weights l is log(1/K Σ_k exp(p l_k)) / p.
+    With p = `power`, the bound of K log weights l_k is log(1/K Σ_k exp(p l_k)) / p. A subclass is a frozen dataclass with the fields
+    `samples` and `plates` and a property `power`.
+
+    Example:
+        >>> import numpy as np
+        >>> round(float(np.exp(IWAE().bound(np, np.log(np.array([1.0, 3.0])), axis=0))), 4)
+        2.0
     """
 
     samples: int | None
@@ -124,20 +168,27 @@ class MultiSample(Objective):
 
     @property
     def power(self) -> float:
-        """The power of the weights: 1 for the importance-weighted bound."""
+        """The exponent p of the importance weights: 1 for the importance-weighted bound."""
         return 1.0
 
     @property
     def draws_are_constant(self) -> bool:
-        """Whether no gradient goes through draws, so that sites have no estimator."""
+        """Whether no gradient flows through draws, so that sites have no estimator."""
         return False
 
     def weights(self, args: tuple, kwargs: Mapping[str, Any]) -> CostWeights:
-        """Return 1 for every log density."""
+        """Return weight 1 for every log density."""
         return CostWeights(1.0, 1.0, 1.0)
 
     def combined(self, particles: int) -> int:
-        """Return how many of an ELBO's particles one bound combines, or refuse their number."""
+        """Return the number of particles that one bound combines.
+
+        Args:
+            particles: the number of particles of the ELBO.
+
+        Raises:
+            ConfigurationError: `particles` is not a multiple of `samples`.
+        """
         if self.samples is None:
             return particles
         if particles % self.samples:
@@ -148,13 +199,13 @@ class MultiSample(Objective):
         return self.samples
 
     def bound(self, xp: Any, log_weights: Array, axis: int) -> Array:
-        """Return the bound from the log weights of the particles along an axis, which it drops."""
+        """Return the bound, by reducing the log weights over the axis of the particles."""
         scaled = log_weights if self.power == 1 else self.power * log_weights
         total = log_sum_exp(xp, scaled, axis) - math.log(log_weights.shape[axis])
         return total if self.power == 1 else total / self.power
 
     def shares(self, xp: Any, log_weights: Array, axis: int) -> Array:
-        """Return the derivative of the bound with respect to each log weight: the normalised weights."""
+        """Return the derivative of the bound with respect to each log weight: the normalised importance weights."""
         scaled = log_weights if self.power == 1 else self.power * log_weights
         return xp.exp(scaled - xp.expand_dims(log_sum_exp(xp, scaled, axis), axis=axis))
 
@@ -182,26 +233,36 @@ def log_sum_exp(xp: Any, x: Array, axis: int) -> Array:
 
 @dataclass(frozen=True)
 class IWAE(MultiSample):
-    r"""The importance-weighted bound of each data point.
+    r"""The importance-weighted bound (IWAE) of each data point.
 
-    The objective is Σ_i E[log 1/K Σ_k w_ik] with w_ik = p(x_i, z_ik) / q(z_ik): the sum over the elements i of the plates
-    that all latent sites share, of the log mean weight of K particles. A subsampled plate's scale counts
-    outside of the logarithm. The ELBO's `num_particles` are combined K = `samples` at a time (None: all
-    of them), and further ones averaged.
+    The objective is Σ_i E[log 1/K Σ_k w_ik] with w_ik = p(x_i, z_ik) / q(z_ik). The sum runs over the elements i of the plates that
+    all latent sites share. Each term is the log of the mean weight of K particles. The scale of a subsampled plate multiplies the
+    logarithm, not the weights. The ELBO combines K = `samples` of its `num_particles` in one bound, and averages the bounds.
 
-    Shapes: the weights have the shape of the shared plates; `plates` names them where a latent site outside of a
-    plate makes them ambiguous, and `plates=()` asks for one weight of the whole program. In nats.
+    Every estimator of a site uses the bound of the site's element as its cost. Discrete sites have `VIMCO()` by default, with `OVIS()`
+    as an alternative. Continuous sites have `Reparam()` by default, with `DReG()` as an alternative.
 
-    Every estimator of a site sees the bound of its element as its cost. Discrete sites have `VIMCO()` by default (also
-    `OVIS()`), continuous ones `Reparam()` (also `DReG()`).
+    Args:
+        samples: K, the number of particles in one bound. None (the default) combines all particles of the ELBO.
+        plates: names of the plates whose elements have a weight each. None (the default) takes the plates that all latent sites share.
+            Names are needed where a latent site outside of a plate makes the weights ambiguous. `()` asks for one weight of the whole
+            program.
 
-    Raises `ConfigurationError` if the number of particles is not a multiple of `samples`, and `ProgramError` for a
-    program whose weights do not factorise over the plates.
+    Shapes:
+        The weights have the shape of the shared plates. The bound is in nats.
 
-    >>> IWAE(samples=5).combined(10)
-    5
+    Raises:
+        ConfigurationError: `samples` is not a positive integer, `plates` is not a tuple of names, the number of particles is not a
+            multiple of `samples`, or `plates` names a plate that not all latent sites share.
+        ProgramError: the weights of the program do not factorise over the plates.
 
-    Source: Burda, Grosse and Salakhutdinov (2016), equation 8; Mnih and Rezende (2016), equation 5, for the gradient.
+    Example:
+        >>> IWAE(samples=5).combined(10)
+        5
+
+    References:
+        Burda, Grosse and Salakhutdinov (2016), equation 8.
+        Mnih and Rezende (2016), equation 5, for the gradient.
     """
 
     samples: int | None = None
@@ -215,17 +276,28 @@ class IWAE(MultiSample):
 class Renyi(MultiSample):
     r"""The variational Rényi bound of each data point, from K particles.
 
-    The objective is Σ_i E[1/(1 − α) log 1/K Σ_k w_ik^(1 − α)]: `IWAE` at α = 0, towards the evidence lower bound at α → 1,
-    above the evidence in the limit for α < 0. With discrete sites too its gradient is exact for this expectation.
+    The objective is Σ_i E[1/(1 − α) log 1/K Σ_k w_ik^(1 − α)], with the weights w_ik of `IWAE`. It equals `IWAE` at α = 0, and approaches
+    the ELBO as α → 1. For α < 0 it is above the log evidence in the limit of many particles. The gradient is exact for this
+    expectation over K particles, with discrete sites as well.
 
-    Shapes, `samples` and `plates`: those of `IWAE`. `alpha` is a number other than 1, without unit; the bound is in nats.
+    Args:
+        alpha: α, a finite number other than 1. Default: 0.5. No unit.
+        samples: K, as in `IWAE`.
+        plates: names of plates, as in `IWAE`.
 
-    Raises what `IWAE` raises, and `ConfigurationError` if `alpha` is 1 or not finite.
+    Shapes:
+        Those of `IWAE`. The bound is in nats.
 
-    >>> Renyi(alpha=0.5).power
-    0.5
+    Raises:
+        ConfigurationError: `alpha` is 1 or not finite, or as in `IWAE`.
+        ProgramError: as in `IWAE`.
 
-    Source: Li and Turner (2016), equations 8 and 9.
+    Example:
+        >>> Renyi(alpha=0.5).power
+        0.5
+
+    References:
+        Li and Turner (2016), equations 8 and 9.
     """
 
     alpha: float = 0.5
@@ -241,30 +313,47 @@ class Renyi(MultiSample):
 
     @property
     def power(self) -> float:
-        """1 − α."""
+        """The exponent 1 − α of the importance weights."""
         return 1.0 - self.alpha
 
 
 @dataclass(frozen=True)
 class ReweightedWakeSleep(MultiSample):
-    r"""Reweighted wake-sleep: the model follows the importance-weighted bound, the guide the posterior.
+    r"""Reweighted wake-sleep: the model maximises the importance-weighted bound, and the guide is fitted to the posterior.
 
-    Not the gradient of one objective: Σ_i Σ_k w̃_ik ∇ [log p(x_i, z_ik) + c log q(z_ik; x_i)] + (1 − c) E_p(z, x)[∇ log q(z; x)], where w̃ are
-    the normalised weights and c is `insomnia`. The model's parameters climb the bound of `IWAE`; the guide's descend KL(p ‖ q), by
-    weighted particles (wake) and by draws of latents and data from the model (sleep). No gradient goes through a draw, so that
-    every site, discrete or continuous, is treated alike and needs no estimator. The value is the bound.
+    Estimates Σ_i Σ_k w̃_ik ∇ [log p(x_i, z_ik) + c log q(z_ik; x_i)] + (1 − c) E_p(z, x)[∇ log q(z; x)], where w̃ are the normalised
+    weights and c is `insomnia`. This is not the gradient of one objective. The model's parameters ascend the bound of `IWAE`. The
+    guide's parameters descend KL(p ‖ q), with weighted particles (wake phase) and with latents and data drawn from the model (sleep
+    phase). The value of the objective is the bound. No gradient flows through a draw: discrete and continuous sites are treated alike,
+    and no site needs an estimator.
 
-    Shapes, `samples` and `plates`: those of `IWAE`. `dream` is called with a mapping from the observed sites' names to the data that the
-    model drew, and with the program's arguments, and returns the tuple of arguments with which the guide sees that data; it is
-    needed where `insomnia` is below 1, and `dreams` draws are averaged. Biased for a finite K, as self-normalised weights are.
+    Args:
+        insomnia: c, the weight of the wake phase for the guide, from 0 to 1. Default: 1.
+        samples: the number of particles in one bound, as in `IWAE`.
+        plates: names of plates, as in `IWAE`.
+        dream: function that is called with a mapping from the names of the observed sites to the data that the model drew, and with the
+            program's arguments. It returns the tuple of arguments with which the guide sees these data. Required for `insomnia` below 1.
+        dreams: the number of model draws over which the sleep phase is averaged. Default: 1.
 
-    Raises what `IWAE` raises, `EstimatorError` if a site names an estimator, `ConfigurationError` if `insomnia` is outside [0, 1], or
-    below 1 without `dream`.
+    Shapes:
+        Those of `IWAE`. The bound is in nats.
 
-    >>> ReweightedWakeSleep(insomnia=0.5, dream=lambda drawn, x: (drawn["x"],)).draws_are_constant
-    True
+    Assumptions:
+        The estimate is biased for finite K, because the weights are self-normalised.
 
-    Source: Bornschein and Bengio (2015), section 2.2; Le, Kosiorek, Siddharth, Teh and Wood (2019), equation 8 (wake-wake).
+    Raises:
+        ConfigurationError: `insomnia` is outside [0, 1], `insomnia` is below 1 without `dream`, `dreams` is not a positive integer, or as
+            in `IWAE`.
+        EstimatorError: a site names an estimator.
+        ProgramError: as in `IWAE`.
+
+    Example:
+        >>> ReweightedWakeSleep(insomnia=0.5, dream=lambda drawn, x: (drawn["x"],)).draws_are_constant
+        True
+
+    References:
+        Bornschein and Bengio (2015), section 2.2.
+        Le, Kosiorek, Siddharth, Teh and Wood (2019), equation 8 (wake-wake).
     """
 
     insomnia: float = 1.0
@@ -287,10 +376,10 @@ class ReweightedWakeSleep(MultiSample):
 
     @property
     def draws_are_constant(self) -> bool:
-        """True."""
+        """True: no gradient flows through draws, and sites have no estimator."""
         return True
 
     @property
     def sleeps(self) -> bool:
-        """Whether the guide learns from what the model draws."""
+        """Whether there is a sleep phase: the guide also learns from latents and data that the model draws."""
         return self.insomnia < 1

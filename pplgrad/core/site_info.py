@@ -1,4 +1,4 @@
-"""What is known of a latent site when an estimator or a baseline is bound to it."""
+"""The information about a latent site that is known when an estimator or a baseline is bound to it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,21 @@ from pplgrad.core.objectives import ELBO, MultiSample, Objective
 
 @dataclass(frozen=True)
 class SiteInfo:
-    """What is known of a latent site when an estimator is bound to it.
+    """The information about a latent site that is known when an estimator or a baseline is bound to it.
 
-    `categories` is the number of values of each element where they are finitely many, else None; `scanned` says
-    whether the site is one step of a loop that the host compiles, `relaxable` whether it is Bernoulli or one-hot;
-    `elements` is the number of independent elements that share their downstream cost, as far as the host knows;
-    `objective` is what the estimates are the gradient of, by derivatives of every order with `higher_order`; `reach` is the number
-    of elements with those of all plates, which share a downstream cost at most.
+    Attributes:
+        name: the name of the site.
+        distribution: the name of the distribution's family.
+        has_rsample: whether the distribution has a reparameterized sampler.
+        is_discrete: whether the distribution is discrete.
+        particles: the number of particles.
+        categories: the number of values of each element if it is finite, else None.
+        scanned: whether the site is one step of a loop that the host compiles.
+        relaxable: whether the site is Bernoulli or one-hot.
+        elements: the number of independent elements that share their downstream cost, as far as the host knows.
+        objective: the objective whose gradient is estimated.
+        reach: the largest number of elements that can share a downstream cost: the elements together with those of all plates.
+        higher_order: whether derivatives of every order are estimated.
     """
 
     name: str

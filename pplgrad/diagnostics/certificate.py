@@ -1,9 +1,9 @@
-"""Whether a gradient estimator is unbiased: the statistics, and the verdict in words.
+"""The certificate of `check_gradients`: whether a gradient estimator is unbiased, with the statistics and a verdict in words.
 
-Draws are taken in two halves. The first names, for each block of coordinates, three directions in which the bias may lie
-(its largest coordinate, the whole error, the gradient itself); the second, which knows nothing of the first, tests them, so that
-a test is of one number and Bonferroni's correction counts directions, not coordinates. What seems biased is tested once more on
-fresh draws before it is called so.
+Draws are taken in two halves. The first half selects, for each block of coordinates, three directions in which the bias may lie: the
+coordinate with the largest error, the whole error, and the gradient itself. The second half is independent of the first and tests
+these directions. Each test is therefore of one number, and Bonferroni's correction counts directions, not coordinates. A block that
+seems biased is tested once more on fresh draws before it is called so.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ EVERYTHING = "all parameters"
 class Reference:
     """What draws are compared with: an exact gradient, or the draws of an unbiased estimator.
 
-    `words` say which, for the reader.
+    Args:
+        words: what the reference is, for the reader.
+        exact: the exact gradient, a flat vector.
+        draws: the draws of an unbiased estimator, where there is no exact gradient.
     """
 
     words: str
@@ -35,10 +38,22 @@ class Reference:
 
 @dataclass(frozen=True)
 class BlockCheck:
-    """What was found of one parameter's or one site's part of the gradient, in the units of the gradient.
+    """A row of a `GradientCheck`: one parameter's or one site's part of the gradient, in the units of the gradient.
 
-    `bias` is an estimate of the norm of the bias with the interval from `bias_low` to `bias_high`; `z` the largest
-    standardised error, to be compared with `critical`; `ratio` the estimate's mean along the gradient, as a multiple of it.
+    Args:
+        kind: "program", "parameter" or "site".
+        name: the name of the parameter or site.
+        gradient: norm of the reference gradient.
+        bias: estimate of the norm of the bias.
+        bias_low: lower end of its interval.
+        bias_high: upper end of its interval.
+        ratio: mean of the estimate along the gradient, as a multiple of the gradient.
+        z: the largest standardised error, to be compared with `critical`.
+        critical: critical value of `z`.
+        variance: tr Cov[g] over the block.
+        signal_to_noise: `gradient` / √`variance`.
+        status: "unbiased", "biased", "unknown" or "broken".
+        verdict: the same in words.
     """
 
     kind: str
@@ -58,7 +73,28 @@ class BlockCheck:
 
 @dataclass(frozen=True)
 class GradientCheck:
-    """A certificate for one program: a row for the whole gradient, each parameter and each site. `print` it for a table."""
+    """A certificate of a gradient estimator on one program, the result of `check_gradients`.
+
+    It has a row for the whole gradient, for each parameter and for each site. `print` shows it as a table.
+
+    Args:
+        estimator: the ELBO and the estimators that were checked, as text.
+        reference: what the draws were compared with, as text.
+        draws: number of draws.
+        level: the rate at which a correct estimator is called biased, at most.
+        rows: a `BlockCheck` for the whole gradient, then for each parameter and for each site.
+
+    Shapes:
+        A row holds plain numbers, in the units of the gradient.
+
+    Example:
+        >>> def draws(count, seed):
+        ...     yield np.random.default_rng(seed).normal(1.0, 0.1, (count, 1))
+        >>> numbers = {"count": 1000, "level": 0.01, "tolerance": 0.05, "rounding": 1e-9, "seed": 0}
+        >>> exact = Reference("the exact gradient", exact=np.ones(1))
+        >>> certify("an estimator", draws, exact, {("parameter", "a"): np.arange(1)}, **numbers).status
+        'unbiased'
+    """
 
     estimator: str
     reference: str
@@ -68,7 +104,7 @@ class GradientCheck:
 
     @property
     def status(self) -> str:
-        """ "unbiased", "biased", "unknown" (too few draws), or "broken" (draws that are not finite)."""
+        """The verdict: "unbiased", "biased", "unknown" (too few draws), or "broken" (draws that are not finite)."""
         states = [row.status for row in self.rows]
         return next((state for state in ("broken", "biased") if state in states), self.rows[0].status)
 

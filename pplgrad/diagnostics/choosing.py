@@ -1,4 +1,4 @@
-"""Choose an estimator for each site by measurement: successive halving on variance × time, with how sure the choice is."""
+"""`choose_estimators`: an estimator for each site by measurement, with successive halving on variance × time and a confidence."""
 
 from __future__ import annotations
 
@@ -99,9 +99,9 @@ _VARIANTS = (ScoreFunction(LeaveOneOut()), ScoreFunction(samples=2), ScoreFuncti
 
 @dataclass
 class Measured:
-    """One configuration: its estimators, and the spread and times of the draws that are known of it.
+    """One configuration that is measured: its estimators, and the variance and time of its draws so far.
 
-    Half the squared distance of two independent draws has the trace of the gradient's covariance as its mean.
+    The trace of the gradient's covariance is estimated by half the squared distance of two independent draws, whose mean it is.
     """
 
     estimators: dict[str, Estimator]
@@ -153,10 +153,23 @@ class Measured:
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen: `estimators` for `config_estimators` or an ELBO, how sure that is, and what was measured.
+    """The estimators that `choose_estimators` has chosen, with a confidence and what was measured.
 
-    `confidence` is the probability that no other configuration that was measured has less variance × time; `print` it for a table
-    and the text to paste into a program.
+    `print` shows the table, and the text to paste into a program.
+
+    Args:
+        estimators: the chosen estimator of each site, for `config_estimators` or an ELBO.
+        confidence: the probability that no other configuration that was measured has less variance × time.
+        gain: variance × time of the next best configuration, as a multiple of that of the chosen one (the smallest over sites).
+        table: a dict for each configuration, with draws, variance, time in milliseconds, their product, and a note if it was not measured.
+
+    Shapes:
+        The variance is tr Cov[g] of the flat gradient of the unconstrained parameters.
+
+    Example:
+        >>> from pplgrad import DisARM
+        >>> Choice({"z": DisARM()}, confidence=0.99, gain=2.0, table=()).code
+        'guide = config_estimators(guide, {"z": DisARM()})'
     """
 
     estimators: dict[str, Estimator]
@@ -166,12 +179,12 @@ class Choice:
 
     @property
     def unmeasured(self) -> int:
-        """The number of configurations that the time did not suffice for."""
+        """The number of configurations for which the time was too short."""
         return sum(row["note"] == OUT_OF_TIME for row in self.table)
 
     @property
     def code(self) -> str:
-        """The configuration as Python."""
+        """The configuration as Python code."""
         inside = ", ".join(f'"{name}": {code(estimator)}' for name, estimator in self.estimators.items())
         return f"guide = config_estimators(guide, {{{inside}}})"
 

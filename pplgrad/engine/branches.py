@@ -41,7 +41,7 @@ class BranchHost(Protocol):
         """Return a number or array that the site's estimator learns, from `start` on."""
 
 
-def asked_of(ops: Ops, layout: Layout, run: Run, host: BranchHost) -> dict[int, tuple[Draw, Alternatives]]:
+def requested_values(ops: Ops, layout: Layout, run: Run, host: BranchHost) -> dict[int, tuple[Draw, Alternatives]]:
     """Return, by the number of the site's group, what each site's estimator asks to be evaluated."""
     found = {}
     for number, group in enumerate(layout.site_groups):
@@ -78,7 +78,7 @@ def branch_terms(
     Return the sum of their terms of the surrogate, and the loss that trains what estimators learn, or None. Whether a site's
     term is finite is noted in `finite`: a cost may be infinite in a branch alone.
     """
-    found = asked_of(ops, layout, run, host)
+    found = requested_values(ops, layout, run, host)
     draws = {n: draw for n, (draw, _) in found.items()}
     asked = {n: alternatives for n, (_, alternatives) in found.items()}
     values = {draws[n].name: _constant(ops, Values.of(a.values)) for n, a in asked.items() if a.values is not None}

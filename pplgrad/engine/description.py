@@ -10,7 +10,7 @@ from pplgrad.core.array_ops import Ops
 from pplgrad.core.baseline import parts_of
 from pplgrad.core.estimator import Values
 from pplgrad.core.sites import Run
-from pplgrad.engine.branches import BranchHost, asked_of
+from pplgrad.engine.branches import BranchHost, requested_values
 from pplgrad.engine.layout import Layout
 
 COLUMNS = ("site", "distribution", "plates", "estimator", "baseline", "evaluations", "reason")
@@ -46,7 +46,7 @@ def describe(
     reasons: Mapping[str, str],
 ) -> Description:
     """Return what is done at each site of a layout: `families` and `reasons` by site."""
-    counts = {draw.name: _count(asked) for draw, asked in asked_of(ops, layout, run, host).values()}
+    counts = {draw.name: _count(asked) for draw, asked in requested_values(ops, layout, run, host).values()}
     rows = []
     for site in layout.sites:
         plates = ", ".join(plate.name for plate in site.plates if not plate.time) or "none"

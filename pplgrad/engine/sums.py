@@ -11,7 +11,7 @@ from pplgrad.core.array_ops import Array, Ops
 
 @dataclass(frozen=True)
 class Sums:
-    """Which of n arrays each site's sum holds (`held`, sites x n), and how the sums are made.
+    """Which of n arrays each site's sum holds (`included`, sites x n), and how the sums are made.
 
     Where every site's arrays hold those of the next, as rewards-to-go do, the arrays in `order` are added up one after
     the other, and a site's sum is the one at its `ends`: O(n) for all sites together. One array a site is picked, the same
@@ -21,28 +21,28 @@ class Sums:
     array([2, 1, 0])
     """
 
-    held: np.ndarray
+    included: np.ndarray
     order: np.ndarray | None
     ends: np.ndarray | None
 
     @classmethod
-    def of(cls, held: np.ndarray) -> Sums:
+    def of(cls, included: np.ndarray) -> Sums:
         """Choose the way from which site's sum holds what."""
-        held = np.asarray(held, dtype=bool)
-        sizes = held.sum(axis=1)
-        if (sizes == 1).all() and len(held) > 1 and not (held == held[:1]).all():
-            return cls(held, held.argmax(axis=1), None)
-        counts = held.sum(axis=0)
+        included = np.asarray(included, dtype=bool)
+        sizes = included.sum(axis=1)
+        if (sizes == 1).all() and len(included) > 1 and not (included == included[:1]).all():
+            return cls(included, included.argmax(axis=1), None)
+        counts = included.sum(axis=0)
         order = np.argsort(-counts, kind="stable")[: int((counts > 0).sum())]
         places = np.arange(len(order))
-        if sizes.all() and (held[:, order] == (places < sizes[:, None])).all():
-            return cls(held, order, sizes)
-        return cls(held, None, None)
+        if sizes.all() and (included[:, order] == (places < sizes[:, None])).all():
+            return cls(included, order, sizes)
+        return cls(included, None, None)
 
     def __call__(self, ops: Ops, values: Array) -> Array:
         """Return the sums of values (n, ...), of shape (sites, ...), or (1, ...) where all sites share one."""
         if self.order is None:
-            return ops.contract(ops.constant(self.held, values), values)
+            return ops.contract(ops.constant(self.included, values), values)
         values = chosen(ops, values, self.order)
         if self.ends is None:
             return values

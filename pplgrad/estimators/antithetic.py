@@ -16,22 +16,28 @@ from pplgrad.estimators.site_requirements import require_binary
 
 @dataclass(frozen=True)
 class ARM(Estimator):
-    r"""Augment-REINFORCE-merge: the draw and its antithetic partner, weighted by the uniform that made both.
+    r"""The augment-REINFORCE-merge (ARM) estimator: the draw and its antithetic partner, weighted by their shared uniform.
 
-    Estimates ∇α E_q[f(b)] = E_u[(f(1[u > σ(−α)]) − f(1[u < σ(α)])) (u − ½)] for each element, where α are the
-    logits; the gradient goes on through α to their parents. The uniform is drawn given the program's own draw.
+    Estimates ∇α E_q[f(b)] = E_u[(f(1[u > σ(−α)]) − f(1[u < σ(α)])) (u − ½)] for each element. α are the logits and u is
+    uniform on (0, 1). The gradient continues through α to the parents of the site. The uniform is sampled conditionally on
+    the program's own draw.
 
-    Shapes: all elements change at once: one evaluation, whatever the plates and the event. Costs in nats.
+    Shapes:
+        Any plates and any event shape. All elements change at once, in one evaluation of the program. Costs are in nats.
 
-    Right where the cost is finite at both values. An element whose log odds are infinite, or whose probability is 0 or 1, keeps its draw
-    and has no part.
+    Assumptions:
+        The cost is finite at both values. An element whose log odds are infinite, or whose probability is 0 or 1, keeps its
+        drawn value and contributes zero to the estimate.
 
-    Raises `EstimatorError` on a site that is not binary.
+    Raises:
+        EstimatorError: on a site that is not binary, or that is drawn inside a `scan` or `cond`.
 
-    >>> ARM().declaration.evaluations
-    1
+    Example:
+        >>> ARM().declaration.evaluations
+        1
 
-    Source: Yin and Zhou (2019), theorem 1.
+    References:
+        Yin and Zhou (2019), theorem 1.
     """
 
     declaration: ClassVar[Declaration] = Declaration(
@@ -66,22 +72,29 @@ class ARM(Estimator):
 
 @dataclass(frozen=True)
 class DisARM(Estimator):
-    r"""ARM with the uniform integrated out, given the draw and its antithetic partner (also known as U2G).
+    r"""The DisARM estimator (also known as U2G): ARM with the uniform integrated out, given the draw and its antithetic partner.
 
-    Estimates ∇α E_q[f(b)] = E[½ (f(b) − f(b̃)) (b − b̃) σ(|α|)] for each element, where b̃ is antithetic to b;
-    elements at which the two agree get nothing. The gradient goes on through α to their parents.
+    Estimates ∇α E_q[f(b)] = E[½ (f(b) − f(b̃)) (b − b̃) σ(|α|)] for each element. α are the logits and b̃ is the antithetic
+    partner of the draw b. An element at which b and b̃ agree contributes zero. The gradient continues through α to the parents
+    of the site.
 
-    Shapes: all elements change at once: one evaluation, whatever the plates and the event. Costs in nats.
+    Shapes:
+        Any plates and any event shape. All elements change at once, in one evaluation of the program. Costs are in nats.
 
-    Right where the cost is finite at both values. An element whose log odds are infinite, or whose probability is 0 or 1, keeps its draw
-    and has no part.
+    Assumptions:
+        The cost is finite at both values. An element whose log odds are infinite, or whose probability is 0 or 1, keeps its
+        drawn value and contributes zero to the estimate.
 
-    Raises `EstimatorError` on a site that is not binary.
+    Raises:
+        EstimatorError: on a site that is not binary, or that is drawn inside a `scan` or `cond`.
 
-    >>> DisARM().declaration.evaluations
-    1
+    Example:
+        >>> DisARM().declaration.evaluations
+        1
 
-    Source: Dong, Mnih and Tucker (2020), equation 4; Yin, Ho, Yan, Qian and Zhou (2020).
+    References:
+        Dong, Mnih and Tucker (2020), equation 4.
+        Yin, Ho, Yan, Qian and Zhou (2020).
     """
 
     declaration: ClassVar[Declaration] = Declaration(
@@ -114,24 +127,32 @@ class DisARM(Estimator):
 
 @dataclass(frozen=True)
 class ARMS(Estimator):
-    r"""n mutually antithetic draws, each against the mean of the others, corrected for their correlation.
+    r"""The ARMS estimator: leave-one-out over n mutually antithetic draws, corrected for their correlation.
 
-    Estimates ∇α E_q[f(b)] = E[1/(n − 1) Σ_i (f(b_i) − f̄) (b_i − p) / (1 − ρ)] for each element, where the b_i come from
-    a Dirichlet copula, f̄ is the mean of the n costs, p = σ(α), and ρ is the correlation of two of the draws at
-    that element. With n = 2 it is DisARM.
+    Estimates ∇α E_q[f(b)] = E[1/(n − 1) Σ_i (f(b_i) − f̄) (b_i − p) / (1 − ρ)] for each element. The draws b_i come from a
+    Dirichlet copula, f̄ is the mean of the n costs, p = σ(α), and ρ is the correlation of two of the draws at that element. With
+    n = 2 the estimator is DisARM.
 
-    Shapes: all elements change at once: n − 1 evaluations, whatever the plates and the event. Costs in nats.
+    Args:
+        n: the number of draws, including the program's own; an integer of at least 2. Default: 4.
 
-    Right where the cost is finite at both values. An element whose log odds are infinite, or whose probability is 0 or 1, keeps its draw
-    and has no part.
+    Shapes:
+        Any plates and any event shape. All elements change at once, in n − 1 evaluations of the program. Costs are in nats.
 
-    Raises `EstimatorError` on a site that is not binary, `ConfigurationError` if n is below 2.
+    Assumptions:
+        The cost is finite at both values. An element whose log odds are infinite, or whose probability is 0 or 1, keeps its
+        drawn value and contributes zero to the estimate.
 
-    >>> ARMS(4).n
-    4
+    Raises:
+        EstimatorError: on a site that is not binary, or that is drawn inside a `scan` or `cond`.
+        ConfigurationError: if n is below 2.
 
-    Source: Dimitriev and Zhou (2021), "ARMS: antithetic-REINFORCE-multi-sample gradient for binary variables",
-    section 3.
+    Example:
+        >>> ARMS(4).n
+        4
+
+    References:
+        Dimitriev and Zhou (2021), "ARMS: antithetic-REINFORCE-multi-sample gradient for binary variables", section 3.
     """
 
     n: int = 4

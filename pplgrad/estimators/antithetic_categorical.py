@@ -96,22 +96,28 @@ def _log_odds(ops: Any, log_probs: Array, table: Array) -> tuple[Array, Array, A
 
 @dataclass(frozen=True)
 class StickBreakingDisARM(_CoupledDecisions):
-    r"""DisARM on the binary variables that break a stick into the categories, one after the other.
+    r"""DisARM on the binary variables of a stick-breaking construction of the categories.
 
-    Estimates ∇ E_q[f(z)] = E[Σ_c ½ (f(z) − f(z̃)) (b_c − b̃_c) σ(|α_c|) ∇α_c], where z is the first c with b_c = 1, α_c the log odds of c
-    against the later categories, b̃_c antithetic to b_c, and z̃ what the b̃ lead to. Variables behind both z and z̃ are left out: their
-    terms have mean zero.
+    Estimates ∇ E_q[f(z)] = E[Σ_c ½ (f(z) − f(z̃)) (b_c − b̃_c) σ(|α_c|) ∇α_c]. z is the first c with b_c = 1, α_c are the log
+    odds of category c against all later categories, b̃_c is antithetic to b_c, and z̃ is the category given by the b̃. Variables
+    after both z and z̃ are left out, because their terms have mean zero.
 
-    Shapes: all elements change at once: one evaluation, whatever the plates and the event. Costs in nats.
+    Shapes:
+        Any plates and any event shape. All elements change at once, in one evaluation of the program. Costs are in nats.
 
-    Right where every value's cost is finite. A decision of which one outcome is impossible has the other, and no part.
+    Assumptions:
+        The cost is finite at every value. A binary variable with one impossible outcome takes the other outcome and contributes
+        zero to the estimate.
 
-    Raises `EstimatorError` on a site without finitely many values.
+    Raises:
+        EstimatorError: on a site without finitely many values, or that is drawn inside a `scan` or `cond`.
 
-    >>> StickBreakingDisARM.decisions(3).tolist()
-    [[1.0, -1.0, -1.0], [0.0, 1.0, -1.0]]
+    Example:
+        >>> StickBreakingDisARM.decisions(3).tolist()
+        [[1.0, -1.0, -1.0], [0.0, 1.0, -1.0]]
 
-    Source: Dong, Mnih and Tucker (2021), "Coupled gradient estimators for discrete latent variables", section 3.
+    References:
+        Dong, Mnih and Tucker (2021), "Coupled gradient estimators for discrete latent variables", section 3.
     """
 
     @staticmethod
@@ -124,22 +130,28 @@ class StickBreakingDisARM(_CoupledDecisions):
 
 @dataclass(frozen=True)
 class TreeDisARM(_CoupledDecisions):
-    r"""DisARM on the decisions of a balanced binary tree whose leaves are the categories.
+    r"""DisARM on the binary decisions of a balanced binary tree whose leaves are the categories.
 
-    Estimates ∇ E_q[f(z)] = E[Σ_n ½ (f(z) − f(z̃)) (b_n − b̃_n) σ(|α_n|) ∇α_n], where α_n are the log odds of the right half at node n, b̃_n is
-    antithetic to b_n, and z̃ is the leaf that the b̃ lead to. Nodes that neither z nor z̃ passes are left out: their terms have mean
-    zero.
+    Estimates ∇ E_q[f(z)] = E[Σ_n ½ (f(z) − f(z̃)) (b_n − b̃_n) σ(|α_n|) ∇α_n]. α_n are the log odds of the right half at node n,
+    b̃_n is antithetic to b_n, and z̃ is the leaf given by the b̃. Nodes on neither the path to z nor the path to z̃ are left out,
+    because their terms have mean zero.
 
-    Shapes: all elements change at once: one evaluation, whatever the plates and the event. Costs in nats.
+    Shapes:
+        Any plates and any event shape. All elements change at once, in one evaluation of the program. Costs are in nats.
 
-    Right where every value's cost is finite. A decision of which one outcome is impossible has the other, and no part.
+    Assumptions:
+        The cost is finite at every value. A decision with one impossible outcome takes the other outcome and contributes zero to
+        the estimate.
 
-    Raises `EstimatorError` on a site without finitely many values.
+    Raises:
+        EstimatorError: on a site without finitely many values, or that is drawn inside a `scan` or `cond`.
 
-    >>> TreeDisARM.decisions(3).tolist()
-    [[-1.0, 1.0, 1.0], [0.0, -1.0, 1.0]]
+    Example:
+        >>> TreeDisARM.decisions(3).tolist()
+        [[-1.0, 1.0, 1.0], [0.0, -1.0, 1.0]]
 
-    Source: Dong, Mnih and Tucker (2021), "Coupled gradient estimators for discrete latent variables", section 3.
+    References:
+        Dong, Mnih and Tucker (2021), "Coupled gradient estimators for discrete latent variables", section 3.
     """
 
     @staticmethod
@@ -161,25 +173,34 @@ class TreeDisARM(_CoupledDecisions):
 
 @dataclass(frozen=True)
 class CARMS(Estimator):
-    r"""n mutually antithetic draws of a categorical site, each pair weighted by how its law differs from independence.
+    r"""The CARMS estimator: n mutually antithetic categorical draws, with each pair weighted by an importance ratio.
 
-    Estimates ∇θ E_q[f(z)] = E[1/(n(n − 1)) Σ_{i<j} (f(z_i) − f(z_j)) r_ij (∇θ log q(z_i) − ∇θ log q(z_j))] for each element, with r_ij =
-    q(z_i) q(z_j) / p(z_i, z_j). The n draws come from a Dirichlet copula through the inverse of the distribution function, over the
-    categories in a random cyclic order, so that every pair of different values has p > 0.
+    Estimates ∇θ E_q[f(z)] = E[1/(n(n − 1)) Σ_{i<j} (f(z_i) − f(z_j)) r_ij (∇θ log q(z_i) − ∇θ log q(z_j))] for each element.
+    r_ij = q(z_i) q(z_j) / p(z_i, z_j) is the ratio of the probability of a pair under independence to its probability under the
+    coupling. The n draws come from a Dirichlet copula through the inverse of the distribution function. The categories are
+    taken in a random cyclic order, so that every pair of different values has p > 0.
 
-    Shapes: all elements change at once: n − 1 evaluations, whatever the plates and the event. Costs in nats.
+    Args:
+        n: the number of draws, including the program's own; an integer of at least 3. Default: 4.
 
-    Right where every value's cost is finite, and because every two values that can be drawn can be drawn together (which two draws, in
-    place of three or more, cannot promise). Values of probability 0 have no part.
+    Shapes:
+        Any plates and any event shape. All elements change at once, in n − 1 evaluations of the program. Costs are in nats.
 
-    Raises `EstimatorError` on a site without finitely many values, `ConfigurationError` if n is below 3 (two draws would leave
-    out pairs of values; use `TreeDisARM()`).
+    Assumptions:
+        The cost is finite at every value. The identity holds because any two values that can be drawn can be drawn together;
+        two draws, instead of three or more, do not guarantee this. Values of probability 0 contribute zero.
 
-    >>> CARMS(3).declaration.unbiased
-    True
+    Raises:
+        EstimatorError: on a site without finitely many values, or that is drawn inside a `scan` or `cond`.
+        ConfigurationError: if n is below 3. Two draws would leave out pairs of values; use `TreeDisARM()`.
 
-    Source: Dimitriev and Zhou (2021), "CARMS: categorical-antithetic-REINFORCE multi-sample gradient estimator", section 3;
-    the random order is ours.
+    Example:
+        >>> CARMS(3).declaration.unbiased
+        True
+
+    References:
+        Dimitriev and Zhou (2021), "CARMS: categorical-antithetic-REINFORCE multi-sample gradient estimator", section 3.
+        The random cyclic order is an addition of this package.
     """
 
     n: int = 4

@@ -1,4 +1,4 @@
-"""The choice that a knowing user would make, site by site."""
+"""The automatic choice of an estimator for each site."""
 
 from __future__ import annotations
 
@@ -16,29 +16,47 @@ from pplgrad.estimators.score import ScoreFunction
 
 @dataclass(frozen=True)
 class Auto(Estimator):
-    r"""An unbiased estimator for each site, by its support and a budget of evaluations.
+    r"""An automatic choice of an unbiased estimator for each site, by the site's support and a budget of evaluations.
 
-    Estimates what its choice estimates. The first that applies: `Reparam()` where the sampler allows it;
-    `LocalExpectation()` where the values of all elements cost at most `budget` evaluations; `DisARM()` at a binary site
-    with a budget of at least 1; `ScoreFunction(samples=budget + 1)` with a budget of at least 1; else the score function
-    with the default baseline. `elbo.describe(...)` says what was chosen and why.
+    Estimates the gradient with the chosen estimator. The choice is the first of these that applies:
 
-    With `measure=True` the choice goes by time and not by the budget: `elbo.measure(...)` draws the unbiased estimators that fit
-    the site for `seconds`, as `choose_estimators` does, and this object keeps the best for each site (in `measured`). In Pyro
-    the first step measures by itself; in NumPyro, where time cannot be measured inside `jit`, `measure` is called before
-    `svi.init`. Until then `describe` shows the choice by the budget.
+    1. `Reparam()`, if the sampler is reparameterized.
+    2. `LocalExpectation()`, if the values of all elements cost at most `budget` evaluations.
+    3. `DisARM()`, at a binary site with a budget of at least 1.
+    4. `ScoreFunction(samples=budget + 1)`, with a budget of at least 1.
+    5. The score function with the default baseline.
 
-    Shapes: those of its choice. `budget` is in evaluations of the program for each site and step.
+    `elbo.describe(...)` reports the choice and its reason.
 
-    Right where its choice is, which says so itself; all are unbiased.
+    With `measure=True` the choice is made by measured time instead of by the budget. `elbo.measure(...)` measures the unbiased
+    estimators that fit the site for `seconds`, as `choose_estimators` does, and this object stores the best one for each site
+    in `measured`. In Pyro the first step measures automatically. In NumPyro, where time cannot be measured inside `jit`,
+    `measure` must be called before `svi.init`. Until then `describe` shows the choice by the budget.
 
-    Raises `ConfigurationError` if the budget is negative or `seconds` is not above 0, and in NumPyro if a gradient is asked for
-    before it is measured.
+    Args:
+        budget: the number of evaluations of the program for each site and step, 0 or more. Default: 2.
+        measure: whether the choice is made by measurement. Default: False.
+        seconds: the time to measure, in seconds, above 0. Default: 30.
 
-    >>> Auto(budget=2).choose(SiteInfo("z", "Bernoulli", False, True, 1, categories=2), None)
-    (LocalExpectation(), '1 evaluation for all values, within the budget of 2')
+    Attributes:
+        measured: the best estimator of each site measured so far, by site name.
 
-    Source: the declarations of the estimators (`pplgrad estimators`).
+    Shapes:
+        Those of the chosen estimator.
+
+    Assumptions:
+        Those of the chosen estimator, which documents them. Every possible choice is unbiased.
+
+    Raises:
+        ConfigurationError: if `budget` is negative, `measure` is not a bool, or `seconds` is not above 0; in NumPyro also if a
+            gradient is requested before the measurement.
+
+    Example:
+        >>> Auto(budget=2).choose(SiteInfo("z", "Bernoulli", False, True, 1, categories=2), None)
+        (LocalExpectation(), '1 evaluation for all values, within the budget of 2')
+
+    References:
+        The declarations of the estimators (`pplgrad estimators`).
     """
 
     budget: int = 2

@@ -36,23 +36,30 @@ def _dot(xp: Any, slopes: Array, weights: Array) -> Array:
 
 @dataclass(frozen=True)
 class MuProp(WithSlopes):
-    r"""The score function minus a first-order expansion of the cost around the mean, whose own gradient is added back.
+    r"""The MuProp estimator: the score function minus a first-order Taylor expansion of the cost around the mean.
 
-    Estimates ∇θ E_q[f(z)] = E[(f(z) − f(μ) − f′(μ)·(z − μ)) ∇θ log q(z)] + f′(μ)·∇θ μ, where μ are the probabilities and
-    discrete sites that follow take theirs (a mean-field pass).
+    Estimates ∇θ E_q[f(z)] = E[(f(z) − f(μ) − f′(μ)·(z − μ)) ∇θ log q(z)] + f′(μ)·∇θ μ. μ are the probabilities of the
+    categories. The last term adds the gradient of the expansion back. In the evaluation at μ, downstream discrete sites are
+    replaced by their probabilities as well (a mean-field pass).
 
-    Shapes: any plates and event; one evaluation, with its derivative. Costs in nats.
+    Shapes:
+        Any plates and any event shape. One evaluation of the program, with its derivative. Costs are in nats.
 
-    Right where the cost has a derivative along the weights at which it is taken; what it is does not matter to the mean, as long as it
-    is finite. Categories of probability 0 have weight 0, and the slope along them no part.
+    Assumptions:
+        The cost has a finite derivative with respect to the weights at which it is evaluated. The mean of the estimate does not
+        depend on the value of that derivative. Categories of probability 0 have weight 0, and the derivative along them is not
+        used.
 
-    Raises `EstimatorError` on a site that is neither Bernoulli nor one-hot, or whose value (or that of a discrete site
-    that follows) the program compares, rounds or uses as an index.
+    Raises:
+        EstimatorError: on a site that is neither Bernoulli nor one-hot, or that is drawn inside a `scan` or `cond`; if the program
+            compares, rounds or indexes with the value of the site or of a downstream discrete site.
 
-    >>> MuProp().declaration.differentiable_costs
-    True
+    Example:
+        >>> MuProp().declaration.differentiable_costs
+        True
 
-    Source: Gu, Levine, Sutskever and Mnih (2016), equation 3.
+    References:
+        Gu, Levine, Sutskever and Mnih (2016), equation 3.
     """
 
     declaration: ClassVar[Declaration] = Declaration(
@@ -80,26 +87,42 @@ class MuProp(WithSlopes):
 
 @dataclass(frozen=True)
 class DoubleCV(WithSlopes):
-    r"""Leave-one-out over draws of the site, with two control variates from the derivatives of the cost at the others.
+    r"""The double control variate estimator: leave-one-out with two control variates from derivatives of the cost.
 
-    Estimates ∇θ E_q[f(z)] = E[1/k Σ_i (f(z_i) − c_i(z_i) − b_i) ∇θ log q(z_i) + ḡ_i·∇θ μ] with, from the other draws alone,
-    ḡ_i = α/(k − 1) Σ_{j≠i} f′(z_j), c_i(z) = ḡ_i·(z − μ), and the baseline b_i = 1/(k − 1) Σ_{j≠i} [f(z_j) − c_j(z_j)], which has the
-    mean of f. In the derivatives discrete sites that follow take their probabilities. With `learn=True` α follows the gradient
-    of the single-sample variance of the gradient with respect to the site's logits, of the mean cost of all elements.
+    Estimates ∇θ E_q[f(z)] = E[1/k Σ_i (f(z_i) − c_i(z_i) − b_i) ∇θ log q(z_i) + ḡ_i·∇θ μ] over k draws of the site. μ are the
+    probabilities of the categories. ḡ_i = α/(k − 1) Σ_{j≠i} f′(z_j) is computed from the other draws only. The first control
+    variate is c_i(z) = ḡ_i·(z − μ). The second is part of the baseline b_i = 1/(k − 1) Σ_{j≠i} [f(z_j) − c_j(z_j)] over the other
+    draws, which has the mean of f. In the derivatives, downstream discrete sites are replaced by their probabilities.
 
-    Shapes: any plates and event; k − 1 evaluations, and k with their derivative. Costs in nats; `scale` is the first α.
+    With `learn=True` α is trained to minimise the single-sample variance of the gradient with respect to the site's logits. This
+    loss is averaged over all elements.
 
-    Right where the cost has a derivative along the weights at which it is taken; what it is does not matter to the mean, as long as it
-    is finite. Categories of probability 0 have weight 0, and the slope along them no part.
+    Args:
+        samples: the number k of draws of the site, including the program's own; at least 2. Default: 2.
+        scale: α, or its initial value if it is learned; no unit. Default: 0.0.
+        learn: whether α is learned. Default: True.
 
-    Raises `EstimatorError` on a site that is neither Bernoulli nor one-hot, or whose value (or that of a discrete site
-    that follows) the program compares, rounds or uses as an index; `ConfigurationError` if `samples` is below 2;
-    in NumPyro `BaselineError` if `learn=True` and the guide is not wrapped by `config_estimators`.
+    Shapes:
+        Any plates and any event shape. k − 1 evaluations of the program, and k evaluations with their derivative. Costs are in
+        nats.
 
-    >>> DoubleCV(samples=2).learned(1, 2)
-    {'scale': 0.0}
+    Assumptions:
+        The cost has a finite derivative with respect to the weights at which it is evaluated. The mean of the estimate does not
+        depend on the value of that derivative. Categories of probability 0 have weight 0, and the derivative along them is not
+        used.
 
-    Source: Titsias and Shi (2022), section 3, with one α for both control variates.
+    Raises:
+        EstimatorError: on a site that is neither Bernoulli nor one-hot, or that is drawn inside a `scan` or `cond`; if the program
+            compares, rounds or indexes with the value of the site or of a downstream discrete site.
+        ConfigurationError: if `samples` is below 2.
+        BaselineError: in NumPyro, if `learn=True` and the guide is not wrapped by `config_estimators`.
+
+    Example:
+        >>> DoubleCV(samples=2).learned(1, 2)
+        {'scale': 0.0}
+
+    References:
+        Titsias and Shi (2022), section 3, with one α for both control variates.
     """
 
     samples: int = 2
@@ -172,28 +195,43 @@ def _others(xp: Any, x: Array) -> Array:
 
 @dataclass(frozen=True)
 class REBAR(WithSlopes):
-    r"""The score function with the relaxed cost as its control variate, whose gradient is reparameterized.
+    r"""The REBAR estimator: the score function with a reparameterized concrete (Gumbel-softmax) relaxation as control variate.
 
-    Estimates ∇θ E_q[f(b)] = E[(f(b) − η f(s̃)) ∇θ log q(b) + η f′(s)·∇θ s − η f′(s̃)·∇θ s̃]: s is the softmax at
-    temperature τ of the log probabilities perturbed by Gumbel noise whose argmax is the draw b, and s̃ is the same number
-    as a function of noise given b (common random numbers), so that only their gradients differ. Discrete sites that follow
-    are relaxed too. With `learn=True` τ and η follow the gradient of the single-sample variance of the gradient with
-    respect to the site's logits, of the mean cost of all elements.
+    Estimates ∇θ E_q[f(b)] = E[(f(b) − η f(s̃)) ∇θ log q(b) + η f′(s)·∇θ s − η f′(s̃)·∇θ s̃]. s is the softmax, at temperature τ, of
+    the log probabilities perturbed by Gumbel noise whose argmax is the draw b. s̃ has the same value as s, but is a function of
+    noise conditional on b (common random numbers), so that s and s̃ differ only in their gradients. Downstream discrete sites are
+    relaxed too.
 
-    Shapes: any plates and event; one evaluation, with its derivative. Costs in nats.
+    With `learn=True` τ and η are trained to minimise the single-sample variance of the gradient with respect to the site's logits.
+    This loss is averaged over all elements.
 
-    Right where the relaxed cost is continuous and its derivative along the weights is its own: at a jump, or behind `detach`, the last two terms
-    miss what the score term has less of. Categories of probability 0 have weight 0, and the slope along them no part.
+    Args:
+        temperature: τ, above 0, or its initial value if it is learned; no unit. Default: 0.5.
+        scale: η, or its initial value if it is learned; no unit. Default: 1.0.
+        learn: whether τ and η are learned. Default: True.
 
-    Raises `EstimatorError` on a site that is neither Bernoulli nor one-hot, or whose value (or that of a discrete site
-    that follows) the program compares, rounds or uses as an index, or a cost of which reads the value without its derivative
-    (`detach`, `stop_gradient`, a comparison of what was computed from it); `ConfigurationError` if the temperature is not above
-    0; in NumPyro `BaselineError` if `learn=True` and the guide is not wrapped by `config_estimators`.
+    Shapes:
+        Any plates and any event shape. One evaluation of the program, with its derivative. Costs are in nats.
 
-    >>> REBAR(temperature=1.0).learned(1, 2)
-    {'log_temperature': 0.0, 'scale': 1.0}
+    Assumptions:
+        The relaxed cost is continuous, and the derivative along the weights is that of the relaxed cost. At a jump, or behind
+        `detach`, the last two terms do not restore what the control variate removes from the score term, and the estimate is
+        biased. A cost that reads the value without its derivative is refused. Categories of probability 0 have weight 0, and the
+        derivative along them is not used.
 
-    Source: Tucker, Mnih, Maddison, Lawson and Sohl-Dickstein (2017), equation 9, sections 3.2 and 3.4.
+    Raises:
+        EstimatorError: on a site that is neither Bernoulli nor one-hot, or that is drawn inside a `scan` or `cond`; if the program
+            compares, rounds or indexes with the value of the site or of a downstream discrete site; if a cost reads such a value
+            without its derivative (`detach`, `stop_gradient`, a comparison of a quantity computed from it).
+        ConfigurationError: if the temperature is not above 0.
+        BaselineError: in NumPyro, if `learn=True` and the guide is not wrapped by `config_estimators`.
+
+    Example:
+        >>> REBAR(temperature=1.0).learned(1, 2)
+        {'log_temperature': 0.0, 'scale': 1.0}
+
+    References:
+        Tucker, Mnih, Maddison, Lawson and Sohl-Dickstein (2017), equation 9, sections 3.2 and 3.4.
     """
 
     temperature: float = 0.5
@@ -214,7 +252,7 @@ class REBAR(WithSlopes):
 
     @property
     def needs_exact_slopes(self) -> bool:
-        """The derivative along the relaxed draw is that of what the score function is given less of."""
+        """Whether the control variate contains the relaxed cost, whose derivative must then be exact."""
         return self.uses_slopes
 
     def learned(self, elements: int, categories: int) -> Mapping[str, Any]:
@@ -236,7 +274,7 @@ class REBAR(WithSlopes):
 
     @property
     def through_cost(self) -> bool:
-        """Whether the control variate holds the relaxed cost."""
+        """Whether the control variate contains the relaxed cost."""
         return True
 
     def control(self, terms: BranchTerms, weights: Array, known: Mapping[str, Any]) -> tuple[Array, Array]:

@@ -14,25 +14,31 @@ from pplgrad.estimators.site_requirements import require_finite
 
 @dataclass(frozen=True)
 class LocalExpectation(Estimator):
-    r"""The sum over all values of one element at a time, the others held at their draw.
+    r"""The local expectation gradient: an exact sum over all values of one element at a time, with the others at their draw.
 
-    Estimates ∇θ E_q[f(z)] = E_q[Σ_d Σ_v ∇θ q_d(v) f(z with z_d = v)]: exact for the element, sampled for the rest.
+    Estimates ∇θ E_q[f(z)] = E_q[Σ_d Σ_v ∇θ q_d(v) f(z with z_d = v)]. q_d(v) is the probability that element d has the value v.
+    The expectation over the element is exact, and the expectation over everything else is sampled. Derivatives of every order
+    are right under `higher_order=True`.
 
-    Shapes: elements are the entries of `to_event`, of batch dimensions that no plate declares, and of plates that a
-    cost downstream does not have; (categories − 1) evaluations for each of them, all elements of the other plates at
-    once. Costs in nats.
+    Shapes:
+        Elements are the entries of `to_event`, of batch dimensions that no plate declares, and of plates that a downstream cost
+        does not have. Each element needs (categories − 1) evaluations of the program. All elements of the other plates change at
+        once. Costs are in nats.
 
-    Right wherever every value's cost is finite. Values of probability 0 have no part in it, and the program never runs at them; a cost that is infinite at a value of positive
-    probability is refused, by name, or makes the loss NaN under `jit`.
+    Assumptions:
+        The cost is finite at every value of positive probability. Values of probability 0 contribute zero, and the program is never
+        run at them. A cost that is infinite at a value of positive probability raises an error that names it, or makes the loss NaN
+        under `jit`.
 
-    Derivatives of every order are right under `higher_order=True`.
+    Raises:
+        EstimatorError: on a site without finitely many values, or that is drawn inside a `scan` or `cond`.
 
-    Raises `EstimatorError` on a site without finitely many values.
+    Example:
+        >>> LocalExpectation().declaration.unbiased
+        True
 
-    >>> LocalExpectation().declaration.unbiased
-    True
-
-    Source: Titsias and Lázaro-Gredilla (2015), equation 8.
+    References:
+        Titsias and Lázaro-Gredilla (2015), equation 8.
     """
 
     declaration: ClassVar[Declaration] = Declaration(

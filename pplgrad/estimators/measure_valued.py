@@ -19,30 +19,36 @@ _FAMILIES = ("Poisson", "Normal", "Gamma")
 
 @dataclass(frozen=True)
 class MeasureValued(Estimator):
-    r"""The weak derivative: a constant times the difference of the costs under two other distributions.
+    r"""The measure-valued (weak) derivative: a constant times the difference of expected costs under two other distributions.
 
-    Estimates ∂/∂λ E_q[f(x)] = c_λ (E_{q+}[f(x)] − E_{q−}[f(x)]) for each element and parameter λ, with coupled draws:
+    Estimates ∂/∂λ E_q[f(x)] = c_λ (E_{q+}[f(x)] − E_{q−}[f(x)]) for each element and each parameter λ, with coupled draws of q+
+    and q−:
 
-    - Poisson rate: c = 1, x + 1 against x.
-    - Normal mean: c = 1/(σ√(2π)), μ + σw against μ − σw with w ~ Rayleigh(1); standard deviation: c = 1/σ, μ + σm against
-      μ + σmu with m double-sided Maxwell and u uniform.
-    - Gamma rate β: c = α/β, x against x + e/β with e ~ Exponential(1). Its concentration has no such pair in closed form and
-      is left to the score function.
-    - finitely many values: one value against the draw, which is `LocalExpectation`.
+    - Poisson rate: c = 1, with x + 1 against x.
+    - Normal mean: c = 1/(σ√(2π)), with μ + σw against μ − σw, where w ~ Rayleigh(1).
+    - Normal standard deviation: c = 1/σ, with μ + σm against μ + σmu, where m is double-sided Maxwell and u is uniform.
+    - Gamma rate β: c = α/β, with x against x + e/β, where e ~ Exponential(1). The concentration α has no such pair in closed form
+      and uses the score function.
+    - Finitely many values: one value against the draw, which is `LocalExpectation`.
 
-    Shapes: elements are the entries of `to_event`, of batch dimensions that no plate declares, and of plates that a
-    cost downstream does not have; evaluations for each: Poisson 1, Normal 4, Gamma 1. Costs in nats.
+    Shapes:
+        Elements are the entries of `to_event`, of batch dimensions that no plate declares, and of plates that a downstream cost
+        does not have. Evaluations of the program for each element: Poisson 1, Normal 4, Gamma 1. Costs are in nats.
 
-    Right where the cost is finite at both of the coupled draws, of which one may lie where the site's own cannot (1 for a Poisson of
-    rate 0), and its difference has a finite second moment; the cost may jump. Of finitely many values those of probability 0 have no
-    part.
+    Assumptions:
+        The cost is finite at both coupled draws, and the difference of the two costs has a finite second moment. One of the coupled draws
+        may lie outside the support of the site (1 for a Poisson of rate 0). The cost may be discontinuous. At a site with finitely
+        many values, values of probability 0 contribute zero.
 
-    Raises `EstimatorError` on a site of another family.
+    Raises:
+        EstimatorError: on a site of another family, or that is drawn inside a `scan` or `cond`.
 
-    >>> MeasureValued().declaration.differentiable_costs
-    False
+    Example:
+        >>> MeasureValued().declaration.differentiable_costs
+        False
 
-    Source: Mohamed, Rosca, Figurnov and Mnih (2020), section 6, table 1 and section 6.3 (coupling).
+    References:
+        Mohamed, Rosca, Figurnov and Mnih (2020), section 6, table 1 and section 6.3 (coupling).
     """
 
     declaration: ClassVar[Declaration] = Declaration(

@@ -16,23 +16,31 @@ from pplgrad.estimators.site_requirements import require_unscanned
 
 @dataclass(frozen=True)
 class Mirrored(Estimator):
-    r"""The mean of two score-function gradients: at the draw, and at its mirror image about the mean.
+    r"""Mirrored sampling, as in evolution strategies: the mean of two score-function gradients, at a draw and at its mirror image.
 
-    Estimates ∇θ E_q[f(x)] = E_q[½ f(x) ∇θ log q(x) + ½ f(x') ∇θ log q(x')] with x' = 2μ − x, which has the same law as x. For the
-    mean μ of a normal site this is ½ (f(x) − f(x')) (x − μ)/σ², from which every part of the cost that is even about μ, a
-    constant too, drops out; for its scale nothing does, so that there the cost wants centring.
+    Estimates ∇θ E_q[f(x)] = E_q[½ f(x) ∇θ log q(x) + ½ f(x') ∇θ log q(x')]. x' = 2μ − x is the mirror image of x about the mean, and
+    has the same distribution as x. For the mean μ of a normal site the estimate is ½ (f(x) − f(x')) (x − μ)/σ². Every component
+    of the cost that is even about μ, including a constant, cancels there. For the scale nothing cancels, so the cost should be
+    centred.
 
-    Shapes: a Normal of any batch and event shape. Entries of an event, and of batch dimensions that no plate declares,
-    are mirrored together, at one further evaluation; elements of a plate are credited one by one. Costs in nats.
+    Shapes:
+        A Normal of any batch and event shape. Entries of an event, and of batch dimensions that no plate declares, are mirrored
+        together, at one further evaluation of the program. Elements of a plate are credited individually. Costs are in nats.
 
-    Right for a Normal alone, whose density is symmetric; the cost must be finite at the image as well, and have a second moment.
+    Assumptions:
+        The site is Normal, so that its density is symmetric about the mean. The cost is finite at the mirror image as well, and has
+        a finite second moment.
 
-    Raises `EstimatorError` on a site of another family, or inside a scan.
+    Raises:
+        EstimatorError: on a site of another family, or that is drawn inside a `scan` or `cond`.
 
-    >>> Mirrored().declaration.evaluations
-    1
+    Example:
+        >>> Mirrored().declaration.evaluations
+        1
 
-    Source: Salimans, Ho, Chen, Sidor and Sutskever (2017), section 2.1; Brockhoff, Auger, Hansen, Arnold and Hohm (2010).
+    References:
+        Salimans, Ho, Chen, Sidor and Sutskever (2017), section 2.1.
+        Brockhoff, Auger, Hansen, Arnold and Hohm (2010).
     """
 
     declaration: ClassVar[Declaration] = Declaration(

@@ -32,23 +32,32 @@ def _require_weights(estimator: Estimator, site: SiteInfo, least: int) -> None:
 
 @dataclass(frozen=True)
 class VIMCO(Estimator):
-    r"""The score function against the bound in which the particle's own weight is replaced by the mean of the others.
+    r"""The VIMCO estimator: the score function with a leave-one-out baseline for bounds over several particles.
 
-    Estimates ∇θ E[L̂] = E[Σ_k (L̂ − L̂_k) ∇θ log q(z_k)], where L̂ is the bound of the site's element and L̂_k the same with log w_k
-    replaced by the mean of the other log weights (`mean="geometric"`), or w_k by the mean of the others (`"arithmetic"`). What
-    flows through the weights themselves is in the surrogate already.
+    Estimates ∇θ E[L̂] = E[Σ_k (L̂ − L̂_k) ∇θ log q(z_k)]. L̂ is the bound of the site's element. L̂_k is the same bound with the
+    weight of particle k replaced: log w_k by the mean of the other log weights (`mean="geometric"`), or w_k by the mean of the
+    other weights (`mean="arithmetic"`). The gradient through the weights themselves is already part of the surrogate.
 
-    Shapes: any distribution with a log density, in any plates; no evaluations. The bound is in nats.
+    Args:
+        mean: `"geometric"` or `"arithmetic"`, the mean that replaces the particle's own weight. Default: `"geometric"`.
 
-    Right under the score function's conditions: a support that does not move with the parameters, and bounds of finite variance; where
-    all other weights are 0 there is no baseline.
+    Shapes:
+        Any distribution with a log density, in any plates. No further evaluations of the program. The bound is in nats.
 
-    Raises `EstimatorError` unless the objective combines at least two particles, `ConfigurationError` for another mean.
+    Assumptions:
+        The conditions of the score function hold: the support of q does not depend on the parameters, and the bounds have finite
+        variance. A support whose bounds carry gradient is refused. Where all other weights are 0, no baseline is subtracted.
 
-    >>> VIMCO(mean="arithmetic").declaration.unbiased
-    True
+    Raises:
+        EstimatorError: unless the objective combines at least two particles; on a site whose support depends on a parameter.
+        ConfigurationError: for another value of `mean`.
 
-    Source: Mnih and Rezende (2016), equations 10 and 11.
+    Example:
+        >>> VIMCO(mean="arithmetic").declaration.unbiased
+        True
+
+    References:
+        Mnih and Rezende (2016), equations 10 and 11.
     """
 
     mean: str = "geometric"
@@ -94,26 +103,38 @@ def _against(terms: GroupTerms, baseline: Array) -> Array:
 
 @dataclass(frozen=True)
 class OVIS(Estimator):
-    r"""The score function with the control variate that is optimal for many particles.
+    r"""The OVIS estimator: the score function with the optimal control variate for bounds over many particles.
 
-    Estimates ∇θ E[L̂] = E[Σ_k (L̂ − w̃_k − c_k) ∇θ log q(z_k)] for the site's own parameters, where L̂ is the bound of the site's element
-    and w̃_k the particle's normalised weight. With `samples=S` c_k is the mean of L̂ − w̃_k over S further draws of the
-    site, the other particles as they are. With `samples=0` it is the limit log 1/K Σ_{l≠k} w_l for a small effective sample size at
-    `gamma=0`, and for a large one log 1/(K − 1) Σ_{l≠k} w_l − w̃_k at `gamma=1`; in between it is interpolated. Only
-    `gamma=0` is unbiased, since w̃_k depends on the draw.
+    Estimates ∇θ E[L̂] = E[Σ_k (L̂ − w̃_k − c_k) ∇θ log q(z_k)] for the site's own parameters. L̂ is the bound of the site's element
+    and w̃_k is the normalised weight of particle k.
 
-    Shapes: any distribution with a log density, in any plates; S evaluations. The bound is in nats.
+    With `samples=S` the control variate c_k is the mean of L̂ − w̃_k over S further draws of the site, with the other particles
+    unchanged. With `samples=0` it is a limit: log 1/K Σ_{l≠k} w_l for a small effective sample size at `gamma=0`, and
+    log 1/(K − 1) Σ_{l≠k} w_l − w̃_k for a large one at `gamma=1`. Between 0 and 1 the two limits are interpolated. Only `gamma=0` is
+    unbiased, because w̃_k depends on the draw.
 
-    Right under the score function's conditions: a support that does not move with the parameters, and bounds of finite variance; where
-    all other weights are 0 there is no baseline.
+    Args:
+        samples: the number S of further draws of the site, 0 or more. Default: 0.
+        gamma: the interpolation weight between the two limits, in [0, 1]; only with `samples=0`. Default: 0.0.
 
-    Raises `EstimatorError` unless the objective combines at least two particles, and for `samples` inside a scan;
-    `ConfigurationError` if `samples` is negative or `gamma` outside [0, 1].
+    Shapes:
+        Any distribution with a log density, in any plates. S evaluations of the program. The bound is in nats.
 
-    >>> OVIS().declaration.unbiased, OVIS(gamma=1.0).declaration.unbiased
-    (True, False)
+    Assumptions:
+        The conditions of the score function hold: the support of q does not depend on the parameters, and the bounds have finite
+        variance. A support whose bounds carry gradient is refused. Where all other weights are 0, no baseline is subtracted.
 
-    Source: Liévin, Dittadi, Christensen and Winther (2020), equations 12 and 17.
+    Raises:
+        EstimatorError: unless the objective combines at least two particles; on a site whose support depends on a parameter; with
+            `samples` above 0 on a site that is drawn inside a `scan` or `cond`.
+        ConfigurationError: if `samples` is negative, `gamma` is outside [0, 1], or both are above 0.
+
+    Example:
+        >>> OVIS().declaration.unbiased, OVIS(gamma=1.0).declaration.unbiased
+        (True, False)
+
+    References:
+        Liévin, Dittadi, Christensen and Winther (2020), equations 12 and 17.
     """
 
     samples: int = 0
@@ -131,7 +152,7 @@ class OVIS(Estimator):
 
     @property
     def declaration(self) -> Declaration:  # type: ignore[override]
-        """What the estimator promises: unbiased at gamma = 0."""
+        """The declaration; the estimator is unbiased at gamma = 0."""
         declared = Declaration(
             unbiased=True,
             supports="every distribution with a log density, under IWAE and Renyi",
@@ -179,23 +200,29 @@ class OVIS(Estimator):
 
 @dataclass(frozen=True)
 class DReG(Estimator):
-    r"""The doubly reparameterized gradient: the score in the importance weights is reparameterized as well.
+    r"""The doubly reparameterized gradient (DReG): the score term in the importance weights is reparameterized as well.
 
-    Estimates ∇φ E[L̂] with −Σ_k w̃_k ∂φ log q(z_k; φ), what the weights carry to the parameters of the draw's own distribution,
-    replaced by −Σ_k (∂w̃_k/∂z_k) ∂φ z_k of the same mean: in all Σ_k w̃_k² ∂z log w_k ∂φ z_k for a single site under
-    IWAE, whose signal-to-noise ratio does not fall with K.
+    Estimates ∇φ E[L̂], where the term −Σ_k w̃_k ∂φ log q(z_k; φ) is replaced by −Σ_k (∂w̃_k/∂z_k) ∂φ z_k, which has the same mean. The
+    replaced term is the part of the gradient that the weights carry to the parameters of the draw's own distribution. For a
+    single site under IWAE the total is Σ_k w̃_k² ∂z log w_k ∂φ z_k, and its signal-to-noise ratio does not fall with K.
 
-    Shapes: any plates; one evaluation with its derivative for each particle. The bound is in nats.
+    Shapes:
+        Any plates. One evaluation of the program, with its derivative, for each particle. The bound is in nats.
 
-    Right under the conditions of `Reparam`, and where E[∇ log q] = 0: the support of q does not move with its parameters.
+    Assumptions:
+        The conditions of `Reparam` hold, and E[∇ log q] = 0: the support of q does not depend on its parameters. A support whose
+        bounds carry gradient is refused.
 
-    Raises `EstimatorError` on a site whose distribution has no reparameterized sampler, under an objective that
-    combines no particles, and inside a scan.
+    Raises:
+        EstimatorError: on a site whose distribution has no reparameterized sampler; on a site whose support depends on a parameter;
+            under an objective that combines no particles; inside a `scan` or `cond`.
 
-    >>> DReG().declaration.differentiable_costs
-    True
+    Example:
+        >>> DReG().declaration.differentiable_costs
+        True
 
-    Source: Tucker, Lawson, Gu and Maddison (2019), equation 8.
+    References:
+        Tucker, Lawson, Gu and Maddison (2019), equation 8.
     """
 
     declaration: ClassVar[Declaration] = Declaration(

@@ -18,27 +18,45 @@ from pplgrad.estimators.control_variates import REBAR
 
 @dataclass(frozen=True)
 class RELAX(REBAR):
-    r"""REBAR with a learned network added to its control variate, or with the network alone.
+    r"""The RELAX estimator: REBAR with a learned network added to its control variate, or with the network alone.
 
-    Estimates ∇θ E_q[f(b)] = E[(f(b) − c(s̃)) ∇θ log q(b) + c′(s)·∇θ s − c′(s̃)·∇θ s̃] with c = η f + r: s and s̃ are the relaxed draws
-    of `REBAR`, and r is a network with one hidden layer of `hidden` tanh units, of the weights of an event's elements, summed
-    over what else is charged jointly. With `through_cost=False` c is r alone, and the cost needs no derivative. The
-    network, τ and η follow the gradient of the single-sample variance of the gradient with respect to the site's logits,
-    of the mean cost of all elements; r starts at zero.
+    Estimates ∇θ E_q[f(b)] = E[(f(b) − c(s̃)) ∇θ log q(b) + c′(s)·∇θ s − c′(s̃)·∇θ s̃] with the control variate c = η f + r. s and s̃ are
+    the relaxed draws of `REBAR`, at temperature τ. r is a network with one hidden layer of `hidden` tanh units. Its input is
+    the weights of the elements of one event, and its output is summed over all other elements that are charged jointly. With
+    `through_cost=False` the control variate is r alone, and the cost needs no derivative.
 
-    Shapes: any plates and event; one evaluation, with its derivative (none without the cost). Costs in nats.
+    The network, τ and η are trained to minimise the single-sample variance of the gradient with respect to the site's logits. This
+    loss is averaged over all elements. r is initialised to zero.
 
-    Right whatever the network says, and where the relaxed cost (if its part is not left out) is continuous and its derivative its own.
-    Categories of probability 0 have weight 0, and the slope along them no part.
+    Args:
+        temperature: the initial value of τ, above 0; no unit. Default: 0.5.
+        scale: the initial value of η; no unit. It must be 1.0 with `through_cost=False`. Default: 1.0.
+        learn: must be True. Default: True.
+        through_cost: whether the control variate contains the relaxed cost η f. Default: True.
+        hidden: the number of hidden units of the network, at least 1. Default: 32.
 
-    Raises `EstimatorError` on a site that is neither Bernoulli nor one-hot, or (through the cost) whose value (or that of a
-    discrete site that follows) the program compares, rounds, uses as an index, or reads without its derivative; `ConfigurationError` if the temperature
-    is not above 0, `learn` is False, or a `scale` is set and the cost left out; in NumPyro `BaselineError` if the guide is not wrapped by `config_estimators`.
+    Shapes:
+        Any plates and any event shape. One evaluation of the program, with its derivative; none with `through_cost=False`. Costs are
+        in nats.
 
-    >>> RELAX(hidden=8).learned(3, 2)["in"].shape
-    (8, 6)
+    Assumptions:
+        The identity holds for every network r. With `through_cost=True` the relaxed cost is continuous, and the derivative along the
+        weights is that of the relaxed cost. Categories of probability 0 have weight 0, and the derivative along them is not used.
 
-    Source: Grathwohl, Choi, Wu, Roeder and Duvenaud (2018), equation 8 and section 3.
+    Raises:
+        EstimatorError: on a site that is neither Bernoulli nor one-hot, or that is drawn inside a `scan` or `cond`; with
+            `through_cost=True` also if the program compares, rounds or indexes with the value of the site or of a downstream discrete
+            site, or reads it without its derivative.
+        ConfigurationError: if the temperature is not above 0, `learn` is False, `hidden` is below 1, or `scale` is set with
+            `through_cost=False`.
+        BaselineError: in NumPyro, if the guide is not wrapped by `config_estimators`.
+
+    Example:
+        >>> RELAX(hidden=8).learned(3, 2)["in"].shape
+        (8, 6)
+
+    References:
+        Grathwohl, Choi, Wu, Roeder and Duvenaud (2018), equation 8 and section 3.
     """
 
     through_cost: bool = True  # type: ignore[assignment]
@@ -60,7 +78,7 @@ class RELAX(REBAR):
 
     @property
     def declaration(self) -> Declaration:  # type: ignore[override]
-        """What the estimator promises: without the cost in its control variate, that needs no derivative."""
+        """The declaration; without the cost in its control variate, the cost needs no derivative."""
         return Declaration(
             unbiased=True,
             supports="Bernoulli, one-hot",
@@ -72,7 +90,7 @@ class RELAX(REBAR):
 
     @property
     def uses_slopes(self) -> bool:  # type: ignore[override]
-        """Whether the control variate holds the relaxed cost."""
+        """Whether the control variate contains the relaxed cost."""
         return self.through_cost
 
     def learned(self, elements: int, categories: int) -> Mapping[str, Any]:

@@ -138,25 +138,37 @@ _SUPPORTS = "Bernoulli, one-hot"
 
 @dataclass(frozen=True)
 class GumbelSoftmax(Relaxation):
-    r"""The concrete relaxation: a softmax of the perturbed log probabilities.
+    r"""The Gumbel-softmax (concrete) relaxation: a softmax of the perturbed log probabilities.
 
-    Uses y = softmax((log π + g)/τ) with Gumbel noise g in the place of the draw, and ∇θ E_g[f(y)] as the gradient: that of a
-    relaxed objective, whose bias vanishes as the temperature τ goes to 0 while the variance grows. With `hard=True` the
-    value is the one-hot draw and only its gradient is that of y (straight-through Gumbel-softmax).
+    Uses y = softmax((log π + g)/τ) in place of the draw, and ∇θ E_g[f(y)] as the gradient. π are the probabilities, g is Gumbel noise
+    and τ is the temperature. This is the gradient of a relaxed objective. The bias vanishes as τ goes to 0, while the variance grows.
+    With `hard=True` the value is the one-hot draw, and only its gradient is that of y (straight-through Gumbel-softmax).
 
-    Shapes: any batch and event shape; particles and plates add nothing. `temperature` has no unit; it may be an array,
-    or a function of the program's arguments that returns one, such as a schedule of a step that is among them.
+    Args:
+        temperature: τ, above 0; no unit. A number, an array, or a function of the program's arguments that returns one, such as a
+            schedule over a step that is among the arguments. Default: 0.5.
+        hard: whether the value in the forward pass is the one-hot draw. Default: False.
 
-    The bias is that of the relaxed objective where the cost has a derivative at all weights between the values, and finite values
-    there; a cost that is only defined at the values themselves says nothing there. A category of probability 0 has weight 0.
+    Shapes:
+        Any batch and event shape. Particles and plates are ordinary batch dimensions.
 
-    Raises `EstimatorError` on a site that is neither Bernoulli nor one-hot, or whose value the program compares, rounds
-    or uses as an index; `ConfigurationError` if the temperature is not above 0.
+    Assumptions:
+        The cost is finite and differentiable at all weights between the hard values; then the only bias is that of the relaxed
+        objective. A cost that is defined only at the hard values has no meaning at other weights. A category of probability 0 has
+        weight 0.
 
-    >>> GumbelSoftmax(0.5).declaration.unbiased
-    False
+    Raises:
+        EstimatorError: on a site that is neither Bernoulli nor one-hot, or that is drawn inside a `scan` or `cond`; if the program
+            compares, rounds or indexes with the value of the site.
+        ConfigurationError: if the temperature is not above 0.
 
-    Source: Jang, Gu and Poole (2017), equation 2; Maddison, Mnih and Teh (2017), equation 10.
+    Example:
+        >>> GumbelSoftmax(0.5).declaration.unbiased
+        False
+
+    References:
+        Jang, Gu and Poole (2017), equation 2.
+        Maddison, Mnih and Teh (2017), equation 10.
     """
 
     temperature: Any = 0.5
@@ -174,22 +186,28 @@ class GumbelSoftmax(Relaxation):
 
 @dataclass(frozen=True)
 class StraightThrough(Relaxation):
-    r"""The draw in the forward pass, its probabilities in the backward pass.
+    r"""The straight-through estimator: the draw in the forward pass and its probabilities in the backward pass.
 
-    Uses f(b) with ∂b/∂θ replaced by ∂π/∂θ. Exact where f is linear in the draw, and biased elsewhere.
+    Uses f(b) with ∂b/∂θ replaced by ∂π/∂θ. b is the draw and π are its probabilities. The gradient is exact where f is linear in the
+    draw, and biased elsewhere.
 
-    Shapes: any batch and event shape; particles and plates add nothing.
+    Shapes:
+        Any batch and event shape. Particles and plates are ordinary batch dimensions.
 
-    Means something where the cost has a derivative at the values themselves that tells how it changes from one to another: what
-    lies between them is not looked at. A category of probability 0 is never drawn, and has no gradient.
+    Assumptions:
+        The cost has a derivative at the hard values, and this derivative describes how the cost changes from one value to another.
+        The cost is not evaluated between the hard values. A category of probability 0 is never drawn and has no gradient.
 
-    Raises `EstimatorError` on a site that is neither Bernoulli nor one-hot, or whose value the program compares, rounds
-    or uses as an index.
+    Raises:
+        EstimatorError: on a site that is neither Bernoulli nor one-hot, or that is drawn inside a `scan` or `cond`; if the program
+            compares, rounds or indexes with the value of the site.
 
-    >>> StraightThrough().declaration.evaluations
-    0
+    Example:
+        >>> StraightThrough().declaration.evaluations
+        0
 
-    Source: Bengio, Léonard and Courville (2013), section 4.
+    References:
+        Bengio, Léonard and Courville (2013), section 4.
     """
 
     declaration: ClassVar[Declaration] = _declared(_SUPPORTS, "Bengio et al. 2013")
@@ -201,23 +219,33 @@ class StraightThrough(Relaxation):
 
 @dataclass(frozen=True)
 class GumbelRao(Relaxation):
-    r"""Straight-through Gumbel-softmax, averaged over k Gumbel noises that give the same draw.
+    r"""The Gumbel-Rao estimator: straight-through Gumbel-softmax, averaged over k Gumbel noises conditional on the draw.
 
-    Uses f(b) with ∂b/∂θ replaced by 1/k Σ_j ∂softmax((log π + g_j)/τ)/∂θ, where the g_j are drawn given b: the same mean as
-    `GumbelSoftmax(τ, hard=True)` and no more variance.
+    Uses f(b) with ∂b/∂θ replaced by 1/k Σ_j ∂softmax((log π + g_j)/τ)/∂θ. The noises g_j are sampled conditionally on the draw b. The
+    estimate has the same mean as `GumbelSoftmax(τ, hard=True)` and no more variance.
 
-    Shapes: any batch and event shape; k times the noise, and no further evaluation of the program.
+    Args:
+        k: the number of Gumbel noises for each draw, an integer of at least 1. Default: 10.
+        temperature: τ, above 0; no unit. A number, an array, or a function of the program's arguments that returns one. Default: 0.5.
 
-    Means something where `GumbelSoftmax(τ, hard=True)` does: where the cost has a derivative at the values that tells how it changes
-    from one to another. A category of probability 0 has weight 0.
+    Shapes:
+        Any batch and event shape. k times the noise, and no further evaluation of the program.
 
-    Raises `EstimatorError` on a site that is neither Bernoulli nor one-hot, or whose value the program compares, rounds
-    or uses as an index; `ConfigurationError` if the temperature is not above 0 or k below 1.
+    Assumptions:
+        Those of `GumbelSoftmax(τ, hard=True)`: the cost has a derivative at the hard values, and this derivative describes how the
+        cost changes from one value to another. A category of probability 0 has weight 0.
 
-    >>> GumbelRao(k=10, temperature=0.5).k
-    10
+    Raises:
+        EstimatorError: on a site that is neither Bernoulli nor one-hot, or that is drawn inside a `scan` or `cond`; if the program
+            compares, rounds or indexes with the value of the site.
+        ConfigurationError: if the temperature is not above 0, or k is below 1.
 
-    Source: Paulus, Maddison and Krause (2021), equation 9.
+    Example:
+        >>> GumbelRao(k=10, temperature=0.5).k
+        10
+
+    References:
+        Paulus, Maddison and Krause (2021), equation 9.
     """
 
     k: int = 10
@@ -238,24 +266,33 @@ class GumbelRao(Relaxation):
 
 @dataclass(frozen=True)
 class ReinMax(Relaxation):
-    r"""A straight-through estimator that is exact to second order.
+    r"""The ReinMax estimator: a straight-through estimator that is exact to second order.
 
-    Uses f(b) with ∂b/∂θ replaced by ∂(2 π₁ − ½ π)/∂θ, where π₁ is the mean of the draw and of its probabilities at the
-    temperature, as a softmax of logits that move with those of π. Exact where f is quadratic in the draw, at
-    temperature 1 (Heun's method in the place of Euler's).
+    Uses f(b) with ∂b/∂θ replaced by ∂(2 π₁ − ½ π)/∂θ. π are the probabilities. π₁ is the mean of the draw and of its probabilities at
+    the temperature, written as a softmax of logits that have the gradient of the logits of π. The gradient is exact where f is
+    quadratic in the draw, at temperature 1 (Heun's method in place of Euler's).
 
-    Shapes: any batch and event shape; particles and plates add nothing.
+    Args:
+        temperature: above 0; no unit. A number, an array, or a function of the program's arguments that returns one. Default: 1.0.
 
-    Means something where the cost has a derivative at the values themselves, and is near to a quadratic between them. A category of
-    probability 0 is never drawn, and has no gradient.
+    Shapes:
+        Any batch and event shape. Particles and plates are ordinary batch dimensions.
 
-    Raises `EstimatorError` on a site that is neither Bernoulli nor one-hot, or whose value the program compares, rounds
-    or uses as an index; `ConfigurationError` if the temperature is not above 0.
+    Assumptions:
+        The cost has a derivative at the hard values, and is close to a quadratic between them. A category of probability 0 is never
+        drawn and has no gradient.
 
-    >>> ReinMax().temperature
-    1.0
+    Raises:
+        EstimatorError: on a site that is neither Bernoulli nor one-hot, or that is drawn inside a `scan` or `cond`; if the program
+            compares, rounds or indexes with the value of the site.
+        ConfigurationError: if the temperature is not above 0.
 
-    Source: Liu, Dong, Liu, Yu and Gao (2023), algorithm 2.
+    Example:
+        >>> ReinMax().temperature
+        1.0
+
+    References:
+        Liu, Dong, Liu, Yu and Gao (2023), algorithm 2.
     """
 
     temperature: Any = 1.0
@@ -274,23 +311,33 @@ class ReinMax(Relaxation):
 
 @dataclass(frozen=True)
 class GappedStraightThrough(Relaxation):
-    r"""Straight-through on log probabilities that are shifted just enough to make the draw the largest by a gap.
+    r"""The gapped straight-through estimator: log probabilities shifted just enough to make the draw the largest by a gap.
 
-    Uses f(b) with ∂b/∂θ replaced by ∂softmax((log π + m)/τ)/∂θ: the constants m raise the draw's log probability to the largest
-    and push the others down until they lie `gap` below. No Gumbel noise is needed.
+    Uses f(b) with ∂b/∂θ replaced by ∂softmax((log π + m)/τ)/∂θ. The constants m raise the draw's log probability to the largest one and
+    lower the others until they are `gap` below it. No Gumbel noise is needed.
 
-    Shapes: any batch and event shape; particles and plates add nothing. `gap` is in nats.
+    Args:
+        temperature: τ, above 0; no unit. A number, an array, or a function of the program's arguments that returns one. Default: 1.0.
+        gap: the least distance of the other log probabilities from that of the draw, in nats, at least 0. Default: 1.0.
 
-    Means something where the cost has a derivative at the values themselves that tells how it changes from one to another. A category
-    of probability 0 stays at weight 0, whatever the gap.
+    Shapes:
+        Any batch and event shape. Particles and plates are ordinary batch dimensions.
 
-    Raises `EstimatorError` on a site that is neither Bernoulli nor one-hot, or whose value the program compares, rounds
-    or uses as an index; `ConfigurationError` if the temperature is not above 0 or the gap below 0.
+    Assumptions:
+        The cost has a derivative at the hard values, and this derivative describes how the cost changes from one value to another. A
+        category of probability 0 keeps weight 0 for every gap.
 
-    >>> GappedStraightThrough(gap=1.0).gap
-    1.0
+    Raises:
+        EstimatorError: on a site that is neither Bernoulli nor one-hot, or that is drawn inside a `scan` or `cond`; if the program
+            compares, rounds or indexes with the value of the site.
+        ConfigurationError: if the temperature is not above 0, or the gap is below 0.
 
-    Source: Fan, Chi, Rudnicky and Ramadge (2022), section 4.
+    Example:
+        >>> GappedStraightThrough(gap=1.0).gap
+        1.0
+
+    References:
+        Fan, Chi, Rudnicky and Ramadge (2022), section 4.
     """
 
     temperature: Any = 1.0

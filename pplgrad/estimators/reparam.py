@@ -13,29 +13,41 @@ from pplgrad.estimators.registry import remedy
 
 @dataclass(frozen=True, repr=False)
 class Reparam(Estimator):
-    r"""The pathwise gradient: the draw is a differentiable function of noise, z = g(ε, θ).
+    r"""The reparameterization (pathwise) gradient: the draw is a differentiable function of noise, z = g(ε, θ).
 
-    Estimates ∇θ E_q[f(z)] = E_ε[∇θ f(g(ε, θ))]. Implicit reparameterization (Figurnov et al., 2018) is used where
-    the host's sampler offers it (Gamma, Beta, Dirichlet, von Mises).
+    Estimates ∇θ E_q[f(z)] = E_ε[∇θ f(g(ε, θ))]. Implicit reparameterization (Figurnov et al., 2018) is used where the host's sampler
+    offers it (Gamma, Beta, Dirichlet, von Mises).
 
-    With `sticking_the_landing=True` the guide's log q(z; θ) is differentiated along z alone: what is left out, the score
-    ∂θ log q, has mean zero, and without it the gradient's variance vanishes where q is the posterior.
+    With `sticking_the_landing=True` the guide's log q(z; θ) is differentiated with respect to z only. The term left out is the score
+    ∂θ log q, which has mean zero. Without that term the variance of the gradient vanishes where q is the posterior.
 
-    Shapes: any batch and event shape; particles and plates add nothing.
+    Args:
+        sticking_the_landing: whether the score term of the guide's log density is left out. Default: False.
 
-    Right where the cost is continuous along the draw and differentiable almost everywhere: a cost that jumps (a comparison, a rounding)
-    loses what happens at the jump. A cost that depends on the draw only through jumps, or through a value that was detached, is refused; one
-    that has a derivative as well is not seen to jump, and `check_gradients` shows its bias. Sticking the landing takes E[∇ log q] = 0 for granted, and so a support that does not move.
+    Shapes:
+        Any batch and event shape. Particles and plates are ordinary batch dimensions.
 
-    Raises `EstimatorError` on a site whose distribution has no reparameterized sampler, where a cost depends on the draw without a
-    derivative, and for sticking the landing under
-    an objective that combines particles.
+    Assumptions:
+        The cost is continuous along the draw and differentiable almost everywhere. A discontinuous cost (a comparison, a rounding)
+        loses the contribution of its jumps. A cost that depends on the draw only through jumps, or through a detached value, is
+        refused. A cost that jumps and also has a derivative is not detected; `check_gradients` shows its bias. Sticking the landing
+        assumes E[∇ log q] = 0, that is, a support that does not depend on the parameters; a support whose bounds carry gradient is
+        refused.
 
-    >>> Reparam().declaration.unbiased
-    True
+    Raises:
+        EstimatorError: on a site whose distribution has no reparameterized sampler; if a cost depends on the draw without a
+            derivative; with `sticking_the_landing=True` also under an objective that combines particles, and on a site whose support
+            depends on a parameter.
 
-    Source: Kingma and Welling (2014), section 2.3; Rezende, Mohamed and Wierstra (2014), equation 7; Roeder, Wu and
-    Duvenaud (2017), equation 8, for sticking the landing.
+    Example:
+        >>> Reparam().declaration.unbiased
+        True
+
+    References:
+        Kingma and Welling (2014), section 2.3.
+        Rezende, Mohamed and Wierstra (2014), equation 7.
+        Roeder, Wu and Duvenaud (2017), equation 8, for sticking the landing.
+        Figurnov et al. (2018), for implicit reparameterization.
     """
 
     sticking_the_landing: bool = False
@@ -44,7 +56,7 @@ class Reparam(Estimator):
 
     @property
     def declaration(self) -> Declaration:  # type: ignore[override]
-        """What the estimator promises: derivatives of every order, unless it sticks the landing."""
+        """The declaration; derivatives of every order are right, unless `sticking_the_landing` is set."""
         return Declaration(
             unbiased=True,
             supports="continuous, with a reparameterized sampler",

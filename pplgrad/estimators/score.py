@@ -16,32 +16,46 @@ from pplgrad.estimators.site_requirements import require_unscanned
 
 @dataclass(frozen=True, repr=False)
 class ScoreFunction(Estimator):
-    r"""The score-function gradient with a baseline, or with several draws of the site.
+    r"""The score-function gradient (REINFORCE, the log-derivative trick), with a baseline or with several draws of the site.
 
-    Estimates ∇θ E_q[f(z)] = E_q[(f(z) − b) ∇θ log q(z)], where f is the site's downstream cost: the sum of the
-    scaled and masked log densities that depend on the site, reduced to the site's plates. log q itself is neither
-    scaled nor masked, and carries gradient to the parameters of reparameterized parents as well.
+    Estimates ∇θ E_q[f(z)] = E_q[(f(z) − b) ∇θ log q(z)]. f is the site's downstream cost: the sum of the scaled and masked log densities
+    that depend on the site, reduced to the site's plates. b is the baseline. log q itself is neither scaled nor masked, and carries
+    gradient to the parameters of reparameterized parents as well.
 
-    With `samples=k` the site is drawn k times at the same parents, and each draw is set against the mean of the others:
-    E[1/(k − 1) Σ_i (f_i − f̄) ∇θ log q(z_i)], at k − 1 further evaluations (also known as VarGrad).
+    With `samples=k` the site is drawn k times at the same parents, and the baseline of each draw is the mean cost of the others:
+    E[1/(k − 1) Σ_i (f_i − f̄) ∇θ log q(z_i)], where f̄ is the mean of the k costs, at k − 1 further evaluations (also known as
+    VarGrad).
 
-    Shapes: any distribution with a `log_prob`. Elements of a plate are credited one by one; batch dimensions
-    that no plate declares, and event dimensions, are credited jointly. Costs and baselines are in nats.
+    Args:
+        baseline: the baseline b, or a sum of baselines; None subtracts nothing. Only with `samples=1`. Default: None.
+        samples: the number k of draws of the site, including the program's own; at least 1. Default: 1.
 
-    Right where log q is differentiable in the parameters at almost every draw, the support of q does not move with them (E[∇ log q] = 0
-    fails else: a Uniform with a bound that is learned), and the variance of f ∇ log q is finite; f itself may jump. A baseline must not
-    depend on the draw.
+    Shapes:
+        Any distribution with a `log_prob`. Elements of a plate are credited individually. Batch dimensions that no plate declares, and
+        event dimensions, are credited jointly. Costs and baselines are in nats.
 
-    Raises `ConfigurationError` if `baseline` is not a `Baseline` or `samples` brings its own, `BaselineError` from the
-    baseline's own checks, `EstimatorError` for `samples` above 1 inside a scan.
+    Assumptions:
+        log q is differentiable in the parameters at almost every draw. The support of q does not depend on the parameters; otherwise
+        E[∇ log q] = 0 fails, as for a Uniform with a learned bound. A support whose bounds carry gradient is refused. The variance of
+        f ∇ log q is finite. f itself may be discontinuous. A baseline must not depend on the draw.
 
-    >>> from pplgrad import LeaveOneOut
-    >>> ScoreFunction(baseline=LeaveOneOut())
-    ScoreFunction(baseline=LeaveOneOut())
+    Raises:
+        ConfigurationError: if `baseline` is not a `Baseline`, `samples` is below 1, or `samples` above 1 comes with a baseline.
+        BaselineError: from the baseline's own checks.
+        EstimatorError: with `samples` above 1 on a site that is drawn inside a `scan` or `cond`; on a site whose support depends on a
+            parameter.
 
-    Source: Kool, van Hoof and Welling (2019), equation 8, and Richter, Boustati, Nüsken, Ruiz and Akyildiz (2020),
-    equation 8, for `samples`; Williams (1992), theorem 1; Mohamed, Rosca, Figurnov and Mnih (2020), equation 13; the downstream
-    cost: Schulman et al. (2015), theorem 1.
+    Example:
+        >>> from pplgrad import LeaveOneOut
+        >>> ScoreFunction(baseline=LeaveOneOut())
+        ScoreFunction(baseline=LeaveOneOut())
+
+    References:
+        Williams (1992), theorem 1.
+        Mohamed, Rosca, Figurnov and Mnih (2020), equation 13.
+        Schulman et al. (2015), theorem 1, for the downstream cost.
+        Kool, van Hoof and Welling (2019), equation 8, for `samples`.
+        Richter, Boustati, Nüsken, Ruiz and Akyildiz (2020), equation 8, for `samples`.
     """
 
     baseline: Baseline | None = None
@@ -70,7 +84,7 @@ class ScoreFunction(Estimator):
 
     @property
     def declaration(self) -> Declaration:  # type: ignore[override]
-        """What the estimator promises: derivatives of every order with one draw and a baseline that is subtracted as it is."""
+        """The declaration; derivatives of every order are right with one draw and a baseline that does not normalise."""
         normalized = any(part.normalizes for part in parts_of(self.baseline))
         return Declaration(
             unbiased=True,

@@ -20,29 +20,44 @@ _HIDDEN = 32
 
 @dataclass(frozen=True)
 class RODEO(WithSlopes):
-    r"""Leave-one-out over draws of the site, with a Stein operator's control variates for the scores and their baselines.
+    r"""The RODEO estimator: leave-one-out with control variates from a discrete Stein operator, for the scores and the baselines.
 
-    Estimates ∇θ E_q[f(z)] = E[1/k Σ_i (f(z_i) − 1/(k − 1) Σ_{j≠i} (f(z_j) + α (A h_j)(z_j))) ∇θ log q(z_i) + β (A h̃_i ∇θ log q)(z_i)], where
-    (A h)(z) = 1/D Σ_d Σ_v q_d(v) (h(z with z_d = v) − h(z)) has mean zero for every h. The functions h and h̃ come from the other
-    draws: h_i(z) = 1/(k − 1) Σ_{j≠i} H(f(z_j), f′(z_j)·(z − z_j)). With `learn=True` H is a network with two outputs, for h and h̃, that
-    follows with α and β the gradient of the single-sample variance of the gradient with respect to the site's logits, of the mean cost
-    of all elements, and both start at 0; with `learn=False` H is the sum of its arguments and α = β = `scale`. In the
-    derivatives discrete sites that follow take their probabilities.
+    Estimates ∇θ E_q[f(z)] =
+    E[1/k Σ_i (f(z_i) − 1/(k − 1) Σ_{j≠i} (f(z_j) + α (A h_j)(z_j))) ∇θ log q(z_i) + β (A h̃_i ∇θ log q)(z_i)] over k draws of the site.
+    The Gibbs Stein operator (A h)(z) = 1/D Σ_d Σ_v q_d(v) (h(z with z_d = v) − h(z)) has mean zero for every h.
 
-    Shapes: any plates and event; k − 1 evaluations, and k with their derivative. Costs in nats.
+    The functions h and h̃ are computed from the other draws: h_i(z) = 1/(k − 1) Σ_{j≠i} H(f(z_j), f′(z_j)·(z − z_j)). With `learn=True`
+    H is a network with two outputs, one for h and one for h̃. The network, α and β are trained to minimise the single-sample variance
+    of the gradient with respect to the site's logits. This loss is averaged over all elements. α and β are initialised to 0. With
+    `learn=False` H is the sum of its arguments, and α = β = `scale`. In the derivatives, downstream discrete sites are replaced by
+    their probabilities.
 
-    Right where the cost has a derivative along the weights at which it is taken; what it is does not matter to the mean, as long as it
-    is finite. Categories of probability 0 have weight 0, and the slope along them no part.
+    Args:
+        samples: the number k of draws of the site, including the program's own; at least 2. Default: 2.
+        learn: whether H, α and β are learned. Default: True.
+        scale: α and β with `learn=False`; no unit. Default: 1.0.
 
-    Raises `EstimatorError` on a site that is neither Bernoulli nor one-hot, or whose value (or that of a discrete site
-    that follows) the program compares, rounds or uses as an index; `ConfigurationError` if `samples` is below 2;
-    in NumPyro `BaselineError` if `learn=True` and the guide is not wrapped by `config_estimators`.
+    Shapes:
+        Any plates and any event shape. k − 1 evaluations of the program, and k evaluations with their derivative. Costs are in nats.
 
-    >>> RODEO(samples=3).declaration.unbiased
-    True
+    Assumptions:
+        The cost has a finite derivative with respect to the weights at which it is evaluated. The mean of the estimate does not
+        depend on the value of that derivative. Categories of probability 0 have weight 0, and the derivative along them is not
+        used.
 
-    Source: Shi, Zhou, Hwang, Titsias and Mackey (2022), "Gradient estimation with discrete Stein operators", sections 3 and 4, with
-    the Gibbs operator.
+    Raises:
+        EstimatorError: on a site that is neither Bernoulli nor one-hot, or that is drawn inside a `scan` or `cond`; if the program
+            compares, rounds or indexes with the value of the site or of a downstream discrete site.
+        ConfigurationError: if `samples` is below 2, or `scale` is set with `learn=True`.
+        BaselineError: in NumPyro, if `learn=True` and the guide is not wrapped by `config_estimators`.
+
+    Example:
+        >>> RODEO(samples=3).declaration.unbiased
+        True
+
+    References:
+        Shi, Zhou, Hwang, Titsias and Mackey (2022), "Gradient estimation with discrete Stein operators", sections 3 and 4, with the
+        Gibbs operator.
     """
 
     samples: int = 2

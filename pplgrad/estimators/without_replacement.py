@@ -82,25 +82,34 @@ def _require_joint(estimator: Estimator, site: SiteInfo, least: int) -> None:
 
 @dataclass(frozen=True)
 class UnorderedSet(Estimator):
-    r"""Several different values, drawn without replacement, with the weights that make their order irrelevant.
+    r"""The unordered set estimator: k different values drawn without replacement, with weights that do not depend on their order.
 
-    Estimates ∇θ E_q[f(z)] = E[Σ_{s∈S} q(s) R(S, s) (f(s) − B(S, s)) ∇θ log q(s)]: S has the draw and k − 1 more joint values
-    drawn without replacement, R(S, s) = P(S \ s without s)/P(S) is the leave-one-out ratio, and the built-in baseline
-    B(S, s) = q(s) f(s) + Σ_{s'≠s} q(s') R^{∖s}(S, s') f(s') is the same estimate of E_q[f] made without s.
+    Estimates ∇θ E_q[f(z)] = E[Σ_{s∈S} q(s) R(S, s) (f(s) − B(S, s)) ∇θ log q(s)]. The set S contains the draw and k − 1 more joint
+    values drawn without replacement. R(S, s) = P(S \ s without s)/P(S) is the leave-one-out ratio. The built-in baseline
+    B(S, s) = q(s) f(s) + Σ_{s'≠s} q(s') R^{∖s}(S, s') f(s') is the same estimate of E_q[f], computed without s.
 
-    Shapes: joint values are those of all elements that share their cost (event entries, batch dimensions without a
-    plate), at most 4,096; k − 1 evaluations, all plates at once. Costs in nats.
+    Args:
+        k: the number of different values, including the program's own draw; from 2 to 8. Default: 2.
 
-    Right where every value's cost is finite. Values of probability 0 have no part: where fewer than k are possible the set is all of them,
-    and the sum exact.
+    Shapes:
+        Joint values are those of all elements that share their cost (event entries, batch dimensions without a plate), at most 4,096.
+        k − 1 evaluations of the program, for all plates at once. Costs are in nats.
 
-    Raises `ConfigurationError` unless 2 ≤ k ≤ 8, `EstimatorError` on a site without finitely many values, with more than
-    4,096 joint values or fewer than k.
+    Assumptions:
+        The cost is finite at every value. Values of probability 0 contribute zero. Where fewer than k values are possible, the set
+        contains all of them and the sum is exact.
 
-    >>> UnorderedSet(3).k
-    3
+    Raises:
+        ConfigurationError: unless 2 ≤ k ≤ 8.
+        EstimatorError: on a site without finitely many values, with more than 4,096 joint values or with fewer than k; on a site that
+            is drawn inside a `scan` or `cond`.
 
-    Source: Kool, van Hoof and Welling (2020), equations 14 and 17.
+    Example:
+        >>> UnorderedSet(3).k
+        3
+
+    References:
+        Kool, van Hoof and Welling (2020), equations 14 and 17.
     """
 
     k: int = 2
@@ -203,24 +212,33 @@ def _parts(k: int, size: int) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class SumAndSample(Estimator):
-    r"""The k − 1 most probable values summed, and one value drawn from the rest.
+    r"""The sum-and-sample (Rao-Blackwellized) estimator: the k − 1 most probable values summed, and one value drawn from the rest.
 
-    Estimates ∇θ E_q[f(z)] = Σ_{s∈C} (f(s) − b) ∇θ q(s) + (1 − q(C)) E_{s∉C}[(f(s) − b) ∇θ log q(s)], where C are the k − 1 most
-    probable joint values and the baseline b is the mean cost over C. The program's own draw is the one from the rest where it
-    lies outside of C.
+    Estimates ∇θ E_q[f(z)] = Σ_{s∈C} (f(s) − b) ∇θ q(s) + (1 − q(C)) E_{s∉C}[(f(s) − b) ∇θ log q(s)]. C are the k − 1 most probable
+    joint values, and the baseline b is the mean cost over C. The program's own draw is the value from the rest if it lies outside C.
 
-    Shapes: joint values are those of all elements that share their cost (event entries, batch dimensions without a
-    plate), at most 4,096; k evaluations, all plates at once. Costs in nats.
+    Args:
+        k: the number of values that are evaluated, at least 2. Default: 2.
 
-    Right where every value's cost is finite. Values of probability 0 have no part: where fewer than k are possible the sum is exact.
+    Shapes:
+        Joint values are those of all elements that share their cost (event entries, batch dimensions without a plate), at most 4,096.
+        k evaluations of the program, for all plates at once. Costs are in nats.
 
-    Raises `ConfigurationError` if k is below 2, `EstimatorError` on a site without finitely many values, with more than
-    4,096 joint values or fewer than k.
+    Assumptions:
+        The cost is finite at every value. Values of probability 0 contribute zero. Where fewer than k values are possible, the sum is
+        exact.
 
-    >>> SumAndSample(3).k
-    3
+    Raises:
+        ConfigurationError: if k is below 2.
+        EstimatorError: on a site without finitely many values, with more than 4,096 joint values or with fewer than k; on a site that
+            is drawn inside a `scan` or `cond`.
 
-    Source: Liu, Regier, Tripuraneni, Jordan and McAuliffe (2019), equation 6.
+    Example:
+        >>> SumAndSample(3).k
+        3
+
+    References:
+        Liu, Regier, Tripuraneni, Jordan and McAuliffe (2019), equation 6.
     """
 
     k: int = 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from pplgrad.lab.cli_faults import FAULT, Faults, traceback_option
 from pplgrad.lab.cli_shared import parsed, show_json
 from pplgrad.lab.script import PROGRAMS, Script, load_script
 from pplgrad.lab.specs import objective, specification
-from pplgrad.lab.tasks import Task, check_backend, unsound
+from pplgrad.lab.tasks import Task, check_backend, make_run, unsound
 
 # The worst verdict decides.
 _CODES = {"unbiased": 0, "biased": 1, "broken": 1, "unknown": 3}
@@ -126,15 +125,14 @@ def _certificates(
     faults: Faults,
 ) -> Iterator[GradientCheck]:
     """Yield the certificates of a library, and note what cannot be checked."""
-    work = import_module(f"pplgrad.lab.run_{task.backend}")
     with faults.of(loaded, task.backend):
-        for check_one in work.certificates(task, loaded, *asked, budget):
+        for check_one in make_run(task, loaded).certificates(*asked, budget):
             certificate = None
             with faults.of(loaded, task.backend):
                 certificate = check_one()
                 if not all(math.isfinite(row.z) for row in certificate.rows) or certificate.status == "broken":
                     # A program whose densities are not finite has no gradient, which is no fault of an estimator.
-                    if (found := unsound(loaded, task.backend)) is not None:
+                    if (found := unsound(loaded)) is not None:
                         certificate = None
                         raise found
             if certificate is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from pplgrad.lab.cli_faults import FAULT, Faults, traceback_option
 from pplgrad.lab.cli_shared import parsed, show_json
 from pplgrad.lab.script import PROGRAMS, load_script
 from pplgrad.lab.specs import objective, specification
-from pplgrad.lab.tasks import Task, check_backend, unsound
+from pplgrad.lab.tasks import Task, check_backend, make_run, unsound
 
 
 @click.command()
@@ -81,11 +80,10 @@ def choose(
             common |= dict(
                 estimator="score+loo", seed=seed, particles=particles, batch_size=batch_size, objective=target
             )
-            work = import_module(f"pplgrad.lab.run_{backend}")
             with faults.of(loaded, backend):
-                choice = work.chosen(Task(**common, settings=known), loaded, candidates, seconds)
+                choice = make_run(Task(**common, settings=known), loaded).choice(candidates, seconds)
                 # A site with one candidate is not measured, and nothing was asked of the program's densities.
-                if not choice.table and (wrong := unsound(loaded, backend)) is not None:
+                if not choice.table and (wrong := unsound(loaded)) is not None:
                     raise wrong
                 found.append({"backend": backend, **choice.to_dict()})
                 if not as_json:

@@ -102,8 +102,8 @@ def compare(script: Path, out: Path, jobs: int, cluster: str | None, quiet: bool
     plan = Plan(study)
     runs = check_folder(out)
     began = time.time()
-    with _progress(plan, out, quiet) as told:
-        results = perform_study(plan, runs, Workers(jobs, cluster), told)
+    with _progress(plan, out, quiet) as on_result:
+        results = perform_study(plan, runs, Workers(jobs, cluster), on_result)
     about = {
         "command": command_line(sys.argv[1:]),
         "versions": installed_versions(),
@@ -210,9 +210,9 @@ class _progress:
         LOG.info("%d runs", self.total)
         self.bar.start()
         self.task = self.bar.add_task("comparing", total=self.total)
-        return self.told
+        return self.on_result
 
-    def told(self, task: Any, result: dict[str, Any]) -> None:
+    def on_result(self, task: Any, result: dict[str, Any]) -> None:
         self.done += 1
         # What was there before takes no time, and says nothing of what is left.
         fresh = result.get("began", 0) >= self.began

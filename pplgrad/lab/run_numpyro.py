@@ -1,4 +1,4 @@
-"""The pieces of a study in NumPyro."""
+"""A piece of a study in NumPyro."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from functools import partial
+from contextlib import nullcontext, suppress
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -19,19 +19,15 @@ from numpyro.infer import SVI
 from numpyro.optim import SGD, Adam
 from numpyro.primitives import Messenger
 
-from pplgrad import ELBO, IWAE, ScoreFunction
 from pplgrad.core.estimator import Estimator
 from pplgrad.core.program import Program
 from pplgrad.diagnostics.certificate import GradientCheck
-from pplgrad.diagnostics.checking import trusted
 from pplgrad.diagnostics.choosing import Choice
-from pplgrad.errors import ProgramError
-from pplgrad.lab import measure
-from pplgrad.lab.data import Batches, evaluation_steps, packed, total_variance, unpacked
-from pplgrad.lab.faults import LOOKS, Diverged, Lines, caller_line, check_finite
+from pplgrad.lab.faults import Lines, caller_line
 from pplgrad.lab.script import Script, check_parameters
-from pplgrad.lab.specs import host_elbo, judged_by, objective, specification
-from pplgrad.lab.tasks import Result, Task
+from pplgrad.lab.script_run import At, ScriptRun
+from pplgrad.lab.specs import Specification, judged_by
+from pplgrad.lab.tasks import Task
 from pplgrad.numpyro import (
     TraceGrad_ELBO,
     check_gradients,
@@ -46,264 +42,192 @@ from pplgrad.numpyro.diagnostics import Gradients
 logging.getLogger("jax._src.callback").setLevel(logging.CRITICAL)
 
 
-class ScriptProgram:
-    """A script's program with a batch stream, and the ELBOs of a task."""
+class Run(ScriptRun):
+    """A script's program; `params` are those at which it is looked at, none for those that it starts with."""
+
+    backend = "numpyro"
+    host = numpyro.infer
 
     def __init__(self, task: Task, script: Script) -> None:
-        self.task, self.script = task, script
         self.params: dict[str, Any] = {}
-        script.made["run"] = self
-        self.batches = Batches(task, script)
-        self.model, self.guide = script.program("numpyro", task.options, self.batches.train, task.seed)
-        self.chosen = specification(task.estimator)
-        self.mapping = self.chosen.mapping(script.discrete, script.baseline_inputs)
-        self.configured = config_estimators(self.guide, self.mapping)
-        self.fixed = {which: jnp.asarray(self.batches.fixed(which)) for which in ("train", "test")}
-        self.hard = dict.fromkeys(script.discrete, ScoreFunction())
+        self._svi: Any = None
+        self._state: Any = None
+        super().__init__(task, script)
 
-    def elbo(self) -> TraceGrad_ELBO:
-        """Return the task's ELBO; the estimators are on the guide."""
-        return TraceGrad_ELBO(self.chosen.particles or self.task.particles, objective=objective(self.task.objective))
+    def array(self, data: np.ndarray) -> jax.Array:
+        """Return data as an array of JAX's."""
+        return jnp.asarray(data)
 
-    def bound(self) -> Callable[[dict, jax.Array], jax.Array]:
+    def with_estimators(self, mapping: dict[str, Estimator]) -> Callable:
+        """Return the guide with estimators at its sites."""
+        return config_estimators(self.guide, mapping)
+
+    def make_elbo(self, particles: int, chosen: Specification | None = None, **options: Any) -> TraceGrad_ELBO:
+        """Return an ELBO."""
+        return TraceGrad_ELBO(particles, **options)
+
+    def train(self, stops: list[int], at: At) -> list[float]:
+        """Train until the last stop, calling `at` at each; return the seconds of a step between two stops."""
+        self._start()
+        seconds: list[float] = []
+        total = 0.0
+        compiled: dict[int, Any] = {}
+        for begin, stop in zip([0, *stops[:-1]], stops, strict=True):
+            if (length := stop - begin) > 0:
+                data = jnp.asarray(np.stack([self.batches.next() for _ in range(length)]))
+                if length not in compiled:
+                    # Compiling is no training, and is not counted.
+                    compiled[length] = self._advance.lower(self._state, data).compile()
+                start = time.perf_counter()
+                self._state, losses = compiled[length](self._state, data)
+                losses.block_until_ready()
+                spent = time.perf_counter() - start
+                total += spent
+                seconds.append(spent / length)
+            at(stop, total)
+        return seconds or [total / max(stops[-1], 1)]
+
+    def _start(self) -> None:
+        known = self.task.settings
+        optimizer = split_optimizer(Adam(known["learning_rate"]), Adam(known.get("baseline_learning_rate", 1e-2)))
+        for name, rate in known.get("gradient_descent", {}).items():
+            optimizer = split_optimizer(optimizer, SGD(rate / self.batches.size), belongs=name.__eq__)
+        self._svi = SVI(self.model, self.configured, optimizer, self.elbo)
+        # A batch of the stream would be lost to training, and all later ones would differ from Pyro's.
+        self._state = self._svi.init(jax.random.key(self.task.seed), self.batch)
+        check_parameters(known, self._present())
+        if not self.finite():
+            self.explain(0)
+
+    @cached_property
+    def _advance(self) -> Any:
+        return jax.jit(lambda state, data: jax.lax.scan(lambda s, x: self._svi.update(s, x), state, data))
+
+    def trained(self) -> None:
+        """Take the task's training steps, if there are any; the program is looked at there."""
+        super().trained()
+        if self._state is not None:
+            self.params = _without_baselines(self._present())
+
+    def _present(self) -> dict[str, Any]:
+        """Return all parameters as training left them."""
+        return self._svi.get_params(self._state)
+
+    def bound(self, which: str) -> float:
         """Return the evidence lower bound (or the reward) per datum at hard draws, from draws of its own."""
+        return float(self._bound(self._present(), self.fixed[which]))
+
+    @cached_property
+    def _bound(self) -> Callable:
         # A relaxation has an objective of its own; what is compared is the bound at hard draws.
-        evaluate = TraceGrad_ELBO(10, estimators=self.hard, objective=judged_by(self.task.objective))
+        elbo = self.make_elbo(10, estimators=self.hard, objective=judged_by(self.task.objective))
         key = jax.random.key(self.task.seed + 1)
-        return jax.jit(lambda p, x: -evaluate.loss(key, p, self.model, self.guide, x) / x.shape[0])
+        return jax.jit(lambda p, x: -elbo.loss(key, p, self.model, self.guide, x) / x.shape[0])
 
-    def weighted_bound(self, params: dict, samples: int) -> float:
-        """Return the importance-weighted bound per test datum; one weight for the whole program where data share a latent."""
-        key, test = jax.random.key(self.task.seed + 1), self.fixed["test"]
+    def test_loss(self, elbo: TraceGrad_ELBO) -> float:
+        """Return an ELBO's loss on the test data, from draws of its own."""
+        key, test, params = jax.random.key(self.task.seed + 1), self.fixed["test"], self._present()
         # Parts of one length are compiled once.
-        count = 1 if self.script.whole_data else -(-len(test) // 100)
-        size = -(-len(test) // count)
-        parts = [test[start : start + size] for start in range(0, len(test), size)]
-        for plates in (None, ()):
-            evaluate = TraceGrad_ELBO(samples, estimators=self.hard, objective=IWAE(plates=plates))
-            loss = jax.jit(lambda x, elbo=evaluate: elbo.loss(key, params, self.model, self.guide, x))
-            try:
-                return -sum(float(loss(x)) for x in parts) / len(test)
-            except ProgramError:
-                if plates == ():
-                    raise
-        raise AssertionError
+        size = -(-len(test) // (1 if self.script.whole_data else -(-len(test) // 100)))
+        loss = jax.jit(lambda x: elbo.loss(key, params, self.model, self.guide, x))
+        return sum(float(loss(test[start : start + size])) for start in range(0, len(test), size))
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        """Return `params`, and what the guide starts the others with."""
+        seen = self._traced_guide(self.batch, self.params)
+        return {name: np.asarray(x) for name, x in seen.items()} | self.params
+
+    def _traced_guide(self, batch: jax.Array, params: dict[str, Any]) -> dict[str, Any]:
+        seeded = handlers.seed(handlers.substitute(self.guide, params), jax.random.key(0))
+        seen = handlers.trace(seeded).get_trace(batch)
+        return {name: site["value"] for name, site in seen.items() if site["type"] == "param"}
+
+    def finite(self) -> bool:
+        """Return whether all parameters are finite, the baselines' among them."""
+        return all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(self._present()))
+
+    def unconstrained(self) -> dict[str, np.ndarray]:
+        """Return the program's parameters as the optimizer sees them."""
+        return {name: np.asarray(x) for name, x in _without_baselines(self._optimized()).items()}
+
+    def _optimized(self) -> dict[str, Any]:
+        return self._svi.optim.get_params(self._state.optim_state)
+
+    def guide_parameters(self, batch: jax.Array) -> set[str]:
+        """Return the names of the parameters that the guide registers."""
+        return set(self._traced_guide(batch, self._present()))
+
+    def at_present(self, batch: jax.Array) -> Any:
+        """Return a context that gives the gradient where training is."""
+        found = self._gradients(self.configured, batch)
+        everything = self._optimized()
+        # Unconstrained, as in Pyro: the parameters that the optimizer moves.
+        found.params = {name: everything[name] for name in found.params}
+        found.learned = {name: everything[name] for name in found.learned}
+        found.mutable = self._state.mutable_state or {}
+        return nullcontext(found)
+
+    def at_snapshots(self, guide: Callable, kept: dict[str, dict[str, np.ndarray]]) -> Iterator[tuple[str, Gradients]]:
+        """Yield each snapshot's step and the gradient at its parameters, on the batch that all estimators see."""
+        found = self._gradients(guide, self.batch)
+        first = found.learned, found.mutable
+        for step, values in kept.items():
+            found.params = {name: jnp.asarray(values[name]) for name in found.params}
+            found.learned, found.mutable = first
+            yield step, found
+
+    def _gradients(self, guide: Callable, batch: jax.Array) -> Gradients:
+        return Gradients(Program(self.model, guide, (batch,), {}), None, self.task.seed)
+
+    def describe(self, elbo: TraceGrad_ELBO, host: Gradients) -> Any:
+        """Return what the ELBO says of the configured program."""
+        return elbo.describe(
+            jax.random.key(0), host.constrain(host.params), self.model, self.configured, *host.program.args
+        )
+
+    def check(self, guide: Callable, elbo: Any, budget: dict[str, Any]) -> GradientCheck:
+        """Return the certificate of an ELBO at `params`."""
+        return check_gradients(self.model, guide, (self.batch,), params=self.params or None, elbo=elbo, **budget)
+
+    def choose(self, **options: Any) -> Choice:
+        """Return the choice of estimators at `params`."""
+        return choose_estimators(self.model, self.guide, (self.batch,), params=self.params or None, **options)
+
+    def diagnose(self, elbo: TraceGrad_ELBO, seed: int) -> None:
+        """Estimate once, with every check of densities on."""
+        elbo.diagnose(jax.random.key(seed), self.params, self.model, self.guide, self.batch)
+
+    def look_at_start(self, step: int) -> None:
+        """Look for what was wrong before training."""
+        # Under jit nothing is raised, and what was wrong at the start may be seen later.
+        self.params = {} if step else _without_baselines(self._present())
+        self.look()
+
+    def lines(self) -> Lines:
+        """Return where the sites of the guide and of the model stand in the script, as far as they run."""
+        found: dict[tuple[str, str], int] = {}
+        drawn: dict = {}
+
+        def seeded(program: Callable, side: str) -> Callable:
+            seen = _Seen(self, side, found, program)
+            return handlers.seed(handlers.substitute(seen, self.params), jax.random.key(0))
+
+        with suppress(Exception), handlers.trace() as seen:
+            seeded(self.guide, "guide")(self.batch)
+            drawn = dict(seen)
+        with suppress(Exception):
+            handlers.replay(seeded(self.model, "model"), drawn)(self.batch)
+        return found
 
 
-def training(task: Task, script: Script, needs: dict[str, Result]) -> Result:
-    """Train under one estimator; return its curve, its gradient's variance at the end, and its time."""
-    run, known = ScriptProgram(task, script), task.settings
-    bound = run.bound()
-    curve: list[dict[str, float]] = []
-
-    def at(step: int, seconds: float, params: dict, *rest: Any) -> None:
-        curve.append(measure.curve_point(step, seconds, lambda which: float(bound(params, run.fixed[which]))))
-        # Nothing can be raised under jit, and NaN parameters fail later where no message says why.
-        if not np.isfinite([curve[-1]["train"], curve[-1]["test"]]).all():
-            _explain(run, step, params)
-
-    stops = evaluation_steps(known["steps"], known["points"])
-    per_step, elbo, svi, state = _train(run, known, stops, at)
-    result: Result = {"curve": curve, "milliseconds": 1e3 * float(np.median(per_step))}
-    if known["gradient_draws"] and (variance := _gradient_variance(run, elbo, svi, state)) is not None:
-        result["gradient_variance"] = variance
-    if known["bound_samples"] and judged_by(task.objective) == ELBO():
-        result["weighted_bound"] = run.weighted_bound(svi.get_params(state), known["bound_samples"])
-    return result
-
-
-def snapshots(task: Task, script: Script, needs: dict[str, Result]) -> Result:
-    """Train, and keep the parameters at some steps."""
-    run = ScriptProgram(task, script)
-    kept: dict[str, str] = {}
-
-    def at(step: int, seconds: float, params: dict, unconstrained: dict) -> None:
-        if not _finite(params):
-            _explain(run, step, params)
-        kept[str(step)] = packed({n: np.asarray(x) for n, x in unconstrained.items() if not is_baseline_param(n)})
-
-    _train(run, task.settings, sorted(task.settings["snapshots"]), at)
-    return {"snapshots": kept}
-
-
-def reference(task: Task, script: Script, needs: dict[str, Result]) -> Result:
-    """Return the gradient at a snapshot, by the mean of an unbiased estimator."""
-    run = ScriptProgram(task, script)
-    target = objective(task.objective)
-    particles, sites = trusted(target, task.particles, 10)
-    host = _host(run, run.guide)
-    elbo = TraceGrad_ELBO(particles, estimators=sites, objective=target)
-    found = {}
-    for step, values in needs["snapshots"]["snapshots"].items():
-        _move(host, values)
-        found[step] = packed(measure.reference(host, elbo, task.settings["draws"], task.seed))
-    return {"references": found}
-
-
-def gradients(task: Task, script: Script, needs: dict[str, Result]) -> Result:
-    """Measure one estimator at a snapshot."""
-    run = ScriptProgram(task, script)
-    elbo = run.elbo()
-    host = _host(run, run.configured)
-    sites = _host(run, run.guide).sites()
-    first, per, found = (host.learned, host.mutable), run.batches.size, {}
-    for step, values in needs["snapshots"]["snapshots"].items():
-        _move(host, values)
-        host.learned, host.mutable = first
-        if run.chosen.learns:
-            host.warm_up(elbo, task.settings["warm_up"])
-        wanted = unpacked(needs["reference"]["references"][step])
-        found[step] = measure.gradients(host, elbo, sites, wanted, task.settings["draws"], per, task.seed + 1)
-    model, guide, args, _ = host.program
-    described = elbo.describe(jax.random.key(0), host.constrain(host.params), model, guide, *args)
-    return {"snapshots": found, "evaluations": measure.evaluations(elbo, described)}
-
-
-def _host(run: ScriptProgram, guide: Callable) -> Gradients:
-    """Return the gradient on the batch that all estimators see."""
-    return Gradients(Program(run.model, guide, (run.fixed["train"][: run.batches.size],), {}), None, run.task.seed)
-
-
-def _move(host: Gradients, values: str) -> None:
-    """Go to the parameters of a snapshot."""
-    found = unpacked(values)
-    host.params = {name: jnp.asarray(found[name]) for name in host.params}
-
-
-def _train(
-    run: ScriptProgram, known: dict[str, Any], stops: list[int], at: Callable
-) -> tuple[list[float], TraceGrad_ELBO, SVI, Any]:
-    """Train, calling `at(step, seconds so far, parameters, unconstrained ones)` at the stops; return the time of a step."""
-    elbo = run.elbo()
-    optimizer = split_optimizer(Adam(known["learning_rate"]), Adam(known.get("baseline_learning_rate", 1e-2)))
-    for name, rate in known.get("gradient_descent", {}).items():
-        optimizer = split_optimizer(optimizer, SGD(rate / run.batches.size), belongs=name.__eq__)
-    svi = SVI(run.model, run.configured, optimizer, elbo)
-    # A batch of the stream would be lost to training, and all later ones would differ from Pyro's.
-    state = svi.init(jax.random.key(run.task.seed), run.fixed["train"][: run.batches.size])
-    check_parameters(known, svi.get_params(state))
-    if not _finite(svi.get_params(state)):
-        _explain(run, 0, svi.get_params(state))
-
-    @jax.jit
-    def advance(state: Any, data: jax.Array) -> tuple[Any, jax.Array]:
-        return jax.lax.scan(lambda s, x: svi.update(s, x), state, data)
-
-    per_step: list[float] = []
-    total = 0.0
-    compiled: dict[int, Any] = {}
-    for begin, stop in zip([0, *stops[:-1]], stops, strict=True):
-        if (length := stop - begin) > 0:
-            data = jnp.asarray(np.stack([run.batches.next() for _ in range(length)]))
-            if length not in compiled:
-                # Compiling is no training, and is not counted.
-                compiled[length] = advance.lower(state, data).compile()
-            start = time.perf_counter()
-            state, losses = compiled[length](state, data)
-            losses.block_until_ready()
-            spent = time.perf_counter() - start
-            total += spent
-            per_step.append(spent / length)
-        at(stop, total, svi.get_params(state), svi.optim.get_params(state.optim_state))
-    return per_step or [total / max(stops[-1], 1)], elbo, svi, state
-
-
-def _gradient_variance(run: ScriptProgram, elbo: Any, svi: SVI, state: Any) -> float | None:
-    """Return the trace of the covariance of the guide's gradient of the loss per datum; None if it has no parameters."""
-    batch = jnp.asarray(run.batches.next())
-    host = Gradients(Program(run.model, run.configured, (batch,), {}), None, run.task.seed)
-    everything = svi.optim.get_params(state.optim_state)
-    # Unconstrained, as in Pyro: the parameters that the optimizer moves.
-    host.params = {name: everything[name] for name in host.params}
-    host.learned = {name: everything[name] for name in host.learned}
-    host.mutable = state.mutable_state or {}
-    seeded = handlers.seed(handlers.substitute(run.guide, svi.get_params(state)), jax.random.key(0))
-    names = {name for name, site in handlers.trace(seeded).get_trace(batch).items() if site["type"] == "param"}
-    inside = [indices for name, indices in host.blocks.items() if name in names]
-    if not inside:
-        return None
-    rows = np.concatenate(list(host.draws(elbo)(run.task.settings["gradient_draws"], run.task.seed + 2)))
-    return total_variance(rows[:, np.concatenate(inside)].astype(float) / batch.shape[0])
-
-
-def certificates(
-    task: Task, script: Script, words: tuple[str, ...], elbos: tuple[str, ...], budget: dict[str, Any]
-) -> Iterator[Callable[[], GradientCheck]]:
-    """Yield what gives a certificate, for each estimator and each ELBO of the library, at the parameters that the task's training leaves."""
-    run = ScriptProgram(task, script)
-    batch = run.fixed["train"][: run.batches.size]
-    params = _trained(run)
-    for word in words:
-        chosen = specification(word)
-        mapping = chosen.mapping(script.discrete, script.baseline_inputs)
-        guide = config_estimators(run.guide, mapping)
-        particles = chosen.particles or task.particles
-        elbo = TraceGrad_ELBO(particles, estimators=mapping, objective=objective(task.objective))
-        yield partial(check_gradients, run.model, guide, (batch,), params=params, elbo=elbo, **budget)
-    for name in elbos:
-        elbo = host_elbo(numpyro.infer, name, task.particles)
-        yield partial(check_gradients, run.model, run.guide, (batch,), params=params, elbo=elbo, **budget)
-
-
-def chosen(task: Task, script: Script, candidates: list[Estimator] | None, seconds: float) -> Choice:
-    """Return the choice of estimators, at the parameters that the task's training leaves."""
-    run = ScriptProgram(task, script)
-    return choose_estimators(
-        run.model,
-        run.guide,
-        (run.fixed["train"][: run.batches.size],),
-        params=_trained(run),
-        seconds=seconds,
-        candidates=candidates,
-        num_particles=task.particles,
-        objective=objective(task.objective),
-        seed=task.seed,
-    )
-
-
-def _trained(run: ScriptProgram) -> dict | None:
-    """Return the program's parameters after the task's training steps, or None if there are none."""
-    kept: list[dict] = []
-    if run.task.settings["steps"]:
-        stops = [run.task.settings["steps"]]
-        _train(run, run.task.settings, stops, lambda step, seconds, params, rest: kept.append(params))
-    if not kept:
-        return None
-    if not _finite(kept[-1]):
-        _explain(run, run.task.settings["steps"], kept[-1])
-    run.params = {name: x for name, x in kept[-1].items() if not is_baseline_param(name)}
-    return run.params
-
-
-def look(run: ScriptProgram) -> None:
-    """Run the program a few times at its present parameters; raise the error that names a site or a parameter which is not finite."""
-    batch = run.fixed["train"][: run.batches.size]
-    seeded = handlers.seed(handlers.substitute(run.guide, run.params), jax.random.key(0))
-    seen = handlers.trace(seeded).get_trace(batch)
-    check_finite(
-        {name: np.asarray(site["value"]) for name, site in seen.items() if site["type"] == "param"} | run.params
-    )
-    elbo = TraceGrad_ELBO(2, estimators={"*": ScoreFunction()}, objective=objective(run.task.objective))
-    for seed in range(LOOKS):
-        elbo.diagnose(jax.random.key(seed), run.params, run.model, run.guide, batch)
-
-
-def _finite(params: dict) -> bool:
-    return all(np.isfinite(np.asarray(x)).all() for leaf in params.values() for x in jax.tree.leaves(leaf))
-
-
-def _explain(run: ScriptProgram, step: int, params: dict) -> None:
-    """Say why the objective is not finite: the program from the start, or training under this estimator."""
-    # Under jit nothing is raised, and what was wrong at the start may be seen later.
-    run.params = {} if step else {name: x for name, x in params.items() if not is_baseline_param(name)}
-    look(run)
-    raise Diverged(f"the objective is not finite after {step} steps; lower the learning rate")
+def _without_baselines(params: dict[str, Any]) -> dict[str, Any]:
+    return {name: x for name, x in params.items() if not is_baseline_param(name)}
 
 
 class _Seen(Messenger):
     """Notes where in the script each site and parameter stands."""
 
-    def __init__(self, run: ScriptProgram, side: str, found: dict[tuple[str, str], int], fn: Callable) -> None:
+    def __init__(self, run: Run, side: str, found: dict[tuple[str, str], int], fn: Callable) -> None:
         super().__init__(fn)
         self.path, self.side, self.found = run.script.path, side, found
 
@@ -311,20 +235,3 @@ class _Seen(Messenger):
         """Note the line that called."""
         if msg["type"] in ("sample", "param") and (line := caller_line(self.path, sys._getframe())) is not None:
             self.found.setdefault((self.side, msg["name"]), line)
-
-
-def lines(run: ScriptProgram) -> Lines:
-    """Return where the sites of the guide and of the model stand in the script, as far as they run."""
-    found: dict[tuple[str, str], int] = {}
-    batch = run.fixed["train"][: run.batches.size]
-    drawn: dict = {}
-
-    def seeded(program: Callable, side: str) -> Callable:
-        return handlers.seed(handlers.substitute(_Seen(run, side, found, program), run.params), jax.random.key(0))
-
-    with suppress(Exception), handlers.trace() as seen:
-        seeded(run.guide, "guide")(batch)
-        drawn = dict(seen)
-    with suppress(Exception):
-        handlers.replay(seeded(run.model, "model"), drawn)(batch)
-    return found

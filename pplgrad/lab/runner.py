@@ -118,7 +118,7 @@ class Plan:
 
 
 def perform_study(
-    plan: Plan, runs: Path, workers: Workers, told: Callable[[Task, Result], None] = lambda task, result: None
+    plan: Plan, runs: Path, workers: Workers, on_result: Callable[[Task, Result], None] = lambda task, result: None
 ) -> list[Result]:
     """Do every task that is not done yet; return all results."""
     done: dict[str, Result] = {}
@@ -128,17 +128,17 @@ def perform_study(
         def finish(tasks: list[tuple[Task, Needs]]) -> None:
             for task, result in map_tasks(tasks, runs):
                 done[task.key] = result
-                told(task, result)
+                on_result(task, result)
 
         finish([(plan.snapshots(*pair), {}) for pair in plan.measured()])
         first = [(plan.reference(*pair), {"snapshots": done[plan.snapshots(*pair).key]}) for pair in plan.measured()]
-        finish(_possible(first, done, told) + _searches(plan))
+        finish(_possible(first, done, on_result) + _searches(plan))
         second = []
         for backend, estimator, seed in plan.runs() if plan.measured() else ():
             snapshots, reference = plan.snapshots(backend, seed), plan.reference(backend, seed)
             needs = {"snapshots": done[snapshots.key], "reference": done[reference.key]}
             second.append((plan.gradients(backend, seed, estimator), needs))
-        finish(_possible(second, done, told) + _rest(plan, done))
+        finish(_possible(second, done, on_result) + _rest(plan, done))
     # In the plan's order, whichever came first.
     order = {(b, e, s): i for i, (b, e, s) in enumerate(plan.runs())}
 
@@ -150,7 +150,7 @@ def perform_study(
 
 
 def _possible(
-    tasks: list[tuple[Task, Needs]], done: dict[str, Result], told: Callable[[Task, Result], None]
+    tasks: list[tuple[Task, Needs]], done: dict[str, Result], on_result: Callable[[Task, Result], None]
 ) -> list[tuple[Task, Needs]]:
     """Return the tasks whose needs are there; the others fail with the reason of what failed before them."""
     result = []
@@ -162,7 +162,7 @@ def _possible(
             why: Result = {name: failed[name] for name in ("fault", "diverged", "details") if name in failed}
             text = f"what it is compared with failed: {failed['error']}"
             done[task.key] = {"task": asdict(task), **why, "error": text, "because": failed["error"]}
-            told(task, done[task.key])
+            on_result(task, done[task.key])
     return result
 
 

@@ -13,8 +13,8 @@ from pplgrad.lab.report import gradient_rows, training_rows
 from pplgrad.lab.results import failures, gradient_table
 
 
-def show(frame: pd.DataFrame, page: Path, told: Collection[str] = ()) -> None:
-    """Print what training reached, what gradients are like at each snapshot, and what failed but for what is `told` elsewhere."""
+def show(frame: pd.DataFrame, page: Path, reported: Collection[str] = ()) -> None:
+    """Print what training reached, what gradients are like at each snapshot, and what failed but for what is `reported` elsewhere."""
     console = Console()
     wide = console if console.is_terminal else Console(width=200)
     if data := training_rows(frame):
@@ -25,7 +25,7 @@ def show(frame: pd.DataFrame, page: Path, told: Collection[str] = ()) -> None:
             _table(gradient_rows(frame, step), f"gradients after {step} steps, means over seeds, best efficiency first")
         )
     for row in failures(frame).to_dict("records"):
-        if any(row["error"].endswith(text) for text in told):
+        if any(row["error"].endswith(text) for text in reported):
             continue
         wide.print(
             f"failed: {row['kind']} {row['backend']} {row['estimator']}: {row['error']}", highlight=False, markup=False

@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import re
-import sys
 import tempfile
 import time
 import traceback
@@ -123,8 +122,7 @@ def perform(task: Task, runs: Path | None, needs: dict[str, Result] | None = Non
     script, details = None, None
     try:
         script = load_script(Path(task.script), (task.backend,))
-        work = import_module(f"pplgrad.lab.run_{task.backend}")
-        result |= getattr(work, task.kind)(task, script, needs or {})
+        result |= getattr(make_run(task, script), task.kind)(needs or {})
     except (KeyboardInterrupt, GeneratorExit, MemoryError):
         raise
     except BaseException as error:
@@ -154,10 +152,15 @@ def _lasting(error: BaseException) -> bool:
     return isinstance(error, PplgradError) and (cause is None or isinstance(cause, PplgradError))
 
 
-def unsound(script: Script, backend: str) -> PplgradError | None:
+def make_run(task: Task, script: Script) -> Any:
+    """Return the script's program in the task's library; see `ScriptRun`."""
+    return import_module(f"pplgrad.lab.run_{task.backend}").Run(task, script)
+
+
+def unsound(script: Script) -> PplgradError | None:
     """Return the error for a program that is none, whatever estimates its gradient: such as a density that is not finite."""
     try:
-        import_module(f"pplgrad.lab.run_{backend}").look(script.made["run"])
+        script.made["run"].look()
     except (ImpossibleValueError, ProgramError) as found:
         return found
     except Exception:
@@ -174,18 +177,17 @@ def account(error: BaseException, path: Path, script: Script | None, backend: st
     if type(error) is ScriptError:
         # Of what was asked for, and not of the script.
         return str(error)
-    work: Any = sys.modules.get(f"pplgrad.lab.run_{backend}")
     run = None if script is None else script.made.get("run")
-    if work is None or script is None or run is None:
+    if script is None or run is None or run.backend != backend:
         return sentence(error, path)
     own = isinstance(error, PplgradError)
     if not isinstance(error, (ScriptFault, ImpossibleValueError)) and (own or not raised_in(error, path)):
-        found = unsound(script, backend)
+        found = unsound(script)
         error = error if found is None or (own and not isinstance(found, ImpossibleValueError)) else found
 
     def lines() -> Any:
         with suppress(Exception):
-            return work.lines(run)
+            return run.lines()
         return {}
 
     start = begins(getattr(run, "guide", None), path) or named_at(path, PROGRAMS[backend])

@@ -1,4 +1,4 @@
-"""`Watch`: what a training run shows of its gradient while it goes on, and where that is sent."""
+"""`Watch`: measurements of the gradient during training, and where they are sent."""
 
 from __future__ import annotations
 
@@ -16,28 +16,49 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Watch:
-    r"""Shows, every so many steps, what becomes of the gradient at each site.
+    r"""Measurements of the gradient at each site, made every few training steps.
 
-    Estimates, from `draws` more gradients g at the parameters and arguments of the step, for the whole program and for each
-    site (the parameters that its density reads, unconstrained): `gradient_variance` tr Cov[g], and `signal_to_noise`
-    ‖E[g]‖ / √tr Cov[g] (0 where so few draws show none). For each site too: `entropy`, in nats, of one element of its batch shape, by the formula where the
-    library has one and by −log q of the draws elsewhere; `explained_variance` 1 − Var[c − b] / Var[c] of its downstream
-    cost c and baseline b; `temperature`, `scale` and what else its estimator is set to or learns, by those names.
+    Estimates, from `draws` additional gradients g at the step's parameters and arguments, for the whole program and for each site (the
+    unconstrained parameters that the site's density reads):
 
-    Every `every` steps, from the first on, `callback` gets a plain dict `{"step", "loss", "gradient_variance", "signal_to_noise",
-    "sites": {name: {...}}}` of numbers, and `tensorboard`, a folder, an event file (needs tensorboardX). A step that is watched
-    costs `draws` more, so that a run costs about draws / every more; training itself is the same with and without. In NumPyro
-    it works inside `jit` and `SVI.run`, and the program must be one that JAX can trace.
+    - `gradient_variance`: tr Cov[g].
+    - `signal_to_noise`: ‖E[g]‖ / √tr Cov[g]. It is 0 where so few draws show no signal.
 
-    Shapes: any program. Losses and costs in nats; the variance in their squares per squared unit of the parameters.
+    It also estimates for each site:
 
-    Raises `ConfigurationError` if there is neither callback nor folder, `every` is below 1 or `draws` below 2.
+    - `entropy`: the entropy of one element of the site's batch shape, in nats. It is in closed form where the library has a formula, and
+      the mean of −log q over the draws elsewhere.
+    - `explained_variance`: 1 − Var[c − b] / Var[c], for the site's downstream cost c and baseline b.
+    - `temperature`, `scale` and other numbers that the site's estimator is set to or learns, under their own names.
 
-    >>> watch = Watch(print, every=200)
-    >>> watch.draws
-    3
+    A measurement is made every `every` steps, starting with the first. Its record is a plain dict of numbers, `{"step", "loss",
+    "gradient_variance", "signal_to_noise", "sites": {name: {...}}}`. A measured step costs `draws` additional gradients, so that
+    a run costs about draws / every more. Training itself is the same with and without a watch. In NumPyro a watch works inside `jit` and
+    `SVI.run`.
 
-    Source: Mohamed, Rosca, Figurnov and Mnih (2020), section 3, for what the variance means.
+    Args:
+        callback: function of the record. Default: None.
+        tensorboard: folder of a TensorBoard event file (needs tensorboardX). Default: None.
+        every: number of steps between measurements, at least 1. Default: 200.
+        draws: number of additional gradients in a measurement, at least 2. Default: 3.
+
+    Shapes:
+        Any program. Losses and costs are in nats. The variance is in nats² per squared unit of the parameters.
+
+    Assumptions:
+        In NumPyro the program must be one that JAX can trace.
+
+    Raises:
+        ConfigurationError: there is neither a callback nor a folder, the callback is not callable, `every` is below 1, `draws` is
+            below 2, or tensorboardX is needed and not installed.
+
+    Example:
+        >>> watch = Watch(print, every=200)
+        >>> watch.draws
+        3
+
+    References:
+        Mohamed, Rosca, Figurnov and Mnih (2020), section 3, for the meaning of the variance.
     """
 
     callback: Callable[[Record], None] | None = None
@@ -80,7 +101,7 @@ class Watcher:
         """Return whether a step is watched."""
         return step % self.watch.every == 0
 
-    def tell(self, step: Any, numbers: Mapping[str, Any], sites: Mapping[str, Mapping[str, Any]]) -> None:
+    def emit(self, step: Any, numbers: Mapping[str, Any], sites: Mapping[str, Mapping[str, Any]]) -> None:
         """Send a record where the user wants it; one of a step that was told already (an evaluation) is dropped."""
         step = int(step)
         if step == self._last or not self.due(step):

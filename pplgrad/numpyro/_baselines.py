@@ -27,10 +27,17 @@ ANEW = "begin with svi.init of this guide, or leave what was learned there out o
 
 
 def is_baseline_param(name: str) -> bool:
-    """Return whether a parameter or mutable site is a learned baseline's.
+    """Return whether a parameter or mutable site belongs to a learned baseline.
 
-    >>> is_baseline_param("z$pplgrad.0"), is_baseline_param("z_loc")
-    (True, False)
+    Args:
+        name: the name of a parameter or of a mutable site.
+
+    Returns:
+        True if the name contains "$pplgrad.".
+
+    Example:
+        >>> is_baseline_param("z$pplgrad.0"), is_baseline_param("z_loc")
+        (True, False)
     """
     return MARK in name
 

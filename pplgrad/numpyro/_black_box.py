@@ -18,27 +18,44 @@ def black_box(
     vectorized: bool = False,
     shape: tuple[int, ...] = (),
 ) -> jax.Array:
-    r"""Return what a NumPy function computes of each element: a simulator, a reward, a score from another library.
+    r"""Return the values of a NumPy function on each element: a simulator, a reward, a score from another library.
 
-    y_i = f(x_i, x'_i, ...) for each element i of the batch, without a gradient: ∂y/∂x counts as 0. Use estimators that need none there,
-    such as `ScoreFunction` and `LocalExpectation`; a relaxed site is refused, and `Reparam` at a site whose value gets here is biased.
+    Computes y_i = f(x_i, x'_i, ...) for each element i of the batch, without a gradient: ∂y/∂x counts as 0. Use estimators that need no
+    gradient there, such as `ScoreFunction` and `LocalExpectation`. A relaxed site is refused. `Reparam` is biased at a site whose value
+    reaches the function.
 
-    Element i of the result reads element i of each value and nothing else, and is charged so: elements of a plate stay
-    apart. The function is called once for each element, with NumPy arrays (numbers for `event_dim=0`). With `vectorized=True` it
-    is called once with whole arrays of shape (n, \*event), returns (n, \*shape), and promises that row i depends on row i alone; that is
-    checked in some rows at the 1st, 2nd, 4th, 8th, ... call of each trace. It computes the same from the same values.
+    Element i of the result reads element i of each value and nothing else, and provenance tracking records this: elements of a plate stay
+    independent.
 
-    Shapes: values (\*batch, \*event), where `event_dim` is the number of event dimensions, for all or one for each, and batch
-    shapes broadcast; the result (\*batch, \*shape), in the default floating type. What `vmap` and particles add is batch.
+    Args:
+        function: f, a function of NumPy arrays (of numbers for `event_dim=0`). It is called once for each element.
+        values: its arguments, arrays.
+        event_dim: the number of event dimensions of each value, one number for all or a tuple with one for each. Default: 0.
+        vectorized: True calls the function once with whole arrays of shape (n, \*event); it returns (n, \*shape). Default: False.
+        shape: the shape of the result for one element. Default: (), a number.
 
-    Raises `ProgramError` for what is no function, and for shapes that do not fit. What is found out while compiled code runs (a result of
-    another shape or kind, rows that are mixed) JAX hands on as an error of its own with the same words.
+    Returns:
+        An array in the default floating type.
 
-    >>> import jax.numpy as jnp, numpy as np
-    >>> black_box(np.cumsum, jnp.array([[1.0, 2.0], [3.0, 4.0]]), event_dim=1, shape=(2,)).tolist()
-    [[1.0, 3.0], [3.0, 7.0]]
+    Shapes:
+        Values have shape (\*batch, \*event), and their batch shapes broadcast. The result has shape (\*batch, \*shape). Axes that `vmap` and
+        particles add are part of the batch.
 
-    Source: `jax.pure_callback`, with what depends on what declared.
+    Assumptions:
+        The function computes the same from the same values. With `vectorized=True` row i of its result depends on row i alone; this is
+        checked for some rows, at the 1st, 2nd, 4th, 8th, ... call of each trace.
+
+    Raises:
+        ProgramError: `function` is not callable, or shapes do not fit. What is found while compiled code runs (a result of another shape or
+            kind, rows that are mixed) is raised by JAX as an error of its own, with the same message.
+
+    Example:
+        >>> import jax.numpy as jnp, numpy as np
+        >>> black_box(np.cumsum, jnp.array([[1.0, 2.0], [3.0, 4.0]]), event_dim=1, shape=(2,)).tolist()
+        [[1.0, 3.0], [3.0, 7.0]]
+
+    References:
+        `jax.pure_callback`, with declared dependencies.
     """
     # Nothing is known of the function's derivative, and JAX has none for a callback.
     arrays = [jax.lax.stop_gradient(jnp.asarray(x)) for x in values]

@@ -228,20 +228,20 @@ _CALLS = {"jit", "pjit", "closed_call", "core_call"}
 
 
 @lru_cache
-def _unsaid() -> tuple[Any, ...]:
+def _unspecified() -> tuple[Any, ...]:
     """Return what JAX notes about the devices and layouts of a call that says nothing about them."""
     (equation,) = jax.make_jaxpr(jax.jit(lambda x: x))(jax.ShapeDtypeStruct((), np.float32)).eqns
     found = [equation.params.get(name, ()) for name in ("in_shardings", "out_shardings", "in_layouts", "out_layouts")]
-    return tuple(said for values in found for said in values)
+    return tuple(value for values in found for value in values)
 
 
 def call_body(equation: Any) -> Any:
     """Return the closed jaxpr that an equation does nothing but call, or None."""
     if equation.primitive.name not in _CALLS:
         return None
-    unsaid = _unsaid()
+    unspecified = _unspecified()
     for name in ("in_shardings", "out_shardings", "in_layouts", "out_layouts"):
-        if any(said is not None and said not in unsaid for said in equation.params.get(name, ())):
+        if any(value is not None and value not in unspecified for value in equation.params.get(name, ())):
             return None
     if equation.params.get("compiler_options_kvs"):
         return None
@@ -249,7 +249,7 @@ def call_body(equation: Any) -> Any:
     return bodies[0] if len(bodies) == 1 and len(bodies[0].jaxpr.invars) == len(equation.invars) else None
 
 
-def spelled_out(equation: Any) -> Any:
+def as_slices(equation: Any) -> Any:
     """Return the closed jaxpr of slices that an equation stands for if it takes an array apart, as loops over keys do from JAX 0.11 on."""
     if equation.primitive.name != "unstack" or equation.primitive not in host_primitives():
         return None
@@ -332,17 +332,17 @@ def origin_of(equation: Any) -> Origin:
 def jax_function_of(equation: Any) -> str | None:
     """Return the name of the function that an equation calls, if it has one body and is of a file of JAX's own."""
     body = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
-    said = getattr(getattr(body, "jaxpr", body), "debug_info", None)
-    if said is None or not str(said.func_filename).startswith(_JAX):
+    value = getattr(getattr(body, "jaxpr", body), "debug_info", None)
+    if value is None or not str(value.func_filename).startswith(_JAX):
         return None
-    return str(said.func_name)
+    return str(value.func_name)
 
 
 def arguments_of(equation: Any) -> list[str]:
     """Return the names of a called function's arguments that are arrays, as they are in its body."""
     body = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
-    said = getattr(getattr(body, "jaxpr", body), "debug_info", None)
-    return [str(name) for name in getattr(said, "arg_names", None) or ()]
+    value = getattr(getattr(body, "jaxpr", body), "debug_info", None)
+    return [str(name) for name in getattr(value, "arg_names", None) or ()]
 
 
 def has_librarys_derivative(equation: Any) -> bool:
@@ -351,9 +351,9 @@ def has_librarys_derivative(equation: Any) -> bool:
     The functions are found in what JAX's wrappers close over; a function of anyone else among them decides.
     """
     body = equation.params.get("call_jaxpr")
-    said = getattr(getattr(body, "jaxpr", None), "debug_info", None)
+    value = getattr(getattr(body, "jaxpr", None), "debug_info", None)
     functions = list(_functions_in([x for x in equation.params.values() if x is not body]))
-    files = [str(getattr(said, "func_filename", None)), *(function.__code__.co_filename for function in functions)]
+    files = [str(getattr(value, "func_filename", None)), *(function.__code__.co_filename for function in functions)]
     return bool(functions) and all(file.startswith((_JAX, *_LIBRARIES)) for file in files)
 
 

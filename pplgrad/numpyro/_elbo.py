@@ -45,7 +45,7 @@ from pplgrad.numpyro._evaluation import (
 from pplgrad.numpyro._evaluator import Particle
 from pplgrad.numpyro._rerun.branches import NumPyroBranches
 from pplgrad.numpyro._rerun.monitoring import STEPS, counted, monitor
-from pplgrad.numpyro._rerun.wake_sleep import asleep
+from pplgrad.numpyro._rerun.wake_sleep import sleep_phase
 from pplgrad.numpyro._tracing.handlers import site_info
 from pplgrad.numpyro._tracing.particle_trace import ParticleOutputs, ParticleTrace, run_particle
 from pplgrad.numpyro._tracing.provenance import outputs_read
@@ -63,42 +63,53 @@ if TYPE_CHECKING:
 
 
 class TraceGrad_ELBO(Trace_ELBO):
-    r"""The evidence lower bound, with a gradient estimator for each latent site of the guide.
+    r"""The evidence lower bound (ELBO), with a gradient estimator for each latent site of the guide.
 
-    Estimates ∇ E_q[Σ log p − Σ log q] in nats. Each cost (a log density, scaled and masked) is charged to the sites that it depends on, which
-    provenance tracking finds. The score of a site is neither scaled nor masked. Costs are reduced to the site's plates, and inside
-    `scan` to the step and those after it.
+    Estimates ∇ E_q[Σ log p − Σ log q], in nats. A cost is a log density, scaled and masked. Each cost is part of the downstream
+    cost of the sites that it depends on, which provenance tracking finds. The score of a site is neither scaled nor masked. Costs are
+    reduced to the site's plates, and inside `scan` to the site's step and the steps after it.
 
-    Args (the others are those of `numpyro.infer.Trace_ELBO`):
-        vectorize_particles: True maps particles by `vmap`, False by `lax.map`; or a function of (f, keys).
-        estimators: site names and glob patterns to estimators. They override the guide's `infer` and wrappers.
-        objective: what is estimated, such as `IWAE()`, in the place of the bound.
-        higher_order: True makes derivatives of every order right, for `ScoreFunction`, `LocalExpectation` and `Reparam` (Foerster et al.,
-            2018). Without it, a second derivative that would be wrong raises.
-        closed_form: site names and patterns to "kl" (the divergence of guide from model in closed form, instead of sampled densities) or
-            "entropy" (that of the guide). It overrides the site's `infer={"closed_form": ...}`.
-        max_parallel: at most so many rows (particles × alternatives) run at once (`lax.map` over chunks), where estimators run the program
-            at other values; it bounds memory, with the same result. Relaxed branches run at once.
-        fuse: True evaluates a traced program in batches before it is compiled under `jit`: operations that several sites share run once
-            on all rows, draws that follow one another become loops, a `scan` is split into its sequential part and the rest, and the
-            random numbers of few sites are written out. The result is the same up to rounding. False compiles the program as JAX traced
-            it: to see whether a surprising result comes from the fusion, or to keep the program's operations (profiles).
+    With several particles, a user's own mutable state is the state that the first particle leaves. With `sum_sites=False`, each site's
+    entry has the gradient of its own part of the objective, estimated without baselines.
 
-    With several particles a user's own mutable state is the one that the first particle leaves. With `sum_sites=False` each site's entry has
-    the gradient of its own part of the objective, estimated without baselines.
+    Args:
+        vectorize_particles: True (the default) maps particles by `vmap`, False by `lax.map`. A function of (f, keys) maps them itself.
+        estimators: mapping from site names and glob patterns to estimators. It overrides the guide's `infer` and wrappers.
+        objective: the objective that is estimated in place of the ELBO, such as `IWAE()`. Default: `ELBO()`.
+        higher_order: True makes derivatives of every order correct, for `ScoreFunction`, `LocalExpectation` and `Reparam` (Foerster et
+            al., 2018). With False (the default), a second derivative that would be wrong raises.
+        closed_form: mapping from site names and glob patterns to "kl" (the closed-form divergence of guide from model replaces the sampled
+            densities) or "entropy" (the same for the guide's entropy). It overrides the site's `infer={"closed_form": ...}`.
+        max_parallel: the maximal number of rows (particles × alternatives) that run at once (`lax.map` over chunks), where estimators run
+            the program at other values. It bounds memory, with the same result. Relaxed branches run at once. Default: None, no maximum.
+        fuse: True (the default) evaluates a traced program in batches before it is compiled under `jit`. Operations that several sites
+            share run once on all rows, draws that follow one another become loops, a `scan` is split into its sequential part and the
+            rest, and the random numbers of few sites are written out. The result is the same up to rounding. False compiles the program
+            as JAX traced it, to see whether a surprising result comes from the fusion, or to keep the program's operations (profiles).
 
-    Shapes: any plates.
+        The other arguments are those of `numpyro.infer.Trace_ELBO`.
 
-    Raises `ConfigurationError`, `EstimatorError` and `BaselineError` where a specification does not fit, `ProgramError` where guide and
-    model do not match, and `ImpossibleValueError` where a cost is NaN or infinite and that is known (outside `jit`; inside, the loss is NaN,
-    and `diagnose` names the site).
+    Shapes:
+        Any plates. The loss is in nats.
 
-    >>> from pplgrad import LeaveOneOut, ScoreFunction
-    >>> elbo = TraceGrad_ELBO(num_particles=4, estimators={"z": ScoreFunction(LeaveOneOut())})
-    >>> elbo.can_infer_discrete
-    True
+    Raises:
+        ConfigurationError: a specification does not fit.
+        EstimatorError: an estimator does not fit its site.
+        BaselineError: a baseline does not fit its site.
+        ProgramError: guide and model do not match.
+        ImpossibleValueError: a cost is NaN or infinite and its value is known, that is, outside `jit`. Inside `jit` the loss is NaN, and
+            `diagnose` names the site.
 
-    Source: Schulman, Heess, Weber and Abbeel (2015), theorem 1; Ranganath, Gerrish and Blei (2014).
+    Example:
+        >>> from pplgrad import LeaveOneOut, ScoreFunction
+        >>> elbo = TraceGrad_ELBO(num_particles=4, estimators={"z": ScoreFunction(LeaveOneOut())})
+        >>> elbo.can_infer_discrete
+        True
+
+    References:
+        Schulman, Heess, Weber and Abbeel (2015), theorem 1.
+        Ranganath, Gerrish and Blei (2014).
+        Foerster et al. (2018), for `higher_order`.
     """
 
     can_infer_discrete = True
@@ -140,7 +151,7 @@ class TraceGrad_ELBO(Trace_ELBO):
     def loss_with_mutable_state(
         self, rng_key: jax.Array, param_map: dict, model: Callable, guide: Callable, *args: Any, **kwargs: Any
     ) -> Any:
-        """Return the loss, whose derivative is the estimate, and the new mutable state (None if there is none)."""
+        """Return the loss in nats, whose derivative is the estimate, and the new mutable state (None if there is none)."""
         if self.multi_sample_guide:
             if self.objective != ELBO():
                 raise ConfigurationError(
@@ -194,33 +205,52 @@ class TraceGrad_ELBO(Trace_ELBO):
         result = estimate(ops, parts, host, branches, self.objective, self.higher_order, record)
         if isinstance(self.objective, ReweightedWakeSleep) and self.objective.sleeps:
             dreams = jax.random.fold_in(reused(key), 0xD4EA)
-            asleep_loss = asleep(self.objective, dreams, params, program)
-            result.surrogate = result.surrogate + asleep_loss
+            sleep_loss = sleep_phase(self.objective, dreams, params, program)
+            result.surrogate = result.surrogate + sleep_loss
         return result
 
     def diagnose(
         self, rng_key: jax.Array, param_map: dict, model: Callable, guide: Callable, *args: Any, **kwargs: Any
     ) -> None:
-        """Replay a step eagerly, with the key and the parameters of that step, and raise the error that names the site.
+        """Run a step again eagerly, and raise the error that names the site.
 
-        >>> import jax, numpyro, numpyro.distributions as dist
-        >>> def model():
-        ...     numpyro.sample("z", dist.Bernoulli(0.5))
-        >>> TraceGrad_ELBO().diagnose(jax.random.key(0), {}, model, model)
+        Args:
+            rng_key: the key of the step.
+            param_map: the parameters of the step.
+            model: the model.
+            guide: the guide.
+            args: positional arguments of the program.
+            kwargs: keyword arguments of the program.
+
+        Example:
+            >>> import jax, numpyro, numpyro.distributions as dist
+            >>> def model():
+            ...     numpyro.sample("z", dist.Bernoulli(0.5))
+            >>> TraceGrad_ELBO().diagnose(jax.random.key(0), {}, model, model)
         """
         self.loss_with_mutable_state(rng_key, param_map, model, guide, *args, **kwargs)
 
     def describe(
         self, rng_key: jax.Array, param_map: dict, model: Callable, guide: Callable, *args: Any, **kwargs: Any
     ) -> Description:
-        """Return what this ELBO does at each latent site, and why: `print` it for a table.
+        """Describe what this ELBO does at each latent site, and why.
 
-        Takes what `loss` takes: a key, and the parameters (such as `svi.get_params(state)`).
+        Args:
+            rng_key: a key, as for `loss`.
+            param_map: the parameters, such as `svi.get_params(state)`.
+            model: the model.
+            guide: the guide.
+            args: positional arguments of the program.
+            kwargs: keyword arguments of the program.
 
-        >>> import jax, numpyro, numpyro.distributions as dist
-        >>> program = lambda: numpyro.sample("z", dist.Bernoulli(0.5))
-        >>> TraceGrad_ELBO(num_particles=2).describe(jax.random.key(0), {}, program, program).rows[0]["baseline"]
-        'LeaveOneOut()'
+        Returns:
+            A description with a row for each latent site. `print` shows it as a table.
+
+        Example:
+            >>> import jax, numpyro, numpyro.distributions as dist
+            >>> program = lambda: numpyro.sample("z", dist.Bernoulli(0.5))
+            >>> TraceGrad_ELBO(num_particles=2).describe(jax.random.key(0), {}, program, program).rows[0]["baseline"]
+            'LeaveOneOut()'
         """
         program = self._with_one_minibatch(rng_key, Program(model, guide, args, kwargs))
         runs, _ = self._runs(rng_key, param_map, program)
@@ -232,19 +262,31 @@ class TraceGrad_ELBO(Trace_ELBO):
     def measure(
         self, rng_key: jax.Array, param_map: dict, model: Callable, guide: Callable, *args: Any, **kwargs: Any
     ) -> Choice:
-        """Choose for the sites under `Auto(measure=True)` by measurement, and return the choice; call it before `svi.init`.
+        """Choose estimators by measurement for the sites under `Auto(measure=True)`. Call it before `svi.init`.
 
-        Takes what `loss` takes, where `param_map` may be empty: then the program starts where `svi.init` would. `print` the
-        choice for what was measured. At a site whose `Auto` the guide's wrapper does not know, estimators that learn something are left out.
+        Estimators that learn something are left out at a site whose `Auto` the guide's wrapper does not know.
 
-        Raises `ConfigurationError` if no site has such an `Auto`, or inside `jit`, where time cannot be measured.
+        Args:
+            rng_key: a key, as for `loss`.
+            param_map: the parameters. Where it is empty, the program starts with the parameters of `svi.init`.
+            model: the model.
+            guide: the guide.
+            args: positional arguments of the program.
+            kwargs: keyword arguments of the program.
 
-        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
-        >>> from pplgrad import Auto
-        >>> program = lambda: numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("a", 0.5)))
-        >>> elbo = TraceGrad_ELBO(estimators={"z": Auto(measure=True, seconds=0.2)})
-        >>> elbo.measure(jax.random.key(0), {}, program, program).estimators["z"] == elbo._mapping.estimators["z"].measured["z"]
-        True
+        Returns:
+            The `Choice`. `print` shows what was measured.
+
+        Raises:
+            ConfigurationError: no site has such an `Auto`, or the call is inside `jit`, where time cannot be measured.
+
+        Example:
+            >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
+            >>> from pplgrad import Auto
+            >>> program = lambda: numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("a", 0.5)))
+            >>> elbo = TraceGrad_ELBO(estimators={"z": Auto(measure=True, seconds=0.2)})
+            >>> elbo.measure(jax.random.key(0), {}, program, program).estimators["z"] == elbo._mapping.estimators["z"].measured["z"]
+            True
         """
         if is_tracing(rng_key, param_map, args, kwargs):
             raise ConfigurationError(
@@ -254,7 +296,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         return measured(self, Program(model, guide, args, kwargs), param_map or None, seed)
 
     def with_estimators(self, estimators: Mapping[str, Estimator]) -> TraceGrad_ELBO:
-        """Return the same ELBO with another mapping."""
+        """Return the same ELBO with another mapping of estimators."""
         other = copy.copy(self)
         other._mapping = EstimatorMapping.of(estimators, "TraceGrad_ELBO(estimators=...)")
         other._resolved, other._stateless = {}, set()
@@ -326,7 +368,7 @@ class TraceGrad_ELBO(Trace_ELBO):
             raise
         tree = jax.tree.structure(shapes)
         numbered = jax.tree.unflatten(tree, range(tree.num_leaves))
-        read = outputs_read(closed, seen[-1].standings())
+        read = outputs_read(closed, seen[-1].site_plates())
         reads = densities_read(seen[-1], numbered, read, [aval.shape for aval in closed.out_avals])
         reached = cache(lambda: outputs_with_gradient(numbered, closed, key, params))
         refuse_moving(seen[-1], numbered, reached)

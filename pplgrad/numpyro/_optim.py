@@ -1,4 +1,4 @@
-"""Two optimizers in one: the user's for the program, another for learned baselines."""
+"""An optimizer made of two: the user's for the program, and another for learned baselines."""
 
 from __future__ import annotations
 
@@ -15,19 +15,30 @@ from pplgrad.numpyro._compat import NumPyroOptim
 def split_optimizer(main: Any, baseline: Any, *, belongs: Callable[[str], bool] = is_baseline_param) -> NumPyroOptim:
     """Return an optimizer that trains learned baselines with `baseline` and everything else with `main`.
 
-    `belongs(name)` says which parameters `baseline` trains, where those are not the learned baselines'.
+    Clipping by a global norm is applied within each of the two. It estimates nothing.
 
-    Both are optimizers of `numpyro.optim` or of optax. Clipping by a global norm stays within each of the two. Estimates
-    nothing; shapes are those of the parameters.
+    Args:
+        main: an optimizer of `numpyro.optim` or of optax, for the program's parameters.
+        baseline: the same, for the parameters of learned baselines.
+        belongs: function from a parameter's name to whether `baseline` trains it. Default: `is_baseline_param`.
 
-    Raises `TypeError` if one of them is no such optimizer.
+    Returns:
+        A NumPyro optimizer.
 
-    >>> from numpyro.optim import Adam
-    >>> optimizer = split_optimizer(Adam(1e-3), Adam(1e-2))
-    >>> sorted(optimizer.get_params(optimizer.init({"a": 1.0, "z$pplgrad.0": 2.0})))
-    ['a', 'z$pplgrad.0']
+    Shapes:
+        Those of the parameters.
 
-    Source: Mnih and Gregor (2014), section 2.6, where the baseline has a learning rate of its own.
+    Raises:
+        TypeError: one of them is neither an optimizer of `numpyro.optim` nor of optax.
+
+    Example:
+        >>> from numpyro.optim import Adam
+        >>> optimizer = split_optimizer(Adam(1e-3), Adam(1e-2))
+        >>> sorted(optimizer.get_params(optimizer.init({"a": 1.0, "z$pplgrad.0": 2.0})))
+        ['a', 'z$pplgrad.0']
+
+    References:
+        Mnih and Gregor (2014), section 2.6, where the baseline has a learning rate of its own.
     """
     return SplitOptimizer(_as_numpyro(main), _as_numpyro(baseline), belongs)
 

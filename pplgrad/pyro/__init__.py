@@ -1,4 +1,10 @@
-"""pplgrad for Pyro: the ELBO, the guide wrapper, functions of NumPy arrays that are called element by element, a certificate for gradients, a choice by measurement, and a learning rate of their own for learned baselines."""
+"""pplgrad for Pyro.
+
+`TraceGrad_ELBO` is the ELBO, and `config_estimators` wraps a guide with estimators. `black_box` calls a function of NumPy arrays
+element by element. `check_gradients` certifies that a gradient is unbiased, and `choose_estimators` selects estimators by
+measurement. `split_optimizer` gives learned baselines a learning rate of their own, `is_baseline_param` recognises their
+parameters, and `joint_optimizer` updates many parameters in one call.
+"""
 
 from pplgrad.pyro._baselines import is_baseline_param
 from pplgrad.pyro._black_box import black_box

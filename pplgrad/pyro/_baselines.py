@@ -31,8 +31,15 @@ PREFIX = "pplgrad.baseline."
 def is_baseline_param(name: str) -> bool:
     """Return whether a name in the param store is that of a learned baseline's parameter or state.
 
-    >>> is_baseline_param("pplgrad.baseline.z.0$$$0.weight"), is_baseline_param("encoder$$$weight")
-    (True, False)
+    Args:
+        name: a name in Pyro's param store.
+
+    Returns:
+        True if the name begins with "pplgrad.baseline.".
+
+    Example:
+        >>> is_baseline_param("pplgrad.baseline.z.0$$$0.weight"), is_baseline_param("encoder$$$weight")
+        (True, False)
     """
     return name.startswith(PREFIX)
 

@@ -1,4 +1,4 @@
-"""`black_box` for Pyro programs: a NumPy function that is called element by element, and followed so."""
+"""`black_box` for Pyro programs: a NumPy function that is called, and tracked, element by element."""
 
 from __future__ import annotations
 
@@ -24,28 +24,44 @@ def black_box(
     vectorized: bool = False,
     shape: tuple[int, ...] = (),
 ) -> torch.Tensor:
-    r"""Return what a NumPy function computes of each element: a simulator, a reward, a score from another library.
+    r"""Return the values of a NumPy function on each element: a simulator, a reward, a score from another library.
 
-    y_i = f(x_i, x'_i, ...) for each element i of the batch, without a gradient: ∂y/∂x counts as 0. Use estimators that need none there,
-    such as `ScoreFunction` and `LocalExpectation`; a relaxed site is refused, and `Reparam` at a site whose value gets here is biased.
+    Computes y_i = f(x_i, x'_i, ...) for each element i of the batch, without a gradient: ∂y/∂x counts as 0. Use estimators that need no
+    gradient there, such as `ScoreFunction` and `LocalExpectation`. A relaxed site is refused. `Reparam` is biased at a site whose value
+    reaches the function.
 
-    Element i of the result reads element i of each value and nothing else, and is charged so: elements of a plate stay apart, where
-    `value.numpy()` would charge each with all. The function is called once for each element, with NumPy arrays (numbers for
-    `event_dim=0`). With `vectorized=True` it is called once with whole arrays of shape (n, \*event), returns (n, \*shape), and
-    promises that row i depends on row i alone; that is checked in some rows of steps that are watched. It computes the same from
-    the same values. A step with `compile=` refuses it.
+    Element i of the result reads element i of each value and nothing else, and provenance tracking records this: elements of a plate stay
+    independent, where `value.numpy()` would make each depend on all.
 
-    Shapes: values (\*batch, \*event), where `event_dim` is the number of event dimensions, for all or one for each, and batch
-    shapes broadcast; the result (\*batch, \*shape), in the default floating type. Vectorized particles are batch.
+    Args:
+        function: f, a function of NumPy arrays (of numbers for `event_dim=0`). It is called once for each element.
+        values: its arguments, tensors.
+        event_dim: the number of event dimensions of each value, one number for all or a tuple with one for each. Default: 0.
+        vectorized: True calls the function once with whole arrays of shape (n, \*event); it returns (n, \*shape). Default: False.
+        shape: the shape of the result for one element. Default: (), a number.
 
-    Raises `ProgramError` for what is no function, for shapes that do not fit, for a result of another shape or kind, and for rows that
-    are mixed; `CompileError` in a step that is to be compiled.
+    Returns:
+        A tensor in the default floating type.
 
-    >>> import numpy as np, torch
-    >>> black_box(np.cumsum, torch.tensor([[1.0, 2.0], [3.0, 4.0]]), event_dim=1, shape=(2,)).tolist()
-    [[1.0, 3.0], [3.0, 7.0]]
+    Shapes:
+        Values have shape (\*batch, \*event), and their batch shapes broadcast. The result has shape (\*batch, \*shape). Vectorized particles
+        are part of the batch.
 
-    Source: pplgrad; what depends on what is declared, as by the batch dimensions of a distribution.
+    Assumptions:
+        The function computes the same from the same values. With `vectorized=True` row i of its result depends on row i alone; this is
+        checked for some rows, in steps that are tracked.
+
+    Raises:
+        ProgramError: `function` is not callable, shapes do not fit, the result has another shape or kind, or rows are mixed.
+        CompileError: the step is to be compiled; `TraceGrad_ELBO(compile=...)` refuses a black box.
+
+    Example:
+        >>> import numpy as np, torch
+        >>> black_box(np.cumsum, torch.tensor([[1.0, 2.0], [3.0, 4.0]]), event_dim=1, shape=(2,)).tolist()
+        [[1.0, 3.0], [3.0, 7.0]]
+
+    References:
+        None outside pplgrad. Dependencies are declared, as by the batch dimensions of a distribution.
     """
     tensors = [torch.as_tensor(x) for x in values]
     dtype = torch.get_default_dtype()

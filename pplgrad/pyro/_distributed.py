@@ -55,23 +55,26 @@ def refuse_own_gradients(peers: TorchDataParallel | None) -> None:
 
 
 class TraceGradModule(ELBOModule):
-    """`ELBOModule` that also holds what baselines and estimators learn, once `initialize` or the loss has been called.
+    """An `ELBOModule` that also holds the parameters of baselines and estimators, once `initialize` or the loss has been called.
 
-    Its gradient is the estimate. Under `torch.nn.parallel.DistributedDataParallel`, which takes the parameters when it is made,
-    call `initialize` first, and give `TraceGrad_ELBO` the `process_group`.
+    The gradient of its output is the estimate. `torch.nn.parallel.DistributedDataParallel` takes the parameters when it is made. Call
+    `initialize` before that, and give `TraceGrad_ELBO` the `process_group`.
 
-    Raises what `TraceGrad_ELBO` raises.
+    Raises:
+        PplgradError: whatever `TraceGrad_ELBO` raises.
 
-    >>> import pyro.distributions as dist
-    >>> from pplgrad import NeuralBaseline, ScoreFunction
-    >>> from pplgrad.pyro import TraceGrad_ELBO
-    >>> pyro.clear_param_store()
-    >>> program = lambda: pyro.sample("z", dist.Bernoulli(0.5))
-    >>> module = TraceGrad_ELBO(estimators={"z": ScoreFunction(NeuralBaseline())})(program, program)
-    >>> len(list(module.parameters())), len(list(module.initialize().parameters()))
-    (0, 1)
+    Example:
+        >>> import pyro.distributions as dist
+        >>> from pplgrad import NeuralBaseline, ScoreFunction
+        >>> from pplgrad.pyro import TraceGrad_ELBO
+        >>> pyro.clear_param_store()
+        >>> program = lambda: pyro.sample("z", dist.Bernoulli(0.5))
+        >>> module = TraceGrad_ELBO(estimators={"z": ScoreFunction(NeuralBaseline())})(program, program)
+        >>> len(list(module.parameters())), len(list(module.initialize().parameters()))
+        (0, 1)
 
-    Source: the interface is Pyro's `ELBOModule`.
+    References:
+        The interface is that of Pyro's `ELBOModule`.
     """
 
     def initialize(self, *args: Any, **kwargs: Any) -> TraceGradModule:

@@ -37,11 +37,11 @@ from pplgrad.pyro._distributed import TorchDataParallel, TraceGradModule, data_p
 from pplgrad.pyro._distributions import family
 from pplgrad.pyro._evaluation import Evaluation, check_costs
 from pplgrad.pyro._rerun.branches import PyroBranches
-from pplgrad.pyro._rerun.comparison import refuse_meeting
+from pplgrad.pyro._rerun.comparison import refuse_interaction
 from pplgrad.pyro._rerun.monitoring import monitor
-from pplgrad.pyro._rerun.wake_sleep import asleep
+from pplgrad.pyro._rerun.wake_sleep import sleep_phase
 from pplgrad.pyro._reuse.dependency_structure import Structure, Structures
-from pplgrad.pyro._running import Runner, together_or_apart
+from pplgrad.pyro._running import Runner, vectorized_or_sequential
 from pplgrad.pyro._tracing.particle_trace import (
     Traces,
 )
@@ -52,49 +52,65 @@ if TYPE_CHECKING:
 
 
 class TraceGrad_ELBO(Runner, Trace_ELBO):
-    r"""The evidence lower bound, with a gradient estimator for each latent site of the guide.
+    r"""The evidence lower bound (ELBO), with a gradient estimator for each latent site of the guide.
 
-    Estimates ∇ E_q[Σ log p − Σ log q] in nats. Each cost (a log density, scaled and masked) is charged to the sites that it depends on, which
-    provenance tracking finds. The score of a site is neither scaled nor masked. Costs are reduced to the site's plates.
+    Estimates ∇ E_q[Σ log p − Σ log q], in nats. A cost is a log density, scaled and masked. Each cost is part of the downstream
+    cost of the sites that it depends on, which provenance tracking finds. The score of a site is neither scaled nor masked. Costs are
+    reduced to the site's plates.
 
-    Args (the others are those of `pyro.infer.ELBO`):
-        estimators: site names and glob patterns to estimators. They override the guide's `infer` and wrappers.
-        objective: what is estimated, such as `IWAE()`, in the place of the bound.
-        higher_order: True makes derivatives of every order right, for `ScoreFunction`, `LocalExpectation` and `Reparam` (Foerster et al.,
-            2018). Without it, a second derivative that would be wrong raises.
-        closed_form: site names and patterns to "kl" (the divergence of guide from model in closed form, instead of sampled densities) or
-            "entropy" (that of the guide). It overrides the site's `infer={"closed_form": ...}`.
-        max_parallel: at most so many rows (particles × alternatives) run at once under `vectorize_particles=True`, where estimators run the
-            program at other values; it bounds memory. What follows the site is drawn anew in each row with or without it. Relaxed
-            branches run at once.
-        process_group: a group of processes (True: all) that each draw their part of the subsampled plates, and whose gradients are
-            averaged by `DistributedDataParallel` around `elbo(model, guide)`. Baselines see the costs, and learn from the draws, of all.
-        compile: True compiles training steps (`SVI.step`, `loss_and_grads`): two steps run eagerly, the third is recorded with its
-            draws and compiled by torch's inductor, and later ones draw anew, repeatably after `pyro.set_rng_seed`. A step with other
-            shapes, arguments or Python state is recorded again, at most `graphs` times; after that such steps run eagerly, with a
-            warning, as does a program whose Python state cannot be compared. "fallback" runs eagerly, with a warning, what cannot be
-            compiled. A mapping sets `backend` (of `torch.compile`; "eager" runs the recorded operations), `fallback`, `graphs` (8) and
-            `cuda_graph` (True). Values are validated in eager steps only. `loss` and `differentiable_loss` stay eager.
-        reuse_structure: dependencies are found by watching a step, and reused while all Python state that the program reads is known to
-            be unchanged; a program that reads what cannot be compared (a generator, a file, an extension's object) is watched at every
-            step. False watches every step. A reused structure is checked at its 2nd, 4th, 8th, ... and then every 500th use; a
-            difference raises, or with "warn" warns and watches every step from then on.
+    Provenance tracking also detects programs that mix particles under `vectorize_particles=True`. Their particles run one by one, with a
+    warning. An estimator that runs the program again is refused if the program computes something else the second time.
 
-    Watching also finds programs that mix particles under `vectorize_particles=True`: they run one by one, with a warning. Estimators that
-    run the program again are refused where it computes something else the second time.
+    Args:
+        estimators: mapping from site names and glob patterns to estimators. It overrides the guide's `infer` and wrappers.
+        objective: the objective that is estimated in place of the ELBO, such as `IWAE()`. Default: `ELBO()`.
+        higher_order: True makes derivatives of every order correct, for `ScoreFunction`, `LocalExpectation` and `Reparam` (Foerster et
+            al., 2018). With False (the default), a second derivative that would be wrong raises.
+        closed_form: mapping from site names and glob patterns to "kl" (the closed-form divergence of guide from model replaces the sampled
+            densities) or "entropy" (the same for the guide's entropy). It overrides the site's `infer={"closed_form": ...}`.
+        max_parallel: the maximal number of rows (particles × alternatives) that run at once under `vectorize_particles=True`, where
+            estimators run the program at other values. It bounds memory. Draws that follow the site are made anew in each row, with and
+            without a maximum. Relaxed branches run at once. Default: None, no maximum.
+        process_group: a group of processes (True: all) that each draw their part of the subsampled plates, and whose gradients
+            `DistributedDataParallel` averages around `elbo(model, guide)`. Baselines see the costs, and learn from the draws, of all
+            processes. Default: False.
+        compile: True compiles training steps (`SVI.step`, `loss_and_grads`). Two steps run eagerly. The third is recorded with its draws
+            and compiled by torch's inductor. Later steps make new draws, repeatable after `pyro.set_rng_seed`. A step with other shapes,
+            arguments or Python state is recorded again, up to `graphs` recordings; after that such steps run eagerly, with a warning. A
+            program whose Python state cannot be compared also runs eagerly, with a warning. "fallback" runs what cannot be compiled
+            eagerly, with a warning. A mapping sets `backend` (of `torch.compile`; "eager" runs the recorded operations), `fallback`,
+            `graphs` (8) and `cuda_graph` (True). Values are validated in eager steps only. `loss` and `differentiable_loss` stay eager.
+            Default: False.
+        reuse_structure: True (the default) reuses the dependencies that a tracked step has found, while all Python state that the program
+            reads is known to be unchanged. A program that reads what cannot be compared (a generator, a file, an extension's object) is
+            tracked at every step. False tracks every step. A reused structure is checked at its 2nd, 4th, 8th, ... and then every 500th
+            use. A difference raises; with "warn" it warns, and every later step is tracked.
 
-    Shapes: any plates. With `vectorize_particles=True` particles run in a plate to the left of all others.
+        The other arguments are those of `pyro.infer.ELBO`.
 
-    Raises `ConfigurationError`, `EstimatorError` and `BaselineError` where a specification does not fit, `ProgramError` where guide and
-    model do not match, `CompileError` where a step cannot be compiled, and `ImpossibleValueError` where a cost is NaN or infinite. The message
-    names the site, and neither the param store nor the optimizer has changed.
+    Shapes:
+        Any plates. With `vectorize_particles=True` the particles run in a plate to the left of all others. The loss is in nats.
 
-    >>> from pplgrad import LeaveOneOut, ScoreFunction
-    >>> elbo = TraceGrad_ELBO(num_particles=4, estimators={"z": ScoreFunction(LeaveOneOut())})
-    >>> elbo.num_particles
-    4
+    Raises:
+        ConfigurationError: a specification does not fit.
+        EstimatorError: an estimator does not fit its site.
+        BaselineError: a baseline does not fit its site.
+        ProgramError: guide and model do not match, or a reused structure differs.
+        CompileError: a step cannot be compiled.
+        ImpossibleValueError: a cost is NaN or infinite.
 
-    Source: Schulman, Heess, Weber and Abbeel (2015), theorem 1; Ranganath, Gerrish and Blei (2014).
+        The message names the site. Neither the param store nor the optimizer has changed.
+
+    Example:
+        >>> from pplgrad import LeaveOneOut, ScoreFunction
+        >>> elbo = TraceGrad_ELBO(num_particles=4, estimators={"z": ScoreFunction(LeaveOneOut())})
+        >>> elbo.num_particles
+        4
+
+    References:
+        Schulman, Heess, Weber and Abbeel (2015), theorem 1.
+        Ranganath, Gerrish and Blei (2014).
+        Foerster et al. (2018), for `higher_order`.
     """
 
     def __init__(
@@ -147,18 +163,18 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
         self._compiler = _compiler_of(compile)
 
     def __call__(self, model: torch.nn.Module, guide: torch.nn.Module) -> TraceGradModule:
-        """Return a module that computes the loss, whose parameters include those of learned baselines."""
+        """Return a module that computes the loss. Its parameters include those of learned baselines."""
         return TraceGradModule(model, guide, self)
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
-        """Return an estimate of the negative evidence lower bound in nats, without a gradient."""
+        """Return an estimate of the negative ELBO, or of the negative `objective`, in nats and without a gradient."""
         combined = isinstance(self.objective, MultiSample)
         # Particles that run together are looked at, as in a training step; one by one there is nothing to find.
         together = self.vectorize_particles and self.num_particles > 1
         program = Program(model, guide, args, kwargs)
         known = self._structures.find(program) if together or combined else None
         value = self._bound if combined else self._mean_loss
-        return together_or_apart(known, lambda: value(program, known))
+        return vectorized_or_sequential(known, lambda: value(program, known))
 
     def _mean_loss(self, program: Program, known: Structure | None) -> float:
         """Return the mean of the particles' losses."""
@@ -181,11 +197,11 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
         provenance: Provenance | None,
         known: Structure,
     ) -> Layout:
-        """Return the layout of a run whose particles stay apart, or raise `Meeting`."""
+        """Return the layout of a run whose particles stay apart, or raise `ParticlesInteract`."""
         layout = known.layout(traces, run, provenance, self.objective)
         if provenance is not None and traces.particles > 1:
             host = self._branches(program, traces, layout, run, provenance)
-            refuse_meeting(layout, run.costs, provenance, partial(host.alone, traces.guide))
+            refuse_interaction(layout, run.costs, provenance, partial(host.alone, traces.guide))
         return layout
 
     def _bound(self, program: Program, known: Structure | None) -> float:
@@ -204,7 +220,7 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
         return -value
 
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
-        """Return the loss, and add its gradient estimate to the parameters' gradients."""
+        """Return the loss in nats, and add its gradient estimate to the parameters' gradients."""
         refuse_own_gradients(self._peers)
         program = Program(model, guide, args, kwargs)
         if self._compiler is not None and torch.is_grad_enabled():
@@ -223,7 +239,7 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
         return -value
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Return the loss as a tensor whose gradient is the estimate."""
+        """Return the loss in nats as a tensor whose gradient is the estimate."""
         program = Program(model, guide, args, kwargs)
         evaluation, _ = self._step(program)
         self._watch(program)
@@ -254,12 +270,22 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
         return None if self._peers is None else replace(self._peers, exchanging=False)
 
     def describe(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Description:
-        """Return what this ELBO does at each latent site, and why: `print` it for a table. Nothing is changed.
+        """Describe what this ELBO does at each latent site, and why. Nothing is changed.
 
-        >>> import pyro, pyro.distributions as dist
-        >>> program = lambda: pyro.sample("z", dist.Bernoulli(0.5))
-        >>> TraceGrad_ELBO(num_particles=2).describe(program, program).rows[0]["baseline"]
-        'LeaveOneOut()'
+        Args:
+            model: the model.
+            guide: the guide.
+            args: positional arguments of the program.
+            kwargs: keyword arguments of the program.
+
+        Returns:
+            A description with a row for each latent site. `print` shows it as a table.
+
+        Example:
+            >>> import pyro, pyro.distributions as dist
+            >>> program = lambda: pyro.sample("z", dist.Bernoulli(0.5))
+            >>> TraceGrad_ELBO(num_particles=2).describe(program, program).rows[0]["baseline"]
+            'LeaveOneOut()'
         """
         store = pyro.get_param_store()
         before = set(store.keys())
@@ -279,34 +305,45 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
                 del store[name]
 
     def measure(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Choice:
-        """Choose for the sites under `Auto(measure=True)` by measurement, at the present parameters, and return the choice.
+        """Choose estimators by measurement for the sites under `Auto(measure=True)`, at the present parameters.
 
-        The first step does this by itself; called again, it measures again. `print` the choice for what was measured.
+        The first training step does this by itself. Another call measures again.
 
-        Raises `ConfigurationError` if no site has such an `Auto`.
+        Args:
+            model: the model.
+            guide: the guide.
+            args: positional arguments of the program.
+            kwargs: keyword arguments of the program.
 
-        >>> import pyro, pyro.distributions as dist, torch
-        >>> from pplgrad import Auto
-        >>> pyro.clear_param_store()
-        >>> program = lambda: pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor(0.5))))
-        >>> elbo = TraceGrad_ELBO(estimators={"z": Auto(measure=True, seconds=0.2)})
-        >>> elbo.measure(program, program).estimators["z"] == elbo._mapping.estimators["z"].measured["z"]
-        True
+        Returns:
+            The `Choice`. `print` shows what was measured.
+
+        Raises:
+            ConfigurationError: no site has such an `Auto`.
+
+        Example:
+            >>> import pyro, pyro.distributions as dist, torch
+            >>> from pplgrad import Auto
+            >>> pyro.clear_param_store()
+            >>> program = lambda: pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor(0.5))))
+            >>> elbo = TraceGrad_ELBO(estimators={"z": Auto(measure=True, seconds=0.2)})
+            >>> elbo.measure(program, program).estimators["z"] == elbo._mapping.estimators["z"].measured["z"]
+            True
         """
         self.describe(model, guide, *args, **kwargs)
         found = {key[0]: resolved for key, resolved in self._resolved.items()}
         choice = measured(self._uncompiled(), Program(model, guide, args, kwargs), found)
         self._resolved.clear()
-        self._structures = self._structures.anew(self._mapping.estimators.values())
+        self._structures = self._structures.empty_copy(self._mapping.estimators.values())
         return choice
 
     def with_estimators(self, estimators: Mapping[str, Estimator]) -> TraceGrad_ELBO:
-        """Return the same ELBO with another mapping, and nothing learned yet."""
+        """Return the same ELBO with another mapping of estimators, and with nothing learned yet."""
         other = copy.copy(self)
         other._mapping = EstimatorMapping.of(estimators, "TraceGrad_ELBO(estimators=...)")
         other._networks, other._resolved = Networks(), {}
-        other._structures = self._structures.anew(other._mapping.estimators.values())
-        other._compiler = None if self._compiler is None else self._compiler.anew()
+        other._structures = self._structures.empty_copy(other._mapping.estimators.values())
+        other._compiler = None if self._compiler is None else self._compiler.empty_copy()
         return other
 
     def __copy__(self) -> TraceGrad_ELBO:
@@ -320,11 +357,11 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
         state = dict(self.__dict__)
         state |= {
             "_networks": Networks(),
-            "_structures": self._structures.anew(self._mapping.estimators.values()),
+            "_structures": self._structures.empty_copy(self._mapping.estimators.values()),
             "_resolved": {},
             "_watcher": None,
         }
-        state["_compiler"] = None if self._compiler is None else self._compiler.anew()
+        state["_compiler"] = None if self._compiler is None else self._compiler.empty_copy()
         return state
 
     def _uncompiled(self) -> TraceGrad_ELBO:
@@ -374,7 +411,7 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
         """Run the program and return the objective's value, surrogate and new states, which are not stored yet."""
         known = known or self._structures.find(program)
         structure = known
-        return together_or_apart(known, lambda: self._together(program, record, structure, peers))
+        return vectorized_or_sequential(known, lambda: self._together(program, record, structure, peers))
 
     def _together(
         self,
@@ -398,7 +435,7 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
             traced.append(traces)
             branches.append(self._branches(program, traces, layouts[-1], run, provenance))
             if provenance is not None and traces.particles > 1:
-                refuse_meeting(layouts[-1], run.costs, provenance, partial(branches[-1].alone, traces.guide))
+                refuse_interaction(layouts[-1], run.costs, provenance, partial(branches[-1].alone, traces.guide))
             last = provenance
         host = baselines_of(self._networks, layouts, runs, traced, last if len(runs) == 1 else None, program)
         result = estimate(
@@ -412,7 +449,7 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
             peers,
         )
         if isinstance(self.objective, ReweightedWakeSleep) and self.objective.sleeps:
-            result.surrogate = result.surrogate + asleep(self.objective, program)
+            result.surrogate = result.surrogate + sleep_phase(self.objective, program)
         return Evaluation(result, traced, runs, host)
 
 

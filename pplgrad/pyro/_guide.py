@@ -1,4 +1,4 @@
-"""`config_estimators`: a guide whose latent sites have their estimators set."""
+"""`config_estimators`: a guide with an estimator at each latent site."""
 
 from __future__ import annotations
 
@@ -94,25 +94,36 @@ def config_estimators(
     guide: Callable, estimators: Mapping[str, Estimator] | None = None, *, watch: Watch | None = None
 ) -> Callable: ...
 def config_estimators(guide: Any = None, estimators: Any = None, *, watch: Any = None) -> Any:
-    """Return the guide with an estimator chosen for each latent site that `estimators` names.
+    """Return the guide with an estimator for each latent site that `estimators` names.
 
-    Keys are site names or glob patterns: an exact name goes before the patterns, which go in their order. A site's own
-    `infer={"estimator": ...}` goes before the wrapper, an inner wrapper before an outer one, and
-    `TraceGrad_ELBO(estimators=...)` before all. Sites that nothing names get the default: reparameterization where the
-    sampler allows it, else the score function with a baseline. Estimates nothing itself; shapes are unchanged.
+    Precedence, highest first: `TraceGrad_ELBO(estimators=...)`, the site's `infer={"estimator": ...}`, the inner wrapper, the outer
+    wrapper. Within a mapping, an exact name is tried before the patterns, and patterns are tried in their order. Sites without a
+    configuration get the default: reparameterization where the sampler allows it, else the score function with a baseline. The wrapper
+    estimates nothing itself.
 
-    Works as a call and, given the mapping alone, as a decorator. Attributes of the wrapped guide stay reachable.
+    Args:
+        guide: the guide, a callable or a module. Without it, or with the mapping in its place, a decorator is returned.
+        estimators: mapping from site names and glob patterns to estimators.
+        watch: a `Watch`, which measures the gradient at each site while `TraceGrad_ELBO` trains the guide. Default: None.
 
-    `watch` shows what becomes of the gradient at each site while `TraceGrad_ELBO` trains the guide (see `Watch`).
+    Returns:
+        The wrapped guide, or a decorator. Attributes of the wrapped guide stay reachable.
 
-    Raises `ConfigurationError` if a value is not an estimator; a key that matches no site is reported by the ELBO.
+    Shapes:
+        Those of the guide, unchanged.
 
-    >>> from pplgrad import ScoreFunction
-    >>> guide = config_estimators(lambda: None, {"z": ScoreFunction()})
-    >>> guide() is None
-    True
+    Raises:
+        ConfigurationError: a value is not an estimator, `guide` is not callable, or `watch` is not a `Watch`. The ELBO reports a key that
+            matches no site.
 
-    Source: named after `pyro.infer.config_enumerate`, beside which it sits.
+    Example:
+        >>> from pplgrad import ScoreFunction
+        >>> guide = config_estimators(lambda: None, {"z": ScoreFunction()})
+        >>> guide() is None
+        True
+
+    References:
+        The name follows `pyro.infer.config_enumerate`, the corresponding wrapper for enumeration.
     """
     return configured(guide, estimators, watch, _wrapped)
 

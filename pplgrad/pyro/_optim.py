@@ -1,4 +1,4 @@
-"""Pyro optimizers that update many parameters in one call, and two in one: the program's, and another for learned baselines."""
+"""Pyro optimizers that update many parameters in one call, or that use a second optimizer for learned baselines."""
 
 from __future__ import annotations
 
@@ -144,20 +144,32 @@ class SplitOptimizer(JointOptimizer):
 
 
 def joint_optimizer(optimizer: PyroOptim) -> PyroOptim:
-    """Return a Pyro optimizer that does what `optimizer` does, with one call of torch for all parameters of the same options.
+    """Return a Pyro optimizer that does what `optimizer` does, with one torch call for all parameters that have the same options.
 
-    Pyro makes a torch optimizer for each parameter and calls one after the other, which takes longer than a small compiled step, and
-    on a GPU starts kernels for each. Here they are the same optimizers, with states, schedulers and clipping of their own, but the
-    update of those that are alike is done at once; torch's optimizers that are not known to treat parameters one by one (`LBFGS`) are called
-    singly. Estimates nothing; shapes are those of the parameters.
+    Pyro makes one torch optimizer for each parameter and calls them one after the other. That takes longer than a small compiled step,
+    and starts separate kernels for each parameter on a GPU. The returned optimizer holds the same torch optimizers, with their own
+    states, schedulers and clipping, and updates those with equal options at once. A torch optimizer that is not known to treat parameters
+    one by one (`LBFGS`) is called singly. It estimates nothing.
 
-    Raises `TypeError` if it is not a Pyro optimizer.
+    Args:
+        optimizer: an optimizer of `pyro.optim`.
 
-    >>> from pyro.optim import Adam
-    >>> joint_optimizer(Adam({"lr": 1e-3})).pt_optim_args
-    {'lr': 0.001}
+    Returns:
+        A Pyro optimizer.
 
-    Source: none; the arithmetic is torch's own, over several tensors at once.
+    Shapes:
+        Those of the parameters.
+
+    Raises:
+        TypeError: `optimizer` is not a Pyro optimizer.
+
+    Example:
+        >>> from pyro.optim import Adam
+        >>> joint_optimizer(Adam({"lr": 1e-3})).pt_optim_args
+        {'lr': 0.001}
+
+    References:
+        None. The arithmetic is torch's own, over several tensors at once.
     """
     if not isinstance(optimizer, PyroOptim):
         raise TypeError(f"joint_optimizer takes an optimizer of pyro.optim; got {type(optimizer).__name__}.")
@@ -172,19 +184,30 @@ def split_optimizer(
 ) -> PyroOptim:
     """Return an optimizer that trains learned baselines with `baseline` and everything else with `main`.
 
-    `belongs(name)` says which parameters `baseline` trains, where those are not the learned baselines'.
+    Clipping is that of each optimizer, parameter by parameter, as in Pyro. Parameters with the same options are updated at once
+    (`joint_optimizer`). It estimates nothing.
 
-    Both are Pyro optimizers, or Pyro learning-rate schedulers. Clipping is each one's own, parameter by parameter, as in
-    Pyro; updates of parameters with the same options are done at once (`joint_optimizer`). Estimates nothing; shapes are
-    those of the parameters.
+    Args:
+        main: a Pyro optimizer or a Pyro learning-rate scheduler, for the program's parameters.
+        baseline: the same, for the parameters of learned baselines.
+        belongs: function from a parameter's name to whether `baseline` trains it. Default: `is_baseline_param`.
 
-    Raises `AttributeError` if one of them is not a Pyro optimizer.
+    Returns:
+        A Pyro optimizer.
 
-    >>> from pyro.optim import Adam
-    >>> optimizer = split_optimizer(Adam({"lr": 1e-3}), Adam({"lr": 1e-2}))
-    >>> optimizer.baseline.pt_optim_args
-    {'lr': 0.01}
+    Shapes:
+        Those of the parameters.
 
-    Source: Mnih and Gregor (2014), section 2.6, where the baseline has a learning rate of its own.
+    Raises:
+        AttributeError: one of them is not a Pyro optimizer.
+
+    Example:
+        >>> from pyro.optim import Adam
+        >>> optimizer = split_optimizer(Adam({"lr": 1e-3}), Adam({"lr": 1e-2}))
+        >>> optimizer.baseline.pt_optim_args
+        {'lr': 0.01}
+
+    References:
+        Mnih and Gregor (2014), section 2.6, where the baseline has a learning rate of its own.
     """
     return SplitOptimizer(main, baseline, belongs)

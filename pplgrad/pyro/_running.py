@@ -27,7 +27,7 @@ from pplgrad.engine.closed_forms import ClosedForms
 from pplgrad.engine.layout import Layout
 from pplgrad.monitoring.watch import Watcher
 from pplgrad.pyro._rerun.branches import PyroBranches
-from pplgrad.pyro._rerun.comparison import Meeting
+from pplgrad.pyro._rerun.comparison import ParticlesInteract
 from pplgrad.pyro._reuse.dependency_structure import Structure
 from pplgrad.pyro._reuse.guards import Guard
 from pplgrad.pyro._reuse.tensors_before import tensors_before
@@ -48,7 +48,7 @@ from pplgrad.pyro._tracing.threads import OtherThreads
 Result = TypeVar("Result")
 
 
-def together_or_apart(known: Structure | None, run: Callable[[], Result]) -> Result:
+def vectorized_or_sequential(known: Structure | None, run: Callable[[], Result]) -> Result:
     """Return what a run gives; where it finds that particles or branches meet, from the same random state with each by itself.
 
     That is found in a step that is watched alone, so that others need not note the state.
@@ -58,8 +58,8 @@ def together_or_apart(known: Structure | None, run: Callable[[], Result]) -> Res
     before = generators()
     try:
         return run()
-    except Meeting as meeting:
-        known.run_apart(meeting.message)
+    except ParticlesInteract as interaction:
+        known.run_sequentially(interaction.message)
     restore(before)
     return run()
 

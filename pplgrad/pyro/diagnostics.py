@@ -1,4 +1,4 @@
-"""For whoever compares estimators: draws of a gradient at fixed parameters."""
+"""Draws of a gradient at fixed parameters, for the comparison of estimators."""
 
 from pplgrad.pyro._diagnostics.gradient_draws import Gradients
 

@@ -1,7 +1,8 @@
-"""Proof of estimators: how far the expectation of an estimate is from the gradient of the enumerated objective.
+"""Tests of estimators: the difference between the expectation of an estimate and the gradient of the enumerated objective.
 
-The programs of `PROGRAMS` have finitely many outcomes (continuous sites have their noise held). They are written once for
-both libraries, in `pplgrad/testing/programs.py` and `reentering.py`, and are those of this project's own tests.
+`gradient_error` computes the expectation exactly, and `z_score` by simulation. `random_program` makes random programs. The programs
+named in `PROGRAMS` have finitely many outcomes (the noise of continuous sites is held fixed). They are written once for both libraries,
+in `pplgrad/testing/programs.py` and `reentering.py`, and this project's own tests use them.
 """
 
 from __future__ import annotations
@@ -25,19 +26,35 @@ def gradient_error(
 ) -> float:
     r"""Return max |E[estimate] − exact gradient| over all coordinates, both enumerated in float64.
 
-    Estimates nothing by chance: the expectation is a sum over all outcomes of the program, of its branches, and of the
-    estimator's own finite noise (`Noise.bernoulli`, `Noise.categorical`). An unbiased estimator gives rounding error.
+    Nothing is simulated: the expectation is a sum over all outcomes of the program, of its branches, and of the estimator's own finite
+    noise (`Noise.bernoulli`, `Noise.categorical`). An unbiased estimator gives rounding error.
 
-    Shapes: the parameters of the program; `estimator` is used at all of its discrete sites. In the units of the gradient.
+    Args:
+        estimator: the estimator, used at all discrete sites of the program.
+        library: "pyro" or "numpyro".
+        program: a name in `PROGRAMS`. Default: "hierarchy".
+        particles: number of particles. Default: 1.
+        vectorized: whether particles run at once. Default: False.
 
-    Raises `ConfigurationError` for an unknown library or program, `TypeError` if the estimator draws uniform noise
-    (use `z_score`), and whatever the estimator's `check` raises at the program's sites.
+    Returns:
+        The largest absolute error, in the units of the gradient.
 
-    >>> from pplgrad import DisARM
-    >>> gradient_error(DisARM(), "numpyro", "single") < 1e-9
-    True
+    Shapes:
+        The coordinates are those of the program's parameters.
 
-    Source: this project's tests (`tests/*/test_branches.py`).
+    Raises:
+        ConfigurationError: the library or the program is unknown.
+        TypeError: the estimator draws uniform noise. Use `z_score`.
+
+        Errors of the estimator's `check` at the program's sites are passed on.
+
+    Example:
+        >>> from pplgrad import DisARM
+        >>> gradient_error(DisARM(), "numpyro", "single") < 1e-9
+        True
+
+    References:
+        This project's tests (`tests/*/test_branches.py`).
     """
     host, case = _host(library), _case(program)
     with host.isolated():
@@ -56,18 +73,34 @@ def z_score(
 ) -> float:
     r"""Return the largest |mean estimate − exact gradient| / standard error over all coordinates.
 
-    Estimates by chance, for estimators whose noise is continuous: with an unbiased one it exceeds 4.5 about once in
-    150,000 coordinates. A coordinate that does not vary counts by its error times 1e9.
+    The mean is simulated, for estimators whose noise is continuous. With an unbiased estimator the score exceeds 4.5 about once in 150,000
+    coordinates. A coordinate that does not vary counts by its error times 1e9.
 
-    Shapes: the parameters of the program; `estimator` is used at all of its discrete sites. No unit.
+    Args:
+        estimator: the estimator, used at all discrete sites of the program.
+        library: "pyro" or "numpyro".
+        program: a name in `PROGRAMS`. Default: "hierarchy".
+        particles: number of particles. Default: 1.
+        vectorized: whether particles run at once. Default: False.
+        draws: number of draws of the estimate. Default: 10,000.
+        seed: seed of the draws. Default: 0.
 
-    Raises `ConfigurationError` for an unknown library or program.
+    Returns:
+        The largest score. No unit.
 
-    >>> from pplgrad import ARM
-    >>> z_score(ARM(), "numpyro", "single", draws=2000) < 4.5
-    True
+    Shapes:
+        The coordinates are those of the program's parameters.
 
-    Source: this project's tests (`tests/*/test_branches.py`).
+    Raises:
+        ConfigurationError: the library or the program is unknown.
+
+    Example:
+        >>> from pplgrad import ARM
+        >>> z_score(ARM(), "numpyro", "single", draws=2000) < 4.5
+        True
+
+    References:
+        This project's tests (`tests/*/test_branches.py`).
     """
     host, case = _host(library), _case(program)
     with host.isolated():

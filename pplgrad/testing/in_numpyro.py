@@ -379,9 +379,16 @@ def assert_same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], tol
 
 @contextmanager
 def isolated() -> Iterator[None]:
-    """Run in float64, and put the switch back."""
-    with jax.enable_x64(True):
+    """Run in float64, and put the switch back.
+
+    The switch is the process's: JAX runs callbacks in threads of its own, which `jax.enable_x64` does not reach.
+    """
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", True)
+    try:
         yield
+    finally:
+        jax.config.update("jax_enable_x64", before)
 
 
 def make_elbo(case: Case, estimator: Estimator, particles: int, vectorized: bool = True) -> TraceGrad_ELBO:

@@ -100,7 +100,7 @@ def particles_that_meet_are_not_noticed(patch: Any) -> None:
     from pplgrad.pyro._rerun import branches
 
     for module in (branches, _elbo):
-        patch.setattr(module, "refuse_meeting", lambda *given: None)
+        patch.setattr(module, "refuse_interaction", lambda *given: None)
 
 
 def supports_are_taken_for_fixed(patch: Any) -> None:

@@ -12,7 +12,7 @@ from pplgrad.core.plates import Plate
 from pplgrad.numpyro._compat import sub_jaxprs, tag
 from pplgrad.numpyro._tracing import axis_rules, provenance
 from pplgrad.numpyro._tracing.axis_rules import Axis
-from pplgrad.numpyro._tracing.provenance import Standing, outputs_read
+from pplgrad.numpyro._tracing.provenance import SitePlates, outputs_read
 from tests.numpyro.idioms import IDIOMS, whole
 
 
@@ -27,7 +27,7 @@ def claims(function, shape):
     plates = tuple(Plate(f"p{k}", k - len(shape), size, size) for k, size in enumerate(shape))
     closed = jax.make_jaxpr(lambda z: function(tag("z", z)))(jnp.zeros(shape))
     nothing = (None,) * (1 + len(shape))
-    found = outputs_read(closed, {"z": Standing(plates, 0)})
+    found = outputs_read(closed, {"z": SitePlates(plates, 0)})
     return [reads["z"].axes[1:] if "z" in reads else nothing[1:] for reads in found]
 
 
@@ -259,7 +259,7 @@ def carry_of_the_same_element(patch):
 
 def carry_walked_once(patch):
     """What the body does with its carry is not followed round again."""
-    patch.setattr(provenance.Way, "__eq__", lambda a, b: True)
+    patch.setattr(provenance.Dependency, "__eq__", lambda a, b: True)
 
 
 def branch_without_question(patch):

@@ -13,17 +13,12 @@ from numpyro.infer import SVI, RenyiELBO
 from pplgrad import (
     IWAE,
     VIMCO,
-    BaselineError,
     ConfigurationError,
     DReG,
-    EstimatorError,
-    GumbelSoftmax,
-    LeaveOneOut,
     ProgramError,
     Renyi,
     Reparam,
     ReweightedWakeSleep,
-    ScoreFunction,
 )
 from pplgrad.engine import surrogate
 from pplgrad.numpyro import TraceGrad_ELBO, config_estimators
@@ -40,7 +35,19 @@ from pplgrad.testing.in_numpyro import (
 )
 from pplgrad.testing.programs import CASES
 from tests.bound_mutants import MUTANTS
-from tests.bounds import BRANCHES, KEPT, OBJECTIVES, RANDOM, SCORES, bound, branch_pairs, score_pairs, wake
+from tests.bounds import (
+    AMBIGUOUS,
+    BRANCHES,
+    KEPT,
+    OBJECTIVES,
+    RANDOM,
+    REFUSED,
+    SCORES,
+    bound,
+    branch_pairs,
+    score_pairs,
+    wake,
+)
 
 
 @cache
@@ -242,15 +249,6 @@ def test_training_with_the_defaults():
     assert np.isfinite(svi.run(jax.random.key(0), 20, progress_bar=False).losses).all()
 
 
-REFUSED = {
-    "reads the other particles": (BaselineError, ScoreFunction(LeaveOneOut()), IWAE(), 2),
-    "use DReG": (EstimatorError, Reparam(sticking_the_landing=True), IWAE(), 2),
-    "combines no particles": (EstimatorError, DReG(), None, 2),
-    "at least 2 are needed": (EstimatorError, VIMCO(), IWAE(), 1),
-    "no site has an estimator": (EstimatorError, GumbelSoftmax(), ReweightedWakeSleep(), 2),
-}
-
-
 @pytest.mark.parametrize("words", REFUSED)
 def test_misfits_are_refused(words):
     kind, estimator, objective, particles = REFUSED[words]
@@ -264,14 +262,7 @@ def test_misfits_are_refused(words):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "objective", "words"),
-    [
-        ("subsampled", IWAE(), r"Site 'g' is shared by the elements of plate 'data'.*plates=\(\)"),
-        ("coupled_plate", IWAE(), r"Site 'f' stands outside of plate 'data'.*plates=\(\)"),
-        ("event_in_plate", IWAE(plates=("nobody",)), "names plate 'nobody'.*'data'"),
-    ],
-)
+@pytest.mark.parametrize(("name", "objective", "words"), AMBIGUOUS)
 def test_ambiguous_weights_are_refused(name, objective, words):
     model, guide = CASES[name].build(HOST)
     with pytest.raises((ProgramError, ConfigurationError), match=words):

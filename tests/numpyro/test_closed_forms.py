@@ -8,7 +8,7 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.infer import TraceMeanField_ELBO
 
-from pplgrad import IWAE, ConfigurationError, EstimatorError, Expectation, GumbelSoftmax, ProgramError, Reparam
+from pplgrad import IWAE, EstimatorError, Expectation, GumbelSoftmax, Reparam
 from pplgrad.numpyro import TraceGrad_ELBO
 from pplgrad.testing.in_numpyro import (
     HOST,
@@ -19,7 +19,7 @@ from pplgrad.testing.in_numpyro import (
     parameters,
 )
 from pplgrad.testing.programs import CASES
-from tests.closed import ESTIMATORS, pairs
+from tests.closed import ESTIMATORS, REFUSED, pairs
 
 
 @pytest.mark.parametrize(("name", "kinds", "short"), pairs())
@@ -106,14 +106,6 @@ def test_a_relaxed_site_may_have_it():
 
     plain = gradient(objective=Expectation())
     np.testing.assert_allclose(gradient(closed_form={"z": "kl"}), plain + jax.grad(divergence)(0.3))
-
-
-REFUSED = [
-    ("hierarchy", {"z1": "kl"}, ProgramError, "'z1' has no closed form: the model draws the site given 'z2'"),
-    ("hierarchy", {"nobody": "kl"}, ConfigurationError, "names 'nobody', which matches no latent site"),
-    ("hierarchy", {"z1": "KL"}, ConfigurationError, '\'KL\'; write "kl" or "entropy"'),
-    ("auxiliary", {"helper": "kl"}, EstimatorError, "'helper' is not in the model"),
-]
 
 
 @pytest.mark.parametrize(("name", "kinds", "kind", "words"), REFUSED)

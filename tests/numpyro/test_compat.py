@@ -191,17 +191,17 @@ def test_an_array_taken_apart_is_slices():
     equations = jax.make_jaxpr(lambda x: list(x))(x).eqns
     apart = [e for e in equations if e.primitive.name == "unstack"]
     assert apart or {e.primitive.name for e in equations} <= {"slice", "squeeze", "split", "reshape"}, (
-        f"JAX takes an array apart by {sorted({e.primitive.name for e in equations})}; spelled_out() in _compat.py writes it as slices."
+        f"JAX takes an array apart by {sorted({e.primitive.name for e in equations})}; as_slices() in _compat.py writes it as slices."
     )
     for equation in apart:
-        has(equation, "axis", "spelled_out() in _compat.py writes it as slices along this axis")
-        slices = compat.spelled_out(equation)
+        has(equation, "axis", "as_slices() in _compat.py writes it as slices along this axis")
+        slices = compat.as_slices(equation)
         assert {e.primitive.name for e in slices.jaxpr.eqns} == {"slice", "squeeze"}
         assert np.array_equal(compat.as_function(slices)(x), x)
     keys = jax.random.split(jax.random.key(0), 3)
     for equation in jax.make_jaxpr(lambda k: list(k))(keys).eqns:
         if equation.primitive.name == "unstack":
-            assert all(map(jnp.array_equal, compat.as_function(compat.spelled_out(equation))(keys), keys))
+            assert all(map(jnp.array_equal, compat.as_function(compat.as_slices(equation))(keys), keys))
 
 
 def test_its_own_operations_are_known():

@@ -352,9 +352,9 @@ def test_elements_taken_for_independent_are_caught(name, monkeypatch):
 
 
 def test_a_lost_event_dimension_is_caught(monkeypatch):
-    plain = provenance.Standing.axes
+    plain = provenance.SitePlates.axes
     monkeypatch.setattr(
-        provenance.Standing, "axes", lambda self, shape: plain(provenance.Standing(self.plates, 0), shape)
+        provenance.SitePlates, "axes", lambda self, shape: plain(provenance.SitePlates(self.plates, 0), shape)
     )
     assert gradient_error(REENTERED["mixed_over_events"], ScoreFunction(), 1, False) > 1e-6
 

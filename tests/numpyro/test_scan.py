@@ -186,7 +186,7 @@ def weights(name):
         costs = layout.cost_groups[link.costs]
         for flag, sums in link.sums.items():
             for column, part in enumerate(costs.parts):
-                for number in part if sums.held[row, column] else ():
+                for number in part if sums.included[row, column] else ():
                     spec = layout.costs[costs.members[number]]
                     found.setdefault((spec.name, spec.sign), set()).add(flag)
     return found

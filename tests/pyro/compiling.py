@@ -7,8 +7,8 @@ from torch._decomp import get_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pplgrad.pyro import TraceGrad_ELBO
-from pplgrad.pyro._compile.broadcast_sinking import narrow
-from pplgrad.pyro._compile.scalarization import take_apart
+from pplgrad.pyro._compile.broadcast_sinking import sink_broadcasts
+from pplgrad.pyro._compile.scalarization import scalarize
 from pplgrad.testing.in_pyro import HOST, fresh, gradient
 
 CHEAP = {"backend": "eager"}
@@ -16,7 +16,7 @@ CHEAP = {"backend": "eager"}
 
 def taken_apart(graph, inputs):
     """Return a graph as the inductor is given it on a CPU, to be run operation by operation."""
-    take_apart(graph)
+    scalarize(graph)
     return graph
 
 
@@ -24,7 +24,7 @@ def prepared(graph, inputs):
     """Return a graph as the inductor's loops are made of it on a CPU, to be run operation by operation."""
     functional = torch.func.functionalize(taken_apart(graph, inputs))
     found = make_fx(functional, get_decompositions(DECOMPOSED), tracing_mode="fake")(*inputs)
-    narrow(found.graph)
+    sink_broadcasts(found.graph)
     found.recompile()
     return found
 

@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pplgrad.pyro._tracing import axes
-from pplgrad.pyro._tracing.axes import NONE, Call, follows, rule_of, writes_unsaid
+from pplgrad.pyro._tracing.axes import NONE, Call, follows, rule_of, writes_undeclared
 from pplgrad.pyro._tracing.operations import operands_of, places_written, tensors_in
 from pplgrad.pyro._tracing.provenance import PlateAxis, Provenance
 from tests.pyro import axis_calls
@@ -128,7 +128,7 @@ def test_no_axis_is_said_to_be_followed_where_it_is_not():
     # In inference mode operations are seen that torch otherwise decomposes.
     plain, inference = checked(), checked(inference=True)
     assert plain.wrong + inference.wrong == []
-    assert all(writes_unsaid(func) for func in plain.unsaid | inference.unsaid) and plain.unsaid
+    assert all(writes_undeclared(func) for func in plain.unsaid | inference.unsaid) and plain.unsaid
     tried, claimed = plain.tried | inference.tried, plain.claimed | inference.claimed
     assert set(axes._RULES) - tried == UNTRIED
     assert tried & set(axes._RULES) - claimed == WITHOUT_AXES

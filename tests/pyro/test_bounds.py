@@ -10,17 +10,12 @@ from pyro.infer import SVI
 from pplgrad import (
     IWAE,
     VIMCO,
-    BaselineError,
     ConfigurationError,
     DReG,
-    EstimatorError,
-    GumbelSoftmax,
-    LeaveOneOut,
     ProgramError,
     Renyi,
     Reparam,
     ReweightedWakeSleep,
-    ScoreFunction,
 )
 from pplgrad.engine import surrogate
 from pplgrad.pyro import TraceGrad_ELBO
@@ -37,7 +32,7 @@ from pplgrad.testing.in_pyro import (
 )
 from pplgrad.testing.programs import CASES
 from tests.bound_mutants import MUTANTS
-from tests.bounds import BRANCHES, KEPT, OBJECTIVES, SCORES, bound, branch_pairs, score_pairs, wake
+from tests.bounds import AMBIGUOUS, BRANCHES, KEPT, OBJECTIVES, REFUSED, SCORES, bound, branch_pairs, score_pairs, wake
 
 
 def make(name, estimator, objective, particles=2, vectorized=True):
@@ -214,15 +209,6 @@ def test_training_with_the_defaults():
     assert np.isfinite([svi.step() for _ in range(10)] + [svi.evaluate_loss()]).all()
 
 
-REFUSED = {
-    "reads the other particles": (BaselineError, ScoreFunction(LeaveOneOut()), IWAE(), 2),
-    "use DReG": (EstimatorError, Reparam(sticking_the_landing=True), IWAE(), 2),
-    "combines no particles": (EstimatorError, DReG(), None, 2),
-    "at least 2 are needed": (EstimatorError, VIMCO(), IWAE(), 1),
-    "no site has an estimator": (EstimatorError, GumbelSoftmax(), ReweightedWakeSleep(), 2),
-}
-
-
 @pytest.mark.parametrize("words", REFUSED)
 def test_misfits_are_refused(words):
     kind, estimator, objective, particles = REFUSED[words]
@@ -236,14 +222,7 @@ def test_misfits_are_refused(words):
     assert f"'{name}'" in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("name", "objective", "words"),
-    [
-        ("subsampled", IWAE(), r"Site 'g' is shared by the elements of plate 'data'.*plates=\(\)"),
-        ("coupled_plate", IWAE(), r"Site 'f' stands outside of plate 'data'.*plates=\(\)"),
-        ("event_in_plate", IWAE(plates=("nobody",)), "names plate 'nobody'.*'data'"),
-    ],
-)
+@pytest.mark.parametrize(("name", "objective", "words"), AMBIGUOUS)
 def test_ambiguous_weights_are_refused(name, objective, words):
     fresh(CASES[name])
     model, guide = CASES[name].build(HOST)

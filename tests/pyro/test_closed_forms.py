@@ -8,7 +8,7 @@ import torch
 from pyro import poutine
 from pyro.infer import TraceMeanField_ELBO
 
-from pplgrad import IWAE, ConfigurationError, EstimatorError, Expectation, GumbelSoftmax, ProgramError, Reparam
+from pplgrad import IWAE, EstimatorError, Expectation, GumbelSoftmax, ProgramError, Reparam
 from pplgrad.pyro import TraceGrad_ELBO
 from pplgrad.testing.in_pyro import (
     HOST,
@@ -21,7 +21,7 @@ from pplgrad.testing.in_pyro import (
     gradient,
 )
 from pplgrad.testing.programs import CASES
-from tests.closed import ESTIMATORS, pairs
+from tests.closed import ESTIMATORS, REFUSED, pairs
 
 
 @pytest.mark.parametrize(("name", "kinds", "short"), pairs())
@@ -77,14 +77,6 @@ def test_a_relaxed_site_may_have_it():
     (q * (q / 0.4).log() + (1 - q) * ((1 - q) / 0.6).log()).backward()
     plain = relaxed(objective=Expectation())
     np.testing.assert_allclose(relaxed(closed_form={"z": "kl"}), plain + float(a.grad))
-
-
-REFUSED = [
-    ("hierarchy", {"z1": "kl"}, ProgramError, "'z1' has no closed form: the model draws the site given 'z2'"),
-    ("hierarchy", {"nobody": "kl"}, ConfigurationError, "names 'nobody', which matches no latent site"),
-    ("hierarchy", {"z1": "KL"}, ConfigurationError, '\'KL\'; write "kl" or "entropy"'),
-    ("auxiliary", {"helper": "kl"}, EstimatorError, "'helper' is not in the model"),
-]
 
 
 @pytest.mark.parametrize(("name", "kinds", "kind", "words"), REFUSED)

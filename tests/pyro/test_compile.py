@@ -25,7 +25,7 @@ from pplgrad.core.objectives import ELBO
 from pplgrad.errors import BaselineError
 from pplgrad.pyro import TraceGrad_ELBO, config_estimators
 from pplgrad.pyro._compile import broadcast_sinking
-from pplgrad.pyro._compile.broadcast_sinking import narrow
+from pplgrad.pyro._compile.broadcast_sinking import sink_broadcasts
 from pplgrad.testing.in_pyro import HOST, assert_same, fresh, gradient
 from pplgrad.testing.programs import CASES
 from tests.pyro.compiling import CHEAP, assert_same_training, graphs, train
@@ -463,8 +463,8 @@ def one_thread():
 @pytest.mark.slow
 def test_inductor_takes_large_draws_from_the_generator(one_thread, monkeypatch):
     """The numbers that torch gives eagerly, one after the other, and the gradient of the recorded operations."""
-    narrowed = []
-    monkeypatch.setattr(broadcast_sinking, "narrow", lambda graph: narrowed.append(narrow(graph)))
+    sunk = []
+    monkeypatch.setattr(broadcast_sinking, "sink_broadcasts", lambda graph: sunk.append(sink_broadcasts(graph)))
     rows = torch.linspace(-2, 2, 600, dtype=torch.float64)
 
     def model():
@@ -486,7 +486,7 @@ def test_inductor_takes_large_draws_from_the_generator(one_thread, monkeypatch):
             results.append(train(elbo, model, guide, steps=8))
         assert graphs(elbo) == 1
     assert_same_training(*results)
-    assert len(narrowed) == 1
+    assert len(sunk) == 1
     seen = [elbo.loss_and_grads(model, guide) for _ in range(20)]
     assert len(set(seen)) == 20
 

@@ -218,7 +218,7 @@ def test_private_parts_of_torch_and_pyro():
     plain = internals.settings()
     with torch.autocast("cpu", torch.bfloat16):
         assert internals.settings() != plain
-    assert callable(backends._narrowing()) and torch._inductor.config.post_grad_custom_pre_pass is None
+    assert callable(backends._sinking_pass()) and torch._inductor.config.post_grad_custom_pre_pass is None
     graph = torch.fx.Graph()
     a = graph.placeholder("a")
     graph.output((graph.call_function(torch.ops.aten.mul.Tensor, (a, 3)),))

@@ -32,28 +32,49 @@ def choose_estimators(
 ) -> Choice:
     r"""Measure the estimators that fit each site on this program, and return the configuration with the best efficiency.
 
-    Estimates variance × time of a gradient, tr Cov[g] · t, whose inverse is the efficiency of an unbiased estimator, at `params`
-    (such as `svi.get_params(state)`; those that the program starts with, if none are given).
-    One site after the other is decided, the others at the best so far: all candidates are drawn in turns, and after each round
-    the worse half goes (successive halving), until `seconds` are over or the best two are known apart. `candidates` are
-    the unbiased estimators to choose from (default: all that fit, and what they learn is learned for `warm_up` steps first).
+    Estimates variance × time of a gradient, tr Cov[g] · t, at the parameters `params`. Its inverse is the efficiency of an unbiased
+    estimator. Sites are decided one after the other, with the other sites at the best estimators so far. All candidates are drawn in
+    turns, and the worse half is dropped after each round (successive halving), until `seconds` are over or the best two can be told apart.
 
-    Shapes: any program; gradients are those of the unconstrained parameters. The result has `estimators` for
-    `config_estimators`, `code` to paste, `confidence` (the probability that nothing that was measured is better) and a table.
+    Args:
+        model: the model.
+        guide: the guide.
+        args: positional arguments of the program.
+        kwargs: keyword arguments of the program.
+        params: the parameters, such as `svi.get_params(state)`. Default: None, those that the program starts with.
+        seconds: time for the measurements. Default: 30.
+        candidates: the unbiased estimators to choose from. Default: None, all that fit.
+        num_particles: number of particles of the ELBO. Default: 2.
+        vectorize_particles: as in `TraceGrad_ELBO`. Default: True.
+        objective: the objective. Default: `ELBO()`.
+        warm_up: number of steps in which a candidate learns what it learns, before it is measured. Default: 50.
+        seed: seed of the runs that find the program's sites and initial parameters. Default: 0.
+        progress: function that is called with each configuration that is measured.
 
-    Raises `ConfigurationError` if a candidate is biased, none fits a site, or `seconds` is not above 0.
+    Returns:
+        The `Choice`. It has `estimators` for `config_estimators`, `code` to paste, `confidence` (the probability that nothing that was
+        measured is better) and a table.
 
-    >>> import numpyro, numpyro.distributions as dist
-    >>> from pplgrad import DisARM, ScoreFunction
-    >>> def model():
-    ...     numpyro.sample("z", dist.Bernoulli(0.3))
-    >>> def guide():
-    ...     numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("a", 0.5)))
-    >>> choice = choose_estimators(model, guide, seconds=0.1, candidates=[ScoreFunction(), DisARM()])
-    >>> sorted(choice.estimators)
-    ['z']
+    Shapes:
+        Any program. Gradients are those of the unconstrained parameters.
 
-    Source: Karnin, Koren and Somekh (2013), successive halving; Owen (2013), section 8.1, for the efficiency.
+    Raises:
+        ConfigurationError: a candidate is biased, no candidate fits a site, or `seconds` is not above 0.
+
+    Example:
+        >>> import numpyro, numpyro.distributions as dist
+        >>> from pplgrad import DisARM, ScoreFunction
+        >>> def model():
+        ...     numpyro.sample("z", dist.Bernoulli(0.3))
+        >>> def guide():
+        ...     numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("a", 0.5)))
+        >>> choice = choose_estimators(model, guide, seconds=0.1, candidates=[ScoreFunction(), DisARM()])
+        >>> sorted(choice.estimators)
+        ['z']
+
+    References:
+        Karnin, Koren and Somekh (2013), successive halving.
+        Owen (2013), section 8.1, for the efficiency.
     """
 
     program = Program(model, guide, args, dict(kwargs or {}))

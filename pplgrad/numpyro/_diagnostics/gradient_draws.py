@@ -1,8 +1,9 @@
-"""Draws of a gradient at fixed parameters, for whatever measures or compares estimators."""
+"""Draws of a gradient at fixed parameters, for the measurement and comparison of estimators."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -35,7 +36,37 @@ _NUMBERS = 4_000_000
 
 
 class Gradients:
-    """The gradient of an ELBO at given parameters (those that a program starts with, if none are), as a flat vector."""
+    """Draws of an ELBO's gradient at given parameters, as flat vectors.
+
+    Each draw is g = (∂L/∂θ_1, ..., ∂L/∂θ_n), one estimate of the gradient of the loss L (the negative objective, in nats) with respect to
+    the unconstrained parameters θ, all of them in one vector. `blocks` maps each parameter's name to its coordinates in g. `sites` maps
+    each latent site to the coordinates of the parameters that its density reads.
+
+    Args:
+        program: the `Program`: model, guide and their arguments.
+        params: the parameters, such as `svi.get_params(state)`. Default: None, those that the program starts with.
+        seed: seed of the run that initialises the program. Default: 0.
+
+    Shapes:
+        Draws have shape (draws, parameters). The gradient is in nats per unit of the unconstrained parameters.
+
+    Raises:
+        ProgramError: the program has no parameters.
+
+    Example:
+        >>> import numpy as np, numpyro, numpyro.distributions as dist
+        >>> from pplgrad.core.program import Program
+        >>> from pplgrad.numpyro import TraceGrad_ELBO
+        >>> def model():
+        ...     numpyro.sample("z", dist.Bernoulli(0.3))
+        >>> def guide():
+        ...     numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("a", 0.5)))
+        >>> gradients = Gradients(Program(model, guide, (), {}))
+        >>> np.concatenate(list(gradients.draws(TraceGrad_ELBO())(10, 0))).shape
+        (10, 1)
+        >>> list(gradients.blocks), list(gradients.sites())
+        (['a'], ['z'])
+    """
 
     def __init__(
         self,
@@ -59,7 +90,7 @@ class Gradients:
 
     @property
     def blocks(self) -> dict[str, np.ndarray]:
-        """The numbers of each parameter's coordinates in the flat vector."""
+        """The coordinates of each parameter in the flat vector."""
         result, start = {}, 0
         for name, tree in self.params.items():
             size = sum(int(np.size(x)) for x in jax.tree.leaves(tree))
@@ -69,7 +100,7 @@ class Gradients:
 
     @property
     def rounding(self) -> float:
-        """The part of a gradient's norm that rounding may take."""
+        """The part of the gradient's norm that may be rounding error."""
         leaves = [x for x in jax.tree.leaves(self.params) if jnp.issubdtype(x.dtype, jnp.floating)]
         return max((float(jnp.finfo(x.dtype).eps) for x in leaves), default=1e-16) ** 0.5
 
@@ -80,11 +111,12 @@ class Gradients:
 
     @property
     def state(self) -> tuple[dict, dict, dict]:
-        """Where the gradient is taken: parameters, what estimators have learned, and mutable state."""
+        """The state at which the gradient is taken: parameters, what estimators have learned, and mutable state."""
         return self.params, self.learned, self.mutable
 
-    def sites(self) -> dict[str, np.ndarray]:
-        """Return, for each latent site of the guide, the coordinates of the parameters that its density reads."""
+    @cached_property
+    def _densities_jacobian(self) -> Callable:
+        """The Jacobian of each latent site's log density in the parameters, compiled once for all parameters."""
 
         def densities(params: dict, state: tuple, key: jax.Array) -> dict[str, jax.Array]:
             known = self._known(params, state)
@@ -93,10 +125,13 @@ class Gradients:
             again, _ = run_traces(self.program, known, key, jax.lax.stop_gradient(values))
             return {name: unmasked(s["fn"]).log_prob(s["value"]).sum() for name, s in latents(again).items()}
 
+        return self._compiled_or_not(jax.jacrev(densities))
+
+    def sites(self) -> dict[str, np.ndarray]:
+        """Return, for each latent site of the guide, the coordinates of the parameters that its density reads."""
         found: dict[str, np.ndarray] = {}
-        derive = self._compiled_or_not(jax.jacrev(densities))
         for key in jax.random.split(jax.random.key(0), _LOOKS):
-            for name, gradient in derive(self.params, self.state, key).items():
+            for name, gradient in self._densities_jacobian(self.params, self.state, key).items():
                 read = np.asarray(self.flat(gradient)) != 0
                 found[name] = found.get(name, np.zeros(len(read), bool)) | read
         return {name: np.flatnonzero(read) for name, read in found.items()}
@@ -117,7 +152,7 @@ class Gradients:
         return {**self.constrain({**params, **learned}), **mutable}
 
     def gradient_of(self, elbo: Any) -> Callable[[tuple, jax.Array], jax.Array]:
-        """Return the function from the state and a key to one draw of an ELBO's gradient."""
+        """Return the function from this state and a key to one draw of an ELBO's gradient."""
         model, guide, args, kwargs = self.program
 
         def draw(state: tuple[dict, dict, dict], key: jax.Array) -> jax.Array:
@@ -130,19 +165,29 @@ class Gradients:
         return draw
 
     def draws(self, elbo: Any, chunk: int = _CHUNK) -> Callable[[int, int], Iterator[np.ndarray]]:
-        """Return draws of an ELBO's gradient, at most `chunk` in a call, compiled once where the program can be."""
+        """Return a function from a number of draws and a seed to draws of an ELBO's gradient.
+
+        It is compiled once, where the program can be traced.
+
+        Args:
+            elbo: an ELBO of NumPyro.
+            chunk: maximal number of draws in one compiled call. Default: 250.
+
+        Returns:
+            A function of (count, seed) that yields arrays of shape (draws, parameters), `count` draws together.
+        """
         if (id(elbo), chunk) not in self._made:
             # The ELBO is kept, so that no other one takes its place under the same number.
             self._made[id(elbo), chunk] = Compiled(self, self.gradient_of(elbo), chunk), elbo
         return self._made[id(elbo), chunk][0].chunks
 
     def peak_bytes(self, elbo: Any, chunk: int = _CHUNK) -> int:
-        """Return the memory that the gradient takes at its peak, beyond parameters and data, as the compiler plans it."""
+        """Return the peak memory, in bytes, of the gradient without parameters and data, as planned by the compiler."""
         self.draws(elbo, chunk)
         return self._made[id(elbo), chunk][0].peak_bytes
 
     def warm_up(self, elbo: Any, steps: int, learning_rate: float = 1e-2) -> None:
-        """Let what an estimator learns be learned, at the program's parameters as they are."""
+        """Run training steps that hold the program's parameters, so that the estimator learns what it learns."""
         model, guide, args, kwargs = self.program
         svi = SVI(model, guide, split_optimizer(SGD(0.0), Adam(learning_rate)), elbo)
         state = svi.init(jax.random.key(0), *args, init_params=self.constrain(self.params), **kwargs)
@@ -155,9 +200,9 @@ class Gradients:
         self.mutable = state.mutable_state or {}
 
     def whole_score(self, objective: Objective, particles: int = 4) -> Callable[[int, int], Iterator[np.ndarray]]:
-        """Return draws of the plainest unbiased gradient, which shares no code with the estimators.
+        """Return draws of a plain unbiased gradient, which shares no code with the estimators.
 
-        The joint log density of all latent sites times the whole objective, less the mean of the other particles'.
+        It is the score of the joint log density of all latent sites, times the whole objective minus the mean over the other particles.
         """
 
         def draw(state: tuple, key: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pplgrad.numpyro._compat import call_body, is_custom_jvp, is_literal, spelled_out, tag_of
+from pplgrad.numpyro._compat import as_slices, call_body, is_custom_jvp, is_literal, tag_of
 from pplgrad.numpyro._fusion.structural_equality import Itself, Structure, array
 
 _TAG = "tag"
@@ -95,7 +95,7 @@ class _Builder:
 
         for equation in jaxpr.eqns:
             operands = [read(atom) for atom in equation.invars]
-            body = call_body(equation) or spelled_out(equation)
+            body = call_body(equation) or as_slices(equation)
             if body is not None:
                 inner = dict(zip(body.jaxpr.invars, operands, strict=True))
                 # A constant array inside a call is as good as one written in place.

@@ -51,7 +51,7 @@ class Kinds:
         self._nodes = sorted(nodes, key=lambda node: node.number)
         self._known, self._inputs, self._rows = known, inputs, rows
         self._elements = _elements(self._nodes)
-        self._opaque = {node for node in self._nodes if not can_be_together(node)}
+        self._opaque = {node for node in self._nodes if not can_be_batched(node)}
         self._alone = set(self._opaque)
         self._loose: set[Node] = set()
         self._kind: dict[Node, int] = {}
@@ -126,7 +126,7 @@ class Kinds:
                 yield Group(members, level is not None)
 
 
-def can_be_together(node: Node) -> bool:
+def can_be_batched(node: Node) -> bool:
     """Return whether an operation gives on rows what it gives on each, and is small enough for it to matter."""
     if not _is_alike(node.equation):
         return False

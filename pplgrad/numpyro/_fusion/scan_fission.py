@@ -18,7 +18,7 @@ import numpy as np
 
 from pplgrad.numpyro._compat import Scan, scan_of
 from pplgrad.numpyro._fusion.graph import Graph, Node, Value, above, flowing, graph_of, latent
-from pplgrad.numpyro._fusion.grouping import EXPENSIVE, can_be_together
+from pplgrad.numpyro._fusion.grouping import EXPENSIVE, can_be_batched
 from pplgrad.numpyro._fusion.threefry import operation
 
 # More numbers of one value, over all steps, are not kept at once: a scan over so many is there to save memory.
@@ -36,7 +36,7 @@ def steps_of(node: Node, smooth: Sequence[bool], wanted: Sequence[bool], rows: i
     graph = graph_of(scan.body)
     values = [value for inner in graph.nodes for value in inner.outputs]
     large = any(value.aval.size * scan.length > ALL_STEPS for value in values)
-    return None if large or not all(map(can_be_together, graph.nodes)) else Steps(scan, graph, smooth, wanted)
+    return None if large or not all(map(can_be_batched, graph.nodes)) else Steps(scan, graph, smooth, wanted)
 
 
 @dataclass(eq=False)
@@ -161,7 +161,7 @@ class _Run:
         if _is_zero(step):
             self._known[value], self._ended[i] = start, start
             return
-        # ParticleOutputs of the type itself, which begin again after its largest number, as they do step by step.
+        # Whole numbers wrap around after the largest one of their type, as they do step by step.
         numbers = np.arange(length + 1).astype(value.aval.dtype) * np.asarray(step, value.aval.dtype)
         ordered = numbers[-2::-1] if self._scan.reverse else numbers[:-1]
         self._known[value] = _All(ordered if _is_zero(start) else start + ordered)

@@ -1,4 +1,4 @@
-"""ParticleOutputs that are rows of one: stacking them again costs nothing, and neither does the derivative."""
+"""Arrays that are rows of one array: stacking them again is free, and so is the derivative of the stack."""
 
 from __future__ import annotations
 

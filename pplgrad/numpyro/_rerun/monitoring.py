@@ -47,7 +47,7 @@ def monitor(
 
     def emit() -> None:
         whole, sites = _numbers(watcher, estimated, jax.random.fold_in(key, 0x3A7C), params, program, resolved)
-        jax.debug.callback(watcher.tell, step, whole, sites)
+        jax.debug.callback(watcher.emit, step, whole, sites)
 
     known = concrete(step)
     if known is None:
@@ -69,7 +69,7 @@ def _numbers(
     program: Program,
     resolved: Mapping[str, Estimator],
 ) -> tuple[Numbers, dict[str, Numbers]]:
-    """Return what the watcher is emit."""
+    """Return the numbers that the watcher emits, of the whole program and by site."""
     free, reads, law = _structure(program, params, key, resolved)
     start = {name: transform.inv(params[name]) for name, transform in free.items()}
 

@@ -13,7 +13,7 @@ from pplgrad.core.program import Program
 from pplgrad.numpyro._tracing.handlers import OffZero
 
 
-def asleep(
+def sleep_phase(
     objective: ReweightedWakeSleep,
     key: jax.Array,
     params: dict,

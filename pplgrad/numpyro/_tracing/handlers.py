@@ -35,10 +35,10 @@ class OffZero(FlowMessenger):
         return OffZero()
 
     def process_site(self, msg: Any) -> None:
-        mend(msg)
+        stabilize_logits(msg)
 
 
-def mend(msg: Any) -> None:
+def stabilize_logits(msg: Any) -> None:
     """Give a sample site a density with the right derivative at log odds of zero; one handed out of a body has it already."""
     if msg["type"] == "sample" and not is_handed_out(msg):
         msg["fn"] = with_stable_logits(msg["fn"])
@@ -75,7 +75,7 @@ class SiteMessenger(FlowMessenger):
             replay_branches(msg)
 
     def process_site(self, msg: Any) -> None:
-        mend(msg)
+        stabilize_logits(msg)
         if self._resolve is None and msg["type"] == "sample":
             name = self.name_of(msg["name"])
             if name in self.extended and not isinstance(unmasked(msg["fn"]), Extended):

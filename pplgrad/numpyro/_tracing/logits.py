@@ -64,14 +64,14 @@ def with_stable_logits(fn: Any) -> Any:
         inside = any(map(_has_log_odds, jax.tree.leaves(fn, is_leaf=_has_log_odds)))
     except NotImplementedError:  # A transform of the user's own declares nothing.
         return fn
-    return jax.tree.map(_mended, fn, is_leaf=_has_log_odds) if inside else fn
+    return jax.tree.map(_with_own_derivative, fn, is_leaf=_has_log_odds) if inside else fn
 
 
 def _has_log_odds(part: Any) -> bool:
     return isinstance(part, (host.BernoulliLogits, BinomialLogits))
 
 
-def _mended(part: Any) -> Any:
+def _with_own_derivative(part: Any) -> Any:
     if not _has_log_odds(part) or not isinstance(part.logits, jax.Array):
         return part
     if not jnp.issubdtype(part.logits.dtype, jnp.floating):

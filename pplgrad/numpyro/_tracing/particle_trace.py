@@ -39,7 +39,7 @@ from pplgrad.numpyro._tracing.handlers import (
     make_constant,
     site_key,
 )
-from pplgrad.numpyro._tracing.provenance import Standing
+from pplgrad.numpyro._tracing.provenance import SitePlates
 from pplgrad.numpyro._tracing.supports import bounds
 
 # The steps of a scan lie left of every plate, in a dimension of their own.
@@ -68,11 +68,11 @@ class ParticleTrace:
     reparameterized: set[str] = field(default_factory=set)
     closed: dict[str, str] = field(default_factory=dict)
 
-    def standings(self) -> dict[str, Standing]:
+    def site_plates(self) -> dict[str, SitePlates]:
         """Return the plates of each latent site of the guide, and where they are in its value."""
         plates: Any = self.plates
         return {
-            name: Standing(tuple(p for p in plates["score", name] if not p.time), self.event_dims[name])
+            name: SitePlates(tuple(p for p in plates["score", name] if not p.time), self.event_dims[name])
             for name in self.estimators
         }
 

@@ -17,7 +17,7 @@ from pplgrad.numpyro._compat import Scan, is_literal, scan_of, sub_jaxprs, tag_o
 from pplgrad.numpyro._tracing.axis_rules import Axis, moved, one_by_one
 
 
-class Way(NamedTuple):
+class Dependency(NamedTuple):
     """How a value reads a site: `steps` are flags about the steps of `scan`, which lie along the first of the axes.
 
     Without a scan the flags are EVERY, or inside of one about the step that runs. The other axes are those of the site's plates,
@@ -29,12 +29,12 @@ class Way(NamedTuple):
     axes: tuple[Axis | None, ...]
 
 
-Reads = Mapping[str, Way]
+Reads = Mapping[str, Dependency]
 _NOTHING: Reads = {}
 
 
 @dataclass(frozen=True)
-class Standing:
+class SitePlates:
     """A site's plates that are no time axis, and how many event dimensions stand right of theirs in its value."""
 
     plates: tuple[Plate, ...]
@@ -49,12 +49,12 @@ class Standing:
         return tuple(found)
 
 
-Standings = Mapping[str, Standing]
+SitePlatesByName = Mapping[str, SitePlates]
 
 
-def outputs_read(closed: Any, standings: Standings | None = None) -> list[Reads]:
-    """Return what each output of a closed jaxpr reads; `standings` are those of the sites whose plates are followed."""
-    walk = _Walk(standings or {}, 0, False)
+def outputs_read(closed: Any, site_plates: SitePlatesByName | None = None) -> list[Reads]:
+    """Return what each output of a closed jaxpr reads; `site_plates` are those of the sites whose plates are followed."""
+    walk = _Walk(site_plates or {}, 0, False)
     return walk.through(closed.jaxpr, [_NOTHING] * len(closed.jaxpr.invars))
 
 
@@ -62,7 +62,7 @@ def outputs_read(closed: Any, standings: Standings | None = None) -> list[Reads]
 class _Walk:
     """Goes through equations, so many scans deep; in a `loop` no draw stands in a known step."""
 
-    standings: Standings
+    site_plates: SitePlatesByName
     depth: int
     loop: bool
 
@@ -109,19 +109,19 @@ class _Walk:
     def _drawn(self, site: str, shape: tuple[int, ...]) -> Reads:
         if self.depth > 1 or self.loop:
             return self._anywhere(site)
-        axes = self.standings[site].axes(shape) if site in self.standings else (None,)
-        return {site: Way(SAME if self.depth else EVERY, None, axes)}
+        axes = self.site_plates[site].axes(shape) if site in self.site_plates else (None,)
+        return {site: Dependency(SAME if self.depth else EVERY, None, axes)}
 
     def _anywhere(self, site: str) -> Reads:
-        plates = self.standings[site].plates if site in self.standings else ()
-        return {site: Way(EVERY, None, (None,) * (1 + len(plates)))}
+        plates = self.site_plates[site].plates if site in self.site_plates else ()
+        return {site: Dependency(EVERY, None, (None,) * (1 + len(plates)))}
 
     def _lost(self, reads: Reads) -> Reads:
         """Return the same sites, read along no axis and in no known step."""
-        return {site: way for name in reads for site, way in self._anywhere(name).items()}
+        return {site: dependency for name in reads for site, dependency in self._anywhere(name).items()}
 
     def _tags_inside(self, jaxpr: Any) -> Reads:
-        found: dict[str, Way] = {}
+        found: dict[str, Dependency] = {}
         for equation in jaxpr.eqns:
             site = tag_of(equation)
             if site is not None:
@@ -135,7 +135,7 @@ class _Walk:
 
         Only an outermost scan has steps: those of one inside it are none of the outer scan's.
         """
-        inner = _Walk(self.standings, self.depth + 1, self.loop)
+        inner = _Walk(self.site_plates, self.depth + 1, self.loop)
         consts, carries, body = scan.consts, scan.carry, scan.body.jaxpr
         step = -inner.depth
         # What comes from outside is known for all steps alike.
@@ -158,7 +158,7 @@ class _Walk:
 
     def _while(self, equation: Any, inputs: list[Reads]) -> list[Reads] | None:
         """Go on until nothing new is read; when a loop ends its condition says, for all elements alike."""
-        p, inner = equation.params, _Walk(self.standings, self.depth, True)
+        p, inner = equation.params, _Walk(self.site_plates, self.depth, True)
         if not {"cond_nconsts", "body_nconsts", "cond_jaxpr", "body_jaxpr"} <= p.keys():
             return None
         first, second = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
@@ -207,44 +207,44 @@ def union(*parts: Reads) -> Reads:
     filled = [part for part in parts if part]
     if len(filled) < 2:
         return filled[0] if filled else _NOTHING
-    result: dict[str, Way] = {}
+    result: dict[str, Dependency] = {}
     for reads in filled:
-        for site, way in reads.items():
+        for site, dependency in reads.items():
             old = result.get(site)
-            result[site] = way if old is None or old == way else _joined(old, way)
+            result[site] = dependency if old is None or old == dependency else _joined(old, dependency)
     return result
 
 
-def _joined(first: Way, second: Way) -> Way:
+def _joined(first: Dependency, second: Dependency) -> Dependency:
     axes = tuple(a if a == b else None for a, b in zip(first.axes, second.axes, strict=True))
     if first.scan is not second.scan or first.axes[0] != second.axes[0]:
-        return Way(EVERY, None, (None, *axes[1:]))
-    return Way(first.steps | second.steps, first.scan, axes)
+        return Dependency(EVERY, None, (None, *axes[1:]))
+    return Dependency(first.steps | second.steps, first.scan, axes)
 
 
 def _moved(equation: Any, operand: int, reads: Reads) -> Reads:
     """Return what the output of an equation reads through an operand."""
-    if all(axis is None for way in reads.values() for axis in way.axes):
+    if all(axis is None for dependency in reads.values() for axis in dependency.axes):
         return reads
-    result: dict[str, Way] = {}
-    for site, way in reads.items():
-        axes = tuple(None if axis is None else moved(equation, operand, axis) for axis in way.axes)
-        lost = way.scan is not None and axes[0] is None
-        result[site] = Way(EVERY, None, axes) if lost else Way(way.steps, way.scan, axes)
+    result: dict[str, Dependency] = {}
+    for site, dependency in reads.items():
+        axes = tuple(None if axis is None else moved(equation, operand, axis) for axis in dependency.axes)
+        lost = dependency.scan is not None and axes[0] is None
+        result[site] = Dependency(EVERY, None, axes) if lost else Dependency(dependency.steps, dependency.scan, axes)
     return result
 
 
 def _every_step(reads: Reads) -> Reads:
-    return {site: Way(EVERY, None, (None, *way.axes[1:])) for site, way in reads.items()}
+    return {site: Dependency(EVERY, None, (None, *dependency.axes[1:])) for site, dependency in reads.items()}
 
 
 def _next_step(reads: Reads, step: int, outermost: bool) -> Reads:
     """Return what the next step reads through the carry: this step's draws are then earlier ones, and its element another."""
     result = {}
-    for site, way in reads.items():
-        axes = tuple(None if axis is not None and axis.at == step else axis for axis in way.axes)
-        steps = AFTER if outermost and way.steps != EVERY else way.steps
-        result[site] = Way(steps, way.scan, axes)
+    for site, dependency in reads.items():
+        axes = tuple(None if axis is not None and axis.at == step else axis for axis in dependency.axes)
+        steps = AFTER if outermost and dependency.steps != EVERY else dependency.steps
+        result[site] = Dependency(steps, dependency.scan, axes)
     return result
 
 
@@ -258,7 +258,10 @@ def _in_step(reads: Reads, step: int) -> Reads:
             return Axis(step, 1, axis.size) if axis.inner == 1 else None
         return axis._replace(at=axis.at - 1)
 
-    return {site: Way(way.steps, way.scan, tuple(map(inside, way.axes))) for site, way in reads.items()}
+    return {
+        site: Dependency(dependency.steps, dependency.scan, tuple(map(inside, dependency.axes)))
+        for site, dependency in reads.items()
+    }
 
 
 def _stacked(reads: Reads, step: int, scan: Any, length: int) -> Reads:
@@ -270,10 +273,10 @@ def _stacked(reads: Reads, step: int, scan: Any, length: int) -> Reads:
         return Axis(0, 1, axis.size) if axis.at == step else axis._replace(at=axis.at + 1)
 
     result = {}
-    for site, way in reads.items():
-        axes = tuple(map(outside, way.axes))
-        if scan is not None and way.steps != EVERY:
-            result[site] = Way(way.steps, scan, (Axis(0, 1, length), *axes[1:]))
+    for site, dependency in reads.items():
+        axes = tuple(map(outside, dependency.axes))
+        if scan is not None and dependency.steps != EVERY:
+            result[site] = Dependency(dependency.steps, scan, (Axis(0, 1, length), *axes[1:]))
         else:
-            result[site] = Way(way.steps, None, axes)
+            result[site] = Dependency(dependency.steps, None, axes)
     return result

@@ -148,18 +148,29 @@ class _LogWeights(type(constraints.simplex)):  # type: ignore[misc]
 
 
 class OneHotCategorical(Distribution):
-    """A categorical draw as a one-hot vector, which NumPyro does not have: it can be relaxed, a Categorical cannot.
+    """A categorical distribution over one-hot vectors, which NumPyro lacks.
 
-    Estimates nothing itself. `logits` (or `probs`) have shape (*batch, categories); a draw has the same shape, with one
-    entry 1 and the others 0. A logit may be −inf: that category is never drawn. log q(x) = Σ_c x_c log softmax(logits)_c, in nats.
+    Unlike NumPyro's Categorical it can be relaxed. The log density is log q(x) = Σ_c x_c log softmax(logits)_c, in nats. It estimates
+    nothing itself.
 
-    Raises `ValueError` unless exactly one of `probs` and `logits` is given.
+    Args:
+        probs: the probabilities of the categories.
+        logits: the logits of the categories. A logit may be −inf: that category is never drawn.
+        validate_args: as in NumPyro's distributions.
 
-    >>> import jax, jax.numpy as jnp
-    >>> OneHotCategorical(logits=jnp.zeros(3)).sample(jax.random.key(0)).sum()
-    Array(1., dtype=float32)
+    Shapes:
+        `logits` and `probs` have shape (*batch, categories). A draw has the same shape, with one entry 1 and the others 0.
 
-    Source: the distribution of that name in `pyro.distributions`.
+    Raises:
+        ValueError: not exactly one of `probs` and `logits` is given.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> OneHotCategorical(logits=jnp.zeros(3)).sample(jax.random.key(0)).sum()
+        Array(1., dtype=float32)
+
+    References:
+        The distribution of that name in `pyro.distributions`.
     """
 
     arg_constraints = {"probs": constraints.simplex, "logits": _LogWeights()}
@@ -177,12 +188,12 @@ class OneHotCategorical(Distribution):
 
     @property
     def probs(self) -> jax.Array:
-        """The probabilities, (*batch, categories)."""
+        """The probabilities, of shape (*batch, categories)."""
         return jax.nn.softmax(self.logits, -1)
 
     @property
     def mean(self) -> jax.Array:
-        """The probabilities."""
+        """The mean: the probabilities."""
         return self.probs
 
     @property
@@ -201,7 +212,7 @@ class OneHotCategorical(Distribution):
         return total + jnp.where(((value != 0) & ~possible).any(-1), -jnp.inf, 0.0)
 
     def enumerate_support(self, expand: bool = True) -> jax.Array:
-        """Return the one-hot vectors, (categories, *batch or ones, categories)."""
+        """Return the one-hot vectors, of shape (categories, *batch, categories), with 1 for each batch dimension unless `expand`."""
         count = self.logits.shape[-1]
         values = jnp.eye(count, dtype=self.logits.dtype).reshape(count, *(1,) * len(self.batch_shape), count)
         return jnp.broadcast_to(values, (count, *self.batch_shape, count)) if expand else values

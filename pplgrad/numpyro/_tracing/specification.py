@@ -14,7 +14,7 @@ from pplgrad.errors import ProgramError
 from pplgrad.numpyro._tracing.axis_rules import Axis
 from pplgrad.numpyro._tracing.differentiability import lost_paths, may_lose
 from pplgrad.numpyro._tracing.particle_trace import TIME_DIM, ParticleOutputs, ParticleTrace
-from pplgrad.numpyro._tracing.provenance import Reads, Standing, union
+from pplgrad.numpyro._tracing.provenance import Reads, SitePlates, union
 from pplgrad.numpyro._tracing.supports import carries_gradient, gradient_reaches
 
 
@@ -27,12 +27,12 @@ def densities_read(
     distribution that holds arrays it does not declare. The arrays that it declares tell of a draw whose density is masked; and of
     the steps of a scan, which lie in front there, where an operation of the density does not keep them apart.
     """
-    standings, plates, n = static.standings(), static.plates, numbers
+    site_plates, plates, n = static.site_plates(), static.plates, numbers
     found: dict[str, dict[str, Read]] = {}
 
     def density(outputs: Any, kind: str, name: str) -> dict[str, Read]:
         mine: Any = plates[kind, name]  # type: ignore[index]
-        parts: list[dict[str, Read]] = [_aligned(read[i], mine, len(shapes[i]), standings) for i in outputs]
+        parts: list[dict[str, Read]] = [_aligned(read[i], mine, len(shapes[i]), site_plates) for i in outputs]
         return _all_read(parts)
 
     def declared(group: str, name: str) -> dict[str, int]:
@@ -63,12 +63,14 @@ def densities_read(
     return found
 
 
-def _aligned(reads: Reads, plates: Sequence[Plate], ndim: int, standings: Mapping[str, Standing]) -> dict[str, Read]:
+def _aligned(
+    reads: Reads, plates: Sequence[Plate], ndim: int, site_plates: Mapping[str, SitePlates]
+) -> dict[str, Read]:
     """Return what a density reads, along which of its plates an element may read others, and at which steps."""
     result = {}
     steps_at = ndim + TIME_DIM if any(plate.time for plate in plates) else None
     for site, (flags, _, (steps, *axes)) in reads.items():
-        own = standings[site].plates if site in standings else ()
+        own = site_plates[site].plates if site in site_plates else ()
         across = {
             plate.name
             for plate, axis in zip(own, axes, strict=True)

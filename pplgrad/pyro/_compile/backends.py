@@ -13,7 +13,7 @@ from pplgrad.pyro._compat import Graph, inductor, inductor_pass, load_inductor, 
 from pplgrad.pyro._compile import broadcast_sinking
 from pplgrad.pyro._compile.aten_recorder import drawn
 from pplgrad.pyro._compile.cuda_graphs import Replays
-from pplgrad.pyro._compile.scalarization import take_apart
+from pplgrad.pyro._compile.scalarization import scalarize
 
 _ANY_SIZE = 1_000_000
 _MANY = 256
@@ -55,18 +55,18 @@ def load_backend(backend: str | Callable) -> None:
 def _for_cpu(graph: GraphModule) -> dict[str, Any]:
     """Prepare a graph for the inductor on a CPU, and return the options to compile it with."""
     options: dict[str, Any] = {"cpp_wrapper": True}
-    if take_apart(graph):
+    if scalarize(graph):
         # What is computed in one kernel needs no arrays between.
         options["max_fusion_size"] = _ANY_SIZE
     sizes = [size for node in graph.graph.nodes if (size := drawn(node))]
     if sum(sizes) > _MANY * len(sizes) and torch.get_num_threads() < _THREADS:
         options["fallback_random"] = True
-    if _narrowing() is not None and takes_a_pass():
-        options["post_grad_custom_pre_pass"] = _narrowing()
+    if _sinking_pass() is not None and takes_a_pass():
+        options["post_grad_custom_pre_pass"] = _sinking_pass()
     return options
 
 
 @cache
-def _narrowing() -> Any:
+def _sinking_pass() -> Any:
     """Return the inductor's pass that lets it compute nothing twice, or None if the inductor is one without such passes."""
-    return inductor_pass(lambda graph: broadcast_sinking.narrow(graph), broadcast_sinking.__file__)
+    return inductor_pass(lambda graph: broadcast_sinking.sink_broadcasts(graph), broadcast_sinking.__file__)

@@ -18,7 +18,7 @@ from pplgrad.pyro._compile.aten_recorder import must_run
 aten: Any = torch.ops.aten
 
 
-def narrow(graph: Graph) -> None:
+def sink_broadcasts(graph: Graph) -> None:
     """Let elementwise operations read arrays as they were before they were expanded, and compute no element twice.
 
     The graph is one of ATen operations that writes into nothing but its inputs, at its end, and `meta["val"]` of a node has the shape of

@@ -38,7 +38,7 @@ from pplgrad.pyro._compat import (
 )
 from pplgrad.pyro._compile.aten_recorder import Captured, Recorder, writes
 from pplgrad.pyro._compile.backends import compiled_graph, load_backend
-from pplgrad.pyro._compile.input_sources import Reach
+from pplgrad.pyro._compile.input_sources import InputSources
 from pplgrad.pyro._evaluation import Evaluation
 from pplgrad.pyro._recording import reading_refused
 from pplgrad.pyro._reuse.dependency_structure import Structure
@@ -127,14 +127,14 @@ class Source:
 class Sources:
     """Finds where the tensors that a step read come from: arguments, the param store, or what the program can reach."""
 
-    def __init__(self, reach: Reach, program: Program) -> None:
+    def __init__(self, guard: InputSources, program: Program) -> None:
         self._found: dict[int, list[Source]] = {}
         self.twins: list[tuple[Source, Source]] = []
         for i, tensor in enumerate(tensors_in((program.args, program.kwargs))):
             self._add(Source(tensor, argument=i))
         for name, tensor in unconstrained().items():
             self._add(Source(tensor, name=name))
-        for tensor, read in reach.held:
+        for tensor, read in guard.held:
             self._add(Source(tensor, read=read))
 
     def _add(self, source: Source) -> None:
@@ -280,7 +280,7 @@ class Compiler:
         options = Options.of(given)
         return None if options is None else cls(options)
 
-    def anew(self) -> Compiler:
+    def empty_copy(self) -> Compiler:
         """Return another that has compiled nothing yet."""
         return Compiler(self.options)
 
@@ -299,7 +299,7 @@ class Compiler:
                 if known.compiled.writes:
                     # A second run would write twice (statistics of batches, say): this step is the one that is watched.
                     return eager.take(program, known)
-                self._look_again(eager, known, program)
+                self._rewatch(eager, known, program)
             if known.compiled is not None and known.known:
                 return self._run(eager, known, program)
             if known.known and self._made >= self.options.graphs:
@@ -314,7 +314,7 @@ class Compiler:
             if known.known:
                 return self._record(eager, known, program)
             if not known.watching_again:
-                self._wait(known)
+                self._count_unknown(known)
             return eager.take(program, known)
         except CompileError as error:
             # Pyro adds a table of shapes to errors that pass its trace.
@@ -339,11 +339,11 @@ class Compiler:
             self._warned.add(message)
             warnings.warn(message, UserWarning, stacklevel=5)
 
-    def _wait(self, known: Structure) -> None:
+    def _count_unknown(self, known: Structure) -> None:
         """Count steps whose structure is not known yet, and give up on a program that never stays the same."""
         load_backend(self.options.backend)
         if not known.reusable and known.read_at is None and known.guard is None and (why := Guard.reason(*known.roots)):
-            self._go_on(known, why)
+            self._stay_eager(known, why)
             return
         if len(self._waits) > 4 * self.options.graphs:
             self._waits.clear()
@@ -359,7 +359,7 @@ class Compiler:
                 'state in a tensor, or use compile=False (compile="fallback" does so by itself).'
             )
 
-    def _look_again(self, eager: EagerSteps, known: Structure, program: Program) -> None:
+    def _rewatch(self, eager: EagerSteps, known: Structure, program: Program) -> None:
         """Watch a step beside the compiled one, at the same draws, and refuse a program that is not the one that was recorded.
 
         Nothing is stored, and the generators are put back: a compiled step follows, as if nobody had looked.
@@ -376,7 +376,7 @@ class Compiler:
         restore(before)
         known.looked(time.perf_counter() - start)
 
-    def _go_on(self, known: Structure, why: str) -> None:
+    def _stay_eager(self, known: Structure, why: str) -> None:
         """Take a program's steps eagerly from here on, which is right whatever it reads, and say so once."""
         self._warn(
             f"TraceGrad_ELBO(compile=...) takes this program's steps eagerly, because it reads {why}, which cannot be watched: a "
@@ -426,7 +426,7 @@ class Compiler:
             }
         value = evaluation.checked(numbers.tolist())
         if moving != _other_generators():
-            self._go_on(known, "random numbers of Python or NumPy")
+            self._stay_eager(known, "random numbers of Python or NumPy")
         elif known.known:
             # Else this run had other sites than the known ones: its gradient is right, and the next step watches.
             names = [str(name) for name in seen.trace.nodes]
@@ -455,12 +455,12 @@ class Compiler:
         """Compile what was recorded, or return None if the step reads what cannot be watched."""
         graph, captured = recorder.graph_of(outputs)
         roots = (*known.roots, *eager.reads())
-        reach = Reach.of(*roots)
-        if reach is None:
-            self._go_on(known, Reach.reason(*roots))
+        guard = InputSources.of(*roots)
+        if guard is None:
+            self._stay_eager(known, InputSources.reason(*roots))
             return None
-        assert isinstance(reach, Reach)
-        sources = Sources(reach, program)
+        assert isinstance(guard, InputSources)
+        sources = Sources(guard, program)
         inputs = [sources.of(x) for x in captured]
         plain, written = GraphModule(torch.nn.Module(), copy.deepcopy(graph.graph)), any(map(writes, graph.graph.nodes))
         line = "the end of the step"
@@ -475,8 +475,8 @@ class Compiler:
                 f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
             ) from error
         self._made += 1
-        known.guard, known.met = reach, reach.meets(tensors_in((program.args, program.kwargs)))
-        reach.held.clear()
+        known.guard, known.met = guard, guard.meets(tensors_in((program.args, program.kwargs)))
+        guard.held.clear()
         for source in (*inputs, *ends, *(source for pair in sources.twins for source in pair)):
             source.forget()
         return CompiledStep(compiled, plain, written, inputs, ends, sources.twins, [], [])

@@ -12,7 +12,7 @@ from pplgrad.pyro._reuse.guards import Guard
 Read = Callable[[], Any]
 
 
-class Reach(Guard):
+class InputSources(Guard):
     """A guard that also remembers where tensors are held."""
 
     # A recorded step looks at each parameter that it reads itself.

@@ -49,7 +49,7 @@ class Rows:
         return axis - (axis > self.dim)
 
 
-def take_apart(module: GraphModule) -> bool:
+def scalarize(module: GraphModule) -> bool:
     """Let a graph compute with the rows of its stacks of numbers, and return whether anything is computed with them.
 
     What it computes stays the same, but for the rounding of sums. An operation that is not known here gets the stack, and a graph that
@@ -59,14 +59,14 @@ def take_apart(module: GraphModule) -> bool:
     beginnings = _beginnings(graph)
     if not beginnings or any(writes(node) for node in graph.nodes):
         return False
-    apart = _Apart(graph)
+    scalarizer = _Scalarizer(graph)
     for node in list(graph.nodes):
-        apart.visit(node, node in beginnings)
+        scalarizer.visit(node, node in beginnings)
     graph.eliminate_dead_code(must_run)
     share(graph)
     graph.lint()
     module.recompile()
-    return apart.followed
+    return scalarizer.followed
 
 
 def _beginnings(graph: Graph) -> set[Node]:
@@ -94,7 +94,7 @@ def _adds_numbers(node: Node) -> bool:
     return not node.kwargs and node.args[0].meta["like"].is_floating_point()  # type: ignore[union-attr]
 
 
-class _Apart:
+class _Scalarizer:
     """Goes through a graph once; `known` are the nodes whose rows exist, `followed` says whether something is made of rows."""
 
     def __init__(self, graph: Graph) -> None:
@@ -207,7 +207,7 @@ class _Apart:
         return replace(x, rows=tuple(self.make(target, row, *args) for row in x.rows))
 
 
-def _sum(apart: _Apart, node: Node, x: Rows) -> Node | Rows | None:
+def _sum(scalarizer: _Scalarizer, node: Node, x: Rows) -> Node | Rows | None:
     if not _adds_numbers(node):
         return None
     given: Any = node.args
@@ -216,61 +216,61 @@ def _sum(apart: _Apart, node: Node, x: Rows) -> Node | Rows | None:
     within = [x.within(axis) for axis in axes if axis != x.dim]
     gone = [] if keep else axes
     if within:
-        x = apart.each(x, aten.sum.dim_IntList, within, keep)
+        x = scalarizer.each(x, aten.sum.dim_IntList, within, keep)
     if x.dim not in axes:
         return Rows(x.dim - sum(axis < x.dim for axis in gone), x.ndim - len(gone), x.rows)
-    total = apart.sums(x.rows)[-1]
-    return apart.make(aten.unsqueeze.default, total, x.dim) if keep else total
+    total = scalarizer.sums(x.rows)[-1]
+    return scalarizer.make(aten.unsqueeze.default, total, x.dim) if keep else total
 
 
-def _cumsum(apart: _Apart, node: Node, x: Rows) -> Rows | None:
+def _cumsum(scalarizer: _Scalarizer, node: Node, x: Rows) -> Rows | None:
     given: Any = node.args
     if not _adds_numbers(node):
         return None
     axis = x.axis(given[1])
-    return replace(x, rows=apart.sums(x.rows)) if axis == x.dim else x
+    return replace(x, rows=scalarizer.sums(x.rows)) if axis == x.dim else x
 
 
-def _flip(apart: _Apart, node: Node, x: Rows) -> Rows:
+def _flip(scalarizer: _Scalarizer, node: Node, x: Rows) -> Rows:
     given: Any = node.args
     return replace(x, rows=x.rows[::-1]) if x.dim in [x.axis(dim) for dim in given[1]] else x
 
 
-def _permute(apart: _Apart, node: Node, x: Rows) -> Rows:
+def _permute(scalarizer: _Scalarizer, node: Node, x: Rows) -> Rows:
     given: Any = node.args
     return replace(x, dim=[x.axis(dim) for dim in given[1]].index(x.dim))
 
 
-def _select(apart: _Apart, node: Node, x: Rows) -> Rows | Node | None:
+def _select(scalarizer: _Scalarizer, node: Node, x: Rows) -> Rows | Node | None:
     given: Any = node.args
     axis, index = x.axis(given[1]), given[2]
     if axis == x.dim:
         return x.rows[index]
-    return replace(apart.each(x, node.target, x.within(axis), index), dim=x.dim - (axis < x.dim), ndim=x.ndim - 1)
+    return replace(scalarizer.each(x, node.target, x.within(axis), index), dim=x.dim - (axis < x.dim), ndim=x.ndim - 1)
 
 
-def _unsqueeze(apart: _Apart, node: Node, x: Rows) -> Rows:
+def _unsqueeze(scalarizer: _Scalarizer, node: Node, x: Rows) -> Rows:
     given: Any = node.args
     axis = given[1] % (x.ndim + 1)
     before = axis <= x.dim
-    return replace(apart.each(x, node.target, axis - (not before)), dim=x.dim + before, ndim=x.ndim + 1)
+    return replace(scalarizer.each(x, node.target, axis - (not before)), dim=x.dim + before, ndim=x.ndim + 1)
 
 
-def _squeeze(apart: _Apart, node: Node, x: Rows) -> Rows:
+def _squeeze(scalarizer: _Scalarizer, node: Node, x: Rows) -> Rows:
     given: Any = node.args
     axis = x.axis(given[1])
     if axis == x.dim:
         return x
-    return replace(apart.each(x, node.target, x.within(axis)), dim=x.dim - (axis < x.dim), ndim=x.ndim - 1)
+    return replace(scalarizer.each(x, node.target, x.within(axis)), dim=x.dim - (axis < x.dim), ndim=x.ndim - 1)
 
 
-def _expand(apart: _Apart, node: Node, x: Rows) -> Rows | None:
+def _expand(scalarizer: _Scalarizer, node: Node, x: Rows) -> Rows | None:
     return x if _shape(node) == _shape(node.args[0]) else None
 
 
 _POINTWISE = (aten.clone.default, aten.detach.default, aten.alias.default, aten._to_copy.default)
 
-_RULES: dict[Any, Callable[[_Apart, Node, Rows], Rows | Node | None]] = {
+_RULES: dict[Any, Callable[[_Scalarizer, Node, Rows], Rows | Node | None]] = {
     aten.sum.default: _sum,
     aten.sum.dim_IntList: _sum,
     aten.cumsum.default: _cumsum,

@@ -36,36 +36,61 @@ def check_gradients(
     seed: int = 0,
     progress: Callable[[str], None] = lambda words: None,
 ) -> GradientCheck:
-    r"""Say whether a gradient estimator is unbiased on this program, at the parameters as they are.
+    r"""Check whether a gradient estimator is unbiased on this program, at the present parameters.
 
-    Estimates b = E[estimate] − ∇ objective for the whole gradient, each parameter and each site (the parameters that its
-    density reads): its norm with an interval, its z-score with Bonferroni's correction over all of them, the
-    variance, the signal-to-noise ratio ‖∇‖ / √variance, and a verdict in words. `elbo` is any ELBO of the host with
-    `loss_and_grads`; without it `TraceGrad_ELBO(num_particles, estimators=estimators, objective=objective)`.
+    Estimates the bias b = E[estimate] − ∇ objective for the whole gradient, for each parameter and for each site (the parameters that its
+    density reads). Each certificate row has the norm of the bias with an interval, its z-score with Bonferroni's correction over all
+    rows, the variance, the signal-to-noise ratio ‖∇‖ / √variance, and a verdict in words.
 
-    The reference is the gradient of the enumerated objective where the program has at most `outcomes` outcomes, else the
-    score function at every site, in as many draws (`reference="score"`, which shares pplgrad's dependency analysis;
-    "whole" shares nothing, and needs many more draws; or an ELBO of your own). A correct estimator is called
-    biased at most at the rate `level`; an estimator is called unbiased if its bias is shown to be less than `tolerance` of the gradient's norm.
+    The param store, gradients and the random generator are left as they were.
 
-    What an estimator learns (baselines, control variates) is learned for `warm_up` steps before, with the program's parameters held.
+    Args:
+        model: the model.
+        guide: the guide.
+        args: positional arguments of the program.
+        kwargs: keyword arguments of the program.
+        estimators: estimators of the `TraceGrad_ELBO` under check, by site name or glob pattern.
+        num_particles: number of particles of that ELBO. Default: 1.
+        elbo: any ELBO of Pyro with `loss_and_grads`. Without it, the check takes
+            `TraceGrad_ELBO(num_particles, estimators=estimators, objective=objective)`.
+        objective: the objective that the ELBO estimates. Default: that of the ELBO.
+        reference: what the estimate is compared with. "auto" (the default) takes the gradient of the enumerated objective where the program
+            has at most `outcomes` outcomes, else the score function at every site with as many draws. "enumeration" takes the first or
+            raises. "score" takes the second, which shares pplgrad's dependency analysis. "whole" (the score of all sites times the whole
+            objective) shares nothing, and needs many more draws. Another ELBO is accepted as well.
+        draws: number of draws of the gradient, at least 100. Default: 2000.
+        level: a correct estimator is called biased at most at this rate. Default: 0.01.
+        tolerance: an estimator is called unbiased if its bias is shown to be less than this part of the gradient's norm. Default: 0.05.
+        outcomes: maximal number of outcomes to enumerate. Default: 4096.
+        warm_up: number of steps before the check in which the estimator learns what it learns (baselines, control variates), with the
+            program's parameters held. Default: 100.
+        seed: seed of the draws. Default: 0.
+        progress: function that is called with the name of each phase.
 
-    Shapes: any program; gradients are those of the unconstrained parameters, in nats. The param store, gradients and
-    the generator are left as they were.
+    Returns:
+        The `GradientCheck`. `print` shows it as a table.
 
-    Raises `ConfigurationError` for numbers out of range and for an ELBO whose objective is not known, and what the ELBO raises.
+    Shapes:
+        Any program. Gradients are those of the unconstrained parameters, in nats.
 
-    >>> import pyro, pyro.distributions as dist, torch
-    >>> from pplgrad import ScoreFunction
-    >>> pyro.clear_param_store()
-    >>> def model():
-    ...     pyro.sample("z", dist.Bernoulli(0.3))
-    >>> def guide():
-    ...     pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor(0.5))))
-    >>> check_gradients(model, guide, estimators={"z": ScoreFunction()}, draws=400, tolerance=0.5).status
-    'unbiased'
+    Raises:
+        ConfigurationError: a number is out of range, the ELBO's objective is not known, or `elbo` is combined with `estimators` or
+            `num_particles`. Errors of the ELBO are passed on.
 
-    Source: sample splitting with Bonferroni's correction; the norm of the bias as a U-statistic (Hoeffding, 1948).
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> from pplgrad import ScoreFunction
+        >>> pyro.clear_param_store()
+        >>> def model():
+        ...     pyro.sample("z", dist.Bernoulli(0.3))
+        >>> def guide():
+        ...     pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor(0.5))))
+        >>> check_gradients(model, guide, estimators={"z": ScoreFunction()}, draws=400, tolerance=0.5).status
+        'unbiased'
+
+    References:
+        Sample splitting with Bonferroni's correction.
+        Hoeffding (1948): the norm of the bias as a U-statistic.
     """
     budget = Budget(draws, level, tolerance, outcomes, seed)
     checked = chosen_elbo(TraceGrad_ELBO, elbo, estimators, num_particles, objective)

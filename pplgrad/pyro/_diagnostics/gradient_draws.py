@@ -1,4 +1,4 @@
-"""Draws of a gradient at fixed parameters, for whatever measures or compares estimators."""
+"""Draws of a gradient at fixed parameters, for the measurement and comparison of estimators."""
 
 from __future__ import annotations
 
@@ -33,10 +33,39 @@ _LOOKS = 8
 
 
 class Gradients:
-    """The gradient of an ELBO at the parameters in the store, as a flat vector: a context that leaves everything as it was.
+    """Draws of an ELBO's gradient at the parameters in the param store, as flat vectors.
 
-    Inside it, parameters that the program registers and state that baselines keep are in the store; on leaving, values,
-    gradients and the generator are put back.
+    Each draw is g = (∂L/∂θ_1, ..., ∂L/∂θ_n), one estimate of the gradient of the loss L (the negative objective, in nats) with respect to
+    the unconstrained parameters θ, all of them in one vector. `blocks` maps each parameter's name to its coordinates in g. `sites` maps
+    each latent site to the coordinates of the parameters that its density reads.
+
+    The object is a context manager that leaves everything as it was. Inside it, parameters that the program registers and state that
+    baselines keep are in the param store. On leaving, values, gradients and the random generator are put back.
+
+    Args:
+        program: the `Program`: model, guide and their arguments.
+        seed: seed of the random generator inside the context. Default: 0.
+
+    Shapes:
+        A draw has shape (1, parameters), in double precision. The gradient is in nats per unit of the unconstrained parameters.
+
+    Raises:
+        ProgramError: the program has no parameters.
+
+    Example:
+        >>> import numpy as np, pyro, pyro.distributions as dist, torch
+        >>> from pplgrad.core.program import Program
+        >>> from pplgrad.pyro import TraceGrad_ELBO
+        >>> pyro.clear_param_store()
+        >>> def model():
+        ...     pyro.sample("z", dist.Bernoulli(0.3))
+        >>> def guide():
+        ...     pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor(0.5))))
+        >>> with Gradients(Program(model, guide, (), {})) as gradients:
+        ...     draws = np.concatenate(list(gradients.draws(TraceGrad_ELBO())(10, 0)))
+        ...     names = list(gradients.blocks), list(gradients.sites())
+        >>> draws.shape, names
+        ((10, 1), (['a'], ['z']))
     """
 
     def __init__(self, program: Program, seed: int = 0) -> None:
@@ -95,7 +124,7 @@ class Gradients:
 
     @property
     def blocks(self) -> dict[str, np.ndarray]:
-        """The numbers of each parameter's coordinates in the flat vector."""
+        """The coordinates of each parameter in the flat vector."""
         result, start = {}, 0
         for name, leaf in self.leaves.items():
             result[name] = np.arange(start, start + leaf.numel())
@@ -128,13 +157,21 @@ class Gradients:
         return {name: np.flatnonzero(read) for name, read in found.items()}
 
     def flat(self, gradients: Any) -> np.ndarray:
-        """Return gradients of the leaves, None for zero, as one vector."""
+        """Return gradients with respect to the leaves, None for zero, as one vector."""
         pairs = zip(gradients, self.leaves.values(), strict=True)
         parts = [torch.zeros_like(leaf) if gradient is None else gradient for gradient, leaf in pairs]
         return torch.cat([part.detach().reshape(-1) for part in parts]).cpu().double().numpy()
 
     def draws(self, elbo: Any, chunk: int = 1) -> Callable[[int, int], Iterator[np.ndarray]]:
-        """Return draws of an ELBO's gradient, one `loss_and_grads` each; all chunks have one draw."""
+        """Return a function from a number of draws and a seed to draws of an ELBO's gradient.
+
+        Args:
+            elbo: an ELBO with `loss_and_grads`, which is called once for each draw.
+            chunk: without effect: each chunk has one draw.
+
+        Returns:
+            A function of (count, seed) that yields `count` arrays of shape (1, parameters).
+        """
         mine = copy.copy(elbo)
 
         def chunks(count: int, seed: int) -> Iterator[np.ndarray]:
@@ -151,14 +188,14 @@ class Gradients:
         return chunks
 
     def peak_bytes(self, elbo: Any, chunk: int = 1) -> int:
-        """Return the memory of the tensors that one gradient holds at its peak, beyond parameters and data."""
+        """Return the peak memory, in bytes, of the tensors that one gradient computation makes, without parameters and data."""
         draw = self.draws(elbo)
         with Memory() as memory:
             next(draw(1, 0))
         return memory.peak
 
     def warm_up(self, elbo: Any, steps: int, learning_rate: float = 1e-2) -> None:
-        """Let what an estimator learns be learned, at the program's parameters as they are."""
+        """Run training steps that hold the program's parameters, so that the estimator learns what it learns."""
         rates = split_optimizer(SGD({"lr": 0.0}), Adam({"lr": learning_rate}))
         svi = SVI(self.program.model, self.program.guide, rates, elbo)
         with unwatched():
@@ -166,7 +203,7 @@ class Gradients:
                 svi.step(*self.program.args, **self.program.kwargs)
 
     def learned(self) -> dict[str, torch.Tensor]:
-        """Return what estimators have put into the store since the context began, and take it out."""
+        """Remove from the param store what estimators have put there since the context began, and return it."""
         found = {}
         for name, leaf in unconstrained().items():
             if is_baseline_param(name) and name not in self._names:
@@ -175,15 +212,15 @@ class Gradients:
         return found
 
     def recall(self, learned: Mapping[str, torch.Tensor]) -> None:
-        """Put what `learned` took out back into the store, in the place of what is there."""
+        """Replace what estimators keep in the param store by what `learned` has returned."""
         self.learned()
         for name, value in learned.items():
             self._store[name] = value.clone()
 
     def whole_score(self, objective: Any, particles: int = 4) -> Callable[[int, int], Iterator[np.ndarray]]:
-        """Return draws of the plainest unbiased gradient, which shares no code with the estimators.
+        """Return draws of a plain unbiased gradient, which shares no code with the estimators.
 
-        The joint log density of all latent sites times the whole objective, less the mean of the other particles'.
+        It is the score of the joint log density of all latent sites, times the whole objective minus the mean over the other particles.
         """
 
         def one() -> tuple[torch.Tensor, torch.Tensor]:
@@ -213,7 +250,7 @@ class Gradients:
 
     @property
     def rounding(self) -> float:
-        """The part of a gradient's norm that rounding may take."""
+        """The part of the gradient's norm that may be rounding error."""
         return max((float(torch.finfo(leaf.dtype).eps) for leaf in self.leaves.values()), default=1e-16) ** 0.5
 
 

@@ -37,7 +37,7 @@ from pplgrad.pyro._distributions import (
     unmasked,
 )
 from pplgrad.pyro._recording import is_recording, moved_generators
-from pplgrad.pyro._rerun.comparison import refuse_another_run, refuse_meeting, values_at
+from pplgrad.pyro._rerun.comparison import refuse_another_run, refuse_interaction, values_at
 from pplgrad.pyro._tracing.host_checks import PARTICLES, Nesting, at_other_values, broadcasting
 from pplgrad.pyro._tracing.particle_trace import Traces, axes_of, closed_cost, cost_of, with_particles, without_shapes
 from pplgrad.pyro._tracing.provenance import Provenance
@@ -52,7 +52,7 @@ class PyroDraw:
         self.event_dim = site["fn"].event_dim
         self._fn = unmasked(site["fn"])
         self._vectorized = vectorized
-        self.value = self._led(site["value"].detach())
+        self.value = self._with_particles(site["value"].detach())
         self._counted = counted_parts(self._fn)
 
     def finite(self) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -65,7 +65,7 @@ class PyroDraw:
             index = value.argmax(-1)
         else:
             index = (support.reshape(-1, *(1,) * value.dim()) == value).to(torch.int8).argmax(0)
-        return self._led(every_log_prob(base, support).expand(*index.shape, -1)), self._led(index)
+        return self._with_particles(every_log_prob(base, support).expand(*index.shape, -1)), self._with_particles(index)
 
     def embed(self, index: torch.Tensor) -> torch.Tensor:
         """Return the values that category numbers stand for."""
@@ -87,9 +87,9 @@ class PyroDraw:
     def parameters(self) -> dict[str, torch.Tensor] | None:
         """Return the parameters of the site's family, where its draws are independent numbers."""
         found = parameters(self._fn)
-        return None if found is None else {name: self._led(x) for name, x in found.items()}
+        return None if found is None else {name: self._with_particles(x) for name, x in found.items()}
 
-    def _led(self, x: torch.Tensor) -> torch.Tensor:
+    def _with_particles(self, x: torch.Tensor) -> torch.Tensor:
         return x if self._vectorized else x[None]
 
 
@@ -362,7 +362,7 @@ class PyroBranches:
             traces = self._run(replace, temperatures, particles * count, depth, provenance)
             every = self._costs(*traces, None, particles * count, depth)
         if provenance is not None:
-            refuse_meeting(self._layout, every, provenance, partial(self.alone, traces[0]))
+            refuse_interaction(self._layout, every, provenance, partial(self.alone, traces[0]))
         return [x.reshape(particles, count, *x.shape[1:]) for x in every]
 
     def alone(self, guide: Any, row: int) -> list[torch.Tensor] | None:

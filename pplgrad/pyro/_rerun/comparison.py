@@ -21,7 +21,7 @@ from pplgrad.pyro._tracing.provenance import Provenance
 _AT_MOST = 8
 
 
-class Meeting(Exception):
+class ParticlesInteract(Exception):
     """Particles or branches that run together meet in the density of a site."""
 
     def __init__(self, site: str) -> None:
@@ -48,13 +48,13 @@ def unproved(layout: Layout, costs: Sequence[torch.Tensor], provenance: Provenan
     return found
 
 
-def refuse_meeting(
+def refuse_interaction(
     layout: Layout,
     costs: Sequence[torch.Tensor],
     provenance: Provenance,
     alone: Callable[[int], Sequence[torch.Tensor] | None],
 ) -> None:
-    """Raise `Meeting` where particles, or rows of branches, that run together depend on each other.
+    """Raise `ParticlesInteract` where particles, or rows of branches, that run together depend on each other.
 
     `costs` have shape (rows, *batch). What the operations of the program show to stay apart needs no comparison; what they show to mix
     is refused; where they show nothing, rows are compared with what `alone` computes of one by itself.
@@ -62,7 +62,7 @@ def refuse_meeting(
     pairs = unproved(layout, costs, provenance)
     for cost, site in pairs:
         if not provenance.is_unsure(site, PARTICLES):
-            raise Meeting(cost)
+            raise ParticlesInteract(cost)
     if pairs or provenance.escaped_ever:
         rows = _some(len(costs[0])) if costs else ()
     else:
@@ -72,7 +72,7 @@ def refuse_meeting(
         found = alone(row)
         for spec, x, own in zip(layout.costs, costs, found or [], strict=False):
             if not _agree(x[row], own):
-                raise Meeting(spec.name)
+                raise ParticlesInteract(spec.name)
 
 
 def _some(count: int) -> Iterable[int]:

@@ -53,7 +53,7 @@ def monitor(
     with torch.no_grad():
         gradients = [torch.stack([draw.get(name, torch.zeros_like(x)) for draw in draws]) for name, x in leaves.items()]
         whole, by_site = seen(OPS.xp, gradients, watcher.known[known], _joined(records), numbers)
-    watcher.tell(watcher.steps, {"loss": sum(losses) / len(losses), **whole}, by_site)
+    watcher.emit(watcher.steps, {"loss": sum(losses) / len(losses), **whole}, by_site)
 
 
 def _leaves(trace: Any) -> dict[str, torch.Tensor]:

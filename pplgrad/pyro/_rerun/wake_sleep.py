@@ -12,7 +12,7 @@ from pplgrad.core.program import Program
 from pplgrad.pyro._tracing.particle_trace import cost_of
 
 
-def asleep(objective: ReweightedWakeSleep, program: Program) -> torch.Tensor | float:
+def sleep_phase(objective: ReweightedWakeSleep, program: Program) -> torch.Tensor | float:
     """Return (1 − insomnia) times the mean log q of the model's draws, with its gradient to the guide's parameters."""
     model, guide, args, kwargs = program
     total: Any = 0.0

@@ -95,7 +95,7 @@ class Structure:
         self.watched += 1
         self.following, self.watching_again, self.found, self.hidden_draws = True, False, None, False
 
-    def run_apart(self, message: str) -> None:
+    def run_sequentially(self, message: str) -> None:
         """Run particles and branches one by one from here on, and say so."""
         self.apart, self.compiled = True, None
         self.watch()
@@ -199,7 +199,7 @@ class Structures:
         self._estimators = tuple(estimators)
         self._known: OrderedDict[Any, Structure] = OrderedDict()
 
-    def anew(self, estimators: Iterable[Estimator]) -> Structures:
+    def empty_copy(self, estimators: Iterable[Estimator]) -> Structures:
         """Return what knows of no program yet, for an ELBO with these estimators."""
         return Structures(self.reuse, estimators)
 

@@ -52,11 +52,11 @@ def reads_no_element(func: Any) -> bool:
 
 
 @cache
-def writes_unsaid(func: Any) -> bool:
+def writes_undeclared(func: Any) -> bool:
     """Return whether an operation may write into operands of which its schema does not say so."""
     return func._schema.name in ("aten::native_batch_norm", "aten::cudnn_batch_norm")
 
 
-def written_unsaid(call: Call) -> list[torch.Tensor]:
+def undeclared_writes(call: Call) -> list[torch.Tensor]:
     """Return what such an operation writes: running moments, in training."""
     return [call[name] for name in ("running_mean", "running_var") if call["training"] and call[name] is not None]

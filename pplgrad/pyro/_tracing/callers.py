@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dis
 import sys
-from collections.abc import Iterator
-from functools import lru_cache
 from types import CodeType, FrameType
+from typing import NamedTuple
 
 _LIBRARIES = {
     "torch",
@@ -32,29 +31,70 @@ _SUPPRESSING = {"suppress", "raises", "ExitStack", "assertRaises"}
 _CHECKING = ("torch.distributions", "pyro.distributions", "pyro.util", "pyro.poutine", "pyro.infer")
 
 
-def _frames() -> Iterator[tuple[str, FrameType]]:
-    """Yield who is at work, innermost first: the name of the module, and the frame."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        yield frame.f_globals.get("__name__", ""), frame
-        frame = frame.f_back  # type: ignore[assignment]
+class _Module(NamedTuple):
+    """What there is to know of the module whose code a frame runs."""
+
+    name: str
+    is_library: bool
+    checks: bool
+    only_runs: bool
+    calls_us: bool
+    """Whether it is one of ours that is not at work for the program: further out is who called us."""
+
+
+_MOST_CODE = 4096
+# By the identity of a module's globals, which are kept, so that no other ones get their place in memory.
+_modules: dict[int, tuple[dict, _Module]] = {}
+_caught: dict[int, tuple[CodeType, frozenset[int]]] = {}
+
+
+def forget_modules() -> None:
+    """Let go of the modules that were seen, and of code where it is much."""
+    _modules.clear()
+    if len(_caught) > _MOST_CODE:
+        _caught.clear()
+
+
+def _module_of(frame: FrameType) -> _Module:
+    known = frame.f_globals
+    found = _modules.get(id(known))
+    if found is None:
+        name = known.get("__name__", "")
+        watches = name in _WATCHING
+        found = (
+            known,
+            _Module(
+                name,
+                is_library(name),
+                name.startswith(_CHECKING),
+                watches or name.partition(".")[0] == "torch",
+                name.startswith("pplgrad.") and not watches,
+            ),
+        )
+        _modules[id(known)] = found
+    return found[1]
 
 
 def user_line() -> str:
     """Return the file and line of the innermost code that is neither a library's nor ours."""
-    for module, frame in _frames():
-        if not is_library(module):
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if not _module_of(frame).is_library:
             return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        frame = frame.f_back
     return "an unknown line"
 
 
 def is_check() -> bool:
     """Return whether a library that checks arguments is at work, and not the user's program."""
-    for module, _ in _frames():
-        if module.startswith(_CHECKING):
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        module = _module_of(frame)
+        if module.checks:
             return True
-        if not _only_runs(module):
+        if not module.only_runs:
             return False
+        frame = frame.f_back
     return False
 
 
@@ -66,14 +106,17 @@ def cuts_derivative(without_gradient: bool) -> str | None:
     """
     library: bool | None = None
     own = False
-    for module, frame in _frames():
-        if module == "torch.autograd.function":
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        module = _module_of(frame)
+        if module.name == "torch.autograd.function":
             function = _function_of(frame)
             if function is not None and function.__module__.partition(".")[0] not in _LIBRARIES:
                 return f"the autograd.Function {function.__name__}"
             own = True
-        elif library is None and not _only_runs(module):
-            library = module.partition(".")[0] in _LIBRARIES
+        elif library is None and not module.only_runs:
+            library = module.name.partition(".")[0] in _LIBRARIES
+        frame = frame.f_back
     return None if library or (own and without_gradient) else ""
 
 
@@ -88,15 +131,25 @@ def _function_of(frame: FrameType) -> type | None:
 
 def may_be_caught() -> bool:
     """Return whether the user's program would catch an error that is raised now: then it learns something if there is none, too."""
-    for module, frame in _frames():
-        if module.startswith("pplgrad.") and module not in _WATCHING:
-            return False  # Further out is who called us, and not the program.
-        if not is_library(module) and frame.f_lasti in _covered(frame.f_code):
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        module = _module_of(frame)
+        if module.calls_us:
+            return False
+        if not module.is_library and frame.f_lasti in _caught_in(frame.f_code):
             return True
+        frame = frame.f_back
     return False
 
 
-@lru_cache(4096)
+def _caught_in(code: CodeType) -> frozenset[int]:
+    # By identity: codes of two files may be equal, and their hash goes through all that they hold.
+    found = _caught.get(id(code))
+    if found is None:
+        found = _caught[id(code)] = code, _covered(code)
+    return found[1]
+
+
 def _covered(code: CodeType) -> frozenset[int]:
     """Return the places in a function's code where an error is caught; by `with`, if that may be of `suppress` or its like."""
     caught: set[int] = set()
@@ -111,11 +164,6 @@ def _covered(code: CodeType) -> frozenset[int]:
         if first[:1] == ["PUSH_EXC_INFO"] and (suppressing or not cleans_up):
             caught.update(range(entry.start, entry.end))
     return frozenset(caught)
-
-
-def _only_runs(module: str) -> bool:
-    """Return whether a module's code runs or watches an operation for whoever asked for it."""
-    return module in _WATCHING or module.partition(".")[0] == "torch"
 
 
 def is_library(module: str) -> bool:

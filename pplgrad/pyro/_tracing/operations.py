@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pplgrad.pyro._tracing.axes import rule_of, writes_unsaid
+from pplgrad.pyro._tracing.axes import rule_of, writes_undeclared
 
 
 def tensors_in(tree: Any) -> list[torch.Tensor]:
@@ -43,7 +43,7 @@ class Facts(NamedTuple):
     lifts: bool
     written: bool
     sets: bool
-    unsaid: bool
+    undeclared: bool
     cuts: bool
     fails: bool
 
@@ -86,7 +86,7 @@ def facts_of(func: Any) -> Facts:
         name in ("aten::lift_fresh", "aten::lift_fresh_copy", "aten::lift"),
         bool(places_written(func)),
         name == "aten::set_",
-        writes_unsaid(func),
+        writes_undeclared(func),
         name in ("aten::detach", "aten::detach_", "aten::detach_copy"),
         _may_fail(func, tags, name.removeprefix("aten::")),
     )

@@ -61,6 +61,7 @@ class SiteMessenger(Messenger):
         super().__init__()
         self._arguments = args, kwargs
         self.estimators: dict[str, Estimator] = {}
+        self.softens = False
         self.escaped: dict[str, int] = {}
         self._resolve = resolve
         self._provenance = provenance
@@ -85,18 +86,27 @@ class SiteMessenger(Messenger):
             if isinstance(estimator, Relaxation):
                 msg["value"], msg["fn"] = relaxed(msg["name"], msg["fn"], msg["value"], estimator.at(*self._arguments))
         if self._provenance is not None:
-            may_be_relaxed = isinstance(msg["fn"], Extended) or is_relaxable(msg["fn"])
             plates = axes_of(msg["cond_indep_stack"], msg["fn"].event_dim)
-            derived = msg["fn"].has_rsample
             drawn = msg["value"]
-            msg["value"] = self._provenance.tag(msg["name"], drawn, plates, may_be_relaxed, derived)
+            msg["value"] = self._provenance.tag(msg["name"], drawn, plates, *self._derivatives(msg))
             keep_inverse(msg["fn"], drawn, msg["value"])
+
+    def _derivatives(self, msg: Any) -> tuple[bool, bool]:
+        """Return whether a value may be relaxed, and whether it has a derivative of its own, as far as an estimator asks for one.
+
+        An estimator that relaxes a draw, or takes derivatives along it, does so at its own site and at those that follow.
+        """
+        fn, estimator = msg["fn"], self.estimators.get(msg["name"])
+        if estimator is None or self.softens:
+            return isinstance(fn, Extended) or is_relaxable(fn), fn.has_rsample
+        return False, fn.has_rsample and not estimator.uses_score
 
     def _bind(self, msg: Any) -> Estimator:
         assert self._resolve is not None
         plates = frozenset(frame.dim for frame in msg["cond_indep_stack"] if frame.vectorized)
         estimator = self._resolve(msg["name"], msg["fn"], msg["infer"].get("estimator"), plates)
         self.estimators[msg["name"]] = estimator
+        self.softens |= estimator.relaxes or estimator.uses_slopes or estimator.needs_exact_slopes
         # A step that is recorded has run before.
         if estimator.needs_fixed_support and not is_recording() and moves(msg["fn"]):
             fn = unmasked(msg["fn"])
@@ -238,6 +248,7 @@ def run_traces(
                 if provenance is not None:
                     stack.enter_context(inner)
                     provenance.escaped = 0
+                    inner.estimators, inner.softens = outer.estimators, outer.softens
                 names = [name for name, found in outer.estimators.items() if found.relaxes]
                 if names:
                     stack.enter_context(ExtendedModelMessenger(names))

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pplgrad.pyro._tracing.axes import NONE, Call, Follows, follows, reads_no_element, written_unsaid
-from pplgrad.pyro._tracing.callers import cuts_derivative, is_check, may_be_caught, user_line
+from pplgrad.pyro._tracing.axes import NONE, Call, Follows, follows, reads_no_element, undeclared_writes
+from pplgrad.pyro._tracing.callers import cuts_derivative, forget_modules, is_check, may_be_caught, user_line
 from pplgrad.pyro._tracing.continuous_operations import jumping
 from pplgrad.pyro._tracing.escapes import Leaving
 from pplgrad.pyro._tracing.operations import dynamic_shape, facts_of, operands_of, places_written, tensors_in
@@ -113,6 +113,7 @@ class Provenance(TorchDispatchMode):
         super().__exit__(*exc)
         self._leaving.__exit__(*exc)
         _active.watching.remove(self)
+        forget_modules()
 
     # What is asked.
 
@@ -217,7 +218,7 @@ class Provenance(TorchDispatchMode):
     def computed(self, out: torch.Tensor, read: Sequence[tuple[torch.Tensor, Follows]], by: str) -> None:
         """Note what a result reads that was computed out of sight, and which of its axes follow those of what it reads."""
         bits = self.of([x for x, _ in read])
-        axes = self._kept_apart(read, out)
+        axes = self._separated_axes(read, out)
         self._note(out, Known(bits, axes, out.element_size() if axes else 1), _key(out))
         for site in self.names(bits & self._derived):
             self._lost.setdefault(site, by)
@@ -228,7 +229,7 @@ class Provenance(TorchDispatchMode):
         """Note that one tensor stands for another, element by element, whatever its numbers are."""
         with torch._C.DisableTorchFunction():
             known = self._known(tensor)
-            axes = self._kept_apart([(tensor, list(range(tensor.dim())))], out)
+            axes = self._separated_axes([(tensor, list(range(tensor.dim())))], out)
             self._note(out, Known(known.bits, axes, out.element_size() if axes else 1), _key(out))
 
     def forget(self, tensor: torch.Tensor) -> None:
@@ -276,8 +277,8 @@ class Provenance(TorchDispatchMode):
             self._wrote(func, args, kwargs, bits)
         elif out is not None:
             self._made(func, args, kwargs, out, bits)
-            if facts.unsaid and bits:
-                for tensor in written_unsaid(Call(func, args, kwargs)):
+            if facts.undeclared and bits:
+                for tensor in undeclared_writes(Call(func, args, kwargs)):
                     self._show(tensor, bits)
                     self._mix(self._known(tensor), bits)
         if bits & self._derived:
@@ -322,7 +323,7 @@ class Provenance(TorchDispatchMode):
             for (stride, size, start), bits in known.axes.items():
                 for axis, step in enumerate(strides):
                     if step and stride % step == 0 and sizes[axis] % (stride // step * size) == 0:
-                        if _apart(sizes, strides, axis, stride * size, offset - start):
+                        if _is_separated(sizes, strides, axis, stride * size, offset - start):
                             key = (stride // step, size)
                             found[axis][key] = found[axis].get(key, 0) | bits
         return found
@@ -379,9 +380,9 @@ class Provenance(TorchDispatchMode):
                     self._without_rule |= bits & self._of_plates
                     return {}
                 read.append((operand, mapping))
-        return self._kept_apart(read, out)
+        return self._separated_axes(read, out)
 
-    def _kept_apart(self, read: Iterable[tuple[torch.Tensor, Follows]], out: torch.Tensor) -> Axes:
+    def _separated_axes(self, read: Iterable[tuple[torch.Tensor, Follows]], out: torch.Tensor) -> Axes:
         """Return along which axes of a result the plates' elements lie, from how its axes follow those of what it reads."""
         mixed = [0] * out.dim()
         along: list[Along] = [{} for _ in range(out.dim())]
@@ -474,7 +475,7 @@ def watching() -> list[Provenance]:
     return list(_active.watching)
 
 
-def _apart(sizes: Sequence[int], strides: Sequence[int], axis: int, block: int, offset: int) -> bool:
+def _is_separated(sizes: Sequence[int], strides: Sequence[int], axis: int, block: int, offset: int) -> bool:
     """Return whether going along the other axes never leaves an element of this one, as the storage counts them.
 
     `block` is how far apart two places of a storage with the same element are at least.

@@ -51,15 +51,26 @@ FLAVOURS = {
 def random_program(seed: int, flavours: tuple[str, ...] | None = None) -> Program:
     """Return a small random program that both libraries can run, and whose exact loss and gradient are known.
 
-    A directed acyclic graph of discrete and reparameterized sites with plates (nested, crossed, side by side, subsampled, left and entered
-    again), masks, scales, sums and orders over plates, lookups by draw, comparisons, control flow, and Python state. It
-    has at most some dozens of outcomes. `flavours` asks for some of `FLAVOURS` and no others, or for a kind of one, such as
-    "state:namespace" or "detour:pickled"; by default the seed says which.
+    The program is a directed acyclic graph of discrete and reparameterized sites. It may have plates (nested, crossed, side by side,
+    subsampled, left and entered again), masks, scales, sums and orders over plates, lookups by draw, comparisons, control flow and Python
+    state. It has at most some dozens of outcomes.
 
-    >>> random_program(1).features() == random_program(1).features()
-    True
-    >>> random_program(1).outcomes() <= 64
-    True
+    Args:
+        seed: the seed of the random choices.
+        flavours: the `FLAVOURS` that the program has, and no others. A kind of one is asked for by name, such as "state:namespace" or
+            "detour:pickled". Default: the seed decides.
+
+    Returns:
+        The program, which `python -m pplgrad.testing.fuzz --seed` prints as source code.
+
+    Example:
+        >>> random_program(1).features() == random_program(1).features()
+        True
+        >>> random_program(1).outcomes() <= 64
+        True
+
+    References:
+        Claessen and Hughes (2000), "QuickCheck: a lightweight tool for random testing of Haskell programs".
     """
     return _Maker(seed, flavours).program()
 

@@ -9,7 +9,7 @@ from pplgrad import ScoreFunction
 from pplgrad.pyro import TraceGrad_ELBO
 from pplgrad.pyro._compile import scalarization
 from pplgrad.pyro._compile.aten_recorder import Recorder
-from pplgrad.pyro._compile.scalarization import take_apart
+from pplgrad.pyro._compile.scalarization import scalarize
 from pplgrad.testing.in_pyro import HOST, fresh
 from pplgrad.testing.programs import CASES
 from tests.pyro.compiling import assert_like_eager, taken_apart, train
@@ -28,7 +28,7 @@ def apart(function, inputs):
     with Recorder() as recorder:
         outputs = function(*inputs)
     graph, captured = recorder.graph_of([outputs] if isinstance(outputs, torch.Tensor) else outputs)
-    done = take_apart(graph)
+    done = scalarize(graph)
     return graph, done, [x.tensor for x in captured]
 
 

@@ -6,7 +6,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 
 from pplgrad.pyro._compile import broadcast_sinking
-from pplgrad.pyro._compile.broadcast_sinking import narrow
+from pplgrad.pyro._compile.broadcast_sinking import sink_broadcasts
 
 aten = torch.ops.aten
 DRAWS, ROW, COLUMN, ONE = (
@@ -32,7 +32,7 @@ def elements(graph, target):
 def both(function, *inputs):
     """Return a function's graph as it is and with nothing computed twice, and compare what they compute, bit by bit."""
     plain, found = traced(function, *inputs), traced(function, *inputs)
-    narrow(found.graph)
+    sink_broadcasts(found.graph)
     found.graph.lint()
     found.recompile()
     torch.manual_seed(0)
@@ -94,7 +94,7 @@ def test_writes_into_inputs_stay_at_the_end():
         return total.sum()
 
     results = []
-    for change in (lambda graph: None, narrow):
+    for change in (lambda graph: None, sink_broadcasts):
         inputs = [ROW.clone(), torch.zeros(4, 3, dtype=torch.float64), DRAWS[0].clone()]
         graph = traced(function, *inputs)
         change(graph.graph)
@@ -115,7 +115,7 @@ def test_what_draws_or_writes_stays_whole(target):
     graph.output(last)
     for node, shape in ((row, (3,)), *((node, (5, 4, 3)) for node in (draws, expanded, found, last))):
         node.meta["val"] = torch.empty(shape, device="meta")
-    narrow(graph)
+    sink_broadcasts(graph)
     assert found.args[0] is expanded and last.args == (found, draws)
 
 
