@@ -142,7 +142,7 @@ def _links(
     shared = [p for p in costs.plates if p in sites.plates and not p.time]
     outside = tuple(p.dim for p in costs.plates if p not in sites.plates)
     rows = {name: row for row, name in enumerate(names)}
-    held: dict[tuple[int, ...], dict[int, np.ndarray]] = {}
+    included: dict[tuple[int, ...], dict[int, np.ndarray]] = {}
     for column, part in enumerate(costs.parts):
         for name, read in depends[costs.members[part[0]]].items():
             if name not in rows:
@@ -150,14 +150,14 @@ def _links(
             summed = (*outside, *(p.dim for p in shared if read.mixes(p)))
             for flag in (SAME, AFTER, BEFORE) if time is not None else (EVERY,):
                 if read.steps and (time is None or read.steps & flag):
-                    sums = held.setdefault(summed, {})
+                    sums = included.setdefault(summed, {})
                     if flag not in sums:
                         sums[flag] = np.zeros((len(names), len(costs.parts)), dtype=bool)
                     sums[flag][rows[name], column] = True
     dim = time.dim if time is not None else None
     return [
         Link(index, summed, dim, {flag: Sums.of(matrix) for flag, matrix in sums.items()})
-        for summed, sums in held.items()
+        for summed, sums in included.items()
     ]
 
 

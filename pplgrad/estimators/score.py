@@ -121,8 +121,8 @@ class ScoreFunction(Estimator):
         xp, ops = terms.ops.xp, terms.ops
         if terms.higher_order:
             # Its derivatives of every order have mean zero, since those of E[1] are zero.
-            held = ops.stop_gradient(terms.downstream - signal)
-            return xp.sum(held * (1 - xp.exp(terms.log_prob - ops.stop_gradient(terms.log_prob)))), loss
+            detached = ops.stop_gradient(terms.downstream - signal)
+            return xp.sum(detached * (1 - xp.exp(terms.log_prob - ops.stop_gradient(terms.log_prob)))), loss
         return xp.sum(terms.log_prob * ops.stop_gradient(signal)), loss
 
     def alternatives(self, draw: Draw) -> Alternatives:

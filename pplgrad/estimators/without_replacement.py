@@ -166,8 +166,8 @@ def _rest_probabilities(ops: Ops, probs: Array) -> tuple[Array, Array, Array]:
     pairs = without = found
     for size in range(k - 1, -1, -1):
         parts, steps = _parts(k, size)
-        held = ops.contract(ops.constant(parts, probs), xp.moveaxis(probs, 1, 0))
-        left = xp.clip(1 - xp.moveaxis(held, 0, 1), min=xp.finfo(probs.dtype).tiny)
+        included = ops.contract(ops.constant(parts, probs), xp.moveaxis(probs, 1, 0))
+        left = xp.clip(1 - xp.moveaxis(included, 0, 1), min=xp.finfo(probs.dtype).tiny)
         # (particles, parts, values that come next, *plates): how often each comes next, and what follows then.
         values, wholes = (ops.constant(x, ops.arange(1, probs)) for x in steps)
         nexts = xp.take(probs, xp.reshape(values, (-1,)), axis=1)
@@ -204,10 +204,10 @@ def _parts(k: int, size: int) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]
     """
     parts = list(combinations(range(k), size))
     larger = {part: i for i, part in enumerate(combinations(range(k), size + 1))}
-    held = np.array([[float(s in part) for s in range(k)] for part in parts]).reshape(len(parts), k)
+    included = np.array([[float(s in part) for s in range(k)] for part in parts]).reshape(len(parts), k)
     values = [[t for t in range(k) if t not in part] for part in parts]
     leads = [[larger[tuple(sorted((*part, t)))] for t in others] for part, others in zip(parts, values, strict=True)]
-    return held, (np.array(values), np.array(leads))
+    return included, (np.array(values), np.array(leads))
 
 
 @dataclass(frozen=True)

@@ -141,8 +141,8 @@ class TraceGrad_ELBO(Trace_ELBO):
             )
         self.higher_order = higher_order
         self.fuse = fuse
-        self._together = 1 if vectorize_particles is False else num_particles
-        self.max_parallel = checked_parallel(max_parallel, self._together)
+        self._vectorized_particles = 1 if vectorize_particles is False else num_particles
+        self.max_parallel = checked_parallel(max_parallel, self._vectorized_particles)
         self._closed = ClosedForms.of(closed_form, self.objective)
         self._mapping = EstimatorMapping.of(estimators, "TraceGrad_ELBO(estimators=...)")
         self._resolved: dict[str, Resolved] = {}
@@ -164,7 +164,7 @@ class TraceGrad_ELBO(Trace_ELBO):
             self._refuse_scores(rng_key, param_map, Program(model, guide, args, kwargs))
             return super().loss_with_mutable_state(rng_key, param_map, model, guide, *args, **kwargs)
         program = Program(model, guide, args, kwargs)
-        result, runs = self._estimated(rng_key, param_map, program)
+        result, runs = self._evaluate(rng_key, param_map, program)
         self._refuse_unmeasured()
         refuse_devices_alone(result)
         refuse_impossible(result, runs)
@@ -177,7 +177,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         if watcher is not None and STEPS in param_map:
             monitor(
                 watcher,
-                lambda key, params, record: self._estimated(key, params, program, record)[0],
+                lambda key, params, record: self._evaluate(key, params, program, record)[0],
                 rng_key,
                 param_map,
                 program,
@@ -186,7 +186,7 @@ class TraceGrad_ELBO(Trace_ELBO):
             state = counted(state or {})
         return {"loss": loss, "mutable_state": state}
 
-    def _estimated(
+    def _evaluate(
         self, key: jax.Array, params: dict, program: Program, record: Record | None = None
     ) -> tuple[Estimate, list[tuple[ParticleOutputs, ParticleTrace, dict[str, dict[str, Read]] | None]]]:
         """Run the program; return the objective's value, surrogate and new states, and the runs."""
@@ -416,7 +416,7 @@ class TraceGrad_ELBO(Trace_ELBO):
                     together,
                     self._registered([runs[number]], params)[0],
                     self._counting(program),
-                    None if self.max_parallel is None else self.max_parallel // self._together,
+                    None if self.max_parallel is None else self.max_parallel // self._vectorized_particles,
                 )
             )
         return result

@@ -255,7 +255,7 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
             resolved = {key[0]: found.estimator for key, found in self._resolved.items()}
             monitor(
                 watcher,
-                lambda record: self._estimate(program, record, peers=self._silent())[0].result,
+                lambda record: self._checked_estimate(program, record, peers=self._silent())[0].result,
                 program,
                 resolved,
             )
@@ -263,7 +263,7 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
 
     def diagnose(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> None:
         """Run one step without changing anything, and raise the error that names the site if something is wrong."""
-        self._estimate(Program(model, guide, args, kwargs), peers=self._silent())
+        self._checked_estimate(Program(model, guide, args, kwargs), peers=self._silent())
 
     def _silent(self) -> TorchDataParallel | None:
         """Return the processes for what this one may do without the others."""
@@ -372,7 +372,7 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
 
     def _step(self, program: Program, known: Structure | None = None) -> tuple[Evaluation, float]:
         """Return the estimate of a training step; the first one measures what an `Auto(measure=True)` is to choose from."""
-        result = self._estimate(program, None, known, self._peers)
+        result = self._checked_estimate(program, None, known, self._peers)
         if any(x.measuring and key[0] not in x.measuring.measured for key, x in self._resolved.items()):
             if self._peers is not None:
                 raise ConfigurationError(
@@ -380,10 +380,10 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
                     "and give all of them the estimators of its choice."
                 )
             self.measure(program.model, program.guide, *program.args, **program.kwargs)
-            result = self._estimate(program, None)
+            result = self._checked_estimate(program, None)
         return result
 
-    def _estimate(
+    def _checked_estimate(
         self,
         program: Program,
         record: Record | None = None,
@@ -394,14 +394,14 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
         store = pyro.get_param_store()
         before = set(store.keys())
         try:
-            evaluation = self._estimated(program, record, known, peers)
+            evaluation = self._evaluate(program, record, known, peers)
             return evaluation, evaluation.checked(evaluation.numbers().tolist())
         except PplgradError:
             for name in [name for name in store.keys() if name not in before]:
                 del store[name]
             raise
 
-    def _estimated(
+    def _evaluate(
         self,
         program: Program,
         record: Record | None = None,
@@ -411,9 +411,9 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
         """Run the program and return the objective's value, surrogate and new states, which are not stored yet."""
         known = known or self._structures.find(program)
         structure = known
-        return vectorized_or_sequential(known, lambda: self._together(program, record, structure, peers))
+        return vectorized_or_sequential(known, lambda: self._evaluate_particles(program, record, structure, peers))
 
-    def _together(
+    def _evaluate_particles(
         self,
         program: Program,
         record: Record | None,
@@ -476,11 +476,11 @@ class _EagerSteps:
     def take(self, program: Program, known: Structure) -> float:
         return self._elbo._eager_step(program, known)
 
-    def estimated(self, program: Program, known: Structure) -> Evaluation:
-        return self._elbo._estimated(program, None, known)
+    def evaluate(self, program: Program, known: Structure) -> Evaluation:
+        return self._elbo._evaluate(program, None, known)
 
     def check(self, program: Program, known: Structure) -> None:
-        self._elbo._estimate(program, None, known)
+        self._elbo._checked_estimate(program, None, known)
 
     def watch(self, program: Program) -> None:
         self._elbo._watch(program)

@@ -21,7 +21,7 @@ from pplgrad.numpyro._guide import config_estimators
 
 def measured(elbo: Any, program: Program, params: Mapping[str, Any] | None, seed: int) -> Choice:
     """Choose for the sites of an ELBO that have an `Auto(measure=True)`, the others as they are, and keep the choice there."""
-    _looked_at(elbo, program, params, seed)
+    _run_traced(elbo, program, params, seed)
     resolved = dict(elbo._resolved)
     offered, seconds = to_measure(resolved, sites_of(elbo, program, params, seed), elbo._stateless)
     choice = choose(draws_with(elbo, program, params, seed, autos=resolved), offered, seconds)
@@ -32,11 +32,11 @@ def measured(elbo: Any, program: Program, params: Mapping[str, Any] | None, seed
 def sites_of(elbo: Any, program: Program, params: Mapping[str, Any] | None, seed: int) -> dict[str, SiteInfo]:
     """Return what an estimator is told of each site."""
     probe = Probe()
-    _looked_at(elbo.with_estimators({"*": probe}), program, params, seed)
+    _run_traced(elbo.with_estimators({"*": probe}), program, params, seed)
     return probe.seen
 
 
-def _looked_at(elbo: Any, program: Program, params: Mapping[str, Any] | None, seed: int) -> None:
+def _run_traced(elbo: Any, program: Program, params: Mapping[str, Any] | None, seed: int) -> None:
     """Let an ELBO bind the estimators of the program's sites."""
     plain = Gradients(program, params, seed)
     elbo.describe(

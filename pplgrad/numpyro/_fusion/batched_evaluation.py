@@ -134,10 +134,10 @@ class _Run:
             found = run(*(self._one(value, group.drawing) for value in first.operands))
             kept.update((value, (array, None)) for value, array in zip(first.outputs, found, strict=True))
         else:
-            for place, array in enumerate(self._together(group)):
+            for place, array in enumerate(self._evaluate_group(group)):
                 kept.update((node.outputs[place], (array, row)) for row, node in enumerate(group.nodes))
 
-    def _together(self, group: Group) -> list[jax.Array]:
+    def _evaluate_group(self, group: Group) -> list[jax.Array]:
         first = group.nodes[0]
         if first.name == "slice" and len({node.operands[0].exactly for node in group.nodes}) == 1:
             return [self._slices(group)]

@@ -32,14 +32,14 @@ def sleep_phase(
             n: jax.lax.stop_gradient(site["value"]) for n, site in samples.items() if "was_observed" in site["infer"]
         }
         assert objective.dream is not None
-        told = objective.dream(data, *args, **kwargs)
+        dreamt = objective.dream(data, *args, **kwargs)
         kinds = ("sample", "plate")
         kept = {n: site["value"] for n, site in drawn.items() if site["type"] in kinds and n not in data}
         # Not by `replay`, which would put the model's `infer` in the place of the guide's.
         run = substitute(seed(guide, guide_key), data={**params, **jax.lax.stop_gradient(kept)})
         total: Any = jnp.zeros(())
         with OffZero():
-            sites = trace(run).get_trace(*told)
+            sites = trace(run).get_trace(*dreamt)
         for name, site in sites.items():
             if site["type"] == "sample" and name in kept and not site["is_observed"]:
                 scale = 1.0 if site["scale"] is None else site["scale"]

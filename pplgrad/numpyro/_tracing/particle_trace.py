@@ -271,8 +271,8 @@ def _collect_from_guide(
     estimator = static.estimators.get(name)
     if estimator is not None and estimator.sticking_the_landing:
         fixed = {**site, "value": jax.lax.stop_gradient(site["value"])}
-        held = weighted(_log_prob(fixed, site["fn"], None) * _scale(site), weights.guide)
-        arrays.through[name] = _in_time(held, site, flow)
+        detached = weighted(_log_prob(fixed, site["fn"], None) * _scale(site), weights.guide)
+        arrays.through[name] = _in_time(detached, site, flow)
     counted = closed_form(name, static.closed[name], site, in_model) if name in static.closed else log_q
     cost = weighted(counted * _scale(site), weights.guide)
     if estimator is not None:

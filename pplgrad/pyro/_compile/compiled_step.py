@@ -251,7 +251,7 @@ class EagerSteps(Protocol):
     def take(self, program: Program, known: Structure) -> float:
         """Take a step: add the gradient to the parameters' gradients, keep the baselines' state, return the loss."""
 
-    def estimated(self, program: Program, known: Structure) -> Evaluation:
+    def evaluate(self, program: Program, known: Structure) -> Evaluation:
         """Run the program and return the estimate; nothing is checked, added or kept."""
 
     def check(self, program: Program, known: Structure) -> None:
@@ -367,7 +367,7 @@ class Compiler:
         start, before = time.perf_counter(), generators()
         step, arguments = known.compiled, tensors_in((program.args, program.kwargs))
         with torch.random.fork_rng():
-            evaluation = eager.estimated(program, known)
+            evaluation = eager.evaluate(program, known)
             value = evaluation.checked(evaluation.numbers().tolist())
             if known.compiled is step and evaluation.traced[0].apart is False:
                 restore(before)
@@ -413,7 +413,7 @@ class Compiler:
         torch.clear_autocast_cache()
         moving = _other_generators()
         with poutine.trace(param_only=True) as seen, pyro.validation_enabled(False), recorder:
-            evaluation = eager.estimated(program, known)
+            evaluation = eager.evaluate(program, known)
             loss = evaluation.loss
             leaves = leaves_of(loss)
             gradients = torch.autograd.grad(loss, leaves, allow_unused=True) if leaves else ()

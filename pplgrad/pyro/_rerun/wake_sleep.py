@@ -25,8 +25,8 @@ def sleep_phase(objective: ReweightedWakeSleep, program: Program) -> torch.Tenso
             for name, node in drawn.nodes.items()
             if node["type"] == "sample" and node["infer"].get("was_observed")
         }
-        told = objective.dream(data, *args, **kwargs)
-        trace = poutine.trace(poutine.replay(guide, trace=drawn)).get_trace(*told)
+        dreamt = objective.dream(data, *args, **kwargs)
+        trace = poutine.trace(poutine.replay(guide, trace=drawn)).get_trace(*dreamt)
         for name, node in trace.nodes.items():
             if node["type"] == "sample" and name in drawn.nodes and not node["is_observed"]:
                 if type(node["fn"]).__name__ != "_Subsample":

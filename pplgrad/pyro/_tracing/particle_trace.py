@@ -349,8 +349,8 @@ def record(
             estimator = traces.estimators.get(name)
             log_q = log_prob(name, site, site["fn"])
             if estimator is not None and estimator.sticking_the_landing:
-                held = log_prob(name, {**site, "value": site["value"].detach()}, site["fn"])
-                through[name] = shaped(site, weighted(_scaled(site, held), weights.guide, provenance))
+                detached = log_prob(name, {**site, "value": site["value"].detach()}, site["fn"])
+                through[name] = shaped(site, weighted(_scaled(site, detached), weights.guide, provenance))
             if name in traces.closed:
                 cost = closed_cost(name, traces.closed[name], traces.guide, traces.model, weights, provenance)
             else:
