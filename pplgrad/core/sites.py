@@ -42,7 +42,8 @@ class Run:
     say. `scores` holds log q of each site, neither scaled nor masked, with its gradient; `costs` holds each
     log density as it counts in the objective, scaled and masked, with the gradient that flows through it.
     `indices` gives the elements of a subsampled plate, of shape (n,) or (particles, n). `through` holds, for a site that
-    follows its path alone, its log density as it counts, with the draw held constant.
+    follows its path alone, its log density as it counts, with the draw held constant. `weights_alone` holds the costs of guide sites
+    whose scale or weight is an array, with the gradient that flows through scale and weight alone: these may be learned.
     """
 
     particles: int
@@ -51,3 +52,4 @@ class Run:
     indices: dict[str, Array] = field(default_factory=dict)
     score_squared: Mapping[str, Callable[[], Array]] = field(default_factory=dict)
     through: Mapping[str, Array] = field(default_factory=dict)
+    weights_alone: Mapping[str, Array] = field(default_factory=dict)

@@ -212,7 +212,7 @@ def _own_density_held(ops: Ops, layout: Layout, run: Run, scores_too: bool) -> l
     """Return the costs without the gradient that the guide's densities are not to carry.
 
     A site that follows its path alone (sticking the landing) has no gradient through its density's parameters. In a sum of
-    costs the density of a site with a score term has none at all, since E[∇ log q] = 0 given the parents.
+    costs the density of a site with a score term has none at all, since E[∇ log q] = 0 given the parents; that of its scale and weight stays.
     """
     estimators = {site.name: site.estimator for site in layout.sites}
     costs = list(run.costs)
@@ -220,7 +220,8 @@ def _own_density_held(ops: Ops, layout: Layout, run: Run, scores_too: bool) -> l
         if cost.sign > 0 or cost.name not in estimators or cost.closed:
             continue
         if scores_too and estimators[cost.name].uses_score:
-            costs[number] = ops.stop_gradient(costs[number])
+            alone = run.weights_alone.get(cost.name)
+            costs[number] = ops.stop_gradient(costs[number]) if alone is None else alone
         elif cost.name in run.through:
             through = run.through[cost.name]
             costs[number] = costs[number] - through + ops.stop_gradient(through)

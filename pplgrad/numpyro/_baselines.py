@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pplgrad.baselines.neural import NeuralBaseline
 from pplgrad.core.baseline import Baseline, parts_of
@@ -53,17 +54,23 @@ def network_inputs(
 ) -> jax.Array:
     """Return the inputs of a baseline's network, of shape (*batch, features), as a constant."""
     if baseline.inputs is None:
-        arrays = [jnp.asarray(a) for a in (*args, *kwargs.values()) if hasattr(a, "shape") and hasattr(a, "dtype")]
+        arrays = [jnp.asarray(a) for a in (*args, *kwargs.values()) if _is_numbers(a)]
         found = default_inputs(OPS, plates, indices, arrays)
         if found is None:
             found = jnp.zeros((*(1 for _ in plate_shape(plates)), 0))
-        return jax.lax.stop_gradient(found).astype(dtype)
+        found = jax.lax.stop_gradient(found).astype(dtype)
+        return jnp.where(jnp.isfinite(found), found, 0.0)  # Missing values of the data are nothing to go by.
     raw = call_with_sites(baseline.inputs, args, kwargs, sites)
     parts = [jax.lax.stop_gradient(jnp.asarray(a, dtype)) for a in (raw if isinstance(raw, (tuple, list)) else [raw])]
     if len(parts) == 1:
         return parts[0]
     lead = jnp.broadcast_shapes(*(part.shape[:-1] for part in parts))
     return jnp.concatenate([jnp.broadcast_to(part, (*lead, part.shape[-1])) for part in parts], -1)
+
+
+def _is_numbers(x: Any) -> bool:
+    """Return whether an argument is an array of numbers, and no keys of random numbers or sparse array."""
+    return isinstance(x, (jax.Array, np.ndarray)) and (jnp.issubdtype(x.dtype, jnp.number) or x.dtype == bool)
 
 
 def aligned_values(values: Mapping[str, tuple[jax.Array, int]], plates: tuple[Plate, ...]) -> dict[str, jax.Array]:

@@ -80,9 +80,9 @@ def _object_of(equation: Any) -> Any:
     return equation.params.get("_prim")
 
 
-def as_function(closed: Any) -> Callable[..., list]:
-    """Return the function of flat arguments that a closed jaxpr stands for."""
-    return jex.jaxpr_as_fun(closed)
+def as_function(closed: Any, constants: list | None = None) -> Callable[..., list]:
+    """Return the function of flat arguments that a closed jaxpr stands for, with others for its constants if they are given."""
+    return jex.jaxpr_as_fun(closed if constants is None else jex.ClosedJaxpr(closed.jaxpr, constants))
 
 
 def sub_jaxprs(equation: Any) -> Iterator[Any]:

@@ -15,12 +15,15 @@ from numpyro.distributions import (
     BinomialProbs,
     CategoricalLogits,
     CategoricalProbs,
+    Distribution,
     ExpandedDistribution,
     Independent,
 )
 
 from pplgrad.core.array_ops import FEW_CATEGORIES
-from pplgrad.numpyro._compat import unmasked
+from pplgrad.numpyro._compat import TRACING_ERRORS, unmasked
+
+_UNLISTED: tuple[type[Exception], ...] = (NotImplementedError, *TRACING_ERRORS)
 
 
 class FiniteDraw(NamedTuple):
@@ -47,8 +50,8 @@ def finite_parts(fn: Any) -> tuple[Any, jax.Array] | None:
     try:
         # NumPyro's expanded distributions drop the event dimensions of what they enumerate.
         support = _family(fn).enumerate_support(expand=False)
-    except NotImplementedError:
-        return None
+    except _UNLISTED:
+        return None  # NumPyro lists them only where their number is known while a program is traced.
     return fn, support.reshape(support.shape[0], *fn.event_shape)
 
 
@@ -60,6 +63,20 @@ def counted_parts(fn: Any) -> tuple[Any, jax.Array] | None:
         return fn, jnp.arange(fn.event_shape[0])
     parts = finite_parts(fn)
     return None if parts is None or parts[0].event_shape else parts
+
+
+def is_reparameterized(fn: Any) -> bool:
+    """Return whether draws are a differentiable function of the parameters, as the distribution declares.
+
+    NumPyro takes a distribution of the user's that declares no parameters for one, because all of none are reparameterized; and it asks
+    nobody whether a draw of whole numbers can be.
+    """
+    base = fn
+    while hasattr(base, "base_dist"):
+        base = base.base_dist
+    declares = bool(base.arg_constraints) or type(base).has_rsample is not Distribution.has_rsample
+    is_discrete = bool(getattr(base.support, "is_discrete", False))
+    return bool(fn.has_rsample) and declares and not is_discrete
 
 
 def is_one_hot(fn: Any) -> bool:

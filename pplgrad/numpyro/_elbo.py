@@ -387,7 +387,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         counting = self._counting(program)
         for key in keys:
             arrays, static = run_particle(key, params, program, self._resolve, counting)
-            refuse_moving(static, arrays)
+            refuse_moving(static, arrays, params=params)
             runs.append((jax.tree.map(lambda x: jnp.asarray(x)[None], replace(arrays, probes={})), static, None))
         return runs
 

@@ -40,6 +40,7 @@ def laid_out(
         indices=dict(arrays.indices),
         score_squared=squares,
         through=arrays.through,
+        weights_alone=arrays.weights_alone,
     )
     return Layout.build(sites, costs, objective), run
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -22,6 +22,7 @@ from pplgrad.engine.upstream import UpstreamSites, call_with_sites, default_inpu
 from pplgrad.errors import BaselineError, ConfigurationError
 from pplgrad.pyro._array_ops import OPS
 from pplgrad.pyro._compat import hide_state
+from pplgrad.pyro._reuse.guards import Guard
 from pplgrad.pyro._tracing.particle_trace import Traces
 from pplgrad.pyro._tracing.provenance import Provenance
 
@@ -136,7 +137,10 @@ class PyroBaselines:
         program: Program,
         like: torch.Tensor,
         provenance: Provenance | None,
+        changed: Collection[Callable] = (),
     ) -> None:
+        """`changed` are functions of the user's that read Python state which changed while the program ran."""
+        self._changed = changed
         self._networks = networks
         self._sites = sites
         self._ancestors = ancestors
@@ -169,13 +173,25 @@ class PyroBaselines:
             return self._predicted(site, key, baseline)
         self._provenance.escaped = 0
         out = self._predicted(site, key, baseline)
-        for name in self._provenance.names(self._provenance.of(out) | self._provenance.escaped):
+        kept = 0
+        if function_of(baseline) in self._changed:
+            # What left the tensors while the program ran may be in what the function reads.
+            kept = self._provenance.escaped_ever
+        for name in self._provenance.names(self._provenance.of(out) | self._provenance.escaped | kept):
             if name == site or site in self._ancestors.get(name, {}):
                 raise BaselineError(
                     f"{type(baseline).__name__} at site '{site}' was computed from the value of site '{name}', which its "
                     "own draw decides; this would bias the gradient. Use the program's arguments and upstream sites only."
                 )
         return out
+
+    def check_functions(self) -> None:
+        """Refuse functions of the user's that compute a baseline from its site's own draw."""
+        for name, spec in self._sites.items():
+            for key, part in enumerate(parts_of(getattr(spec.estimator, "baseline", None))):
+                if function_of(part) is not None:
+                    with torch.no_grad():
+                        self.predict(name, str(key), part)
 
     def check_finite(self, site: str, baseline: Baseline, value: torch.Tensor) -> None:
         """Note whether a value is finite; it is read at the step's end, together with the loss."""
@@ -295,4 +311,16 @@ def baselines_of(
     }
     indices = runs[0].indices if len(runs) == 1 else {}
     like = runs[0].costs[0].detach()
-    return PyroBaselines(networks, sites, ancestors, joined, indices, program, like, provenance)
+    changed = [function for traces in traced for function in traces.changed]
+    return PyroBaselines(networks, sites, ancestors, joined, indices, program, like, provenance, changed)
+
+
+def function_of(baseline: Any) -> Callable | None:
+    """Return the function of the user's that a baseline calls, if it has one."""
+    return baseline.inputs if isinstance(baseline, NeuralBaseline) else getattr(baseline, "function", None)
+
+
+def state_of_functions(estimators: Iterable[Any]) -> dict[Callable, Guard | None]:
+    """Return guards of the Python state that the functions of estimators' baselines read."""
+    every = (function_of(part) for e in estimators for part in parts_of(getattr(e, "baseline", None)))
+    return {function: Guard.of(function) for function in every if function is not None}

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any
 
@@ -166,3 +167,27 @@ def settings() -> tuple:
             if torch.is_autocast_enabled(kind)
         ),
     )
+
+
+@contextmanager
+def swaps_noted(note: Callable[[torch.Tensor], None]) -> Iterator[None]:
+    """Tell when two tensors of Python's change places (`torch.utils.swap_tensors`), which is no operation."""
+    plain = torch._C._swap_tensor_impl
+
+    def swap(first: torch.Tensor, second: torch.Tensor) -> None:
+        plain(first, second)
+        note(first)
+        note(second)
+
+    torch._C._swap_tensor_impl = swap
+    try:
+        yield
+    finally:
+        torch._C._swap_tensor_impl = plain
+
+
+def unwrapped(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor that operations see in the place of one that `torch.vmap` or `torch.func` hands to a function."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor

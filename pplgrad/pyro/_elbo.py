@@ -436,6 +436,10 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
             branches.append(self._branches(program, traces, layouts[-1], run, provenance))
             if provenance is not None and traces.particles > 1:
                 refuse_interaction(layouts[-1], run.costs, provenance, partial(branches[-1].alone, traces.guide))
+            if provenance is not None and self.num_particles > traces.particles:
+                alone = baselines_of(self._networks, layouts[-1:], [run], [traces], provenance, program)
+                if alone is not None:
+                    alone.check_functions()
             last = provenance
         host = baselines_of(self._networks, layouts, runs, traced, last if len(runs) == 1 else None, program)
         result = estimate(

@@ -26,12 +26,13 @@ from pplgrad.core.sites import Run
 from pplgrad.engine.closed_forms import ClosedForms
 from pplgrad.engine.layout import Layout
 from pplgrad.monitoring.watch import Watcher
+from pplgrad.pyro._baselines import state_of_functions
 from pplgrad.pyro._rerun.branches import PyroBranches
 from pplgrad.pyro._rerun.comparison import ParticlesInteract
 from pplgrad.pyro._reuse.dependency_structure import Structure
 from pplgrad.pyro._reuse.guards import Guard
 from pplgrad.pyro._reuse.tensors_before import tensors_before
-from pplgrad.pyro._tracing.host_checks import Nesting, broadcasting
+from pplgrad.pyro._tracing.host_checks import Nesting, broadcasting, refuse_density_of_hidden_draw
 from pplgrad.pyro._tracing.particle_trace import (
     SharedMinibatch,
     Traces,
@@ -95,6 +96,7 @@ class Runner:
         for _ in range(1 if vectorized else self.num_particles):
             watched = known is not None and known.following
             provenance = Provenance(self._given(program)) if watched else None
+            state = state_of_functions(self._every_estimator()) if watched else {}
             if watched:
                 torch.clear_autocast_cache()  # What an earlier step cast would come from nowhere.
             with collect_mappings() as mappings, minibatch:
@@ -104,6 +106,7 @@ class Runner:
                 ):
                     traces = run_traces(shown, self._resolve, provenance)
             traces.particles, traces.apart = self.num_particles if vectorized else 1, apart
+            traces.changed = [function for function, guard in state.items() if guard is None or not guard.holds()]
             traces.compared = not (watched and known is not None and known.second_run_due)
             if watched and others is not None and others.ran:
                 # A program of which everything is known hands nothing to another thread.
@@ -118,6 +121,10 @@ class Runner:
         """Return the tensors that are there before a run."""
         chosen = [found.estimator for found in self._resolved.values()]
         return tensors_before(*program, self.objective, self._mapping, chosen)
+
+    def _every_estimator(self) -> list[Estimator]:
+        """Return the estimators that are known before a run."""
+        return [*self._mapping.estimators.values(), *(found.estimator for found in self._resolved.values())]
 
     def _close(self, traces: Traces, program: Program) -> None:
         """Note which sites have their divergence or entropy in closed form."""
@@ -141,6 +148,10 @@ class Runner:
     def _check(self, traces: Traces, mappings: list[EstimatorMapping], provenance: Provenance | None) -> None:
         """Refuse a guide and model that do not match, and a key of a mapping that names no latent site."""
         check_match(traces, self.max_plate_nesting)
+        hidden = traces.hidden_draws if provenance is None else provenance.hidden_draws
+        refuse_density_of_hidden_draw(
+            traces.guide, lambda x: hidden and (provenance is None or provenance.is_random(x))
+        )
         if provenance is not None and provenance.escaped_ever:
             return  # The sites of this program depend on its draws: a name may be absent this time.
         observed = [name for name, site in traces.guide_sites + traces.model_sites if site["is_observed"]]

@@ -21,8 +21,8 @@ from pplgrad.engine.layout import Layout
 from pplgrad.errors import BaselineError, EstimatorError, ProgramError
 from pplgrad.numpyro._array_ops import JaxNoise
 from pplgrad.numpyro._baselines import ANEW
-from pplgrad.numpyro._compat import reused, unmasked
-from pplgrad.numpyro._distributions import family, is_relaxable
+from pplgrad.numpyro._compat import as_function, reused, unmasked
+from pplgrad.numpyro._distributions import family, is_relaxable, is_reparameterized
 from pplgrad.numpyro._tracing.handlers import Intervene, Resolve, site_key
 from pplgrad.numpyro._tracing.particle_trace import ParticleOutputs, ParticleTrace, run_particle
 from pplgrad.numpyro._tracing.relaxation_checks import misused, raise_if_index
@@ -219,6 +219,10 @@ class NumPyroBranches:
                     raise_if_index(error)
                     raise
                 refuse_misuse(self._layout, *misused(closed, seen, [site.name for site in self._layout.sites]))
+                # Parameters that come in as arguments, or that the program closes over, are constants like those in `params`.
+                constants = [jax.lax.stop_gradient(x) if _is_inexact(x) else x for x in closed.consts]
+                branch = as_function(closed, constants)
+                return jax.vmap(lambda number, own: branch(number, *jax.tree.leaves(own)))(jnp.asarray(numbers), own)
             return jax.vmap(lambda number, own: run(number, own)[0])(jnp.asarray(numbers), own)
 
         if self._map_particles is None:
@@ -287,11 +291,15 @@ class NumPyroBranches:
             for site in leading:
                 soft = softened(name, wide, hard, temperatures[site], key)
                 msg["value"] = jnp.where(inside(site), soft, msg["value"])
-        elif leading and not fn.has_rsample:
+        elif leading and not is_reparameterized(fn):
             raise EstimatorError(
                 f"Site '{name}' follows site '{leading[0]}', whose estimator relaxes what follows, and {family(fn)} cannot "
                 f"be relaxed; use ScoreFunction() or LocalExpectation() at '{leading[0]}'."
             )
+
+
+def _is_inexact(x: Any) -> bool:
+    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.inexact)
 
 
 def _noted(run: tuple[list[jax.Array], set[str]], seen: set[str]) -> list[jax.Array]:

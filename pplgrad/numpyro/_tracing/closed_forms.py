@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from numpyro.distributions import MaskedDistribution, kl_divergence
 
 from pplgrad.engine.closed_forms import no_closed_form
@@ -29,6 +30,9 @@ def closed_form(name: str, kind: str, guide: Any, model: Any) -> jax.Array:
     if any(_masked_inside(fn) for fn in (q, p)) or not _same_mask(masks[0], masks[-1]):
         raise no_closed_form(name, kind, laws, "guide and model are masked differently")
     found = _closed(name, kind, bare[0], bare[1] if len(bare) > 1 else None, laws)
+    if found.shape != q.batch_shape:
+        # Some of NumPyro's leave out the dimensions along which their result is the same.
+        found = jnp.broadcast_to(found, jnp.broadcast_shapes(found.shape, q.batch_shape))
     return found if masks[0] is None else jnp.where(masks[0], found, 0.0)
 
 
@@ -37,6 +41,8 @@ def _closed(name: str, kind: str, q: Any, p: Any, laws: list[str]) -> jax.Array:
     found = _finite(q, p)
     if found is not None:
         return found
+    if p is not None and "Kumaraswamy" in laws:
+        raise no_closed_form(name, kind, laws, "NumPyro's is a series that it cuts off")
     try:
         return -q.entropy() if p is None else kl_divergence(q, p)
     except NotImplementedError as error:
@@ -73,13 +79,25 @@ def _finite(q: Any, p: Any) -> jax.Array | None:
         return None
     log_q = wide[0].log_probs
     log_p = jnp.zeros_like(log_q) if wide[1] is None else wide[1].log_probs
-    if log_q.shape[-1] != log_p.shape[-1]:
+    if log_q.shape[-1] != log_p.shape[-1] or not _same_values(q, p):
         return None
     possible = log_q > -jnp.inf
     safe = jnp.where(possible, log_q, 0.0)
     term = jnp.where(possible, jnp.exp(safe) * (safe - log_p), 0.0).sum(-1)
     events = wide[0].event_dim - wide[0].one_hot
     return term.sum(range(term.ndim - events, term.ndim)) if events else term
+
+
+def _same_values(q: Any, p: Any) -> bool:
+    """Return whether two distributions are known to have the same values in the same order."""
+    if p is None:
+        return True
+    with jax.ensure_compile_time_eval():  # Values that are constants are so while a program is traced, too.
+        values = [counted_parts(unmasked(fn)) for fn in (q, p)]
+    first, second = (None if found is None else found[1] for found in values)
+    if first is None or second is None or any(isinstance(x, jax.core.Tracer) for x in (first, second)):
+        return first is second
+    return first.shape == second.shape and bool((np.asarray(first) == np.asarray(second)).all())
 
 
 def _extension(fn: Any) -> Any:

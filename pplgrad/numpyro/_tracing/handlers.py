@@ -15,7 +15,7 @@ from pplgrad.engine.checks import refuse_model_estimator
 from pplgrad.errors import ProgramError
 from pplgrad.estimators.relaxed import Relaxation
 from pplgrad.numpyro._compat import is_handed_out, replay_branches, reused, tag, unmasked
-from pplgrad.numpyro._distributions import categories, elements, family, is_relaxable
+from pplgrad.numpyro._distributions import categories, elements, family, is_relaxable, is_reparameterized
 from pplgrad.numpyro._tracing.control_flow import FlowMessenger
 from pplgrad.numpyro._tracing.logits import with_stable_logits
 from pplgrad.numpyro._tracing.relaxations import Extended, extended_in_model, relaxed
@@ -157,7 +157,7 @@ def site_info(
     return SiteInfo(
         name,
         family(fn),
-        bool(fn.has_rsample),
+        is_reparameterized(fn),
         is_discrete,
         particles,
         categories(fn),

@@ -27,6 +27,7 @@ from pplgrad.numpyro._distributions import (
     drawn_again,
     family,
     finite_draw,
+    is_reparameterized,
     parameters,
 )
 from pplgrad.numpyro._tracing.closed_forms import closed_form
@@ -99,11 +100,12 @@ class ParticleOutputs:
     again: dict[str, tuple[jax.Array, jax.Array]]
     parameters: dict[str, dict[str, jax.Array]]
     through: dict[str, jax.Array]
+    weights_alone: dict[str, jax.Array]
 
 
 jax.tree_util.register_dataclass(
     ParticleOutputs,
-    "scores model_costs guide_costs squares values indices mutable fresh_params probes finite again parameters through".split(),
+    "scores model_costs guide_costs squares values indices mutable fresh_params probes finite again parameters through weights_alone".split(),
     [],
 )
 
@@ -198,7 +200,7 @@ def _collected(
     counting: Counting,
 ) -> ParticleOutputs:
     """Return what a particle computes, and note in `static` what else its traces show."""
-    arrays = ParticleOutputs({}, {}, {}, {}, {}, {}, mutable, {}, {}, {}, {}, {}, {})
+    arrays = ParticleOutputs({}, {}, {}, {}, {}, {}, mutable, {}, {}, {}, {}, {}, {}, {})
     sizes = _note_marks(static, arrays, (*model_trace.values(), *guide_trace.values()), given)
     for name, chosen in static.estimators.items():
         own = guide_trace[name]["infer"].get("closed_form")
@@ -271,12 +273,16 @@ def _collect_from_guide(
     estimator = static.estimators.get(name)
     if estimator is not None and estimator.sticking_the_landing:
         fixed = {**site, "value": jax.lax.stop_gradient(site["value"])}
-        detached = weighted(_log_prob(fixed, site["fn"], None) * _scale(site), weights.guide)
+        weight = jax.lax.stop_gradient(weights.guide) if _is_array(weights.guide) else weights.guide
+        detached = weighted(_log_prob(fixed, site["fn"], None) * jax.lax.stop_gradient(_scale(site)), weight)
         arrays.through[name] = _in_time(detached, site, flow)
     counted = closed_form(name, static.closed[name], site, in_model) if name in static.closed else log_q
     cost = weighted(counted * _scale(site), weights.guide)
     if estimator is not None:
         _collect_draw(static, arrays, site, sizes, log_q, estimator, again)
+        if name not in static.closed and (_is_array(site["scale"]) or _is_array(weights.guide)):
+            alone = weighted(jax.lax.stop_gradient(log_q) * _scale(site), weights.guide)
+            arrays.weights_alone[name] = _in_time(alone, site, flow)
     arrays.guide_costs[name] = _in_time(cost, site, flow)
     static.plates["guide", name] = _plates(site, arrays.guide_costs[name], sizes, static.guide_flows)  # type: ignore[index]
     arrays.probes["guide:" + name] = _probes(site)
@@ -301,7 +307,7 @@ def _collect_draw(
     arrays.values[name] = site["value"]
     static.event_dims[name] = site["fn"].event_dim
     static.families[name] = family(site["fn"])
-    if site["fn"].has_rsample:
+    if is_reparameterized(site["fn"]):
         static.reparameterized.add(name)
     static.plates["score", name] = _plates(site, arrays.scores[name], sizes, static.guide_flows)  # type: ignore[index]
     if any(part.needs_score_squared for part in parts_of(estimator.baseline)):
@@ -324,6 +330,11 @@ def weighted(cost: jax.Array, weight: Any) -> jax.Array:
     if isinstance(weight, (int, float)) and weight in (0, 1):
         return cost if weight else jnp.zeros_like(cost)
     return cost * weight
+
+
+def _is_array(weight: Any) -> bool:
+    """Return whether a scale or weight is an array of JAX's, through which gradient may flow."""
+    return isinstance(weight, jax.Array)
 
 
 def _scale(site: Any) -> Any:

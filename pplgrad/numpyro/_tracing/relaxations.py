@@ -166,8 +166,8 @@ class OneHotCategorical(Distribution):
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> OneHotCategorical(logits=jnp.zeros(3)).sample(jax.random.key(0)).sum()
-        Array(1., dtype=float32)
+        >>> float(OneHotCategorical(logits=jnp.zeros(3)).sample(jax.random.key(0)).sum())
+        1.0
 
     References:
         The distribution of that name in `pyro.distributions`.

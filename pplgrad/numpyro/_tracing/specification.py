@@ -15,7 +15,7 @@ from pplgrad.numpyro._tracing.axis_rules import Axis
 from pplgrad.numpyro._tracing.differentiability import lost_paths, may_lose
 from pplgrad.numpyro._tracing.particle_trace import TIME_DIM, ParticleOutputs, ParticleTrace
 from pplgrad.numpyro._tracing.provenance import Reads, SitePlates, union
-from pplgrad.numpyro._tracing.supports import carries_gradient, gradient_reaches
+from pplgrad.numpyro._tracing.supports import carries_gradient, gradient_reaches, is_differentiated
 
 
 def densities_read(
@@ -172,14 +172,20 @@ Reached = Callable[[], list[bool]]
 """What tells, where it is asked, which outputs of a traced particle may have a derivative with respect to a parameter."""
 
 
-def refuse_moving(static: ParticleTrace, arrays: ParticleOutputs, reached: Reached | None = None) -> None:
+def refuse_moving(
+    static: ParticleTrace,
+    arrays: ParticleOutputs,
+    reached: Reached | None = None,
+    params: Mapping[str, Any] | None = None,
+) -> None:
     """Refuse a site whose support moves with a parameter, under an estimator that takes it for fixed.
 
     `arrays` holds the numbers of the outputs of a traced particle, or without `reached` the arrays themselves.
     """
+    unknown = not is_differentiated(params)
     for name in static.estimators:
         found: Any = arrays.probes.get("bounds:" + name, [])
-        if any(carries_gradient(x) if reached is None else reached()[x] for x in found):
+        if any(carries_gradient(x, unknown) if reached is None else reached()[x] for x in found):
             raise moving_support(name, static.families[name], static.estimators[name], name in static.reparameterized)
 
 
@@ -205,4 +211,4 @@ def outputs_with_gradient(arrays: ParticleOutputs, closed: Any, key: Any, params
     """
     still = jax.tree.map(lambda _: False, key)
     smooth = {name: jax.tree.map(lambda _: name not in arrays.mutable, x) for name, x in params.items()}  # noqa: B023
-    return gradient_reaches(closed, jax.tree.leaves((still, smooth)))
+    return gradient_reaches(closed, jax.tree.leaves((still, smooth)), not is_differentiated(params))

@@ -21,6 +21,8 @@ from numpyro.distributions.constraints import Constraint
 from pplgrad.engine.support import Classes, Support
 from pplgrad.numpyro._compat import is_literal, sub_jaxprs
 
+_DIFFERENTIATED = ("JVPTracer", "LinearizeTracer")
+
 
 def _known(x: Any) -> float | None:
     if isinstance(x, jax.core.Tracer):
@@ -49,17 +51,28 @@ def bounds(fn: Any) -> list[jax.Array]:
     return [x for x in found if jnp.issubdtype(x.dtype, jnp.inexact)]
 
 
-def carries_gradient(x: Any) -> bool:
-    """Return whether JAX differentiates what a value outside of any trace of its own is computed from."""
-    return type(x).__name__ in ("JVPTracer", "LinearizeTracer")
+def is_differentiated(params: Any) -> bool:
+    """Return whether JAX differentiates parameters in the innermost of the transforms that are at work."""
+    return any(type(x).__name__ in _DIFFERENTIATED for x in jax.tree.leaves(params))
 
 
-def gradient_reaches(closed: Any, inputs: Sequence[bool]) -> list[bool]:
+def carries_gradient(x: Any, unknown: bool) -> bool:
+    """Return whether JAX differentiates what a value outside of any trace of its own is computed from.
+
+    With `unknown` it does not differentiate the parameters here. Then it may differentiate whatever another transform (`jit`, `vmap`,
+    `checkpoint`, `scan`) hands in, from outside of that transform.
+    """
+    if type(x).__name__ in _DIFFERENTIATED:
+        return True
+    return unknown and isinstance(x, jax.core.Tracer) and jnp.issubdtype(x.dtype, jnp.inexact)
+
+
+def gradient_reaches(closed: Any, inputs: Sequence[bool], unknown: bool) -> list[bool]:
     """Return which outputs of a closed jaxpr may have a derivative with respect to some of its inputs.
 
-    What the program closes over counts as well where it is being differentiated.
+    What the program closes over counts as well where it is being differentiated, or may be (`unknown`: see `carries_gradient`).
     """
-    constants = [carries_gradient(x) for x in closed.consts]
+    constants = [carries_gradient(x, unknown) for x in closed.consts]
     return _walk(closed.jaxpr, constants, inputs)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -37,7 +37,7 @@ from pplgrad.pyro._distributions import (
     unmasked,
 )
 from pplgrad.pyro._recording import is_recording, moved_generators
-from pplgrad.pyro._rerun.comparison import refuse_another_run, refuse_interaction, values_at
+from pplgrad.pyro._rerun.comparison import compare_rows, refuse_another_run, refuse_interaction, values_at
 from pplgrad.pyro._tracing.host_checks import PARTICLES, Nesting, at_other_values, broadcasting
 from pplgrad.pyro._tracing.particle_trace import Traces, axes_of, closed_cost, cost_of, with_particles, without_shapes
 from pplgrad.pyro._tracing.provenance import Provenance
@@ -139,12 +139,16 @@ class Intervention(Messenger):
         self._temperatures = temperatures
 
     def _pyro_sample(self, msg: Any) -> None:
+        if self._provenance is not None:
+            self._provenance.drawing = True
         if site_is_subsample(msg) and not msg["done"] and msg["name"] in self._primary.nodes:
             msg["value"], msg["done"] = self._primary.nodes[msg["name"]]["value"], True
             if self._provenance is not None:
                 self._provenance.give(msg["value"])
 
     def _pyro_post_sample(self, msg: Any) -> None:
+        if self._provenance is not None:
+            self._provenance.drawing = False
         if self._replace is None or site_is_subsample(msg) or msg["is_observed"]:
             return
         name, fn, drawn = msg["name"], msg["fn"], msg["value"]
@@ -162,6 +166,18 @@ class Intervention(Messenger):
         if self._provenance is not None:
             plates = axes_of(msg["cond_indep_stack"], fn.event_dim)
             msg["value"] = self._provenance.tag(name, msg["value"], plates)
+
+
+@contextmanager
+def _own_stream(devices: Sequence[Any]) -> Iterator[None]:
+    """Draw from a stream of its own: put back, the generators would give the same numbers again, as the draws of the next step."""
+    seed = None if is_recording() else int(torch.randint(2**62, ()))
+    with torch.random.fork_rng(devices=devices):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+            for device in devices:
+                torch.cuda.default_generators[device].manual_seed(seed)
+        yield
 
 
 def _unrelaxable(name: str, fn: Any, branch: Branch) -> torch.Tensor:
@@ -310,7 +326,7 @@ class PyroBranches:
             )
         # What is differentiated is held in any case, and relaxed branches are few.
         at_once = self._at_most if temperatures is None else None
-        with moved_generators(), torch.random.fork_rng(devices=self._traces.rng_devices()):
+        with moved_generators(), _own_stream(self._traces.rng_devices()):
             found = [
                 self._rows([branch.between(*chunk) for branch in branches], chunk[1] - chunk[0], depth, temperatures)
                 for chunk in chunks(count, at_once)
@@ -363,14 +379,16 @@ class PyroBranches:
             every = self._costs(*traces, None, particles * count, depth)
         if provenance is not None:
             refuse_interaction(self._layout, every, provenance, partial(self.alone, traces[0]))
+        elif self._given is not None and not self._vectorized:
+            compare_rows(self._layout, every, partial(self.alone, traces[0], temperatures=temperatures))
         return [x.reshape(particles, count, *x.shape[1:]) for x in every]
 
-    def alone(self, guide: Any, row: int) -> list[torch.Tensor] | None:
+    def alone(self, guide: Any, row: int, temperatures: Mapping[str, Any] | None = None) -> list[torch.Tensor] | None:
         """Return the costs of a row of particles or branches by itself, at its own draws; None if the program cannot run so."""
         values = values_at(guide, row)
         try:
             with moved_generators(), torch.random.fork_rng(devices=self._traces.rng_devices()), torch.no_grad():
-                traces = self._run(lambda name, fresh, event: values[name], None, 1, None)
+                traces = self._run(lambda name, fresh, event: values[name], temperatures, 1, None)
                 return self._costs(*traces, None)
         except (RuntimeError, IndexError, ValueError, KeyError, TypeError, AssertionError):
             return None
@@ -407,6 +425,17 @@ class PyroBranches:
 
         chosen = self._traces.estimators
         with Intervention(self._traces.guide, replace, chosen, temperatures, (args, kwargs), provenance):
+            effect = poutine.unwrap(guide)
+            if isinstance(effect, Messenger):
+                # A guide that is a handler runs the model itself, and keeps both traces.
+                if temperatures is not None:
+                    raise ProgramError(
+                        f"The guide {type(effect).__name__} runs the model itself, where draws cannot be relaxed; use ScoreFunction(), "
+                        "LocalExpectation() or DisARM() at its sites."
+                    )
+                plated(guide)(*args, **kwargs)
+                model_trace, guide_trace = effect.get_traces()
+                return guide_trace, model_trace
             guide_trace = poutine.trace(plated(guide)).get_trace(*args, **kwargs)
         wide = [name for name, node in guide_trace.nodes.items() if isinstance(node.get("fn"), Extended)]
         with Intervention(self._traces.model), ExtendedModelMessenger(wide):

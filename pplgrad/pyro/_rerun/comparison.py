@@ -24,13 +24,20 @@ _AT_MOST = 8
 class ParticlesInteract(Exception):
     """Particles or branches that run together meet in the density of a site."""
 
-    def __init__(self, site: str) -> None:
+    def __init__(self, site: str, size_read: str | None = None) -> None:
         super().__init__(site)
         self.site = site
+        self.size_read = size_read
 
     @property
     def message(self) -> str:
         """What the user is told."""
+        if self.size_read is not None:
+            return (
+                f"The program reads the size of a draw at {self.size_read} (len(z), z.shape, z.numel()), which counts the particles too under "
+                "vectorize_particles=True, and draws random numbers outside of its sample sites, so that a particle by itself cannot be "
+                "compared. Particles run one by one from here on, which is right and slower; take the size from the plate or the data."
+            )
         return (
             f"The log density of site '{self.site}' mixes particles (or branches) that run together under vectorize_particles=True: "
             "something reduces a whole value, such as z.sum() where z.sum(-1) over the plate's own dimension would do. They run one by "
@@ -68,6 +75,24 @@ def refuse_interaction(
     else:
         # A size that Python reads (`z.numel()`) shows in no operation. What is drawn outside of sites would not be the same again.
         rows = {0, len(costs[0]) - 1} if costs and not provenance.hidden_draws else ()
+    if provenance.hidden_draws and provenance.size_read and costs:
+        raise ParticlesInteract(layout.costs[0].name, provenance.size_read)
+    _compare(layout, costs, alone, rows)
+
+
+def compare_rows(
+    layout: Layout, costs: Sequence[torch.Tensor], alone: Callable[[int], Sequence[torch.Tensor] | None]
+) -> None:
+    """Raise `ParticlesInteract` where a row has other costs than by itself."""
+    _compare(layout, costs, alone, _some(len(costs[0])) if costs else ())
+
+
+def _compare(
+    layout: Layout,
+    costs: Sequence[torch.Tensor],
+    alone: Callable[[int], Sequence[torch.Tensor] | None],
+    rows: Iterable[int],
+) -> None:
     for row in rows:
         found = alone(row)
         for spec, x, own in zip(layout.costs, costs, found or [], strict=False):

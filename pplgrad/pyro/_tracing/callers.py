@@ -29,6 +29,12 @@ _WATCHING = (
 _SUPPRESSING = {"suppress", "raises", "ExitStack", "assertRaises"}
 # Reading a truth value inside these is a check of arguments, not control flow of the user's program.
 _CHECKING = ("torch.distributions", "pyro.distributions", "pyro.util", "pyro.poutine", "pyro.infer")
+# Their functions that keep what they read to themselves, and those whose results are densities, draws or traces and no truth values.
+_CHECKS = {"__init__", "_validate_sample", "enumerate_support", "__iter__", "init_to_mean"}
+_RUN_CHECKS = set(
+    "log_prob __call__ sample rsample cdf icdf entropy expand mask forward apply_stack scale_and_mask score_parts _HalfCauchy_logprob "
+    "compute_log_prob get_trace".split()
+)
 
 
 class _Module(NamedTuple):
@@ -85,17 +91,34 @@ def user_line() -> str:
     return "an unknown line"
 
 
-def is_check() -> bool:
-    """Return whether a library that checks arguments is at work, and not the user's program."""
+def is_users() -> bool:
+    """Return whether the program's own line asks torch, and no library on its way."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         module = _module_of(frame)
-        if module.checks:
-            return True
-        if not module.only_runs:
-            return False
+        if module.name not in _WATCHING and module.name not in ("torch.overrides", "torch._tensor"):
+            return not module.is_library
         frame = frame.f_back
     return False
+
+
+def is_check() -> bool:
+    """Return whether a library that checks arguments is at work, and not the user's program.
+
+    A helper of the library that hands what it reads to the program (`pyro.infer.util.torch_item`) is the program's.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    outermost = None
+    while frame is not None:
+        module = _module_of(frame)
+        if module.checks:
+            if frame.f_code.co_name in _CHECKS:
+                return True
+            outermost = frame.f_code.co_name
+        elif not module.only_runs:
+            break
+        frame = frame.f_back
+    return outermost in _RUN_CHECKS
 
 
 def cuts_derivative(without_gradient: bool) -> str | None:

@@ -9,7 +9,7 @@ from torch.distributions import kl_divergence
 
 from pplgrad.engine.closed_forms import no_closed_form
 from pplgrad.errors import ProgramError
-from pplgrad.pyro._distributions import family, unmasked
+from pplgrad.pyro._distributions import counted_parts, family, unmasked
 from pplgrad.pyro._tracing.relaxations import Extended, extension
 
 
@@ -49,7 +49,7 @@ def _finite(q: Any, p: Any) -> torch.Tensor | None:
     guide: Extended = wide[0]
     log_q = guide.categories()
     log_p = torch.zeros_like(log_q) if wide[1] is None else wide[1].categories()
-    if log_q.shape[-1] != log_p.shape[-1]:
+    if log_q.shape[-1] != log_p.shape[-1] or not _same_values(q, p):
         return None
     possible = log_q > -torch.inf
     # Cut twice: the derivative of what is not chosen must be finite as well.
@@ -57,6 +57,15 @@ def _finite(q: Any, p: Any) -> torch.Tensor | None:
     term = torch.where(possible, safe.exp() * (safe - prior), torch.zeros_like(safe + prior)).sum(-1)
     events = guide.event_dim - len(guide.element_shape)
     return term.sum(tuple(range(-events, 0))) if events else term
+
+
+def _same_values(q: Any, p: Any) -> bool:
+    """Return whether two distributions have the same values in the same order."""
+    if p is None:
+        return True
+    values = [counted_parts(unmasked(fn)) for fn in (q, p)]
+    first, second = (None if found is None else found[1] for found in values)
+    return first is second if first is None or second is None else bool((first == second).all())
 
 
 def _same(first: Any, second: Any) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch.overrides import TorchFunctionMode
 
+from pplgrad.pyro._compat import unwrapped
 from pplgrad.pyro._tracing.indexing import classes, one_hot, without_numbers
 from pplgrad.pyro._tracing.operations import tensors_in
 
@@ -18,6 +19,13 @@ _METADATA = set(
     "broadcast_shapes result_type can_cast _is_view __dlpack_device__ register_hook _is_zerotensor _has_compatible_shallow_copy_type _cdata grad_dtype "
     "volatile __dir__ dim_order sparse_dim dense_dim storage_type promote_types".split()
 )
+
+# A tensor that is given to these lends its size, type or device.
+_LENDING = set("expand_as view_as reshape_as type_as to resize_as_ resize_as broadcast_tensors".split())
+# These compute with the numbers of their arguments, element by element, in Python.
+_CALLING_BACK = set("apply_ map_ map2_".split())
+
+_SIZES = set("shape ndim size dim numel nelement ndimension nbytes __len__".split())
 
 # What comes out of these are numbers of Python's own; anything else may be a way into the tensor's memory.
 _COPYING_OUT = set(
@@ -46,6 +54,12 @@ class Followed(Protocol):
     def escape(self, bits: int) -> None:
         """Note that everything from here on may read these draws."""
 
+    def mix(self, tensors: list[torch.Tensor], bits: int) -> None:
+        """Note that tensors read these draws, at any of their elements."""
+
+    def sized(self, tensor: Any) -> None:
+        """Note that the size of a tensor is read."""
+
 
 class Leaving(TorchFunctionMode):
     """Sees the ways out of torch that no dispatched operation shows, and what copies elements without one."""
@@ -54,6 +68,17 @@ class Leaving(TorchFunctionMode):
         super().__init__()
         self._provenance = provenance
         self._calls: list[tuple] = []
+        self._dispatched: list[set[int]] = []
+
+    def note(self, tensor: torch.Tensor) -> None:
+        """Note that an operation inside of the call that is running takes a tensor."""
+        if self._dispatched:
+            self._dispatched[-1].add(id(tensor))
+
+    def note_all(self) -> None:
+        """Note that what was made inside of the calls that are running is known to read all that they were given."""
+        if self._dispatched:
+            self._dispatched[-1].update(id(tensor) for tensor in tensors_in(self._calls))
 
     def bits_of_calls(self) -> int:
         """Return what the arguments of the calls that are running read."""
@@ -62,6 +87,8 @@ class Leaving(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if _is_metadata(func):
+            if _is_size(func):
+                self._provenance.sized(args[0])
             return func(*args, **kwargs)
         if func is torch.Tensor.__getitem__:
             args = without_numbers(args)
@@ -72,16 +99,37 @@ class Leaving(TorchFunctionMode):
         )
         # In `x[mask] = 0` the number is made a tensor, and nothing else.
         self._calls.append(() if numbers_alone else (args, kwargs) if kwargs else args)
+        self._dispatched.append(set())
         try:
             out = func(*args, **kwargs)
         finally:
             self._calls.pop()
+            dispatched = self._dispatched.pop()
+            if self._dispatched:
+                self._dispatched[-1] |= dispatched
         if out is None:
             if getattr(func, "__name__", "") == "__set__":
                 self._provenance.forget(args[0])
-        elif not isinstance(out, torch.Tensor):
+            return out
+        if not isinstance(out, torch.Tensor):
             self._left(func, args, kwargs, out)
+        lends = getattr(func, "__name__", "") in ("new", "new_tensor")
+        self._read_unseen(func, (args[1:] if lends else args, kwargs), out, dispatched)
         return out
+
+    def _read_unseen(self, func: Any, given: Any, out: Any, dispatched: set[int]) -> None:
+        """Note that a call read a tensor in no operation that was seen: what comes out, and how large it is, may depend on it."""
+        name = getattr(func, "__name__", "")
+        made = tensors_in(out)
+        if not made or name in _LENDING:
+            return
+        unseen = [x for x in map(unwrapped, tensors_in(given)) if name in _CALLING_BACK or id(x) not in dispatched]
+        if unseen and (bits := self._provenance.of(unseen)):
+            mine = {id(unwrapped(x)) for x in made}
+            left = [x for x in unseen if name in _CALLING_BACK or id(x) not in mine]
+            if left and (bits := self._provenance.of(left)):
+                self._provenance.escape(bits)
+                self._provenance.mix(made, bits)
 
     def _left(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Note that something came out that is no tensor, and may have been made of elements."""
@@ -98,6 +146,12 @@ class Leaving(TorchFunctionMode):
 def _lists(index: Any) -> bool:
     """Return whether an index holds a list, of which torch makes a tensor."""
     return isinstance(index, list) or (isinstance(index, tuple) and any(isinstance(x, (list, tuple)) for x in index))
+
+
+@cache
+def _is_size(func: Any) -> bool:
+    name = getattr(func, "__name__", "")
+    return (getattr(func.__self__, "__name__", "") if name == "__get__" else name) in _SIZES
 
 
 @cache

@@ -7,7 +7,7 @@ compared at each such step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -98,6 +98,24 @@ def check_programs(model: Any, guide: Any, nesting: float) -> None:
     with _one_sentence():
         check_if_enumerated(guide)
         check_model_guide_match(model, _without_factors(guide), nesting)  # type: ignore[arg-type]
+
+
+def refuse_density_of_hidden_draw(guide: Any, hidden: Callable[[Any], bool]) -> None:
+    """Refuse a factor of the guide that stands for the density of a draw which is no site: its score term would be missing.
+
+    `hidden` says whether what a factor adds was computed from random numbers that no site drew.
+    """
+    for name, site in guide.nodes.items():
+        fn = site.get("fn")
+        if type(fn).__name__ != "Unit":
+            continue
+        declared = vars(fn).get("has_rsample")
+        if declared is False or (declared is None and hidden(fn.log_factor)):
+            raise ProgramError(
+                f"The factor '{name}' in the guide is the density of a draw that is no sample site (has_rsample=False, or random numbers of "
+                "the guide's own), for which no gradient is estimated; draw it with pyro.sample, from a distribution of your own if need be, "
+                "or pass has_rsample=True where the draw is reparameterized."
+            )
 
 
 def _without_factors(guide: Any) -> Any:

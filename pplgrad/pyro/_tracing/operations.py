@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils._pytree import tree_map
 
 from pplgrad.pyro._tracing.axes import rule_of, writes_undeclared
 
@@ -34,7 +35,7 @@ class Facts(NamedTuple):
     """What an operation does beside computing.
 
     It draws, reads elements into Python, has a shape that depends on them, makes a tensor of data, writes, swaps a storage, writes
-    what its schema does not say, cuts the derivative, or may fail for some values of its arguments.
+    what its schema does not say, cuts the derivative, may fail for some values of its arguments, or may have a size that depends on them.
     """
 
     random: bool
@@ -46,6 +47,7 @@ class Facts(NamedTuple):
     undeclared: bool
     cuts: bool
     fails: bool
+    sizes: bool
 
 
 # By a part of the name between underscores: indices, probabilities and matrices are looked into, and whole numbers divided.
@@ -89,7 +91,46 @@ def facts_of(func: Any) -> Facts:
         writes_undeclared(func),
         name in ("aten::detach", "aten::detach_", "aten::detach_copy"),
         _may_fail(func, tags, name.removeprefix("aten::")),
+        torch.Tag.pointwise not in tags and rule_of(func) is None and not is_view(func),
     )
+
+
+_known_sizes: dict[Any, bool] = {}
+
+
+def is_size_known(func: Any, args: Any, kwargs: Any, out: Any) -> bool:
+    """Return whether the sizes of what an operation returned follow from the sizes of its arguments alone.
+
+    The operation runs once more on tensors without elements. One that cannot, or that returns a sparse tensor, has sizes that may not.
+    """
+    made = tensors_in(out)
+    if any(x.layout is not torch.strided or x.is_nested for x in (*made, *tensors_in((args, kwargs)))):
+        return False
+    if all(x.dim() == 0 for x in made):
+        return True  # One number, whatever it is.
+    try:
+        key = (func, tree_map(_form, args), tree_map(_form, kwargs)).__repr__()
+    except RuntimeError:
+        return False
+    if key not in _known_sizes:
+        if len(_known_sizes) > 4096:
+            _known_sizes.clear()
+        try:
+            found = tensors_in(func(*tree_map(_without_elements, args), **tree_map(_without_elements, kwargs)))
+            _known_sizes[key] = [x.shape for x in found] == [x.shape for x in made]
+        except Exception:
+            _known_sizes[key] = False
+    return _known_sizes[key]
+
+
+def _form(x: Any) -> Any:
+    return (tuple(x.shape), x.dtype) if isinstance(x, torch.Tensor) else x
+
+
+def _without_elements(x: Any) -> Any:
+    if isinstance(x, torch.Tensor):
+        return torch.empty(x.shape, dtype=x.dtype, device="meta")
+    return torch.device("meta") if isinstance(x, torch.device) else None if isinstance(x, torch.Generator) else x
 
 
 def operands_of(func: Any, args: Any, kwargs: Any) -> Iterator[tuple[int, torch.Tensor]]:

@@ -178,6 +178,8 @@ class Traces:
     unseen: bool = False
     """Whether another thread may have had a part in the run, which is not followed."""
     compared: bool = False
+    changed: list[Callable] = field(default_factory=list)
+    """Functions of baselines whose Python state changed while the program ran."""
     """Whether the run is not to be compared with a second one on the same draws."""
 
     def __post_init__(self) -> None:
@@ -331,6 +333,7 @@ def record(
     guide_costs: list[torch.Tensor] = []
     squares: dict[str, Callable[[], torch.Tensor]] = {}
     through: dict[str, torch.Tensor] = {}
+    weights_alone: dict[str, torch.Tensor] = {}
 
     def shaped(site: Any, x: torch.Tensor) -> torch.Tensor:
         return with_particles(site, x, particles, depth) if vectorized else x[None]
@@ -350,7 +353,8 @@ def record(
             log_q = log_prob(name, site, site["fn"])
             if estimator is not None and estimator.sticking_the_landing:
                 detached = log_prob(name, {**site, "value": site["value"].detach()}, site["fn"])
-                through[name] = shaped(site, weighted(_scaled(site, detached), weights.guide, provenance))
+                numbers = {**site, "scale": _constant(site["scale"])}
+                through[name] = shaped(site, weighted(_scaled(numbers, detached), _constant(weights.guide), provenance))
             if name in traces.closed:
                 cost = closed_cost(name, traces.closed[name], traces.guide, traces.model, weights, provenance)
             else:
@@ -360,9 +364,17 @@ def record(
                 score = log_q if bare is site["fn"] else log_prob(name, site, bare)
                 scores.append(shaped(site, score))
                 squares[name] = partial(_shaped_square, shaped, site, bare)
+                if isinstance(site["scale"], torch.Tensor) or isinstance(weights.guide, torch.Tensor):
+                    weights_alone[name] = shaped(
+                        site, weighted(_scaled(site, log_q.detach()), weights.guide, provenance)
+                    )
             guide_costs.append(counted(site, cost))
             escaped(traces.guide_escaped, name)
-    return Run(particles, scores, model_costs + guide_costs, {}, squares, through)
+    return Run(particles, scores, model_costs + guide_costs, {}, squares, through, weights_alone)
+
+
+def _constant(weight: Any) -> Any:
+    return weight.detach() if isinstance(weight, torch.Tensor) else weight
 
 
 @contextmanager

@@ -18,11 +18,19 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pplgrad.pyro._compat import swaps_noted
 from pplgrad.pyro._tracing.axes import NONE, Call, Follows, follows, reads_no_element, undeclared_writes
-from pplgrad.pyro._tracing.callers import cuts_derivative, forget_modules, is_check, may_be_caught, user_line
+from pplgrad.pyro._tracing.callers import cuts_derivative, forget_modules, is_check, is_users, may_be_caught, user_line
 from pplgrad.pyro._tracing.continuous_operations import jumping
 from pplgrad.pyro._tracing.escapes import Leaving
-from pplgrad.pyro._tracing.operations import dynamic_shape, facts_of, operands_of, places_written, tensors_in
+from pplgrad.pyro._tracing.operations import (
+    dynamic_shape,
+    facts_of,
+    is_size_known,
+    operands_of,
+    places_written,
+    tensors_in,
+)
 
 # What these make of a relaxed value has no gradient, or no meaning between two categories.
 _COARSE = {"round", "floor", "ceil", "trunc", "sign", "argmax", "argmin", "_local_scalar_dense", "heaviside"}
@@ -80,6 +88,7 @@ class Provenance(TorchDispatchMode):
         self.unfollowed_at: str | None = None
         self.drawing = False
         self.hidden_draws = False
+        self.size_read: str | None = None
         self.misused: dict[str, str] = {}
         self._sites: dict[str, int] = {}
         self._names: dict[int, str] = {}
@@ -106,11 +115,14 @@ class Provenance(TorchDispatchMode):
         self._derives = torch.is_grad_enabled()
         _active.watching.append(self)
         self._leaving.__enter__()
+        self._swaps = swaps_noted(self.forget)
+        self._swaps.__enter__()
         super().__enter__()
         return self
 
     def __exit__(self, *exc: Any) -> None:
         super().__exit__(*exc)
+        self._swaps.__exit__(None, None, None)
         self._leaving.__exit__(*exc)
         _active.watching.remove(self)
         forget_modules()
@@ -155,6 +167,10 @@ class Provenance(TorchDispatchMode):
         """Return the sites along whose value the derivative of a tensor was cut on some way, and by what."""
         bits = self.of(tensor) & self._of_cuts
         return {name: by for (name, by), bit in self._cuts.items() if bit & bits}
+
+    def is_random(self, tensor: torch.Tensor) -> bool:
+        """Return whether random numbers that no site drew have a part in a tensor."""
+        return bool(self.of(tensor) & _RANDOM)
 
     def is_unsure(self, site: str, plate: str) -> bool:
         """Return whether an operation of which nothing is known has seen the elements of a site along a plate."""
@@ -210,6 +226,16 @@ class Provenance(TorchDispatchMode):
         fixed = all(x.dtype == torch.bool or not (bits or x.is_floating_point()) for x in tensors)
         return fixed and is_check() and not (bits and may_be_caught())
 
+    def mix(self, tensors: list[torch.Tensor], bits: int) -> None:
+        """Note that tensors read these draws, at any of their elements."""
+        for tensor in tensors:
+            self._mix(self._known(tensor), bits)
+
+    def sized(self, tensor: Any) -> None:
+        """Note where the program itself reads the size of what depends on a draw."""
+        if self.size_read is None and isinstance(tensor, torch.Tensor) and is_users() and self.of(tensor) & ~_RANDOM:
+            self.size_read = user_line()
+
     def give(self, *tensors: torch.Tensor) -> None:
         """Note that tensors depend on no draw."""
         for tensor in tensors:
@@ -253,22 +279,29 @@ class Provenance(TorchDispatchMode):
             # It was just made of numbers, or of a list of tensors that were given to the call that is running.
             given = self._leaving.bits_of_calls()
             self._note(args[0], Known(given | self._cut_bits(given, "a tensor made of numbers"), {}, 1), _key(args[0]))
+            self._leaving.note_all()
         bits, relaxed = _RANDOM if facts.random else 0, None
         for arg in args:
             if isinstance(arg, torch.Tensor):
                 known = self._by_tensor.get(id(arg)) or self._known(arg)
                 bits |= known.bits
+                self._leaving.note(arg)
                 relaxed = known.relaxed or relaxed
             elif isinstance(arg, (list, tuple)):
                 for tensor in tensors_in(arg):
                     known = self._known(tensor)
                     bits |= known.bits
                     relaxed = known.relaxed or relaxed
+                    self._leaving.note(tensor)
         if kwargs:
             bits |= self.of(list(kwargs.values()))
+            for tensor in tensors_in(kwargs):
+                self._leaving.note(tensor)
         if facts.reads or (facts.dynamic and dynamic_shape(func, args)):
             if not (facts.reads and self.is_innocent(bits, tensors_in(args))):
                 self.escape(bits)
+        if facts.sizes and bits & ~_RANDOM and not is_size_known(func, args, kwargs, out):
+            self.escape(bits)
         if facts.fails and bits & ~_RANDOM and may_be_caught():
             self.escape(bits)
         if facts.sets:
