@@ -1,6 +1,7 @@
 """What the guard and the second watching cost, as a share of a step: `make bench-guards`.
 
-Paired: each program's reused steps, its guard alone, and its watched steps are timed in turns, in one run.
+Paired: each program's reused steps, its guard alone, its watched steps, and Trace_ELBO's steps are timed in turns, in one run. So are
+Trace_ELBO's steps under two modes of torch's that do nothing: whatever watches every operation from Python costs at least that.
 """
 
 from __future__ import annotations
@@ -8,12 +9,15 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer import Trace_ELBO
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pplgrad import ScoreFunction
 from pplgrad.pyro import TraceGrad_ELBO
@@ -72,8 +76,18 @@ def seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def row(model: Callable, guide: Callable, turns: int = TURNS) -> tuple[float, float, float, float]:
-    """Return a step's milliseconds, the guard's share, the share of watching again over 500 steps, and watched steps by Trace_ELBO's."""
+class _EveryOperation(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+class _EveryFunction(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+def row(model: Callable, guide: Callable, turns: int = TURNS) -> tuple[float, float, float, float, float]:
+    """Return a step's milliseconds, the guard's share, the share of watching again over 500 steps, and watched steps and idle modes by Trace_ELBO's."""
     pyro.clear_param_store()
     chosen = {"*": ScoreFunction()}
     kept, watched = TraceGrad_ELBO(estimators=chosen), TraceGrad_ELBO(estimators=chosen, reuse_structure=False)
@@ -82,24 +96,34 @@ def row(model: Callable, guide: Callable, turns: int = TURNS) -> tuple[float, fl
         elbo.loss_and_grads(model, guide)
     (known,) = kept._structures._known.values()
     assert known.guard is not None, "this program is to have a guard"
-    times: list[list[float]] = [[], [], [], []]
+
+    def under_modes() -> None:
+        with _EveryFunction(), _EveryOperation():
+            loss = host.differentiable_loss(model, guide)
+        if loss.requires_grad:
+            loss.backward()
+
+    times: list[list[float]] = [[], [], [], [], []]
     for _ in range(turns):
         known.reuses = 2  # The next one is not watched again.
         times[0].append(seconds(lambda: kept.loss_and_grads(model, guide)))
         times[1].append(seconds(known.guard.holds))
         times[2].append(seconds(lambda: watched.loss_and_grads(model, guide)))
         times[3].append(seconds(lambda: host.loss_and_grads(model, guide)))
-    step, guard, watch, plain = map(statistics.median, times)
-    return 1e3 * step, guard / step, (watch / step - 1) / 500, watch / plain
+        times[4].append(seconds(under_modes))
+    step, guard, watch, plain, modes = map(statistics.median, times)
+    return 1e3 * step, guard / step, (watch / step - 1) / 500, watch / plain, modes / plain
 
 
 def main() -> None:
     """Print a table."""
     torch.set_num_threads(1)
-    print(f"{'program':16}{'step, ms':>10}{'guard':>8}{'watching again':>16}{'watched / Trace_ELBO':>22}")
+    print(
+        f"{'program':16}{'step, ms':>10}{'guard':>8}{'watching again':>16}{'watched / Trace_ELBO':>22}{'idle modes':>12}"
+    )
     for name, model, guide in programs():
-        step, guard, again, watched = row(model, guide)
-        print(f"{name:16}{step:10.2f}{guard:8.1%}{again:16.2%}{watched:22.2f}")
+        step, guard, again, watched, modes = row(model, guide)
+        print(f"{name:16}{step:10.2f}{guard:8.1%}{again:16.2%}{watched:22.2f}{modes:12.2f}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from numpyro.handlers import seed
+from numpyro.handlers import seed, trace
 from numpyro.infer import Trace_ELBO
 
 from pplgrad.configuration import EstimatorMapping, Resolved, refuse_unmatched, resolve, watcher_of
@@ -319,7 +319,15 @@ class TraceGrad_ELBO(Trace_ELBO):
         return program._replace(model=model, guide=guide)
 
     def _counting(self, program: Program) -> Counting:
-        return Counting(self.objective.weights(program.args, program.kwargs), self._closed)
+        with trace() as seen:
+            weights = self.objective.weights(program.args, program.kwargs)
+        for name, site in seen.items():
+            if site["type"] == "param":
+                raise ConfigurationError(
+                    f"A weight of {type(self.objective).__name__} reads the parameter '{name}' with numpyro.param, which keeps its first value "
+                    "there: no handler stands around the function. Pass what it reads as an argument of the program."
+                )
+        return Counting(weights, self._closed)
 
     def _runs(
         self, rng_key: jax.Array, params: dict, program: Program
@@ -441,7 +449,7 @@ class TraceGrad_ELBO(Trace_ELBO):
 
     def _refuse_scores(self, rng_key: jax.Array, params: dict, program: Program) -> None:
         """With a guide that proposes several samples at once, only reparameterized sites have a right gradient."""
-        from numpyro.handlers import substitute, trace
+        from numpyro.handlers import substitute
 
         def names(key: jax.Array) -> None:
             guide = substitute(seed(program.guide, key), data=params)

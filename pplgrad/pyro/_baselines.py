@@ -229,11 +229,13 @@ class PyroBaselines:
 
     def _inputs(self, site: str, baseline: NeuralBaseline) -> torch.Tensor:
         if baseline.inputs is None:
-            arrays = [a for a in (*self._program.args, *self._program.kwargs.values()) if isinstance(a, torch.Tensor)]
+            given = (*self._program.args, *self._program.kwargs.values())
+            arrays = [a for a in given if isinstance(a, torch.Tensor) and a.layout is torch.strided and not a.is_nested]
             found = default_inputs(OPS, self._sites[site].plates, self._indices, arrays)
             if found is None:
                 return self._like.new_zeros((*(1 for _ in plate_shape(self._sites[site].plates)), 0))
-            return found.detach().to(self._like.dtype)
+            found = found.detach().to(self._like.dtype)
+            return torch.where(torch.isfinite(found), found, 0.0)  # Missing values of the data are nothing to go by.
         raw = call_with_sites(baseline.inputs, self._program.args, self._program.kwargs, self._upstream(site))
         arrays = [a.detach().to(self._like.dtype) for a in (raw if isinstance(raw, (tuple, list)) else [raw])]
         if len(arrays) == 1:

@@ -12,6 +12,7 @@ import numpyro.distributions as dist
 import optax
 import pytest
 from flax import nnx
+from jax.experimental.sparse import BCOO
 from numpyro import handlers
 from numpyro.infer import SVI, Predictive
 from numpyro.optim import Adam, ClippedAdam
@@ -251,3 +252,32 @@ def test_categorical_score_is_one_hot_minus_softmax():
     found = _score_squared(shared, jnp.array([1, 0, 1]))
     p = jax.nn.sigmoid(0.4)
     np.testing.assert_allclose(found, jnp.array([(1 - p) ** 2, p**2, (1 - p) ** 2]), atol=1e-12)
+
+
+NO_FEATURES = {
+    "keys": lambda: jax.random.split(jax.random.key(0), 3),
+    "a sparse array": lambda: BCOO.fromdense(jnp.eye(3)),
+    "missing values": lambda: jnp.array([1.0, jnp.nan, jnp.inf]),
+}
+
+
+@pytest.mark.parametrize("kind", NO_FEATURES)
+def test_the_default_network_passes_over_what_is_no_number(kind):
+    def small_guide(x):
+        with numpyro.plate("data", 3):
+            numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("a", jnp.zeros(3))))
+
+    def small_model(x):
+        with numpyro.plate("data", 3):
+            z = numpyro.sample("z", dist.Bernoulli(0.3))
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=jnp.ones(3))
+
+    x = NO_FEATURES[kind]()
+    svi = SVI(small_model, config_estimators(small_guide), Adam(0.01), TraceGrad_ELBO())
+    state = svi.init(jax.random.key(0), x)
+    for _ in range(2):
+        state, loss = jax.jit(svi.update)(state, x)
+        assert np.isfinite(loss)
+    kept = {**svi.get_params(state), **state.mutable_state}
+    assert any(is_baseline_param(name) for name in kept)
+    assert all(np.isfinite(value).all() for value in jax.tree.leaves(kept))

@@ -131,3 +131,84 @@ def test_what_has_none_is_refused():
         loss(closed_form={"x": "kl"}, estimators={"x": Reparam(sticking_the_landing=True)})
     with pytest.raises(EstimatorError, match="no meaning under IWAE"):
         loss(closed_form={"x": "kl"}, objective=IWAE())
+
+
+ENTROPIES = {
+    "Laplace": (lambda loc, s: dist.Laplace(loc, jnp.exp(s)), lambda s: 1 + jnp.log(2.0) + s),
+    "MultivariateNormal": (
+        lambda loc, s: dist.MultivariateNormal(
+            jnp.stack([loc, -loc], -1), scale_tril=jnp.exp(s) * jnp.array([[1.0, 0.0], [0.3, 0.5]])
+        ),
+        lambda s: 1 + jnp.log(2 * jnp.pi) + jnp.log(0.5) + 2 * s,
+    ),
+    "one law": (lambda loc, s: dist.Laplace(0.0, jnp.exp(s)), lambda s: 1 + jnp.log(2.0) + s),
+    "event": (
+        lambda loc, s: dist.Laplace(loc[:, None] * jnp.ones(2), jnp.exp(s)).to_event(1),
+        lambda s: 2 * (1 + jnp.log(2.0) + s),
+    ),
+}
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("law", ENTROPIES)
+def test_one_scale_for_many_locations_counts_for_each(law, masked):
+    """NumPyro's entropy has the shape of the scale, the plate has that of the locations."""
+    make, entropy = ENTROPIES[law]
+    keep = jnp.array([True, False, True, True])
+
+    def guide():
+        loc, s = numpyro.param("loc", jnp.array([0.3, -0.2, 0.5, 0.1])), numpyro.param("s", 0.2)
+        with numpyro.plate("data", 4):
+            numpyro.sample("x", make(loc, s).mask(keep) if masked else make(loc, s))
+
+    def model():
+        with numpyro.plate("data", 4):
+            numpyro.sample("x", make(jnp.zeros(4), 0.0).mask(False))
+
+    elbo = TraceGrad_ELBO(closed_form={"x": "entropy"})
+    params = {"loc": jnp.array([0.3, -0.2, 0.5, 0.1]), "s": jnp.array(0.2)}
+    found = jax.value_and_grad(lambda p: elbo.loss(jax.random.key(0), p, model, guide))(params)
+    loss, slope = jax.value_and_grad(lambda s: -(3 if masked else 4) * entropy(s))(0.2)
+    np.testing.assert_allclose(found[0], loss)
+    np.testing.assert_allclose(found[1]["s"], slope)
+    np.testing.assert_allclose(found[1]["loc"], 0.0, atol=1e-12)
+
+
+def divergence(q, p, jit):
+    """Return the loss of a program that is one site, and its derivative at 0.3."""
+
+    def guide():
+        numpyro.sample("z", q(numpyro.param("a", 0.3)))
+
+    elbo = TraceGrad_ELBO(closed_form={"z": "kl"})
+    both = jax.value_and_grad(lambda a: elbo.loss(jax.random.key(0), {"a": a}, lambda: numpyro.sample("z", p()), guide))
+    return (jax.jit(both) if jit else both)(jnp.array(0.3))
+
+
+def test_a_series_that_is_cut_off_is_no_closed_form():
+    with pytest.raises(EstimatorError, match="of Kumaraswamy from Beta at site 'z' .* is a series that it cuts off"):
+        divergence(lambda a: dist.Kumaraswamy(jnp.exp(a), 0.7), lambda: dist.Beta(2.0, 3.0), False)
+    with pytest.raises(EstimatorError, match="is a series that it cuts off"):
+        divergence(
+            lambda a: dist.Kumaraswamy(jnp.exp(a) * jnp.ones(2), 0.7).to_event(1),
+            lambda: dist.Beta(2.0, 3.0).expand([2]).to_event(1),
+            True,
+        )
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_as_many_values_are_not_the_same_values(jit):
+    def binomial(a):
+        return dist.Binomial(3, logits=a)
+
+    def wanted(a):
+        log_q = dist.Binomial(3, logits=a).log_prob(jnp.arange(4))
+        return (jnp.exp(log_q) * (log_q + jnp.log(4.0))).sum()
+
+    for low in (1, -1):
+        with pytest.raises(
+            EstimatorError, match="of Binomial from DiscreteUniform at site 'z' has no closed form here"
+        ):
+            divergence(binomial, lambda: dist.DiscreteUniform(low, low + 3), jit)
+    found = divergence(binomial, lambda: dist.DiscreteUniform(0, 3), jit)
+    np.testing.assert_allclose(found, jax.value_and_grad(wanted)(0.3))

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro.distributions import constraints
 from numpyro.infer import SVI
 from numpyro.optim import Adam
 
@@ -193,3 +194,77 @@ def test_a_family_is_a_class_and_no_name():
     elbo = TraceGrad_ELBO(estimators={"z": MeasureValued()})
     with pytest.raises(EstimatorError, match=r"site 'z'.*test_errors.*Normal is not among"):
         elbo.loss(jax.random.key(0), {}, program, program)
+
+
+class Level(dist.Distribution):
+    """A discrete distribution of the user's own that declares no parameters: all of none are reparameterized, says NumPyro."""
+
+    support = constraints.nonnegative_integer
+
+    def __init__(self, logits):
+        self.logits = logits
+        super().__init__(jnp.shape(logits)[:-1])
+
+    def sample(self, key, sample_shape=()):
+        return jax.random.categorical(key, self.logits, shape=sample_shape + self.batch_shape)
+
+    def log_prob(self, value):
+        log_p = jnp.broadcast_to(jax.nn.log_softmax(self.logits), (*value.shape, self.logits.shape[-1]))
+        return jnp.take_along_axis(log_p, value[..., None], -1)[..., 0]
+
+
+class Shift(dist.Distribution):
+    """The same, of real numbers."""
+
+    support = constraints.real
+
+    def __init__(self, loc):
+        self.loc = loc
+        super().__init__(jnp.shape(loc))
+
+    def sample(self, key, sample_shape=()):
+        return self.loc + jax.random.normal(key, sample_shape + self.batch_shape)
+
+    def log_prob(self, value):
+        return dist.Normal(self.loc, 1.0).log_prob(value)
+
+
+class DeclaredShift(Shift):
+    has_rsample = True
+
+
+class PropertyOfShift(Shift):
+    has_rsample = property(lambda self: True)
+
+
+A = jnp.array([0.3, -0.2])
+
+
+@pytest.mark.parametrize(
+    ("law", "reparameterized"),
+    [
+        (Level, False),
+        (lambda a: Level(a[None]).to_event(1), False),
+        (lambda a: Level(a).expand([3]).to_event(1), False),
+        (lambda a: Level(a).mask(True), False),
+        (lambda a: Shift(a[0]), False),
+        (lambda a: DeclaredShift(a[0]), True),
+        (lambda a: PropertyOfShift(a[0]), True),
+    ],
+    ids=["discrete", "event", "expanded", "masked", "real", "real, declared", "real, by a property"],
+)
+def test_a_distribution_that_declares_no_parameters(law, reparameterized):
+    """Only one that says of itself that its draws are differentiable is taken for reparameterized."""
+
+    def program():
+        numpyro.sample("z", law(numpyro.param("a", A)))
+
+    key, params = jax.random.key(0), {"a": A}
+    (row,) = TraceGrad_ELBO().describe(key, params, program, program).rows
+    assert row["estimator"] == ("Reparam()" if reparameterized else "ScoreFunction()")
+    chosen = TraceGrad_ELBO(estimators={"z": Reparam()})
+    if reparameterized:
+        assert jnp.isfinite(chosen.loss(key, params, program, program))
+    else:
+        with pytest.raises(EstimatorError, match=r"Reparam\(\) cannot be used at site 'z'"):
+            chosen.loss(key, params, program, program)

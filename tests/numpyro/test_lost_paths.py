@@ -10,6 +10,7 @@ from numpyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoNormal
 
 from pplgrad import EstimatorError, Reparam, ScoreFunction
 from pplgrad.numpyro import TraceGrad_ELBO
+from tests.numpyro.differentiating import WAYS, handed
 
 KEY = jax.random.key(0)
 TABLE = jnp.array([0.0, 3.0])
@@ -75,6 +76,37 @@ def test_a_cost_with_a_derivative_is_not(name):
 def test_a_draw_without_a_parameter_has_nothing_to_lose():
     model, _ = program(LOST["where"])
     assert gradient(TraceGrad_ELBO(), model, lambda: numpyro.sample("z", dist.Normal(0.3, 1.0))) == 0
+
+
+def jumping(w):
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    numpyro.sample("x", dist.Normal(jnp.where(z > 0, 3.0, 0.0), 1.0), obs=2.0)
+
+
+def shifted(w):
+    numpyro.sample("z", dist.Normal(w, 1.0))
+
+
+@pytest.mark.parametrize("by", ["argument", "closure"])
+@pytest.mark.parametrize("way", WAYS)
+def test_parameters_that_are_differentiated_from_outside(way, by):
+    with pytest.raises(EstimatorError, match=r"at site 'z' .* density of 'x' .*use ScoreFunction\(\) at 'z'"):
+        WAYS[way](handed(TraceGrad_ELBO(), KEY, jumping, shifted)[by])(jnp.array(0.3))
+
+
+def test_data_beside_a_parameter_have_nothing_to_lose():
+    def model(w):
+        jumping(w)
+        numpyro.factor("f", numpyro.sample("y", dist.Normal(0.0, 1.0)))
+
+    def guide(w):
+        shifted(w)
+        numpyro.sample("y", dist.Normal(numpyro.param("m", jnp.array(0.3)), 1.0))
+
+    svi, w = SVI(model, guide, numpyro.optim.Adam(0.01), TraceGrad_ELBO()), jnp.array(0.3)
+    state, loss = jax.jit(svi.update)(svi.init(KEY, w), w)
+    assert jnp.isfinite(loss) and jnp.isfinite(svi.evaluate(state, w))
+    assert jnp.isfinite(svi.run(KEY, 2, w, progress_bar=False).losses).all()
 
 
 @pytest.mark.parametrize("auto", [AutoNormal, AutoDiagonalNormal, AutoDelta])

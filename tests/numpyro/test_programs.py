@@ -390,3 +390,26 @@ def test_log_odds_may_be_whole_numbers():
 
     wanted = -dist.Bernoulli(logits=jnp.array([0.0, 2.0])).log_prob(jnp.array([1, 0])).sum()
     np.testing.assert_allclose(TraceGrad_ELBO().loss(jax.random.key(0), {}, model, lambda: None), wanted, rtol=1e-6)
+
+
+def test_counts_may_be_data_or_drawn():
+    """NumPyro cannot list the values of a Binomial whose count it learns only when a traced program runs."""
+
+    def model(n):
+        k = numpyro.sample("k", dist.Bernoulli(0.4))
+        with numpyro.plate("data", 3):
+            z = numpyro.sample("z", dist.Binomial(n + k, probs=0.4))
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=jnp.ones(3))
+
+    def guide(n):
+        k = numpyro.sample("k", dist.Bernoulli(logits=numpyro.param("r", 0.3)))
+        with numpyro.plate("data", 3):
+            numpyro.sample("z", dist.Binomial(n + k, logits=numpyro.param("a", jnp.zeros(3))))
+
+    # Tracing alone is what is at fault, if anything is: nothing needs to be compiled.
+    counts, svi = jnp.array([2, 3, 4]), SVI(model, guide, Adam(0.01), TraceGrad_ELBO())
+    state = svi.init(KEY, counts)
+    assert jax.eval_shape(svi.update, state, counts)[1].shape == ()
+    assert jax.eval_shape(lambda: svi.run(KEY, 2, counts, progress_bar=False).losses).shape == (2,)
+    (_, row) = TraceGrad_ELBO().describe(KEY, svi.get_params(state), model, guide, counts).rows
+    assert row["estimator"] == "ScoreFunction()"

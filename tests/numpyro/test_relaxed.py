@@ -288,3 +288,26 @@ def test_relax_without_the_cost_needs_no_derivative():
     assert np.isfinite(losses(RELAX(through_cost=False))).all()
     with pytest.raises(EstimatorError, match="Site 'z' is relaxed, but the program compares"):
         losses(RELAX())
+
+
+@pytest.mark.parametrize("estimator", [REBAR(), RELAX()], ids=["rebar", "relax"])
+def test_learning_leaves_the_gradient_of_arguments_alone(estimator):
+    """Parameters that are the program's arguments are not among those that branches hold constant by name."""
+
+    def model(a):
+        z = numpyro.sample("z", dist.Bernoulli(0.4).expand((2,)).to_event(1))
+        numpyro.sample("x", dist.Normal(z @ jnp.array([1.0, 0.5]) * jnp.exp(a[2]), 1.0), obs=1.4)
+
+    def guide(a):
+        numpyro.sample("z", dist.Bernoulli(logits=a[:2]).to_event(1))
+
+    def gradient(estimator):
+        wrapped = config_estimators(guide, {"z": estimator})
+        sites = numpyro.handlers.trace(numpyro.handlers.seed(wrapped, 0)).get_trace(a)
+        learned = {name: site["value"] for name, site in sites.items() if is_baseline_param(name)}
+        assert bool(learned) == estimator.learn
+        return jax.jit(jax.grad(lambda a: TraceGrad_ELBO().loss(jax.random.key(1), learned, model, wrapped, a)))(a)
+
+    a = jnp.array([0.3, -0.4, 0.1])
+    # An untrained network adds nothing: until then RELAX is REBAR.
+    np.testing.assert_allclose(gradient(estimator), gradient(REBAR(learn=False)), rtol=1e-9)

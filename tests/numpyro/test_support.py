@@ -12,6 +12,7 @@ from numpyro.infer import SVI
 
 from pplgrad import EstimatorError, Reparam, ScoreFunction
 from pplgrad.numpyro import TraceGrad_ELBO
+from tests.numpyro.differentiating import WAYS, handed
 
 e = jnp.exp
 REFUSED = "at site 'x' .* needs a support that stays where it is"
@@ -147,7 +148,23 @@ def test_bounds_from_data_and_from_mutable_state_are_constant():
     elbo = TraceGrad_ELBO(estimators={"x": ScoreFunction()})
     svi = SVI(model, guide, numpyro.optim.Adam(0.1), elbo)
     state = svi.init(jax.random.key(0), jnp.array(2.0))
-    jax.jit(svi.update)(state, jnp.array(2.0))
+    state, _ = jax.jit(svi.update)(state, jnp.array(2.0))
+    assert jnp.isfinite(svi.evaluate(state, jnp.array(2.0)))
+    assert jnp.isfinite(svi.run(jax.random.key(0), 2, jnp.array(2.0), progress_bar=False).losses).all()
+
+
+@pytest.mark.parametrize("by", ["argument", "closure"])
+@pytest.mark.parametrize("way", WAYS)
+def test_bounds_that_are_differentiated_from_outside(way, by):
+    def model(low):
+        numpyro.sample("x", dist.Uniform(-9.0, 9.0))
+
+    def guide(low):
+        numpyro.sample("x", dist.Uniform(low, low + 1))
+
+    elbo = TraceGrad_ELBO(estimators={"x": ScoreFunction()})
+    with pytest.raises(EstimatorError, match=REFUSED):
+        WAYS[way](handed(elbo, jax.random.key(0), model, guide)[by])(jnp.array(0.3))
 
 
 def test_a_count_that_is_drawn_carries_no_gradient():
@@ -196,8 +213,8 @@ def test_other_ways_to_run(guide):
 
 
 MUTANTS = {
-    "stop_gradient is nothing": lambda closed, inputs: [True] * len(closed.jaxpr.outvars),
-    "nothing carries gradient": lambda closed, inputs: [False] * len(closed.jaxpr.outvars),
+    "stop_gradient is nothing": lambda closed, inputs, unknown: [True] * len(closed.jaxpr.outvars),
+    "nothing carries gradient": lambda closed, inputs, unknown: [False] * len(closed.jaxpr.outvars),
 }
 
 

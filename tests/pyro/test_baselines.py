@@ -263,6 +263,45 @@ def test_a_value_smuggled_past_the_mapping_is_refused_by_provenance():
         elbo.loss_and_grads(model, guide)
 
 
+class Kept:
+    """What a model keeps for whoever looks."""
+
+    number = 0.0
+    tensor = torch.zeros(())
+
+
+def kept(of_this_step):
+    """Return a program that keeps the data's log density, or a number that no draw decides."""
+
+    def guide():
+        pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor(0.3))))
+
+    def model():
+        z = pyro.sample("z", dist.Bernoulli(0.4))
+        x = pyro.sample("x", dist.Normal(5 * z, 1.0), obs=torch.tensor(1.4))
+        if of_this_step:
+            Kept.tensor = dist.Normal(5 * z, 1.0).log_prob(x).detach()
+            Kept.number = Kept.tensor.item()
+
+    return model, guide
+
+
+@pytest.mark.parametrize("particles", [1, 2])
+@pytest.mark.parametrize("kind", ["number", "tensor"])
+@pytest.mark.parametrize("of_this_step", [False, True])
+def test_a_baseline_that_reads_what_the_model_keeps(kind, particles, of_this_step):
+    """What the model has just kept is decided by the draw; what nobody changes is not."""
+    function = FunctionBaseline((lambda: Kept.number) if kind == "number" else (lambda: Kept.tensor))
+    elbo = TraceGrad_ELBO(particles, estimators={"z": ScoreFunction(function)})
+    Kept.number, Kept.tensor = 0.0, torch.zeros(())
+    if of_this_step:
+        with pytest.raises(BaselineError, match="FunctionBaseline at site 'z' was computed from the value of site 'z'"):
+            elbo.loss_and_grads(*kept(True))
+    else:
+        for _ in range(4):
+            elbo.loss_and_grads(*kept(False))
+
+
 def test_wrong_shape_nan_and_wrong_network_are_refused():
     x, model, guide = program()
 

@@ -5,8 +5,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide.effect import GuideMessenger
 
-from pplgrad import DisARM, EstimatorError, LeaveOneOut, LocalExpectation, ProgramError, Reparam, ScoreFunction
+from pplgrad import REBAR, DisARM, EstimatorError, LeaveOneOut, LocalExpectation, ProgramError, Reparam, ScoreFunction
 from pplgrad.pyro import TraceGrad_ELBO
 from pplgrad.testing import gradient_error, z_score
 from pplgrad.testing.in_pyro import (
@@ -14,10 +15,11 @@ from pplgrad.testing.in_pyro import (
     array,
     assert_same,
     exact_gradient,
+    expected_gradient,
     expected_gradient_over_cells,
     fresh,
 )
-from pplgrad.testing.programs import CASES
+from pplgrad.testing.programs import CASES, Case
 from tests.branch_mutants import MUTANTS
 from tests.branching import EXACT, NUMBERS, RANDOM, TOO_MANY, exact_pairs, numbers, random_pairs
 
@@ -101,6 +103,89 @@ def test_draws_are_those_of_trace_elbo():
         pyro.set_rng_seed(3)
         losses.append([objective.loss_and_grads(model, guide) for _ in range(4)])
     np.testing.assert_allclose(*losses)
+
+
+def test_branches_do_not_draw_the_next_step_s_numbers():
+    """With them, parameters that a step moved would go with the draws of the next gradient."""
+    noise = []
+
+    def guide():
+        z = pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", array(0.3))))
+        w = pyro.sample("w", dist.Normal(z, 1.0))
+        noise[-1].update((w - z).detach().flatten().numpy().round(9).tolist())
+
+    def model():
+        z = pyro.sample("z", dist.Bernoulli(array(0.5)))
+        w = pyro.sample("w", dist.Normal(array(0.0), 1.0))
+        pyro.factor("reward", z * w**2)
+
+    estimators = {"z": LocalExpectation(), "w": Reparam()}
+    objective = TraceGrad_ELBO(vectorize_particles=True, max_plate_nesting=0, estimators=estimators)
+    for _ in range(5):
+        noise.append(set())
+        objective.loss_and_grads(model, guide)
+    assert all(len(numbers) == 2 for numbers in noise)  # The particle's, and its other branch's.
+    assert len(set.union(*noise)) == 10
+
+
+class Posterior(GuideMessenger):
+    """A guide that is a handler, and runs the model itself."""
+
+    def get_posterior(self, name, prior):
+        return dist.Bernoulli(logits=pyro.param("l" + name, array(LOGITS[name])))
+
+
+LOGITS = {"z": 0.3, "w": [-0.4, 0.6]}
+
+
+def handled():
+    z = pyro.sample("z", dist.Bernoulli(array(0.4)))
+    pyro.sample("y", dist.Normal(3 * z, 1.0), obs=array(1.4))
+    with pyro.plate("data", 2):
+        w = pyro.sample("w", dist.Bernoulli(array(0.2)))
+        pyro.sample("x", dist.Normal(2 * w, 1.0), obs=array([0.2, -0.5]))
+
+
+def handled_gradient():
+    """Return the gradient of the loss under `Posterior`, over both values of each draw."""
+    data = {"z": (0.4, 3.0, array(1.4)), "w": (0.2, 2.0, array([0.2, -0.5]))}
+    found = {}
+    for name, (prior, slope, observed) in data.items():
+        logits = array(LOGITS[name]).requires_grad_()
+        q, loss = torch.sigmoid(logits), 0.0
+        for value, probability in ((array(0.0), 1 - q), (array(1.0), q)):
+            log_p = dist.Bernoulli(array(prior)).log_prob(value) + dist.Normal(slope * value, 1.0).log_prob(observed)
+            loss = loss - (probability * (log_p - probability.log())).sum()
+        loss.backward()
+        found["l" + name] = logits.grad.numpy()
+    return found
+
+
+@pytest.mark.parametrize("vectorized", [False, True], ids=["one-by-one", "at-once"])
+@pytest.mark.parametrize("particles", [1, 3])
+def test_a_guide_that_runs_the_model_itself(vectorized, particles):
+    """Its branches run as it does; each site's gradient is exact whatever is drawn, as none follows another."""
+    options = {"vectorize_particles": vectorized, "max_plate_nesting": 1}
+    for _ in range(3):
+        pyro.clear_param_store()
+        TraceGrad_ELBO(particles, estimators={"*": LocalExpectation()}, **options).loss_and_grads(
+            handled, Posterior(handled)
+        )
+        found = {name: leaf.grad.numpy() for name, leaf in pyro.get_param_store().named_parameters()}
+        assert_same(found, handled_gradient())
+    with pytest.raises(ProgramError, match="The guide Posterior runs the model itself, where draws cannot be relaxed"):
+        TraceGrad_ELBO(particles, estimators={"*": REBAR()}, **options).loss_and_grads(handled, Posterior(handled))
+
+
+@pytest.mark.parametrize("vectorized", [False, True], ids=["looped", "vectorized"])
+def test_a_guide_that_runs_the_model_itself_needs_no_setting(vectorized):
+    params = {"l" + name: np.array(x) for name, x in LOGITS.items()}
+    case = Case("handled", params, {"z": ((), 2), "w": ((2,), 2)}, lambda host: (handled, Posterior(handled)))
+
+    def default():
+        return TraceGrad_ELBO(2, vectorize_particles=vectorized, max_plate_nesting=1)
+
+    assert_same(expected_gradient(case, default, 2), handled_gradient())
 
 
 def chosen(a):

@@ -111,3 +111,88 @@ def test_what_has_none_is_refused():
         loss(estimators={"y": Reparam(sticking_the_landing=True)})
     with pytest.raises(EstimatorError, match="no meaning under IWAE"):
         loss(closed_form={"x": "kl"}, objective=IWAE())
+
+
+LOC = [0.3, -0.2, 0.5, 0.1]
+ENTROPIES = {
+    "Laplace": (lambda loc, s: dist.Laplace(loc, s.exp()), lambda s: 1 + np.log(2) + s, 1),
+    "MultivariateNormal": (
+        lambda loc, s: dist.MultivariateNormal(
+            torch.stack([loc, -loc], -1), scale_tril=s.exp() * array([[1.0, 0.0], [0.3, 0.5]])
+        ),
+        lambda s: 1 + np.log(2 * np.pi) + np.log(0.5) + 2 * s,
+        2,
+    ),
+    "event": (
+        lambda loc, s: dist.Laplace(loc[:, None] * torch.ones(2), s.exp()).to_event(1),
+        lambda s: 2 * (1 + np.log(2) + s),
+        2,
+    ),
+    "expanded": (lambda loc, s: dist.Laplace(0 * loc[0], s.exp()).expand([4]), lambda s: 1 + np.log(2) + s, 1),
+    "expanded event": (
+        lambda loc, s: dist.Laplace(0 * loc[0], s.exp()).expand([2]).to_event(1),
+        lambda s: 2 * (1 + np.log(2) + s),
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize("law", ENTROPIES)
+def test_one_scale_for_many_locations_counts_for_each(law):
+    make, entropy, slope = ENTROPIES[law]
+
+    def guide():
+        loc, s = pyro.param("loc", array(LOC)), pyro.param("s", array(0.2))
+        with pyro.plate("data", 4):
+            pyro.sample("x", make(loc, s))
+
+    def model():
+        with pyro.plate("data", 4):
+            pyro.sample("x", make(array([0.0] * 4), array(0.0)).mask(False))
+
+    loss = TraceGrad_ELBO(closed_form={"x": "entropy"}).loss_and_grads(model, guide)
+    np.testing.assert_allclose(loss, -4 * entropy(0.2))
+    np.testing.assert_allclose(gradient()["s"], -4 * slope)
+
+
+class Die(dist.TorchDistribution):
+    """A distribution on 1, 2, 3 and 4."""
+
+    arg_constraints = {}
+    has_enumerate_support = True
+    support = dist.constraints.integer_interval(1, 4)
+
+    def __init__(self, probs):
+        self.probs = probs
+        super().__init__(validate_args=False)
+
+    def sample(self, sample_shape=()):
+        return 1.0 + torch.multinomial(self.probs, 1)[0]
+
+    def log_prob(self, value):
+        return self.probs.log()[(value - 1).long()]
+
+    def enumerate_support(self, expand=True):
+        return torch.arange(1.0, 5.0)
+
+
+def test_as_many_values_are_not_the_same_values():
+    laws = {
+        "binomial": lambda: dist.Binomial(3, logits=pyro.param("a", array(0.3))),
+        "die": lambda: Die(array([0.1, 0.2, 0.3, 0.4])),
+        "fair die": lambda: Die(array([0.25] * 4)),
+        "categorical": lambda: dist.Categorical(array([0.1, 0.2, 0.3, 0.4])),
+    }
+
+    def divergence(q, p):
+        elbo = TraceGrad_ELBO(closed_form={"z": "kl"})
+        return elbo.loss(lambda: pyro.sample("z", laws[p]()), lambda: pyro.sample("z", laws[q]()))
+
+    for pair in (("binomial", "die"), ("categorical", "die")):
+        with pytest.raises(EstimatorError, match="at site 'z' has no closed form here"):
+            divergence(*pair)
+    weights = np.array([0.1, 0.2, 0.3, 0.4])
+    np.testing.assert_allclose(divergence("die", "fair die"), (weights * np.log(4 * weights)).sum())
+    q = 1 / (1 + np.exp(-0.3))
+    law = np.array([1, 3, 3, 1]) * q ** np.arange(4) * (1 - q) ** (3 - np.arange(4))
+    np.testing.assert_allclose(divergence("binomial", "categorical"), (law * np.log(law / weights)).sum())

@@ -183,6 +183,44 @@ def test_a_factor_in_the_guide_needs_no_word_about_its_gradient():
     assert TraceGrad_ELBO().loss_and_grads(model, guide) != 0
 
 
+@pytest.mark.parametrize("declared", [False, None, True])
+def test_a_factor_that_is_the_density_of_a_hidden_draw_is_refused(declared):
+    """Its score term is what Pyro's ELBOs add for `has_rsample=False`; nothing here would."""
+
+    def model():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0).mask(False))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(1.4))
+
+    def guide():
+        m = pyro.param("m", torch.tensor(0.3))
+        z = m + torch.randn(())
+        pyro.factor("q", dist.Normal(m, 1.0).log_prob(z), has_rsample=declared)
+        pyro.sample("z", dist.Delta(z))
+
+    elbo = TraceGrad_ELBO()
+    if declared:
+        for _ in range(4):
+            elbo.loss_and_grads(model, guide)
+        return
+    for _ in range(4):
+        with pytest.raises(
+            ProgramError, match="The factor 'q' in the guide is the density of a draw that is no sample"
+        ):
+            elbo.loss_and_grads(model, guide)
+
+
+def test_a_factor_beside_a_hidden_draw_is_none_of_its_density():
+    def model():
+        pyro.sample("z", dist.Bernoulli(0.3))
+
+    def guide():
+        z = pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor(0.2))))
+        torch.randn(())
+        pyro.factor("f", 0.7 * z)
+
+    TraceGrad_ELBO(estimators={"z": ScoreFunction()}).loss_and_grads(model, guide)
+
+
 @pytest.mark.parametrize("particles", [1, 2, 3])
 @pytest.mark.parametrize("grad", [False, True])
 def test_more_plates_than_the_first_program_had(particles, grad):

@@ -2,16 +2,28 @@
 
 import math
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 
 from pplgrad import ELBO, ConfigurationError, DisARM, Expectation, LocalExpectation, Reparam, ScoreFunction
 from pplgrad.core.objectives import CostWeights
 from pplgrad.pyro import TraceGrad_ELBO
-from pplgrad.testing.in_pyro import array, assert_same, exact_gradient, expected_gradient, expected_gradient_over_cells
-from pplgrad.testing.programs import CASES
+from pplgrad.testing.in_pyro import (
+    Force,
+    array,
+    assert_same,
+    exact_gradient,
+    exact_loss,
+    expected_gradient,
+    expected_gradient_over_cells,
+    fresh,
+    gradient,
+)
+from pplgrad.testing.programs import CASES, Case
 
 OBJECTIVES = {
     "annealed": (ELBO(kl_weight=0.3), CostWeights(1.0, 0.3, 0.3)),
@@ -44,6 +56,75 @@ def test_exact(short, estimator, name):
 
     over = expected_gradient_over_cells if estimator.uses_branches else expected_gradient
     assert_same(over(case, elbo, 1), exact_gradient(case, weights))
+
+
+def learned_weight():
+    return pyro.param("b", array(0.7))
+
+
+def weighing(scaled):
+    """Return a program whose latent sites may be scaled by a parameter."""
+
+    def latent(a=None):
+        with poutine.scale(scale=learned_weight()) if scaled else poutine.scale(scale=1.0):
+            return pyro.sample("z", dist.Bernoulli(array(0.4)) if a is None else dist.Bernoulli(logits=a))
+
+    def model():
+        pyro.sample("x", dist.Normal(2 * latent(), 1.0), obs=array(1.4))
+
+    def build(host):
+        return model, lambda: latent(pyro.param("a", array(0.3))) and None
+
+    return Case("weighing", {"a": np.array(0.3), "b": np.array(0.7)}, {"z": ((), 2)}, build)
+
+
+LEARNED = {
+    "kl": (ELBO(kl_weight=learned_weight), lambda b: CostWeights(1.0, b, b)),
+    "entropy": (Expectation(entropy=learned_weight), lambda b: CostWeights(1.0, 0.0, b)),
+    "scale": (ELBO(), lambda b: CostWeights(1.0, 1.0, 1.0)),
+}
+
+
+@pytest.mark.parametrize("estimator", [ScoreFunction(), LocalExpectation()], ids=["score", "local"])
+@pytest.mark.parametrize("kind", LEARNED)
+def test_a_weight_may_be_learned(kind, estimator):
+    """The guide's density has no gradient of its own in a sum of costs; its weight has."""
+    objective, weights = LEARNED[kind]
+    case = weighing(kind == "scale")
+    fresh(case)
+    exact_loss(case, *case.build(None), weights(learned_weight())).backward()
+    wanted = gradient()
+    over = expected_gradient_over_cells if estimator.uses_branches else expected_gradient
+    found = over(case, lambda: TraceGrad_ELBO(estimators={"z": estimator}, objective=objective), 1)
+    assert abs(wanted["b"]) > 1e-3
+    assert_same(found, wanted)
+
+
+@pytest.mark.parametrize("kind", ["kl", "scale"])
+def test_sticking_the_landing_leaves_a_learned_weight_its_gradient(kind):
+    """At given noise: the weight's gradient is the bound's, and the mean's is that of the path alone."""
+
+    def scaled():
+        return poutine.scale(scale=learned_weight() if kind == "scale" else 1.0)
+
+    def model():
+        with scaled():
+            w = pyro.sample("w", dist.Normal(array(0.0), 1.0))
+        pyro.sample("x", dist.Normal(w, 1.0), obs=array(0.5))
+
+    def guide():
+        with scaled():
+            pyro.sample("w", dist.Normal(pyro.param("m", array(0.4)), 0.6))
+
+    elbo = TraceGrad_ELBO(estimators={"w": Reparam(sticking_the_landing=True)}, objective=LEARNED[kind][0])
+    with Force([{}], {"w": np.array(1.3)}):
+        elbo.loss_and_grads(model, guide)
+    found = gradient()
+    m, b = (array(x).requires_grad_() for x in (0.4, 0.7))
+    w = m + 0.6 * array(1.3)
+    latent = dist.Normal(array(0.0), 1.0).log_prob(w) - dist.Normal(m.detach(), 0.6).log_prob(w)
+    (-dist.Normal(w, 1.0).log_prob(array(0.5)) - b * latent).backward()
+    assert_same(found, {"m": m.grad.numpy(), "b": b.grad.numpy()})
 
 
 def test_what_does_not_count_may_be_impossible():

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 from tqdm._monitor import TMonitor
 
-from pplgrad import LocalExpectation, ScoreFunction
+from pplgrad import REBAR, LocalExpectation, ScoreFunction
 from pplgrad.engine.layout import Layout
 from pplgrad.pyro import TraceGrad_ELBO
 from pplgrad.pyro._tracing import provenance as provenance_room
@@ -267,6 +267,30 @@ def test_reductions_over_particles_run_apart():
     with pytest.warns(UserWarning, match="site 'x' mixes particles"):
         found = TraceGrad_ELBO(3, max_plate_nesting=1, vectorize_particles=True).loss(model, guide)
     assert found == pytest.approx(wanted, rel=1e-5)
+
+
+def test_relaxed_branches_that_meet_run_apart():
+    """One particle is compared with nothing; its relaxed branches, which run together, are compared with each by itself."""
+
+    def model():
+        z, w = (pyro.sample(name, dist.Bernoulli(torch.full((1,), 0.4)).to_event(1)) for name in "zw")
+        pyro.sample("x", dist.Normal(2 * z.sum() + w.sum(), 1.0), obs=torch.tensor(1.4))
+
+    def guide():
+        for name in "zw":
+            pyro.sample(name, dist.Bernoulli(logits=pyro.param("a" + name, torch.tensor([0.3]))).to_event(1))
+
+    def step(vectorized):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        chosen = {"*": REBAR(learn=False)}
+        elbo = TraceGrad_ELBO(vectorize_particles=vectorized, max_plate_nesting=0, estimators=chosen)
+        loss = elbo.loss_and_grads(model, guide)
+        return torch.stack([torch.tensor([loss]), *(pyro.get_param_store()._params["a" + name].grad for name in "zw")])
+
+    with pytest.warns(UserWarning, match="site 'x' mixes particles.*one by one"):
+        found = step(True)
+    torch.testing.assert_close(found, step(False))
 
 
 def test_a_program_that_moves_on_when_it_runs_again_is_refused():

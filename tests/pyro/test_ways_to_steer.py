@@ -10,9 +10,11 @@ import pyro.distributions.transforms as transforms
 import pytest
 import torch
 
-from pplgrad import ELBO, ConfigurationError, LocalExpectation
+from pplgrad import ELBO, ConfigurationError, LeaveOneOut, LocalExpectation, ScoreFunction
 from pplgrad.pyro import TraceGrad_ELBO
 from pplgrad.pyro._tracing.callers import _covered
+from pplgrad.testing.in_pyro import assert_same, exact_gradient, expected_gradient
+from pplgrad.testing.programs import Case
 from tests.pyro.test_provenance import found_of, reads_of
 
 
@@ -183,6 +185,28 @@ def test_a_size_that_python_reads_has_no_particles_in_it(size):
     elbo = TraceGrad_ELBO(2, 0, vectorize_particles=True, estimators={"z": LocalExpectation()})
     with pytest.warns(UserWarning, match="site 'x' mixes particles"):
         elbo.loss_and_grads(model, guide)
+
+
+def test_a_size_is_not_taken_on_trust_where_no_particle_can_be_compared():
+    """Dropout is another one when a particle runs by itself, of consequence or not."""
+
+    def model():
+        torch.nn.functional.dropout(torch.ones(4), 0.5)
+        z = pyro.sample("z", dist.Bernoulli(torch.full((2,), 0.5)).to_event(1))
+        pyro.sample("x", dist.Normal(3 * z.sum(-1) / len(z), 0.5), obs=torch.tensor(0.7))
+
+    def guide():
+        pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor([0.3, -0.5]))).to_event(1))
+
+    case = Case("sized", {"a": np.array([0.3, -0.5])}, {"z": ((2,), 2)}, lambda host: (model, guide))
+
+    def elbo():
+        chosen = {"z": ScoreFunction(LeaveOneOut())}
+        return TraceGrad_ELBO(3, max_plate_nesting=0, vectorize_particles=True, estimators=chosen)
+
+    with pytest.warns(UserWarning, match="reads the size of a draw at .*test_ways_to_steer.*run one by one"):
+        found = expected_gradient(case, elbo, 3)
+    assert_same(found, exact_gradient(case))
 
 
 @pytest.mark.parametrize("kind", ["planar", "radial", "sylvester"])

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpyro.distributions import MaskedDistribution, kl_divergence
+from numpyro.distributions import Independent, MaskedDistribution, kl_divergence
 
 from pplgrad.engine.closed_forms import no_closed_form
 from pplgrad.errors import ProgramError
@@ -41,6 +41,11 @@ def _closed(name: str, kind: str, q: Any, p: Any, laws: list[str]) -> jax.Array:
     found = _finite(q, p)
     if found is not None:
         return found
+    if p is None and isinstance(q, Independent):
+        # Before the sum over the event: some of NumPyro's leave out dimensions along which their result is the same.
+        base = _closed(name, kind, q.base_dist, None, laws)
+        inner = jnp.broadcast_to(base, jnp.broadcast_shapes(base.shape, q.base_dist.batch_shape))
+        return inner.sum(range(inner.ndim - q.reinterpreted_batch_ndims, inner.ndim))
     if p is not None and "Kumaraswamy" in laws:
         raise no_closed_form(name, kind, laws, "NumPyro's is a series that it cuts off")
     try:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -168,18 +168,6 @@ class Intervention(Messenger):
             msg["value"] = self._provenance.tag(name, msg["value"], plates)
 
 
-@contextmanager
-def _own_stream(devices: Sequence[Any]) -> Iterator[None]:
-    """Draw from a stream of its own: put back, the generators would give the same numbers again, as the draws of the next step."""
-    seed = None if is_recording() else int(torch.randint(2**62, ()))
-    with torch.random.fork_rng(devices=devices):
-        if seed is not None:
-            torch.default_generator.manual_seed(seed)
-            for device in devices:
-                torch.cuda.default_generators[device].manual_seed(seed)
-        yield
-
-
 def _unrelaxable(name: str, fn: Any, branch: Branch) -> torch.Tensor:
     raise EstimatorError(
         f"Site '{name}' follows site '{branch.site}', whose estimator relaxes what follows, and {family(fn)} cannot be "
@@ -326,7 +314,8 @@ class PyroBranches:
             )
         # What is differentiated is held in any case, and relaxed branches are few.
         at_once = self._at_most if temperatures is None else None
-        with moved_generators(), _own_stream(self._traces.rng_devices()):
+        # The generators go on from here: put back, they would give the same numbers again, as the draws of the next step.
+        with moved_generators():
             found = [
                 self._rows([branch.between(*chunk) for branch in branches], chunk[1] - chunk[0], depth, temperatures)
                 for chunk in chunks(count, at_once)

@@ -35,6 +35,10 @@ def closed_form(name: str, kind: str, guide: Any, model: Any) -> torch.Tensor:
     found = _finite(q, p)
     if found is not None:
         return found
+    if _folds(q) != _folds(p) or (_folds(q) and family(q) != family(p)):
+        raise no_closed_form(name, kind, [family(q), family(p)], "a transform of one is not one-to-one")
+    if _folds(q) and family(q) not in ("HalfNormal", "HalfCauchy"):
+        raise no_closed_form(name, kind, [family(q), family(p)], "its transform is not one-to-one")
     try:
         return kl_divergence(q, p)
     except NotImplementedError as error:
@@ -57,6 +61,13 @@ def _finite(q: Any, p: Any) -> torch.Tensor | None:
     term = torch.where(possible, safe.exp() * (safe - prior), torch.zeros_like(safe + prior)).sum(-1)
     events = guide.event_dim - len(guide.element_shape)
     return term.sum(tuple(range(-events, 0))) if events else term
+
+
+def _folds(fn: Any) -> bool:
+    """Return whether values of a base distribution fall together: torch compares the bases alone, whose divergence is larger."""
+    while isinstance(fn, torch.distributions.Independent):
+        fn = fn.base_dist
+    return any(not transform.bijective for transform in getattr(fn, "transforms", ()))
 
 
 def _same_values(q: Any, p: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from typing import Any, Protocol
 
@@ -114,22 +115,21 @@ class Leaving(TorchFunctionMode):
         if not isinstance(out, torch.Tensor):
             self._left(func, args, kwargs, out)
         lends = getattr(func, "__name__", "") in ("new", "new_tensor")
-        self._read_unseen(func, (args[1:] if lends else args, kwargs), out, dispatched)
+        given = args[1:] if lends else args
+        if not (_all_in(given, dispatched) and _all_in(kwargs.values(), dispatched)) or _calls_back(func):
+            self._read_unseen(func, (given, kwargs), out, dispatched)
         return out
 
     def _read_unseen(self, func: Any, given: Any, out: Any, dispatched: set[int]) -> None:
         """Note that a call read a tensor in no operation that was seen: what comes out, and how large it is, may depend on it."""
-        name = getattr(func, "__name__", "")
-        made = tensors_in(out)
-        if not made or name in _LENDING:
+        made, back = tensors_in(out), _calls_back(func)
+        if not made or getattr(func, "__name__", "") in _LENDING:
             return
-        unseen = [x for x in map(unwrapped, tensors_in(given)) if name in _CALLING_BACK or id(x) not in dispatched]
-        if unseen and (bits := self._provenance.of(unseen)):
-            mine = {id(unwrapped(x)) for x in made}
-            left = [x for x in unseen if name in _CALLING_BACK or id(x) not in mine]
-            if left and (bits := self._provenance.of(left)):
-                self._provenance.escape(bits)
-                self._provenance.mix(made, bits)
+        known = dispatched if back else dispatched | {id(unwrapped(x)) for x in made}
+        left = [x for x in map(unwrapped, tensors_in(given)) if back or id(x) not in known]
+        if left and (bits := self._provenance.of(left)):
+            self._provenance.escape(bits)
+            self._provenance.mix(made, bits)
 
     def _left(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Note that something came out that is no tensor, and may have been made of elements."""
@@ -146,6 +146,22 @@ class Leaving(TorchFunctionMode):
 def _lists(index: Any) -> bool:
     """Return whether an index holds a list, of which torch makes a tensor."""
     return isinstance(index, list) or (isinstance(index, tuple) and any(isinstance(x, (list, tuple)) for x in index))
+
+
+def _all_in(given: Iterable[Any], dispatched: set[int]) -> bool:
+    """Return whether all tensors among arguments are known by their identity; nested ones may be said not to be."""
+    for x in given:
+        if isinstance(x, torch.Tensor):
+            if id(x) not in dispatched:
+                return False
+        elif isinstance(x, (list, tuple, dict)) and not all(type(y) is int for y in x):
+            return False
+    return True
+
+
+@cache
+def _calls_back(func: Any) -> bool:
+    return getattr(func, "__name__", "") in _CALLING_BACK
 
 
 @cache

@@ -178,9 +178,9 @@ class Traces:
     unseen: bool = False
     """Whether another thread may have had a part in the run, which is not followed."""
     compared: bool = False
+    """Whether the run is not to be compared with a second one on the same draws."""
     changed: list[Callable] = field(default_factory=list)
     """Functions of baselines whose Python state changed while the program ran."""
-    """Whether the run is not to be compared with a second one on the same draws."""
 
     def __post_init__(self) -> None:
         self.guide_sites = _samples(self.guide)
