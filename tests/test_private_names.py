@@ -11,6 +11,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils import _python_dispatch as dispatch
 
+from pplgrad.pyro._compat import swaps_noted, unwrapped
 from tests import private_names
 
 CANARIES = {"numpyro": "tests/numpyro/test_compat.py", "pyro": "tests/pyro/test_compat.py"}
@@ -73,6 +74,21 @@ def copies():
     assert torch.ops.aten._to_copy.default in seen
 
 
+def swaps():
+    first, second, seen = torch.zeros(2), torch.ones(2), []
+    plain = torch._C._swap_tensor_impl
+    with swaps_noted(seen.append):
+        torch.utils.swap_tensors(first, second)
+    assert [id(x) for x in seen] == [id(first), id(second)] and first.sum() == 2
+    assert torch._C._swap_tensor_impl is plain
+
+
+def functorch():
+    x, seen = torch.ones(3), []
+    torch.vmap(lambda row: seen.append(unwrapped(row) is x) or torch._C._functorch.get_unwrapped(row).sum())(x)
+    assert seen == [True] and unwrapped(x) is x
+
+
 MOVED = {
     "_validate_args": (validates, "Distributions no longer keep in `_validate_args` whether they validate."),
     "_REGISTRY": (
@@ -83,6 +99,8 @@ MOVED = {
     "_get_current_function_mode_stack": (function_modes, "torch.overrides no longer tells the modes that are on."),
     "_get_current_dispatch_mode": (dispatch_mode, "torch.utils._python_dispatch no longer tells the mode that is on."),
     "_global_forward_hooks and _global_forward_pre_hooks": (hooks, "torch keeps the hooks of all modules elsewhere."),
+    "_swap_tensor_impl": (swaps, "torch.utils.swap_tensors no longer calls torch._C._swap_tensor_impl."),
+    "_functorch": (functorch, "torch._C._functorch no longer tells which tensor torch.vmap has wrapped."),
     "_to_copy": (copies, "torch moves a tensor by another operation than aten._to_copy."),
 }
 
