@@ -70,29 +70,24 @@ def refuse_interaction(
     for cost, site in pairs:
         if not provenance.is_unsure(site, PARTICLES):
             raise ParticlesInteract(cost)
-    if pairs or provenance.escaped_ever:
-        rows = _some(len(costs[0])) if costs else ()
-    else:
+    rows: Iterable[int] | None = None
+    if not (pairs or provenance.escaped_ever):
         # A size that Python reads (`z.numel()`) shows in no operation. What is drawn outside of sites would not be the same again.
         rows = {0, len(costs[0]) - 1} if costs and not provenance.hidden_draws else ()
     if provenance.hidden_draws and provenance.size_read and costs:
         raise ParticlesInteract(layout.costs[0].name, provenance.size_read)
-    _compare(layout, costs, alone, rows)
+    compare_rows(layout, costs, alone, rows)
 
 
 def compare_rows(
-    layout: Layout, costs: Sequence[torch.Tensor], alone: Callable[[int], Sequence[torch.Tensor] | None]
-) -> None:
-    """Raise `ParticlesInteract` where a row has other costs than by itself."""
-    _compare(layout, costs, alone, _some(len(costs[0])) if costs else ())
-
-
-def _compare(
     layout: Layout,
     costs: Sequence[torch.Tensor],
     alone: Callable[[int], Sequence[torch.Tensor] | None],
-    rows: Iterable[int],
+    rows: Iterable[int] | None = None,
 ) -> None:
+    """Raise `ParticlesInteract` where one of some rows has other costs than by itself."""
+    if rows is None:
+        rows = _some(len(costs[0])) if costs else ()
     for row in rows:
         found = alone(row)
         for spec, x, own in zip(layout.costs, costs, found or [], strict=False):
