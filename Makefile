@@ -7,7 +7,7 @@ export MKL_NUM_THREADS = 1
 
 FUZZ_SEEDS ?= 0:40
 
-.PHONY: demo test test-newest test-newest-pyro quick fuzz lint format storchastic bench bench-full bench-watching bench-memory bench-arithmetic bench-gpu bench-guards bench-passes variance study clean
+.PHONY: demo test test-all test-newest test-newest-pyro quick fuzz lint format storchastic bench bench-full bench-watching bench-memory bench-arithmetic bench-gpu bench-guards bench-passes variance study clean
 
 # The stamp is newer than the files that say what to install, so that a second run installs nothing.
 .venv/installed: pyproject.toml constraints.txt
@@ -22,6 +22,10 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup
+
+# Every case of the exhaustive grids too, of which `make test` runs those that cover each value of each parameter.
+test-all: .venv/installed
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup --all-cases
 
 quick: .venv/installed
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not slow"

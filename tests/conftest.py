@@ -5,6 +5,10 @@ import os
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
+import pytest
+
+from tests.covering import left_out
+
 with suppress(PackageNotFoundError):
     if version("jaxlib").startswith(
         "0.10."
@@ -16,6 +20,20 @@ with suppress(PackageNotFoundError):
             "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false "
             "--xla_cpu_max_isa=SSE4_2 --xla_cpu_parallel_codegen_split_count=1",
         )
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all-cases", action="store_true", help="Run every case of the tests marked `grid`, not a cover of them.")
+
+
+@pytest.hookimpl(trylast=True)  # After what -m and -k deselect, so that what remains is covered.
+def pytest_collection_modifyitems(config, items):
+    """Leave out the cases of a grid that its cover does not need, unless all are asked for, or one by its name."""
+    if config.getoption("--all-cases") or any("[" in given for given in config.args):
+        return
+    out = left_out(items)
+    config.hook.pytest_deselected(items=[items[number] for number in sorted(out)])
+    items[:] = [item for number, item in enumerate(items) if number not in out]
 
 
 def pytest_collection_finish(session):

@@ -1,0 +1,48 @@
+"""Which cases of a grid `make test` runs: enough that each value of each parameter occurs. `make test-all` runs all."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any
+
+SIMPLE = (str, int, float, bool, type(None))
+
+
+def covering(cases: Sequence[Iterable[Hashable]]) -> set[int]:
+    """Return the numbers of cases that together hold everything that any case holds: greedily.
+
+    Of the cases that add as much, the first whose values were taken least often is taken, so that a parameter with few values is not covered
+    by one of them alone. The choice depends on nothing but the cases: the processes of pytest-xdist agree.
+    """
+    held = [set(case) for case in cases]
+    missing: set[Hashable] = set().union(*held)
+    taken: Counter[Hashable] = Counter()
+    chosen: set[int] = set()
+    while missing:
+        best = max(range(len(held)), key=lambda n: (len(held[n] & missing), -sum(taken[x] for x in held[n]), -n))
+        chosen.add(best)
+        missing -= held[best]
+        taken.update(held[best])
+    return chosen
+
+
+def values(callspec: Any) -> list[Hashable]:
+    """Return what a case of a grid holds: the values of its parameters, or their places where a value is not simple."""
+    return [
+        (name, value if isinstance(value, SIMPLE) else callspec.indices[name])
+        for name, value in callspec.params.items()
+    ]
+
+
+def left_out(items: Sequence[Any]) -> set[int]:
+    """Return the numbers of the collected tests that `make test` leaves out: those of a `grid` that its cover does not need."""
+    grids = defaultdict(list)
+    for number, item in enumerate(items):
+        if item.get_closest_marker("grid") is not None:
+            grids[item.nodeid.partition("[")[0]].append(number)
+    out: set[int] = set()
+    for numbers in grids.values():
+        kept = covering([values(items[number].callspec) for number in numbers])
+        out |= {number for place, number in enumerate(numbers) if place not in kept}
+    return out
