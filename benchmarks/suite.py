@@ -25,8 +25,8 @@ from tqdm import tqdm
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.picture import draw
 from benchmarks.shared import ROOT
-from benchmarks.tables import markdown
-from benchmarks.turns import Found, Rules, race
+from benchmarks.tables import beside_another, markdown
+from benchmarks.turns import IN, Found, Rules, race
 from benchmarks.works import Work, arrays
 from pplgrad.estimators.registry import every_estimator
 from pplgrad.lab.tasks import write_atomically
@@ -98,6 +98,11 @@ SUITES = {"quick": quick, "full": full}
 @click.option("--suite", type=click.Choice(list(SUITES)), default="quick", show_default=True)
 @click.option("--work", "patterns", multiple=True, help="Only works that match, such as 'sbn*' or 'chain 50'.")
 @click.option("--contestant", "names", multiple=True, help="Only contestants that match, such as 'Pyro *'.")
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Another checkout, beside this one.",
+)
 @click.option("--turns", default=20, show_default=True, help="Turns of each contestant.")
 @click.option("--seconds", default=1.5, show_default=True, help="Measuring time of each contestant on a work.")
 @click.option("--limit", type=float, help="Seconds until the first step after which a contestant is given up.")
@@ -108,6 +113,7 @@ def main(
     suite: str,
     patterns: tuple[str, ...],
     names: tuple[str, ...],
+    against: Path | None,
     turns: int,
     seconds: float,
     limit: float | None,
@@ -116,6 +122,8 @@ def main(
     out: Path,
 ) -> None:
     cells = chosen(SUITES[suite](), patterns, names)
+    if against is not None:
+        cells = [beside(cell, against) for cell in cells]
     if not cells:
         raise click.UsageError("No work has a contestant that matches; see --suite, --work and --contestant.")
     out.mkdir(parents=True, exist_ok=True)
@@ -127,7 +135,12 @@ def main(
     wanted = [digest(c, Rules(turns, seconds, c.limit_s if limit is None else limit, memory), seed) for c in cells]
     frame = pd.read_parquet(out / FILE)
     found = frame[frame["cell"].isin(wanted)]
-    report(found.sort_values("cell", key=lambda names: names.map(wanted.index), kind="stable"), out)
+    found = found.sort_values("cell", key=lambda names: names.map(wanted.index), kind="stable")
+    if against is not None:
+        (out / "against.md").write_text(text := beside_another(found))
+        click.echo(text)
+    else:
+        report(found, out)
 
 
 def chosen(cells: list[Cell], patterns: tuple[str, ...], names: tuple[str, ...]) -> list[Cell]:
@@ -138,6 +151,13 @@ def chosen(cells: list[Cell], patterns: tuple[str, ...], names: tuple[str, ...])
         if left and (not patterns or any(fnmatchcase(cell.work.name, pattern) for pattern in patterns)):
             found.append(Cell(cell.work, left, cell.limit_s))
     return found
+
+
+def beside(cell: Cell, folder: Path) -> Cell:
+    """Return a cell with the contestants of pplgrad, and those of another checkout beside them."""
+    ours = [name for name in cell.contestants if "TraceGrad_ELBO" in name]
+    both = tuple(name for ours in ours for name in (ours, f"{ours}{IN}{folder.resolve()}"))
+    return Cell(cell.work, both, cell.limit_s)
 
 
 def digest(cell: Cell, rules: Rules, seed: int) -> str:

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import bootstrap
 
+from benchmarks.turns import IN
+
 COMPILED, EAGER = "Pyro TraceGrad_ELBO compiled", "Pyro TraceGrad_ELBO"
 JOINT = f"{COMPILED}, joint optimizer"
 
@@ -105,6 +107,20 @@ def ratio(frame: pd.DataFrame, work: str, above: str, below: str, quantity: str 
         return Ratio(first["value"].median() / second["value"].median())
     paired = first.merge(second, on=["cell", "turn"], suffixes=("_above", "_below"))
     return _interval(tuple(paired["value_above"] / paired["value_below"]))
+
+
+def beside_another(frame: pd.DataFrame) -> str:
+    """Return, as Markdown, each contestant's step over its step in another checkout, turn by turn, with a 95% interval."""
+    lines = ["| work | contestant | step here / there | ms here | ms there |", "|---|---|---:|---:|---:|"]
+    for work in frame["work"].unique():
+        for there in (name for name in frame["contestant"].unique() if IN in name):
+            here = there.partition(IN)[0]
+            mine = frame[(frame["work"] == work) & (frame["quantity"] == "step_ms")]
+            times = [mine[mine["contestant"] == name]["value"].median() for name in (here, there)]
+            found = ratio(frame, work, here, there)
+            if found is not None:
+                lines.append(f"| {work} | {here} | {found} | {' | '.join(map(short, times))} |")
+    return "\n".join(lines) + "\n"
 
 
 @cache

@@ -24,6 +24,9 @@ from benchmarks.works import Work
 COLD = {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 """No contestant finds what an earlier one compiled, compiles on other cores, or spins while another has its turn."""
 
+IN = " in "
+"""Between a contestant's name and the folder of another checkout that it is taken from."""
+
 STORCHASTIC = ROOT / ".venv-storchastic" / "bin" / "python"
 
 
@@ -63,6 +66,8 @@ class Runner:
 
     def __init__(self, name: str, work: Work, data: Path, seed: int, rules: Rules) -> None:
         self.found, self.rules, self.phase = Found(name), rules, "import"
+        name, _, folder = name.partition(IN)
+        self._root = Path(folder) if folder else ROOT
         self._asked = {"contestant": name, "work": asdict(work), "data": str(data), "seed": seed, "core": one_core()}
         self._log = tempfile.TemporaryFile("w+")
         self._lines: queue.Queue[str] = queue.Queue()
@@ -76,7 +81,7 @@ class Runner:
         self._began = time.perf_counter()
         self._process = subprocess.Popen(
             [python, "-m", "benchmarks.cell", json.dumps(self._asked)],
-            cwd=ROOT,
+            cwd=self._root,  # First on the path of the modules, so before what is installed.
             env={**os.environ, **COLD},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

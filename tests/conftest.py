@@ -23,15 +23,15 @@ with suppress(PackageNotFoundError):
 
 
 def pytest_addoption(parser):
-    parser.addoption("--all-cases", action="store_true", help="Run every case of the tests marked `grid`, not a cover of them.")
+    parser.addoption(
+        "--all-cases", action="store_true", help="Run every case of the tests marked `grid`, not a cover of them."
+    )
 
 
 @pytest.hookimpl(trylast=True)  # After what -m and -k deselect, so that what remains is covered.
 def pytest_collection_modifyitems(config, items):
     """Leave out the cases of a grid that its cover does not need, unless all are asked for, or one by its name."""
-    if config.getoption("--all-cases") or any("[" in given for given in config.args):
-        return
-    out = left_out(items)
+    out = left_out(items, config.getoption("--all-cases") or any("[" in given for given in config.args))
     config.hook.pytest_deselected(items=[items[number] for number in sorted(out)])
     items[:] = [item for number, item in enumerate(items) if number not in out]
 

@@ -6,8 +6,6 @@ from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
-SIMPLE = (str, int, float, bool, type(None))
-
 
 def covering(cases: Sequence[Iterable[Hashable]]) -> set[int]:
     """Return the numbers of cases that together hold everything that any case holds: greedily.
@@ -28,21 +26,26 @@ def covering(cases: Sequence[Iterable[Hashable]]) -> set[int]:
 
 
 def values(callspec: Any) -> list[Hashable]:
-    """Return what a case of a grid holds: the values of its parameters, or their places where a value is not simple."""
-    return [
-        (name, value if isinstance(value, SIMPLE) else callspec.indices[name])
-        for name, value in callspec.params.items()
-    ]
+    """Return what a case of a grid holds: the values of its parameters, two of which are the same if they print the same."""
+    return [(name, repr(value)) for name, value in callspec.params.items()]
 
 
-def left_out(items: Sequence[Any]) -> set[int]:
-    """Return the numbers of the collected tests that `make test` leaves out: those of a `grid` that its cover does not need."""
-    grids = defaultdict(list)
+def left_out(items: Sequence[Any], every: bool) -> set[int]:
+    """Return the numbers of the collected tests of a `grid` that are not run.
+
+    These are the cases that its mark is `without`, a function of the parameters, and unless `every` one is asked for, those that a cover of the
+    others does not need.
+    """
+    grids, out = defaultdict(list), set()
     for number, item in enumerate(items):
-        if item.get_closest_marker("grid") is not None:
+        mark = item.get_closest_marker("grid")
+        if mark is None:
+            continue
+        if "without" in mark.kwargs and mark.kwargs["without"](**item.callspec.params):
+            out.add(number)
+        else:
             grids[item.nodeid.partition("[")[0]].append(number)
-    out: set[int] = set()
-    for numbers in grids.values():
+    for numbers in () if every else grids.values():
         kept = covering([values(items[number].callspec) for number in numbers])
         out |= {number for place, number in enumerate(numbers) if place not in kept}
     return out

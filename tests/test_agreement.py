@@ -43,6 +43,7 @@ def test_one_particle(name, kind):
     check(name, kind, 1)
 
 
+@pytest.mark.grid
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["default", "constant+loo", "optimal"])
 @pytest.mark.parametrize("name", ["hierarchy", "subsampled", "masked", "both_kinds_in_one_plate", "categorical_index"])

@@ -141,6 +141,7 @@ EACH = [
 ]
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(("name", "command", "backend"), EACH)
 def test_a_crash_is_one_sentence_with_the_line(name, command, backend, tmp_path):
     crash = CRASHES[name]

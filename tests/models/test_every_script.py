@@ -56,6 +56,7 @@ def test_none_is_left_out():
     assert REWARDED == {word.strip("`(), \n") for word in listed.split()}
 
 
+@pytest.mark.grid
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "backend"), SERVED)
 def test_compare_and_check(name, backend, tmp_path):

@@ -30,6 +30,7 @@ GAINS = {"telegraph": (0.4, 0.3), "dirichlet_process": (0.6, 0.6)}
 PROGRAMS = [(name, options) for name, several in SMALL.items() for options in several]
 
 
+@pytest.mark.grid
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["pyro", "numpyro"])
 @pytest.mark.parametrize(("name", "options"), PROGRAMS, ids=[f"{n}-{i}" for i, (n, _) in enumerate(PROGRAMS)])

@@ -34,6 +34,7 @@ STATEFUL = {
 }
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("kind", STATEFUL)
 @pytest.mark.parametrize("name", ["hierarchy", "subsampled"])
 def test_unbiased_from_any_state(kind, name):

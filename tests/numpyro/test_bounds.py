@@ -62,6 +62,7 @@ def make(name, estimator, objective, particles=2, vectorize=True):
     )
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(("objective", "name", "short"), score_pairs())
 @pytest.mark.slow
 def test_exact(objective, name, short):
@@ -70,6 +71,7 @@ def test_exact(objective, name, short):
     assert_same(found, wanted(name, power, 2, KEPT[name]))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(("objective", "name", "short"), branch_pairs())
 def test_branches_exact(objective, name, short):
     spec, power = OBJECTIVES[objective]

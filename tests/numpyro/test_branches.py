@@ -42,11 +42,13 @@ def elbo(name, estimator, particles=1, vectorize=True):
     return TraceGrad_ELBO(particles, vectorize, estimators=dict.fromkeys(CASES[name].latents, estimator))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(("short", "name"), exact_pairs(ALIKE, ("local", "disarm", "muprop", "set2")))
 def test_exact(short, name):
     assert gradient_error(EXACT[short][0], "numpyro", name) < 1e-9
 
 
+@pytest.mark.grid
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("short", "vectorize"),
@@ -63,6 +65,7 @@ def test_two_particles_exact(short, vectorize):
     assert_same(found, exact_gradient(case))
 
 
+@pytest.mark.grid
 @pytest.mark.slow
 @pytest.mark.parametrize(("short", "name"), random_pairs(ALIKE))
 def test_unbiased(short, name):

@@ -171,6 +171,7 @@ CORRECT = {
 }
 
 
+@pytest.mark.grid
 @pytest.mark.slow
 @pytest.mark.parametrize("short", CORRECT)
 @pytest.mark.parametrize("name", ["hierarchy", "nested_plates"])

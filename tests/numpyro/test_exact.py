@@ -41,6 +41,7 @@ def by_hand(f, keys):
 MAPS = {"vmap": True, "lax.map": False, "function": by_hand}
 
 
+@pytest.mark.grid
 @pytest.mark.slow
 @pytest.mark.parametrize("how", MAPS)
 @pytest.mark.parametrize(

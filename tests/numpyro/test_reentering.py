@@ -40,6 +40,7 @@ def test_exact(name):
     assert gradient_error(REENTERED[name], ScoreFunction(), 1, False) < 1e-9
 
 
+@pytest.mark.grid
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PAIRS)
 @pytest.mark.parametrize("kind", BASELINES)
@@ -66,6 +67,7 @@ def test_exact_with_what_a_baseline_has_learned(kind, name):
     assert_same(found, exact_gradient(case))
 
 
+@pytest.mark.grid
 @pytest.mark.slow
 @pytest.mark.parametrize(("short", "name"), pairs(BRANCHED))
 def test_exact_with_branches(short, name):

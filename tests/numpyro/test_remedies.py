@@ -23,6 +23,7 @@ ROWS = [
 ]
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(("site", "short"), ROWS)
 def test_remedies_are_accepted(site, short):
     run = program(HOST, site)

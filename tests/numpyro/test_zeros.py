@@ -39,6 +39,7 @@ def elbo(case, objective, estimator):
     return TraceGrad_ELBO(particles, objective=chosen, estimators=dict.fromkeys(case.latents, estimator))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(("objective", "estimator", "name"), ROWS)
 def test_exact(objective, estimator, name):
     case, particles = CASES[name], OBJECTIVES[objective][1]

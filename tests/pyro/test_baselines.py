@@ -45,6 +45,7 @@ def warmed_store(case, make_elbo, particles_guide=lambda guide: guide):
     return {name: value.detach().clone() for name, value in store.items() if is_baseline_param(name)}
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("kind", STATEFUL)
 @pytest.mark.parametrize("name", ["single", "hierarchy", "both_kinds_in_one_plate", "subsampled", "scaled"])
 def test_unbiased_from_any_state(kind, name):

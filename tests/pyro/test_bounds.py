@@ -45,6 +45,7 @@ def make(name, estimator, objective, particles=2, vectorized=True):
 
 
 # Without undeclared batch dimensions, these programs run vectorized; the loop runs them one by one.
+@pytest.mark.grid
 @pytest.mark.parametrize(("objective", "name", "short"), score_pairs())
 def test_exact(objective, name, short):
     spec, power = OBJECTIVES[objective]
@@ -53,6 +54,7 @@ def test_exact(objective, name, short):
     assert_same(found, exact_bound_gradient(CASES[name], bound(power), 2, KEPT[name]))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(("objective", "name", "short"), branch_pairs())
 def test_branches_exact(objective, name, short):
     spec, power = OBJECTIVES[objective]

@@ -17,6 +17,7 @@ def discrete(name, estimator):
     return dict.fromkeys(CASES[name].latents, estimator)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("estimator", [ScoreFunction(), ScoreFunction(Constant(-1.7))], ids=["score", "constant"])
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CASES])
 def test_one_particle(name, estimator):
@@ -24,6 +25,8 @@ def test_one_particle(name, estimator):
     assert_same(found, exact_gradient(CASES[name]))
 
 
+# What is left out is refused: see test_errors.
+@pytest.mark.grid(without=lambda name, vectorized, estimator: name == "batch_without_plate" and vectorized)
 @pytest.mark.parametrize("vectorized", [False, True], ids=["looped", "vectorized"])
 @pytest.mark.parametrize(
     "estimator",
@@ -32,9 +35,6 @@ def test_one_particle(name, estimator):
 )
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in SMALL])
 def test_two_particles(name, estimator, vectorized):
-    if name == "batch_without_plate" and vectorized:
-        pytest.skip("refused: see test_errors")
-
     def elbo():
         chosen = None if estimator is None else discrete(name, estimator)
         return TraceGrad_ELBO(2, vectorize_particles=vectorized, estimators=chosen)

@@ -36,6 +36,7 @@ def test_exact(name):
     assert gradient_error(ScoreFunction(), "pyro", name) < 1e-9
 
 
+@pytest.mark.grid
 @pytest.mark.slow
 @pytest.mark.parametrize(("short", "name"), [(s, n) for s, (_, names) in BRANCHED.items() for n in names if n in SMALL])
 def test_exact_with_branches(short, name):
