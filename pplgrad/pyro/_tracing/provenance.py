@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
-from functools import reduce
-from operator import or_
 from typing import Any, NamedTuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pplgrad.pyro._compat import swaps_noted
-from pplgrad.pyro._tracing.axes import NONE, Call, Follows, follows, reads_no_element, undeclared_writes
+from pplgrad.pyro._tracing.axes import Call, Follows, follows, reads_no_element, undeclared_writes
 from pplgrad.pyro._tracing.callers import cuts_derivative, forget_modules, is_check, is_users, may_be_caught, user_line
 from pplgrad.pyro._tracing.continuous_operations import jumping
 from pplgrad.pyro._tracing.escapes import Leaving
@@ -31,35 +29,16 @@ from pplgrad.pyro._tracing.operations import (
     places_written,
     tensors_in,
 )
+from pplgrad.pyro._tracing.storage_axes import Axes, Known, places_along, separated_axes
 
 # What these make of a relaxed value has no gradient, or no meaning between two categories.
 _COARSE = {"round", "floor", "ceil", "trunc", "sign", "argmax", "argmin", "_local_scalar_dense", "heaviside"}
 _COPIES = {"clone", "_to_copy", "cat", "stack", "contiguous", "repeat", "expand_copy", "index", "index_select"}
 
-Axes = dict[tuple[int, int, int], int]
-"""From a stride, a size and an offset in a storage to the bits of the plates whose elements lie along it."""
-Along = dict[tuple[int, int], int]
-"""What lies along one axis of a tensor: from q and n to the bits of the plates of which place i has element i // q % n.
-
-For a plate that has the axis to itself q is 1 and n the axis' size; an axis that a view made of two has both.
-"""
-
 
 _READ = "a value that Python reads"
 _RANDOM = 1
 """The bit of random numbers that belong to no site, such as the elements of a minibatch."""
-
-
-class Known:
-    """What is known of a storage: the bits that it reads, and the axes along which its elements read elements of their own.
-
-    `relaxed` names the relaxed site whose value it is, or a copy of.
-    """
-
-    __slots__ = ("bits", "axes", "itemsize", "relaxed")
-
-    def __init__(self, bits: int, axes: Axes, itemsize: int, relaxed: str | None = None) -> None:
-        self.bits, self.axes, self.itemsize, self.relaxed = bits, axes, itemsize, relaxed
 
 
 class PlateAxis(NamedTuple):
@@ -149,7 +128,7 @@ class Provenance(TorchDispatchMode):
     def mixed(self, tensor: torch.Tensor, site: str, plates: Iterable[tuple[str, int]]) -> frozenset[str]:
         """Return those of some plates (name, axis from the right) along which a tensor may mix a site's elements."""
         known = self._known(tensor)
-        along = self._along(tensor, known)
+        along = places_along(tensor, known)
         return frozenset(
             name
             for name, axis in plates
@@ -244,7 +223,7 @@ class Provenance(TorchDispatchMode):
     def computed(self, out: torch.Tensor, read: Sequence[tuple[torch.Tensor, Follows]], by: str) -> None:
         """Note what a result reads that was computed out of sight, and which of its axes follow those of what it reads."""
         bits = self.of([x for x, _ in read])
-        axes = self._separated_axes(read, out)
+        axes = self._axes_from(read, out)
         self._note(out, Known(bits, axes, out.element_size() if axes else 1), _key(out))
         for site in self.names(bits & self._derived):
             self._lost.setdefault(site, by)
@@ -255,7 +234,7 @@ class Provenance(TorchDispatchMode):
         """Note that one tensor stands for another, element by element, whatever its numbers are."""
         with torch._C.DisableTorchFunction():
             known = self._known(tensor)
-            axes = self._separated_axes([(tensor, list(range(tensor.dim())))], out)
+            axes = self._axes_from([(tensor, list(range(tensor.dim())))], out)
             self._note(out, Known(known.bits, axes, out.element_size() if axes else 1), _key(out))
 
     def forget(self, tensor: torch.Tensor) -> None:
@@ -348,19 +327,6 @@ class Provenance(TorchDispatchMode):
             self._without_rule |= self._drawn & self._of_plates
         return Known(self._drawn | self._cut_bits(self._drawn, "a way that cannot be followed"), {}, 1)
 
-    def _along(self, tensor: torch.Tensor, known: Known) -> list[Along]:
-        """Return the plates whose elements lie along each axis of a tensor."""
-        found: list[Along] = [{} for _ in range(tensor.dim())]
-        if known.axes and known.itemsize == tensor.element_size():
-            sizes, strides, offset = tensor.shape, tensor.stride(), tensor.storage_offset()
-            for (stride, size, start), bits in known.axes.items():
-                for axis, step in enumerate(strides):
-                    if step and stride % step == 0 and sizes[axis] % (stride // step * size) == 0:
-                        if _is_separated(sizes, strides, axis, stride * size, offset - start):
-                            key = (stride // step, size)
-                            found[axis][key] = found[axis].get(key, 0) | bits
-        return found
-
     def _made(self, func: Any, args: Any, kwargs: Any, out: Any, bits: int) -> None:
         """Note what an operation returned."""
         if bits and reads_no_element(func):
@@ -413,30 +379,11 @@ class Provenance(TorchDispatchMode):
                     self._without_rule |= bits & self._of_plates
                     return {}
                 read.append((operand, mapping))
-        return self._separated_axes(read, out)
+        return self._axes_from(read, out)
 
-    def _separated_axes(self, read: Iterable[tuple[torch.Tensor, Follows]], out: torch.Tensor) -> Axes:
-        """Return along which axes of a result the plates' elements lie, from how its axes follow those of what it reads."""
-        mixed = [0] * out.dim()
-        along: list[Along] = [{} for _ in range(out.dim())]
-        for operand, mapping in read:
-            known = self._known(operand)
-            own = known.bits & self._of_plates
-            given = self._along(operand, known)
-            for axis, follow in enumerate(mapping):
-                lying = given[follow] if follow != NONE else {}
-                mixed[axis] |= own & ~reduce(or_, lying.values(), 0)
-                for key, kept in lying.items():
-                    # What lies there in two ways is mixed.
-                    mixed[axis] |= kept & reduce(or_, (x for k, x in along[axis].items() if k != key), 0)
-                    along[axis][key] = along[axis].get(key, 0) | kept
-        found: Axes = {}
-        for axis, lying in enumerate(along):
-            for (q, n), lies in lying.items():
-                kept = lies & ~mixed[axis]
-                if kept and n > 1:
-                    found[out.stride(axis) * q, n, out.storage_offset()] = kept
-        return found
+    def _axes_from(self, read: Iterable[tuple[torch.Tensor, Follows]], out: torch.Tensor) -> Axes:
+        known = [(tensor, self._known(tensor), follows) for tensor, follows in read]
+        return separated_axes(known, out, self._of_plates)
 
     def _new_bit(self) -> int:
         bit, self._bit = self._bit, self._bit << 1
@@ -506,22 +453,6 @@ _active = _Active()
 def watching() -> list[Provenance]:
     """Return who watches what this thread computes."""
     return list(_active.watching)
-
-
-def _is_separated(sizes: Sequence[int], strides: Sequence[int], axis: int, block: int, offset: int) -> bool:
-    """Return whether going along the other axes never leaves an element of this one, as the storage counts them.
-
-    `block` is how far apart two places of a storage with the same element are at least.
-    """
-    within = 0
-    for other, (count, step) in enumerate(zip(sizes, strides, strict=True)):
-        if other == axis or count == 1 or step == 0:
-            continue
-        if step < strides[axis]:
-            within += step * (count - 1)
-        elif step % block:
-            return False
-    return offset >= 0 and offset % block + within < strides[axis]
 
 
 def _key(tensor: torch.Tensor) -> int:
