@@ -81,12 +81,6 @@ def _without_broadcast_sinking() -> None:
     backends._sinking_pass = lambda: None  # type: ignore[assignment]
 
 
-def _without_common_subexpressions() -> None:
-    from pplgrad.pyro._compile import aten_recorder
-
-    aten_recorder.share = lambda graph: None
-
-
 def _without_torchs_generator() -> None:
     from pplgrad.pyro._compile import backends
 
@@ -104,7 +98,6 @@ PASSES: dict[str, dict[str, Callable[[], None]]] = {
     COMPILED: {
         "scalarization": _without_scalarization,
         "broadcast sinking": _without_broadcast_sinking,
-        "common subexpressions": _without_common_subexpressions,
         "torch's generator for large draws": _without_torchs_generator,
     },
 }

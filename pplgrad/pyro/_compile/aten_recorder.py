@@ -121,8 +121,6 @@ class Recorder(TorchDispatchMode):
                 _write_out(self._graph, captured)
             elif captured.constant and written:
                 _copy(self._graph, captured)
-        if not written:
-            share(self._graph)
         used = [x for x in self._captured if x.node.users]
         for node in list(self._graph.nodes):
             if node.op == "placeholder" and not node.users:
@@ -308,24 +306,6 @@ def _write_out(graph: Graph, captured: Captured) -> None:
         )
     number.meta["like"] = captured.node.meta["like"]
     captured.node.replace_all_uses_with(number)
-
-
-def share(graph: Graph) -> None:
-    """Let equal operations on equal inputs be one, in a graph that writes into no tensor: less to compile."""
-    found: dict[Any, Node] = {}
-    for node in list(graph.nodes):
-        if node.op != "call_function" or must_run(node):
-            continue
-        if node.target is torch.ops.aten.detach.default:
-            node.replace_all_uses_with(node.args[0])
-        else:
-            # Equal numbers of different types are not equal here.
-            key = (node.target, repr(node.args), repr(node.kwargs))
-            same = found.setdefault(key, node)
-            if same is node:
-                continue
-            node.replace_all_uses_with(same)
-        graph.erase_node(node)
 
 
 def _copy(graph: Graph, captured: Captured) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_aggregate
 
-from pplgrad.pyro._compile.aten_recorder import must_run, share, writes
+from pplgrad.pyro._compile.aten_recorder import must_run, writes
 
 aten: Any = torch.ops.aten
 
@@ -63,7 +63,6 @@ def scalarize(module: GraphModule) -> bool:
     for node in list(graph.nodes):
         scalarizer.visit(node, node in beginnings)
     graph.eliminate_dead_code(must_run)
-    share(graph)
     graph.lint()
     module.recompile()
     return scalarizer.followed
