@@ -17,6 +17,7 @@ from pplgrad.core.objectives import MultiSample
 from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import ConfigurationError, EstimatorError, listed
 from pplgrad.estimators.auto import Auto
+from pplgrad.estimators.local_expectation import LocalExpectation
 from pplgrad.estimators.multi_sample import VIMCO
 from pplgrad.estimators.reparam import Reparam
 from pplgrad.estimators.score import ScoreFunction
@@ -76,7 +77,7 @@ _UNWATCHED: ContextVar[bool] = ContextVar("pplgrad_unwatched", default=False)
 
 @contextmanager
 def unwatched() -> Iterator[None]:
-    """Let gradients be drawn that are no steps of a run, and that no watch is told of."""
+    """Draw gradients that are not steps of a run: no watch records them."""
     token = _UNWATCHED.set(True)
     try:
         yield
@@ -171,6 +172,24 @@ def resolve(
             f"{'Reparam()' if site.has_rsample else 'ScoreFunction()'} there (with a baseline that does not normalise)."
         )
     return Resolved(found, reason, measuring)
+
+
+def own_estimator(name: str, infer: Mapping[str, Any], has_rsample: bool) -> Any:
+    """Return the estimator that a site of the guide asks for by itself; None if it asks for none.
+
+    The hosts' `infer={"enumerate": ...}` asks for the sum over the site's own values. It says nothing of a site that is reparameterized, which the hosts'
+    `config_enumerate` leaves out too.
+    """
+    if "estimator" in infer:
+        return infer["estimator"]
+    if not infer.get("enumerate") or has_rsample:
+        return None
+    if infer.get("num_samples") is not None:
+        raise ConfigurationError(
+            f"Site '{name}' has infer={{'enumerate': {infer['enumerate']!r}, 'num_samples': {infer['num_samples']}}}; write "
+            f"infer={{'estimator': ScoreFunction(samples={infer['num_samples']})}}, which uses each draw in a baseline of the others."
+        )
+    return LocalExpectation()
 
 
 def default_estimator(site: SiteInfo, stateful: bool) -> Estimator:

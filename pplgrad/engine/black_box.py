@@ -15,7 +15,7 @@ Shape = tuple[int, ...]
 
 _AT_MOST = 4
 """So many rows are looked at by themselves when the promise of a vectorized function is checked."""
-# A generator of its own, so that nobody's draws move.
+# A separate generator, so that no other draws change.
 _ROWS = np.random.default_rng(0)
 
 

@@ -13,10 +13,11 @@ from pplgrad.engine.layout import Layout
 from pplgrad.errors import ConfigurationError, EstimatorError, ImpossibleValueError, ProgramError, first_line, listed
 
 
-def refuse_mismatch(guide: Mapping[str, Mapping], model: Mapping[str, Mapping]) -> None:
+def refuse_mismatch(guide: Mapping[str, Mapping], model: Mapping[str, Mapping], otherwise: str = "") -> None:
     """Refuse a latent site that only one of guide and model has, and an estimator on an observed guide site.
 
-    Both map names of sample sites (without those of plates) to messages with `is_observed` and `infer`.
+    Both map names of sample sites (without those of plates) to messages with `is_observed` and `infer`. `otherwise` is what else can be done
+    with a discrete site that only the model has.
     """
     in_guide = [name for name, site in guide.items() if not site["is_observed"]]
     in_model = [name for name, site in model.items() if not site["is_observed"]]
@@ -29,7 +30,7 @@ def refuse_mismatch(guide: Mapping[str, Mapping], model: Mapping[str, Mapping]) 
     for name in in_model:
         if name not in guide:
             raise ProgramError(
-                f"Site '{name}' is in the model but not in the guide; draw it in the guide as well, or observe it. "
+                f"Site '{name}' is in the model but not in the guide; draw it in the guide as well, or observe it{otherwise}. "
                 f"The guide's latent sites are: {listed(in_guide)}."
             )
     for name, site in guide.items():

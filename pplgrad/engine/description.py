@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from pplgrad.core.array_ops import Ops
 from pplgrad.core.baseline import parts_of
@@ -16,9 +16,17 @@ from pplgrad.engine.layout import Layout
 COLUMNS = ("site", "distribution", "plates", "estimator", "baseline", "evaluations", "reason")
 
 
+class SummedSite(NamedTuple):
+    """A site that only the model has, and that is summed out."""
+
+    name: str
+    family: str
+    plates: Sequence[str]
+
+
 @dataclass(frozen=True)
 class Description:
-    """A row for each latent site; `str()` makes a table of them.
+    """A row for each latent site, those of the model alone that are summed out last; `str()` makes a table of them.
 
     `evaluations` are those of the program for each particle and step, beyond the primary draw.
 
@@ -44,8 +52,9 @@ def describe(
     host: BranchHost,
     families: Mapping[str, str],
     reasons: Mapping[str, str],
+    summed: Iterable[SummedSite] = (),
 ) -> Description:
-    """Return what is done at each site of a layout: `families` and `reasons` by site."""
+    """Return what is done at each site of a layout: `families` and `reasons` by site; `summed` are sites that only the model has."""
     counts = {draw.name: _count(asked) for draw, asked in requested_values(ops, layout, run, host).values()}
     rows = []
     for site in layout.sites:
@@ -61,6 +70,10 @@ def describe(
             counts.get(site.name, 0) + site.estimator.reweights_path,
             reasons[site.name],
         )
+        rows.append(dict(zip(COLUMNS, cells, strict=True)))
+    for one in summed:
+        plates = ", ".join(one.plates) or "none"
+        cells = (one.name, one.family, plates, "summed out", "none", 0, "infer={'enumerate': 'parallel'}")
         rows.append(dict(zip(COLUMNS, cells, strict=True)))
     return Description(rows)
 

@@ -138,7 +138,7 @@ def _faults(results: list[dict[str, Any]]) -> Faults:
         own = [r for r in results if r["task"]["backend"] == backend and r["task"]["kind"] in ("training", "gradients")]
         if all("error" in r and "diverged" not in r for r in own):
             for result in own:
-                # What follows from another failure was told with it.
+                # A consequence of another failure was reported with that failure.
                 if "fault" not in result and "because" not in result:
                     faults.add(result["error"], backend, result.get("details"))
     return faults

@@ -43,7 +43,7 @@ def details_of(error: BaseException) -> str:
 
 
 class Faults:
-    """The failures of a command, each told once: what fails in every library alike is one failure.
+    """The failures of a command, each reported once: the same failure in both libraries is one failure.
 
     Printed on leaving the context, in their order, whatever else happens there.
     """

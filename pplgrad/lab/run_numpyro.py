@@ -38,7 +38,7 @@ from pplgrad.numpyro import (
 )
 from pplgrad.numpyro.diagnostics import Gradients
 
-# What a callback of the script raises is told in a sentence; JAX would log its traceback beside that.
+# An error in a callback of the script is reported in one sentence; JAX would also log its traceback.
 logging.getLogger("jax._src.callback").setLevel(logging.CRITICAL)
 
 

@@ -128,7 +128,7 @@ def perform(task: Task, runs: Path | None, needs: dict[str, Result] | None = Non
     except BaseException as error:
         details = "".join(traceback.format_exception(error))
         result |= _failed(error, Path(task.script), script, task.backend)
-        # Anything else may be mended from outside (a package, a file), and is tried again next time.
+        # Any other failure may have an external cause (a package, a file), and is retried next time.
         path = path if _lasting(error) else None
     result["seconds_taken"] = time.time() - result["began"]
     if path is not None:
@@ -164,7 +164,7 @@ def unsound(script: Script) -> PplgradError | None:
     except (ImpossibleValueError, ProgramError) as found:
         return found
     except Exception:
-        # What else is wrong is told where it is met.
+        # Other errors are reported where they occur.
         return None
     return None
 

@@ -82,7 +82,7 @@ class Watch:
 
 
 class Watcher:
-    """A watch at work: it knows the last step that was told, and holds the event file once there is something to write."""
+    """The state of a watch: the last step that was recorded, and the event file once there is something to write."""
 
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
@@ -102,7 +102,7 @@ class Watcher:
         return step % self.watch.every == 0
 
     def emit(self, step: Any, numbers: Mapping[str, Any], sites: Mapping[str, Mapping[str, Any]]) -> None:
-        """Send a record where the user wants it; one of a step that was told already (an evaluation) is dropped."""
+        """Send a record to the user's function or file. A second record of the same step (an evaluation) is dropped."""
         step = int(step)
         if step == self._last or not self.due(step):
             return

@@ -59,7 +59,7 @@ def network_inputs(
         if found is None:
             found = jnp.zeros((*(1 for _ in plate_shape(plates)), 0))
         found = jax.lax.stop_gradient(found).astype(dtype)
-        return jnp.where(jnp.isfinite(found), found, 0.0)  # Missing values of the data are nothing to go by.
+        return jnp.where(jnp.isfinite(found), found, 0.0)  # Missing values of the data carry no information.
     raw = call_with_sites(baseline.inputs, args, kwargs, sites)
     parts = [jax.lax.stop_gradient(jnp.asarray(a, dtype)) for a in (raw if isinstance(raw, (tuple, list)) else [raw])]
     if len(parts) == 1:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from numpyro.handlers import seed, trace
 from numpyro.infer import Trace_ELBO
 
-from pplgrad.configuration import EstimatorMapping, Resolved, refuse_unmatched, resolve, watcher_of
+from pplgrad.configuration import EstimatorMapping, Resolved, own_estimator, refuse_unmatched, resolve, watcher_of
 from pplgrad.core.estimator import Estimator
 from pplgrad.core.objectives import ELBO, MultiSample, Objective, ReweightedWakeSleep
 from pplgrad.core.plates import Read
@@ -432,9 +432,8 @@ class TraceGrad_ELBO(Trace_ELBO):
     def _resolve(self, name: str, msg: Any, scanned: bool) -> Estimator:
         """Choose a site's estimator: the ELBO's mapping, the site's own or the guide wrapper's, the default."""
         site = site_info(msg, name, self.num_particles, scanned, self.objective)
-        found = resolve(
-            self._mapping, msg["infer"].get("estimator"), site, "pplgrad" in msg["infer"], self.higher_order
-        )
+        own = own_estimator(name, msg["infer"], site.has_rsample)
+        found = resolve(self._mapping, own, site, "pplgrad" in msg["infer"], self.higher_order)
         self._resolved[name] = found
         # Only a wrapped guide can register what is learned, and it knows nothing of the ELBO's argument.
         if "pplgrad" not in msg["infer"] or self._mapping.find(name) is not None:

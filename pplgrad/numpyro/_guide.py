@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpyro
 
 from pplgrad.baselines.neural import NeuralBaseline
-from pplgrad.configuration import EstimatorMapping, configured, default_estimator, report_mapping
+from pplgrad.configuration import EstimatorMapping, configured, default_estimator, own_estimator, report_mapping
 from pplgrad.core.baseline import parts_of
 from pplgrad.core.estimator import Estimator
 from pplgrad.core.plates import Plate
@@ -93,9 +93,9 @@ class ConfiguredGuide:
 
 def _register(name: str, msg: Any, messenger: EstimatorMessenger, args: tuple, kwargs: dict) -> None:
     """Register the parameters and the state of one site's baselines, lazily where they depend on the data."""
-    estimator = msg["infer"].get("estimator")
+    site = site_info(msg, name, 1)
+    estimator = own_estimator(name, msg["infer"], site.has_rsample)
     if estimator is None or isinstance(estimator, Auto):
-        site = site_info(msg, name, 1)
         default = default_estimator(site, stateful=True)
         estimator = default if estimator is None else estimator.choose(site, default)[0]
     if not isinstance(estimator, Estimator) or not estimator.keeps_state:

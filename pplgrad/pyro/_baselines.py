@@ -25,6 +25,7 @@ from pplgrad.pyro._compat import hide_state
 from pplgrad.pyro._reuse.guards import Guard
 from pplgrad.pyro._tracing.particle_trace import Traces
 from pplgrad.pyro._tracing.provenance import Provenance
+from pplgrad.pyro._tracing.site_options import SiteBaseline
 
 PREFIX = "pplgrad.baseline."
 
@@ -138,9 +139,15 @@ class PyroBaselines:
         like: torch.Tensor,
         provenance: Provenance | None,
         changed: Collection[Callable] = (),
+        options: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+        vectorized: bool = False,
     ) -> None:
-        """`changed` are functions of the user's that read Python state which changed while the program ran."""
+        """`changed` are functions of the user's that read Python state which changed while the program ran.
+
+        `options` are those of each site itself (`infer`), in every run.
+        """
         self._changed = changed
+        self._options, self._vectorized = options or {}, vectorized
         self._networks = networks
         self._sites = sites
         self._ancestors = ancestors
@@ -207,6 +214,9 @@ class PyroBaselines:
                 )
 
     def _predicted(self, site: str, key: str, baseline: Any) -> torch.Tensor:
+        if isinstance(baseline, SiteBaseline):
+            with self._provenance or nullcontext():
+                return self._said_by_site(site, baseline)
         if not isinstance(baseline, NeuralBaseline):
             with self._provenance or nullcontext():
                 out = call_with_sites(baseline.function, self._program.args, self._program.kwargs, self._upstream(site))
@@ -235,13 +245,24 @@ class PyroBaselines:
             if found is None:
                 return self._like.new_zeros((*(1 for _ in plate_shape(self._sites[site].plates)), 0))
             found = found.detach().to(self._like.dtype)
-            return torch.where(torch.isfinite(found), found, 0.0)  # Missing values of the data are nothing to go by.
+            return torch.where(torch.isfinite(found), found, 0.0)  # Missing values of the data carry no information.
         raw = call_with_sites(baseline.inputs, self._program.args, self._program.kwargs, self._upstream(site))
         arrays = [a.detach().to(self._like.dtype) for a in (raw if isinstance(raw, (tuple, list)) else [raw])]
         if len(arrays) == 1:
             return arrays[0]
         lead = torch.broadcast_shapes(*(a.shape[:-1] for a in arrays))
         return torch.cat([a.expand(*lead, a.shape[-1]) for a in arrays], -1)
+
+    def _said_by_site(self, site: str, baseline: SiteBaseline) -> torch.Tensor:
+        depth = len(plate_shape(self._sites[site].plates))
+        found = [
+            torch.as_tensor(baseline.value(infer), dtype=self._like.dtype, device=self._like.device)
+            for infer in self._options[site]
+        ]
+        out = torch.stack(found) if len(found) > 1 or not self._vectorized else found[0]
+        while out.dim() > depth + 1 and out.shape[1] == 1:
+            out = out[:, 0]  # Dimensions between the particles and the site's plates.
+        return out
 
     def _upstream(self, site: str) -> UpstreamSites:
         depth = len(plate_shape(self._sites[site].plates))
@@ -298,6 +319,7 @@ def baselines_of(
     sites: dict[str, SiteSpec] = {}
     ancestors: dict[str, dict[str, Read]] = {}
     values: dict[str, tuple[list[torch.Tensor], int]] = {}
+    options: dict[str, list[Mapping[str, Any]]] = {}
     for layout, traces in zip(layouts, traced, strict=True):
         for name, upstream in layout.ancestors.items():
             ancestors.setdefault(name, {}).update(upstream)
@@ -306,6 +328,7 @@ def baselines_of(
             node = traces.guide.nodes[spec.name]
             value = node["value"] if vectorized else node["value"][None]
             values.setdefault(spec.name, ([], node["fn"].event_dim))[0].append(value)
+            options.setdefault(spec.name, []).append(node["infer"])
     joined = {
         name: (parts[0] if len(parts) == 1 else torch.cat(parts), event_dim)
         for name, (parts, event_dim) in values.items()
@@ -314,7 +337,9 @@ def baselines_of(
     indices = runs[0].indices if len(runs) == 1 else {}
     like = runs[0].costs[0].detach()
     changed = [function for traces in traced for function in traces.changed]
-    return PyroBaselines(networks, sites, ancestors, joined, indices, program, like, provenance, changed)
+    return PyroBaselines(
+        networks, sites, ancestors, joined, indices, program, like, provenance, changed, options, vectorized
+    )
 
 
 def function_of(baseline: Any) -> Callable | None:

@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from operator import attrgetter
+from threading import Lock
 from typing import Any
 
 import pyro
 import torch
 from pyro.optim import PyroOptim
 from pyro.poutine.block_messenger import BlockMessenger
-from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.runtime import _ENUM_ALLOCATOR, _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
+from torch.distributions import Distribution
 from torch.fx import GraphModule
 
 Graph = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
@@ -112,6 +114,11 @@ def other_handlers() -> list[str]:
     ]
 
 
+def enumerate_from(dim: int) -> None:
+    """Let the next enumerated site have a dimension, and those after it the dimensions to its left."""
+    _ENUM_ALLOCATOR.set_first_available_dim(dim)
+
+
 class _Kept(dict):
     """The tensors of the param store, of which `named_parameters` shows those alone that are parameters, not state of a baseline.
 
@@ -135,7 +142,7 @@ def hide_state(names: Iterable[str]) -> None:
     held = store._params
     if not isinstance(held, _Kept):
         if type(held) is not dict:
-            return  # A store of somebody else's: it shows what it shows.
+            return  # Another class of store: left as it is.
         held = store._params = _Kept(held)
     if not held.state.issuperset(names):
         held.state = held.state | frozenset(names)
@@ -184,6 +191,49 @@ def swaps_noted(note: Callable[[torch.Tensor], None]) -> Iterator[None]:
         yield
     finally:
         torch._C._swap_tensor_impl = plain
+
+
+class _Validation:
+    """The methods by which torch's distributions check their arguments and values, wrapped while a thread needs it."""
+
+    def __init__(self) -> None:
+        self._lock, self._users = Lock(), 0
+        self._plain: dict[str, Callable] = {}
+
+    def wrap(self, wrapper: Callable[[Callable], Callable]) -> None:
+        """Put a wrapper around the methods, unless another user has."""
+        with self._lock:
+            if not self._users:
+                self._plain = {name: getattr(Distribution, name) for name in ("__init__", "_validate_sample")}
+                for name, method in self._plain.items():
+                    setattr(Distribution, name, wrapper(method))
+            self._users += 1
+
+    def unwrap(self) -> None:
+        """Put the methods back, if this was the last user."""
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                for name, method in self._plain.items():
+                    setattr(Distribution, name, method)
+
+
+VALIDATION = _Validation()
+
+
+class NoMode:
+    """Runs operations where no mode of Python's sees them; a class, since a generator costs as much again."""
+
+    __slots__ = ("_function", "_dispatch")
+
+    def __enter__(self) -> None:
+        self._function, self._dispatch = torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch()
+        self._function.__enter__()
+        self._dispatch.__enter__()
+
+    def __exit__(self, *exc: Any) -> None:
+        self._dispatch.__exit__(*exc)
+        self._function.__exit__(*exc)
 
 
 def unwrapped(tensor: torch.Tensor) -> torch.Tensor:

@@ -42,6 +42,7 @@ from pplgrad.pyro._rerun.monitoring import monitor
 from pplgrad.pyro._rerun.wake_sleep import sleep_phase
 from pplgrad.pyro._reuse.dependency_structure import Structure, Structures
 from pplgrad.pyro._running import Runner, vectorized_or_sequential
+from pplgrad.pyro._tracing.marginal_sites import summed_sites
 from pplgrad.pyro._tracing.particle_trace import (
     Traces,
 )
@@ -299,7 +300,7 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
                 host = self._branches(program, traces, layout, run)
                 families = {name: family(traces.guide.nodes[name]["fn"]) for name in traces.estimators}
                 reasons = {key[0]: found.reason for key, found in self._resolved.items()}
-                return describe(OPS, layout, run, host, families, reasons)
+                return describe(OPS, layout, run, host, families, reasons, summed_sites(traces.model))
         finally:
             for name in [name for name in store.keys() if name not in before]:
                 del store[name]

@@ -17,12 +17,12 @@ class Records(Protocol):
 
 
 recorders: list[Records] = []
-"""Those that are at work."""
+"""The active recorders."""
 
 
 @contextmanager
 def moved_generators() -> Iterator[None]:
-    """Tell whoever records that generators are put into another state here, and that fresh numbers would do as well."""
+    """Tell the active recorders that generators are put into another state here, and that other random numbers would be as good."""
     yield
     for recorder in recorders:
         recorder.forget_generators()

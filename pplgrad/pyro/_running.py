@@ -32,16 +32,15 @@ from pplgrad.pyro._rerun.comparison import ParticlesInteract
 from pplgrad.pyro._reuse.dependency_structure import Structure
 from pplgrad.pyro._reuse.guards import Guard
 from pplgrad.pyro._reuse.tensors_before import tensors_before
+from pplgrad.pyro._tracing.handlers import SharedMinibatch, site_info
 from pplgrad.pyro._tracing.host_checks import Nesting, broadcasting, refuse_density_of_hidden_draw
 from pplgrad.pyro._tracing.particle_trace import (
-    SharedMinibatch,
     Traces,
     check_match,
     generators,
     record,
     restore,
     run_traces,
-    site_info,
 )
 from pplgrad.pyro._tracing.provenance import Provenance
 from pplgrad.pyro._tracing.threads import OtherThreads
@@ -104,9 +103,10 @@ class Runner:
                     broadcasting(int(self.max_plate_nesting) - 1) if vectorized else nullcontext(),
                     OtherThreads() if watched else nullcontext() as others,
                 ):
-                    traces = run_traces(shown, self._resolve, provenance)
+                    traces = run_traces(shown, self._resolve, provenance, self.max_plate_nesting)
             traces.particles, traces.apart = self.num_particles if vectorized else 1, apart
             traces.changed = [function for function, guard in state.items() if guard is None or not guard.holds()]
+            traces.nesting = self.max_plate_nesting
             traces.compared = not (watched and known is not None and known.second_run_due)
             if watched and others is not None and others.ran:
                 # A program of which everything is known hands nothing to another thread.

@@ -15,11 +15,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pplgrad.pyro import _compat as internals
 from pplgrad.pyro._reuse.known_code import CHANGING
 
+CLASSES = {
+    "torch.Tag": torch.Tag,
+    "torch.distributions.Distribution": torch.distributions.Distribution,
+    "torch.utils._python_dispatch.TorchDispatchMode": TorchDispatchMode,
+}
 NAMES = [
     ("pyro.poutine.runtime", "_PYRO_STACK", "other_handlers() in _compat.py looks at Pyro's stack of handlers"),
+    ("pyro.poutine.runtime", "_ENUM_ALLOCATOR", "enumerate_from() in _compat.py says where the dimensions of summed sites begin"),
+    ("pyro.poutine.enum_messenger", "EnumMessenger", "_tracing/marginal_sites.py lets sites take all their values at once by it"),
+    ("pyro.ops.contract", "contract_tensor_tree", "_tracing/marginal_sites.py sums products of densities by it"),
+    ("pyro.ops.rings", "LogRing", "_tracing/marginal_sites.py sums products of densities in it"),
+    ("pyro.ops.packed", "pack", "_tracing/marginal_sites.py names the dimensions of densities by it"),
     ("pyro.poutine.block_messenger", "BlockMessenger", "other_handlers() in _compat.py leaves it out"),
     ("pyro.poutine.trace_messenger", "TraceMessenger", "other_handlers() in _compat.py leaves it out"),
     ("torch._C", "DisableTorchFunction", "_tracing/provenance.py calls operations under it that no mode is to see"),
+    ("torch._C", "_DisableTorchDispatch", "NoMode in _compat.py runs checks and known densities under it"),
+    ("torch.distributions.Distribution", "_validate_sample", "VALIDATION in _compat.py wraps it while a step is watched"),
+    ("torch.utils._python_dispatch.TorchDispatchMode", "_should_skip_dynamo", "Provenance says by it that Dynamo need not be kept out at every operation"),
     ("torch._ops", "OpOverload", "_compile/aten_recorder.py and _compile/scalarization.py know torch's own operations by this type"),
     ("torch.utils._python_dispatch", "TorchDispatchMode", "provenance and recordings see every operation through it"),
     ("torch.utils._python_dispatch", "_disable_current_modes", "black_box() calls the user's function where no mode sees it"),
@@ -47,8 +60,22 @@ NAMES = [
 
 @pytest.mark.parametrize(("module", "name", "used"), NAMES, ids=[f"{m}.{n}" for m, n, _ in NAMES])
 def test_there_is(module, name, used):
-    where = torch.Tag if module == "torch.Tag" else importlib.import_module(module)
+    where = CLASSES[module] if module in CLASSES else importlib.import_module(module)
     assert hasattr(where, name), f"{module}.{name} has moved; {used}."
+
+
+def test_an_enumerating_handler_keeps_the_depth_of_markov_sites():
+    from pyro.poutine.enum_messenger import EnumMessenger
+
+    internals.enumerate_from(-1)
+    handler = EnumMessenger()
+    with handler:
+        for t in pyro.markov(range(2)):
+            pyro.sample(f"z{t}", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+    assert set(handler._markov_depths) == set(handler._value_dims) == {"z0", "z1"}, (
+        "EnumMessenger keeps the markov depths and the dimensions of values elsewhere than in `_markov_depths` and `_value_dims`; "
+        "MarginalMessenger in _tracing/marginal_sites.py notes those of sites that are not enumerated."
+    )
 
 
 def test_the_param_store_holds_leaves_and_constraints():

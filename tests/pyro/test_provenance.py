@@ -20,7 +20,7 @@ from pplgrad.engine.layout import Layout
 from pplgrad.pyro import TraceGrad_ELBO
 from pplgrad.pyro._tracing import provenance as provenance_room
 from pplgrad.pyro._tracing.indexing import without_numbers
-from pplgrad.pyro._tracing.provenance import Provenance
+from pplgrad.pyro._tracing.provenance import PlateAxis, Provenance
 from pplgrad.pyro._tracing.threads import OtherThreads
 
 POOL = concurrent.futures.ThreadPoolExecutor(1)
@@ -415,3 +415,23 @@ def test_a_sequential_plate_is_reused_and_a_subsampled_one_is_watched(monkeypatc
     for size, reused in ((3, True), (2, False)):
         _, elbo = found_of(program(size), guide, monkeypatch, steps=5)
         assert next(iter(elbo._structures._known.values())).reusable == reused
+
+
+@pytest.mark.parametrize(
+    ("index", "apart"),
+    [
+        (lambda n: torch.arange(n), True),
+        (lambda n: torch.arange(n)[:, None], True),
+        (lambda n: torch.arange(n).flip(0), False),
+        (lambda n: torch.arange(1, n + 1) - 1, False),
+        (lambda n: torch.arange(n).index_fill_(0, torch.tensor([0]), 1), False),
+        (lambda n: torch.arange(n).expand(n, n).T[:, 0], True),
+        (lambda n: torch.arange(n).expand(n, n).T[0], False),
+    ],
+)
+def test_an_index_that_counts_keeps_elements_apart(index, apart):
+    """As in Pyro's Vindex, which writes a slice as torch.arange; a permutation mixes."""
+    with Provenance() as provenance:
+        z = provenance.tag("z", torch.zeros(4, 3), [PlateAxis("plate", -2)])
+        picked = z[index(4), 1]
+        assert (provenance.mixed(picked, "z", [("plate", -picked.dim())]) == frozenset()) == apart

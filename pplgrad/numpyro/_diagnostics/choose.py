@@ -34,7 +34,7 @@ def choose_estimators(
 
     Estimates variance × time of a gradient, tr Cov[g] · t, at the parameters `params`. Its inverse is the efficiency of an unbiased
     estimator. Sites are decided one after the other, with the other sites at the best estimators so far. All candidates are drawn in
-    turns, and the worse half is dropped after each round (successive halving), until `seconds` are over or the best two can be told apart.
+    turns, and the worse half is dropped after each round (successive halving), until `seconds` are over or the best two differ significantly.
 
     Args:
         model: the model.

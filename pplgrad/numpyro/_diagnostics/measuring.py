@@ -30,7 +30,7 @@ def measured(elbo: Any, program: Program, params: Mapping[str, Any] | None, seed
 
 
 def sites_of(elbo: Any, program: Program, params: Mapping[str, Any] | None, seed: int) -> dict[str, SiteInfo]:
-    """Return what an estimator is told of each site."""
+    """Return the properties of each site that its estimator receives."""
     probe = Probe()
     _run_traced(elbo.with_estimators({"*": probe}), program, params, seed)
     return probe.seen

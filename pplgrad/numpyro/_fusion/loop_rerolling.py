@@ -49,7 +49,7 @@ class Loop:
         return [*self.before, *(value for values in self.outside for value in values)]
 
     def open_turns(self, readers: Readers) -> list[int]:
-        """Note what others read of the turns, and return those of whose values somebody needs the gradient."""
+        """Record which values of the iterations are read outside, and return the iterations whose values need a gradient."""
         own = set(self.nodes)
         kept = {
             (i, value.place)
@@ -87,7 +87,7 @@ def draw_loops(
 
 
 def _closed(loop: Loop, level: dict[Node, int], readers: Readers) -> Loop | None:
-    """Return a loop without the turns, at its start and end, of which somebody needs the gradient; None if none is left."""
+    """Return a loop without the iterations at its start and end that need a gradient; None if none is left."""
     found: Loop | None = loop
     while found is not None:
         open_turns = found.open_turns(readers)

@@ -112,7 +112,7 @@ class Steps:
         return _Loop(list(carried), nodes, bool(started & self._flows), list(dict.fromkeys(outside)))
 
     def _kept(self, loop: _Loop) -> list[Value]:
-        """Return the values of each step that a loop hands out: what others read beside these is computed again.
+        """Return the values that a loop returns for each step. Other values that are read outside are recomputed.
 
         Of a loop without gradient no value is kept that carries one.
         """

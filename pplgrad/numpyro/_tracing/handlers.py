@@ -1,4 +1,4 @@
-"""The handlers that stand around a program: what they do to each site, and what an estimator is told of it."""
+"""The effect handlers around a program: their effect on each site, and the properties of a site that its estimator receives."""
 
 from __future__ import annotations
 

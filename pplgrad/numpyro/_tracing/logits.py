@@ -56,7 +56,7 @@ def _sigmoid_jvp(primals: tuple, tangents: tuple) -> tuple:
 
 
 def with_stable_logits(fn: Any) -> Any:
-    """Return a distribution with NumPyro's Bernoulli and Binomial of log odds, wherever they are inside, mended.
+    """Return a distribution with NumPyro's Bernoulli and Binomial of log odds, wherever they are inside, corrected.
 
     Values are the same to rounding. What is derived from them by a user's subclass is left as it is but for log odds of exactly zero.
     """

@@ -319,7 +319,7 @@ def _collect_draw(
 
 
 def _marked(site: Any, name: str, flows: Mapping[str, Flow]) -> Any:
-    """Return a site whose value is known as its own, which a scan hands out as it was drawn, before it was marked."""
+    """Return a site with a tagged value. A scan returns values as they were drawn, before they were tagged."""
     if site["is_observed"] or not _is_scanned(flows, name):
         return site
     return {**site, "value": tag(name, site["value"])}

@@ -1,4 +1,4 @@
-"""What the engine is told of a traced particle: its sites and costs, and which draws each density reads."""
+"""The engine's view of a traced particle: its sites and costs, and the draws that each density reads."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def bounds(fn: Any) -> list[jax.Array]:
 
 
 def is_differentiated(params: Any) -> bool:
-    """Return whether JAX differentiates parameters in the innermost of the transforms that are at work."""
+    """Return whether the innermost active transform of JAX differentiates parameters."""
     return any(type(x).__name__ in _DIFFERENTIATED for x in jax.tree.leaves(params))
 
 

@@ -362,7 +362,7 @@ class Compiler:
     def _rewatch(self, eager: EagerSteps, known: Structure, program: Program) -> None:
         """Watch a step beside the compiled one, at the same draws, and refuse a program that is not the one that was recorded.
 
-        Nothing is stored, and the generators are put back: a compiled step follows, as if nobody had looked.
+        Nothing is stored, and the generators are put back: the compiled step that follows starts from the same state.
         """
         start, before = time.perf_counter(), generators()
         step, arguments = known.compiled, tensors_in((program.args, program.kwargs))

@@ -26,7 +26,7 @@ def measured(elbo: Any, program: Program, resolved: Mapping[str, Resolved]) -> C
 
 
 def sites_of(elbo: Any, program: Program) -> dict[str, SiteInfo]:
-    """Return what an estimator is told of each site."""
+    """Return the properties of each site that its estimator receives."""
     model, guide, args, kwargs = program
     probe = Probe()
     elbo.with_estimators({"*": probe}).describe(model, guide, *args, **kwargs)

@@ -31,7 +31,7 @@ class ParticlesInteract(Exception):
 
     @property
     def message(self) -> str:
-        """What the user is told."""
+        """The text of the warning."""
         if self.size_read is not None:
             return (
                 f"The program reads the size of a draw at {self.size_read} (len(z), z.shape, z.numel()), which counts the particles too under "

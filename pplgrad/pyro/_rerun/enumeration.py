@@ -16,6 +16,7 @@ from pplgrad.core.objectives import MultiSample, Objective
 from pplgrad.core.program import Program
 from pplgrad.diagnostics.checking import TooManyOutcomes
 from pplgrad.pyro._distributions import family, finite_parts, unmasked
+from pplgrad.pyro._tracing.marginal_sites import MarginalMessenger, sum_out, weight_of
 
 Values = dict[str, torch.Tensor]
 
@@ -45,8 +46,9 @@ def traces_at(program: Program, values: Mapping[str, torch.Tensor]) -> tuple[Any
     """Return the traces of guide and model at given values, with log densities, without the sites of subsamples."""
     with Fixed(values):
         guide = poutine.trace(program.guide).get_trace(*program.args, **program.kwargs)
-        replayed = poutine.replay(program.model, trace=guide)
-        model = poutine.trace(replayed).get_trace(*program.args, **program.kwargs)
+        summing = MarginalMessenger(guide.nodes, math.inf)(program.model)
+        model = poutine.trace(poutine.replay(summing, trace=guide)).get_trace(*program.args, **program.kwargs)
+    model = sum_out(model)
     pruned = [poutine.util.prune_subsample_sites(trace) for trace in (guide, model)]
     for trace in pruned:
         trace.compute_log_prob()
@@ -69,7 +71,8 @@ def log_q_and_objective(
     total: Any = torch.zeros(())
     for name, node in model.nodes.items():
         if node["type"] == "sample":
-            total = total + (weights.prior if name in drawn else weights.observed) * node["log_prob_sum"]
+            weight = weights.prior if name in drawn else weight_of(node, weights)
+            total = total + weight * node["log_prob_sum"]
     for name in drawn:
         total = total - weights.guide * guide.nodes[name]["log_prob_sum"]
     return log_q(guide), total
@@ -125,7 +128,8 @@ def outcomes(program: Program, limit: int) -> list[tuple[Values, float]]:
         try:
             with torch.no_grad(), _Asking(values):
                 trace = poutine.trace(program.guide).get_trace(*program.args, **program.kwargs)
-                poutine.replay(program.model, trace=trace)(*program.args, **program.kwargs)
+                summing = MarginalMessenger(trace.nodes, math.inf)(program.model)
+                poutine.replay(summing, trace=trace)(*program.args, **program.kwargs)
         except _Undecided as site:
             if site.count + len(open_ends) + len(found) > limit:
                 raise TooManyOutcomes(f"there are more than {limit:,} outcomes") from None

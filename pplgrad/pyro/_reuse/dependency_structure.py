@@ -17,7 +17,7 @@ from typing import Any
 from pplgrad.core.estimator import Estimator
 from pplgrad.core.objectives import Objective
 from pplgrad.core.program import Program
-from pplgrad.core.sites import Run
+from pplgrad.core.sites import CostSpec, Run, SiteSpec
 from pplgrad.engine.layout import Layout
 from pplgrad.errors import ConfigurationError, ProgramError
 from pplgrad.pyro._reuse.guards import Guard, arguments_kind
@@ -64,10 +64,11 @@ class Structure:
     warns: bool = False
     since: float = field(default_factory=time.perf_counter)
     looking: float = 0.0
+    _last: tuple[Sequence[SiteSpec], Sequence[CostSpec], Objective, Layout] | None = None
 
     @property
     def second_run_due(self) -> bool:
-        """Whether a step that watches is to be compared with a second run: not all of those that a program is watched in for ever."""
+        """Whether a watched step is to be compared with a second run. Where a program is watched at every step, only some are."""
         return self.watched & (self.watched - 1) == 0 or self.watched % _EVERY == 0
 
     @property
@@ -113,12 +114,12 @@ class Structure:
                 assert self.found is not None
                 return self.found
             self.following, self.found = True, None
-            return Layout.build(*specify(run, traces, None), objective)
+            return self._built(*specify(run, traces, None), objective)
         self.hidden_draws |= traces.hidden_draws
         self.misused.update(provenance.misused)
         self.cut.update(provenance.cut(run.costs))
         self.lost.update(lost_paths(traces, run, provenance))
-        layout = Layout.build(*specify(run, traces, None if traces.unseen else provenance), objective)
+        layout = self._built(*specify(run, traces, None if traces.unseen else provenance), objective)
         signature = traces.signature()
         if traces.unseen or provenance.unfollowed_at:
             # Something came by a way that cannot be followed: charged to all that was drawn before, and looked at once more.
@@ -132,6 +133,12 @@ class Structure:
             self.reusable = False
         self.found, self.signature = layout, signature
         return layout
+
+    def _built(self, sites: Sequence[SiteSpec], costs: Sequence[CostSpec], objective: Objective) -> Layout:
+        """Return the layout of sites and costs: that of the run before if these are the same, as they are where a program is always watched."""
+        if self._last is None or self._last[:2] != (sites, costs) or self._last[2] is not objective:
+            self._last = sites, costs, objective, Layout.build(sites, costs, objective)
+        return self._last[3]
 
     def _compare(self, layout: Layout, signature: tuple, provenance: Provenance) -> None:
         """Say that the program changed where the guard saw nothing; nothing of this step has been stored yet."""

@@ -246,7 +246,7 @@ CHANGING = (
         "Transform",
         frozenset({"_cached_x_y", "_inv", "_cached_log_detJ", "_cached_scale", "_cached_log_scale", "_cached_logDetJ"}),
     ),
-    # How often a gradient was looked at, and what was seen: it is told to the user and not to the program.
+    # How often a gradient was recorded, and the records: they go to the user and not to the program.
     Changing("pplgrad.pyro._rerun.monitoring", "Watcher", frozenset({"*"})),
     Changing("pplgrad.monitoring.watch", "Watcher", frozenset({"*"})),
 )

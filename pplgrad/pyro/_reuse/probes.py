@@ -68,7 +68,7 @@ def kind_of(x: torch.Tensor) -> tuple:
 
 
 def form_of(x: torch.Tensor) -> tuple:
-    """Return the same but for attributes that somebody gave to the tensor."""
+    """Return the same without attributes that were set on the tensor."""
     return (type(x), x.shape, x.dtype, x.device, x.requires_grad, x.is_leaf, x.layout)
 
 

@@ -6,6 +6,7 @@ A rule maps each axis of a result to the axis of an operand along which element 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -49,6 +50,19 @@ def rule_of(func: Any) -> Rule | None:
 def reads_no_element(func: Any) -> bool:
     """Return whether a result depends on an operand's shape alone."""
     return func._schema.name.removeprefix("aten::") in _SHAPE_ALONE
+
+
+def counts_up(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Return whether an operation makes the numbers 0, 1, 2, ..."""
+    if not _is_arange(func):
+        return False
+    call = Call(func, args, kwargs)
+    return not (call.has("start") and call["start"] != 0) and not (call.has("step") and call["step"] != 1)
+
+
+@cache
+def _is_arange(func: Any) -> bool:
+    return func._schema.name == "aten::arange" and func._schema.overload_name in ("", "start", "start_step")
 
 
 @cache

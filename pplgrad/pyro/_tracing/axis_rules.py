@@ -22,11 +22,24 @@ Where the operand's axis has another size than the result's, it is not followed,
 """
 
 
-class Call:
-    """An operation's arguments by name."""
+def _in_no_order(tensor: torch.Tensor) -> int:
+    return NONE
 
-    def __init__(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-        self.func, self.args, self.kwargs = func, args, kwargs
+
+class Call:
+    """An operation's arguments by name.
+
+    `counting_axis` returns the axis of a tensor along which it is known to hold 0, 1, 2, ... at every step, or `NONE`.
+    """
+
+    def __init__(
+        self,
+        func: Any,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        counting_axis: Callable[[torch.Tensor], int] = _in_no_order,
+    ) -> None:
+        self.func, self.args, self.kwargs, self.counting_axis = func, args, kwargs, counting_axis
 
     def __getitem__(self, name: str) -> Any:
         place, default = _arguments(self.func)[name]
@@ -210,7 +223,12 @@ def _indexed(call: Call, x: torch.Tensor, place: int, out: torch.Tensor) -> Foll
         lead = start + common - x.dim()
         return [axis - lead if lead <= axis < start + common else NONE for axis in range(out.dim())]
     rest = [axis for axis in range(source.dim()) if axis >= len(indices) or indices[axis] is None]
-    return [*rest[:start], *[NONE] * common, *rest[start:]]
+    picked = [NONE] * common
+    for axis, index in enumerate(indices):
+        # An index that counts 0, 1, 2, ..., as Pyro's Vindex writes a slice, picks element i for element i.
+        if index is not None and (counting := call.counting_axis(index)) != NONE:
+            picked[counting + common - index.dim()] = axis
+    return [*rest[:start], *picked, *rest[start:]]
 
 
 def _put(call: Call, x: torch.Tensor, place: int, out: torch.Tensor) -> Follows | None:

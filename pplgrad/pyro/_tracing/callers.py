@@ -1,4 +1,4 @@
-"""Who is at work: the user's program, or a library that checks its arguments."""
+"""Whose code runs: the user's program, or a library that checks its arguments."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ _LIBRARIES = {
 _WATCHING = (
     "pplgrad.pyro._tracing.provenance",
     "pplgrad.pyro._tracing.escapes",
+    "pplgrad.pyro._tracing.argument_checks",
     "pplgrad.pyro._compile.aten_recorder",
     __name__,
 )
@@ -45,7 +46,7 @@ class _Module(NamedTuple):
     checks: bool
     only_runs: bool
     calls_us: bool
-    """Whether it is one of ours that is not at work for the program: further out is who called us."""
+    """Whether it is a module of pplgrad that does not act for the program: the caller is further out."""
 
 
 _MOST_CODE = 4096
@@ -103,7 +104,7 @@ def is_users() -> bool:
 
 
 def is_check() -> bool:
-    """Return whether a library that checks arguments is at work, and not the user's program.
+    """Return whether the running code is a library's check of arguments, and not the user's program.
 
     A helper of the library that hands what it reads to the program (`pyro.infer.util.torch_item`) is the program's.
     """

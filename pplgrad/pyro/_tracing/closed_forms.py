@@ -10,6 +10,7 @@ from torch.distributions import kl_divergence
 from pplgrad.engine.closed_forms import no_closed_form
 from pplgrad.errors import ProgramError
 from pplgrad.pyro._distributions import counted_parts, family, unmasked
+from pplgrad.pyro._tracing.marginal_sites import InComponent
 from pplgrad.pyro._tracing.relaxations import Extended, extension
 
 
@@ -25,6 +26,8 @@ def closed_form(name: str, kind: str, guide: Any, model: Any) -> torch.Tensor:
         except NotImplementedError as error:
             raise no_closed_form(name, kind, [family(q)], "Pyro knows none") from error
     p = model["fn"]
+    if isinstance(p, InComponent):
+        raise no_closed_form(name, kind, [family(q)], "its density in the model reads a site that is summed out")
     if not (_same(guide["scale"], model["scale"]) and _same(guide["mask"], model["mask"])):
         raise ProgramError(
             f"Site '{name}' is scaled or masked differently in guide and model, so that its densities are no divergence; drop it "

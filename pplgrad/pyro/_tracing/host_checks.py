@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.messenger import Messenger
-from pyro.util import check_if_enumerated, check_model_guide_match, check_site_shape
+from pyro.util import check_model_guide_match, check_site_shape
 
 from pplgrad.errors import PplgradError, ProgramError, first_line
 
@@ -96,7 +96,6 @@ def check_programs(model: Any, guide: Any, nesting: float) -> None:
     if not is_validation_enabled():
         return
     with _one_sentence():
-        check_if_enumerated(guide)
         check_model_guide_match(model, _without_factors(guide), nesting)  # type: ignore[arg-type]
 
 
@@ -119,7 +118,7 @@ def refuse_density_of_hidden_draw(guide: Any, hidden: Callable[[Any], bool]) -> 
 
 
 def _without_factors(guide: Any) -> Any:
-    """Return a guide's trace without its factors: what they do to the gradient is known here without being told."""
+    """Return a guide's trace without its factors: their effect on the gradient is known here."""
     factors = [name for name, site in guide.nodes.items() if type(site.get("fn")).__name__ == "Unit"]
     if factors:
         guide = guide.copy()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
+from operator import or_
 from typing import Any
 
 import torch
@@ -15,148 +17,28 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 
 from pplgrad.core.estimator import Estimator
-from pplgrad.core.objectives import CostWeights, Objective
+from pplgrad.core.objectives import CostWeights
 from pplgrad.core.plates import EVERY, OWN, WHOLE, Plate, Read
 from pplgrad.core.program import Program
-from pplgrad.core.site_info import SiteInfo
 from pplgrad.core.sites import CostSpec, Run, SiteSpec
 from pplgrad.engine.checks import (
     impossible_log_prob,
     is_about_the_value,
-    moving_support,
     refuse_mismatch,
-    refuse_model_estimator,
 )
 from pplgrad.errors import PplgradError, ProgramError
-from pplgrad.estimators.relaxed import Relaxation
-from pplgrad.pyro._compat import keep_inverse
+from pplgrad.pyro._compat import NoMode
 from pplgrad.pyro._distributions import (
-    categories,
-    elements,
-    family,
-    is_discrete,
-    is_relaxable,
-    moves,
-    partly_reparameterized,
     score_squared,
     unmasked,
 )
-from pplgrad.pyro._recording import is_recording
 from pplgrad.pyro._tracing.closed_forms import closed_form
+from pplgrad.pyro._tracing.handlers import ModelInferMessenger, Resolve, SiteMessenger
 from pplgrad.pyro._tracing.host_checks import PARTICLES, check_programs, check_shape
-from pplgrad.pyro._tracing.provenance import PlateAxis, Provenance
-from pplgrad.pyro._tracing.relaxations import Extended, ExtendedModelMessenger, relaxed
-
-# The site's name, its distribution, the estimator that its own `infer` names, and the dimensions of its plates.
-Resolve = Callable[[str, Any, Estimator | None, frozenset[int]], Estimator]
-
-
-class SiteMessenger(Messenger):
-    """Sees every site from the outside: binds estimators, makes draws constant, follows provenance.
-
-    It stands outermost, so that what it puts into a message is what the program and the trace get to see.
-    """
-
-    def __init__(self, resolve: Resolve | None, provenance: Provenance | None, args: tuple, kwargs: dict) -> None:
-        super().__init__()
-        self._arguments = args, kwargs
-        self.estimators: dict[str, Estimator] = {}
-        self.softens = False
-        self.escaped: dict[str, int] = {}
-        self._resolve = resolve
-        self._provenance = provenance
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if self._provenance is not None:
-            self._provenance.drawing = True
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if self._provenance is not None:
-            self._provenance.drawing = False
-        if site_is_subsample(msg):
-            return
-        if self._provenance is not None:
-            self.escaped[msg["name"]] = self._provenance.escaped
-        if msg["is_observed"]:
-            return
-        if self._resolve is not None:
-            estimator = self._bind(msg)
-            if estimator.uses_score and msg["value"].requires_grad:
-                msg["value"] = msg["value"].detach()
-            if isinstance(estimator, Relaxation):
-                msg["value"], msg["fn"] = relaxed(msg["name"], msg["fn"], msg["value"], estimator.at(*self._arguments))
-        if self._provenance is not None:
-            plates = axes_of(msg["cond_indep_stack"], msg["fn"].event_dim)
-            drawn = msg["value"]
-            msg["value"] = self._provenance.tag(msg["name"], drawn, plates, *self._derivatives(msg))
-            keep_inverse(msg["fn"], drawn, msg["value"])
-
-    def _derivatives(self, msg: Any) -> tuple[bool, bool]:
-        """Return whether a value may be relaxed, and whether it has a derivative of its own, as far as an estimator asks for one.
-
-        An estimator that relaxes a draw, or takes derivatives along it, does so at its own site and at those that follow.
-        """
-        fn, estimator = msg["fn"], self.estimators.get(msg["name"])
-        if estimator is None or self.softens:
-            return isinstance(fn, Extended) or is_relaxable(fn), fn.has_rsample
-        return False, fn.has_rsample and not estimator.uses_score
-
-    def _bind(self, msg: Any) -> Estimator:
-        assert self._resolve is not None
-        plates = frozenset(frame.dim for frame in msg["cond_indep_stack"] if frame.vectorized)
-        estimator = self._resolve(msg["name"], msg["fn"], msg["infer"].get("estimator"), plates)
-        self.estimators[msg["name"]] = estimator
-        self.softens |= estimator.relaxes or estimator.uses_slopes or estimator.needs_exact_slopes
-        # A step that is recorded has run before.
-        if estimator.needs_fixed_support and not is_recording() and moves(msg["fn"]):
-            fn = unmasked(msg["fn"])
-            raise moving_support(msg["name"], family(fn), estimator, fn.has_rsample and not partly_reparameterized(fn))
-        return estimator
-
-
-def axes_of(frames: Any, events: int) -> list[PlateAxis]:
-    """Return the plates of a value, that of the particles among them, and their axes in it."""
-    return [PlateAxis(frame.name, frame.dim - events) for frame in frames if frame.vectorized]
-
-
-class SharedMinibatch(Messenger):
-    """Makes later runs draw the elements of a subsampled plate that the first one drew: a weight is that of one data point."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._drawn: dict[str, Any] = {}
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg) and not msg["done"] and msg["name"] in self._drawn:
-            msg["value"], msg["done"] = self._drawn[msg["name"]], True
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg):
-            self._drawn.setdefault(msg["name"], msg["value"])
-
-
-def site_info(name: str, fn: Any, particles: int, plates: Collection[int], objective: Objective) -> SiteInfo:
-    """Return what an estimator needs to know of a site, given the dimensions of its plates."""
-    reparameterized = fn.has_rsample and not partly_reparameterized(fn)
-    return SiteInfo(
-        name,
-        family(fn),
-        reparameterized,
-        is_discrete(fn),
-        particles,
-        categories(fn),
-        relaxable=is_relaxable(fn),
-        elements=elements(fn, plates),
-        objective=objective,
-        reach=elements(fn, ()),
-    )
-
-
-class _ModelInferMessenger(Messenger):
-    """Stands innermost in the model, where `infer` is still the model's own."""
-
-    def _pyro_sample(self, msg: Any) -> None:
-        refuse_model_estimator(msg)
+from pplgrad.pyro._tracing.known_densities import log_density
+from pplgrad.pyro._tracing.marginal_sites import Marginal, MarginalMessenger, sum_out, weight_of
+from pplgrad.pyro._tracing.provenance import Provenance
+from pplgrad.pyro._tracing.relaxations import ExtendedModelMessenger
 
 
 @dataclass
@@ -181,6 +63,8 @@ class Traces:
     """Whether the run is not to be compared with a second one on the same draws."""
     changed: list[Callable] = field(default_factory=list)
     """Functions of baselines whose Python state changed while the program ran."""
+    nesting: float = math.inf
+    """How many dimensions the plates take, if that is known."""
 
     def __post_init__(self) -> None:
         self.guide_sites = _samples(self.guide)
@@ -227,8 +111,12 @@ def run_traces(
     program: Program,
     resolve: Resolve,
     provenance: Provenance | None,
+    nesting: float = math.inf,
 ) -> Traces:
-    """Run the guide, and the model against it, and return their traces."""
+    """Run the guide, and the model against it, and return their traces.
+
+    `nesting` is how many dimensions plates take, if it is known: sites that are summed out have theirs to the left of them.
+    """
     model, guide, args, _ = program
     kwargs = dict(program.kwargs)
     outer = SiteMessenger(resolve, provenance, args, kwargs)
@@ -254,8 +142,16 @@ def run_traces(
                 names = [name for name, found in outer.estimators.items() if found.relaxes]
                 if names:
                     stack.enter_context(ExtendedModelMessenger(names))
-                replayed = poutine.replay(_checked(model) if provenance is not None else model, trace=guide_trace)
-                model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+                summing = MarginalMessenger(guide_trace.nodes, nesting)(
+                    _checked(model) if provenance is not None else model
+                )
+                model_trace = poutine.trace(poutine.replay(summing, trace=guide_trace)).get_trace(*args, **kwargs)
+    model_trace = sum_out(model_trace)
+    for name, site in model_trace.nodes.items():
+        if isinstance(site.get("fn"), Marginal):
+            inner.escaped[name] = reduce(
+                or_, (inner.escaped.get(part["name"], 0) for part in site["fn"].component.sites)
+            )
     return Traces(guide_trace, model_trace, outer.estimators, outer.escaped, inner.escaped, rng, hidden_draws)
 
 
@@ -278,7 +174,7 @@ def generators() -> dict[Any, torch.Tensor]:
 
 def _checked(model: Callable) -> Callable:
     def checked(*args: Any, **kwargs: Any) -> Any:
-        with _ModelInferMessenger():
+        with ModelInferMessenger():
             return model(*args, **kwargs)
 
     return checked
@@ -304,12 +200,17 @@ def _kind(name: str, site: Any) -> tuple:
         site["is_observed"],
         site["mask"] is None,
         getattr(site["value"], "shape", None),
+        tuple(_kind(part["name"], part) for part in fn.component.sites) if isinstance(fn, Marginal) else (),
     )
 
 
 def check_match(traces: Traces, nesting: float) -> None:
     """Refuse a guide and a model that do not fit together."""
-    refuse_mismatch(dict(traces.guide_sites), dict(traces.model_sites))
+    refuse_mismatch(
+        dict(traces.guide_sites),
+        dict(traces.model_sites),
+        ", or sum it out if it is discrete (infer={'enumerate': 'parallel'})",
+    )
     check_programs(traces.model, traces.guide, nesting)
 
 
@@ -336,17 +237,22 @@ def record(
     weights_alone: dict[str, torch.Tensor] = {}
 
     def shaped(site: Any, x: torch.Tensor) -> torch.Tensor:
-        return with_particles(site, x, particles, depth) if vectorized else x[None]
+        if vectorized:
+            return with_particles(site, x, particles, depth)
+        with NoMode() if provenance is not None else nullcontext():
+            return x[None]  # A view, of which is known what is known of its storage.
 
     def counted(site: Any, x: torch.Tensor) -> torch.Tensor:
         if nesting is not None:
-            check_shape(site, x, nesting)
+            with torch._C.DisableTorchFunction():
+                check_shape(site, x, nesting)
         return shaped(site, x)
 
     with provenance or nullcontext(), _escapes(provenance) as escaped:
         for name, site in traces.model_sites:
-            weight = weights.observed if site["is_observed"] else weights.prior
-            model_costs.append(counted(site, cost_of(name, site, weight, traces.closed.get(name), provenance)))
+            model_costs.append(
+                counted(site, cost_of(name, site, weight_of(site, weights), traces.closed.get(name), provenance))
+            )
             escaped(traces.model_escaped, name)
         for name, site in traces.guide_sites:
             estimator = traces.estimators.get(name)
@@ -397,7 +303,7 @@ def _shaped_square(shaped: Callable, site: Any, fn: Any) -> torch.Tensor:
 def log_prob(name: str, site: Any, fn: Any) -> torch.Tensor:
     """Return the log density of a site's value, naming the site if its shape does not fit."""
     try:
-        return fn.log_prob(site["value"], *site["args"], **site["kwargs"])
+        return log_density(fn, site["value"], *site["args"], **site["kwargs"])
     except PplgradError:
         raise
     except (ValueError, RuntimeError) as error:

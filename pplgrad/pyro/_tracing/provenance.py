@@ -10,14 +10,16 @@ before the run and that no operation made (another thread's, say) is taken to de
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pplgrad.pyro._compat import swaps_noted
-from pplgrad.pyro._tracing.axes import Call, Follows, follows, reads_no_element, undeclared_writes
+from pplgrad.pyro._compat import VALIDATION, swaps_noted
+from pplgrad.pyro._tracing.argument_checks import unwatched_checks
+from pplgrad.pyro._tracing.axes import NONE, Call, Follows, counts_up, follows, reads_no_element, undeclared_writes
 from pplgrad.pyro._tracing.callers import cuts_derivative, forget_modules, is_check, is_users, may_be_caught, user_line
 from pplgrad.pyro._tracing.continuous_operations import jumping
 from pplgrad.pyro._tracing.escapes import Leaving
@@ -56,7 +58,8 @@ class Provenance(TorchDispatchMode):
     both; `read_at` is the line where a tensor's value first left, a site's or not, and `unfollowed_at` the line where a tensor
     first turned up of which nothing is known. `given` are the tensors that were there before.
     `misused` names the relaxed sites whose value is compared, rounded or turned into whole numbers, and by what;
-    `hidden_draws` says whether random numbers were drawn outside of the sites that are seen (`drawing`).
+    `hidden_draws` says whether random numbers were drawn outside of the sites that are seen (`drawing`). While it is `suspended`, it
+    records nothing; `combined` records the results.
     """
 
     def __init__(self, given: Iterable[torch.Tensor] = ()) -> None:
@@ -83,12 +86,18 @@ class Provenance(TorchDispatchMode):
         self._derives = True
         self._without_rule = 0
         self._exposed: set[int] = set()
+        self._counts: set[int] = set()
         self._given = {_key(x): _version(x) for x in given}
         self._by_tensor: dict[int, Known] = {}
         self._by_storage: dict[int, Known] = {}
         # A freed tensor's or storage's address may be used again, so all that are known are kept alive.
         self._alive: list[torch.Tensor] = []
         self._leaving = Leaving(self)
+        self.suspended = False
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # No function is compiled by Dynamo while this watches; its guard costs as much again as a look.
 
     def __enter__(self) -> Provenance:
         self._derives = torch.is_grad_enabled()
@@ -96,11 +105,13 @@ class Provenance(TorchDispatchMode):
         self._leaving.__enter__()
         self._swaps = swaps_noted(self.forget)
         self._swaps.__enter__()
+        VALIDATION.wrap(unwatched_checks(watching))
         super().__enter__()
         return self
 
     def __exit__(self, *exc: Any) -> None:
         super().__exit__(*exc)
+        VALIDATION.unwrap()
         self._swaps.__exit__(None, None, None)
         self._leaving.__exit__(*exc)
         _active.watching.remove(self)
@@ -113,6 +124,14 @@ class Provenance(TorchDispatchMode):
         bits = 0
         for tensor in tensors_in(tensors):
             bits |= self._known(tensor).bits
+        return bits
+
+    def of_these(self, tensors: Iterable[torch.Tensor]) -> int:
+        """Return the bits of the sites that some tensors were computed from."""
+        bits = 0
+        with torch._C.DisableTorchFunction():
+            for tensor in tensors:
+                bits |= self._known(tensor).bits
         return bits
 
     def names(self, bits: int) -> list[str]:
@@ -230,6 +249,13 @@ class Provenance(TorchDispatchMode):
         for site in self.names(bits & self._relaxed):
             self.misused.setdefault(site, by)
 
+    def combined(self, out: torch.Tensor, read: Sequence[tuple[torch.Tensor, Follows]]) -> None:
+        """Record what a result reads that differentiable operations computed from some tensors while recording was suspended."""
+        with torch._C.DisableTorchFunction():
+            bits = self.of([x for x, _ in read])
+            axes = self._axes_from(read, out)
+            self._note(out, Known(bits, axes, out.element_size() if axes else 1), _key(out))
+
     def follow(self, out: torch.Tensor, tensor: torch.Tensor) -> None:
         """Note that one tensor stands for another, element by element, whatever its numbers are."""
         with torch._C.DisableTorchFunction():
@@ -242,6 +268,8 @@ class Provenance(TorchDispatchMode):
         self._by_tensor.pop(id(tensor), None)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.suspended:
+            return func(*args, **(kwargs or {}))
         with torch._C.DisableTorchFunction():
             return self._dispatched(func, args, kwargs or {})
 
@@ -331,6 +359,8 @@ class Provenance(TorchDispatchMode):
         """Note what an operation returned."""
         if bits and reads_no_element(func):
             bits = 0
+        if not bits and counts_up(func, args, kwargs):
+            self._counts.add(_key(out))
         for tensor in (out,) if isinstance(out, torch.Tensor) else tensors_in(out):
             key = tensor.untyped_storage()._cdata if tensor.layout is torch.strided else _key(tensor)
             known = self._by_storage.get(key)
@@ -359,7 +389,7 @@ class Provenance(TorchDispatchMode):
 
     def _show(self, tensor: torch.Tensor, bits: int) -> None:
         """Note that what is written into memory that others can read has left the tensors."""
-        # A storage of somebody else's memory, or of which NumPy has a view, cannot be resized.
+        # A storage in foreign memory, or one that NumPy has a view of, cannot be resized.
         if _key(tensor) in self._exposed or not _is_own(tensor):
             self.escape(bits)
 
@@ -368,9 +398,17 @@ class Provenance(TorchDispatchMode):
         known.bits |= bits
         known.axes = {place: kept for place, old in known.axes.items() if (kept := old & ~bits)}
 
+    def _counting_axis(self, tensor: torch.Tensor) -> int:
+        """Return the axis along which a tensor is what `arange` made, whole and never written to, or `NONE`."""
+        if _key(tensor) not in self._counts or _version(tensor) != 0 or tensor.storage_offset():
+            return NONE
+        long = [axis for axis, size in enumerate(tensor.shape) if size > 1]
+        (axis,) = long if len(long) == 1 else (NONE,)
+        return axis if axis != NONE and tensor.stride(axis) == 1 else NONE
+
     def _axes(self, func: Any, args: Any, kwargs: Any, out: torch.Tensor, bits: int) -> Axes:
         """Return along which axes of a result the plates' elements lie: those that every operand has there."""
-        call = Call(func, args, kwargs)
+        call = Call(func, args, kwargs, self._counting_axis)
         read: list[tuple[torch.Tensor, Follows]] = []
         for place, operand in operands_of(func, args, kwargs):
             if self._known(operand).bits & self._of_plates:
@@ -455,6 +493,19 @@ def watching() -> list[Provenance]:
     return list(_active.watching)
 
 
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """Suspend the recording of this thread's operations; `Provenance.combined` records the results."""
+    before = [(one, one.suspended) for one in _active.watching]
+    for one, _ in before:
+        one.suspended = True
+    try:
+        yield
+    finally:
+        for one, suspended in before:
+            one.suspended = suspended
+
+
 def _key(tensor: torch.Tensor) -> int:
     try:
         return tensor.untyped_storage()._cdata
@@ -471,5 +522,5 @@ def _is_own(tensor: torch.Tensor) -> bool:
 
 
 def _version(tensor: torch.Tensor) -> int | None:
-    """Return how often a tensor was written to, which nobody counts of a tensor made in inference mode."""
+    """Return how often a tensor was written to; None for a tensor made in inference mode, which has no such count."""
     return None if tensor.is_inference() else tensor._version

@@ -1,4 +1,4 @@
-"""Whether another thread or process of Python may have been at work while a program ran: what it computes is not followed."""
+"""Whether another thread or process of Python may have run during a program: what it computes is not tracked."""
 
 from __future__ import annotations
 

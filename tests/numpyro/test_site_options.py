@@ -1,0 +1,60 @@
+"""NumPyro's own option of a site in the guide, infer={"enumerate": ...}."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+
+from pplgrad import ConfigurationError, ScoreFunction
+from pplgrad.numpyro import TraceGrad_ELBO, config_estimators
+
+X = np.array([0.3, -1.1, 2.0])
+
+
+def model():
+    with numpyro.plate("data", 3):
+        z = numpyro.sample("z", dist.Bernoulli(0.3))
+        numpyro.sample("x", dist.Normal(z, 1.0), obs=X)
+
+
+def guide(**infer):
+    def run():
+        b = numpyro.param("b", jnp.array([0.2, -0.5, 0.1]))
+        with numpyro.plate("data", 3):
+            numpyro.sample("z", dist.Bernoulli(logits=b), infer=infer)
+
+    return run
+
+
+def exact(b):
+    """Return the ELBO, summed over the values of each site."""
+    total = 0.0
+    for z in (0.0, 1.0):
+        log_q = dist.Bernoulli(logits=b).log_prob(z)
+        total += jnp.exp(log_q) * (dist.Bernoulli(0.3).log_prob(z) + dist.Normal(z, 1.0).log_prob(X) - log_q)
+    return total.sum()
+
+
+@pytest.mark.parametrize("wrap", [lambda guide: guide, config_estimators], ids=["plain", "wrapped"])
+def test_an_enumerated_site_of_the_guide_is_summed_over(wrap):
+    b, asking = jnp.array([0.2, -0.5, 0.1]), wrap(guide(enumerate="parallel"))
+    elbo = TraceGrad_ELBO()
+    assert [row["estimator"] for row in elbo.describe(jax.random.key(0), {"b": b}, model, asking).rows] == [
+        "LocalExpectation()"
+    ]
+    found = jax.grad(lambda b: elbo.loss(jax.random.key(0), {"b": b}, model, asking))(b)
+    np.testing.assert_allclose(found, -jax.grad(exact)(b), atol=1e-9)
+
+
+def test_several_enumerated_samples_are_refused_with_what_stands_for_them():
+    asking = guide(enumerate="parallel", num_samples=7)
+    with pytest.raises(ConfigurationError, match=r"'z'.*ScoreFunction\(samples=7\)"):
+        TraceGrad_ELBO().loss(jax.random.key(0), {"b": jnp.zeros(3)}, model, asking)
+
+
+def test_the_estimators_argument_goes_before():
+    elbo = TraceGrad_ELBO(estimators={"z": ScoreFunction()})
+    rows = elbo.describe(jax.random.key(0), {"b": jnp.zeros(3)}, model, guide(enumerate="parallel")).rows
+    assert rows[0]["estimator"] == "ScoreFunction()"

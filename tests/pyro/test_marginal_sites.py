@@ -1,0 +1,243 @@
+"""Model sites that are summed out beside sampled ones: exact against sums written by hand, for every kind of estimator."""
+
+from dataclasses import replace
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+
+from pplgrad import (
+    IWAE,
+    REBAR,
+    DisARM,
+    GumbelSoftmax,
+    LocalExpectation,
+    MuProp,
+    NeuralBaseline,
+    PplgradError,
+    Renyi,
+    ScoreFunction,
+)
+from pplgrad.core.objectives import ELBO
+from pplgrad.pyro import TraceGrad_ELBO, check_gradients
+from pplgrad.pyro._tracing import marginal_sites, provenance
+from pplgrad.testing.in_pyro import (
+    HOST,
+    assert_same,
+    exact_bound_gradient,
+    exact_gradient,
+    expected_gradient,
+    expected_gradient_over_cells,
+    fresh,
+    gradient,
+    worst,
+)
+from tests.bounds import bound
+from tests.pyro.compiling import assert_like_eager
+from tests.pyro.marginal import PROGRAMS
+
+ESTIMATORS = {
+    "default": None,
+    "score": ScoreFunction(),
+    "leave-one-out": ScoreFunction(samples=2),
+    "neural": ScoreFunction(NeuralBaseline()),
+    "local": LocalExpectation(),
+    "disarm": DisARM(),
+    "muprop": MuProp(),
+}
+
+
+def made(program, estimator, particles=1, vectorized=False, **given):
+    if estimator is not None:
+        given["estimators"] = dict.fromkeys(program.case.latents, estimator)
+    return lambda: TraceGrad_ELBO(particles, vectorize_particles=vectorized, max_plate_nesting=2, **given)
+
+
+def not_binary(name, short):
+    return short in ("disarm", "muprop") and name == "parent in the guide"
+
+
+@pytest.mark.grid(without=not_binary)
+@pytest.mark.parametrize("short", ESTIMATORS)
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_exact(name, short):
+    program, estimator = PROGRAMS[name](), ESTIMATORS[short]
+    over = expected_gradient_over_cells if getattr(estimator, "uses_branches", False) else expected_gradient
+    assert_same(over(program.case, made(program, estimator), 1), exact_gradient(program.by_hand))
+
+
+@pytest.mark.parametrize("name", ["subsampled", "chain", "parent in the guide"])
+def test_particles_together(name):
+    program = PROGRAMS[name]()
+    wanted = exact_gradient(program.by_hand)
+    assert_same(expected_gradient(program.case, made(program, None, 2, True), 2), wanted)
+    assert_same(expected_gradient_over_cells(program.case, made(program, LocalExpectation(), 1, True)), wanted)
+
+
+@pytest.mark.grid
+@pytest.mark.parametrize(("objective", "power"), [(IWAE(), 1.0), (Renyi(0.4), 0.6)])
+@pytest.mark.parametrize("name", ["subsampled", "chain", "parent in the guide"])
+def test_bounds(name, objective, power):
+    program = PROGRAMS[name]()
+    wanted = exact_bound_gradient(program.by_hand, bound(power), 2, 0)
+    assert_same(
+        expected_gradient(program.case, made(program, ScoreFunction(), 2, True, objective=objective), 2), wanted
+    )
+
+
+@pytest.mark.parametrize("short", ["rebar", "gumbel"])
+def test_relaxed_sites_are_followed_into_a_sum(short):
+    """The derivative of a sum with respect to a relaxed site that it reads is that of the sum written by hand."""
+    program, found = PROGRAMS["mixture"](), []
+    for case in (program.case, program.by_hand):
+        fresh(case)
+        pyro.set_rng_seed(3)
+        estimator = {"rebar": REBAR(0.5, learn=False), "gumbel": GumbelSoftmax(0.5)}[short]
+        loss = TraceGrad_ELBO(estimators=dict.fromkeys(case.latents, estimator)).loss_and_grads(*case.build(HOST))
+        found.append({**gradient(), "loss": np.array(loss)})
+    assert_same(*found)
+
+
+def test_describe_names_what_is_summed_out():
+    program = PROGRAMS["tree"]()
+    fresh(program.case)
+    rows = {row["site"]: row for row in TraceGrad_ELBO().describe(program.summed, program.guide).rows}
+    assert rows["c"] == {
+        "site": "c",
+        "distribution": "Bernoulli",
+        "plates": "rows, columns",
+        "estimator": "summed out",
+        "baseline": "none",
+        "evaluations": 0,
+        "reason": "infer={'enumerate': 'parallel'}",
+    }
+    assert list(rows) == ["w", "z", "k", "r", "c"]
+
+
+def test_check_gradients_enumerates_the_sampled_sites():
+    program = PROGRAMS["subsampled"]()
+    fresh(program.case)
+    found = check_gradients(program.summed, program.guide, draws=100, warm_up=0)
+    assert found.status != "biased" and "enumerated" in str(found)
+
+
+def small(k="Categorical", mask=None, scale=None, **infer):
+    def model():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        laws = {
+            "Categorical": lambda: dist.Categorical(logits=torch.stack([z, -z], -1)),
+            "Poisson": lambda: dist.Poisson(z.exp()),
+        }
+        k_ = pyro.sample("k", laws[k](), infer=infer)
+        b = pyro.sample("b", dist.Bernoulli(logits=0.3 * k_))
+        with poutine.scale(scale=scale or 1.0):
+            pyro.sample("x", dist.Normal(z + k_ + b, 1.0), obs=torch.tensor(0.3))
+
+    return model
+
+
+def small_guide():
+    pyro.sample("z", dist.Normal(pyro.param("m", torch.tensor(0.1)), 1.0))
+    pyro.sample("b", dist.Bernoulli(logits=pyro.param("l", torch.tensor(0.1))))
+
+
+REFUSED = {
+    "not asked for": (small(), {}, "sum it out if it is discrete"),
+    "sequential": (small(enumerate="sequential"), {}, "sum it out if it is discrete"),
+    "no finite support": (small("Poisson", enumerate="parallel"), {}, "Site 'k'.*Poisson has no finite support"),
+    "other scales": (
+        small(scale=2.0, enumerate="parallel"),
+        {},
+        "'k' and 'x' are summed out together.*different scales",
+    ),
+    "weights": (small(enumerate="parallel"), {"objective": ELBO(kl_weight=0.5)}, "'b'.*'x' are summed out together"),
+    "divergence": (small(enumerate="parallel"), {"closed_form": {"b": "kl"}}, "reads a site that is summed out"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_summed_is_refused(name):
+    model, given, words = REFUSED[name]
+    with pytest.raises(PplgradError, match=words):
+        TraceGrad_ELBO(**given).loss_and_grads(model, small_guide)
+
+
+def test_a_sum_that_is_too_large_is_refused(monkeypatch):
+    monkeypatch.setattr("pplgrad.pyro._tracing.marginal_sites._MOST", 900)
+
+    def model():
+        total = 0
+        for i in range(3):
+            k = pyro.sample(f"k{i}", dist.Categorical(torch.ones(10)), infer={"enumerate": "parallel"})
+            total = total + k
+        pyro.sample("x", dist.Normal(total.float(), 1.0), obs=torch.tensor(0.3))
+
+    with pytest.raises(PplgradError, match="site 'x'.*1,000 numbers.*LocalExpectation.*ScoreFunction"):
+        TraceGrad_ELBO(max_plate_nesting=0).loss_and_grads(model, lambda: None)
+
+
+@pytest.mark.parametrize(
+    "name", ["subsampled", *(pytest.param(n, marks=pytest.mark.slow) for n in PROGRAMS if n != "subsampled")]
+)
+def test_a_compiled_step_is_an_eager_one(name):
+    assert_like_eager(PROGRAMS[name]().case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mixture", "chain"])
+def test_a_compiled_step_with_branches_is_an_eager_one(name):
+    program = PROGRAMS[name]()
+    assert_like_eager(program.case, estimators=dict.fromkeys(program.case.latents, DisARM()))
+
+
+TRACING = "pplgrad.pyro._tracing"
+
+
+def without_scale(monkeypatch):
+    monkeypatch.setattr(f"{TRACING}.marginal_sites._common_scale", lambda component: 1.0)
+
+
+def summed_in_the_wrong_plate(monkeypatch):
+    plain = marginal_sites._component
+
+    def component(trace, names, dims):
+        found = plain(trace, names, dims)
+        return replace(found, ordinals=tuple(frozenset.union(*found.ordinals) for _ in found.ordinals))
+
+    monkeypatch.setattr(f"{TRACING}.marginal_sites._component", component)
+
+
+def a_factor_counted_twice(monkeypatch):
+    def sum_out(trace):
+        found = marginal_sites.sum_out(trace)
+        found.add_node("x again", **{**trace.nodes["x"], "name": "x again", "value": trace.nodes["x"]["value"]})
+        return found
+
+    monkeypatch.setattr(f"{TRACING}.particle_trace.sum_out", sum_out)
+
+
+def one_factor_is_taken_for_all_that_is_read(monkeypatch):
+    plain = provenance.Provenance.combined
+    monkeypatch.setattr(provenance.Provenance, "combined", lambda self, out, read: plain(self, out, read[:1]))
+
+
+MUTANTS = {
+    without_scale: "subsampled",
+    summed_in_the_wrong_plate: "tree",
+    a_factor_counted_twice: "parent in the guide",
+    one_factor_is_taken_for_all_that_is_read: "tree",
+}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
+def test_mutant_is_caught(mutant, monkeypatch):
+    program = PROGRAMS[MUTANTS[mutant]]()
+    mutant(monkeypatch)
+    try:
+        found = expected_gradient(program.case, made(program, ScoreFunction()), 1)
+    except (PplgradError, ValueError):  # A sum in the wrong plate may be refused.
+        return
+    assert worst(found, exact_gradient(program.by_hand)) > 1e-6
