@@ -129,6 +129,41 @@ def test_a_check_of_the_users_is_watched():
         assert provenance.names(provenance.escaped) == ["z"] and kept
 
 
+def test_a_constraint_of_the_users_in_a_law_of_the_hosts_is_watched(monkeypatch):
+    kept = []
+
+    class Keeping(constraints.Constraint):
+        def check(self, value):
+            kept.append(float(value.sum()))
+            return torch.ones((), dtype=torch.bool)
+
+    monkeypatch.setattr(dist.Normal, "arg_constraints", {"loc": Keeping()})
+    with Provenance() as provenance:
+        dist.Normal(drawn(provenance), 1.0)
+        assert provenance.names(provenance.escaped) == ["z"] and kept
+
+
+def test_another_density_in_the_place_of_a_known_one_is_watched(monkeypatch):
+    kept = []
+
+    def log_prob(self, value):
+        kept.append(float(self.loc.sum()))
+        return self.loc
+
+    monkeypatch.setattr(dist.Normal, "log_prob", log_prob)
+    with Provenance() as provenance:
+        known_densities.log_density(dist.Normal(drawn(provenance), 1.0), torch.zeros(3))
+        assert provenance.names(provenance.escaped) == ["z"] and kept
+
+
+def test_nothing_is_unknown_under_vmap():
+    """Where tensors are wrapped, and checks are off, since they could not read."""
+    with Provenance() as provenance:
+        z = drawn(provenance)
+        found = torch.vmap(lambda x: dist.Normal(x, 1.0, validate_args=False).log_prob(x))(z)
+        assert provenance.names(provenance.of(found)) == ["z"] and provenance.unfollowed_at is None
+
+
 def test_the_checks_are_back_after_a_step_in_every_thread():
     before = Distribution.__init__, Distribution._validate_sample
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
-from pplgrad.pyro._compat import NoMode
+from pplgrad.pyro._compat import NoMode, unwrapped
 from pplgrad.pyro._recording import is_recording
 from pplgrad.pyro._tracing.callers import may_be_caught
 
@@ -41,9 +41,8 @@ def unwatched_checks(watching: Callable[[], Sequence[Watcher]]) -> Callable[[Cal
         def check(law: Any, *args: Any, **kwargs: Any) -> Any:
             watchers = watching()
             held = (*vars(law).values(), *args, *kwargs.values())
-            kind: Any = type(law)
-            exempt = len(watchers) == 1 and not watchers[0].suspended and _is_hosts(kind) and not is_recording()
-            if not exempt or not all(type(x) in _PLAIN or type(x) in _TENSORS for x in held):
+            exempt = len(watchers) == 1 and not watchers[0].suspended and not is_recording() and _is_the_hosts(law)
+            if not exempt or not all(type(x) in _PLAIN or is_plain_tensor(x) for x in held):
                 return method(law, *args, **kwargs)
             bits = watchers[0].of_these(x for x in held if type(x) in _TENSORS)
             if bits and may_be_caught():
@@ -60,6 +59,22 @@ def unwatched_checks(watching: Callable[[], Sequence[Watcher]]) -> Callable[[Cal
     return wrapper
 
 
+def is_plain_tensor(x: Any) -> bool:
+    """Return whether something is a tensor of no subclass, outside of `torch.vmap` and `torch.func`."""
+    return type(x) in _TENSORS and unwrapped(x) is x
+
+
+def _is_the_hosts(law: Any) -> bool:
+    """Return whether all code that a check of a distribution runs is the hosts'."""
+    kind: Any = type(law)
+    return _is_hosts(kind) and all(_is_hosts(type(c)) for c in _constraints(law))  # type: ignore[arg-type]
+
+
+def _constraints(law: Any) -> Iterable[Any]:
+    found = law.arg_constraints
+    return found.values() if isinstance(found, dict) else ()
+
+
 @cache
-def _is_hosts(law: type) -> bool:
-    return all(base.__module__.startswith(_HOSTS) for base in law.__mro__)
+def _is_hosts(kind: type) -> bool:
+    return all(base.__module__.startswith(_HOSTS) for base in kind.__mro__)

@@ -14,12 +14,14 @@ import torch
 
 from pplgrad.pyro._compat import NoMode
 from pplgrad.pyro._recording import is_recording
+from pplgrad.pyro._tracing.argument_checks import is_plain_tensor
 from pplgrad.pyro._tracing.axis_rules import NONE, Follows
 from pplgrad.pyro._tracing.provenance import watching
 
 _PARAMETERS = {dist.Bernoulli: ("logits",), dist.Normal: ("loc", "scale"), dist.Categorical: ("logits",)}
 """By the exact class: the attributes that its log density reads."""
-_TENSORS = {torch.Tensor, torch.nn.Parameter}
+_METHODS = {law: law.log_prob for law in _PARAMETERS}
+"""The densities that are known: another function in their place is not."""
 
 
 def log_density(fn: Any, value: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -29,9 +31,11 @@ def log_density(fn: Any, value: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
     if args or kwargs or names is None or len(watchers) != 1 or watchers[0].suspended or is_recording():
         return fn.log_prob(value, *args, **kwargs)
     held = vars(fn)
+    if "log_prob" in held or type(fn).log_prob is not _METHODS[type(fn)]:
+        return fn.log_prob(value)
     read = [held.get(name) for name in names]
     # What is computed when it is first read would be kept without a record of what it was computed from.
-    if not all(type(x) in _TENSORS for x in (*read, value)) or (type(fn) is dist.Categorical and not _is_plain(value)):
+    if not all(map(is_plain_tensor, (*read, value))) or (type(fn) is dist.Categorical and not _is_plain(value)):
         return fn.log_prob(value)
     with NoMode():
         found = fn.log_prob(value)
