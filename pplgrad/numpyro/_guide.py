@@ -93,10 +93,11 @@ class ConfiguredGuide:
 
 def _register(name: str, msg: Any, messenger: EstimatorMessenger, args: tuple, kwargs: dict) -> None:
     """Register the parameters and the state of one site's baselines, lazily where they depend on the data."""
-    site = site_info(msg, name, 1)
-    estimator = own_estimator(name, msg["infer"], site.has_rsample)
+    estimator = msg["infer"].get("estimator")
     if estimator is None or isinstance(estimator, Auto):
-        default = default_estimator(site, stateful=True)
+        site = site_info(msg, name, 1)
+        default = own_estimator(name, msg["infer"], site.has_rsample) if estimator is None else None
+        default = default or default_estimator(site, stateful=True)
         estimator = default if estimator is None else estimator.choose(site, default)[0]
     if not isinstance(estimator, Estimator) or not estimator.keeps_state:
         return
