@@ -259,21 +259,27 @@ class PyroBaselines:
             torch.as_tensor(baseline.value(infer), dtype=self._like.dtype, device=self._like.device)
             for infer in self._options[site]
         ]
-        out = torch.stack(found) if len(found) > 1 or not self._vectorized else found[0]
-        while out.dim() > depth + 1 and out.shape[1] == 1:
-            out = out[:, 0]  # Dimensions between the particles and the site's plates.
-        return out
+        # A number, or what has fewer dimensions than the site, stands for all elements.
+        lined_up = [x.reshape((*(1 for _ in range(depth - x.dim())), *x.shape)) for x in found]
+        out = found[0] if self._vectorized else torch.stack(lined_up)
+        return out.reshape((*out.shape[:1], *_innermost(out.shape[1:], depth)))
 
     def _upstream(self, site: str) -> UpstreamSites:
         depth = len(plate_shape(self._sites[site].plates))
         aligned = {}
         for name, (value, event_dim) in self._values.items():
-            batch = tuple(value.shape[1 : value.dim() - event_dim])
-            while len(batch) > depth and batch[0] == 1:
-                batch = batch[1:]
+            batch = _innermost(value.shape[1 : value.dim() - event_dim], depth)
             batch = (1,) * (depth - len(batch)) + batch
             aligned[name] = value.detach().reshape(value.shape[0], *batch, *value.shape[value.dim() - event_dim :])
         return UpstreamSites(site, aligned, self._ancestors)
+
+
+def _innermost(batch: Sequence[int], depth: int) -> tuple[int, ...]:
+    """Return a batch shape without the dimensions of size one between the particles and a site's plates."""
+    extra = 0
+    while len(batch) - extra > depth and batch[extra] == 1:
+        extra += 1
+    return tuple(batch[extra:])
 
 
 def forgetting(site: str) -> str:

@@ -9,8 +9,10 @@ from pyro.infer import SVI, TraceGraph_ELBO, config_enumerate
 from pyro.optim import Adam
 
 from pplgrad import BaselineError, ConfigurationError, ScoreFunction
+from pplgrad.core.baseline import Evaluation
 from pplgrad.pyro import TraceGrad_ELBO
-from pplgrad.testing.in_pyro import array, assert_same, exact_gradient, expected_gradient, fresh, gradient
+from pplgrad.pyro._tracing.site_options import SiteBaseline
+from pplgrad.testing.in_pyro import array, assert_same, exact_gradient, expected_gradient, fresh, gradient, worst
 from pplgrad.testing.programs import Case
 
 NET = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1), torch.nn.Flatten(-2)).double()
@@ -22,6 +24,7 @@ def options(kind):
         "average": {"use_decaying_avg_baseline": True, "baseline_beta": 0.8},
         "network": {"nn_baseline": NET, "nn_baseline_input": FEATURES},
         "value": {"baseline_value": 0.4 * FEATURES.sum(-1)},
+        "number": {"baseline_value": 0.7},
         "both": {"use_decaying_avg_baseline": True, "nn_baseline": NET, "nn_baseline_input": FEATURES},
     }
     return found[kind]
@@ -48,7 +51,7 @@ def program(kind):
 
 @pytest.mark.parametrize("particles", [1, 2])
 @pytest.mark.parametrize("vectorized", [False, True])
-@pytest.mark.parametrize("kind", ["average", "network", "value", "both"])
+@pytest.mark.parametrize("kind", ["average", "network", "value", "number", "both"])
 @pytest.mark.grid
 def test_unbiased(kind, particles, vectorized):
     case = program(kind)
@@ -56,6 +59,52 @@ def test_unbiased(kind, particles, vectorized):
         case, lambda: TraceGrad_ELBO(particles, vectorize_particles=vectorized, max_plate_nesting=1), particles
     )
     assert_same(found, exact_gradient(case))
+
+
+def subsampled(kind):
+    """Return a subsampled plate under a global site; the options are those of the elements that were drawn."""
+
+    def side(logit, inner):
+        w = pyro.sample("w", dist.Bernoulli(logits=logit))
+        with pyro.plate("data", 3, subsample_size=2) as index:
+            given = {name: x[index] if torch.is_tensor(x) else x for name, x in options(kind).items()}
+            inner(w, index, given)
+
+    def model():
+        def inner(w, index, given):
+            z = pyro.sample("z", dist.Bernoulli(logits=w - 0.3))
+            pyro.sample("x", dist.Normal(z * 2 - w, 1.0), obs=array([0.3, -1.1, 2.0])[index])
+
+        side(array(-0.4), inner)
+
+    def guide():
+        def inner(w, index, given):
+            pyro.sample("z", dist.Bernoulli(logits=pyro.param("b")[index] + w), infer={"baseline": given})
+
+        side(pyro.param("a"), inner)
+
+    params = {"a": np.array(0.3), "b": np.array([0.2, -0.5, 0.1])}
+    latents = {"w": ((), 2), "z": ((2,), 2)}
+    return Case("own", params, latents, lambda host: (model, guide), {}, {"data": (3, 2)})
+
+
+@pytest.mark.parametrize("kind", ["average", "network", "value"])
+def test_unbiased_in_a_subsampled_plate(kind):
+    case = subsampled(kind)
+    assert_same(expected_gradient(case, TraceGrad_ELBO, 1), exact_gradient(case))
+
+
+@pytest.mark.parametrize("make", [program, subsampled])
+def test_a_baseline_that_sees_the_draw_is_caught(make, monkeypatch):
+    """A mutant whose value sees the draw, through the cost."""
+
+    def evaluate(self, terms):
+        predicted = terms.predict() * (1 + terms.cost - terms.cost.mean())
+        return Evaluation(predicted.detach(), None, {})
+
+    monkeypatch.setattr(SiteBaseline, "evaluate", evaluate)
+    case = make("value")
+    assert worst(expected_gradient(case, TraceGrad_ELBO, 1), exact_gradient(case)) > 1e-3
 
 
 def test_describe_shows_what_they_became():
