@@ -123,7 +123,7 @@ def main(
 ) -> None:
     cells = chosen(SUITES[suite](), patterns, names)
     if against is not None:
-        cells = [beside(cell, against) for cell in cells]
+        cells = [both for both in (beside(cell, against) for cell in cells) if both.contestants]
     if not cells:
         raise click.UsageError("No work has a contestant that matches; see --suite, --work and --contestant.")
     out.mkdir(parents=True, exist_ok=True)
@@ -156,17 +156,18 @@ def chosen(cells: list[Cell], patterns: tuple[str, ...], names: tuple[str, ...])
 def beside(cell: Cell, folder: Path) -> Cell:
     """Return a cell with the contestants of pplgrad, and those of another checkout beside them."""
     ours = [name for name in cell.contestants if "TraceGrad_ELBO" in name]
-    both = tuple(name for ours in ours for name in (ours, f"{ours}{IN}{folder.resolve()}"))
-    return Cell(cell.work, both, cell.limit_s)
+    both = [name for one in ours for name in (one, f"{one}{IN}{folder.resolve()}")]
+    return Cell(cell.work, tuple(both), cell.limit_s)
 
 
 def digest(cell: Cell, rules: Rules, seed: int) -> str:
     """Return a name for all that decides a cell's numbers: what is measured, how, and by which code."""
     sources = hashlib.sha256()
-    for path in sorted(
-        [*(ROOT / "pplgrad").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py"), ROOT / "models/sbn.py"]
-    ):
-        sources.update(path.read_bytes())
+    for root in sorted({ROOT, *(Path(name.partition(IN)[2]) for name in cell.contestants if IN in name)}):
+        for path in sorted(
+            [*(root / "pplgrad").rglob("*.py"), *(root / "benchmarks").glob("*.py"), root / "models/sbn.py"]
+        ):
+            sources.update(path.read_bytes())
     about = [asdict(cell), asdict(rules), seed, sources.hexdigest(), machine()]
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
 
