@@ -96,9 +96,11 @@ def _register(name: str, msg: Any, messenger: EstimatorMessenger, args: tuple, k
     estimator = msg["infer"].get("estimator")
     if estimator is None or isinstance(estimator, Auto):
         site = site_info(msg, name, 1)
-        default = own_estimator(name, msg["infer"], site.has_rsample) if estimator is None else None
-        default = default or default_estimator(site, stateful=True)
-        estimator = default if estimator is None else estimator.choose(site, default)[0]
+        default = default_estimator(site, stateful=True)
+        if isinstance(estimator, Auto):
+            estimator, _ = estimator.choose(site, default)
+        else:
+            estimator = own_estimator(name, msg["infer"], site.has_rsample) or default
     if not isinstance(estimator, Estimator) or not estimator.keeps_state:
         return
     plates = _plates(msg, messenger)

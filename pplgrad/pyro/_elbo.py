@@ -43,9 +43,7 @@ from pplgrad.pyro._rerun.wake_sleep import sleep_phase
 from pplgrad.pyro._reuse.dependency_structure import Structure, Structures
 from pplgrad.pyro._running import Runner, vectorized_or_sequential
 from pplgrad.pyro._tracing.marginal_sites import summed_sites
-from pplgrad.pyro._tracing.particle_trace import (
-    Traces,
-)
+from pplgrad.pyro._tracing.particle_trace import Traces
 from pplgrad.pyro._tracing.provenance import Provenance
 
 if TYPE_CHECKING:

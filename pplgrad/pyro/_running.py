@@ -106,7 +106,6 @@ class Runner:
                     traces = run_traces(shown, self._resolve, provenance, self.max_plate_nesting)
             traces.particles, traces.apart = self.num_particles if vectorized else 1, apart
             traces.changed = [function for function, guard in state.items() if guard is None or not guard.holds()]
-            traces.nesting = self.max_plate_nesting
             traces.compared = not (watched and known is not None and known.second_run_due)
             if watched and others is not None and others.ran:
                 # A program of which everything is known hands nothing to another thread.

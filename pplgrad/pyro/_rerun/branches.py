@@ -40,7 +40,7 @@ from pplgrad.pyro._recording import is_recording, moved_generators
 from pplgrad.pyro._rerun.comparison import compare_rows, refuse_another_run, refuse_interaction, values_at
 from pplgrad.pyro._tracing.handlers import axes_of
 from pplgrad.pyro._tracing.host_checks import PARTICLES, Nesting, at_other_values, broadcasting
-from pplgrad.pyro._tracing.marginal_sites import MarginalMessenger, sum_out, weight_of
+from pplgrad.pyro._tracing.marginal_sites import trace_against, weight_of
 from pplgrad.pyro._tracing.particle_trace import Traces, closed_cost, cost_of, with_particles, without_shapes
 from pplgrad.pyro._tracing.provenance import Provenance
 from pplgrad.pyro._tracing.relaxations import Extended, ExtendedModelMessenger, relaxed, softened
@@ -431,9 +431,7 @@ class PyroBranches:
         wide = [name for name, node in guide_trace.nodes.items() if isinstance(node.get("fn"), Extended)]
         nesting = self._traces.nesting if depth is None else depth
         with Intervention(self._traces.model), ExtendedModelMessenger(wide):
-            summing = MarginalMessenger(guide_trace.nodes, nesting)(plated(model))
-            model_trace = poutine.trace(poutine.replay(summing, trace=guide_trace)).get_trace(*args, **kwargs)
-        return guide_trace, sum_out(model_trace)
+            return guide_trace, trace_against(plated(model), guide_trace, nesting, args, kwargs)
 
     def _costs(
         self, guide: Any, model: Any, site: str | None, rows: int = 1, depth: int | None = None
@@ -444,14 +442,15 @@ class PyroBranches:
             if spec.name not in sides[spec.sign].nodes:
                 raise self._changed(spec.name, site)
             node = sides[spec.sign].nodes[spec.name]
-            weight = weight_of(node, self._weights) if spec.sign > 0 else self._weights.guide
+            if spec.sign > 0:
+                weight = weight_of(node, self._weights)
+            else:
+                weight = self._weights.observed if node["is_observed"] else self._weights.guide
             closed = self._traces.closed.get(spec.name)
             if closed is not None and spec.sign < 0:
                 cost = closed_cost(spec.name, closed, guide, model, self._weights)
             else:
-                cost = cost_of(
-                    spec.name, node, self._weights.observed if node["is_observed"] and spec.sign < 0 else weight, closed
-                )
+                cost = cost_of(spec.name, node, weight, closed)
             found.append(cost[None] if depth is None else with_particles(node, cost, rows, depth))
         counted = sum(
             1

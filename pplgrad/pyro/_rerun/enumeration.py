@@ -16,7 +16,7 @@ from pplgrad.core.objectives import MultiSample, Objective
 from pplgrad.core.program import Program
 from pplgrad.diagnostics.checking import TooManyOutcomes
 from pplgrad.pyro._distributions import family, finite_parts, unmasked
-from pplgrad.pyro._tracing.marginal_sites import MarginalMessenger, sum_out, weight_of
+from pplgrad.pyro._tracing.marginal_sites import against, trace_against, weight_of
 
 Values = dict[str, torch.Tensor]
 
@@ -46,9 +46,7 @@ def traces_at(program: Program, values: Mapping[str, torch.Tensor]) -> tuple[Any
     """Return the traces of guide and model at given values, with log densities, without the sites of subsamples."""
     with Fixed(values):
         guide = poutine.trace(program.guide).get_trace(*program.args, **program.kwargs)
-        summing = MarginalMessenger(guide.nodes, math.inf)(program.model)
-        model = poutine.trace(poutine.replay(summing, trace=guide)).get_trace(*program.args, **program.kwargs)
-    model = sum_out(model)
+        model = trace_against(program.model, guide, math.inf, program.args, program.kwargs)
     pruned = [poutine.util.prune_subsample_sites(trace) for trace in (guide, model)]
     for trace in pruned:
         trace.compute_log_prob()
@@ -69,10 +67,9 @@ def log_q_and_objective(
     weights = objective.weights(program.args, program.kwargs)
     drawn = latents(guide)
     total: Any = torch.zeros(())
-    for name, node in model.nodes.items():
+    for node in model.nodes.values():
         if node["type"] == "sample":
-            weight = weights.prior if name in drawn else weight_of(node, weights)
-            total = total + weight * node["log_prob_sum"]
+            total = total + weight_of(node, weights) * node["log_prob_sum"]
     for name in drawn:
         total = total - weights.guide * guide.nodes[name]["log_prob_sum"]
     return log_q(guide), total
@@ -128,8 +125,7 @@ def outcomes(program: Program, limit: int) -> list[tuple[Values, float]]:
         try:
             with torch.no_grad(), _Asking(values):
                 trace = poutine.trace(program.guide).get_trace(*program.args, **program.kwargs)
-                summing = MarginalMessenger(trace.nodes, math.inf)(program.model)
-                poutine.replay(summing, trace=trace)(*program.args, **program.kwargs)
+                against(program.model, trace, math.inf)(*program.args, **program.kwargs)
         except _Undecided as site:
             if site.count + len(open_ends) + len(found) > limit:
                 raise TooManyOutcomes(f"there are more than {limit:,} outcomes") from None

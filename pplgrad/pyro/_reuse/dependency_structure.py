@@ -64,7 +64,8 @@ class Structure:
     warns: bool = False
     since: float = field(default_factory=time.perf_counter)
     looking: float = 0.0
-    _last: tuple[Sequence[SiteSpec], Sequence[CostSpec], Objective, Layout] | None = None
+    built: Layout | None = None
+    """The last layout, which `watch` does not forget: a program that is always watched has the same one, as a rule."""
 
     @property
     def second_run_due(self) -> bool:
@@ -135,10 +136,10 @@ class Structure:
         return layout
 
     def _built(self, sites: Sequence[SiteSpec], costs: Sequence[CostSpec], objective: Objective) -> Layout:
-        """Return the layout of sites and costs: that of the run before if these are the same, as they are where a program is always watched."""
-        if self._last is None or self._last[:2] != (sites, costs) or self._last[2] is not objective:
-            self._last = sites, costs, objective, Layout.build(sites, costs, objective)
-        return self._last[3]
+        """Return the layout of sites and costs: the last one if it is of the same. A structure has one objective alone (`settings`)."""
+        if self.built is None or (self.built.sites, self.built.costs) != (sites, costs):
+            self.built = Layout.build(sites, costs, objective)
+        return self.built
 
     def _compare(self, layout: Layout, signature: tuple, provenance: Provenance) -> None:
         """Say that the program changed where the guard saw nothing; nothing of this step has been stored yet."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, wraps
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -21,10 +21,11 @@ _TENSORS = {torch.Tensor, torch.nn.Parameter}
 _HOSTS = ("torch.distributions.", "pyro.distributions.", "collections.abc", "typing", "builtins")
 
 
+Seer = TypeVar("Seer")
+
+
 class Watcher(Protocol):
     """What watches operations, and knows which draws tensors were computed from."""
-
-    suspended: bool
 
     def of_these(self, tensors: Iterable[torch.Tensor]) -> int:
         """Return what tensors read, as bits."""
@@ -39,24 +40,32 @@ def unwatched_checks(watching: Callable[[], Sequence[Watcher]]) -> Callable[[Cal
     def wrapper(method: Callable) -> Callable:
         @wraps(method)
         def check(law: Any, *args: Any, **kwargs: Any) -> Any:
-            watchers = watching()
+            watcher = only_one(watching())
             held = (*vars(law).values(), *args, *kwargs.values())
-            exempt = len(watchers) == 1 and not watchers[0].suspended and not is_recording() and _is_the_hosts(law)
-            if not exempt or not all(type(x) in _PLAIN or is_plain_tensor(x) for x in held):
+            if (
+                watcher is None
+                or not _is_the_hosts(law)
+                or not all(type(x) in _PLAIN or is_plain_tensor(x) for x in held)
+            ):
                 return method(law, *args, **kwargs)
-            bits = watchers[0].of_these(x for x in held if type(x) in _TENSORS)
+            bits = watcher.of_these(x for x in held if type(x) in _TENSORS)
             if bits and may_be_caught():
                 return method(law, *args, **kwargs)
             try:
                 with NoMode():
                     return method(law, *args, **kwargs)
             except Exception:
-                watchers[0].escape(bits)  # Whoever catches it knows something of what was checked.
+                watcher.escape(bits)  # Whoever catches it knows something of what was checked.
                 raise
 
         return check
 
     return wrapper
+
+
+def only_one(watchers: Sequence[Seer]) -> Seer | None:
+    """Return who watches, if it can be told what was computed where no mode saw it: one alone, and no step is recorded."""
+    return watchers[0] if len(watchers) == 1 and not is_recording() else None
 
 
 def is_plain_tensor(x: Any) -> bool:

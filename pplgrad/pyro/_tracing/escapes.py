@@ -40,8 +40,6 @@ _READING = {torch.Tensor.__bool__, torch.Tensor.item, torch.Tensor.__int__, torc
 class Followed(Protocol):
     """What is known of tensors: which draws they were computed from, as bits."""
 
-    suspended: bool
-
     def of(self, *trees: Any) -> int:
         """Return what tensors in nested containers read."""
 
@@ -89,8 +87,6 @@ class Leaving(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self._provenance.suspended:
-            return func(*args, **kwargs)
         if _is_metadata(func):
             if _is_size(func):
                 self._provenance.sized(args[0])

@@ -11,10 +11,7 @@ from pyro.poutine.util import site_is_subsample
 from pplgrad.core.estimator import Estimator
 from pplgrad.core.objectives import Objective
 from pplgrad.core.site_info import SiteInfo
-from pplgrad.engine.checks import (
-    moving_support,
-    refuse_model_estimator,
-)
+from pplgrad.engine.checks import moving_support, refuse_model_estimator
 from pplgrad.estimators.relaxed import Relaxation
 from pplgrad.pyro._compat import keep_inverse
 from pplgrad.pyro._distributions import (

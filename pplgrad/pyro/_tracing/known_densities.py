@@ -13,8 +13,7 @@ import pyro.distributions as dist
 import torch
 
 from pplgrad.pyro._compat import NoMode
-from pplgrad.pyro._recording import is_recording
-from pplgrad.pyro._tracing.argument_checks import is_plain_tensor
+from pplgrad.pyro._tracing.argument_checks import is_plain_tensor, only_one
 from pplgrad.pyro._tracing.axis_rules import NONE, Follows
 from pplgrad.pyro._tracing.provenance import watching
 
@@ -26,9 +25,8 @@ _METHODS = {law: law.log_prob for law in _PARAMETERS}
 
 def log_density(fn: Any, value: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
     """Return `fn.log_prob(value)`, and let whoever watches know what it reads."""
-    watchers = watching()
-    names = _PARAMETERS.get(type(fn))
-    if args or kwargs or names is None or len(watchers) != 1 or watchers[0].suspended or is_recording():
+    watcher, names = only_one(watching()), _PARAMETERS.get(type(fn))
+    if args or kwargs or names is None or watcher is None:
         return fn.log_prob(value, *args, **kwargs)
     held = vars(fn)
     if "log_prob" in held or type(fn).log_prob is not _METHODS[type(fn)]:
@@ -41,7 +39,7 @@ def log_density(fn: Any, value: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         found = fn.log_prob(value)
         events = 1 if type(fn) is dist.Categorical else 0
         follows = [(x, _lined_up(x.shape[: x.dim() - events], found.shape)) for x in read]
-        watchers[0].combined(found, [*follows, (value, _lined_up(value.shape, found.shape))])
+        watcher.combined(found, [*follows, (value, _lined_up(value.shape, found.shape))])
     return found
 
 

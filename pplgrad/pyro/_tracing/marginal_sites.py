@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.distributions.util import broadcast_shape, scale_and_mask
 from pyro.ops import packed
@@ -26,11 +28,11 @@ from pyro.poutine.util import site_is_subsample
 from pplgrad.core.objectives import CostWeights
 from pplgrad.engine.description import SummedSite
 from pplgrad.errors import ProgramError, first_line, listed
-from pplgrad.pyro._compat import enumerate_from
+from pplgrad.pyro._compat import NoMode, enumerate_from
 from pplgrad.pyro._distributions import family, unmasked
 from pplgrad.pyro._tracing.axes import NONE
 from pplgrad.pyro._tracing.known_densities import log_density
-from pplgrad.pyro._tracing.provenance import unwatched, watching
+from pplgrad.pyro._tracing.provenance import watching
 
 _MOST = 10**8
 """Numbers that one density may have at all values of the summed sites that it reads."""
@@ -82,6 +84,16 @@ class MarginalMessenger(EnumMessenger):
             super()._pyro_post_sample(msg)
 
 
+def against(model: Callable, guide_trace: Any, nesting: float) -> Callable:
+    """Return a model that runs with a guide's draws, and takes all values of the sites that are summed out."""
+    return poutine.replay(MarginalMessenger(guide_trace.nodes, nesting)(model), trace=guide_trace)
+
+
+def trace_against(model: Callable, guide_trace: Any, nesting: float, args: tuple, kwargs: Mapping[str, Any]) -> Any:
+    """Return the trace of a model with a guide's draws, with its components in the place of what is summed out."""
+    return sum_out(poutine.trace(against(model, guide_trace, nesting)).get_trace(*args, **kwargs))
+
+
 def is_marginal(site: Any) -> bool:
     """Return whether a site takes all its values at once."""
     return site["infer"].get("_enumerate_dim") is not None
@@ -122,9 +134,10 @@ class Component:
     def log_density(self) -> torch.Tensor:
         """Return log Σ Π of the densities, in the plates that all of them share."""
         log_probs = [_log_prob(site) for site in self.sites]
-        with unwatched():
+        watchers = watching()  # None while a step is recorded, where each operation counts.
+        with NoMode() if watchers else nullcontext():
             found = self._contracted(log_probs)
-        for provenance in watching():
+        for provenance in watchers:
             provenance.combined(found, [(x, _shared_axes(x, found)) for x in log_probs])
         return found
 

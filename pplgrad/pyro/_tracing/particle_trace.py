@@ -36,7 +36,7 @@ from pplgrad.pyro._tracing.closed_forms import closed_form
 from pplgrad.pyro._tracing.handlers import ModelInferMessenger, Resolve, SiteMessenger
 from pplgrad.pyro._tracing.host_checks import PARTICLES, check_programs, check_shape
 from pplgrad.pyro._tracing.known_densities import log_density
-from pplgrad.pyro._tracing.marginal_sites import Marginal, MarginalMessenger, sum_out, weight_of
+from pplgrad.pyro._tracing.marginal_sites import Marginal, trace_against, weight_of
 from pplgrad.pyro._tracing.provenance import Provenance
 from pplgrad.pyro._tracing.relaxations import ExtendedModelMessenger
 
@@ -142,17 +142,15 @@ def run_traces(
                 names = [name for name, found in outer.estimators.items() if found.relaxes]
                 if names:
                     stack.enter_context(ExtendedModelMessenger(names))
-                summing = MarginalMessenger(guide_trace.nodes, nesting)(
-                    _checked(model) if provenance is not None else model
-                )
-                model_trace = poutine.trace(poutine.replay(summing, trace=guide_trace)).get_trace(*args, **kwargs)
-    model_trace = sum_out(model_trace)
+                shown = _checked(model) if provenance is not None else model
+                model_trace = trace_against(shown, guide_trace, nesting, args, kwargs)
     for name, site in model_trace.nodes.items():
         if isinstance(site.get("fn"), Marginal):
             inner.escaped[name] = reduce(
                 or_, (inner.escaped.get(part["name"], 0) for part in site["fn"].component.sites)
             )
-    return Traces(guide_trace, model_trace, outer.estimators, outer.escaped, inner.escaped, rng, hidden_draws)
+    escaped = outer.escaped, inner.escaped
+    return Traces(guide_trace, model_trace, outer.estimators, *escaped, rng, hidden_draws, nesting=nesting)
 
 
 def restore(states: dict[Any, torch.Tensor]) -> None:

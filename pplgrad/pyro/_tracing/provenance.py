@@ -10,8 +10,7 @@ before the run and that no operation made (another thread's, say) is taken to de
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -58,8 +57,7 @@ class Provenance(TorchDispatchMode):
     both; `read_at` is the line where a tensor's value first left, a site's or not, and `unfollowed_at` the line where a tensor
     first turned up of which nothing is known. `given` are the tensors that were there before.
     `misused` names the relaxed sites whose value is compared, rounded or turned into whole numbers, and by what;
-    `hidden_draws` says whether random numbers were drawn outside of the sites that are seen (`drawing`). While it is `suspended`, it
-    records nothing; `combined` records the results.
+    `hidden_draws` says whether random numbers were drawn outside of the sites that are seen (`drawing`).
     """
 
     def __init__(self, given: Iterable[torch.Tensor] = ()) -> None:
@@ -93,7 +91,6 @@ class Provenance(TorchDispatchMode):
         # A freed tensor's or storage's address may be used again, so all that are known are kept alive.
         self._alive: list[torch.Tensor] = []
         self._leaving = Leaving(self)
-        self.suspended = False
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -250,7 +247,7 @@ class Provenance(TorchDispatchMode):
             self.misused.setdefault(site, by)
 
     def combined(self, out: torch.Tensor, read: Sequence[tuple[torch.Tensor, Follows]]) -> None:
-        """Record what a result reads that differentiable operations computed from some tensors while recording was suspended."""
+        """Record what a result reads that differentiable operations computed from some tensors where no mode saw them."""
         with torch._C.DisableTorchFunction():
             bits = self.of([x for x, _ in read])
             axes = self._axes_from(read, out)
@@ -268,8 +265,6 @@ class Provenance(TorchDispatchMode):
         self._by_tensor.pop(id(tensor), None)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.suspended:
-            return func(*args, **(kwargs or {}))
         with torch._C.DisableTorchFunction():
             return self._dispatched(func, args, kwargs or {})
 
@@ -491,19 +486,6 @@ _active = _Active()
 def watching() -> list[Provenance]:
     """Return who watches what this thread computes."""
     return list(_active.watching)
-
-
-@contextmanager
-def unwatched() -> Iterator[None]:
-    """Suspend the recording of this thread's operations; `Provenance.combined` records the results."""
-    before = [(one, one.suspended) for one in _active.watching]
-    for one, _ in before:
-        one.suspended = True
-    try:
-        yield
-    finally:
-        for one, suspended in before:
-            one.suspended = suspended
 
 
 def _key(tensor: torch.Tensor) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Any, ClassVar
 
 from pplgrad import configuration
@@ -75,7 +77,4 @@ def _baseline(name: str, options: Any) -> Baseline:
         raise ConfigurationError(
             f"Site '{name}': infer['baseline'] asks for no baseline; give use_decaying_avg_baseline=True, nn_baseline or baseline_value."
         )
-    found = parts[0]
-    for part in parts[1:]:
-        found = found + part
-    return found
+    return reduce(add, parts)
