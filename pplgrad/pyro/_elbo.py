@@ -36,6 +36,7 @@ from pplgrad.pyro._diagnostics.measuring import measured
 from pplgrad.pyro._distributed import TorchDataParallel, TraceGradModule, data_parallel_of, refuse_own_gradients
 from pplgrad.pyro._distributions import family
 from pplgrad.pyro._evaluation import Evaluation, check_costs
+from pplgrad.pyro._recreated_params import start_without_gradient
 from pplgrad.pyro._rerun.branches import PyroBranches
 from pplgrad.pyro._rerun.comparison import refuse_interaction
 from pplgrad.pyro._rerun.monitoring import monitor
@@ -394,11 +395,13 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
         before = set(store.keys())
         try:
             evaluation = self._evaluate(program, record, known, peers)
-            return evaluation, evaluation.checked(evaluation.numbers().tolist())
+            value = evaluation.checked(evaluation.numbers().tolist())
         except PplgradError:
             for name in [name for name in store.keys() if name not in before]:
                 del store[name]
             raise
+        start_without_gradient(before)
+        return evaluation, value
 
     def _evaluate(
         self,
