@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -186,6 +187,21 @@ def replay_branches(msg: Any) -> None:
         replace_bodies(msg, replayed)
 
 
+PREVIOUS = "_PREV_"
+"""The prefix of a site in the steps that NumPyro's enumeration runs before those that it rolls up; once for each step of distance."""
+
+
+def root(name: str) -> str:
+    """Return a variable's or site's name without what says how many steps before it stands.
+
+    >>> root("_PREV__PREV_x")
+    'x'
+    """
+    while name.startswith(PREVIOUS):
+        name = name[len(PREVIOUS) :]
+    return name
+
+
 def scopes_inside(handler: Any) -> list[Any]:
     """Return the `scope` handlers that stand between the running statement and `handler`, innermost first."""
     found: list[Any] = []
@@ -306,7 +322,7 @@ def _frames(equation: Any) -> list[Any]:
 
 @dataclass(frozen=True)
 class Origin:
-    """Who asked JAX for an operation: "library" for NumPyro and pplgrad, "program", or "jax" inside of what JAX has compiled before.
+    """Who asked JAX for an operation: "library" for NumPyro, funsor and pplgrad, "program", or "jax" inside of what JAX has compiled before.
 
     `functions` are the names of JAX's functions between, and `derives` says whether one of them takes a derivative.
     """
@@ -397,7 +413,9 @@ def has_own_derivative(equation: Any) -> bool:
 
 _PACKAGES = (str(jax.__file__), str(numpyro.__file__), os.path.dirname(__file__))
 _JAX, *_others = (os.path.dirname(file) + os.sep for file in _PACKAGES)
-_LIBRARIES = tuple(_others)
+# Where funsor is installed, it computes what NumPyro's enumeration sums.
+_FUNSOR = importlib.util.find_spec("funsor")
+_LIBRARIES = (*_others, *(os.path.dirname(str(spec.origin)) + os.sep for spec in (_FUNSOR,) if spec is not None))
 _DERIVATIVES = os.sep + os.path.join("interpreters", "ad.py")
 
 

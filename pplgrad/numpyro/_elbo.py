@@ -257,7 +257,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         parts = [laid_out(static, arrays, reads, self.objective) for arrays, static, reads in runs]
         host = self._branches(rng_key, param_map, program, runs, parts)[0]
         reasons = {name: found.reason for name, found in self._resolved.items()}
-        return describe(OPS, *parts[0], host, runs[0][1].families, reasons)
+        return describe(OPS, *parts[0], host, runs[0][1].families, reasons, runs[0][1].summed)
 
     def measure(
         self, rng_key: jax.Array, param_map: dict, model: Callable, guide: Callable, *args: Any, **kwargs: Any

@@ -377,6 +377,11 @@ def assert_same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], tol
         np.testing.assert_allclose(found[name], value, atol=tolerance, rtol=0, err_msg=name)
 
 
+def worst(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> float:
+    """Return the largest difference between two gradients."""
+    return max(float(np.abs(found[name] - value).max()) for name, value in wanted.items())
+
+
 @contextmanager
 def isolated() -> Iterator[None]:
     """Run in float64, and put the switch back.

@@ -11,14 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpyro import handlers
-from numpyro.infer.util import compute_log_probs
 
-from pplgrad.core.objectives import MultiSample, Objective
+from pplgrad.core.objectives import CostWeights, MultiSample, Objective
 from pplgrad.core.program import Program
 from pplgrad.diagnostics.checking import TooManyOutcomes
 from pplgrad.numpyro._compat import unmasked
 from pplgrad.numpyro._distributions import family, finite_parts
 from pplgrad.numpyro._tracing.handlers import OffZero
+from pplgrad.numpyro._tracing.marginal_laws import log_density, weight_of
+from pplgrad.numpyro._tracing.model_trace import Drawn, model_trace, sample_sites
 
 Values = dict[str, jax.Array]
 
@@ -31,9 +32,8 @@ def run_traces(program: Program, params: dict, key: jax.Array, values: Mapping[s
     )
     with OffZero():
         drawn = handlers.trace(handlers.seed(guide, guide_key)).get_trace(*program.args, **program.kwargs)
-    replayed = handlers.replay(handlers.seed(model, model_key), drawn)
-    with OffZero():
-        return drawn, handlers.trace(replayed).get_trace(*program.args, **program.kwargs)
+    against = program._replace(model=model)
+    return drawn, model_trace(against, model_key, {}, Drawn(drawn, {}, set()), check=False)[0]
 
 
 def latents(trace: dict) -> dict[str, Any]:
@@ -51,32 +51,30 @@ def subsamples(trace: dict) -> dict[str, Any]:
 
 
 def log_densities(
-    program: Program, params: dict, values: Mapping[str, jax.Array]
+    program: Program, params: dict, values: Mapping[str, jax.Array], weights: CostWeights
 ) -> tuple[jax.Array, dict, dict, dict]:
     """Return log q of the draws, unscaled and unmasked, the log densities of guide and model as they count, and the guide's trace."""
-    model_key, guide_key = jax.random.split(jax.random.key(0))
-    guide = handlers.substitute(handlers.seed(program.guide, guide_key), data=values)
-    with OffZero():
-        guide_costs, drawn = compute_log_probs(guide, program.args, program.kwargs, params, sum_log_prob=False)
-    model = handlers.substitute(handlers.seed(program.model, model_key), data=values)
-    replayed = handlers.replay(model, drawn)
-    with OffZero():
-        model_costs, _ = compute_log_probs(replayed, program.args, program.kwargs, params, sum_log_prob=False)
-    log_q = sum(
-        (unmasked(site["fn"]).log_prob(site["value"]).sum() for site in latents(drawn).values()), start=jnp.zeros(())
-    )
+    drawn, run = run_traces(program, params, jax.random.key(0), values)
+    mine = latents(drawn)
+    log_q = sum((unmasked(site["fn"]).log_prob(site["value"]).sum() for site in mine.values()), start=jnp.zeros(()))
+    guide_costs = {name: weights.guide * _counted(site) for name, site in mine.items()}
+    model_costs = {name: weight_of(site, weights) * _counted(site) for name, site in sample_sites(run).items()}
     return log_q, guide_costs, model_costs, drawn
+
+
+def _counted(site: Any) -> jax.Array:
+    """Return a site's log density as it counts: masked, and scaled."""
+    return log_density(site) * (1.0 if site["scale"] is None else site["scale"])
 
 
 def log_q_and_objective(
     program: Program, params: dict, values: Mapping[str, jax.Array], objective: Objective
 ) -> tuple[jax.Array, jax.Array]:
     """Return the log probability of the draws, and a weighted sum of log densities."""
-    log_q, guide_costs, model_costs, drawn = log_densities(program, params, values)
     weights = objective.weights(program.args, program.kwargs)
-    mine = latents(drawn)
-    total = sum((weights.prior if name in mine else weights.observed) * x.sum() for name, x in model_costs.items())
-    return log_q, total - weights.guide * sum(guide_costs[name].sum() for name in mine)
+    log_q, guide_costs, model_costs, _ = log_densities(program, params, values, weights)
+    total = sum((x.sum() for x in model_costs.values()), start=jnp.zeros(()))
+    return log_q, total - sum(x.sum() for x in guide_costs.values())
 
 
 def outcomes(program: Program, params: dict, limit: int) -> tuple[Values, np.ndarray, float]:
@@ -171,7 +169,7 @@ def _log_weights(
     program: Program, params: dict, values: Mapping[str, jax.Array], objective: MultiSample
 ) -> tuple[jax.Array, jax.Array, float]:
     """Return log q, log p − log q of each element of the plates that all latent sites share, and the plates' scale."""
-    log_q, guide_costs, model_costs, drawn = log_densities(program, params, values)
+    log_q, guide_costs, model_costs, drawn = log_densities(program, params, values, CostWeights(1.0, 1.0, 1.0))
     frames = [{frame.name: frame for frame in site["cond_indep_stack"]} for site in latents(drawn).values()]
     shared = [f for name, f in frames[0].items() if all(name in other for other in frames)] if frames else []
     if objective.plates is not None:

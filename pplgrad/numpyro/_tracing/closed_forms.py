@@ -13,12 +13,15 @@ from pplgrad.engine.closed_forms import no_closed_form
 from pplgrad.errors import ProgramError
 from pplgrad.numpyro._compat import unmasked
 from pplgrad.numpyro._distributions import counted_parts, family
+from pplgrad.numpyro._tracing.marginal_laws import InComponent
 from pplgrad.numpyro._tracing.relaxations import Extended, extended
 
 
 def closed_form(name: str, kind: str, guide: Any, model: Any) -> jax.Array:
     """Return the divergence of a site's guide from its model, or minus the guide's entropy: what stands for log q − log p."""
     q, p = guide["fn"], model["fn"] if kind == "kl" else None
+    if isinstance(p, InComponent):
+        raise no_closed_form(name, kind, [family(q)], "its density in the model reads a site that is summed out")
     laws = [family(fn) for fn in (q, p) if fn is not None]
     if p is not None and not _same_scale(guide["scale"], model["scale"]):
         raise ProgramError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from numpyro.primitives import Messenger
@@ -13,10 +13,14 @@ from pplgrad.numpyro._compat import control_flow_kind, is_handed_out, renamed, r
 
 @dataclass(frozen=True)
 class Flow:
-    """Where a site was drawn: in the body of a scan (perhaps one that runs in reverse), or in a branch of `cond`."""
+    """Where a site was drawn: in the body of a scan (perhaps one that runs in reverse), or in a branch of `cond`.
+
+    `number` is that of the outermost scan or `cond` around it among those of the program.
+    """
 
     scanned: bool
     reverse: bool = False
+    number: int = field(default=0, compare=False)
 
 
 class FlowMessenger(Messenger):
@@ -33,6 +37,7 @@ class FlowMessenger(Messenger):
         self._parent: FlowMessenger | None = None
         self._flow: Flow | None = None
         self._scopes: list[Any] = []
+        self._met = 0
         # For each site drawn in a body directly below: whether that body is a scan's.
         self._below: dict[str, bool] = {}
 
@@ -50,7 +55,8 @@ class FlowMessenger(Messenger):
         if msg["type"] == "control_flow":
             inner = self.copy()
             inner.flows, inner._parent = self.flows, self
-            inner._flow = Flow(*control_flow_kind(msg))
+            inner._flow = Flow(*control_flow_kind(msg), self._met if self._flow is None else self._flow.number)
+            self._met += 1
             inner._scopes = scopes_inside(self)
             replace_bodies(msg, inner._around)
             self.enter_bodies(msg, inner)
@@ -63,6 +69,11 @@ class FlowMessenger(Messenger):
     def inside(self) -> bool:
         """Whether this messenger stands around a body."""
         return self._flow is not None
+
+    @property
+    def number(self) -> int | None:
+        """The number of the outermost scan or `cond` around, None outside of all."""
+        return None if self._flow is None else self._flow.number
 
     def name_of(self, name: str) -> str:
         """Return the name of a site as the outermost copy sees it."""

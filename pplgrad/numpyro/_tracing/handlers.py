@@ -118,6 +118,28 @@ class SiteMessenger(FlowMessenger):
         msg["value"] = tag(name, msg["value"])
 
 
+class SummingMessenger(SiteMessenger):
+    """Sees every site of a model in which sites are summed out as `plan` says: tags the guide's draws alone."""
+
+    def __init__(self, key: jax.Array, extended: set[str], plan: Any) -> None:
+        super().__init__(None, {}, key, None, extended)
+        self._plan = plan
+
+    def copy(self) -> SummingMessenger:
+        return SummingMessenger(self._key, self.extended, self._plan)
+
+    def enter_bodies(self, msg: Any, inner: FlowMessenger) -> None:
+        super().enter_bodies(msg, inner)
+        if self.inside:
+            return
+        self._plan.hand_in(msg, inner)
+
+    def postprocess_message(self, msg: Any) -> None:
+        # What goes into an enumerated scan was tagged before it.
+        if msg["type"] == "sample" and self.name_of(msg["name"]) in self._plan.drawn_outside:
+            super().postprocess_message(msg)
+
+
 def make_constant(site: Any, estimator: Estimator) -> None:
     """Make a draw constant to differentiation if its estimator uses the score."""
     if estimator.uses_score:
@@ -127,14 +149,21 @@ def make_constant(site: Any, estimator: Estimator) -> None:
 
 
 class ModelInferMessenger(FlowMessenger):
-    """Stands innermost in the model, where `infer` is still the model's own."""
+    """Stands innermost in the model, where `infer` is still the model's own; `summed` are the sites that it is to enumerate."""
+
+    def __init__(self, summed: frozenset[str] = frozenset()) -> None:
+        super().__init__()
+        self._summed = summed
 
     def copy(self) -> ModelInferMessenger:
-        return ModelInferMessenger()
+        return ModelInferMessenger(self._summed)
 
     def process_site(self, msg: Any) -> None:
         if msg["type"] == "sample" and not is_handed_out(msg):
             refuse_model_estimator(msg)
+            if self._summed:
+                wanted = self.name_of(msg["name"]) in self._summed and not msg["is_observed"]
+                msg["infer"] = {**msg["infer"], "enumerate": "parallel" if wanted else None}
 
 
 def site_key(key: jax.Array, name: str) -> jax.Array:

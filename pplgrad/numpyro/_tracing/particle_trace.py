@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from numpyro.distributions import Distribution
-from numpyro.handlers import replay, seed, substitute, trace
+from numpyro.handlers import seed, substitute, trace
 
 from pplgrad.configuration import EstimatorMapping, collect_mappings
 from pplgrad.core.baseline import parts_of
@@ -17,11 +17,12 @@ from pplgrad.core.estimator import Estimator
 from pplgrad.core.objectives import CostWeights
 from pplgrad.core.plates import Plate
 from pplgrad.core.program import Program
-from pplgrad.engine.checks import impossible_log_prob, is_about_the_value, refuse_mismatch
+from pplgrad.engine.checks import impossible_log_prob, is_about_the_value
 from pplgrad.engine.closed_forms import Counting
+from pplgrad.engine.description import SummedSite
 from pplgrad.errors import EstimatorError, PplgradError, ProgramError
 from pplgrad.numpyro._array_ops import ours
-from pplgrad.numpyro._compat import TRACING_ERRORS, host_checks, leaves_of, reused, tag, unmasked
+from pplgrad.numpyro._compat import TRACING_ERRORS, leaves_of, reused, tag, unmasked
 from pplgrad.numpyro._distributions import (
     FiniteDraw,
     drawn_again,
@@ -34,12 +35,13 @@ from pplgrad.numpyro._tracing.closed_forms import closed_form
 from pplgrad.numpyro._tracing.control_flow import Flow
 from pplgrad.numpyro._tracing.handlers import (
     Intervene,
-    ModelInferMessenger,
     Resolve,
     SiteMessenger,
     make_constant,
     site_key,
 )
+from pplgrad.numpyro._tracing.marginal_laws import InComponent, Marginal, summed_sites, weight_of
+from pplgrad.numpyro._tracing.model_trace import Drawn, model_trace, sample_sites
 from pplgrad.numpyro._tracing.provenance import SitePlates
 from pplgrad.numpyro._tracing.supports import bounds
 
@@ -68,6 +70,7 @@ class ParticleTrace:
     extended: set[str] = field(default_factory=set)
     reparameterized: set[str] = field(default_factory=set)
     closed: dict[str, str] = field(default_factory=dict)
+    summed: list[SummedSite] = field(default_factory=list)
 
     def site_plates(self) -> dict[str, SitePlates]:
         """Return the plates of each latent site of the guide, and where they are in its value."""
@@ -119,14 +122,14 @@ def run_particle(
     intervene: Intervene | None = None,
 ) -> tuple[ParticleOutputs, ParticleTrace]:
     """Run the guide, and the model against it, with the draws that `Trace_ELBO` would make, or `intervene` puts there."""
-    model, guide, args, kwargs = program
+    args, kwargs = program.args, program.kwargs
     static = ParticleTrace()
     params = dict(params)
     model_seed, guide_seed = jax.random.split(key)
     with collect_mappings() as static.mappings:
         messenger = SiteMessenger(resolve, static.estimators, guide_seed, intervene, None, (args, kwargs))
         with messenger:
-            guide_trace = trace(substitute(seed(guide, guide_seed), data=params)).get_trace(*args, **kwargs)
+            guide_trace = trace(substitute(seed(program.guide, guide_seed), data=params)).get_trace(*args, **kwargs)
     static.guide_flows = messenger.flows
     for name, estimator in list(static.estimators.items()):
         if name in guide_trace:
@@ -138,43 +141,11 @@ def run_particle(
     mutable = {name: site["value"] for name, site in guide_trace.items() if site["type"] == "mutable"}
     params.update(mutable)
     static.extended = messenger.extended
-    messenger = SiteMessenger(None, {}, model_seed, None, static.extended)
-    with messenger:
-        draws = {name: site for name, site in guide_trace.items() if site["type"] not in ("param", "mutable")}
-        replayed = replay(seed(_checked(model), model_seed), draws)
-        model_trace = trace(substitute(replayed, data=params)).get_trace(*args, **kwargs)
-    static.model_flows = messenger.flows
-    mutable.update({name: site["value"] for name, site in model_trace.items() if site["type"] == "mutable"})
-    refuse_mismatch(_sample_sites(guide_trace), _sample_sites(model_trace))
-    if intervene is None:
-        host_checks(model_trace, _without_time(guide_trace, static))
+    drawn = Drawn(guide_trace, static.guide_flows, static.extended)
+    against, static.model_flows = model_trace(program, model_seed, params, drawn, check=intervene is None)
+    mutable.update({name: site["value"] for name, site in against.items() if site["type"] == "mutable"})
     again = jax.random.fold_in(reused(guide_seed), 1)
-    return _collected(static, guide_trace, model_trace, mutable, params, again, counting), static
-
-
-def _checked(model: Callable) -> Callable:
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        with ModelInferMessenger():
-            return model(*args, **kwargs)
-
-    return checked
-
-
-def _without_time(guide_trace: dict, static: ParticleTrace) -> dict:
-    """Return a guide's trace without the plates that stand for the time of a scan in the model, which NumPyro would miss there."""
-    stands_in: dict[str, list[str]] = {}
-    for name, site in _sample_sites(guide_trace).items():
-        for frame in site["cond_indep_stack"]:
-            stands_in.setdefault(frame.name, []).append(name)
-    in_model_alone = {
-        name for name in static.model_flows if _is_scanned(static.model_flows, name)
-    } - static.guide_flows.keys()
-    times = {plate for plate, names in stands_in.items() if in_model_alone.issuperset(names)}
-    return {name: site for name, site in guide_trace.items() if name not in times}
-
-
-def _sample_sites(trace_: dict) -> dict[str, Any]:
-    return {name: site for name, site in trace_.items() if site["type"] == "sample"}
+    return _collected(static, guide_trace, against, mutable, params, again, counting), static
 
 
 def _ask(arrays: ParticleOutputs, name: str, fn: Any, value: jax.Array, estimator: Estimator, key: jax.Array) -> None:
@@ -193,7 +164,7 @@ def _ask(arrays: ParticleOutputs, name: str, fn: Any, value: jax.Array, estimato
 def _collected(
     static: ParticleTrace,
     guide_trace: dict,
-    model_trace: dict,
+    against: dict,
     mutable: dict,
     given: dict,
     again: jax.Array,
@@ -201,20 +172,21 @@ def _collected(
 ) -> ParticleOutputs:
     """Return what a particle computes, and note in `static` what else its traces show."""
     arrays = ParticleOutputs({}, {}, {}, {}, {}, {}, mutable, {}, {}, {}, {}, {}, {}, {})
-    sizes = _note_marks(static, arrays, (*model_trace.values(), *guide_trace.values()), given)
+    sizes = _note_marks(static, arrays, (*against.values(), *guide_trace.values()), given)
     for name, chosen in static.estimators.items():
         own = guide_trace[name]["infer"].get("closed_form")
-        kind = counting.closed.find(name, own, chosen, name in model_trace, counting.weights)
+        kind = counting.closed.find(name, own, chosen, name in against, counting.weights)
         if kind is not None and _is_scanned(static.guide_flows, name):
             raise EstimatorError(
                 f"Site '{name}' is drawn inside scan, where its '{kind}' has no closed form here; drop it."
             )
         if kind is not None:
             static.closed[name] = kind
-    for site in _sample_sites(model_trace).values():
+    static.summed = summed_sites(against)
+    for site in sample_sites(against).values():
         _collect_from_model(static, arrays, site, sizes, counting.weights)
-    for name, site in _sample_sites(guide_trace).items():
-        _collect_from_guide(static, arrays, site, sizes, counting.weights, again, model_trace.get(name))
+    for name, site in sample_sites(guide_trace).items():
+        _collect_from_guide(static, arrays, site, sizes, counting.weights, again, against.get(name))
     return arrays
 
 
@@ -242,7 +214,7 @@ def _collect_from_model(
     name = site["name"]
     static.model.append(name)
     site = _marked(site, name, static.model_flows)
-    weight = weights.observed if site["is_observed"] else weights.prior
+    weight = weight_of(site, weights)
     cost = weighted(_log_prob(site, site["fn"], site["intermediates"]) * _scale(site), weight)
     if static.closed.get(name) == "kl":
         cost = jnp.zeros_like(cost)
@@ -343,6 +315,8 @@ def _scale(site: Any) -> Any:
 
 def _probes(site: Any) -> list[jax.Array]:
     """Return every array that a site's distribution is known to hold, and an observed value."""
+    if isinstance(site["fn"], (Marginal, InComponent)):
+        return site["fn"].probes()
     leaves = [*leaves_of(site["fn"]), *leaves_of(site["scale"])]
     if site["is_observed"]:
         leaves += jax.tree.leaves(site["value"])

@@ -1,0 +1,78 @@
+"""What both libraries say of sites that only the model has and that are summed out: which are joined, how they weigh, what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pplgrad.core.objectives import CostWeights
+from pplgrad.errors import ProgramError
+
+MOST = 10**8
+"""Numbers that one density may have at all values of the summed sites that it reads."""
+
+
+def joined(parts: Iterable[tuple[str, frozenset[str]]]) -> list[tuple[list[str], frozenset[str]]]:
+    """Return the components of some sites: those that marks join, with all of their marks, in the order of the sites.
+
+    >>> joined([("a", frozenset("x")), ("b", frozenset("y")), ("c", frozenset("xz"))])[0][0]
+    ['a', 'c']
+    """
+    order: list[str] = []
+    found: list[tuple[list[str], frozenset[str]]] = []
+    for name, marks in parts:
+        order.append(name)
+        mine = [part for part in found if part[1] & marks]
+        names = [other for part in mine for other in part[0]]
+        found = [part for part in found if part not in mine]
+        found.append(([*names, name], marks.union(*(part[1] for part in mine))))
+    return [(sorted(names, key=order.index), marks) for names, marks in found]
+
+
+def short(names: Sequence[str]) -> str:
+    """Return some names in words; the first tells them from those of another component."""
+    return ", ".join(names if len(names) <= 3 else [names[0], names[1], "...", names[-1]])
+
+
+def weight(sites: Sequence[Mapping[str, Any]], weights: CostWeights) -> Any:
+    """Return the weight in an objective of sites (without those summed out) whose densities are in one sum: it has no two."""
+    latent = [site["name"] for site in sites if not site["is_observed"]]
+    seen = [site["name"] for site in sites if site["is_observed"]]
+    if latent and seen and weights.prior is not weights.observed and weights.prior != weights.observed:
+        raise ProgramError(
+            f"The density of site '{latent[0]}' and that of the observed site '{seen[0]}' are summed out together, and the objective weighs the "
+            "two differently; use an objective that does not (ELBO(), IWAE()), or draw the summed site in the guide."
+        )
+    return weights.prior if latent else weights.observed
+
+
+def no_finite_support(name: str, family: str) -> ProgramError:
+    """Return the error for a site that is to be summed out and takes infinitely many values, or unknown ones."""
+    return ProgramError(
+        f"Site '{name}' of the model is to be summed out (infer={{'enumerate': 'parallel'}}), but {family} has no finite support; "
+        "draw it in the guide, without 'enumerate'."
+    )
+
+
+def joint_values(name: str, family: str) -> ProgramError:
+    """Return the error for a site that is to be summed out and has several elements in one event."""
+    return ProgramError(
+        f"Site '{name}' of the model is to be summed out (infer={{'enumerate': 'parallel'}}), but its event ({family}, to_event) has several "
+        "elements, whose values would be taken all together; put the elements into a plate, without to_event."
+    )
+
+
+def too_large(name: str, numbers: int, markov: str) -> ProgramError:
+    """Return the error for a density with too many numbers at all values of the summed sites that it reads."""
+    return ProgramError(
+        f"The log density of site '{name}' has {numbers:,} numbers, for all values of the summed sites that it reads, in all plates. "
+        f"Draw some of these sites in the guide, with LocalExpectation() or ScoreFunction(), or separate the steps of a chain with {markov}."
+    )
+
+
+def two_scales(first: str, second: str, handler: str) -> ProgramError:
+    """Return the error for two sites that are in one sum and are scaled differently."""
+    return ProgramError(
+        f"The sites '{first}' and '{second}' are summed out together, and have different scales (a subsampled plate around "
+        f"one of them, or {handler}), so that their sum has none; put both into the plate, or draw the summed site in the guide."
+    )

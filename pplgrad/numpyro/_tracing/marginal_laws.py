@@ -1,0 +1,119 @@
+"""What stands in a model's trace for densities that are summed together: a component as one observed site."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pplgrad.core.objectives import CostWeights
+from pplgrad.engine.description import SummedSite
+from pplgrad.engine.marginal_sites import weight
+from pplgrad.numpyro._compat import leaves_of, root, unmasked
+from pplgrad.numpyro._distributions import family
+
+
+class Dims(NamedTuple):
+    """The variables along the batch dimensions of a density by dimension (-1, -2, ...), and which of them are what.
+
+    `summed` are those to sum over, `time` is that of the steps of a scan; the others are plates.
+    """
+
+    names: Mapping[int, str]
+    summed: frozenset[str]
+    time: str | None = None
+
+    @property
+    def plates(self) -> frozenset[str]:
+        """Return the plates."""
+        return frozenset(self.names.values()) - self.summed - {self.time}
+
+
+@dataclass(frozen=True)
+class Component:
+    """Sites whose densities read the same summed sites, and the names of the dimensions of each."""
+
+    sites: tuple[Any, ...]
+    dims: tuple[Dims, ...]
+    summed: tuple[bool, ...]
+    kept: Mapping[str, int]
+
+    def log_density(self) -> jax.Array:
+        """Return log Σ Π of the densities, in the plates that all of them share."""
+        # Needs funsor, which is an extra.
+        from pplgrad.numpyro._tracing.contraction import contracted, factor
+
+        factors = [
+            # The mask of a summed site is left out: its values are summed over whether or not something reads them.
+            factor(log_density({**site, "fn": unmasked(site["fn"])} if summed else site), d)
+            for site, d, summed in zip(self.sites, self.dims, self.summed, strict=True)
+        ]
+        return contracted(factors, self.dims, self.kept)
+
+
+def log_density(site: Any) -> jax.Array:
+    """Return the log density of a site at its value, not scaled."""
+    fn, value, known = site["fn"], site["value"], site["intermediates"]
+    return jnp.asarray(fn.log_prob(value, known) if known else fn.log_prob(value))
+
+
+class Marginal:
+    """The law of what a component has beside its summed sites: observed sites, and draws of the guide."""
+
+    event_dim = 0
+
+    def __init__(self, component: Component) -> None:
+        self.component = component
+
+    def weight(self, weights: CostWeights) -> Any:
+        """Return the weight in an objective."""
+        component = self.component
+        others = [site for site, summed in zip(component.sites, component.summed, strict=True) if not summed]
+        return weight(others, weights)
+
+    def log_prob(self, value: Any) -> jax.Array:
+        """Return the log density, whatever the value: the sites have theirs."""
+        return self.component.log_density()
+
+    def probes(self) -> list[jax.Array]:
+        """Return every array that the distributions of the sites are known to hold, and observed values."""
+        found = [leaf for site in self.component.sites for leaf in (*leaves_of(site["fn"]), *leaves_of(site["scale"]))]
+        seen = [site["value"] for site in self.component.sites if site["is_observed"]]
+        return [jnp.asarray(leaf) for leaf in [*found, *jax.tree.leaves(seen)]]
+
+
+class InComponent:
+    """The law of a draw of the guide whose density is part of a component: nothing of it is left to count."""
+
+    def __init__(self, batch_shape: tuple[int, ...], event_dim: int) -> None:
+        self.batch_shape, self.event_dim = batch_shape, event_dim
+
+    def log_prob(self, value: jax.Array) -> jax.Array:
+        """Return zeros."""
+        return jnp.zeros(self.batch_shape)
+
+    def probes(self) -> list[jax.Array]:
+        """Return nothing: the component holds what the density reads."""
+        return []
+
+
+def weight_of(site: Any, weights: CostWeights) -> Any:
+    """Return the weight of a model's site in an objective."""
+    if isinstance(site["fn"], Marginal):
+        return site["fn"].weight(weights)
+    return weights.observed if site["is_observed"] else weights.prior
+
+
+def summed_sites(trace: Mapping[str, Any]) -> list[SummedSite]:
+    """Return the sites that were summed out of a model's trace."""
+    found: dict[str, SummedSite] = {}
+    for law in (site["fn"] for site in trace.values() if isinstance(site.get("fn"), Marginal)):
+        for site, summed in zip(law.component.sites, law.component.summed, strict=True):
+            if summed:
+                name = root(site["name"])
+                plates = [frame.name for frame in site["cond_indep_stack"]]
+                found.setdefault(name, SummedSite(name, family(site["fn"]), plates))
+    return list(found.values())

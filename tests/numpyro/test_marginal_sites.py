@@ -1,0 +1,452 @@
+"""Model sites that are summed out beside sampled ones: exact against sums written by hand, for every kind of estimator."""
+
+import builtins
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from jax.scipy.special import logsumexp as lse
+from numpyro import handlers
+from numpyro.contrib.control_flow import cond, scan
+from numpyro.contrib.funsor import config_enumerate
+
+from pplgrad import (
+    ELBO,
+    IWAE,
+    REBAR,
+    DisARM,
+    GumbelSoftmax,
+    LocalExpectation,
+    MuProp,
+    NeuralBaseline,
+    PplgradError,
+    Renyi,
+    ScoreFunction,
+)
+from pplgrad.numpyro import TraceGrad_ELBO, check_gradients, config_estimators
+from pplgrad.numpyro._compat import sub_jaxprs
+from pplgrad.numpyro._tracing import contraction, marginal_sites, specification
+from pplgrad.testing.in_numpyro import (
+    HOST,
+    assert_same,
+    exact_bound_gradient,
+    exact_gradient,
+    expected_gradient,
+    expected_gradient_over_cells,
+    parameters,
+    worst,
+)
+from tests.bounds import bound
+from tests.numpyro.marginal import PROGRAMS, SUM
+
+KEY = jax.random.key(0)
+ESTIMATORS = {
+    "default": None,
+    "score": ScoreFunction(),
+    "leave-one-out": ScoreFunction(samples=2),
+    "local": LocalExpectation(),
+    "disarm": DisARM(),
+    "muprop": MuProp(),
+}
+
+
+def made(program, estimator, particles=1, **given):
+    if estimator is not None:
+        given["estimators"] = dict.fromkeys(program.case.latents, estimator)
+    return TraceGrad_ELBO(particles, **given)
+
+
+def does_not_fit(name, short):
+    branches = short in ("leave-one-out", "local", "disarm", "muprop")
+    return name == "scan with draws" and branches or short in ("disarm", "muprop") and name == "parent in the guide"
+
+
+@pytest.mark.grid(without=does_not_fit)
+@pytest.mark.parametrize("short", ESTIMATORS)
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_exact(name, short):
+    program, estimator = PROGRAMS[name](), ESTIMATORS[short]
+    over = expected_gradient_over_cells if getattr(estimator, "uses_branches", False) else expected_gradient
+    assert_same(over(program.case, made(program, estimator), 1), exact_gradient(program.by_hand))
+
+
+@pytest.mark.parametrize("name", ["subsampled", "scan with draws", "parent in the guide"])
+def test_particles(name):
+    program = PROGRAMS[name]()
+    assert_same(expected_gradient(program.case, made(program, None, 2), 2), exact_gradient(program.by_hand))
+
+
+@pytest.mark.grid
+@pytest.mark.parametrize(("objective", "power"), [(IWAE(), 1.0), (Renyi(0.4), 0.6)])
+@pytest.mark.parametrize("name", ["subsampled", "chain", "scan", "parent in the guide"])
+def test_bounds(name, objective, power):
+    program = PROGRAMS[name]()
+    wanted = exact_bound_gradient(program.by_hand, bound(power), 2, 0)
+    shared = bool(program.case.subsamples)
+    elbo = made(program, ScoreFunction(), 2, objective=objective)
+    assert_same(expected_gradient(program.case, elbo, 2, shared=shared), wanted)
+
+
+@pytest.mark.parametrize("short", ["rebar", "gumbel"])
+def test_relaxed_sites_are_followed_into_a_sum(short):
+    """The derivative of a sum with respect to a relaxed site that it reads is that of the sum written by hand."""
+    program, found = PROGRAMS["mixture"](), []
+    for case in (program.case, program.by_hand):
+        estimator = {"rebar": REBAR(0.5, learn=False), "gumbel": GumbelSoftmax(0.5)}[short]
+        elbo = TraceGrad_ELBO(estimators=dict.fromkeys(case.latents, estimator))
+        model, guide = case.build(HOST)
+        loss, grads = jax.value_and_grad(elbo.loss, 1)(KEY, parameters(case), model, guide)
+        found.append({**jax.tree.map(np.asarray, grads), "loss": np.asarray(loss)})
+    assert_same(*found)
+
+
+def test_the_hosts_config_enumerate_asks_for_it():
+    def model():
+        w = numpyro.sample("w", dist.Bernoulli(logits=0.3))
+        k = numpyro.sample("k", dist.Categorical(logits=jnp.array([0.1, 0.4, w])))
+        numpyro.sample("x", dist.Normal(k, 1.0), obs=0.5)
+
+    def guide():
+        numpyro.sample("w", dist.Bernoulli(logits=0.2))
+
+    elbo = TraceGrad_ELBO()
+    described = elbo.describe(KEY, {}, config_enumerate(model), guide)
+    assert [row["estimator"] for row in described.rows][1] == "summed out"
+    infer = {"enumerate": "parallel"}
+
+    def marked():
+        numpyro.sample("k", dist.Bernoulli(0.5), infer=infer)
+
+    elbo.loss(KEY, {}, marked, lambda: None)
+    assert infer == {"enumerate": "parallel"}
+
+
+def test_describe_names_what_is_summed_out():
+    program = PROGRAMS["tree"]()
+    found = TraceGrad_ELBO().describe(KEY, parameters(program.case), program.summed, program.guide)
+    rows = {row["site"]: row for row in found.rows}
+    assert rows["c"] == {
+        "site": "c",
+        "distribution": "Bernoulli",
+        "plates": "columns, rows",
+        "estimator": "summed out",
+        "baseline": "none",
+        "evaluations": 0,
+        "reason": "infer={'enumerate': 'parallel'}",
+    }
+    assert list(rows) == ["w", "z", "k", "r", "c"]
+
+
+def test_each_site_of_a_scan_has_one_row():
+    program = PROGRAMS["scan"]()
+    found = TraceGrad_ELBO().describe(KEY, parameters(program.case), program.summed, program.guide)
+    assert [row["site"] for row in found.rows] == ["w", "first", "k"]
+
+
+def test_check_gradients_enumerates_the_sampled_sites():
+    program = PROGRAMS["subsampled"]()
+    found = check_gradients(program.summed, program.guide, params=parameters(program.case), draws=100, warm_up=0)
+    assert found.status != "biased" and "enumerated" in str(found)
+
+
+def test_a_neural_baseline_in_svi():
+    def model():
+        w = numpyro.sample("w", dist.Bernoulli(0.4))
+        means = numpyro.param("means", jnp.array([-1.0, 1.0]))
+        with numpyro.plate("data", 3):
+            k = numpyro.sample("k", dist.Bernoulli(logits=w), infer=SUM)
+            numpyro.sample("x", dist.Normal(means[k], 1.0), obs=jnp.array([0.3, -1.1, 2.0]))
+
+    def guide():
+        numpyro.sample("w", dist.Bernoulli(logits=numpyro.param("a", 0.3)))
+
+    guide = config_estimators(guide, {"w": ScoreFunction(NeuralBaseline())})
+    svi = numpyro.infer.SVI(model, guide, numpyro.optim.Adam(0.01), TraceGrad_ELBO())
+    assert np.isfinite(svi.run(KEY, 5, progress_bar=False).losses).all()
+
+
+def test_a_scan_of_one_step_and_of_two():
+    for steps in (1, 2):
+
+        def model(steps=steps):
+            def body(k, x):
+                k = numpyro.sample("k", dist.Bernoulli(logits=0.4 * k + 0.1), infer=SUM)
+                numpyro.sample("x", dist.Normal(k, 1.0), obs=x)
+                return k, None
+
+            scan(body, 0, jnp.arange(1.0, 1.0 + steps))
+
+        total = jnp.zeros(2).at[1].set(-jnp.inf)
+        for x in jnp.arange(1.0, 1.0 + steps):
+            before, now = jnp.meshgrid(jnp.arange(2), jnp.arange(2), indexing="ij")
+            move = dist.Bernoulli(logits=0.4 * before + 0.1).log_prob(now)
+            total = lse(total[:, None] + move, 0) + dist.Normal(jnp.arange(2), 1.0).log_prob(x)
+        np.testing.assert_allclose(TraceGrad_ELBO().loss(KEY, {}, model, lambda: None), -lse(total), atol=1e-9)
+
+
+def test_a_scan_that_reads_nothing_summed_keeps_its_steps():
+    """Only the scans that a sum reaches are enumerated; a site in another one keeps its own costs."""
+
+    def model():
+        k = numpyro.sample("k", dist.Bernoulli(0.4), infer=SUM)
+        numpyro.sample("y", dist.Normal(k, 1.0), obs=0.3)
+
+        def body(carry, x):
+            z = numpyro.sample("z", dist.Bernoulli(0.3))
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+            return carry, None
+
+        scan(body, 0, jnp.arange(3.0))
+
+    def guide():
+        def body(carry, _):
+            numpyro.sample("z", dist.Bernoulli(0.6))
+            return carry, None
+
+        scan(body, 0, None, length=3)
+
+    elbo = TraceGrad_ELBO()
+    program = elbo._with_one_minibatch(KEY, marginal_program(model, guide))
+    ((_, static, _),), _ = elbo._runs(KEY, {}, program)
+    assert static.model == ["z", "x", "k (summed out)"]
+    assert [plate.time for plate in static.plates["model", "x"]] == [True]
+
+
+def marginal_program(model, guide):
+    from pplgrad.core.program import Program
+
+    return Program(model, guide, (), {})
+
+
+def test_the_program_does_not_grow_with_the_steps_of_a_scan():
+    def size(steps):
+        def model():
+            def body(k, x):
+                k = numpyro.sample("k", dist.Categorical(logits=jnp.eye(3)[k]), infer=SUM)
+                numpyro.sample("x", dist.Normal(k, 1.0), obs=x)
+                return k, None
+
+            scan(body, 0, jnp.zeros(steps))
+
+        closed = jax.make_jaxpr(lambda: TraceGrad_ELBO().loss(KEY, {}, model, lambda: None))()
+        return count(closed.jaxpr)
+
+    def count(jaxpr):
+        return sum(1 + sum(map(count, sub_jaxprs(equation))) for equation in jaxpr.eqns)
+
+    assert size(200) == size(20)
+
+
+@pytest.mark.parametrize("law", ["one-hot", "from 3", "binomial"])
+def test_values_other_than_0_1_2(law):
+    def model():
+        if law == "one-hot":
+            k = numpyro.sample("k", HOST.one_hot(jnp.log(jnp.array([0.2, 0.5, 0.3]))), infer=SUM)
+            mean = k @ jnp.array([3.0, 4.0, 5.0])
+        elif law == "from 3":
+            mean = numpyro.sample("k", dist.DiscreteUniform(3, 5), infer=SUM)
+        else:
+            mean = 3 + numpyro.sample("k", dist.Binomial(2, 0.4), infer=SUM)
+        numpyro.sample("x", dist.Normal(mean, 1.0), obs=4.4)
+
+    probs = {"one-hot": [0.2, 0.5, 0.3], "from 3": [1 / 3] * 3, "binomial": [0.36, 0.48, 0.16]}[law]
+    wanted = -lse(jnp.log(jnp.array(probs)) + dist.Normal(jnp.array([3.0, 4.0, 5.0]), 1.0).log_prob(4.4))
+    np.testing.assert_allclose(TraceGrad_ELBO().loss(KEY, {}, model, lambda: None), wanted, atol=1e-9)
+
+
+def test_an_impossible_value_is_summed_with_weight_zero():
+    def model():
+        logits = numpyro.param("l", jnp.array([0.1, 0.3])) + jnp.array([0.0, -jnp.inf])
+        k = numpyro.sample("k", dist.Categorical(logits=logits), infer=SUM)
+        numpyro.sample("x", dist.Normal(k, 1.0), obs=0.3)
+
+    loss, grads = jax.value_and_grad(TraceGrad_ELBO().loss, 1)(KEY, {"l": jnp.array([0.1, 0.3])}, model, lambda: None)
+    np.testing.assert_allclose(loss, -dist.Normal(0.0, 1.0).log_prob(0.3), atol=1e-9)
+    np.testing.assert_allclose(grads["l"], 0.0, atol=1e-9)
+
+
+def small(k="Categorical", scale=1.0, **infer):
+    def model():
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        law = {
+            "Categorical": lambda: dist.Categorical(logits=jnp.stack([z, -z], -1)),
+            "Poisson": lambda: dist.Poisson(jnp.exp(z)),
+            "event": lambda: dist.Bernoulli(logits=jnp.stack([z, -z])).to_event(1),
+        }[k]
+        k_ = numpyro.sample("k", law(), infer=infer).sum()
+        b = numpyro.sample("b", dist.Bernoulli(logits=0.3 * k_))
+        with handlers.scale(scale=scale):
+            numpyro.sample("x", dist.Normal(z + k_ + b, 1.0), obs=0.3)
+
+    return model
+
+
+def one_by_one(**infer):
+    def model():
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        k = numpyro.sample("k", dist.Categorical(logits=jnp.stack([z, -z], -1)), infer=infer)
+        b = numpyro.sample("b", dist.Bernoulli(logits=0.3 * k))
+        numpyro.sample("x", dist.Normal(z + k + b, 1.0), obs=0.3)
+
+    return model
+
+
+def scaled():
+    k = numpyro.sample("k", dist.Bernoulli(0.3), infer=SUM)
+    with handlers.scale(scale=2.0):
+        numpyro.sample("x", dist.Normal(k, 1.0), obs=0.3)
+    small_guide()
+
+
+def in_cond():
+    def branch(probs):
+        return numpyro.sample("k", dist.Bernoulli(probs), infer=SUM)
+
+    cond(True, branch, branch, 0.3)
+    small_guide()
+
+
+def in_reverse():
+    c = numpyro.sample("c", dist.Bernoulli(0.3), infer=SUM)
+
+    def body(carry, x):
+        numpyro.sample("x", dist.Normal(c, 1.0), obs=x)
+        return carry, None
+
+    scan(body, 0, jnp.zeros(3), reverse=True)
+    small_guide()
+
+
+def steps_add_up():
+    def body(total, x):
+        total = total + numpyro.sample("k", dist.Bernoulli(0.3), infer=SUM)
+        numpyro.sample("x", dist.Normal(total, 1.0), obs=x)
+        return total, None
+
+    scan(body, 0, jnp.zeros(3))
+    small_guide()
+
+
+def across_a_plate():
+    def body(k, x):
+        k = numpyro.sample("k", dist.Bernoulli(0.3 + 0.2 * k), infer=SUM)
+        with numpyro.plate("two", 2):
+            j = numpyro.sample("j", dist.Bernoulli(0.3 + 0.2 * k), infer=SUM)
+            numpyro.sample("x", dist.Normal(j, 1.0), obs=x)
+        return k + 0 * j.max(), None
+
+    scan(body, 0, jnp.zeros((3, 2)))
+    small_guide()
+
+
+def small_guide():
+    numpyro.sample("z", dist.Normal(numpyro.param("m", 0.1), 1.0))
+    numpyro.sample("b", dist.Bernoulli(logits=numpyro.param("l", 0.1)))
+
+
+REFUSED = {
+    "not asked for": (one_by_one(), {}, "sum it out if it is discrete"),
+    "sequential": (one_by_one(enumerate="sequential"), {}, "sum it out if it is discrete"),
+    "no finite support": (small("Poisson", **SUM), {}, "Site 'k'.*Poisson has no finite support"),
+    "several in one event": (small("event", **SUM), {}, "Site 'k'.*its event.*put the elements into a plate"),
+    "a sum over all values": (small(**SUM), {}, "The model does not run while the sites 'k'|summed out"),
+    "other scales": (scaled, {}, "'k' and 'x' are summed out together.*different scales"),
+    "weights": (one_by_one(**SUM), {"objective": ELBO(kl_weight=0.5)}, "'b'.*'x' are summed out together"),
+    "divergence": (one_by_one(**SUM), {"closed_form": {"b": "kl"}}, "reads a site that is summed out"),
+    "in cond": (in_cond, {}, "Site 'k'.*branch of cond"),
+    "in reverse": (in_reverse, {}, "'x'.*reverse=True"),
+    "steps that add up": (steps_add_up, {}, "does not run while the sites 'k'"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_summed_is_refused(name):
+    model, given, words = REFUSED[name]
+    with pytest.raises(PplgradError, match=words):
+        TraceGrad_ELBO(**given).loss(KEY, {"m": 0.1, "l": 0.1}, model, small_guide)
+
+
+def test_a_sum_that_is_too_large_is_refused(monkeypatch):
+    monkeypatch.setattr(marginal_sites, "MOST", 900)
+
+    def model():
+        total = sum(numpyro.sample(f"k{i}", dist.Categorical(jnp.ones(10)), infer=SUM) for i in range(3))
+        numpyro.sample("x", dist.Normal(total, 1.0), obs=0.3)
+
+    with pytest.raises(PplgradError, match="site 'x'.*1,000 numbers.*LocalExpectation.*ScoreFunction"):
+        TraceGrad_ELBO().loss(KEY, {}, model, lambda: None)
+
+
+def test_without_funsor_the_extra_is_named(monkeypatch):
+    plain = builtins.__import__
+
+    def no_funsor(name, *args, **kwargs):
+        if name == "funsor":
+            raise ImportError(name)
+        return plain(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", no_funsor)
+    with pytest.raises(PplgradError, match=r"pip install 'pplgrad\[enum\]'"):
+        TraceGrad_ELBO().loss(KEY, {"m": 0.1, "l": 0.1}, one_by_one(**SUM), small_guide)
+
+
+def without_scale(monkeypatch):
+    monkeypatch.setattr(marginal_sites, "_common_scale", lambda component: 1.0)
+
+
+def summed_in_the_wrong_plate(monkeypatch):
+    plain = contraction.Plates.sum_product
+
+    def sum_product(self, factors, eliminate):
+        return plain(replace(self, names=frozenset()), factors, eliminate)
+
+    monkeypatch.setattr(contraction.Plates, "sum_product", sum_product)
+
+
+def a_factor_counted_twice(monkeypatch):
+    plain = contraction.contracted
+    monkeypatch.setattr(
+        contraction,
+        "contracted",
+        lambda factors, dims, kept: plain([*factors, factors[-1]], [*dims, dims[-1]], kept),
+    )
+
+
+def reads_of_one_factor_alone(monkeypatch):
+    plain = specification.densities_read
+
+    def densities_read(static, numbers, read, shapes):
+        found = plain(static, numbers, read, shapes)
+        return {key: {} if key.startswith("model:") and "(summed" in key else value for key, value in found.items()}
+
+    from pplgrad.numpyro import _elbo
+
+    monkeypatch.setattr(_elbo, "densities_read", densities_read)
+
+
+def the_steps_before_are_left_out(monkeypatch):
+    monkeypatch.setattr(contraction, "_connected", lambda factors, lags, cut: ([], list(factors)))
+
+
+MUTANTS = {
+    without_scale: "subsampled",
+    summed_in_the_wrong_plate: "tree",
+    a_factor_counted_twice: "parent in the guide",
+    reads_of_one_factor_alone: "tree",
+    the_steps_before_are_left_out: "scan",
+}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
+def test_mutant_is_caught(mutant, monkeypatch):
+    program = PROGRAMS[MUTANTS[mutant]]()
+    mutant(monkeypatch)
+    try:
+        found = expected_gradient(program.case, made(program, ScoreFunction()), 1)
+    except (PplgradError, ValueError, KeyError, AssertionError):  # A sum in the wrong plate may be refused.
+        return
+    assert worst(found, exact_gradient(program.by_hand)) > 1e-6
