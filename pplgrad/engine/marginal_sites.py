@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pplgrad.core.objectives import CostWeights
+from pplgrad.engine.description import SummedSite
 from pplgrad.errors import ProgramError
 
 MOST = 10**8
@@ -60,6 +61,25 @@ def joint_values(name: str, family: str) -> ProgramError:
         f"Site '{name}' of the model is to be summed out (infer={{'enumerate': 'parallel'}}), but its event ({family}, to_event) has several "
         "elements, whose values would be taken all together; put the elements into a plate, without to_event."
     )
+
+
+def mixed_values(name: str, summed: str, dim: int) -> ProgramError:
+    """Return the error for a density that may mix the values of a summed site."""
+    return ProgramError(
+        f"Site '{summed}' is summed out, so that it has all its values at once, along dimension {dim}, and the density of site '{name}' may mix "
+        "them: the model sums, sorts or reorders along that dimension (z.sum(), say), or does what cannot be followed. Compute with dimensions "
+        f"counted from the right and of plates and events alone, or draw '{summed}' in the guide."
+    )
+
+
+def refuse_unfollowed(sites: Sequence[SummedSite]) -> None:
+    """Refuse summed sites in a program whose Python reads values, so that what it computes from them cannot be followed."""
+    if sites:
+        raise ProgramError(
+            f"Site '{sites[0].name}' is summed out, so that it has all its values at once, while Python control flow of the program depends on a "
+            f"value, and so it cannot be seen whether the values are kept apart; draw '{sites[0].name}' in the guide, or write the control flow "
+            "with jnp.where, cond or scan."
+        )
 
 
 def too_large(name: str, numbers: int, markov: str) -> ProgramError:

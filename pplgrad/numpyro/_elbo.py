@@ -27,6 +27,7 @@ from pplgrad.engine.checks import (
 from pplgrad.engine.closed_forms import ClosedForms, Counting
 from pplgrad.engine.description import Description, describe
 from pplgrad.engine.layout import Layout
+from pplgrad.engine.marginal_sites import refuse_unfollowed
 from pplgrad.engine.records import Record
 from pplgrad.engine.surrogate import Estimate, estimate
 from pplgrad.errors import ConfigurationError, EstimatorError, ProgramError, first_line
@@ -52,6 +53,7 @@ from pplgrad.numpyro._tracing.provenance import outputs_read
 from pplgrad.numpyro._tracing.relaxation_checks import misused, raise_if_index
 from pplgrad.numpyro._tracing.specification import (
     densities_read,
+    keeping_apart,
     outputs_with_gradient,
     refuse_jumps,
     refuse_moving,
@@ -376,8 +378,9 @@ class TraceGrad_ELBO(Trace_ELBO):
             raise
         tree = jax.tree.structure(shapes)
         numbered = jax.tree.unflatten(tree, range(tree.num_leaves))
-        read = outputs_read(closed, seen[-1].site_plates())
-        reads = densities_read(seen[-1], numbered, read, [aval.shape for aval in closed.out_avals])
+        sizes = [aval.shape for aval in closed.out_avals]
+        read = outputs_read(closed, seen[-1].site_plates() | seen[-1].variables)
+        reads = densities_read(seen[-1], numbered, keeping_apart(seen[-1], numbered, read, sizes), sizes)
         reached = cache(lambda: outputs_with_gradient(numbered, closed, key, params))
         refuse_moving(seen[-1], numbered, reached)
         refuse_jumps(seen[-1], numbered, closed, reached)
@@ -396,6 +399,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         for key in keys:
             arrays, static = run_particle(key, params, program, self._resolve, counting)
             refuse_moving(static, arrays, params=params)
+            refuse_unfollowed(static.summed)
             runs.append((jax.tree.map(lambda x: jnp.asarray(x)[None], replace(arrays, probes={})), static, None))
         return runs
 

@@ -295,6 +295,32 @@ def one_by_one(**infer):
     return model
 
 
+def mixing(mix):
+    def model():
+        k = numpyro.sample("k", dist.Categorical(jnp.ones(3) / 3), infer=SUM)
+        numpyro.sample("x", dist.Normal(mix(k), 1.0), obs=0.3)
+        small_guide()
+
+    return model
+
+
+def mixing_in_scan():
+    def body(k, x):
+        k = numpyro.sample("k", dist.Bernoulli(0.3 + 0.1 * k.max()), infer=SUM)
+        numpyro.sample("x", dist.Normal(k, 1.0), obs=x)
+        return k, None
+
+    scan(body, jnp.array(0), jnp.zeros(3))
+    small_guide()
+
+
+def steered():
+    k = numpyro.sample("k", dist.Categorical(jnp.ones(3) / 3), infer=SUM)
+    numpyro.sample("x", dist.Normal(k, 1.0), obs=0.3)
+    numpyro.sample("z", dist.Normal(0.0, 1.0))
+    numpyro.sample("y", dist.Normal(1.0 if numpyro.sample("b", dist.Bernoulli(0.3)) else 2.0, 1.0), obs=0.3)
+
+
 def scaled():
     k = numpyro.sample("k", dist.Bernoulli(0.3), infer=SUM)
     with handlers.scale(scale=2.0):
@@ -353,7 +379,11 @@ REFUSED = {
     "sequential": (one_by_one(enumerate="sequential"), {}, "sum it out if it is discrete"),
     "no finite support": (small("Poisson", **SUM), {}, "Site 'k'.*Poisson has no finite support"),
     "several in one event": (small("event", **SUM), {}, "Site 'k'.*its event.*put the elements into a plate"),
-    "a sum over all values": (small(**SUM), {}, "The model does not run while the sites 'k'|summed out"),
+    "a sum over all values": (small(**SUM), {}, "'k' is summed out.*the density of site '[bx]' may mix them"),
+    "sorted values": (mixing(lambda k: jnp.sort(k, 0) if k.ndim else k), {}, "'k' is summed out.*the density of site 'x' may mix them"),
+    "a mean of all values": (mixing(lambda k: k - k.mean()), {}, "the density of site 'x' may mix them"),
+    "a sum inside a scan": (mixing_in_scan, {}, "'k' is summed out.*may mix them"),
+    "control flow of Python": (steered, {}, "'k' is summed out.*Python control flow"),
     "other scales": (scaled, {}, "'k' and 'x' are summed out together.*different scales"),
     "weights": (one_by_one(**SUM), {"objective": ELBO(kl_weight=0.5)}, "'b'.*'x' are summed out together"),
     "divergence": (one_by_one(**SUM), {"closed_form": {"b": "kl"}}, "reads a site that is summed out"),

@@ -119,7 +119,7 @@ class SiteMessenger(FlowMessenger):
 
 
 class SummingMessenger(SiteMessenger):
-    """Sees every site of a model in which sites are summed out as `plan` says: tags the guide's draws alone."""
+    """Sees every site of a model in which sites are summed out as `plan` says: tags the guide's draws, and all values of summed sites."""
 
     def __init__(self, key: jax.Array, extended: set[str], plan: Any) -> None:
         super().__init__(None, {}, key, None, extended)
@@ -138,6 +138,8 @@ class SummingMessenger(SiteMessenger):
         # What goes into an enumerated scan was tagged before it.
         if msg["type"] == "sample" and self.name_of(msg["name"]) in self._plan.drawn_outside:
             super().postprocess_message(msg)
+        elif msg["type"] == "sample" and not (self.inside or is_handed_out(msg)) and self._plan.is_summed(msg):
+            msg["value"] = tag(msg["name"], msg["value"])
 
 
 def make_constant(site: Any, estimator: Estimator) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from pplgrad.core.objectives import CostWeights
+from pplgrad.core.plates import Plate
 from pplgrad.engine.description import SummedSite
 from pplgrad.engine.marginal_sites import weight
 from pplgrad.numpyro._compat import leaves_of, root, unmasked
 from pplgrad.numpyro._distributions import family
+from pplgrad.numpyro._tracing.provenance import SitePlates
 
 
 class Dims(NamedTuple):
@@ -41,17 +44,33 @@ class Component:
     summed: tuple[bool, ...]
     kept: Mapping[str, int]
 
+    @cached_property
+    def densities(self) -> list[jax.Array]:
+        """The log densities of the sites, at all values of the summed sites that they read."""
+        # The mask of a summed site is left out: its values are summed over whether or not something reads them.
+        bare = [
+            {**site, "fn": unmasked(site["fn"])} if summed else site
+            for site, summed in zip(self.sites, self.summed, strict=True)
+        ]
+        return [log_density(site) for site in bare]
+
     def log_density(self) -> jax.Array:
         """Return log Σ Π of the densities, in the plates that all of them share."""
         # Needs funsor, which is an extra.
         from pplgrad.numpyro._tracing.contraction import contracted, factor
 
-        factors = [
-            # The mask of a summed site is left out: its values are summed over whether or not something reads them.
-            factor(log_density({**site, "fn": unmasked(site["fn"])} if summed else site), d)
-            for site, d, summed in zip(self.sites, self.dims, self.summed, strict=True)
-        ]
+        factors = [factor(x, d) for x, d in zip(self.densities, self.dims, strict=True)]
         return contracted(factors, self.dims, self.kept)
+
+    def variables(self) -> dict[str, SitePlates]:
+        """Return where the values of summed sites are in them, by name; not of sites in the rolled steps of a scan."""
+        found = {}
+        for site, d, summed in zip(self.sites, self.dims, self.summed, strict=True):
+            at = next((dim for dim, name in d.names.items() if name == site["name"]), None)
+            if summed and d.time is None and at is not None:
+                size = jnp.shape(site["value"])[0]
+                found[site["name"]] = SitePlates((Plate(site["name"], at, size, size),), site["fn"].event_dim)
+        return found
 
 
 def log_density(site: Any) -> jax.Array:

@@ -40,7 +40,7 @@ from pplgrad.numpyro._tracing.handlers import (
     make_constant,
     site_key,
 )
-from pplgrad.numpyro._tracing.marginal_laws import InComponent, Marginal, summed_sites, weight_of
+from pplgrad.numpyro._tracing.marginal_laws import Dims, InComponent, Marginal, summed_sites, weight_of
 from pplgrad.numpyro._tracing.model_trace import Drawn, model_trace, sample_sites
 from pplgrad.numpyro._tracing.provenance import SitePlates
 from pplgrad.numpyro._tracing.supports import bounds
@@ -71,6 +71,9 @@ class ParticleTrace:
     reparameterized: set[str] = field(default_factory=set)
     closed: dict[str, str] = field(default_factory=dict)
     summed: list[SummedSite] = field(default_factory=list)
+    # Of densities that are summed together: where the values of the summed sites are in the numbers, and each one's dimensions.
+    variables: dict[str, SitePlates] = field(default_factory=dict)
+    factors: dict[str, list[tuple[str, Dims]]] = field(default_factory=dict)
 
     def site_plates(self) -> dict[str, SitePlates]:
         """Return the plates of each latent site of the guide, and where they are in its value."""
@@ -221,6 +224,11 @@ def _collect_from_model(
     arrays.model_costs[name] = _in_time(cost, site, static.model_flows.get(name), backwards=True)
     static.plates["model", name] = _plates(site, arrays.model_costs[name], sizes, static.model_flows)  # type: ignore[index]
     arrays.probes["model:" + name] = _probes(site)
+    if isinstance(site["fn"], Marginal):
+        component = site["fn"].component
+        arrays.probes["factors:" + name] = component.densities
+        static.factors[name] = [(part["name"], d) for part, d in zip(component.sites, component.dims, strict=True)]
+        static.variables.update(component.variables())
     if site["is_observed"]:
         static.observed.append(name)
 

@@ -10,9 +10,12 @@ import jax
 from pplgrad.core.plates import AFTER, BEFORE, EVERY, OWN, SAME, WHOLE, Plate, Read
 from pplgrad.core.sites import CostSpec, SiteSpec
 from pplgrad.engine.checks import moving_support, refuse_lost
+from pplgrad.engine.marginal_sites import mixed_values
 from pplgrad.errors import ProgramError
+from pplgrad.numpyro._compat import PREVIOUS, root
 from pplgrad.numpyro._tracing.axis_rules import Axis
 from pplgrad.numpyro._tracing.differentiability import lost_paths, may_lose
+from pplgrad.numpyro._tracing.marginal_laws import Dims
 from pplgrad.numpyro._tracing.particle_trace import TIME_DIM, ParticleOutputs, ParticleTrace
 from pplgrad.numpyro._tracing.provenance import Reads, SitePlates, union
 from pplgrad.numpyro._tracing.supports import carries_gradient, gradient_reaches, is_differentiated
@@ -96,6 +99,40 @@ def _known_of(reads: dict[str, Read], declared: Mapping[str, int]) -> dict[str, 
         steps = result[site].steps & flags if site in result else flags
         result[site] = Read(steps or EVERY, result[site].across if site in result else None)
     return result
+
+
+def keeping_apart(
+    static: ParticleTrace, numbers: ParticleOutputs, read: Sequence[Reads], shapes: Sequence[tuple[int, ...]]
+) -> list[Reads]:
+    """Return what each output reads beside summed sites, or refuse a density that may mix their values.
+
+    A summed site has all its values at once, along a dimension of its own. A program that adds them up (`k.sum()`), sorts them, or looks
+    one up by another's place computes densities of no value at all.
+    """
+    probes: Any = numbers.probes
+    for component, factors in static.factors.items():
+        for i, (name, dims) in zip(probes["factors:" + component], factors, strict=True):
+            moved = _passed_on(dims)
+            for variable in (v for v in read[i].keys() & static.variables.keys() if root(v) not in moved):
+                at = next((dim for dim, other in dims.names.items() if other == variable), None)
+                plate = static.variables[variable].plates[0]
+                axis = read[i][variable].axes[1]
+                if at is None or (plate.size > 1 and axis != Axis(len(shapes[i]) + at, 1, plate.size)):
+                    raise mixed_values(root(name), root(variable), plate.dim)
+    costs: Any = numbers.model_costs
+    for name in static.model:
+        for variable in read[costs[name]].keys() & static.variables.keys() if name not in static.factors else ():
+            raise mixed_values(name, root(variable), static.variables[variable].plates[0].dim)
+    return [{site: way for site, way in reads.items() if site not in static.variables} for reads in read]
+
+
+def _passed_on(dims: Dims) -> frozenset[str]:
+    """Return the variables of a scan's rolled steps that move from place to place in what one step hands to the next.
+
+    They do where steps read others than the one before. The first steps, which are not rolled, run the same body.
+    """
+    names = [name for name in dims.names.values() if name.startswith(2 * PREVIOUS)]
+    return frozenset(map(root, names)) if dims.time is not None else frozenset()
 
 
 def specify(
