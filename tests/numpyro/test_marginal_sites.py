@@ -188,6 +188,25 @@ def test_a_scan_of_one_step_and_of_two():
         np.testing.assert_allclose(TraceGrad_ELBO().loss(KEY, {}, model, lambda: None), -lse(total), atol=1e-9)
 
 
+def test_a_step_before_that_an_observed_site_alone_reads():
+    x = jnp.array([0.1, 1.4, -0.3, 0.8])
+
+    def model():
+        def body(before, x):
+            k = numpyro.sample("k", dist.Bernoulli(0.4), infer=SUM)
+            numpyro.sample("x", dist.Normal(k + 2.0 * before, 1.0), obs=x)
+            return k, None
+
+        scan(body, 0, x)
+
+    total = jnp.array([0.0, -jnp.inf])
+    before, now = jnp.meshgrid(jnp.arange(2), jnp.arange(2), indexing="ij")
+    for value in x:
+        own = dist.Bernoulli(0.4).log_prob(now) + dist.Normal(now + 2.0 * before, 1.0).log_prob(value)
+        total = lse(total[:, None] + own, 0)
+    np.testing.assert_allclose(TraceGrad_ELBO().loss(KEY, {}, model, lambda: None), -lse(total), atol=1e-9)
+
+
 def test_a_scan_that_reads_nothing_summed_keeps_its_steps():
     """Only the scans that a sum reaches are enumerated; a site in another one keeps its own costs."""
 
