@@ -69,6 +69,14 @@ def unmasked(fn: Any) -> Any:
     return fn
 
 
+def mask_of(fn: Any) -> Any:
+    """Return which elements the masks leave that `mask` wrapped around a distribution, or None."""
+    mask = None
+    while isinstance(fn, MaskedDistribution):
+        mask, fn = fn._mask if mask is None else mask & fn._mask, fn.base_dist
+    return mask
+
+
 def counted_parts(fn: Any) -> tuple[Any, torch.Tensor] | None:
     """Return the distribution of one element and its values, as numbers also where they are one-hot vectors, or None."""
     base = fn

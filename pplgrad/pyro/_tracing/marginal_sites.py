@@ -21,7 +21,7 @@ from pyro.distributions import TorchDistribution
 from pyro.distributions.util import broadcast_shape, scale_and_mask
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
-from pyro.ops.rings import LogRing
+from pyro.ops.rings import LogRing, Ring
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.util import site_is_subsample
 
@@ -74,7 +74,7 @@ class MarginalMessenger(EnumMessenger):
                 f"max_plate_nesting is {self._nesting}; pass max_plate_nesting={deepest}."
             )
         if wanted:
-            _check(name, msg["fn"])
+            _check(name, msg["fn"], infer)
         elif infer.get("enumerate"):
             msg["infer"] = {key: value for key, value in infer.items() if key != "enumerate"}
         super()._pyro_sample(msg)
@@ -99,7 +99,12 @@ def is_marginal(site: Any) -> bool:
     return site["infer"].get("_enumerate_dim") is not None
 
 
-def _check(name: str, fn: Any) -> None:
+def _check(name: str, fn: Any, infer: Mapping[str, Any]) -> None:
+    if infer.get("num_samples") is not None:
+        raise ProgramError(
+            f"Site '{name}' of the model has infer={{'num_samples': {infer['num_samples']!r}}}, of which Pyro makes a sum over draws that is exact "
+            "in expectation alone, before its logarithm; leave it out, to sum the site out exactly."
+        )
     if not getattr(fn, "has_enumerate_support", False):
         raise ProgramError(
             f"Site '{name}' of the model is to be summed out (infer={{'enumerate': 'parallel'}}), but {family(fn)} has no finite support; "
@@ -133,7 +138,7 @@ class Component:
 
     def log_density(self) -> torch.Tensor:
         """Return log Σ Π of the densities, in the plates that all of them share."""
-        log_probs = [_log_prob(site) for site in self.sites]
+        log_probs = self.log_probs()
         watchers = watching()  # None while a step is recorded, where each operation counts.
         with NoMode() if watchers else nullcontext():
             found = self._contracted(log_probs)
@@ -141,19 +146,39 @@ class Component:
             provenance.combined(found, [(x, _shared_axes(x, found)) for x in log_probs])
         return found
 
+    def log_probs(self) -> list[torch.Tensor]:
+        """Return the log densities of the sites."""
+        return [_log_prob(site) for site in self.sites]
+
     def _contracted(self, log_probs: list[torch.Tensor]) -> torch.Tensor:
-        terms: OrderedDict[frozenset[str], list[torch.Tensor]] = OrderedDict()
-        for site, ordinal, log_prob in zip(self.sites, self.ordinals, log_probs, strict=True):
-            # A view, since what packs it writes on it.
-            terms.setdefault(ordinal, []).append(packed.pack(log_prob[...], site["infer"]["_dim_to_symbol"]))
+        # Views, since what packs them writes on them.
+        terms = [pack(site, log_prob[...]) for site, log_prob in zip(self.sites, log_probs, strict=True)]
+        return packed.unpack(self.contracted(terms, self.ordinals, LogRing()), self.symbol_to_dim)
+
+    def contracted(self, terms: list[torch.Tensor], ordinals: Iterable[frozenset[str]], ring: Ring) -> torch.Tensor:
+        """Return log Σ Π of packed densities, or what else a ring makes of them, packed."""
+        tree: OrderedDict[frozenset[str], list[torch.Tensor]] = OrderedDict()
+        for term, ordinal in zip(terms, ordinals, strict=True):
+            tree.setdefault(ordinal, []).append(term)
         try:
-            (found,) = contract_tensor_tree(terms, set(self.dims), ring=LogRing()).values()
+            (found,) = contract_tensor_tree(tree, set(self.dims), ring=ring).values()
         except (NotImplementedError, ValueError) as error:
             names = [site["name"] for site in self.sites]
             raise ProgramError(
                 f"The sites {listed(names)} cannot be summed out together: {first_line(error)}"
             ) from error
-        return packed.unpack(found[0], self.symbol_to_dim)
+        return found[0]
+
+
+def pack(site: Mapping[str, Any], log_prob: torch.Tensor) -> torch.Tensor:
+    """Return a site's log density with its dimensions named."""
+    try:
+        return packed.pack(log_prob, site["infer"]["_dim_to_symbol"])
+    except ValueError as error:
+        raise ProgramError(
+            f"The log density of site '{site['name']}' has the shape {tuple(log_prob.shape)}, of which a dimension belongs to no plate and to no "
+            "summed site, so that it cannot be summed out; declare the dimension with pyro.plate or .to_event()."
+        ) from error
 
 
 def _shared_axes(log_prob: torch.Tensor, found: torch.Tensor) -> list[int]:
@@ -246,13 +271,17 @@ def sum_out(trace: Any) -> Any:
 
 def summed_sites(trace: Any) -> list[SummedSite]:
     """Return the sites that were summed out of a model's trace."""
-    laws = [site["fn"] for site in trace.nodes.values() if isinstance(site.get("fn"), Marginal)]
     return [
         SummedSite(site["name"], family(site["fn"]), [x.name for x in site["cond_indep_stack"] if x.vectorized])
-        for law in laws
-        for site in law.component.sites
+        for component in components(trace)
+        for site in component.sites
         if is_marginal(site)
     ]
+
+
+def components(trace: Any) -> list[Component]:
+    """Return the components of a model's trace, of which each is a site of it."""
+    return [site["fn"].component for site in trace.nodes.values() if isinstance(site.get("fn"), Marginal)]
 
 
 def _components(trace: Any) -> list[tuple[list[str], frozenset[str]]]:

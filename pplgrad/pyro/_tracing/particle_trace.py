@@ -40,6 +40,9 @@ from pplgrad.pyro._tracing.marginal_sites import Marginal, trace_against, weight
 from pplgrad.pyro._tracing.provenance import Provenance
 from pplgrad.pyro._tracing.relaxations import ExtendedModelMessenger
 
+OTHERWISE = ", or sum it out if it is discrete (infer={'enumerate': 'parallel'})"
+"""What else can be done with a site that only the model has."""
+
 
 @dataclass
 class Traces:
@@ -67,8 +70,8 @@ class Traces:
     """How many dimensions the plates take, if that is known."""
 
     def __post_init__(self) -> None:
-        self.guide_sites = _samples(self.guide)
-        self.model_sites = _samples(self.model)
+        self.guide_sites = samples_of(self.guide)
+        self.model_sites = samples_of(self.model)
 
     def indices(self) -> dict[str, torch.Tensor]:
         """Return the elements of each subsampled plate."""
@@ -183,7 +186,8 @@ def _is_drawn(site: Any) -> bool:
     return isinstance(site["value"], torch.Tensor) and len(site["value"]) < fn.size
 
 
-def _samples(trace: Any) -> list[tuple[str, Any]]:
+def samples_of(trace: Any) -> list[tuple[str, Any]]:
+    """Return the sample sites of a trace by name, without those of plates."""
     return [(n, site) for n, site in trace.nodes.items() if site["type"] == "sample" and not site_is_subsample(site)]
 
 
@@ -204,11 +208,7 @@ def _kind(name: str, site: Any) -> tuple:
 
 def check_match(traces: Traces, nesting: float) -> None:
     """Refuse a guide and a model that do not fit together."""
-    refuse_mismatch(
-        dict(traces.guide_sites),
-        dict(traces.model_sites),
-        ", or sum it out if it is discrete (infer={'enumerate': 'parallel'})",
-    )
+    refuse_mismatch(dict(traces.guide_sites), dict(traces.model_sites), OTHERWISE)
     check_programs(traces.model, traces.guide, nesting)
 
 
