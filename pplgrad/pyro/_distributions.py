@@ -207,6 +207,12 @@ def partly_reparameterized(fn: Any) -> bool:
         fn = fn.base_dist
 
 
+def is_drawn_from_prior(site: Any) -> bool:
+    """Return whether the model may draw a site that the guide does not: its gradient is that along the draw, and whole."""
+    fn = site["fn"]
+    return bool(fn.has_rsample) and not is_discrete(fn) and not partly_reparameterized(fn)
+
+
 def score_squared(name: str, fn: Any, value: torch.Tensor) -> torch.Tensor:
     """Return the squared gradient of log q with respect to the distribution's parameters, summed over them.
 

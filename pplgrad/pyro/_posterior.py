@@ -13,6 +13,7 @@ from pyro.poutine.util import site_is_subsample
 
 from pplgrad.engine.checks import refuse_mismatch
 from pplgrad.errors import ConfigurationError, ProgramError
+from pplgrad.pyro._distributions import is_drawn_from_prior
 from pplgrad.pyro._tracing.host_checks import check_programs
 from pplgrad.pyro._tracing.marginal_sites import components, trace_against
 from pplgrad.pyro._tracing.particle_trace import OTHERWISE, samples_of, without_shapes
@@ -116,7 +117,7 @@ def _given_one_draw(
     """Return what is asked for given one draw of the guide."""
     guide_trace = _trace_of(guide, args, kwargs)
     trace = trace_against(model, guide_trace, nesting, args, kwargs)
-    refuse_mismatch(dict(samples_of(guide_trace)), dict(samples_of(trace)), OTHERWISE)
+    refuse_mismatch(dict(samples_of(guide_trace)), dict(samples_of(trace)), is_drawn_from_prior, OTHERWISE)
     check_programs(trace, guide_trace, nesting)
     found: dict[str, torch.Tensor] = {}
     if draws:

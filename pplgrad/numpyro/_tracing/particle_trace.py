@@ -145,7 +145,7 @@ def run_particle(
         model_trace = trace(substitute(replayed, data=params)).get_trace(*args, **kwargs)
     static.model_flows = messenger.flows
     mutable.update({name: site["value"] for name, site in model_trace.items() if site["type"] == "mutable"})
-    refuse_mismatch(_sample_sites(guide_trace), _sample_sites(model_trace))
+    refuse_mismatch(_sample_sites(guide_trace), _sample_sites(model_trace), lambda site: is_reparameterized(site["fn"]))
     if intervene is None:
         host_checks(model_trace, _without_time(guide_trace, static))
     again = jax.random.fold_in(reused(guide_seed), 1)

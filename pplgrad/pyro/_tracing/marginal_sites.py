@@ -258,6 +258,7 @@ def sum_out(trace: Any) -> Any:
     result = trace.copy()
     for names, dims in _components(trace):
         component = _component(trace, names, dims)
+        _refuse_draws_at_all_values(component)
         for name in names:
             site = trace.nodes[name]
             result.remove_node(name)
@@ -267,6 +268,20 @@ def sum_out(trace: Any) -> Any:
         node = _node(component, [name for name in names if name in summed])
         result.add_node(node["name"], **node)
     return result
+
+
+def _refuse_draws_at_all_values(component: Component) -> None:
+    """Refuse a site that the model draws, and not the guide, given a summed one: it has a draw for each value of that."""
+    for site in component.sites:
+        value, names = site["value"], site["infer"]["_dim_to_symbol"]
+        batch = value.shape[: value.dim() - site["fn"].event_dim]
+        if not (site["is_observed"] or is_marginal(site)) and any(
+            size > 1 and names.get(i - len(batch)) in component.dims for i, size in enumerate(batch)
+        ):
+            raise ProgramError(
+                f"Site '{site['name']}' is drawn in the model alone, given a site that is summed out, so that it has another value for each of that "
+                "site's; draw it in the guide."
+            )
 
 
 def summed_sites(trace: Any) -> list[SummedSite]:
