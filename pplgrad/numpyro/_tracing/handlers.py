@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from pplgrad.core.site_info import SiteInfo
 from pplgrad.engine.checks import refuse_model_estimator
 from pplgrad.errors import ProgramError
 from pplgrad.estimators.relaxed import Relaxation
-from pplgrad.numpyro._compat import is_handed_out, replay_branches, reused, tag, unmasked
+from pplgrad.numpyro._compat import is_handed_out, mark, replay_branches, reused, tag, unmasked
 from pplgrad.numpyro._distributions import categories, elements, family, is_relaxable, is_reparameterized
 from pplgrad.numpyro._tracing.control_flow import FlowMessenger
 from pplgrad.numpyro._tracing.logits import with_stable_logits
@@ -55,8 +55,11 @@ class SiteMessenger(FlowMessenger):
         intervene: Intervene | None = None,
         extended: set[str] | None = None,
         arguments: tuple[tuple, Mapping[str, Any]] = ((), {}),
+        drawn: Collection[str] = (),
     ) -> None:
         super().__init__()
+        # What the guide draws, where this one stands in the model.
+        self._drawn = drawn
         self._arguments = arguments
         self._key = key
         # Sites whose densities are extended to weights: noted in the guide, obeyed in the model.
@@ -67,7 +70,7 @@ class SiteMessenger(FlowMessenger):
 
     def copy(self) -> SiteMessenger:
         return SiteMessenger(
-            self._resolve, self._estimators, self._key, self._intervene, self.extended, self._arguments
+            self._resolve, self._estimators, self._key, self._intervene, self.extended, self._arguments, self._drawn
         )
 
     def enter_bodies(self, msg: Any, inner: FlowMessenger) -> None:
@@ -115,6 +118,14 @@ class SiteMessenger(FlowMessenger):
                 self._intervene(name, msg, key, self.inside)
             if isinstance(unmasked(msg["fn"]), Extended):
                 self.extended.add(name)
+        elif name not in self._drawn:
+            if self.inside:
+                raise ProgramError(
+                    f"Site '{name}' is drawn by the model alone, in the body of a scan or cond, where its draws are not followed; draw it in the "
+                    "guide as well, or observe it."
+                )
+            msg["value"] = mark(name, msg["value"])
+            return
         msg["value"] = tag(name, msg["value"])
 
 

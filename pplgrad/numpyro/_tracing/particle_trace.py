@@ -68,6 +68,8 @@ class ParticleTrace:
     extended: set[str] = field(default_factory=set)
     reparameterized: set[str] = field(default_factory=set)
     closed: dict[str, str] = field(default_factory=dict)
+    from_prior: list[str] = field(default_factory=list)
+    """The sites that the model alone draws."""
 
     def site_plates(self) -> dict[str, SitePlates]:
         """Return the plates of each latent site of the guide, and where they are in its value."""
@@ -138,7 +140,8 @@ def run_particle(
     mutable = {name: site["value"] for name, site in guide_trace.items() if site["type"] == "mutable"}
     params.update(mutable)
     static.extended = messenger.extended
-    messenger = SiteMessenger(None, {}, model_seed, None, static.extended)
+    drawn = _sample_sites(guide_trace).keys()
+    messenger = SiteMessenger(None, {}, model_seed, None, static.extended, drawn=drawn)
     with messenger:
         draws = {name: site for name, site in guide_trace.items() if site["type"] not in ("param", "mutable")}
         replayed = replay(seed(_checked(model), model_seed), draws)
@@ -146,6 +149,9 @@ def run_particle(
     static.model_flows = messenger.flows
     mutable.update({name: site["value"] for name, site in model_trace.items() if site["type"] == "mutable"})
     refuse_mismatch(_sample_sites(guide_trace), _sample_sites(model_trace), lambda site: is_reparameterized(site["fn"]))
+    static.from_prior = [
+        name for name, site in _sample_sites(model_trace).items() if not (site["is_observed"] or name in drawn)
+    ]
     if intervene is None:
         host_checks(model_trace, _without_time(guide_trace, static))
     again = jax.random.fold_in(reused(guide_seed), 1)
