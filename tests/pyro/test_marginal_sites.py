@@ -148,7 +148,7 @@ REFUSED = {
     "not asked for": (small(), {}, "sum it out if it is discrete"),
     "sequential": (small(enumerate="sequential"), {}, "sum it out if it is discrete"),
     "no finite support": (small("Poisson", enumerate="parallel"), {}, "Site 'k'.*Poisson has no finite support"),
-    "drawn values": (small(enumerate="parallel", num_samples=4), {}, "Site 'k'.*num_samples=4.*leave it out"),
+    "drawn values": (small(enumerate="parallel", num_samples=4), {}, "Site 'k'.*num_samples': 4.*leave it out"),
     "other scales": (
         small(scale=2.0, enumerate="parallel"),
         {},
