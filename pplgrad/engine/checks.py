@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from pplgrad.core.estimator import Estimator
@@ -13,11 +13,15 @@ from pplgrad.engine.layout import Layout
 from pplgrad.errors import ConfigurationError, EstimatorError, ImpossibleValueError, ProgramError, first_line, listed
 
 
-def refuse_mismatch(guide: Mapping[str, Mapping], model: Mapping[str, Mapping], otherwise: str = "") -> None:
+def refuse_mismatch(
+    guide: Mapping[str, Mapping],
+    model: Mapping[str, Mapping],
+    from_prior: Callable[[Any], bool],
+) -> None:
     """Refuse a latent site that only one of guide and model has, and an estimator on an observed guide site.
 
-    Both map names of sample sites (without those of plates) to messages with `is_observed` and `infer`. `otherwise` is what else can be done
-    with a discrete site that only the model has.
+    A site that only the model has is let through if the model may draw it `from_prior`, as both libraries do.
+    Both map names of sample sites (without those of plates) to messages with `is_observed` and `infer`.
     """
     in_guide = [name for name, site in guide.items() if not site["is_observed"]]
     in_model = [name for name, site in model.items() if not site["is_observed"]]
@@ -28,10 +32,10 @@ def refuse_mismatch(guide: Mapping[str, Mapping], model: Mapping[str, Mapping], 
                 f"with infer={{'is_auxiliary': True}}. The model's latent sites are: {listed(in_model)}."
             )
     for name in in_model:
-        if name not in guide:
+        if name not in guide and not from_prior(model[name]):
             raise ProgramError(
-                f"Site '{name}' is in the model but not in the guide; draw it in the guide as well, or observe it{otherwise}. "
-                f"The guide's latent sites are: {listed(in_guide)}."
+                f"Site '{name}' is in the model but not in the guide; draw it in the guide as well, or observe it, or sum it out if it is discrete "
+                f"(infer={{'enumerate': 'parallel'}}). The guide's latent sites are: {listed(in_guide)}."
             )
     for name, site in guide.items():
         if site["is_observed"] and "estimator" in site["infer"]:
@@ -98,6 +102,17 @@ def refuse_misuse(layout: Layout, misused: Mapping[str, str], cut: Mapping[str, 
                 "estimate is biased; compute with the value itself (a discrete draw has no gradient of its own to be stopped), and what is "
                 "continuous with functions that say so (maximum, clamp, leaky_relu, and no comparison); or use ScoreFunction() or "
                 f"LocalExpectation() {where}."
+            )
+
+
+def refuse_lost_in_model(names: Collection[str], lost: Mapping[str, tuple[str, str]]) -> None:
+    """Refuse a draw of the model's prior on which a cost depends without a derivative; `lost` maps sites to a cost and an operation."""
+    for name, (cost, operation) in lost.items():
+        if name in names:
+            raise ProgramError(
+                f"Site '{name}' is drawn in the model alone, and the log density of '{cost}' depends on it only through an operation that has no "
+                f"derivative ({operation}), so that the gradient of the prior's parameters would be biased; draw '{name}' in the guide as well, "
+                "or compute with functions of its value that are continuous and have a derivative."
             )
 
 

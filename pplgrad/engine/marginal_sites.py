@@ -55,6 +55,22 @@ def no_finite_support(name: str, family: str) -> ProgramError:
     )
 
 
+def drawn_given_sum(name: str) -> ProgramError:
+    """Return the error for a site that the model draws, and not the guide, given a summed one."""
+    return ProgramError(
+        f"Site '{name}' is drawn in the model alone, given a site that is summed out, so that it has another value for each of that site's; "
+        "draw it in the guide."
+    )
+
+
+def sum_over_draws(name: str, num_samples: Any) -> ProgramError:
+    """Return the error for a site that is to be summed out over draws, not over its values."""
+    return ProgramError(
+        f"Site '{name}' of the model has infer={{'num_samples': {num_samples!r}}}, which asks for a sum over draws that is exact "
+        "in expectation alone, before its logarithm; leave it out, to sum the site out exactly."
+    )
+
+
 def joint_values(name: str, family: str) -> ProgramError:
     """Return the error for a site that is to be summed out and has several elements in one event."""
     return ProgramError(

@@ -34,6 +34,7 @@ NumPyroOptim = _NumPyroOptim
 """What every optimizer of NumPyro is one of."""
 
 _TAG = "pplgrad:"
+_MARK = "pplgrad-model:"
 
 TRACING_ERRORS: tuple[type[Exception], ...] = (
     jax.errors.ConcretizationTypeError,
@@ -49,14 +50,28 @@ def tag(name: str, value: Any) -> Any:
     return jax.tree.map(lambda x: checkpoint_name(x, _TAG + name), value)
 
 
+def mark(name: str, value: Any) -> Any:
+    """Return the value of a site that only the model draws, recognisable in the program's jaxpr; what it was computed from stays known."""
+    return jax.tree.map(lambda x: checkpoint_name(x, _MARK + name), value)
+
+
+def mark_of(equation: Any) -> str | None:
+    """Return the site's name if an equation of a jaxpr marks a site that only the model draws."""
+    return _name_of(equation, _MARK)
+
+
 def tag_of(equation: Any) -> str | None:
     """Return the site's name if an equation of a jaxpr is a tag."""
+    return _name_of(equation, _TAG)
+
+
+def _name_of(equation: Any, prefix: str) -> str | None:
     name = None
     if equation.primitive.name == "name":
         name = equation.params.get("name")
     elif type(_object_of(equation)).__name__ == "CheckpointName":
         name = _object_of(equation).params["name"]
-    return name[len(_TAG) :] if isinstance(name, str) and name.startswith(_TAG) else None
+    return name[len(prefix) :] if isinstance(name, str) and name.startswith(prefix) else None
 
 
 @lru_cache

@@ -3,7 +3,8 @@
 `TraceGrad_ELBO` is the ELBO, and `config_estimators` wraps a guide with estimators. `black_box` calls a function of NumPy arrays
 element by element. `check_gradients` certifies that a gradient is unbiased, and `choose_estimators` selects estimators by
 measurement. `split_optimizer` gives learned baselines a learning rate of their own, `is_baseline_param` recognises their
-parameters, and `joint_optimizer` updates many parameters in one call.
+parameters, and `joint_optimizer` updates many parameters in one call. `summed_posterior` gives the posterior of sites that are summed
+out.
 """
 
 from pplgrad.pyro._baselines import is_baseline_param
@@ -13,6 +14,7 @@ from pplgrad.pyro._diagnostics.choose import choose_estimators
 from pplgrad.pyro._elbo import TraceGrad_ELBO
 from pplgrad.pyro._guide import config_estimators
 from pplgrad.pyro._optim import joint_optimizer, split_optimizer
+from pplgrad.pyro._posterior import summed_posterior
 
 __all__ = [
     "TraceGrad_ELBO",
@@ -23,4 +25,5 @@ __all__ = [
     "is_baseline_param",
     "joint_optimizer",
     "split_optimizer",
+    "summed_posterior",
 ]

@@ -13,6 +13,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.ops.einsum.adjoint import require_backward
 from pyro.optim import PyroOptim
 from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.runtime import _ENUM_ALLOCATOR, _PYRO_STACK
@@ -117,6 +118,27 @@ def other_handlers() -> list[str]:
 def enumerate_from(dim: int) -> None:
     """Let the next enumerated site have a dimension, and those after it the dimensions to its left."""
     _ENUM_ALLOCATOR.set_first_available_dim(dim)
+
+
+def ask_for_indices(term: torch.Tensor) -> None:
+    """Let what goes back through the messages of a ring note at which indices of a packed tensor it is."""
+    require_backward(term)
+
+
+def indices_back(
+    total: torch.Tensor, terms: Sequence[torch.Tensor], dims: Sequence[str]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Go back through the messages of a ring (its samples, or its maxima), and yield where each tensor is along a dimension.
+
+    These are numbers, and the names of their dimensions.
+    """
+    total._pyro_backward()  # type: ignore[attr-defined]
+    for term, dim in zip(terms, dims, strict=True):
+        found: Any = term._pyro_backward_result  # type: ignore[attr-defined]
+        if found is None or dim not in found._pyro_sample_dims:  # A dimension of one value.
+            yield "", torch.zeros((), dtype=torch.long, device=term.device)
+        else:
+            yield found._pyro_dims[1:], found[found._pyro_sample_dims.index(dim)]
 
 
 class _Kept(dict):

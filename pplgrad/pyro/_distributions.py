@@ -69,6 +69,14 @@ def unmasked(fn: Any) -> Any:
     return fn
 
 
+def mask_of(fn: Any) -> Any:
+    """Return which elements the masks leave that `mask` wrapped around a distribution, or None."""
+    mask = None
+    while isinstance(fn, MaskedDistribution):
+        mask, fn = fn._mask if mask is None else mask & fn._mask, fn.base_dist
+    return mask
+
+
 def counted_parts(fn: Any) -> tuple[Any, torch.Tensor] | None:
     """Return the distribution of one element and its values, as numbers also where they are one-hot vectors, or None."""
     base = fn
@@ -197,6 +205,12 @@ def partly_reparameterized(fn: Any) -> bool:
         if not hasattr(fn, "base_dist") or not hasattr(type(fn.base_dist), "score_parts"):
             return False
         fn = fn.base_dist
+
+
+def is_drawn_from_prior(site: Any) -> bool:
+    """Return whether the model may draw a site that the guide does not: its gradient is that along the draw, and whole."""
+    fn = site["fn"]
+    return bool(fn.has_rsample) and not is_discrete(fn) and not partly_reparameterized(fn)
 
 
 def score_squared(name: str, fn: Any, value: torch.Tensor) -> torch.Tensor:

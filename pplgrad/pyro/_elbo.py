@@ -21,7 +21,7 @@ from pplgrad.core.estimator import Estimator
 from pplgrad.core.objectives import ELBO, MultiSample, Objective, ReweightedWakeSleep
 from pplgrad.core.program import Program
 from pplgrad.core.sites import Run
-from pplgrad.engine.checks import checked_objective, checked_parallel, refuse_lost, refuse_misuse
+from pplgrad.engine.checks import checked_objective, checked_parallel, refuse_lost, refuse_lost_in_model, refuse_misuse
 from pplgrad.engine.closed_forms import ClosedForms
 from pplgrad.engine.description import Description, describe
 from pplgrad.engine.layout import Layout
@@ -201,7 +201,7 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
         layout = known.layout(traces, run, provenance, self.objective)
         if provenance is not None and traces.particles > 1:
             host = self._branches(program, traces, layout, run, provenance)
-            refuse_interaction(layout, run.costs, provenance, partial(host.alone, traces.guide))
+            refuse_interaction(layout, run.costs, provenance, partial(host.alone, traces.guide, traces.model))
         return layout
 
     def _bound(self, program: Program, known: Structure | None) -> float:
@@ -432,12 +432,15 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
             layouts.append(known.layout(traces, run, provenance, self.objective))
             refuse_misuse(layouts[-1], known.misused, known.cut)
             refuse_lost(traces.estimators, known.lost)
+            refuse_lost_in_model(traces.from_prior(), known.lost)
             run.indices.update(traces.indices() if any(site.plates for site in layouts[-1].sites) else {})
             runs.append(run)
             traced.append(traces)
             branches.append(self._branches(program, traces, layouts[-1], run, provenance))
             if provenance is not None and traces.particles > 1:
-                refuse_interaction(layouts[-1], run.costs, provenance, partial(branches[-1].alone, traces.guide))
+                refuse_interaction(
+                    layouts[-1], run.costs, provenance, partial(branches[-1].alone, traces.guide, traces.model)
+                )
             if provenance is not None and self.num_particles > traces.particles:
                 alone = baselines_of(self._networks, layouts[-1:], [run], [traces], provenance, program)
                 if alone is not None:

@@ -399,7 +399,11 @@ REFUSED = {
     "no finite support": (small("Poisson", **SUM), {}, "Site 'k'.*Poisson has no finite support"),
     "several in one event": (small("event", **SUM), {}, "Site 'k'.*its event.*put the elements into a plate"),
     "a sum over all values": (small(**SUM), {}, "'k' is summed out.*the density of site '[bx]' may mix them"),
-    "sorted values": (mixing(lambda k: jnp.sort(k, 0) if k.ndim else k), {}, "'k' is summed out.*the density of site 'x' may mix them"),
+    "sorted values": (
+        mixing(lambda k: jnp.sort(k, 0) if k.ndim else k),
+        {},
+        "'k' is summed out.*the density of site 'x' may mix them",
+    ),
     "a mean of all values": (mixing(lambda k: k - k.mean()), {}, "the density of site 'x' may mix them"),
     "a sum inside a scan": (mixing_in_scan, {}, "'k' is summed out.*may mix them"),
     "control flow of Python": (steered, {}, "'k' is summed out.*Python control flow"),

@@ -26,6 +26,10 @@ NAMES = [
     ("pyro.poutine.enum_messenger", "EnumMessenger", "_tracing/marginal_sites.py lets sites take all their values at once by it"),
     ("pyro.ops.contract", "contract_tensor_tree", "_tracing/marginal_sites.py sums products of densities by it"),
     ("pyro.ops.rings", "LogRing", "_tracing/marginal_sites.py sums products of densities in it"),
+    ("pyro.ops.rings", "MapRing", "_tracing/posterior_of_sums.py finds most probable values in it"),
+    ("pyro.ops.rings", "SampleRing", "_tracing/posterior_of_sums.py draws joint samples in it"),
+    ("pyro.ops.einsum.adjoint", "require_backward", "ask_for_indices() in _compat.py asks by it at which values a maximum or a sample is"),
+    ("pyro.distributions.torch_distribution", "MaskedDistribution", "mask_of() in _distributions.py reads its `_mask`"),
     ("pyro.ops.packed", "pack", "_tracing/marginal_sites.py names the dimensions of densities by it"),
     ("pyro.poutine.block_messenger", "BlockMessenger", "other_handlers() in _compat.py leaves it out"),
     ("pyro.poutine.trace_messenger", "TraceMessenger", "other_handlers() in _compat.py leaves it out"),
@@ -75,6 +79,34 @@ def test_an_enumerating_handler_keeps_the_depth_of_markov_sites():
     assert set(handler._markov_depths) == set(handler._value_dims) == {"z0", "z1"}, (
         "EnumMessenger keeps the markov depths and the dimensions of values elsewhere than in `_markov_depths` and `_value_dims`; "
         "MarginalMessenger in _tracing/marginal_sites.py notes those of sites that are not enumerated."
+    )
+
+
+def test_rings_go_back_to_indices():
+    from collections import OrderedDict
+
+    from pyro.ops.contract import contract_tensor_tree
+    from pyro.ops.rings import MapRing
+
+    x = torch.tensor([[0.0, 2.0], [3.0, 1.0]])
+    x._pyro_dims = "ab"
+    internals.ask_for_indices(x)
+    ((found,),) = contract_tensor_tree(
+        OrderedDict({frozenset("a"): [x]}), {"b"}, ring=MapRing(dim_to_size={"a": 2, "b": 2})
+    ).values()
+    ((dims, index),) = internals.indices_back(found, [x], ["b"])
+    assert (dims, index.tolist()) == ("a", [1, 0]), (
+        "Pyro's rings keep elsewhere than in `_pyro_backward`, `_pyro_backward_result`, `_pyro_sample_dims` and `_pyro_dims` at which values a "
+        "maximum or a sample is; indices_back() in _compat.py reads them."
+    )
+
+
+def test_a_masked_distribution_keeps_its_mask():
+    from pplgrad.pyro._distributions import mask_of
+
+    mask = torch.tensor([True, False])
+    assert torch.equal(mask_of(dist.Bernoulli(torch.ones(2)).mask(mask)), mask), (
+        "Pyro's MaskedDistribution keeps its mask elsewhere than in `_mask`; mask_of() in _distributions.py reads it."
     )
 
 

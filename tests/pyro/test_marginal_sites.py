@@ -148,6 +148,7 @@ REFUSED = {
     "not asked for": (small(), {}, "sum it out if it is discrete"),
     "sequential": (small(enumerate="sequential"), {}, "sum it out if it is discrete"),
     "no finite support": (small("Poisson", enumerate="parallel"), {}, "Site 'k'.*Poisson has no finite support"),
+    "drawn values": (small(enumerate="parallel", num_samples=4), {}, "Site 'k'.*num_samples': 4.*leave it out"),
     "other scales": (
         small(scale=2.0, enumerate="parallel"),
         {},
@@ -166,7 +167,7 @@ def test_what_cannot_be_summed_is_refused(name):
 
 
 def test_a_sum_that_is_too_large_is_refused(monkeypatch):
-    monkeypatch.setattr("pplgrad.pyro._tracing.marginal_sites._MOST", 900)
+    monkeypatch.setattr("pplgrad.pyro._tracing.marginal_sites.MOST", 900)
 
     def model():
         total = 0

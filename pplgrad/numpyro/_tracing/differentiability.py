@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from pplgrad.numpyro._compat import has_own_derivative, jax_function_of, origin_of, sub_jaxprs, while_of
+from pplgrad.numpyro._compat import has_own_derivative, jax_function_of, mark_of, origin_of, sub_jaxprs, while_of
 from pplgrad.numpyro._tracing.continuous_operations import BODIES, CONTINUOUS, jumping_outputs
 from pplgrad.numpyro._tracing.control_dependence import NO_SITES, Sites, Steering, is_float, reads_fractions
 
@@ -32,6 +32,11 @@ class _Lost(Steering):
         # The model draws what the guide drew.
         self.before.setdefault(name, set()).update(site for site, _ in before if site != name)
         return super()._drawn(name, before)
+
+    def _through(self, equation: Any, operands: list[Sites]) -> list[Sites]:
+        found, name = super()._through(equation, operands), mark_of(equation)
+        # A draw of the model's follows what it was computed from, and is one itself.
+        return found if name is None else [sites | super(_Lost, self)._drawn(name, NO_SITES) for sites in found]
 
     def _judged(self, equation: Any, kind: str, operands: list[Sites]) -> tuple[list[bool], str] | None:
         nothing = [False] * len(equation.outvars)

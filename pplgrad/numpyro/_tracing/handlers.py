@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from pplgrad.core.site_info import SiteInfo
 from pplgrad.engine.checks import refuse_model_estimator
 from pplgrad.errors import ProgramError
 from pplgrad.estimators.relaxed import Relaxation
-from pplgrad.numpyro._compat import is_handed_out, replay_branches, reused, tag, unmasked
+from pplgrad.numpyro._compat import is_handed_out, mark, replay_branches, reused, tag, unmasked
 from pplgrad.numpyro._distributions import categories, elements, family, is_relaxable, is_reparameterized
 from pplgrad.numpyro._tracing.control_flow import FlowMessenger
 from pplgrad.numpyro._tracing.logits import with_stable_logits
@@ -55,8 +55,11 @@ class SiteMessenger(FlowMessenger):
         intervene: Intervene | None = None,
         extended: set[str] | None = None,
         arguments: tuple[tuple, Mapping[str, Any]] = ((), {}),
+        drawn: Collection[str] = (),
     ) -> None:
         super().__init__()
+        # What the guide draws, where this one stands in the model.
+        self._drawn = drawn
         self._arguments = arguments
         self._key = key
         # Sites whose densities are extended to weights: noted in the guide, obeyed in the model.
@@ -67,7 +70,7 @@ class SiteMessenger(FlowMessenger):
 
     def copy(self) -> SiteMessenger:
         return SiteMessenger(
-            self._resolve, self._estimators, self._key, self._intervene, self.extended, self._arguments
+            self._resolve, self._estimators, self._key, self._intervene, self.extended, self._arguments, self._drawn
         )
 
     def enter_bodies(self, msg: Any, inner: FlowMessenger) -> None:
@@ -115,6 +118,9 @@ class SiteMessenger(FlowMessenger):
                 self._intervene(name, msg, key, self.inside)
             if isinstance(unmasked(msg["fn"]), Extended):
                 self.extended.add(name)
+        elif name not in self._drawn:
+            msg["value"] = mark(name, msg["value"])
+            return
         msg["value"] = tag(name, msg["value"])
 
 
@@ -122,7 +128,7 @@ class SummingMessenger(SiteMessenger):
     """Sees every site of a model in which sites are summed out as `plan` says: tags the guide's draws, and all values of summed sites."""
 
     def __init__(self, key: jax.Array, extended: set[str], plan: Any) -> None:
-        super().__init__(None, {}, key, None, extended)
+        super().__init__(None, {}, key, None, extended, drawn=plan.drawn_outside)
         self._plan = plan
 
     def copy(self) -> SummingMessenger:
@@ -135,11 +141,14 @@ class SummingMessenger(SiteMessenger):
         self._plan.hand_in(msg, inner)
 
     def postprocess_message(self, msg: Any) -> None:
-        # What goes into an enumerated scan was tagged before it.
-        if msg["type"] == "sample" and self.name_of(msg["name"]) in self._plan.drawn_outside:
+        # What goes into an enumerated scan was tagged before it: nothing is tagged there.
+        if msg["type"] != "sample":
+            return
+        if self._plan.is_summed(msg):
+            if not (self.inside or is_handed_out(msg)):
+                msg["value"] = tag(msg["name"], msg["value"])
+        elif not self._plan.in_scan(self.name_of(msg["name"])):
             super().postprocess_message(msg)
-        elif msg["type"] == "sample" and not (self.inside or is_handed_out(msg)) and self._plan.is_summed(msg):
-            msg["value"] = tag(msg["name"], msg["value"])
 
 
 def make_constant(site: Any, estimator: Estimator) -> None:

@@ -23,10 +23,12 @@ from numpyro.primitives import Messenger
 
 from pplgrad.engine.marginal_sites import (
     MOST,
+    drawn_given_sum,
     joined,
     joint_values,
     no_finite_support,
     short,
+    sum_over_draws,
     too_large,
     two_scales,
 )
@@ -110,6 +112,8 @@ def _batch_shape(site: Any) -> tuple[int, ...]:
 
 def _check(name: str, site: Any, flow: Flow | None) -> None:
     """Refuse a site that cannot be summed out."""
+    if site["infer"].get("num_samples") is not None:
+        raise sum_over_draws(name, site["infer"]["num_samples"])
     fn = unmasked(site["fn"])
     with jax.ensure_compile_time_eval():
         parts = finite_parts(fn)
@@ -257,6 +261,8 @@ def _sum_out(trace: Sites, plan: Enumeration, guide: Sites) -> dict[str, Any]:
         _check_size(site)
         dims[name] = _dims(site, plan)
         marks[name] = frozenset(map(root, dims[name].summed))
+        if marks[name] and not (site["is_observed"] or plan.is_summed(site) or root(name) in plan.drawn):
+            raise drawn_given_sum(name)
         if plan.is_summed(site) or plan.in_scan(name):
             marks[name] |= {root(name)}
     result = dict(trace)

@@ -10,8 +10,9 @@ from numpyro.handlers import replay, seed, substitute, trace
 
 from pplgrad.core.program import Program
 from pplgrad.engine.checks import refuse_mismatch
-from pplgrad.errors import ConfigurationError
+from pplgrad.errors import ConfigurationError, ProgramError
 from pplgrad.numpyro._compat import host_checks
+from pplgrad.numpyro._distributions import is_reparameterized
 from pplgrad.numpyro._tracing.control_flow import Flow
 from pplgrad.numpyro._tracing.handlers import ModelInferMessenger, SiteMessenger, SummingMessenger
 
@@ -37,16 +38,21 @@ def model_trace(
     """
     guide, extended = drawn.trace, drawn.extended
     draws = {name: site for name, site in guide.items() if site["type"] not in ("param", "mutable")}
-    messenger = SiteMessenger(None, {}, key, None, extended)
+    names = sample_sites(guide).keys()
+    messenger = SiteMessenger(None, {}, key, None, extended, drawn=names)
     with messenger:
         found = trace(_against(program, key, params, draws, ModelInferMessenger())).get_trace(
             *program.args, **program.kwargs
         )
     summed = frozenset(name for name, site in sample_sites(found).items() if _is_to_be_summed(site, guide))
     others = {name: site for name, site in found.items() if name not in summed}
-    refuse_mismatch(
-        sample_sites(guide), sample_sites(others), ", or sum it out if it is discrete (infer={'enumerate': 'parallel'})"
-    )
+    refuse_mismatch(sample_sites(guide), sample_sites(others), lambda site: is_reparameterized(site["fn"]))
+    for name in sample_sites(others).keys() & messenger.flows.keys() - names:
+        if not others[name]["is_observed"]:
+            raise ProgramError(
+                f"Site '{name}' is drawn by the model alone, in the body of a scan or cond, where its draws are not followed; draw it in the "
+                "guide as well, or observe it."
+            )
     if check:
         host_checks(others, _without_time(drawn, messenger.flows))
     if not summed:

@@ -74,6 +74,8 @@ class ParticleTrace:
     # Of densities that are summed together: where the values of the summed sites are in the numbers, and each one's dimensions.
     variables: dict[str, SitePlates] = field(default_factory=dict)
     factors: dict[str, list[tuple[str, Dims]]] = field(default_factory=dict)
+    from_prior: list[str] = field(default_factory=list)
+    """The sites that the model alone draws."""
 
     def site_plates(self) -> dict[str, SitePlates]:
         """Return the plates of each latent site of the guide, and where they are in its value."""
@@ -147,6 +149,9 @@ def run_particle(
     drawn = Drawn(guide_trace, static.guide_flows, static.extended)
     against, static.model_flows = model_trace(program, model_seed, params, drawn, check=intervene is None)
     mutable.update({name: site["value"] for name, site in against.items() if site["type"] == "mutable"})
+    static.from_prior = [
+        name for name, site in sample_sites(against).items() if not (site["is_observed"] or name in guide_trace)
+    ]
     again = jax.random.fold_in(reused(guide_seed), 1)
     return _collected(static, guide_trace, against, mutable, params, again, counting), static
 

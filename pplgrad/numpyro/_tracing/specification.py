@@ -9,7 +9,7 @@ import jax
 
 from pplgrad.core.plates import AFTER, BEFORE, EVERY, OWN, SAME, WHOLE, Plate, Read
 from pplgrad.core.sites import CostSpec, SiteSpec
-from pplgrad.engine.checks import moving_support, refuse_lost
+from pplgrad.engine.checks import moving_support, refuse_lost, refuse_lost_in_model
 from pplgrad.engine.marginal_sites import mixed_values
 from pplgrad.errors import ProgramError
 from pplgrad.numpyro._compat import PREVIOUS, root
@@ -235,10 +235,14 @@ def refuse_jumps(static: ParticleTrace, arrays: ParticleOutputs, closed: Any, re
         for name, estimator in static.estimators.items()
         if name in values and name not in points and not (estimator.uses_score or estimator.relaxes)
     ]
-    if followed and may_lose(closed.jaxpr):
+    if (followed or static.from_prior) and may_lose(closed.jaxpr):
         moved = {name for name in followed if reached()[values[name]]}
+        held: Any = {name: arrays.probes["model:" + name] for name in static.from_prior}
+        moved |= {name for name, probes in held.items() if any(reached()[number] for number in probes)}
         costs: Any = [*arrays.guide_costs.items(), *arrays.model_costs.items()]
-        refuse_lost(static.estimators, lost_paths(closed, moved, points, costs))
+        lost = lost_paths(closed, moved, points, costs)
+        refuse_lost(static.estimators, lost)
+        refuse_lost_in_model(static.from_prior, lost)
 
 
 def outputs_with_gradient(arrays: ParticleOutputs, closed: Any, key: Any, params: Mapping[str, Any]) -> list[bool]:

@@ -38,6 +38,7 @@ from pplgrad.pyro._distributions import (
 )
 from pplgrad.pyro._recording import is_recording, moved_generators
 from pplgrad.pyro._rerun.comparison import compare_rows, refuse_another_run, refuse_interaction, values_at
+from pplgrad.pyro._rerun.enumeration import Fixed
 from pplgrad.pyro._tracing.handlers import axes_of
 from pplgrad.pyro._tracing.host_checks import PARTICLES, Nesting, at_other_values, broadcasting
 from pplgrad.pyro._tracing.marginal_sites import trace_against, weight_of
@@ -369,17 +370,20 @@ class PyroBranches:
             traces = self._run(replace, temperatures, particles * count, depth, provenance)
             every = self._costs(*traces, None, particles * count, depth)
         if provenance is not None:
-            refuse_interaction(self._layout, every, provenance, partial(self.alone, traces[0]))
+            refuse_interaction(self._layout, every, provenance, partial(self.alone, *traces))
         elif self._given is not None and not self._vectorized:
-            compare_rows(self._layout, every, partial(self.alone, traces[0], temperatures=temperatures))
+            compare_rows(self._layout, every, partial(self.alone, *traces, temperatures=temperatures))
         return [x.reshape(particles, count, *x.shape[1:]) for x in every]
 
-    def alone(self, guide: Any, row: int, temperatures: Mapping[str, Any] | None = None) -> list[torch.Tensor] | None:
+    def alone(
+        self, guide: Any, model: Any, row: int, temperatures: Mapping[str, Any] | None = None
+    ) -> list[torch.Tensor] | None:
         """Return the costs of a row of particles or branches by itself, at its own draws; None if the program cannot run so."""
         values = values_at(guide, row)
+        own = values_at(model, row, self._traces.from_prior())
         try:
             with moved_generators(), torch.random.fork_rng(devices=self._traces.rng_devices()), torch.no_grad():
-                traces = self._run(lambda name, fresh, event: values[name], temperatures, 1, None)
+                traces = self._run(lambda name, fresh, event: values[name], temperatures, 1, None, own=own)
                 return self._costs(*traces, None)
         except (RuntimeError, IndexError, ValueError, KeyError, TypeError, AssertionError):
             return None
@@ -403,8 +407,12 @@ class PyroBranches:
         rows: int,
         depth: int | None,
         provenance: Provenance | None = None,
+        own: Mapping[str, torch.Tensor] | None = None,
     ) -> tuple[Any, Any]:
-        """Return the traces of guide and model with `replace` standing outside of everything."""
+        """Return the traces of guide and model with `replace` standing outside of everything.
+
+        The model draws anew what it alone draws, unless it is given the values (`own`).
+        """
         model, guide, args, kwargs = self._program
 
         def plated(function: Callable) -> Callable:
@@ -430,7 +438,7 @@ class PyroBranches:
             guide_trace = poutine.trace(plated(guide)).get_trace(*args, **kwargs)
         wide = [name for name, node in guide_trace.nodes.items() if isinstance(node.get("fn"), Extended)]
         nesting = self._traces.nesting if depth is None else depth
-        with Intervention(self._traces.model), ExtendedModelMessenger(wide):
+        with Intervention(self._traces.model), Fixed(own or {}), ExtendedModelMessenger(wide):
             return guide_trace, trace_against(plated(model), guide_trace, nesting, args, kwargs)
 
     def _costs(

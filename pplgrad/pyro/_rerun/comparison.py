@@ -7,7 +7,7 @@ program's Python again, which is right as long as that computes the same from th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -127,10 +127,11 @@ def _agree(x: torch.Tensor, y: torch.Tensor) -> bool:
     return torch.allclose(x, y.to(x.dtype), rtol=scale, atol=within, equal_nan=True)
 
 
-def values_at(trace: Any, row: int) -> dict[str, torch.Tensor]:
-    """Return the values of one row of the draws of a run in a plate of particles."""
+def values_at(trace: Any, row: int, names: Collection[str] | None = None) -> dict[str, torch.Tensor]:
+    """Return the values of one row of the draws (of some, by name) of a run in a plate of particles."""
     return {
         name: node["value"][row].detach()
         for name, node in trace.nodes.items()
         if node["type"] == "sample" and not node["is_observed"] and not site_is_subsample(node)
+        if names is None or name in names
     }

@@ -25,15 +25,15 @@ _FLAT = tuple("Round Floor Ceil Trunc Sign Sgn Heaviside Angle Bernoulli Poisson
 def lost_paths(traces: Traces, run: Run, provenance: Provenance) -> dict[str, tuple[str, str]]:
     """Return the sites on which a cost depends without a derivative: the cost's name, and by what the derivative was lost."""
     values = {name: traces.guide.nodes[name]["value"] for name in traces.estimators}
-    followed = {
-        name: value.grad_fn
-        for name, value in values.items()
-        if value.grad_fn is not None and not (traces.estimators[name].uses_score or traces.estimators[name].relaxes)
-    }
+    along = [name for name, x in traces.estimators.items() if not (x.uses_score or x.relaxes)]
+    nodes = {name: traces.guide.nodes[name] for name in along}
+    nodes.update({name: traces.model.nodes[name] for name in traces.from_prior()})
+    values.update({name: node["value"] for name, node in nodes.items()})
+    followed = {name: values[name].grad_fn for name in nodes if values[name].grad_fn is not None}
     found: dict[str, tuple[str, str]] = {}
     if not followed:
         return found
-    points = {name for name in followed if family(traces.guide.nodes[name]["fn"]) == "Delta"}
+    points = {name for name in followed if family(nodes[name]["fn"]) == "Delta"}
     drawn = {name: node for name, node in followed.items() if name not in points}
     names = [name for name, _ in traces.model_sites] + [name for name, _ in traces.guide_sites]
     for cost_name, cost in zip(names, run.costs, strict=True):

@@ -71,7 +71,8 @@ class SiteMessenger(Messenger):
         if self._provenance is not None:
             plates = axes_of(msg["cond_indep_stack"], msg["fn"].event_dim)
             drawn = msg["value"]
-            msg["value"] = self._provenance.tag(msg["name"], drawn, plates, *self._derivatives(msg))
+            made = self._resolve is None and msg["name"] not in self.estimators
+            msg["value"] = self._provenance.tag(msg["name"], drawn, plates, *self._derivatives(msg), made=made)
             keep_inverse(msg["fn"], drawn, msg["value"])
 
     def _derivatives(self, msg: Any) -> tuple[bool, bool]:

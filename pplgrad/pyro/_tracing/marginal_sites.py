@@ -21,12 +21,23 @@ from pyro.distributions import TorchDistribution
 from pyro.distributions.util import broadcast_shape, scale_and_mask
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
-from pyro.ops.rings import LogRing
+from pyro.ops.rings import LogRing, Ring
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.util import site_is_subsample
 
 from pplgrad.core.objectives import CostWeights
 from pplgrad.engine.description import SummedSite
+from pplgrad.engine.marginal_sites import (
+    MOST,
+    drawn_given_sum,
+    joined,
+    no_finite_support,
+    short,
+    sum_over_draws,
+    too_large,
+    two_scales,
+    weight,
+)
 from pplgrad.errors import ProgramError, first_line, listed
 from pplgrad.pyro._compat import NoMode, enumerate_from
 from pplgrad.pyro._distributions import family, unmasked
@@ -34,8 +45,6 @@ from pplgrad.pyro._tracing.axes import NONE
 from pplgrad.pyro._tracing.known_densities import log_density
 from pplgrad.pyro._tracing.provenance import watching
 
-_MOST = 10**8
-"""Numbers that one density may have at all values of the summed sites that it reads."""
 _DEEPEST = 10
 """The dimensions that plates may take where `max_plate_nesting` is not known."""
 
@@ -74,7 +83,7 @@ class MarginalMessenger(EnumMessenger):
                 f"max_plate_nesting is {self._nesting}; pass max_plate_nesting={deepest}."
             )
         if wanted:
-            _check(name, msg["fn"])
+            _check(name, msg["fn"], infer)
         elif infer.get("enumerate"):
             msg["infer"] = {key: value for key, value in infer.items() if key != "enumerate"}
         super()._pyro_sample(msg)
@@ -99,12 +108,11 @@ def is_marginal(site: Any) -> bool:
     return site["infer"].get("_enumerate_dim") is not None
 
 
-def _check(name: str, fn: Any) -> None:
+def _check(name: str, fn: Any, infer: Mapping[str, Any]) -> None:
+    if infer.get("num_samples") is not None:
+        raise sum_over_draws(name, infer["num_samples"])
     if not getattr(fn, "has_enumerate_support", False):
-        raise ProgramError(
-            f"Site '{name}' of the model is to be summed out (infer={{'enumerate': 'parallel'}}), but {family(fn)} has no finite support; "
-            "draw it in the guide, without 'enumerate'."
-        )
+        raise no_finite_support(name, family(fn))
 
 
 def _batch_shape(site: Mapping[str, Any]) -> Any:
@@ -115,11 +123,8 @@ def _batch_shape(site: Mapping[str, Any]) -> Any:
 
 def _check_size(site: Mapping[str, Any]) -> None:
     numbers = math.prod(_batch_shape(site))
-    if numbers > _MOST:
-        raise ProgramError(
-            f"The log density of site '{site['name']}' has {numbers:,} numbers, for all values of the summed sites that it reads, in all plates. "
-            "Draw some of these sites in the guide, with LocalExpectation() or ScoreFunction(), or separate the steps of a chain with pyro.markov."
-        )
+    if numbers > MOST:
+        raise too_large(site["name"], numbers, "pyro.markov")
 
 
 @dataclass(frozen=True)
@@ -133,7 +138,7 @@ class Component:
 
     def log_density(self) -> torch.Tensor:
         """Return log Σ Π of the densities, in the plates that all of them share."""
-        log_probs = [_log_prob(site) for site in self.sites]
+        log_probs = self.log_probs()
         watchers = watching()  # None while a step is recorded, where each operation counts.
         with NoMode() if watchers else nullcontext():
             found = self._contracted(log_probs)
@@ -141,19 +146,39 @@ class Component:
             provenance.combined(found, [(x, _shared_axes(x, found)) for x in log_probs])
         return found
 
+    def log_probs(self) -> list[torch.Tensor]:
+        """Return the log densities of the sites."""
+        return [_log_prob(site) for site in self.sites]
+
     def _contracted(self, log_probs: list[torch.Tensor]) -> torch.Tensor:
-        terms: OrderedDict[frozenset[str], list[torch.Tensor]] = OrderedDict()
-        for site, ordinal, log_prob in zip(self.sites, self.ordinals, log_probs, strict=True):
-            # A view, since what packs it writes on it.
-            terms.setdefault(ordinal, []).append(packed.pack(log_prob[...], site["infer"]["_dim_to_symbol"]))
+        # Views, since what packs them writes on them.
+        terms = [pack(site, log_prob[...]) for site, log_prob in zip(self.sites, log_probs, strict=True)]
+        return packed.unpack(self.contracted(terms, self.ordinals, LogRing()), self.symbol_to_dim)
+
+    def contracted(self, terms: list[torch.Tensor], ordinals: Iterable[frozenset[str]], ring: Ring) -> torch.Tensor:
+        """Return log Σ Π of packed densities, or what else a ring makes of them, packed."""
+        tree: OrderedDict[frozenset[str], list[torch.Tensor]] = OrderedDict()
+        for term, ordinal in zip(terms, ordinals, strict=True):
+            tree.setdefault(ordinal, []).append(term)
         try:
-            (found,) = contract_tensor_tree(terms, set(self.dims), ring=LogRing()).values()
+            (found,) = contract_tensor_tree(tree, set(self.dims), ring=ring).values()
         except (NotImplementedError, ValueError) as error:
             names = [site["name"] for site in self.sites]
             raise ProgramError(
                 f"The sites {listed(names)} cannot be summed out together: {first_line(error)}"
             ) from error
-        return packed.unpack(found[0], self.symbol_to_dim)
+        return found[0]
+
+
+def pack(site: Mapping[str, Any], log_prob: torch.Tensor) -> torch.Tensor:
+    """Return a site's log density with its dimensions named."""
+    try:
+        return packed.pack(log_prob, site["infer"]["_dim_to_symbol"])
+    except ValueError as error:
+        raise ProgramError(
+            f"The log density of site '{site['name']}' has the shape {tuple(log_prob.shape)}, of which a dimension belongs to no plate and to no "
+            "summed site, so that it cannot be summed out; declare the dimension with pyro.plate or .to_event()."
+        ) from error
 
 
 def _shared_axes(log_prob: torch.Tensor, found: torch.Tensor) -> list[int]:
@@ -183,20 +208,7 @@ class Marginal(TorchDistribution):
 
     def weight(self, weights: CostWeights) -> Any:
         """Return the weight in an objective; one sum has no two of them."""
-        others = [site for site in self.component.sites if not is_marginal(site)]
-        latent = [site["name"] for site in others if not site["is_observed"]]
-        if (
-            latent
-            and len(latent) < len(others)
-            and weights.prior is not weights.observed
-            and weights.prior != weights.observed
-        ):
-            seen = next(site["name"] for site in others if site["is_observed"])
-            raise ProgramError(
-                f"The density of site '{latent[0]}' and that of the observed site '{seen}' are summed out together, and the objective weighs the "
-                "two differently; use an objective that does not (ELBO(), IWAE()), or draw the summed site in the guide."
-            )
-        return weights.prior if latent else weights.observed
+        return weight([site for site in self.component.sites if not is_marginal(site)], weights)
 
     def log_prob(self, value: Any) -> torch.Tensor:
         """Return the log density, whatever the value: the sites have theirs."""
@@ -233,6 +245,7 @@ def sum_out(trace: Any) -> Any:
     result = trace.copy()
     for names, dims in _components(trace):
         component = _component(trace, names, dims)
+        _refuse_draws_at_all_values(component)
         for name in names:
             site = trace.nodes[name]
             result.remove_node(name)
@@ -244,33 +257,43 @@ def sum_out(trace: Any) -> Any:
     return result
 
 
+def _refuse_draws_at_all_values(component: Component) -> None:
+    """Refuse a site that the model draws, and not the guide, given a summed one: it has a draw for each value of that."""
+    for site in component.sites:
+        value, names = site["value"], site["infer"]["_dim_to_symbol"]
+        batch = value.shape[: value.dim() - site["fn"].event_dim]
+        if not (site["is_observed"] or is_marginal(site)) and any(
+            size > 1 and names.get(i - len(batch)) in component.dims for i, size in enumerate(batch)
+        ):
+            raise drawn_given_sum(site["name"])
+
+
 def summed_sites(trace: Any) -> list[SummedSite]:
     """Return the sites that were summed out of a model's trace."""
-    laws = [site["fn"] for site in trace.nodes.values() if isinstance(site.get("fn"), Marginal)]
     return [
         SummedSite(site["name"], family(site["fn"]), [x.name for x in site["cond_indep_stack"] if x.vectorized])
-        for law in laws
-        for site in law.component.sites
+        for component in components(trace)
+        for site in component.sites
         if is_marginal(site)
     ]
 
 
+def components(trace: Any) -> list[Component]:
+    """Return the components of a model's trace, of which each is a site of it."""
+    return [site["fn"].component for site in trace.nodes.values() if isinstance(site.get("fn"), Marginal)]
+
+
 def _components(trace: Any) -> list[tuple[list[str], frozenset[str]]]:
     """Return the names of sites that summed dimensions join, and these dimensions, in the order of the trace."""
-    joined: list[tuple[list[str], frozenset[str]]] = []
+    parts = []
     for name, site in trace.nodes.items():
         if site["type"] != "sample" or site_is_subsample(site):
             continue
         dims = _summed_dims(site)
-        if not dims and not is_marginal(site):
-            continue
-        _check_size(site)
-        mine = [part for part in joined if part[1] & dims]
-        names = [other for part in mine for other in part[0]]
-        joined = [part for part in joined if part not in mine]
-        joined.append(([*names, name], dims.union(*(part[1] for part in mine))))
-    order = list(trace.nodes)
-    return [(sorted(names, key=order.index), dims) for names, dims in joined]
+        if dims or is_marginal(site):
+            _check_size(site)
+            parts.append((name, dims))
+    return joined(parts)
 
 
 def _summed_dims(site: Any) -> frozenset[str]:
@@ -303,7 +326,7 @@ def _node(component: Component, summed: list[str]) -> dict[str, Any]:
             shape[frame.dim] = frame.size
     return {
         "type": "sample",
-        "name": f"{_short(summed)} (summed out)",
+        "name": f"{short(summed)} (summed out)",
         "fn": Marginal(component, torch.Size(shape)),
         "value": torch.zeros(()),
         "is_observed": True,
@@ -319,19 +342,11 @@ def _node(component: Component, summed: list[str]) -> dict[str, Any]:
     }
 
 
-def _short(names: list[str]) -> str:
-    """Return some names in words; the first tells them from those of another component."""
-    return ", ".join(names if len(names) <= 3 else [names[0], names[1], "...", names[-1]])
-
-
 def _common_scale(component: Component) -> Any:
     """Return the scale of all sites of a component, which stays outside of the logarithm."""
     first, *others = component.sites
     for site in others:
         x, y = first["scale"], site["scale"]
         if x is not y and not (torch.as_tensor(x).dim() == torch.as_tensor(y).dim() == 0 and float(x) == float(y)):
-            raise ProgramError(
-                f"The sites '{first['name']}' and '{site['name']}' are summed out together, and have different scales (a subsampled plate around "
-                "one of them, or poutine.scale), so that their sum has none; put both into the plate, or draw the summed site in the guide."
-            )
+            raise two_scales(first["name"], site["name"], "poutine.scale")
     return first["scale"]

@@ -29,6 +29,7 @@ from pplgrad.engine.checks import (
 from pplgrad.errors import PplgradError, ProgramError
 from pplgrad.pyro._compat import NoMode
 from pplgrad.pyro._distributions import (
+    is_drawn_from_prior,
     score_squared,
     unmasked,
 )
@@ -67,8 +68,8 @@ class Traces:
     """How many dimensions the plates take, if that is known."""
 
     def __post_init__(self) -> None:
-        self.guide_sites = _samples(self.guide)
-        self.model_sites = _samples(self.model)
+        self.guide_sites = samples_of(self.guide)
+        self.model_sites = samples_of(self.model)
 
     def indices(self) -> dict[str, torch.Tensor]:
         """Return the elements of each subsampled plate."""
@@ -78,6 +79,10 @@ class Traces:
             for name, site in trace.nodes.items()
             if site_is_subsample(site) and _is_drawn(site)
         }
+
+    def from_prior(self) -> list[str]:
+        """Return the names of the sites that the model alone draws."""
+        return [name for name, site in self.model_sites if not (site["is_observed"] or name in self.guide.nodes)]
 
     def rng_devices(self) -> list[Any]:
         """Return the devices, beside the CPU, whose generators were there when the run began."""
@@ -183,7 +188,8 @@ def _is_drawn(site: Any) -> bool:
     return isinstance(site["value"], torch.Tensor) and len(site["value"]) < fn.size
 
 
-def _samples(trace: Any) -> list[tuple[str, Any]]:
+def samples_of(trace: Any) -> list[tuple[str, Any]]:
+    """Return the sample sites of a trace by name, without those of plates."""
     return [(n, site) for n, site in trace.nodes.items() if site["type"] == "sample" and not site_is_subsample(site)]
 
 
@@ -204,11 +210,7 @@ def _kind(name: str, site: Any) -> tuple:
 
 def check_match(traces: Traces, nesting: float) -> None:
     """Refuse a guide and a model that do not fit together."""
-    refuse_mismatch(
-        dict(traces.guide_sites),
-        dict(traces.model_sites),
-        ", or sum it out if it is discrete (infer={'enumerate': 'parallel'})",
-    )
+    refuse_mismatch(dict(traces.guide_sites), dict(traces.model_sites), is_drawn_from_prior)
     check_programs(traces.model, traces.guide, nesting)
 
 
@@ -396,10 +398,12 @@ def specify(run: Run, traces: Traces, provenance: Provenance | None) -> tuple[li
         own = _plates(site, x)
         found = {}
         for name in provenance.names(provenance.of(x)):
+            if name not in plates:
+                continue  # A draw of the model's, which is known by what it was computed from, too.
             shared = [(plate.name, plate.dim) for plate in own if plate in plates[name] and plate.size > 1]
             mixed = provenance.mixed(x, name, shared) if shared else None
             found[name] = Read(EVERY, mixed) if mixed else OWN
-        return {**found, **dict.fromkeys(provenance.names(escaped), WHOLE)}
+        return {**found, **{name: WHOLE for name in provenance.names(escaped) if name in plates}}
 
     arrays = iter(run.costs)
     for name, site in traces.model_sites:

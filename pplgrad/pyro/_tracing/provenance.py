@@ -180,14 +180,21 @@ class Provenance(TorchDispatchMode):
         plates: Iterable[PlateAxis] = (),
         relaxed: bool = False,
         derived: bool = False,
+        made: bool = False,
     ) -> torch.Tensor:
-        """Return a copy of a site's value that is known to be that site's and nothing else's.
+        """Return a copy of a site's value that is known to be that site's and nothing else's, unless it was `made` of others by the model.
 
         It may be `relaxed`, or have a derivative in any case (`derived`).
         """
         self._derived |= self._site_bit(name) if relaxed or derived else 0
         with torch._C.DisableTorchFunction():
-            return self._tagged(name, value.clone(), plates, relaxed)
+            tagged = self._tagged(name, value.clone(), plates, relaxed)
+            if made:
+                known = self._known(tagged)
+                known.bits |= self._known(value).bits
+                for place, bits in self._axes_from([(value, list(range(value.dim())))], tagged).items():
+                    known.axes[place] = known.axes.get(place, 0) | bits
+            return tagged
 
     def _tagged(self, name: str, value: torch.Tensor, plates: Iterable[PlateAxis], relaxed: bool) -> torch.Tensor:
         bits = self._site_bit(name)
