@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from pplgrad.pyro._compat import NoMode, unwrapped
+from pplgrad.pyro._compat import NoMode, is_hidden, unwrapped
 from pplgrad.pyro._recording import is_recording
 from pplgrad.pyro._tracing.callers import may_be_caught
 
@@ -40,6 +40,8 @@ def unwatched_checks(watching: Callable[[], Sequence[Watcher]]) -> Callable[[Cal
     def wrapper(method: Callable) -> Callable:
         @wraps(method)
         def check(law: Any, *args: Any, **kwargs: Any) -> Any:
+            if is_hidden():
+                return method(law, *args, **kwargs)  # Whoever hid it knows what it reads.
             watcher = only_one(watching())
             held = (*vars(law).values(), *args, *kwargs.values())
             if (
@@ -75,8 +77,12 @@ def is_plain_tensor(x: Any) -> bool:
 
 def _is_the_hosts(law: Any) -> bool:
     """Return whether all code that a check of a distribution runs is the hosts'."""
-    kind: Any = type(law)
-    return _is_hosts(kind) and all(_is_hosts(type(c)) for c in _constraints(law))  # type: ignore[arg-type]
+    return _is_hosts(type(law)) and hosts_constraints(law)
+
+
+def hosts_constraints(law: Any) -> bool:
+    """Return whether a distribution, or its class, is checked against the hosts' constraints alone."""
+    return all(_is_hosts(type(c)) for c in _constraints(law))  # type: ignore[arg-type]
 
 
 def _constraints(law: Any) -> Iterable[Any]:

@@ -24,6 +24,7 @@ _WATCHING = (
     "pplgrad.pyro._tracing.provenance",
     "pplgrad.pyro._tracing.escapes",
     "pplgrad.pyro._tracing.argument_checks",
+    "pplgrad.pyro._tracing.known_laws",
     "pplgrad.pyro._compile.aten_recorder",
     __name__,
 )
@@ -153,9 +154,12 @@ def _function_of(frame: FrameType) -> type | None:
     return getattr(found, "_forward_cls", found)
 
 
-def may_be_caught() -> bool:
-    """Return whether the user's program would catch an error that is raised now: then it learns something if there is none, too."""
-    frame: FrameType | None = sys._getframe(1)
+def may_be_caught(skipped: int = 0) -> bool:
+    """Return whether the user's program would catch an error that is raised now: then it learns something if there is none, too.
+
+    So many of the innermost frames, beside the caller's, are `skipped`: ours, which act for the program.
+    """
+    frame: FrameType | None = sys._getframe(1 + skipped)
     while frame is not None:
         module = _module_of(frame)
         if module.calls_us:

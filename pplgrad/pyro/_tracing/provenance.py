@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pplgrad.pyro._compat import VALIDATION, swaps_noted
-from pplgrad.pyro._tracing.argument_checks import unwatched_checks
+from pplgrad.pyro._compat import CONSTRUCTION, VALIDATION, NoMode, swaps_noted
+from pplgrad.pyro._tracing.argument_checks import is_plain_tensor, unwatched_checks
 from pplgrad.pyro._tracing.axes import NONE, Call, Follows, counts_up, follows, reads_no_element, undeclared_writes
 from pplgrad.pyro._tracing.callers import cuts_derivative, forget_modules, is_check, is_users, may_be_caught, user_line
 from pplgrad.pyro._tracing.continuous_operations import jumping
 from pplgrad.pyro._tracing.escapes import Leaving
+from pplgrad.pyro._tracing.known_laws import unwatched_constructors
 from pplgrad.pyro._tracing.operations import (
     dynamic_shape,
     facts_of,
@@ -30,7 +31,7 @@ from pplgrad.pyro._tracing.operations import (
     places_written,
     tensors_in,
 )
-from pplgrad.pyro._tracing.storage_axes import Axes, Known, places_along, separated_axes
+from pplgrad.pyro._tracing.storage_axes import Axes, Known, lined_up, places_along, separated_axes
 
 # What these make of a relaxed value has no gradient, or no meaning between two categories.
 _COARSE = {"round", "floor", "ceil", "trunc", "sign", "argmax", "argmin", "_local_scalar_dense", "heaviside"}
@@ -38,7 +39,7 @@ _COPIES = {"clone", "_to_copy", "cat", "stack", "contiguous", "repeat", "expand_
 
 
 _READ = "a value that Python reads"
-_RANDOM = 1
+RANDOM = 1
 """The bit of random numbers that belong to no site, such as the elements of a minibatch."""
 
 
@@ -73,7 +74,7 @@ class Provenance(TorchDispatchMode):
         self._sites: dict[str, int] = {}
         self._names: dict[int, str] = {}
         self._plates: dict[tuple[str, str], int] = {}
-        self._bit = 2 * _RANDOM
+        self._bit = 2 * RANDOM
         self._drawn = 0
         self._of_plates = 0
         self._relaxed = 0
@@ -103,11 +104,13 @@ class Provenance(TorchDispatchMode):
         self._swaps = swaps_noted(self.forget)
         self._swaps.__enter__()
         VALIDATION.wrap(unwatched_checks(watching))
+        CONSTRUCTION.wrap(unwatched_constructors(watching))
         super().__enter__()
         return self
 
     def __exit__(self, *exc: Any) -> None:
         super().__exit__(*exc)
+        CONSTRUCTION.unwrap()
         VALIDATION.unwrap()
         self._swaps.__exit__(None, None, None)
         self._leaving.__exit__(*exc)
@@ -134,7 +137,7 @@ class Provenance(TorchDispatchMode):
     def names(self, bits: int) -> list[str]:
         """Return the names of the sites that bits stand for."""
         found = []
-        bits &= ~(self._of_plates | self._of_cuts | _RANDOM)
+        bits &= ~(self._of_plates | self._of_cuts | RANDOM)
         while bits:
             lowest = bits & -bits
             found.append(self._names[lowest])
@@ -165,7 +168,7 @@ class Provenance(TorchDispatchMode):
 
     def is_random(self, tensor: torch.Tensor) -> bool:
         """Return whether random numbers that no site drew have a part in a tensor."""
-        return bool(self.of(tensor) & _RANDOM)
+        return bool(self.of(tensor) & RANDOM)
 
     def is_unsure(self, site: str, plate: str) -> bool:
         """Return whether an operation of which nothing is known has seen the elements of a site along a plate."""
@@ -186,7 +189,7 @@ class Provenance(TorchDispatchMode):
         It may be `relaxed`, or have a derivative in any case (`derived`).
         """
         self._derived |= self._site_bit(name) if relaxed or derived else 0
-        with torch._C.DisableTorchFunction():
+        with NoMode() if is_plain_tensor(value) else torch._C.DisableTorchFunction():
             return self._tagged(name, value.clone(), plates, relaxed)
 
     def _tagged(self, name: str, value: torch.Tensor, plates: Iterable[PlateAxis], relaxed: bool) -> torch.Tensor:
@@ -228,7 +231,7 @@ class Provenance(TorchDispatchMode):
 
     def sized(self, tensor: Any) -> None:
         """Note where the program itself reads the size of what depends on a draw."""
-        if self.size_read is None and isinstance(tensor, torch.Tensor) and is_users() and self.of(tensor) & ~_RANDOM:
+        if self.size_read is None and isinstance(tensor, torch.Tensor) and is_users() and self.of(tensor) & ~RANDOM:
             self.size_read = user_line()
 
     def give(self, *tensors: torch.Tensor) -> None:
@@ -252,6 +255,29 @@ class Provenance(TorchDispatchMode):
             bits = self.of([x for x, _ in read])
             axes = self._axes_from(read, out)
             self._note(out, Known(bits, axes, out.element_size() if axes else 1), _key(out))
+
+    def read(self, tensors: Sequence[torch.Tensor], keeps_slope: bool) -> int | None:
+        """Return what the tensors of a known call read; None where what it does to derivatives is to be watched."""
+        bits, relaxed = 0, False
+        for tensor in tensors:
+            known = self._by_tensor.get(id(tensor)) or self._known(tensor)
+            bits |= known.bits
+            relaxed |= known.relaxed is not None
+        if bits & self._derived and (relaxed or not keeps_slope or (self._derives and not torch.is_grad_enabled())):
+            return None
+        return bits
+
+    def result(self, out: torch.Tensor, read: Sequence[torch.Tensor], bits: int) -> None:
+        """Note what a known call returned: a view, or what reads each operand element by element."""
+        key = _key(out)
+        known = self._by_storage.get(key)
+        if known is None:
+            axes: Axes = {}
+            if bits & self._of_plates:
+                axes = self._axes_from([(x, lined_up(x.shape, out.shape)) for x in read], out)
+            self._note(out, Known(bits, axes, out.element_size() if axes else 1), key)
+        elif bits & ~known.bits:
+            self._mix(known, bits)
 
     def follow(self, out: torch.Tensor, tensor: torch.Tensor) -> None:
         """Note that one tensor stands for another, element by element, whatever its numbers are."""
@@ -282,7 +308,7 @@ class Provenance(TorchDispatchMode):
             given = self._leaving.bits_of_calls()
             self._note(args[0], Known(given | self._cut_bits(given, "a tensor made of numbers"), {}, 1), _key(args[0]))
             self._leaving.note_all()
-        bits, relaxed = _RANDOM if facts.random else 0, None
+        bits, relaxed = RANDOM if facts.random else 0, None
         for arg in args:
             if isinstance(arg, torch.Tensor):
                 known = self._by_tensor.get(id(arg)) or self._known(arg)
@@ -302,9 +328,9 @@ class Provenance(TorchDispatchMode):
         if facts.reads or (facts.dynamic and dynamic_shape(func, args)):
             if not (facts.reads and self.is_innocent(bits, tensors_in(args))):
                 self.escape(bits)
-        if facts.sizes and bits & ~_RANDOM and not is_size_known(func, args, kwargs, out):
+        if facts.sizes and bits & ~RANDOM and not is_size_known(func, args, kwargs, out):
             self.escape(bits)
-        if facts.fails and bits & ~_RANDOM and may_be_caught():
+        if facts.fails and bits & ~RANDOM and may_be_caught():
             self.escape(bits)
         if facts.sets:
             self._note(args[0], self._unfollowed(args[0]), _key(args[0]))

@@ -89,3 +89,9 @@ def is_separated(sizes: Sequence[int], strides: Sequence[int], axis: int, block:
         elif step % block:
             return False
     return offset >= 0 and offset % block + within < strides[axis]
+
+
+def lined_up(shape: Sequence[int], out: Sequence[int]) -> Follows:
+    """Line up a shape with a result's at the right; an axis of size one is read by all elements."""
+    lead = len(out) - len(shape)
+    return [axis - lead if axis >= lead and shape[axis - lead] == size else NONE for axis, size in enumerate(out)]

@@ -1,0 +1,99 @@
+"""Constructors of common distributions: a watched step does not watch them, since what they hold is known.
+
+Such a distribution holds its arguments, seen through other shapes, and tensors made of numbers. The exemption is closed-world: for these very
+classes, made by the hosts' own code, of plain tensors and numbers. Where the program may catch the error of a check, the check steers it, and is watched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, Protocol
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.distribution import COERCIONS, DistributionMeta
+
+from pplgrad.pyro._compat import NoMode, is_hidden, is_wrapped, only_ours
+from pplgrad.pyro._tracing.argument_checks import hosts_constraints, only_one
+from pplgrad.pyro._tracing.callers import may_be_caught
+
+_PARAMETERS = {dist.Bernoulli: ("probs", "logits"), dist.Normal: ("loc", "scale")}
+_CODE = tuple(
+    (vars(where), name, vars(where).get(name))
+    for where, names in (
+        (dist.Bernoulli, "__init__ __new__ __setattr__ probs logits"),
+        (dist.Normal, "__init__ __new__ __setattr__ loc scale"),
+        (torch.distributions.Bernoulli, "__init__ __new__ __setattr__ probs logits"),
+        (torch.distributions.Normal, "__init__ __new__ __setattr__ loc scale"),
+        (torch.distributions.bernoulli, "broadcast_all"),
+        (torch.distributions.normal, "broadcast_all"),
+        (torch.distributions.utils, "is_tensor_like"),
+        (torch, "broadcast_tensors tensor"),
+    )
+    for name in names.split()
+)
+"""What makes such a distribution: another function in the place of one of these is not known."""
+_TENSORS = {torch.Tensor, torch.nn.Parameter}
+_NUMBERS = {int, float, bool, type(None)}
+
+
+class Watcher(Protocol):
+    """What watches operations, and knows which draws tensors were computed from."""
+
+    def read(self, tensors: Sequence[torch.Tensor], keeps_slope: bool) -> int | None:
+        """Return what the tensors of a call read, as bits; None where what it does to derivatives is to be watched."""
+
+    def result(self, out: torch.Tensor, read: Sequence[torch.Tensor], bits: int) -> None:
+        """Note what a tensor reads that was not there before, or is a view."""
+
+    def escape(self, bits: int) -> None:
+        """Note that everything from here on may read these draws."""
+
+
+def unwatched_constructors(watching: Callable[[], Sequence[Watcher]]) -> Callable[[Callable], Callable]:
+    """Return a wrapper of what makes Pyro's distributions, which makes the known ones where nobody watches."""
+
+    def wrapper(make: Callable) -> Callable:
+        @wraps(make)
+        def made(cls: Any, *args: Any, **kwargs: Any) -> Any:
+            names = _PARAMETERS.get(cls)
+            watcher = None if names is None or is_hidden() else only_one(watching())
+            if watcher is None:
+                return make(cls, *args, **kwargs)
+            tensors, numbers = [], False
+            for x in (*args, *kwargs.values()):
+                kind = type(x)
+                if kind in _TENSORS:
+                    tensors.append(x)
+                elif kind not in _NUMBERS:
+                    return make(cls, *args, **kwargs)
+                else:
+                    numbers |= kind is not bool and x is not None
+            if any(map(is_wrapped, tensors)) or not only_ours(1) or not _is_as_known(cls):
+                return make(cls, *args, **kwargs)
+            with torch._C.DisableTorchFunction():
+                bits = watcher.read(tensors, True)
+            if bits is None or (bits and may_be_caught()):
+                return make(cls, *args, **kwargs)
+            try:
+                with NoMode():
+                    law = make(cls, *args, **kwargs)
+            except Exception:
+                watcher.escape(bits)  # Whoever catches it knows something of what was checked.
+                raise
+            if numbers:
+                with torch._C.DisableTorchFunction():
+                    for name in names:
+                        if isinstance(x := vars(law).get(name), torch.Tensor):
+                            watcher.result(x, (), 0)
+            return law
+
+        return made
+
+    return wrapper
+
+
+def _is_as_known(cls: Any) -> bool:
+    """Return whether a distribution is made and checked by the hosts' code alone."""
+    return not COERCIONS and hosts_constraints(cls) and all(names.get(name) is known for names, name, known in _CODE)
