@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from operator import attrgetter
 from threading import Lock
 from typing import Any
@@ -251,8 +252,12 @@ WithoutDispatch = torch._C._DisableTorchDispatch
 """Runs operations where no dispatch mode of Python's sees them: inside of a function mode, which does not see them either."""
 is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 """Whether `torch.vmap` or `torch.func` hands this tensor to a function."""
-_is_excluded = torch._C._dispatch_tls_is_dispatch_key_excluded
-_PYTHON_KEY = torch._C.DispatchKey.Python
+WithoutFunctions = torch._C.DisableTorchFunction
+"""Runs operations where no function mode of Python's sees them."""
+is_hidden: Callable[[], bool] = partial(torch._C._dispatch_tls_is_dispatch_key_excluded, torch._C.DispatchKey.Python)
+"""Whether no dispatch mode sees what runs now."""
+exempting = True
+"""Whether anything is run where the modes do not see it: tests switch it off, to compare what is found."""
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _function_modes = torch._C._len_torch_function_stack
 _any_autocast = torch._C._is_any_autocast_enabled
@@ -261,18 +266,14 @@ _tracing = torch._C._get_tracing_state
 _saving_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 
 
-def is_hidden() -> bool:
-    """Return whether no dispatch mode sees what runs now."""
-    return _is_excluded(_PYTHON_KEY)
-
-
 def only_ours(functions: int = 0) -> bool:
     """Return whether nothing takes part in a call but one dispatch mode, and so many function modes: one that is running does not count.
 
     That would be another mode, a transformation of `torch.func`, autocast, forward derivatives, a trace, or hooks of saved tensors.
     """
     return (
-        _dispatch_modes() == 1
+        exempting
+        and _dispatch_modes() == 1
         and _function_modes() == functions
         and not _any_autocast()
         and _functorch_level() is None

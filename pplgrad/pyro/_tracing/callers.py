@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 import sys
+from functools import cache
 from types import CodeType, FrameType
 from typing import NamedTuple
 
@@ -57,8 +58,9 @@ _caught: dict[int, tuple[CodeType, frozenset[int]]] = {}
 
 
 def forget_modules() -> None:
-    """Let go of the modules that were seen, and of code where it is much."""
-    _modules.clear()
+    """Let go of the program's modules that were seen, and of code where it is much."""
+    for key in [key for key, (_, module) in _modules.items() if not module.is_library]:
+        del _modules[key]
     if len(_caught) > _MOST_CODE:
         _caught.clear()
 
@@ -194,6 +196,7 @@ def _covered(code: CodeType) -> frozenset[int]:
     return frozenset(caught)
 
 
+@cache
 def is_library(module: str) -> bool:
     """Return whether a module's lines are of no use to who looks for the place in his program."""
     top = module.partition(".")[0]

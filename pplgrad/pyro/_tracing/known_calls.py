@@ -68,17 +68,19 @@ def _run(func: Any, args: Any, kwargs: Any, watcher: Knows, tensors: Sequence[An
     except Exception:
         watcher.escape(bits)  # Whoever catches it knows something of the values.
         raise
-    if isinstance(out, torch.Tensor):
-        watcher.result(out, tensors, bits)
-    else:
+    if type(out) is tuple or type(out) is list:
         for view, x in zip(out, tensors, strict=True):
             watcher.result(view, [x], watcher.read([x], True) or 0)
+    else:
+        watcher.result(out, tensors, bits)
     return out
 
 
 def _smooth(func: Any, args: Any, kwargs: Any, watcher: Knows) -> Any:
     """Element by element, continuous, with a derivative of its own."""
-    return WATCH if kwargs else _of_elements(func, args, kwargs, watcher, True)
+    if kwargs:
+        return WATCH
+    return _run(func, args, kwargs, watcher, [x for x in args if type(x) not in _NUMBERS], True)
 
 
 def _compared(func: Any, args: Any, kwargs: Any, watcher: Knows) -> Any:
@@ -87,11 +89,7 @@ def _compared(func: Any, args: Any, kwargs: Any, watcher: Knows) -> Any:
 
 
 def _of_elements(func: Any, args: Any, kwargs: Any, watcher: Knows, smooth: bool) -> Any:
-    tensors = []
-    for x in args:
-        if type(x) not in _NUMBERS:
-            tensors.append(x)
-    return _run(func, args, kwargs, watcher, tensors, smooth)
+    return _run(func, args, kwargs, watcher, [x for x in args if type(x) not in _NUMBERS], smooth)
 
 
 def _clamped(func: Any, args: Any, kwargs: Any, watcher: Knows) -> Any:

@@ -10,12 +10,12 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch.distributions import Distribution
 
-from pplgrad.pyro._compat import NoMode, only_ours
+from pplgrad.pyro._compat import WithoutDispatch, WithoutFunctions, only_ours
 from pplgrad.pyro._tracing.argument_checks import is_plain_tensor, only_one
+from pplgrad.pyro._tracing.axis_rules import Follows
 from pplgrad.pyro._tracing.callers import may_be_caught
 from pplgrad.pyro._tracing.provenance import RANDOM, watching
 from pplgrad.pyro._tracing.storage_axes import lined_up
@@ -24,32 +24,51 @@ _PARAMETERS = {dist.Bernoulli: ("logits",), dist.Normal: ("loc", "scale"), dist.
 """By the exact class: the attributes that its log density reads."""
 _METHODS = {law: law.log_prob for law in _PARAMETERS}
 """The densities that are known: another function in their place is not."""
+_SUM = torch.distributions.Independent.log_prob
+_utils = vars(torch.distributions.independent)
+_SUMMED = _utils["_sum_rightmost"]
 
 
 def log_density(fn: Any, value: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
     """Return `fn.log_prob(value)`, and let whoever watches know what it reads."""
-    watcher, names = only_one(watching()), _PARAMETERS.get(type(fn))
-    if args or kwargs or names is None or watcher is None:
+    watcher, law, summed = only_one(watching()), fn, 0
+    if watcher is None:
         return fn.log_prob(value, *args, **kwargs)
-    held = vars(fn)
-    if "log_prob" in held or type(fn).log_prob is not _METHODS[type(fn)]:
-        return fn.log_prob(value)
-    read = [held.get(name) for name in names]
-    # What is computed when it is first read would be kept without a record of what it was computed from.
-    if not all(map(is_plain_tensor, (*read, value))) or (type(fn) is dist.Categorical and not _is_plain(value)):
+    while type(law) is dist.Independent and _is_plain_sum(law):
+        summed += law.reinterpreted_batch_ndims
+        law = law.base_dist
+    held, names = vars(law), _PARAMETERS.get(type(law))
+    if args or kwargs or names is None or "log_prob" in held or type(law).log_prob is not _METHODS[type(law)]:
+        return fn.log_prob(value, *args, **kwargs)
+    # What is computed when it is first read is to be kept with a record of what it was computed from.
+    lazy = type(law) is dist.Bernoulli and "logits" not in held and is_plain_tensor(held.get("probs"))
+    read = [held["probs"]] if lazy else [held.get(name) for name in names]
+    if not all(map(is_plain_tensor, (*read, value))) or (type(law) is dist.Categorical and not _is_plain(value)):
         return fn.log_prob(value)
     if not only_ours(1):
         return fn.log_prob(value)
     read.append(value)
-    with NoMode():
+    with WithoutFunctions(), WithoutDispatch():
         found = fn.log_prob(value)
-        if type(fn) is dist.Categorical:
-            logits = read[0]
-            follows = [(logits, lined_up(logits.shape[:-1], found.shape)), (value, lined_up(value.shape, found.shape))]
-            watcher.combined(found, follows)
+        bits = watcher.of_these(read)
+        if lazy:
+            watcher.result(law.logits, read[:1], watcher.of_these(read[:1]))
+        if summed or type(law) is dist.Categorical:
+            cuts = [*[summed + (type(law) is dist.Categorical)] * len(names), summed]
+            watcher.combined(found, [(x, _lined_up(x, cut, found)) for x, cut in zip(read, cuts, strict=True)])
         else:
-            watcher.result(found, read, watcher.of_these(read))
+            watcher.result(found, read, bits)
     return found
+
+
+def _is_plain_sum(law: Any) -> bool:
+    """Return whether a density is the sum of another one's elements, by torch's own code."""
+    return "log_prob" not in vars(law) and type(law).log_prob is _SUM and _utils["_sum_rightmost"] is _SUMMED
+
+
+def _lined_up(x: torch.Tensor, cut: int, out: torch.Tensor) -> Follows:
+    """Line up a tensor with a result at the right, without its last axes, which the result mixes."""
+    return lined_up(x.shape[: max(x.dim() - cut, 0)], out.shape)
 
 
 def _is_plain(value: torch.Tensor) -> bool:
@@ -57,9 +76,11 @@ def _is_plain(value: torch.Tensor) -> bool:
     return value.dtype == torch.int64 and not hasattr(value, "_pyro_categorical_support")
 
 
-_OF_DRAWS = tuple(
-    (vars(where), name, vars(where)[name])
+_OF_DRAWS = [
+    (vars(where), name, vars(where).get(name))
     for where, names in (
+        (dist.Bernoulli, "__call__ sample probs _extended_shape"),
+        (dist.Independent, "__call__ sample _extended_shape"),
         (TorchDistributionMixin, "__call__"),
         (Distribution, "_extended_shape"),
         (torch.distributions.Bernoulli, "sample probs"),
@@ -68,7 +89,7 @@ _OF_DRAWS = tuple(
         (torch, "bernoulli sigmoid no_grad"),
     )
     for name in names.split()
-)
+]
 """What draws a Bernoulli value: another function in the place of one of these is not known."""
 
 
@@ -87,17 +108,17 @@ def draw(fn: Any) -> torch.Tensor | None:
     given = held.get(name)
     if not is_plain_tensor(given) or not only_ours(1):
         return None
-    with torch._C.DisableTorchFunction():
+    with WithoutFunctions():
         bits = watcher.read([given], False)
     if bits is None or (bits and may_be_caught(2)):
         return None
     try:
-        with NoMode():
+        with WithoutFunctions(), WithoutDispatch():
             value = fn()
     except Exception:
         watcher.escape(bits)  # Whoever catches it knows something of the probabilities.
         raise
-    with torch._C.DisableTorchFunction():
+    with WithoutFunctions():
         if name == "logits":
             watcher.result(law.probs, [given], bits)
         watcher.result(value, [law.probs], bits | RANDOM)
@@ -106,9 +127,7 @@ def draw(fn: Any) -> torch.Tensor | None:
 
 def _is_as_known(fn: Any, law: Any) -> bool:
     """Return whether a distribution draws by torch's own code, as do those around it."""
-    for kind in {type(fn), type(law)}:
-        if any(name in vars(kind) for name in ("__call__", "sample", "probs", "_extended_shape")):
+    for names, name, known in _OF_DRAWS:
+        if names.get(name) is not known:
             return False
-    if "sample" in vars(law) or "sample" in vars(fn):
-        return False
-    return all(names.get(name) is known for names, name, known in _OF_DRAWS)
+    return "sample" not in vars(law) and "sample" not in vars(fn)

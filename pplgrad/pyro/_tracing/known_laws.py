@@ -12,27 +12,26 @@ from typing import Any, Protocol
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions.distribution import COERCIONS, DistributionMeta
+from pyro.distributions.distribution import COERCIONS
 
-from pplgrad.pyro._compat import NoMode, is_hidden, is_wrapped, only_ours
+from pplgrad.pyro._compat import WithoutDispatch, WithoutFunctions, is_hidden, is_wrapped, only_ours
 from pplgrad.pyro._tracing.argument_checks import hosts_constraints, only_one
 from pplgrad.pyro._tracing.callers import may_be_caught
 
-_PARAMETERS = {dist.Bernoulli: ("probs", "logits"), dist.Normal: ("loc", "scale")}
-_CODE = tuple(
+_PARAMETERS: dict[Any, tuple[str, str]] = {dist.Bernoulli: ("probs", "logits"), dist.Normal: ("loc", "scale")}
+_METHODS = "__init__ __new__ __setattr__ __getattribute__".split()
+_CODE = [
     (vars(where), name, vars(where).get(name))
     for where, names in (
-        (dist.Bernoulli, "__init__ __new__ __setattr__ probs logits"),
-        (dist.Normal, "__init__ __new__ __setattr__ loc scale"),
-        (torch.distributions.Bernoulli, "__init__ __new__ __setattr__ probs logits"),
-        (torch.distributions.Normal, "__init__ __new__ __setattr__ loc scale"),
-        (torch.distributions.bernoulli, "broadcast_all"),
-        (torch.distributions.normal, "broadcast_all"),
-        (torch.distributions.utils, "is_tensor_like"),
-        (torch, "broadcast_tensors tensor"),
+        *((law, [*_METHODS, *parameters]) for law, parameters in _PARAMETERS.items()),
+        (torch.distributions.Bernoulli, [*_METHODS, "probs", "logits"]),
+        (torch.distributions.Normal, [*_METHODS, "loc", "scale"]),
+        (torch.distributions.bernoulli, ["broadcast_all"]),
+        (torch.distributions.normal, ["broadcast_all"]),
+        (torch, ["broadcast_tensors", "tensor"]),
     )
-    for name in names.split()
-)
+    for name in names
+]
 """What makes such a distribution: another function in the place of one of these is not known."""
 _TENSORS = {torch.Tensor, torch.nn.Parameter}
 _NUMBERS = {int, float, bool, type(None)}
@@ -58,32 +57,32 @@ def unwatched_constructors(watching: Callable[[], Sequence[Watcher]]) -> Callabl
         @wraps(make)
         def made(cls: Any, *args: Any, **kwargs: Any) -> Any:
             names = _PARAMETERS.get(cls)
-            watcher = None if names is None or is_hidden() else only_one(watching())
-            if watcher is None:
+            watcher = None if is_hidden() else only_one(watching())
+            if names is None or watcher is None:
                 return make(cls, *args, **kwargs)
             tensors, numbers = [], False
             for x in (*args, *kwargs.values()):
                 kind = type(x)
-                if kind in _TENSORS:
+                if kind in _TENSORS and not is_wrapped(x):
                     tensors.append(x)
                 elif kind not in _NUMBERS:
                     return make(cls, *args, **kwargs)
                 else:
                     numbers |= kind is not bool and x is not None
-            if any(map(is_wrapped, tensors)) or not only_ours(1) or not _is_as_known(cls):
+            if not only_ours(1) or not _is_as_known(cls):
                 return make(cls, *args, **kwargs)
-            with torch._C.DisableTorchFunction():
+            with WithoutFunctions():
                 bits = watcher.read(tensors, True)
             if bits is None or (bits and may_be_caught()):
                 return make(cls, *args, **kwargs)
             try:
-                with NoMode():
+                with WithoutFunctions(), WithoutDispatch():
                     law = make(cls, *args, **kwargs)
             except Exception:
                 watcher.escape(bits)  # Whoever catches it knows something of what was checked.
                 raise
             if numbers:
-                with torch._C.DisableTorchFunction():
+                with WithoutFunctions():
                     for name in names:
                         if isinstance(x := vars(law).get(name), torch.Tensor):
                             watcher.result(x, (), 0)
@@ -96,4 +95,7 @@ def unwatched_constructors(watching: Callable[[], Sequence[Watcher]]) -> Callabl
 
 def _is_as_known(cls: Any) -> bool:
     """Return whether a distribution is made and checked by the hosts' code alone."""
-    return not COERCIONS and hosts_constraints(cls) and all(names.get(name) is known for names, name, known in _CODE)
+    for names, name, known in _CODE:
+        if names.get(name) is not known:
+            return False
+    return not COERCIONS and hosts_constraints(cls)

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pplgrad.pyro._compat import CONSTRUCTION, VALIDATION, NoMode, swaps_noted
+from pplgrad.pyro._compat import CONSTRUCTION, VALIDATION, WithoutDispatch, WithoutFunctions, swaps_noted
 from pplgrad.pyro._tracing.argument_checks import is_plain_tensor, unwatched_checks
 from pplgrad.pyro._tracing.axes import NONE, Call, Follows, counts_up, follows, reads_no_element, undeclared_writes
 from pplgrad.pyro._tracing.callers import cuts_derivative, forget_modules, is_check, is_users, may_be_caught, user_line
@@ -131,7 +132,7 @@ class Provenance(TorchDispatchMode):
         bits = 0
         with torch._C.DisableTorchFunction():
             for tensor in tensors:
-                bits |= self._known(tensor).bits
+                bits |= (self._by_tensor.get(id(tensor)) or self._known(tensor)).bits
         return bits
 
     def names(self, bits: int) -> list[str]:
@@ -189,8 +190,10 @@ class Provenance(TorchDispatchMode):
         It may be `relaxed`, or have a derivative in any case (`derived`).
         """
         self._derived |= self._site_bit(name) if relaxed or derived else 0
-        with NoMode() if is_plain_tensor(value) else torch._C.DisableTorchFunction():
-            return self._tagged(name, value.clone(), plates, relaxed)
+        with WithoutFunctions():
+            with WithoutDispatch() if is_plain_tensor(value) else nullcontext():
+                copy = value.clone()
+            return self._tagged(name, copy, plates, relaxed)
 
     def _tagged(self, name: str, value: torch.Tensor, plates: Iterable[PlateAxis], relaxed: bool) -> torch.Tensor:
         bits = self._site_bit(name)
@@ -269,13 +272,14 @@ class Provenance(TorchDispatchMode):
 
     def result(self, out: torch.Tensor, read: Sequence[torch.Tensor], bits: int) -> None:
         """Note what a known call returned: a view, or what reads each operand element by element."""
-        key = _key(out)
+        key = out.untyped_storage()._cdata
         known = self._by_storage.get(key)
         if known is None:
             axes: Axes = {}
             if bits & self._of_plates:
                 axes = self._axes_from([(x, lined_up(x.shape, out.shape)) for x in read], out)
-            self._note(out, Known(bits, axes, out.element_size() if axes else 1), key)
+            self._alive.append(out)
+            self._by_tensor[id(out)] = self._by_storage[key] = Known(bits, axes, out.element_size() if axes else 1)
         elif bits & ~known.bits:
             self._mix(known, bits)
 
