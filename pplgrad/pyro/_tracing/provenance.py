@@ -92,7 +92,8 @@ class Provenance(TorchDispatchMode):
         self._by_storage: dict[int, Known] = {}
         # A freed tensor's or storage's address may be used again, so all that are known are kept alive.
         self._alive: list[torch.Tensor] = []
-        self._leaving = Leaving(self)
+        # What refers back to this is there only while it is active: a circle would keep all these tensors until they are looked for.
+        self._entered: list[tuple[Leaving, Any]] = []
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -101,9 +102,10 @@ class Provenance(TorchDispatchMode):
     def __enter__(self) -> Provenance:
         self._derives = torch.is_grad_enabled()
         _active.watching.append(self)
+        self._leaving, swaps = Leaving(self), swaps_noted(self.forget)
+        self._entered.append((self._leaving, swaps))
         self._leaving.__enter__()
-        self._swaps = swaps_noted(self.forget)
-        self._swaps.__enter__()
+        swaps.__enter__()
         VALIDATION.wrap(unwatched_checks(watching))
         CONSTRUCTION.wrap(unwatched_constructors(watching))
         super().__enter__()
@@ -113,8 +115,12 @@ class Provenance(TorchDispatchMode):
         super().__exit__(*exc)
         CONSTRUCTION.unwrap()
         VALIDATION.unwrap()
-        self._swaps.__exit__(None, None, None)
-        self._leaving.__exit__(*exc)
+        leaving, swaps = self._entered.pop()
+        swaps.__exit__(None, None, None)
+        leaving.__exit__(*exc)
+        del self._leaving
+        if self._entered:
+            self._leaving = self._entered[-1][0]
         _active.watching.remove(self)
         forget_modules()
 
