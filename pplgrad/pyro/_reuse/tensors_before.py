@@ -29,7 +29,7 @@ def tensors_before(*roots: Any) -> list[torch.Tensor]:
     seen: set[int] = set()
     while ahead and len(seen) < _LIMIT:
         value = ahead.pop()
-        if isinstance(value, _PLAIN) or id(value) in seen:
+        if type(value) in _PLAIN or id(value) in seen or isinstance(value, _PLAIN):
             continue
         seen.add(id(value))
         if isinstance(value, torch.Tensor):

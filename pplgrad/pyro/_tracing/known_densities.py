@@ -77,19 +77,18 @@ def _is_plain(value: torch.Tensor) -> bool:
 
 
 _OF_DRAWS = [
-    (vars(where), name, vars(where).get(name))
+    (vars(where).get, name, vars(where).get(name))
     for where, names in (
-        (dist.Bernoulli, "__call__ sample probs _extended_shape"),
-        (dist.Independent, "__call__ sample _extended_shape"),
-        (TorchDistributionMixin, "__call__"),
-        (Distribution, "_extended_shape"),
-        (torch.distributions.Bernoulli, "sample probs"),
-        (torch.distributions.Independent, "sample has_rsample"),
+        (dist.Bernoulli, "probs"),
+        (torch.distributions.Bernoulli, "probs"),
+        (torch.distributions.Independent, "has_rsample"),
         (torch.distributions.bernoulli, "logits_to_probs"),
         (torch, "bernoulli sigmoid no_grad"),
     )
     for name in names.split()
 ]
+_CALL, _SHAPE = TorchDistributionMixin.__call__, Distribution._extended_shape
+_SAMPLE, _SAMPLES = dist.Bernoulli.sample, dist.Independent.sample
 """What draws a Bernoulli value: another function in the place of one of these is not known."""
 
 
@@ -127,7 +126,12 @@ def draw(fn: Any) -> torch.Tensor | None:
 
 def _is_as_known(fn: Any, law: Any) -> bool:
     """Return whether a distribution draws by torch's own code, as do those around it."""
-    for names, name, known in _OF_DRAWS:
-        if names.get(name) is not known:
+    kind = type(law)
+    if kind.__call__ is not _CALL or kind.sample is not _SAMPLE or kind._extended_shape is not _SHAPE:
+        return False
+    if fn is not law and (type(fn).__call__ is not _CALL or type(fn).sample is not _SAMPLES):
+        return False
+    for find, name, known in _OF_DRAWS:
+        if find(name) is not known:
             return False
     return "sample" not in vars(law) and "sample" not in vars(fn)

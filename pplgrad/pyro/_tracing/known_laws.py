@@ -6,6 +6,7 @@ classes, made by the hosts' own code, of plain tensors and numbers. Where the pr
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, Protocol
@@ -19,19 +20,21 @@ from pplgrad.pyro._tracing.argument_checks import hosts_constraints, only_one
 from pplgrad.pyro._tracing.callers import may_be_caught
 
 _PARAMETERS: dict[Any, tuple[str, str]] = {dist.Bernoulli: ("probs", "logits"), dist.Normal: ("loc", "scale")}
-_METHODS = "__init__ __new__ __setattr__ __getattribute__".split()
-_CODE = [
-    (vars(where), name, vars(where).get(name))
-    for where, names in (
-        *((law, [*_METHODS, *parameters]) for law, parameters in _PARAMETERS.items()),
-        (torch.distributions.Bernoulli, [*_METHODS, "probs", "logits"]),
-        (torch.distributions.Normal, [*_METHODS, "loc", "scale"]),
-        (torch.distributions.bernoulli, ["broadcast_all"]),
-        (torch.distributions.normal, ["broadcast_all"]),
-        (torch, ["broadcast_tensors", "tensor"]),
-    )
-    for name in names
-]
+_HOSTS = {dist.Bernoulli: torch.distributions.Bernoulli, dist.Normal: torch.distributions.Normal}
+_METHODS = {law: (law.__init__, law.__new__, law.__setattr__, law.__getattribute__) for law in _PARAMETERS}  # type: ignore[misc]
+_CODE = {
+    law: [
+        (vars(where).get, name, vars(where).get(name))
+        for where, names in (
+            (law, parameters),
+            (_HOSTS[law], parameters),
+            (sys.modules[_HOSTS[law].__module__], ["broadcast_all"]),
+            (torch, ["broadcast_tensors", "tensor"]),
+        )
+        for name in names
+    ]
+    for law, parameters in _PARAMETERS.items()
+}
 """What makes such a distribution: another function in the place of one of these is not known."""
 _TENSORS = {torch.Tensor, torch.nn.Parameter}
 _NUMBERS = {int, float, bool, type(None)}
@@ -95,7 +98,10 @@ def unwatched_constructors(watching: Callable[[], Sequence[Watcher]]) -> Callabl
 
 def _is_as_known(cls: Any) -> bool:
     """Return whether a distribution is made and checked by the hosts' code alone."""
-    for names, name, known in _CODE:
-        if names.get(name) is not known:
+    make, new, put, get = _METHODS[cls]
+    if not (cls.__init__ is make and cls.__new__ is new and cls.__setattr__ is put and cls.__getattribute__ is get):
+        return False
+    for find, name, known in _CODE[cls]:
+        if find(name) is not known:
             return False
     return not COERCIONS and hosts_constraints(cls)
