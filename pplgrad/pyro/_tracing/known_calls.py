@@ -68,6 +68,8 @@ def _run(func: Any, args: Any, kwargs: Any, watcher: Knows, tensors: Sequence[An
     except Exception:
         watcher.escape(bits)  # Whoever catches it knows something of the values.
         raise
+    if out is NotImplemented:
+        return WATCH
     if type(out) is tuple or type(out) is list:
         for view, x in zip(out, tensors, strict=True):
             watcher.result(view, [x], watcher.read([x], True) or 0)
@@ -78,7 +80,7 @@ def _run(func: Any, args: Any, kwargs: Any, watcher: Knows, tensors: Sequence[An
 
 def _smooth(func: Any, args: Any, kwargs: Any, watcher: Knows) -> Any:
     """Element by element, continuous, with a derivative of its own."""
-    if kwargs:
+    if kwargs or len(args) > 2:
         return WATCH
     return _run(func, args, kwargs, watcher, [x for x in args if type(x) not in _NUMBERS], True)
 
