@@ -17,8 +17,9 @@ from pplgrad.pyro._compat import WithoutDispatch, WithoutFunctions, only_ours
 from pplgrad.pyro._tracing.argument_checks import is_plain_tensor, only_one
 from pplgrad.pyro._tracing.axis_rules import Follows
 from pplgrad.pyro._tracing.callers import may_be_caught
-from pplgrad.pyro._tracing.provenance import RANDOM, watching
+from pplgrad.pyro._tracing.provenance import RANDOM
 from pplgrad.pyro._tracing.storage_axes import lined_up
+from pplgrad.pyro._tracing.watchers import watching
 
 _PARAMETERS = {dist.Bernoulli: ("logits",), dist.Normal: ("loc", "scale"), dist.Categorical: ("logits",)}
 """By the exact class: the attributes that its log density reads."""

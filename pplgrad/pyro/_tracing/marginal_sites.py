@@ -32,7 +32,7 @@ from pplgrad.pyro._compat import NoMode, enumerate_from
 from pplgrad.pyro._distributions import family, unmasked
 from pplgrad.pyro._tracing.axes import NONE
 from pplgrad.pyro._tracing.known_densities import log_density
-from pplgrad.pyro._tracing.provenance import watching
+from pplgrad.pyro._tracing.watchers import watching
 
 _MOST = 10**8
 """Numbers that one density may have at all values of the summed sites that it reads."""
