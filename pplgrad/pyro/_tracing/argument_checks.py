@@ -80,13 +80,8 @@ def is_plain_tensor(x: Any) -> bool:
 def _is_the_hosts(law: Any) -> bool:
     """Return whether all code that a check of a distribution runs is the hosts'."""
     kind: Any = type(law)
-    return _is_hosts(kind) and hosts_constraints(law)
-
-
-def hosts_constraints(law: Any) -> bool:
-    """Return whether a distribution, or its class, is checked against the hosts' constraints alone."""
     kinds: list[Any] = [type(c) for c in _constraints(law)]
-    return all(map(_is_hosts, kinds))
+    return _is_hosts(kind) and all(map(_is_hosts, kinds))
 
 
 def _constraints(law: Any) -> Iterable[Any]:

@@ -163,7 +163,8 @@ def may_be_caught(skipped: int = 0) -> bool:
     """
     frame: FrameType | None = sys._getframe(1 + skipped)
     while frame is not None:
-        module = _module_of(frame)
+        known = _modules.get(id(frame.f_globals))
+        module = _module_of(frame) if known is None else known[1]
         if module.calls_us:
             return False
         if not module.is_library and frame.f_lasti in _caught_in(frame.f_code):

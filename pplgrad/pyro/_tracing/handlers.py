@@ -13,7 +13,7 @@ from pplgrad.core.objectives import Objective
 from pplgrad.core.site_info import SiteInfo
 from pplgrad.engine.checks import moving_support, refuse_model_estimator
 from pplgrad.estimators.relaxed import Relaxation
-from pplgrad.pyro._compat import is_outermost, keep_inverse
+from pplgrad.pyro._compat import WithoutFunctions, is_outermost, keep_inverse
 from pplgrad.pyro._distributions import (
     categories,
     elements,
@@ -68,7 +68,9 @@ class SiteMessenger(Messenger):
             return
         if self._resolve is not None:
             estimator = self._bind(msg)
-            if estimator.uses_score and msg["value"].requires_grad:
+            with WithoutFunctions():
+                followed = msg["value"].requires_grad
+            if estimator.uses_score and followed:
                 msg["value"] = msg["value"].detach()
             if isinstance(estimator, Relaxation):
                 msg["value"], msg["fn"] = relaxed(msg["name"], msg["fn"], msg["value"], estimator.at(*self._arguments))

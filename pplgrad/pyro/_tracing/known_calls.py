@@ -22,6 +22,7 @@ _TENSORS = {torch.Tensor, torch.nn.Parameter}
 _NUMBERS = {int, float, bool}
 _FLOATS = {torch.float32, torch.float64}
 _WHOLE = {torch.int64, torch.int32, torch.bool}
+_STRIDED = torch.strided
 _OPTIONS = {torch.dtype, torch.device, bool, type(None)}
 
 
@@ -50,7 +51,7 @@ Call = Callable[[Any, Any, Any, Knows], Any]
 def _run(func: Any, args: Any, kwargs: Any, watcher: Knows, tensors: Sequence[Any], smooth: bool) -> Any:
     """Run a call whose tensors these are, and note what it reads. It may be `smooth`: continuous, with a derivative of its own."""
     for x in tensors:
-        if type(x) not in _TENSORS or is_wrapped(x) or x.layout is not torch.strided:
+        if type(x) not in _TENSORS or is_wrapped(x) or x.layout is not _STRIDED:
             return WATCH
         dtype = x.dtype
         if dtype not in _FLOATS:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
+from operator import is_
 from typing import Any, Protocol
 
 import pyro.distributions as dist
@@ -16,7 +17,7 @@ import torch
 from pyro.distributions.distribution import COERCIONS
 
 from pplgrad.pyro._compat import WithoutDispatch, WithoutFunctions, is_hidden, is_wrapped, only_ours
-from pplgrad.pyro._tracing.argument_checks import hosts_constraints, only_one
+from pplgrad.pyro._tracing.argument_checks import only_one
 from pplgrad.pyro._tracing.callers import may_be_caught
 
 _PARAMETERS: dict[Any, tuple[str, str]] = {dist.Bernoulli: ("probs", "logits"), dist.Normal: ("loc", "scale")}
@@ -36,6 +37,7 @@ _CODE = {
     for law, parameters in _PARAMETERS.items()
 }
 """What makes such a distribution: another function in the place of one of these is not known."""
+_CONSTRAINTS = {law: list(law.arg_constraints.values()) for law in _PARAMETERS}
 _TENSORS = {torch.Tensor, torch.nn.Parameter}
 _NUMBERS = {int, float, bool, type(None)}
 
@@ -104,4 +106,7 @@ def _is_as_known(cls: Any) -> bool:
     for find, name, known in _CODE[cls]:
         if find(name) is not known:
             return False
-    return not COERCIONS and hosts_constraints(cls)
+    constraints = cls.arg_constraints
+    if type(constraints) is not dict or len(constraints) != len(_CONSTRAINTS[cls]):
+        return False
+    return not COERCIONS and all(map(is_, constraints.values(), _CONSTRAINTS[cls]))
