@@ -14,7 +14,7 @@ from pplgrad.errors import ProgramError, first_line
 from pplgrad.pyro._recording import is_recording, reading_refused
 from pplgrad.pyro._tracing.axes import NONE
 from pplgrad.pyro._tracing.callers import user_line
-from pplgrad.pyro._tracing.provenance import watching
+from pplgrad.pyro._tracing.watchers import watching
 
 
 def black_box(

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from operator import attrgetter
 from threading import Lock
 from typing import Any
 
 import pyro
 import torch
+from pyro.distributions.distribution import DistributionMeta
 from pyro.ops.einsum.adjoint import require_backward
 from pyro.optim import PyroOptim
 from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.runtime import _ENUM_ALLOCATOR, _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
+from torch.autograd import forward_ad
 from torch.distributions import Distribution
 from torch.fx import GraphModule
 
@@ -104,6 +107,11 @@ def keep_inverse(fn: Any, old: torch.Tensor, new: torch.Tensor) -> None:
         before, after = getattr(transform, "_cached_x_y", (None, None))
         if after is old:
             transform._cached_x_y = before, new
+
+
+def is_outermost(handler: Any) -> bool:
+    """Return whether no other handler of Pyro's stands around one."""
+    return bool(_PYRO_STACK) and _PYRO_STACK[0] is handler
 
 
 def other_handlers() -> list[str]:
@@ -215,20 +223,21 @@ def swaps_noted(note: Callable[[torch.Tensor], None]) -> Iterator[None]:
         torch._C._swap_tensor_impl = plain
 
 
-class _Validation:
-    """The methods by which torch's distributions check their arguments and values, wrapped while a thread needs it."""
+class _Wrapped:
+    """Methods of a class, wrapped while a thread needs it."""
 
-    def __init__(self) -> None:
+    def __init__(self, owner: type, *names: str) -> None:
         self._lock, self._users = Lock(), 0
+        self._owner, self._names = owner, names
         self._plain: dict[str, Callable] = {}
 
     def wrap(self, wrapper: Callable[[Callable], Callable]) -> None:
         """Put a wrapper around the methods, unless another user has."""
         with self._lock:
             if not self._users:
-                self._plain = {name: getattr(Distribution, name) for name in ("__init__", "_validate_sample")}
+                self._plain = {name: getattr(self._owner, name) for name in self._names}
                 for name, method in self._plain.items():
-                    setattr(Distribution, name, wrapper(method))
+                    setattr(self._owner, name, wrapper(method))
             self._users += 1
 
     def unwrap(self) -> None:
@@ -237,10 +246,13 @@ class _Validation:
             self._users -= 1
             if not self._users:
                 for name, method in self._plain.items():
-                    setattr(Distribution, name, method)
+                    setattr(self._owner, name, method)
 
 
-VALIDATION = _Validation()
+VALIDATION = _Wrapped(Distribution, "__init__", "_validate_sample")
+"""The methods by which torch's distributions check their arguments and values."""
+CONSTRUCTION = _Wrapped(DistributionMeta, "__call__")
+"""What makes Pyro's distributions."""
 
 
 class NoMode:
@@ -258,8 +270,43 @@ class NoMode:
         self._function.__exit__(*exc)
 
 
+WithoutDispatch = torch._C._DisableTorchDispatch
+"""Runs operations where no dispatch mode of Python's sees them: inside of a function mode, which does not see them either."""
+is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+"""Whether `torch.vmap` or `torch.func` hands this tensor to a function."""
+WithoutFunctions = torch._C.DisableTorchFunction
+"""Runs operations where no function mode of Python's sees them."""
+is_hidden: Callable[[], bool] = partial(torch._C._dispatch_tls_is_dispatch_key_excluded, torch._C.DispatchKey.Python)
+"""Whether no dispatch mode sees what runs now."""
+exempting = True
+"""Whether anything is run where the modes do not see it: tests switch it off, to compare what is found."""
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_function_modes = torch._C._len_torch_function_stack
+_any_autocast = torch._C._is_any_autocast_enabled
+_functorch_level = torch._C._functorch.maybe_current_level
+_tracing = torch._C._get_tracing_state
+_saving_hooks = torch._C._autograd._top_saved_tensors_default_hooks
+
+
+def only_ours(functions: int = 0) -> bool:
+    """Return whether nothing takes part in a call but one dispatch mode, and so many function modes: one that is running does not count.
+
+    That would be another mode, a transformation of `torch.func`, autocast, forward derivatives, a trace, or hooks of saved tensors.
+    """
+    return (
+        exempting
+        and _dispatch_modes() == 1
+        and _function_modes() == functions
+        and not _any_autocast()
+        and _functorch_level() is None
+        and _tracing() is None
+        and _saving_hooks(True) is None
+        and forward_ad._current_level < 0
+    )
+
+
 def unwrapped(tensor: torch.Tensor) -> torch.Tensor:
     """Return the tensor that operations see in the place of one that `torch.vmap` or `torch.func` hands to a function."""
-    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+    while is_wrapped(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)
     return tensor

@@ -12,7 +12,8 @@ from pplgrad import DisARM, GumbelSoftmax, LocalExpectation, ScoreFunction
 from pplgrad.engine.layout import Layout
 from pplgrad.errors import CompileError, EstimatorError, ProgramError
 from pplgrad.pyro import TraceGrad_ELBO, black_box
-from pplgrad.pyro._tracing.provenance import PlateAxis, Provenance, watching
+from pplgrad.pyro._tracing.provenance import PlateAxis, Provenance
+from pplgrad.pyro._tracing.watchers import watching
 from pplgrad.testing.in_pyro import (
     HOST,
     assert_same,

@@ -35,6 +35,21 @@ NAMES = [
     ("pyro.poutine.trace_messenger", "TraceMessenger", "other_handlers() in _compat.py leaves it out"),
     ("torch._C", "DisableTorchFunction", "_tracing/provenance.py calls operations under it that no mode is to see"),
     ("torch._C", "_DisableTorchDispatch", "NoMode in _compat.py runs checks and known densities under it"),
+    ("torch._C", "_len_torch_dispatch_stack", "only_ours() in _compat.py counts the dispatch modes with it"),
+    ("torch._C", "_len_torch_function_stack", "only_ours() in _compat.py counts the function modes with it"),
+    ("torch._C", "_is_any_autocast_enabled", "only_ours() in _compat.py asks by it whether operations are cast"),
+    ("torch._C", "_get_tracing_state", "only_ours() in _compat.py asks by it whether operations are traced"),
+    ("torch._C", "_dispatch_tls_is_dispatch_key_excluded", "is_hidden in _compat.py says by it whether a dispatch mode sees what runs"),
+    ("torch._C._functorch", "maybe_current_level", "only_ours() in _compat.py asks by it whether a transformation of torch.func is active"),
+    ("torch._C._functorch", "is_functorch_wrapped_tensor", "is_wrapped in _compat.py says by it whether a tensor is one of torch.vmap's"),
+    ("torch._C._autograd", "_top_saved_tensors_default_hooks", "only_ours() in _compat.py asks by it whether a function sees saved tensors"),
+    ("torch.autograd.forward_ad", "_current_level", "only_ours() in _compat.py asks by it whether there are forward derivatives"),
+    ("pyro.distributions.distribution", "DistributionMeta", "CONSTRUCTION in _compat.py wraps its `__call__` while a step is watched"),
+    ("pyro.distributions.distribution", "COERCIONS", "_tracing/known_laws.py watches constructors that these may change"),
+    ("torch.distributions.Distribution", "_extended_shape", "_tracing/known_densities.py compares it with the one that it knows"),
+    ("torch.distributions.independent", "_sum_rightmost", "_tracing/known_densities.py compares it with the one that it knows"),
+    ("torch.distributions.bernoulli", "logits_to_probs", "_tracing/known_densities.py compares it with the one that it knows"),
+    ("torch.distributions.normal", "broadcast_all", "_tracing/known_laws.py compares it with the one that it knows"),
     ("torch.distributions.Distribution", "_validate_sample", "VALIDATION in _compat.py wraps it while a step is watched"),
     ("torch.utils._python_dispatch.TorchDispatchMode", "_should_skip_dynamo", "Provenance says by it that Dynamo need not be kept out at every operation"),
     ("torch._ops", "OpOverload", "_compile/aten_recorder.py and _compile/scalarization.py know torch's own operations by this type"),
@@ -275,3 +290,34 @@ def test_leaves_hold_their_hooks():
     assert not internals.have_hooks([leaf]), "Tensors hold hooks elsewhere; have_hooks() in _compat.py asks for them."
     leaf.register_post_accumulate_grad_hook(print)
     assert internals.have_hooks([leaf]), "Tensors hold hooks elsewhere; have_hooks() in _compat.py asks for them."
+
+
+def test_what_makes_a_call_no_longer_ours_is_seen():
+    """Each of these could take part in an operation; `only_ours` in _compat.py says so."""
+
+    class Dispatching(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            return func(*args, **(kwargs or {}))
+
+    def hook(x):
+        return x
+
+    answers = []
+    with Dispatching():
+        assert internals.only_ours() and not internals.only_ours(1) and not internals.is_hidden()
+        with internals.WithoutDispatch():
+            assert internals.is_hidden()
+        with torch.device("cpu"):
+            assert not internals.only_ours() and internals.only_ours(1)
+        around = (
+            Dispatching(),
+            torch.autocast("cpu", torch.bfloat16),
+            torch.autograd.forward_ad.dual_level(),
+            torch.autograd.graph.saved_tensors_hooks(hook, hook),
+        )
+        for context in around:
+            with context:
+                answers.append(internals.only_ours())
+        torch.vmap(lambda x: answers.append(internals.only_ours()) or x)(torch.zeros(2))
+        torch.jit.trace(lambda x: answers.append(internals.only_ours()) or x, torch.zeros(2), check_trace=False)
+    assert not internals.only_ours() and answers and not any(answers)

@@ -25,6 +25,22 @@ LAWS = {
     "bernoulli of a draw": lambda z: (dist.Bernoulli(logits=torch.tensor(0.3)), z),
     "normal": lambda z: (dist.Normal(z, 2.0), torch.tensor(0.4)),
     "normal over another plate": lambda z: (dist.Normal(z, torch.ones(4, 1)), torch.zeros(4, 3)),
+    "bernoulli of probabilities": lambda z: (dist.Bernoulli(probs=0.2 + 0.1 * z), torch.tensor([1.0, 0.0, 1.0])),
+    "summed": lambda z: (dist.Normal(z[:, None], torch.ones(2)).to_event(1), torch.zeros(3, 2)),
+    "summed over the plate": lambda z: (dist.Normal(z, torch.ones(4, 1)).to_event(1), torch.zeros(4, 3)),
+    "summed twice": lambda z: (
+        dist.Bernoulli(logits=z[:, None, None] - torch.ones(2, 5)).to_event(1).to_event(1),
+        z[:, None, None].expand(3, 2, 5),
+    ),
+    "summed over two": lambda z: (
+        dist.Bernoulli(probs=0.5 * torch.ones(3, 2, 5)).to_event(2),
+        z[:, None, None].expand(3, 2, 5),
+    ),
+    "summed categories": lambda z: (
+        dist.Categorical(logits=z[:, None, None] * torch.ones(4, 2)).to_event(1),
+        torch.ones(3, 4).long(),
+    ),
+    "a value with more axes": lambda z: (dist.Normal(torch.zeros(2), 1.0).to_event(1), z[:, None] * torch.ones(2)),
     "normal of a sum": lambda z: (dist.Normal(z.sum(), 1.0), torch.zeros(3)),
     "normal across": lambda z: (dist.Normal(z[:, None], 1.0), z),
     "categorical": lambda z: (dist.Categorical(logits=torch.stack([z, -z], -1)), torch.tensor([1, 0, 1])),
@@ -47,18 +63,22 @@ def test_a_known_density_reads_what_watching_finds(name):
 
 def test_others_are_watched(monkeypatch):
     """Subclasses, laws whose parameters are computed when they are read, and values that are converted."""
-    monkeypatch.setattr(known_densities, "NoMode", None)
+    monkeypatch.setattr(known_densities, "WithoutDispatch", None)
 
     class Mine(dist.Normal):
+        pass
+
+    class MineSummed(dist.Independent):
         pass
 
     with Provenance() as provenance:
         z = drawn(provenance)
         for law, value in (
             (Mine(z, 1.0), torch.zeros(3)),
-            (dist.Bernoulli(probs=0.2 + 0.1 * z), torch.zeros(3)),
+            (dist.Categorical(probs=torch.stack([0.2 + 0.1 * z, 0.8 - 0.1 * z], -1)), torch.tensor([0, 1, 0])),
             (dist.Categorical(logits=torch.zeros(2)), z),
-            (dist.Normal(z, 1.0).expand([3]).to_event(1), torch.zeros(3)),
+            (MineSummed(dist.Normal(z, 1.0), 1), torch.zeros(3)),
+            (dist.Exponential(1 + z), torch.ones(3)),
         ):
             assert provenance.of(known_densities.log_density(law, value)) != 0
 

@@ -12,7 +12,8 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from pplgrad.pyro._compat import NoMode, unwrapped
+from pplgrad.pyro import _compat
+from pplgrad.pyro._compat import NoMode, is_hidden, unwrapped
 from pplgrad.pyro._recording import is_recording
 from pplgrad.pyro._tracing.callers import may_be_caught
 
@@ -40,10 +41,13 @@ def unwatched_checks(watching: Callable[[], Sequence[Watcher]]) -> Callable[[Cal
     def wrapper(method: Callable) -> Callable:
         @wraps(method)
         def check(law: Any, *args: Any, **kwargs: Any) -> Any:
+            if is_hidden():
+                return method(law, *args, **kwargs)  # Whoever hid it knows what it reads.
             watcher = only_one(watching())
             held = (*vars(law).values(), *args, *kwargs.values())
             if (
                 watcher is None
+                or not _compat.exempting
                 or not _is_the_hosts(law)
                 or not all(type(x) in _PLAIN or is_plain_tensor(x) for x in held)
             ):
@@ -76,7 +80,8 @@ def is_plain_tensor(x: Any) -> bool:
 def _is_the_hosts(law: Any) -> bool:
     """Return whether all code that a check of a distribution runs is the hosts'."""
     kind: Any = type(law)
-    return _is_hosts(kind) and all(_is_hosts(type(c)) for c in _constraints(law))  # type: ignore[arg-type]
+    kinds: list[Any] = [type(c) for c in _constraints(law)]
+    return _is_hosts(kind) and all(map(_is_hosts, kinds))
 
 
 def _constraints(law: Any) -> Iterable[Any]:
@@ -85,5 +90,5 @@ def _constraints(law: Any) -> Iterable[Any]:
 
 
 @cache
-def _is_hosts(kind: type) -> bool:
+def _is_hosts(kind: Any) -> bool:
     return all(base.__module__.startswith(_HOSTS) for base in kind.__mro__)

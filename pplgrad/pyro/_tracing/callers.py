@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 import sys
+from functools import cache
 from types import CodeType, FrameType
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ _WATCHING = (
     "pplgrad.pyro._tracing.provenance",
     "pplgrad.pyro._tracing.escapes",
     "pplgrad.pyro._tracing.argument_checks",
+    "pplgrad.pyro._tracing.known_laws",
     "pplgrad.pyro._compile.aten_recorder",
     __name__,
 )
@@ -56,8 +58,9 @@ _caught: dict[int, tuple[CodeType, frozenset[int]]] = {}
 
 
 def forget_modules() -> None:
-    """Let go of the modules that were seen, and of code where it is much."""
-    _modules.clear()
+    """Let go of the program's modules that were seen, and of code where it is much."""
+    for key in [key for key, (_, module) in _modules.items() if not module.is_library]:
+        del _modules[key]
     if len(_caught) > _MOST_CODE:
         _caught.clear()
 
@@ -153,11 +156,15 @@ def _function_of(frame: FrameType) -> type | None:
     return getattr(found, "_forward_cls", found)
 
 
-def may_be_caught() -> bool:
-    """Return whether the user's program would catch an error that is raised now: then it learns something if there is none, too."""
-    frame: FrameType | None = sys._getframe(1)
+def may_be_caught(skipped: int = 0) -> bool:
+    """Return whether the user's program would catch an error that is raised now: then it learns something if there is none, too.
+
+    So many of the innermost frames, beside the caller's, are `skipped`: ours, which act for the program.
+    """
+    frame: FrameType | None = sys._getframe(1 + skipped)
     while frame is not None:
-        module = _module_of(frame)
+        known = _modules.get(id(frame.f_globals))
+        module = _module_of(frame) if known is None else known[1]
         if module.calls_us:
             return False
         if not module.is_library and frame.f_lasti in _caught_in(frame.f_code):
@@ -190,6 +197,7 @@ def _covered(code: CodeType) -> frozenset[int]:
     return frozenset(caught)
 
 
+@cache
 def is_library(module: str) -> bool:
     """Return whether a module's lines are of no use to who looks for the place in his program."""
     top = module.partition(".")[0]

@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from pplgrad.pyro._compat import unwrapped
 from pplgrad.pyro._tracing.indexing import classes, one_hot, without_numbers
+from pplgrad.pyro._tracing.known_calls import KNOWN_CALLS, WATCH, Knows
 from pplgrad.pyro._tracing.operations import tensors_in
 
 # These say something of a tensor that does not depend on its elements.
@@ -37,7 +38,7 @@ _COPYING_OUT = set(
 _READING = {torch.Tensor.__bool__, torch.Tensor.item, torch.Tensor.__int__, torch.Tensor.__index__}
 
 
-class Followed(Protocol):
+class Followed(Knows, Protocol):
     """What is known of tensors: which draws they were computed from, as bits."""
 
     def of(self, *trees: Any) -> int:
@@ -87,6 +88,11 @@ class Leaving(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        known = KNOWN_CALLS.get(func)
+        if known is not None and not self._calls:
+            found = known(func, args, kwargs, self._provenance)
+            if found is not WATCH:
+                return found
         if _is_metadata(func):
             if _is_size(func):
                 self._provenance.sized(args[0])

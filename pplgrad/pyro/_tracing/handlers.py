@@ -13,7 +13,7 @@ from pplgrad.core.objectives import Objective
 from pplgrad.core.site_info import SiteInfo
 from pplgrad.engine.checks import moving_support, refuse_model_estimator
 from pplgrad.estimators.relaxed import Relaxation
-from pplgrad.pyro._compat import keep_inverse
+from pplgrad.pyro._compat import WithoutFunctions, is_outermost, keep_inverse
 from pplgrad.pyro._distributions import (
     categories,
     elements,
@@ -25,6 +25,7 @@ from pplgrad.pyro._distributions import (
     unmasked,
 )
 from pplgrad.pyro._recording import is_recording
+from pplgrad.pyro._tracing.known_densities import draw
 from pplgrad.pyro._tracing.marginal_sites import is_marginal
 from pplgrad.pyro._tracing.provenance import PlateAxis, Provenance
 from pplgrad.pyro._tracing.relaxations import Extended, relaxed
@@ -52,6 +53,9 @@ class SiteMessenger(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if self._provenance is not None:
             self._provenance.drawing = True
+            free = not (msg["done"] or msg["is_observed"] or msg["args"] or msg["kwargs"]) and msg["value"] is None
+            if free and is_outermost(self):  # Another handler might still give the site a value.
+                msg["value"] = draw(msg["fn"])
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if self._provenance is not None:
@@ -64,7 +68,9 @@ class SiteMessenger(Messenger):
             return
         if self._resolve is not None:
             estimator = self._bind(msg)
-            if estimator.uses_score and msg["value"].requires_grad:
+            with WithoutFunctions():
+                followed = msg["value"].requires_grad
+            if estimator.uses_score and followed:
                 msg["value"] = msg["value"].detach()
             if isinstance(estimator, Relaxation):
                 msg["value"], msg["fn"] = relaxed(msg["name"], msg["fn"], msg["value"], estimator.at(*self._arguments))

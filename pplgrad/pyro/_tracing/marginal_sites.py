@@ -43,7 +43,7 @@ from pplgrad.pyro._compat import NoMode, enumerate_from
 from pplgrad.pyro._distributions import family, unmasked
 from pplgrad.pyro._tracing.axes import NONE
 from pplgrad.pyro._tracing.known_densities import log_density
-from pplgrad.pyro._tracing.provenance import watching
+from pplgrad.pyro._tracing.watchers import watching
 
 _DEEPEST = 10
 """The dimensions that plates may take where `max_plate_nesting` is not known."""

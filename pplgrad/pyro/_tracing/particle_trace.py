@@ -27,7 +27,7 @@ from pplgrad.engine.checks import (
     refuse_mismatch,
 )
 from pplgrad.errors import PplgradError, ProgramError
-from pplgrad.pyro._compat import NoMode
+from pplgrad.pyro._compat import WithoutDispatch, WithoutFunctions
 from pplgrad.pyro._distributions import (
     is_drawn_from_prior,
     score_squared,
@@ -239,7 +239,9 @@ def record(
     def shaped(site: Any, x: torch.Tensor) -> torch.Tensor:
         if vectorized:
             return with_particles(site, x, particles, depth)
-        with NoMode() if provenance is not None else nullcontext():
+        if provenance is None:
+            return x[None]
+        with WithoutFunctions(), WithoutDispatch():
             return x[None]  # A view, of which is known what is known of its storage.
 
     def counted(site: Any, x: torch.Tensor) -> torch.Tensor:
@@ -265,16 +267,17 @@ def record(
                 cost = closed_cost(name, traces.closed[name], traces.guide, traces.model, weights, provenance)
             else:
                 cost = weighted(_scaled(site, log_q), weights.guide, provenance)
+            counted_cost = counted(site, cost)
             if estimator is not None:
                 bare = unmasked(site["fn"])
                 score = log_q if bare is site["fn"] else log_prob(name, site, bare)
-                scores.append(shaped(site, score))
+                scores.append(counted_cost if score is cost else shaped(site, score))
                 squares[name] = partial(_shaped_square, shaped, site, bare)
                 if isinstance(site["scale"], torch.Tensor) or isinstance(weights.guide, torch.Tensor):
                     weights_alone[name] = shaped(
                         site, weighted(_scaled(site, log_q.detach()), weights.guide, provenance)
                     )
-            guide_costs.append(counted(site, cost))
+            guide_costs.append(counted_cost)
             escaped(traces.guide_escaped, name)
     return Run(particles, scores, model_costs + guide_costs, {}, squares, through, weights_alone)
 
@@ -392,12 +395,11 @@ def specify(run: Run, traces: Traces, provenance: Provenance | None) -> tuple[li
     scores = dict(zip(drawn, run.scores, strict=True))
     plates = {name: _plates(traces.guide.nodes[name], scores[name]) for name in drawn}
 
-    def reads(x: torch.Tensor, site: Any, escaped: int, before: list[str]) -> dict[str, Read]:
+    def reads(x: torch.Tensor, own: tuple[Plate, ...], escaped: int, before: list[str]) -> dict[str, Read]:
         if provenance is None:
             return dict.fromkeys(before, WHOLE)
-        own = _plates(site, x)
         found = {}
-        for name in provenance.names(provenance.of(x)):
+        for name in provenance.names(provenance.of_these((x,))):
             if name not in plates:
                 continue  # A draw of the model's, which is known by what it was computed from, too.
             shared = [(plate.name, plate.dim) for plate in own if plate in plates[name] and plate.size > 1]
@@ -408,25 +410,28 @@ def specify(run: Run, traces: Traces, provenance: Provenance | None) -> tuple[li
     arrays = iter(run.costs)
     for name, site in traces.model_sites:
         x = next(arrays)
-        read = reads(x, site, traces.model_escaped.get(name, 0), drawn)
-        costs.append(CostSpec(name, _plates(site, x), 1.0, read))
+        own = _plates(site, x)
+        costs.append(CostSpec(name, own, 1.0, reads(x, own, traces.model_escaped.get(name, 0), drawn)))
     before: list[str] = []
     for name, site in traces.guide_sites:
         x = next(arrays)
         escaped = traces.guide_escaped.get(name, 0)
-        whole = reads(x, site, escaped, before)
+        own = _plates(site, x)
+        whole = reads(x, own, escaped, before)
         estimator = traces.estimators.get(name)
         if estimator is None:
-            costs.append(CostSpec(name, _plates(site, x), -1.0, whole))
+            costs.append(CostSpec(name, own, -1.0, whole))
             continue
         closed = name in traces.closed
-        upstream = reads(scores[name], site, escaped, before)
+        score = scores[name]
+        # The score of a site whose cost is not scaled is that cost.
+        upstream = dict(whole) if score is x else reads(score, plates[name], escaped, before)
         for other, also in ({} if closed else whole).items():
             upstream[other] = upstream[other].joined(also) if other in upstream else also
-        own = upstream.pop(name, OWN)
+        itself = upstream.pop(name, OWN)
         sites.append(SiteSpec(name, plates[name], estimator, upstream))
         if not closed or provenance is None:
-            whole = {**upstream, **dict.fromkeys(drawn if closed else (), WHOLE), name: own}
-        costs.append(CostSpec(name, _plates(site, x), -1.0, whole, closed))
+            whole = {**upstream, **dict.fromkeys(drawn if closed else (), WHOLE), name: itself}
+        costs.append(CostSpec(name, own, -1.0, whole, closed))
         before.append(name)
     return sites, costs

@@ -9,19 +9,20 @@ before the run and that no operation made (another thread's, say) is taken to de
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pplgrad.pyro._compat import VALIDATION, swaps_noted
-from pplgrad.pyro._tracing.argument_checks import unwatched_checks
+from pplgrad.pyro._compat import CONSTRUCTION, VALIDATION, WithoutDispatch, WithoutFunctions, swaps_noted
+from pplgrad.pyro._tracing.argument_checks import is_plain_tensor, unwatched_checks
 from pplgrad.pyro._tracing.axes import NONE, Call, Follows, counts_up, follows, reads_no_element, undeclared_writes
 from pplgrad.pyro._tracing.callers import cuts_derivative, forget_modules, is_check, is_users, may_be_caught, user_line
 from pplgrad.pyro._tracing.continuous_operations import jumping
 from pplgrad.pyro._tracing.escapes import Leaving
+from pplgrad.pyro._tracing.known_laws import unwatched_constructors
 from pplgrad.pyro._tracing.operations import (
     dynamic_shape,
     facts_of,
@@ -30,7 +31,17 @@ from pplgrad.pyro._tracing.operations import (
     places_written,
     tensors_in,
 )
-from pplgrad.pyro._tracing.storage_axes import Axes, Known, places_along, separated_axes
+from pplgrad.pyro._tracing.storage_axes import (
+    Axes,
+    Known,
+    is_own,
+    key_of,
+    lined_up,
+    places_along,
+    separated_axes,
+    version_of,
+)
+from pplgrad.pyro._tracing.watchers import begin, end, watching
 
 # What these make of a relaxed value has no gradient, or no meaning between two categories.
 _COARSE = {"round", "floor", "ceil", "trunc", "sign", "argmax", "argmin", "_local_scalar_dense", "heaviside"}
@@ -38,7 +49,7 @@ _COPIES = {"clone", "_to_copy", "cat", "stack", "contiguous", "repeat", "expand_
 
 
 _READ = "a value that Python reads"
-_RANDOM = 1
+RANDOM = 1
 """The bit of random numbers that belong to no site, such as the elements of a minibatch."""
 
 
@@ -73,7 +84,7 @@ class Provenance(TorchDispatchMode):
         self._sites: dict[str, int] = {}
         self._names: dict[int, str] = {}
         self._plates: dict[tuple[str, str], int] = {}
-        self._bit = 2 * _RANDOM
+        self._bit = 2 * RANDOM
         self._drawn = 0
         self._of_plates = 0
         self._relaxed = 0
@@ -85,12 +96,13 @@ class Provenance(TorchDispatchMode):
         self._without_rule = 0
         self._exposed: set[int] = set()
         self._counts: set[int] = set()
-        self._given = {_key(x): _version(x) for x in given}
+        self._given = {key_of(x): version_of(x) for x in given}
         self._by_tensor: dict[int, Known] = {}
         self._by_storage: dict[int, Known] = {}
         # A freed tensor's or storage's address may be used again, so all that are known are kept alive.
         self._alive: list[torch.Tensor] = []
-        self._leaving = Leaving(self)
+        # What refers back to this is there only while it is active: a circle would keep all these tensors until they are looked for.
+        self._entered: list[tuple[Leaving, Any]] = []
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -98,20 +110,27 @@ class Provenance(TorchDispatchMode):
 
     def __enter__(self) -> Provenance:
         self._derives = torch.is_grad_enabled()
-        _active.watching.append(self)
+        begin(self)
+        self._leaving, swaps = Leaving(self), swaps_noted(self.forget)
+        self._entered.append((self._leaving, swaps))
         self._leaving.__enter__()
-        self._swaps = swaps_noted(self.forget)
-        self._swaps.__enter__()
+        swaps.__enter__()
         VALIDATION.wrap(unwatched_checks(watching))
+        CONSTRUCTION.wrap(unwatched_constructors(watching))
         super().__enter__()
         return self
 
     def __exit__(self, *exc: Any) -> None:
         super().__exit__(*exc)
+        CONSTRUCTION.unwrap()
         VALIDATION.unwrap()
-        self._swaps.__exit__(None, None, None)
-        self._leaving.__exit__(*exc)
-        _active.watching.remove(self)
+        leaving, swaps = self._entered.pop()
+        swaps.__exit__(None, None, None)
+        leaving.__exit__(*exc)
+        del self._leaving
+        if self._entered:
+            self._leaving = self._entered[-1][0]
+        end(self)
         forget_modules()
 
     # What is asked.
@@ -128,13 +147,13 @@ class Provenance(TorchDispatchMode):
         bits = 0
         with torch._C.DisableTorchFunction():
             for tensor in tensors:
-                bits |= self._known(tensor).bits
+                bits |= (self._by_tensor.get(id(tensor)) or self._known(tensor)).bits
         return bits
 
     def names(self, bits: int) -> list[str]:
         """Return the names of the sites that bits stand for."""
         found = []
-        bits &= ~(self._of_plates | self._of_cuts | _RANDOM)
+        bits &= ~(self._of_plates | self._of_cuts | RANDOM)
         while bits:
             lowest = bits & -bits
             found.append(self._names[lowest])
@@ -165,7 +184,7 @@ class Provenance(TorchDispatchMode):
 
     def is_random(self, tensor: torch.Tensor) -> bool:
         """Return whether random numbers that no site drew have a part in a tensor."""
-        return bool(self.of(tensor) & _RANDOM)
+        return bool(self.of(tensor) & RANDOM)
 
     def is_unsure(self, site: str, plate: str) -> bool:
         """Return whether an operation of which nothing is known has seen the elements of a site along a plate."""
@@ -187,8 +206,10 @@ class Provenance(TorchDispatchMode):
         It may be `relaxed`, or have a derivative in any case (`derived`).
         """
         self._derived |= self._site_bit(name) if relaxed or derived else 0
-        with torch._C.DisableTorchFunction():
-            tagged = self._tagged(name, value.clone(), plates, relaxed)
+        with WithoutFunctions():
+            with WithoutDispatch() if is_plain_tensor(value) else nullcontext():
+                copy = value.clone()
+            tagged = self._tagged(name, copy, plates, relaxed)
             if made:
                 known = self._known(tagged)
                 known.bits |= self._known(value).bits
@@ -207,7 +228,7 @@ class Provenance(TorchDispatchMode):
                 place = (value.stride(plate.axis), value.shape[plate.axis], value.storage_offset())
                 axes[place] = axes.get(place, 0) | bit
         self._drawn |= bits
-        self._note(value, Known(bits, axes, value.element_size(), name if relaxed else None), _key(value))
+        self._note(value, Known(bits, axes, value.element_size(), name if relaxed else None), key_of(value))
         return value
 
     def escape(self, bits: int) -> None:
@@ -235,19 +256,19 @@ class Provenance(TorchDispatchMode):
 
     def sized(self, tensor: Any) -> None:
         """Note where the program itself reads the size of what depends on a draw."""
-        if self.size_read is None and isinstance(tensor, torch.Tensor) and is_users() and self.of(tensor) & ~_RANDOM:
+        if self.size_read is None and isinstance(tensor, torch.Tensor) and is_users() and self.of(tensor) & ~RANDOM:
             self.size_read = user_line()
 
     def give(self, *tensors: torch.Tensor) -> None:
         """Note that tensors depend on no draw."""
         for tensor in tensors:
-            self._note(tensor, Known(0, {}, 1), _key(tensor))
+            self._note(tensor, Known(0, {}, 1), key_of(tensor))
 
     def computed(self, out: torch.Tensor, read: Sequence[tuple[torch.Tensor, Follows]], by: str) -> None:
         """Note what a result reads that was computed out of sight, and which of its axes follow those of what it reads."""
         bits = self.of([x for x, _ in read])
         axes = self._axes_from(read, out)
-        self._note(out, Known(bits, axes, out.element_size() if axes else 1), _key(out))
+        self._note(out, Known(bits, axes, out.element_size() if axes else 1), key_of(out))
         for site in self.names(bits & self._derived):
             self._lost.setdefault(site, by)
         for site in self.names(bits & self._relaxed):
@@ -258,14 +279,38 @@ class Provenance(TorchDispatchMode):
         with torch._C.DisableTorchFunction():
             bits = self.of([x for x, _ in read])
             axes = self._axes_from(read, out)
-            self._note(out, Known(bits, axes, out.element_size() if axes else 1), _key(out))
+            self._note(out, Known(bits, axes, out.element_size() if axes else 1), key_of(out))
+
+    def read(self, tensors: Sequence[torch.Tensor], keeps_slope: bool) -> int | None:
+        """Return what the tensors of a known call read; None where what it does to derivatives is to be watched."""
+        bits, relaxed = 0, False
+        for tensor in tensors:
+            known = self._by_tensor.get(id(tensor)) or self._known(tensor)
+            bits |= known.bits
+            relaxed |= known.relaxed is not None
+        if bits & self._derived and (relaxed or not keeps_slope or (self._derives and not torch.is_grad_enabled())):
+            return None
+        return bits
+
+    def result(self, out: torch.Tensor, read: Sequence[torch.Tensor], bits: int) -> None:
+        """Note what a known call returned: a view, or what reads each operand element by element."""
+        key = out.untyped_storage()._cdata
+        known = self._by_storage.get(key)
+        if known is None:
+            axes: Axes = {}
+            if bits & self._of_plates:
+                axes = self._axes_from([(x, lined_up(x.shape, out.shape)) for x in read], out)
+            self._alive.append(out)
+            self._by_tensor[id(out)] = self._by_storage[key] = Known(bits, axes, out.element_size() if axes else 1)
+        elif bits & ~known.bits:
+            self._mix(known, bits)
 
     def follow(self, out: torch.Tensor, tensor: torch.Tensor) -> None:
         """Note that one tensor stands for another, element by element, whatever its numbers are."""
         with torch._C.DisableTorchFunction():
             known = self._known(tensor)
             axes = self._axes_from([(tensor, list(range(tensor.dim())))], out)
-            self._note(out, Known(known.bits, axes, out.element_size() if axes else 1), _key(out))
+            self._note(out, Known(known.bits, axes, out.element_size() if axes else 1), key_of(out))
 
     def forget(self, tensor: torch.Tensor) -> None:
         """Look a tensor up anew, which may be of another storage now."""
@@ -284,12 +329,14 @@ class Provenance(TorchDispatchMode):
             raise
         if facts.random and not self.drawing:
             self.hidden_draws = True
-        if facts.lifts and _key(args[0]) not in self._by_storage:
+        if facts.lifts and key_of(args[0]) not in self._by_storage:
             # It was just made of numbers, or of a list of tensors that were given to the call that is running.
             given = self._leaving.bits_of_calls()
-            self._note(args[0], Known(given | self._cut_bits(given, "a tensor made of numbers"), {}, 1), _key(args[0]))
+            self._note(
+                args[0], Known(given | self._cut_bits(given, "a tensor made of numbers"), {}, 1), key_of(args[0])
+            )
             self._leaving.note_all()
-        bits, relaxed = _RANDOM if facts.random else 0, None
+        bits, relaxed = RANDOM if facts.random else 0, None
         for arg in args:
             if isinstance(arg, torch.Tensor):
                 known = self._by_tensor.get(id(arg)) or self._known(arg)
@@ -309,12 +356,12 @@ class Provenance(TorchDispatchMode):
         if facts.reads or (facts.dynamic and dynamic_shape(func, args)):
             if not (facts.reads and self.is_innocent(bits, tensors_in(args))):
                 self.escape(bits)
-        if facts.sizes and bits & ~_RANDOM and not is_size_known(func, args, kwargs, out):
+        if facts.sizes and bits & ~RANDOM and not is_size_known(func, args, kwargs, out):
             self.escape(bits)
-        if facts.fails and bits & ~_RANDOM and may_be_caught():
+        if facts.fails and bits & ~RANDOM and may_be_caught():
             self.escape(bits)
         if facts.sets:
-            self._note(args[0], self._unfollowed(args[0]), _key(args[0]))
+            self._note(args[0], self._unfollowed(args[0]), key_of(args[0]))
         elif facts.written and bits:
             self._wrote(func, args, kwargs, bits)
         elif out is not None:
@@ -334,7 +381,7 @@ class Provenance(TorchDispatchMode):
     def _known(self, tensor: torch.Tensor) -> Known:
         known = self._by_tensor.get(id(tensor))
         if known is None:
-            key = _key(tensor)
+            key = key_of(tensor)
             known = self._by_storage.get(key) or self._from_outside(tensor, key)
             self._note(tensor, known, key)
         return known
@@ -347,7 +394,7 @@ class Provenance(TorchDispatchMode):
 
     def _from_outside(self, tensor: torch.Tensor, key: int) -> Known:
         """Return what is known of a tensor that no operation made: nothing was drawn when it was, if it was given."""
-        if not self._drawn or (key in self._given and self._given[key] == _version(tensor)):
+        if not self._drawn or (key in self._given and self._given[key] == version_of(tensor)):
             return Known(0, {}, 1)
         return self._unfollowed(tensor)
 
@@ -362,9 +409,9 @@ class Provenance(TorchDispatchMode):
         if bits and reads_no_element(func):
             bits = 0
         if not bits and counts_up(func, args, kwargs):
-            self._counts.add(_key(out))
+            self._counts.add(key_of(out))
         for tensor in (out,) if isinstance(out, torch.Tensor) else tensors_in(out):
-            key = tensor.untyped_storage()._cdata if tensor.layout is torch.strided else _key(tensor)
+            key = tensor.untyped_storage()._cdata if tensor.layout is torch.strided else key_of(tensor)
             known = self._by_storage.get(key)
             if known is None:
                 axes = self._axes(func, args, kwargs, tensor, bits) if bits & self._of_plates else {}
@@ -386,13 +433,13 @@ class Provenance(TorchDispatchMode):
 
     def expose(self, tensor: torch.Tensor) -> None:
         """Note that the memory of a tensor can be read by other means than torch from here on, and what is in it now."""
-        self._exposed.add(_key(tensor))
+        self._exposed.add(key_of(tensor))
         self.escape(self.of(tensor))
 
     def _show(self, tensor: torch.Tensor, bits: int) -> None:
         """Note that what is written into memory that others can read has left the tensors."""
         # A storage in foreign memory, or one that NumPy has a view of, cannot be resized.
-        if _key(tensor) in self._exposed or not _is_own(tensor):
+        if key_of(tensor) in self._exposed or not is_own(tensor):
             self.escape(bits)
 
     def _mix(self, known: Known, bits: int) -> None:
@@ -402,7 +449,7 @@ class Provenance(TorchDispatchMode):
 
     def _counting_axis(self, tensor: torch.Tensor) -> int:
         """Return the axis along which a tensor is what `arange` made, whole and never written to, or `NONE`."""
-        if _key(tensor) not in self._counts or _version(tensor) != 0 or tensor.storage_offset():
+        if key_of(tensor) not in self._counts or version_of(tensor) != 0 or tensor.storage_offset():
             return NONE
         long = [axis for axis, size in enumerate(tensor.shape) if size > 1]
         (axis,) = long if len(long) == 1 else (NONE,)
@@ -456,7 +503,7 @@ class Provenance(TorchDispatchMode):
                 known = self._known(tensor)
                 marked = Known(known.bits | self._cut_bits(bits, by), known.axes, known.itemsize, known.relaxed)
                 # By tensor, and not by storage: what is seen through another one is not cut.
-                self._note(tensor, marked, 0 if detaches else _key(tensor))
+                self._note(tensor, marked, 0 if detaches else key_of(tensor))
 
     def _cut_bits(self, bits: int, by: str) -> int:
         """Return the bits that say that the derivative along the relaxed sites among some bits was cut."""
@@ -478,38 +525,3 @@ class Provenance(TorchDispatchMode):
         elif operation in _COPIES:
             for tensor in made:
                 self._known(tensor).relaxed = name
-
-
-class _Active(threading.local):
-    """The watchers of a thread, the outermost first: what another thread computes they do not see."""
-
-    def __init__(self) -> None:
-        self.watching: list[Provenance] = []
-
-
-_active = _Active()
-
-
-def watching() -> list[Provenance]:
-    """Return who watches what this thread computes."""
-    return list(_active.watching)
-
-
-def _key(tensor: torch.Tensor) -> int:
-    try:
-        return tensor.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):
-        return 0
-
-
-def _is_own(tensor: torch.Tensor) -> bool:
-    """Return whether the memory of a tensor is torch's own."""
-    try:
-        return tensor.untyped_storage().resizable()
-    except (NotImplementedError, RuntimeError):
-        return False
-
-
-def _version(tensor: torch.Tensor) -> int | None:
-    """Return how often a tensor was written to; None for a tensor made in inference mode, which has no such count."""
-    return None if tensor.is_inference() else tensor._version

@@ -89,3 +89,30 @@ def is_separated(sizes: Sequence[int], strides: Sequence[int], axis: int, block:
         elif step % block:
             return False
     return offset >= 0 and offset % block + within < strides[axis]
+
+
+def lined_up(shape: Sequence[int], out: Sequence[int]) -> Follows:
+    """Line up a shape with a result's at the right; an axis of size one is read by all elements."""
+    lead = len(out) - len(shape)
+    return [axis - lead if axis >= lead and shape[axis - lead] == size else NONE for axis, size in enumerate(out)]
+
+
+def key_of(tensor: torch.Tensor) -> int:
+    """Return the number of a tensor's storage, 0 for one without."""
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):
+        return 0
+
+
+def is_own(tensor: torch.Tensor) -> bool:
+    """Return whether the memory of a tensor is torch's own."""
+    try:
+        return tensor.untyped_storage().resizable()
+    except (NotImplementedError, RuntimeError):
+        return False
+
+
+def version_of(tensor: torch.Tensor) -> int | None:
+    """Return how often a tensor was written to; None for a tensor made in inference mode, which has no such count."""
+    return None if tensor.is_inference() else tensor._version
