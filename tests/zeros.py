@@ -22,6 +22,7 @@ from pplgrad import (
     VIMCO,
     DisARM,
     DoubleCV,
+    Enumerate,
     Estimator,
     Expectation,
     GappedStraightThrough,
@@ -268,6 +269,7 @@ ANY = [*CATEGORICAL, *BINARY]
 EXACT = {
     "score": (ScoreFunction(), ANY),
     "local": (LocalExpectation(), ANY),
+    "enumerate": (Enumerate(), ANY),
     "measure": (MeasureValued(), ANY),
     "samples": (ScoreFunction(samples=2), ["logits", "five", "binary"]),
     "set": (UnorderedSet(2), ANY),
