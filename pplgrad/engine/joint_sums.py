@@ -169,7 +169,7 @@ def _refuse_large(sites: Sequence[SiteSpec], draws: Sequence[Draw], rows: int) -
     where = f"site '{names[0]}'" if len(names) == 1 else f"sites {listed(names)}, which meet in one log density"
     # Of many sites the first few tell what is meant.
     shown = ", ".join(parts[:6]) + (", ..." if len(parts) > 6 else "")
-    size = f"{rows:,}" if rows < 10**15 else f"10^{len(str(rows)) - 1} or more"
+    size = f"{rows:,}" if rows < 10**15 else f"10^{int(math.log10(rows))} or more"
     raise EstimatorError(
         f"Enumerate(limit={limit}) would sum over {size} joint values at {where} ({shown}); use LocalExpectation() or ScoreFunction() "
         f"at {'it' if len(names) == 1 else 'some of them'}, or raise the limit."

@@ -8,7 +8,7 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.contrib.control_flow import scan
 
-from pplgrad import IWAE, Enumerate, EstimatorError, LocalExpectation, Renyi, ScoreFunction
+from pplgrad import IWAE, Enumerate, EstimatorError, ImpossibleValueError, LocalExpectation, Renyi, ScoreFunction
 from pplgrad.numpyro import TraceGrad_ELBO, config_estimators
 from pplgrad.testing.in_numpyro import (
     HOST,
@@ -240,3 +240,14 @@ def test_python_control_flow_runs_value_by_value():
     for key in range(2):
         found = jax.value_and_grad(lambda p, key=key: elbo.loss(jax.random.key(key), p, model, guide))(params)
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-9), found, jax.value_and_grad(exact)(params))
+
+
+def test_a_cost_that_is_infinite_at_a_possible_value_names_the_site():
+    def model():
+        z = numpyro.sample("z", dist.Bernoulli(0.3))
+        numpyro.factor("f", jnp.where(z == 1, -jnp.inf, 0.0))
+
+    elbo = TraceGrad_ELBO(estimators={"z": Enumerate()})
+    with pytest.raises(ImpossibleValueError, match="'z'.*probability 0"):
+        elbo.loss(jax.random.key(0), {"a": -9.0}, model, coin())
+    assert jnp.isnan(jax.jit(lambda a: elbo.loss(jax.random.key(0), {"a": a}, model, coin()))(-9.0))

