@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 
 from pplgrad import DisARM, Enumerate, Estimator, LocalExpectation, Reparam, ScoreFunction
 from pplgrad.engine import joint_sums, surrogate
@@ -181,6 +182,14 @@ def beside_others(h):
 
 ALONE = [name for name, one in {**COUPLED, **CASES}.items() if not one.noise and name != "possible_after_one"]
 """Programs of which every site is summed over."""
+
+USUAL = {*COUPLED, "single", "hierarchy", "event", "one_hot"}
+
+
+def marked(name: str) -> Any:
+    """Return a program's name, as slow if it is not one of the usual ones."""
+    return pytest.param(name, marks=() if name in USUAL else pytest.mark.slow)
+
 
 BETWEEN = {
     "score": {"s": ScoreFunction(), "t": ScoreFunction(), "u": ScoreFunction()},

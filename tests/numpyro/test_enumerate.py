@@ -22,7 +22,7 @@ from pplgrad.testing.in_numpyro import (
     stacked,
 )
 from pplgrad.testing.programs import ALL
-from tests.enumerating import ALONE, BETWEEN, MUTANTS, chosen, loss_after_one
+from tests.enumerating import ALONE, BETWEEN, MUTANTS, chosen, loss_after_one, marked
 
 KEYS = jax.random.split(jax.random.key(3), 3)
 WAYS = {
@@ -56,7 +56,7 @@ def every(gradients):
 
 
 PAIRS = [
-    *(("one", name) for name in ALONE if not ALL[name].subsamples),
+    *(pytest.param("one", name, marks=marked(name).marks) for name in ALONE if not ALL[name].subsamples),
     *((way, "three_coupled") for way in WAYS if way != "one"),
     ("several", "through_a_sum"),
 ]
@@ -112,6 +112,7 @@ def test_mutants_are_caught(name, monkeypatch):
     assert not max(float(np.abs(found[key] - value).max()) for key, value in wanted.items()) < 1e-6
 
 
+@pytest.mark.slow
 def test_second_derivatives():
     case = ALL["chain_in_the_model"]
     model, guide = case.build(HOST)
