@@ -8,7 +8,16 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.contrib.control_flow import scan
 
-from pplgrad import IWAE, Enumerate, EstimatorError, ImpossibleValueError, LocalExpectation, Renyi, ScoreFunction
+from pplgrad import (
+    IWAE,
+    Enumerate,
+    EstimatorError,
+    ImpossibleValueError,
+    LocalExpectation,
+    Renyi,
+    Reparam,
+    ScoreFunction,
+)
 from pplgrad.numpyro import TraceGrad_ELBO, config_estimators
 from pplgrad.testing.in_numpyro import (
     HOST,
@@ -252,3 +261,39 @@ def test_a_cost_that_is_infinite_at_a_possible_value_names_the_site():
     with pytest.raises(ImpossibleValueError, match="'z'.*probability 0"):
         elbo.loss(jax.random.key(0), {"a": -9.0}, model, coin())
     assert jnp.isnan(jax.jit(lambda a: elbo.loss(jax.random.key(0), {"a": a}, model, coin()))(-9.0))
+
+
+@pytest.mark.parametrize(
+    "behind", [Reparam(), Reparam(sticking_the_landing=True), ScoreFunction()], ids=["path", "landing", "score"]
+)
+def test_a_continuous_site_behind_is_drawn_in_each_row(behind):
+    """The expectation over it in closed form, against the mean of many steps."""
+
+    def model():
+        z = numpyro.sample("z", dist.Bernoulli(0.3))
+        x = numpyro.sample("x", dist.Normal(z, 1.0))
+        numpyro.sample("y", dist.Normal(x * (1.0 + z), 1.0), obs=0.7)
+
+    def guide():
+        a = numpyro.param("a", jnp.zeros(3))
+        z = numpyro.sample("z", dist.Bernoulli(logits=a[0]))
+        numpyro.sample("x", dist.Normal(a[1] + a[2] * z, 0.8))
+
+    def exact(a):
+        """E over x of a quadratic: from its mean and variance."""
+        total = 0.0
+        for z in (0, 1):
+            m, v = a[1] + a[2] * z, 0.64
+            log_q = dist.Bernoulli(logits=a[0]).log_prob(z)
+            prior = dist.Normal(z, 1.0).log_prob(m) - 0.5 * v
+            entropy = 0.5 * jnp.log(2 * jnp.pi * jnp.e * v)
+            likelihood = dist.Normal(m * (1 + z), 1.0).log_prob(0.7) - 0.5 * v * (1 + z) ** 2
+            total += jnp.exp(log_q) * (dist.Bernoulli(0.3).log_prob(z) - log_q + prior + entropy + likelihood)
+        return -total
+
+    elbo = TraceGrad_ELBO(estimators={"z": Enumerate(), "x": behind})
+    at = jnp.array([0.2, 0.4, -0.3])
+    step = jax.grad(lambda a, key: elbo.loss(key, {"a": a}, model, guide))
+    rows = np.asarray(jax.jit(jax.vmap(step, (None, 0)))(at, jax.random.split(jax.random.key(1), 40_000)))
+    error = rows.std(0) / len(rows) ** 0.5
+    assert (abs(rows.mean(0) - jax.grad(exact)(at)) < 4.5 * error).all()

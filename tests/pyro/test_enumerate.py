@@ -253,8 +253,12 @@ def test_a_mark_in_the_model_changes_nothing_for_a_site_that_the_guide_draws():
     assert [row["estimator"] for row in rows] == ["ScoreFunction()"]
 
 
-def test_a_continuous_site_behind_is_drawn_in_each_row():
-    """The expectation over it by quadrature, against the mean of many steps with the noise of their own."""
+BEHIND = [Reparam(), Reparam(sticking_the_landing=True), ScoreFunction()]
+
+
+@pytest.mark.parametrize("behind", BEHIND, ids=["path", "landing", "score"])
+def test_a_continuous_site_behind_is_drawn_in_each_row(behind):
+    """The expectation over it in closed form, against the mean of many steps with noise of their own."""
 
     def model():
         z = pyro.sample("z", dist.Bernoulli(0.3))
@@ -281,7 +285,7 @@ def test_a_continuous_site_behind_is_drawn_in_each_row():
     leaf = array([0.2, 0.4, -0.3]).requires_grad_()
     exact(leaf).backward()
     elbo = TraceGrad_ELBO(
-        2000, vectorize_particles=True, max_plate_nesting=0, estimators={"z": Enumerate(), "x": Reparam()}
+        2000, vectorize_particles=True, max_plate_nesting=0, estimators={"z": Enumerate(), "x": behind}
     )
     rows = []
     for _ in range(40):
