@@ -155,9 +155,8 @@ def resolve(
     override = mapping.find(site.name)
     default = default_estimator(site, stateful)
     if own is ASKED_BY_HOST and isinstance(site.objective, MultiSample) and not site.objective.draws_are_constant:
-        own = (
-            LocalExpectation()
-        )  # A bound of several particles has no joint sum of its own; this is the sum over the site's values.
+        # A bound of several particles has no joint sum; this is the sum over the site's own values.
+        own = LocalExpectation()
     found: Any = override or own or default
     reason = "the ELBO's argument" if override else "named by the guide" if own else "the default"
     measuring = found if isinstance(found, Auto) and found.measure else None

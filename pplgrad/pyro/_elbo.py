@@ -174,17 +174,21 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
         sums = any(found.estimator.enumerates for found in self._resolved.values())
         known = self._structures.find(program) if together or combined or sums else None
         value = self._bound if combined else self._mean_loss
-        return vectorized_or_sequential(known, lambda: value(program, known))
+        found = vectorized_or_sequential(known, lambda: value(program, known))
+        if found is None:  # What is summed over is known now.
+            known = self._structures.find(program)
+            found = vectorized_or_sequential(known, lambda: self._mean_loss(program, known))
+        assert found is not None
+        return found
 
-    def _mean_loss(self, program: Program, known: Structure | None) -> float:
-        """Return the mean of the particles' losses."""
+    def _mean_loss(self, program: Program, known: Structure | None) -> float | None:
+        """Return the mean of the particles' losses; None where sums ask for a structure that is not given."""
         total = 0.0
         with torch.no_grad():
             for traces, provenance in self._runs(program, known):
                 run = self._record(traces, provenance, program, True)
-                sums = any(estimator.enumerates for estimator in traces.estimators.values())
-                if known is None and sums:
-                    return self._mean_loss(program, self._structures.find(program))
+                if known is None and any(estimator.enumerates for estimator in traces.estimators.values()):
+                    return None
                 shown = run
                 if known is not None:
                     layout = self._laid_out(program, traces, run, provenance, known)

@@ -135,7 +135,7 @@ def three(b):
 
 @pytest.mark.parametrize("how", ["parallel", "sequential"])
 @pytest.mark.parametrize(
-    "options", [{}, {"vectorize_particles": True, "num_particles": 2}, {"compile": "fallback"}], ids=str
+    "options", [{}, {"vectorize_particles": True, "num_particles": 2}, {"compile": {"backend": "eager"}}], ids=str
 )
 def test_config_enumerate_gives_what_trace_enum_gives(options, how):
     model, guide = three([[0.1, -0.2, 0.4], [0.3, 0.1, -0.5]])
