@@ -17,6 +17,7 @@ from pplgrad.core.objectives import MultiSample
 from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import ConfigurationError, EstimatorError, listed
 from pplgrad.estimators.auto import Auto
+from pplgrad.estimators.enumerate import Enumerate
 from pplgrad.estimators.local_expectation import LocalExpectation
 from pplgrad.estimators.multi_sample import VIMCO
 from pplgrad.estimators.reparam import Reparam
@@ -153,6 +154,9 @@ def resolve(
         check_estimator(own, f"site '{site.name}' (infer)")
     override = mapping.find(site.name)
     default = default_estimator(site, stateful)
+    if own is ASKED_BY_HOST and isinstance(site.objective, MultiSample) and not site.objective.draws_are_constant:
+        # A bound of several particles has no joint sum; this is the sum over the site's own values.
+        own = LocalExpectation()
     found: Any = override or own or default
     reason = "the ELBO's argument" if override else "named by the guide" if own else "the default"
     measuring = found if isinstance(found, Auto) and found.measure else None
@@ -177,7 +181,7 @@ def resolve(
 def own_estimator(name: str, infer: Mapping[str, Any], has_rsample: bool) -> Any:
     """Return the estimator that a site of the guide asks for by itself; None if it asks for none.
 
-    The hosts' `infer={"enumerate": ...}` asks for the sum over the site's own values. It says nothing of a site that is reparameterized, which the hosts'
+    The hosts' `infer={"enumerate": ...}` asks for the sum over the site's values. It says nothing of a site that is reparameterized, which the hosts'
     `config_enumerate` leaves out too.
     """
     if "estimator" in infer:
@@ -189,7 +193,11 @@ def own_estimator(name: str, infer: Mapping[str, Any], has_rsample: bool) -> Any
             f"Site '{name}' has infer={{'enumerate': {infer['enumerate']!r}, 'num_samples': {infer['num_samples']}}}; write "
             f"infer={{'estimator': ScoreFunction(samples={infer['num_samples']})}}, which uses each draw in a baseline of the others."
         )
-    return LocalExpectation()
+    return ASKED_BY_HOST
+
+
+ASKED_BY_HOST = Enumerate()
+"""What stands for the hosts' `infer={"enumerate": ...}`; known by its identity."""
 
 
 def default_estimator(site: SiteInfo, stateful: bool) -> Estimator:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pplgrad import ConfigurationError, DisARM, EstimatorError, LocalExpectation, ProgramError, ScoreFunction
+from pplgrad import ConfigurationError, DisARM, Enumerate, EstimatorError, LocalExpectation, ProgramError, ScoreFunction
 
 EXACT = [
     ("single", {"z": "kl"}),
@@ -24,7 +24,7 @@ EXACT = [
 ]
 """Programs of discrete sites: the closed form has the gradient that enumeration has."""
 
-ESTIMATORS = {"score": ScoreFunction(), "local": LocalExpectation(), "disarm": DisARM()}
+ESTIMATORS = {"score": ScoreFunction(), "local": LocalExpectation(), "enumerate": Enumerate(), "disarm": DisARM()}
 
 
 def pairs():

@@ -22,6 +22,7 @@ from pplgrad import (
     VIMCO,
     DisARM,
     DoubleCV,
+    Enumerate,
     Estimator,
     Expectation,
     GappedStraightThrough,
@@ -268,6 +269,7 @@ ANY = [*CATEGORICAL, *BINARY]
 EXACT = {
     "score": (ScoreFunction(), ANY),
     "local": (LocalExpectation(), ANY),
+    "enumerate": (Enumerate(), ANY),
     "measure": (MeasureValued(), ANY),
     "samples": (ScoreFunction(samples=2), ["logits", "five", "binary"]),
     "set": (UnorderedSet(2), ANY),
@@ -342,7 +344,8 @@ def table(objective, with_infinite_odds=False, left_out=()):
         if objective != "iwae" and with_infinite_odds and "binary" in names:
             names = [*names, "binary_logits"]
         if objective == "iwae":
-            names = [name for name in SMALL if short in COMBINED or set(names) & FITS[name]]
+            fits = not estimator.enumerates  # A bound has no joint sum.
+            names = [name for name in SMALL if fits and (short in COMBINED or set(names) & FITS[name])]
         found += [(short, estimator, name) for name in names if (short, name) not in left_out]
     return found
 

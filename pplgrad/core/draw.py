@@ -169,6 +169,10 @@ class Draw:
         can = is_possible(self.ops.xp, self.log_q(index))
         return self._host.embed(self._axes.scatter(self.ops.xp, self.ops.xp.where(can, index, self.index[:, None]), 2))
 
+    def numbered(self, index: Array) -> Array:
+        """Return category numbers (particles, m, *plates, elements), impossible ones among them, as (particles, m, *B, *N)."""
+        return self._axes.scatter(self.ops.xp, index, 2)
+
     def embed_weights(self, weights: Array) -> Array:
         """Return the site's relaxed values for weights (particles, m, *plates, elements, categories)."""
         placed = self._axes.scatter(self.ops.xp, weights, 2, behind=1)

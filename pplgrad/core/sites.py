@@ -43,7 +43,8 @@ class Run:
     log density as it counts in the objective, scaled and masked, with the gradient that flows through it.
     `indices` gives the elements of a subsampled plate, of shape (n,) or (particles, n). `through` holds, for a site that
     follows its path alone, its log density as it counts, with the draw held constant. `weights_alone` holds the costs of guide sites
-    whose scale or weight is an array, with the gradient that flows through scale and weight alone: these may be learned.
+    whose scale or weight is an array, with the gradient that flows through scale and weight alone: these may be learned. Where `costs` are
+    averages over sites that are summed over, `drawn` holds the costs of the draw.
     """
 
     particles: int
@@ -53,3 +54,4 @@ class Run:
     score_squared: Mapping[str, Callable[[], Array]] = field(default_factory=dict)
     through: Mapping[str, Array] = field(default_factory=dict)
     weights_alone: Mapping[str, Array] = field(default_factory=dict)
+    drawn: list[Array] | None = None

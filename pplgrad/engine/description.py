@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from pplgrad.core.array_ops import Ops
 from pplgrad.core.baseline import parts_of
 from pplgrad.core.estimator import Values
 from pplgrad.core.sites import Run
 from pplgrad.engine.branches import BranchHost, requested_values
+from pplgrad.engine.joint_sums import JointHost, evaluations
 from pplgrad.engine.layout import Layout
 
 COLUMNS = ("site", "distribution", "plates", "estimator", "baseline", "evaluations", "reason")
+
+
+class DescribedHost(BranchHost, JointHost, Protocol):
+    """What tells of the draws that estimators run the program at."""
 
 
 class SummedSite(NamedTuple):
@@ -49,13 +54,15 @@ def describe(
     ops: Ops,
     layout: Layout,
     run: Run,
-    host: BranchHost,
+    host: DescribedHost,
     families: Mapping[str, str],
     reasons: Mapping[str, str],
     summed: Iterable[SummedSite] = (),
 ) -> Description:
     """Return what is done at each site of a layout: `families` and `reasons` by site; `summed` are sites that only the model has."""
     counts = {draw.name: _count(asked) for draw, asked in requested_values(ops, layout, run, host).values()}
+    for name, count in evaluations(ops, layout.joint_sums, layout.sites, run, host).items():
+        counts[name] = count
     rows = []
     for site in layout.sites:
         plates = ", ".join(plate.name for plate in site.plates if not plate.time) or "none"

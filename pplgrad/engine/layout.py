@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,7 @@ from pplgrad.core.shapes import Shape, plate_shape
 from pplgrad.core.sites import CostSpec, SiteSpec
 from pplgrad.engine.closed_forms import refuse_lossy
 from pplgrad.engine.dependencies import cost_dependencies, site_dependencies
+from pplgrad.engine.joint_sums import JointSum, joint_sums
 from pplgrad.engine.sums import Sums
 from pplgrad.engine.weight_plates import weight_plates
 
@@ -70,6 +72,7 @@ class Layout:
     cost_groups: list[CostGroup] = field(default_factory=list)
     links: list[list[Link]] = field(default_factory=list)
     ancestors: dict[str, dict[str, Read]] = field(default_factory=dict)
+    joint_sums: list[JointSum] = field(default_factory=list)
     weight_plates: tuple[Plate, ...] | None = None
 
     @property
@@ -81,6 +84,14 @@ class Layout:
         """Return the estimator of a group's sites."""
         return self.sites[group.members[0]].estimator
 
+    def follows_sum(self, site: str) -> bool:
+        """Return whether a site's draw depends on one that is summed over."""
+        return not self._summed.isdisjoint(self.ancestors.get(site, ()))
+
+    @cached_property
+    def _summed(self) -> frozenset[str]:
+        return frozenset(self.sites[i].name for joint in self.joint_sums for i in joint.sites)
+
     @classmethod
     def build(cls, sites: Sequence[SiteSpec], costs: Sequence[CostSpec], objective: Objective | None = None) -> Layout:
         """Group sites and costs by their plates, close the dependencies and lay out the sums."""
@@ -90,8 +101,13 @@ class Layout:
         layout = cls(sites, costs, ancestors=closed)
         if isinstance(objective, MultiSample):
             layout.weight_plates = weight_plates(sites, costs, depends, objective)
-        scored = [i for i, site in enumerate(sites) if site.estimator.uses_score and not site.estimator.uses_branches]
-        for plates, _, members in _grouped(scored, lambda i: (sites[i].plates, sites[i].estimator.group_key)):
+        layout.joint_sums = joint_sums(sites, costs, depends, lambda site: _separable(site, costs, depends))
+        scored = [i for i, site in enumerate(sites) if _has_score_term(site.estimator)]
+
+        def key(i: int) -> tuple[tuple[Plate, ...], object]:
+            return sites[i].plates, (sites[i].estimator.group_key, layout.follows_sum(sites[i].name))
+
+        for plates, _, members in _grouped(scored, key):
             layout.site_groups.append(SiteGroup(members, plates, plate_shape(plates)))
         for i, site in enumerate(sites):
             if site.estimator.uses_branches:
@@ -111,6 +127,10 @@ class Layout:
                 [link for k, cost in enumerate(layout.cost_groups) for link in _links(k, cost, group, names, depends)]
             )
         return layout
+
+
+def _has_score_term(estimator: Estimator) -> bool:
+    return estimator.uses_score and not (estimator.uses_branches or estimator.enumerates)
 
 
 def _separable(site: SiteSpec, costs: Sequence[CostSpec], depends: list[dict[str, Read]]) -> tuple[Plate, ...]:

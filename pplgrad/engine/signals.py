@@ -47,12 +47,15 @@ class Downstream:
     def __init__(self, ops: Ops, runs: Sequence[tuple[Layout, Run]], higher_order: bool = False) -> None:
         self._ops = ops
         self._layouts = [layout for layout, _ in runs]
-        self._stacks = []
+        self._stacks: list[list[Array]] = []
+        self._drawn: list[list[Array]] = []
         total = None
         for layout, run in runs:
             costs = _own_density_held(ops, layout, run, scores_too=not higher_order)
             stacks = [joined_costs(ops, costs, group) for group in layout.cost_groups]
             self._stacks.append(stacks)
+            drawn = run.drawn
+            self._drawn.append(stacks if drawn is None else [joined_costs(ops, drawn, g) for g in layout.cost_groups])
             if higher_order:
                 stacks = _weighed_by_scores(ops, layout, run, stacks)
             for stack in stacks:
@@ -64,8 +67,14 @@ class Downstream:
         self.value = self.surrogate = total / self.replicates
 
     def at_draw(self, run: int, group: int) -> Array:
-        """Return the downstream costs."""
-        return downstream(self._ops, self._layouts[run], group, self._stacks[run])
+        """Return the downstream costs: averages over what is summed over, unless the draw follows it, or is set against branches.
+
+        Of a draw that follows, the summed rows have others in its place. Branches keep what does not follow, and so must the draw.
+        """
+        layout = self._layouts[run]
+        names = [layout.sites[i].name for i in layout.site_groups[group].members]
+        at_draw = layout.estimator(layout.site_groups[group]).uses_branches or layout.follows_sum(names[0])
+        return downstream(self._ops, layout, group, (self._drawn if at_draw else self._stacks)[run])
 
     def in_branches(self, run: int, group: int, costs: Sequence[Array], constant: bool) -> Array:
         """Return the downstream cost in each branch."""
@@ -216,8 +225,9 @@ def _own_density_held(ops: Ops, layout: Layout, run: Run, scores_too: bool) -> l
     """
     estimators = {site.name: site.estimator for site in layout.sites}
     costs = list(run.costs)
+    averaged = {number for joint in layout.joint_sums for number in joint.costs} if run.drawn is not None else set()
     for number, cost in enumerate(layout.costs):
-        if cost.sign > 0 or cost.name not in estimators or cost.closed:
+        if cost.sign > 0 or cost.name not in estimators or cost.closed or number in averaged:
             continue
         if scores_too and estimators[cost.name].uses_score:
             alone = run.weights_alone.get(cost.name)

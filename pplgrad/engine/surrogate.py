@@ -16,19 +16,20 @@ from pplgrad.core.estimator import BaselineHost, BaselineValue, Estimator, Group
 from pplgrad.core.objectives import MultiSample, Objective
 from pplgrad.core.plates import Plate
 from pplgrad.core.shapes import to_shape
-from pplgrad.core.sites import Run
+from pplgrad.core.sites import CostSpec, Run
 from pplgrad.core.weights import Weights
 from pplgrad.engine.baseline_outputs import fitted
 from pplgrad.engine.branches import BranchHost, branch_terms
 from pplgrad.engine.downstream import stacked_scores
+from pplgrad.engine.joint_sums import JointHost, summed
 from pplgrad.engine.layout import Layout, SiteGroup
 from pplgrad.engine.pathwise_weights import PathHost, path_terms
 from pplgrad.engine.records import Record, learned_scalars
 from pplgrad.engine.signals import Bounds, Downstream, Signals
-from pplgrad.errors import BaselineError
+from pplgrad.errors import BaselineError, EstimatorError
 
 
-class Rerun(BranchHost, PathHost, Protocol):
+class Rerun(BranchHost, PathHost, JointHost, Protocol):
     """The part of a plug-in that runs a program again."""
 
 
@@ -87,11 +88,15 @@ def estimate(
     sites goes into `record`. `peers` are the processes that the data is split over, whose gradients are averaged.
     """
     signals: Signals
+    finite: dict[str, Array] = {}
     if isinstance(objective, MultiSample):
         signals = Bounds(ops, runs, objective, higher_order)
     else:
+        runs = [
+            averaged(ops, *run, branches[i], higher_order, finite) if branches else run for i, run in enumerate(runs)
+        ]
         signals = Downstream(ops, runs, higher_order)
-    result = Estimate(ops.stop_gradient(signals.value), signals.surrogate, None, record=record)
+    result = Estimate(ops.stop_gradient(signals.value), signals.surrogate, None, finite=finite, record=record)
     if not (isinstance(objective, MultiSample) and objective.draws_are_constant):
         _add_sites(ops, runs, host, branches, signals, higher_order, result, peers)
     if record is not None:
@@ -105,11 +110,38 @@ def estimate(
     return result
 
 
+def averaged(
+    ops: Ops, layout: Layout, run: Run, host: JointHost, higher_order: bool, finite: dict[str, Array]
+) -> tuple[Layout, Run]:
+    """Return a run whose costs are averaged over the sites under `Enumerate`, if there are any."""
+    if not layout.joint_sums:
+        return layout, run
+    estimators = {site.name: site.estimator for site in layout.sites}
+    if higher_order:
+        for name, estimator in estimators.items():
+            if estimator.uses_score and not estimator.enumerates and layout.follows_sum(name):
+                raise EstimatorError(
+                    f"{estimator!r} at site '{name}', which follows a site under Enumerate(), is right for first derivatives alone, and the "
+                    "ELBO has higher_order=True; use ScoreFunction() or LocalExpectation() in the place of Enumerate()."
+                )
+
+    def held(cost: CostSpec) -> bool:
+        """Return whether a density has no gradient in an average: E[∇ log q] = 0 for a draw that is scored."""
+        estimator = estimators.get(cost.name)
+        if higher_order or cost.sign > 0 or cost.closed or estimator is None or cost.name in run.weights_alone:
+            return False
+        return estimator.uses_score and not estimator.enumerates
+
+    constant = [held(cost) for cost in layout.costs]
+    return layout, summed(ops, layout.joint_sums, layout.sites, run, host, constant, finite)
+
+
 def _only_first(runs: Sequence[tuple[Layout, Run]]) -> str | None:
     """Return why a second derivative would be wrong, or None."""
     for layout, _ in runs:
         for site in layout.sites:
-            if site.estimator.uses_score or site.estimator.declaration.derivatives is not None:
+            scored = site.estimator.uses_score and not site.estimator.enumerates
+            if scored or site.estimator.declaration.derivatives is not None:
                 return (
                     f"A second derivative was asked for (create_graph=True, or jax.grad of a gradient), and the surrogate of "
                     f"{site.estimator!r} at site '{site.name}' is right for first ones alone; pass higher_order=True to "

@@ -93,6 +93,8 @@ def recommended(site: SiteInfo) -> list[str]:
         declared = estimator.declaration
         if type(estimator).__name__ == "Auto" or not declared.unbiased or estimator.keeps_state:
             continue
+        if estimator.enumerates:
+            continue  # Whether the sum is small enough, the sites around it decide.
         if declared.differentiable_costs and (estimator.uses_branches or estimator.reweights_path):
             continue
         if site.higher_order and declared.derivatives is not None:

@@ -51,7 +51,9 @@ class Run(ScriptRun):
 
     def make_elbo(self, particles: int, chosen: Specification | None = None, **options: Any) -> TraceGrad_ELBO:
         """Return an ELBO, whose particles and branches run as one where there is more than one of them."""
-        together = particles > 1 or any(e.uses_branches or e.relaxes for e in (chosen.all if chosen else ()))
+        together = particles > 1 or any(
+            e.uses_branches or e.enumerates or e.relaxes for e in (chosen.all if chosen else ())
+        )
         return TraceGrad_ELBO(
             particles, vectorize_particles=together or chosen is None, max_plate_nesting=self.nesting, **options
         )

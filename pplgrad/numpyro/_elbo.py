@@ -44,7 +44,7 @@ from pplgrad.numpyro._evaluation import (
     with_gradient,
 )
 from pplgrad.numpyro._evaluator import Particle
-from pplgrad.numpyro._rerun.branches import NumPyroBranches
+from pplgrad.numpyro._rerun.joint import NumPyroReruns
 from pplgrad.numpyro._rerun.monitoring import STEPS, counted, monitor
 from pplgrad.numpyro._rerun.wake_sleep import sleep_phase
 from pplgrad.numpyro._tracing.handlers import site_info
@@ -405,7 +405,7 @@ class TraceGrad_ELBO(Trace_ELBO):
 
     def _branches(
         self, key: jax.Array, params: dict, program: Program, runs: list, parts: list[tuple[Layout, Run]]
-    ) -> list[NumPyroBranches]:
+    ) -> list[NumPyroReruns]:
         """Return what runs the branches of each run: mapped over particles as the run was, or one by one."""
         keys = [key] if self.num_particles == 1 else list(jax.random.split(reused(key), self.num_particles))
         together = len(runs) == 1 and runs[0][2] is not None
@@ -415,7 +415,7 @@ class TraceGrad_ELBO(Trace_ELBO):
             map_particles = self.vectorize_particles_fn if len(mine) > 1 else None
             noise = jax.random.fold_in(reused(mine[0]), 0x5EED)
             result.append(
-                NumPyroBranches(
+                NumPyroReruns(
                     program,
                     params,
                     mine,

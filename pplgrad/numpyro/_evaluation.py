@@ -86,17 +86,25 @@ def refuse_devices_alone(result: Estimate) -> None:
 
 def refuse_impossible(result: Estimate, runs: list) -> None:
     """Refuse what is NaN or infinite, by the name of the site, where its value can be looked at: not under `jit`."""
-    for name, fine in result.finite.items():
-        if concrete(result.value) is not None and jnp.isfinite(result.value) and concrete(fine) == 0:
-            raise impossible_branch(name)
     value = concrete(result.value)
-    if value is None or jnp.isfinite(value):
+    if value is None:
+        return
+    if jnp.isfinite(value):
+        refuse_impossible_branches(result)
         return
     for arrays, _, _ in runs:
         for side, costs in (("model", arrays.model_costs), ("guide", arrays.guide_costs)):
             for name, cost in costs.items():
                 if not jnp.isfinite(cost).all():
                     raise impossible_cost(name, side, bool(jnp.isnan(cost).any()))
+    refuse_impossible_branches(result)
+
+
+def refuse_impossible_branches(result: Estimate) -> None:
+    """Refuse an estimate that is NaN or infinite because of another value than was drawn."""
+    for name, fine in result.finite.items():
+        if concrete(fine) == 0:
+            raise impossible_branch(name)
 
 
 @ours

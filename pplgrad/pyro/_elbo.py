@@ -27,7 +27,7 @@ from pplgrad.engine.description import Description, describe
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.records import Record
 from pplgrad.engine.signals import Bounds
-from pplgrad.engine.surrogate import estimate
+from pplgrad.engine.surrogate import averaged, estimate
 from pplgrad.errors import ConfigurationError, PplgradError
 from pplgrad.monitoring.watch import Watcher
 from pplgrad.pyro._array_ops import OPS, attach
@@ -35,10 +35,10 @@ from pplgrad.pyro._baselines import Networks, baselines_of, store_states
 from pplgrad.pyro._diagnostics.measuring import measured
 from pplgrad.pyro._distributed import TorchDataParallel, TraceGradModule, data_parallel_of, refuse_own_gradients
 from pplgrad.pyro._distributions import family
-from pplgrad.pyro._evaluation import Evaluation, check_costs
+from pplgrad.pyro._evaluation import Evaluation, check_costs, objective_of
 from pplgrad.pyro._recreated_params import start_without_gradient
-from pplgrad.pyro._rerun.branches import PyroBranches
 from pplgrad.pyro._rerun.comparison import refuse_interaction
+from pplgrad.pyro._rerun.joint import PyroReruns
 from pplgrad.pyro._rerun.monitoring import monitor
 from pplgrad.pyro._rerun.wake_sleep import sleep_phase
 from pplgrad.pyro._reuse.dependency_structure import Structure, Structures
@@ -172,19 +172,30 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
         # Particles that run together are looked at, as in a training step; one by one there is nothing to find.
         together = self.vectorize_particles and self.num_particles > 1
         program = Program(model, guide, args, kwargs)
-        known = self._structures.find(program) if together or combined else None
+        sums = any(found.estimator.enumerates for found in self._resolved.values())
+        known = self._structures.find(program) if together or combined or sums else None
         value = self._bound if combined else self._mean_loss
-        return vectorized_or_sequential(known, lambda: value(program, known))
+        found = vectorized_or_sequential(known, lambda: value(program, known))
+        if found is None:  # What is summed over is known now.
+            known = self._structures.find(program)
+            found = vectorized_or_sequential(known, lambda: self._mean_loss(program, known))
+        assert found is not None
+        return found
 
-    def _mean_loss(self, program: Program, known: Structure | None) -> float:
-        """Return the mean of the particles' losses."""
+    def _mean_loss(self, program: Program, known: Structure | None) -> float | None:
+        """Return the mean of the particles' losses; None where sums ask for a structure that is not given."""
         total = 0.0
         with torch.no_grad():
             for traces, provenance in self._runs(program, known):
                 run = self._record(traces, provenance, program, True)
+                if known is None and any(estimator.enumerates for estimator in traces.estimators.values()):
+                    return None
+                shown = run
                 if known is not None:
-                    self._laid_out(program, traces, run, provenance, known)
-                objective = _objective(traces, run)
+                    layout = self._laid_out(program, traces, run, provenance, known)
+                    host = self._branches(program, traces, layout, run, provenance)
+                    _, shown = averaged(OPS, layout, run, host, self.higher_order, {})
+                objective = objective_of(traces, shown)
                 check_costs(objective, traces, run)
                 total += objective
         return -total / self.num_particles
@@ -426,7 +437,7 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
         layouts: list[Layout] = []
         runs: list[Run] = []
         traced: list[Traces] = []
-        branches: list[PyroBranches] = []
+        branches: list[PyroReruns] = []
         for traces, provenance in self._runs(program, known):
             run = self._record(traces, provenance, program)
             layouts.append(known.layout(traces, run, provenance, self.objective))
@@ -497,8 +508,3 @@ class _EagerSteps:
     def reads(self) -> tuple:
         estimators = [found.estimator for found in self._elbo._resolved.values()]
         return self._elbo.objective, estimators, list(self._elbo._networks.modules.values())
-
-
-def _objective(traces: Traces, run: Run) -> float:
-    models = len(traces.model_sites)
-    return float(sum(cost.sum() for cost in run.costs[:models]) - sum(cost.sum() for cost in run.costs[models:]))

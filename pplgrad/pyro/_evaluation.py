@@ -53,6 +53,12 @@ class Evaluation:
         return value
 
 
+def objective_of(traces: Traces, run: Run) -> float:
+    """Return a run's value of an objective that is a sum of costs."""
+    models = len(traces.model_sites)
+    return float(sum(cost.sum() for cost in run.costs[:models]) - sum(cost.sum() for cost in run.costs[models:]))
+
+
 def check_costs(total: float, traces: Traces, run: Run) -> None:
     """Raise an error that names the first site whose cost is NaN or infinite."""
     if math.isfinite(total):

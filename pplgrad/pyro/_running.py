@@ -27,8 +27,8 @@ from pplgrad.engine.closed_forms import ClosedForms
 from pplgrad.engine.layout import Layout
 from pplgrad.monitoring.watch import Watcher
 from pplgrad.pyro._baselines import state_of_functions
-from pplgrad.pyro._rerun.branches import PyroBranches
 from pplgrad.pyro._rerun.comparison import ParticlesInteract
+from pplgrad.pyro._rerun.joint import PyroReruns
 from pplgrad.pyro._reuse.dependency_structure import Structure
 from pplgrad.pyro._reuse.guards import Guard
 from pplgrad.pyro._reuse.tensors_before import tensors_before
@@ -176,7 +176,7 @@ class Runner:
         layout: Layout,
         run: Run,
         provenance: Provenance | None = None,
-    ) -> PyroBranches:
+    ) -> PyroReruns:
         vectorized = traces.particles > 1
         depth = None
         if self.vectorize_particles and not traces.apart:
@@ -184,4 +184,4 @@ class Runner:
         weights = self.objective.weights(program.args, program.kwargs)
         at_once = None if self.max_parallel is None else self.max_parallel // run.particles
         given = None if provenance is None else partial(self._given, program)
-        return PyroBranches(program, traces, layout, run, vectorized, depth, weights, at_once, given)
+        return PyroReruns(program, traces, layout, run, vectorized, depth, weights, at_once, given)

@@ -417,7 +417,8 @@ def kept_by_the_guide(case: Case, estimator: Estimator) -> tuple[Callable, dict[
 
 def gradient_error(case: Case, estimator: Estimator, particles: int, vectorized: bool) -> float:
     """Return how far the expected gradient is from the exact one."""
-    over = expected_gradient_over_cells if estimator.uses_branches else expected_gradient
+    again = estimator.uses_branches or estimator.enumerates
+    over = expected_gradient_over_cells if again else expected_gradient
     wrap, extra = kept_by_the_guide(case, estimator)
     found = over(case, make_elbo(case, estimator, particles, vectorized), particles, wrap, extra)
     wanted = exact_gradient(case)

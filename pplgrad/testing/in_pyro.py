@@ -24,7 +24,7 @@ from pplgrad.errors import ImpossibleValueError
 from pplgrad.pyro import TraceGrad_ELBO
 from pplgrad.pyro._baselines import PREFIX
 from pplgrad.pyro._distributions import family, finite_parts, unmasked
-from pplgrad.pyro._rerun.branches import PyroDraw
+from pplgrad.pyro._rerun.draws import PyroDraw
 from pplgrad.testing.cells import ListedNoise, NoiseShapes, cells, disturb, z_of
 from pplgrad.testing.programs import CASES, Case, Host, once
 
@@ -433,7 +433,8 @@ def make_elbo(case: Case, estimator: Estimator, particles: int, vectorized: bool
 
 def gradient_error(case: Case, estimator: Estimator, particles: int, vectorized: bool) -> float:
     """Return how far the expected gradient is from the exact one."""
-    over = expected_gradient_over_cells if estimator.uses_branches else expected_gradient
+    again = estimator.uses_branches or estimator.enumerates
+    over = expected_gradient_over_cells if again else expected_gradient
     with validated(case):
         found = over(case, lambda: make_elbo(case, estimator, particles, vectorized), particles)
         return worst(found, exact_gradient(case))

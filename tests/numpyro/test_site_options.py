@@ -42,7 +42,7 @@ def test_an_enumerated_site_of_the_guide_is_summed_over(wrap):
     b, asking = jnp.array([0.2, -0.5, 0.1]), wrap(guide(enumerate="parallel"))
     elbo = TraceGrad_ELBO()
     assert [row["estimator"] for row in elbo.describe(jax.random.key(0), {"b": b}, model, asking).rows] == [
-        "LocalExpectation()"
+        "Enumerate()"
     ]
     found = jax.grad(lambda b: elbo.loss(jax.random.key(0), {"b": b}, model, asking))(b)
     np.testing.assert_allclose(found, -jax.grad(exact)(b), atol=1e-9)

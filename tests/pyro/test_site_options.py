@@ -196,7 +196,7 @@ def test_an_enumerated_site_of_the_guide_is_summed_over(how):
         seen.append(gradient()["b"])
         assert [row["estimator"] for row in elbo.describe(model, wrapped).rows] == [
             "ScoreFunction()",
-            "LocalExpectation()",
+            "Enumerate()",
         ]
 
     def alone():

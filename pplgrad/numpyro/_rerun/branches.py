@@ -83,6 +83,7 @@ class NumPyroBranches:
         """`map_particles` maps a function over particles, None for a single one; a program that is not `traceable` runs
         one branch after the other, and of others no more than `at_once` of each particle run at once."""
         self._program = program
+        self._differentiated = dict(params)
         self._params = jax.lax.stop_gradient(dict(params))
         self._keys = keys
         self._noise = noise
@@ -255,16 +256,26 @@ class NumPyroBranches:
                 msg["value"] = jnp.where(inside(name), mine, msg["value"])
 
         arrays, static = self._again(key, intervene)
+        self._refuse_others(static)
+        return self._in_order(arrays), static.extended
+
+    def _refuse_others(self, static: ParticleTrace) -> None:
+        """Refuse a run with other sites than the primary one."""
         for name in {*static.model, *static.guide} ^ {spec.name for spec in self._layout.costs}:
             raise ProgramError(
                 f"Site '{name}' exists or not depending on the values of other sites, whose estimator runs the program "
                 "at other values; use ScoreFunction() there."
             )
-        return self._in_order(arrays), static.extended
 
     def _again(self, key: jax.Array, intervene: Intervene) -> tuple[ParticleOutputs, ParticleTrace]:
         """Run a particle again with its own key."""
         return run_particle(reused(key), dict(self._params), self._program, self._resolve, self._counting, intervene)
+
+    def _again_differentiated(self, key: jax.Array, intervene: Intervene) -> tuple[ParticleOutputs, ParticleTrace]:
+        """Run a particle again with its own key, with the gradient to the parameters."""
+        return run_particle(
+            reused(key), dict(self._differentiated), self._program, self._resolve, self._counting, intervene
+        )
 
     def _in_order(self, arrays: ParticleOutputs) -> list[jax.Array]:
         """Return the costs in the order of the layout."""

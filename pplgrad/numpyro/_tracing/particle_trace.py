@@ -299,7 +299,7 @@ def _collect_draw(
         arrays.squares[name] = _in_time(_score_squared(bare, site["value"]), site, flow)
     if estimator.needs_fixed_support:
         arrays.probes["bounds:" + name] = bounds(site["fn"])
-    if estimator.uses_branches:
+    if estimator.uses_branches or estimator.enumerates:
         _ask(arrays, name, bare, site["value"], estimator, again)
 
 

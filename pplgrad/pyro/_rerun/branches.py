@@ -28,16 +28,12 @@ from pplgrad.estimators.relaxed import Relaxation
 from pplgrad.pyro._array_ops import TorchNoise, placed
 from pplgrad.pyro._baselines import PREFIX, forgetting
 from pplgrad.pyro._distributions import (
-    counted_parts,
-    every_log_prob,
     family,
-    is_one_hot,
     is_relaxable,
-    parameters,
-    unmasked,
 )
 from pplgrad.pyro._recording import is_recording, moved_generators
 from pplgrad.pyro._rerun.comparison import compare_rows, refuse_another_run, refuse_interaction, values_at
+from pplgrad.pyro._rerun.draws import PyroDraw
 from pplgrad.pyro._rerun.enumeration import Fixed
 from pplgrad.pyro._tracing.handlers import axes_of
 from pplgrad.pyro._tracing.host_checks import PARTICLES, Nesting, at_other_values, broadcasting
@@ -45,55 +41,6 @@ from pplgrad.pyro._tracing.marginal_sites import trace_against, weight_of
 from pplgrad.pyro._tracing.particle_trace import Traces, closed_cost, cost_of, with_particles, without_shapes
 from pplgrad.pyro._tracing.provenance import Provenance
 from pplgrad.pyro._tracing.relaxations import Extended, ExtendedModelMessenger, relaxed, softened
-
-
-class PyroDraw:
-    """`pplgrad.engine.branches.HostDraw`: a site of the guide's trace."""
-
-    def __init__(self, name: str, site: Any, vectorized: bool) -> None:
-        self.name = name
-        self.event_dim = site["fn"].event_dim
-        self._fn = unmasked(site["fn"])
-        self._vectorized = vectorized
-        self.value = self._with_particles(site["value"].detach())
-        self._counted = counted_parts(self._fn)
-
-    def finite(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Return the log probabilities of all categories and the numbers drawn."""
-        if self._counted is None:
-            return None
-        base, support = self._counted
-        value = self.value if self._vectorized else self.value[0]
-        if is_one_hot(base):
-            index = value.argmax(-1)
-        else:
-            index = (support.reshape(-1, *(1,) * value.dim()) == value).to(torch.int8).argmax(0)
-        return self._with_particles(every_log_prob(base, support).expand(*index.shape, -1)), self._with_particles(index)
-
-    def embed(self, index: torch.Tensor) -> torch.Tensor:
-        """Return the values that category numbers stand for."""
-        assert self._counted is not None
-        base, support = self._counted
-        if is_one_hot(base):
-            return torch.nn.functional.one_hot(index, len(support)).to(self.value.dtype)
-        return support[index]
-
-    def again(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return more draws from the same distribution, and their log densities."""
-        with torch.no_grad():
-            values = self._fn.sample((count,))
-        log_q = self._fn.log_prob(values)
-        if self._vectorized:
-            return values.movedim(0, 1), log_q.movedim(0, 1)
-        return values[None], log_q[None]
-
-    def parameters(self) -> dict[str, torch.Tensor] | None:
-        """Return the parameters of the site's family, where its draws are independent numbers."""
-        found = parameters(self._fn)
-        return None if found is None else {name: self._with_particles(x) for name, x in found.items()}
-
-    def _with_particles(self, x: torch.Tensor) -> torch.Tensor:
-        return x if self._vectorized else x[None]
 
 
 @dataclass(frozen=True)
@@ -117,6 +64,10 @@ Fresh = Callable[[Branch], torch.Tensor]
 """From a branch to the value that a site drew there: as it was drawn, or relaxed as the branch's estimator asks."""
 
 
+Replace = Callable[[str, Fresh, Any], torch.Tensor]
+"""From a site's name, its draw and its distribution to the value that it takes."""
+
+
 class Intervention(Messenger):
     """Puts alternatives in the place of draws, keeps the primary draw of what does not follow, and shares the minibatch.
 
@@ -127,7 +78,7 @@ class Intervention(Messenger):
     def __init__(
         self,
         primary: Any,
-        replace: Callable[[str, Fresh, int], torch.Tensor] | None = None,
+        replace: Replace | None = None,
         estimators: Mapping[str, Estimator] | None = None,
         temperatures: Mapping[str, Any] | None = None,
         arguments: tuple[tuple, Mapping[str, Any]] = ((), {}),
@@ -165,10 +116,22 @@ class Intervention(Messenger):
             msg["fn"] = Extended(fn)
         elif self._temperatures is not None and not fn.has_rsample:
             fresh = lambda branch: _unrelaxable(name, fn, branch)  # noqa: E731
-        msg["value"] = self._replace(name, fresh, fn.event_dim)
+        msg["value"] = self._replace(name, fresh, fn)
         if self._provenance is not None:
             plates = axes_of(msg["cond_indep_stack"], fn.event_dim)
             msg["value"] = self._provenance.tag(name, msg["value"], plates)
+
+
+def deep(value: torch.Tensor, event: int, depth: int) -> torch.Tensor:
+    """Bring (particles, m, *B, *E) to as many batch dimensions as the particle plate asks for."""
+    batch, shape = value.dim() - 2 - event, tuple(value.shape)
+    return value.reshape(*shape[:2], *(1,) * (depth - 1 - batch), *shape[2:])
+
+
+def joined(parts: Sequence[torch.Tensor], particles: int) -> torch.Tensor:
+    """Join values of rows, (particles, m, *batch), as those of one plate: (rows, *batch)."""
+    shape = torch.broadcast_shapes(*(part.shape[2:] for part in parts))
+    return torch.cat([part.expand(particles, -1, *shape) for part in parts], 1).reshape(-1, *shape)
 
 
 def _unrelaxable(name: str, fn: Any, branch: Branch) -> torch.Tensor:
@@ -252,6 +215,7 @@ class PyroBranches:
         if not self._compared:
             self._compare_second_run(branches[0].site)
         if self._depth is None:
+            self._refuse_hidden_draws(branches[0].site)
             return self._one_by_one(branches, temperatures)
         return self._at_once(branches, start, self._depth, temperatures)
 
@@ -276,12 +240,6 @@ class PyroBranches:
     ) -> dict[str, list[torch.Tensor]]:
         """Run each branch from the state of the generator in which the primary run began."""
         result = {}
-        if is_recording() and self._traces.hidden_draws:
-            raise CompileError(
-                f"The step cannot be compiled, because the guide draws random numbers outside of its sample sites (dropout, or "
-                f"sites under block), which the branches of site '{branches[0].site}' have to share; use compile=False, or "
-                "ScoreFunction() there."
-            )
         with moved_generators(), torch.random.fork_rng(devices=self._traces.rng_devices()):
             for branch in branches:
                 rows = []
@@ -294,11 +252,28 @@ class PyroBranches:
                 result[branch.site] = [torch.cat(column) for column in zip(*rows, strict=True)]
         return result
 
-    def _replacing(self, branch: Branch, number: int) -> Callable:
+    def _refuse_hidden_draws(self, site: str) -> None:
+        """Refuse draws outside of sites, which other runs have to share, where they cannot."""
+        if not self._traces.hidden_draws:
+            return
+        if self._depth is not None:
+            raise ProgramError(
+                f"The guide draws random numbers outside of its sample sites (dropout, or sites under block), which the "
+                f"branches of site '{site}' would draw anew under vectorize_particles; use "
+                "vectorize_particles=False, or ScoreFunction() there."
+            )
+        if is_recording():
+            raise CompileError(
+                f"The step cannot be compiled, because the guide draws random numbers outside of its sample sites (dropout, or "
+                f"sites under block), which the branches of site '{site}' have to share; use compile=False, or "
+                "ScoreFunction() there."
+            )
+
+    def _replacing(self, branch: Branch, number: int) -> Replace:
         nodes = self._traces.guide.nodes
         chosen = branch.values.at(placed([number], None, nodes[branch.site]["value"].device))[0, 0]
 
-        def replace(name: str, fresh: Fresh, event: int) -> torch.Tensor:
+        def replace(name: str, fresh: Fresh, fn: Any) -> torch.Tensor:
             if name == branch.site:
                 return chosen
             return fresh(branch) if self._follows(name, branch.site) else nodes[name]["value"].detach()
@@ -309,12 +284,7 @@ class PyroBranches:
         self, branches: Sequence[Branch], count: int, depth: int, temperatures: Mapping[str, Any] | None
     ) -> dict[str, list[torch.Tensor]]:
         """Run all branches of all particles, those of a chunk in one plate, and one chunk after the other."""
-        if self._traces.hidden_draws:
-            raise ProgramError(
-                f"The guide draws random numbers outside of its sample sites (dropout, or sites under block), which the "
-                f"branches of site '{branches[0].site}' would draw anew under vectorize_particles; use "
-                "vectorize_particles=False, or ScoreFunction() there."
-            )
+        self._refuse_hidden_draws(branches[0].site)
         # What is differentiated is held in any case, and relaxed branches are few.
         at_once = self._at_most if temperatures is None else None
         # The generators go on from here: put back, they would give the same numbers again, as the draws of the next step.
@@ -337,36 +307,43 @@ class PyroBranches:
     ) -> list[torch.Tensor]:
         """Run branches of all particles in one plate, particle by particle, `count` rows each: (particles, count, *batch)."""
         particles = self._particles
-        nodes = self._traces.guide.nodes
 
-        def rows(value: torch.Tensor, event: int) -> torch.Tensor:
-            """Bring (particles, m, *B, *E) to as many batch dimensions as the particle plate asks for."""
-            batch, shape = value.dim() - 2 - event, tuple(value.shape)
-            return value.reshape(*shape[:2], *(1,) * (depth - 1 - batch), *shape[2:])
-
-        def replace(name: str, fresh: Fresh, event: int) -> torch.Tensor:
-            kept = nodes[name]["value"].detach()
-            kept = rows((kept if self._vectorized else kept[None])[:, None], event)
+        def replace(name: str, fresh: Fresh, fn: Any) -> torch.Tensor:
+            kept = self._kept(name, fn.event_dim, depth).detach()
             parts = []
             for branch in branches:
                 if branch.start == branch.stop:
                     continue
                 if name == branch.site:
-                    part = rows(branch.values.at(torch.arange(branch.values.count, device=kept.device)), event)
+                    values = branch.values.at(torch.arange(branch.values.count, device=kept.device))
+                    part = deep(values, fn.event_dim, depth)
                 elif self._follows(name, branch.site):
                     value = fresh(branch)
                     part = value.reshape(particles, count, *value.shape[1:])[:, branch.start : branch.stop]
                 else:
                     part = kept
                 parts.append(part.expand(-1, branch.stop - branch.start, *part.shape[2:]))
-            shape = torch.broadcast_shapes(*(part.shape[2:] for part in parts))
-            parts = [part.expand(particles, -1, *shape) for part in parts]
-            return torch.cat(parts, 1).reshape(particles * count, *shape)
+            return joined(parts, particles)
 
+        return self._costs_of_rows(replace, temperatures, count, depth, branches[0].site)
+
+    def _kept(self, name: str, event: int, depth: int) -> torch.Tensor:
+        """Return the draw of a site for all rows: (particles, 1, *batch, *E)."""
+        value = self._traces.guide.nodes[name]["value"]
+        return deep((value if self._vectorized else value[None])[:, None], event, depth)
+
+    def _costs_of_rows(
+        self, replace: Replace, temperatures: Mapping[str, Any] | None, count: int, depth: int, site: str
+    ) -> list[torch.Tensor]:
+        """Run rows of all particles in one plate, `count` of each particle: (particles, count, *batch).
+
+        While a step is watched, what runs together is compared with what runs by itself.
+        """
+        particles = self._particles
         # Particles that run together have been compared already, and branches run beside them.
         follow = self._given is not None and not self._vectorized and temperatures is None
         provenance = Provenance(self._given()) if follow and self._given is not None else None
-        with broadcasting(depth - 1, branches[0].site), provenance or nullcontext():
+        with broadcasting(depth - 1, site), provenance or nullcontext():
             traces = self._run(replace, temperatures, particles * count, depth, provenance)
             every = self._costs(*traces, None, particles * count, depth)
         if provenance is not None:

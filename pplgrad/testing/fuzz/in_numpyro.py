@@ -94,7 +94,7 @@ def exactly(
 ) -> float:
     """Return how far the expected gradient is from the exact one, at both values of the Python state."""
     built = build(program, "numpyro")
-    branches = any(estimator.uses_branches for estimator in estimators.values())
+    branches = any(estimator.uses_branches or estimator.enumerates for estimator in estimators.values())
     worst = 0.0
     for state in (0, 1) if program.reads_state else (0,):
         built.set_state(state)

@@ -48,7 +48,7 @@ def _elbo(
 def exactly(program: Program, estimators: dict, objective: Objective, particles: int, vectorized: bool) -> float:
     """Return how far the expected gradient of a new ELBO is from the exact one, at both values of the Python state."""
     built = build(program, "pyro")
-    branches = any(estimator.uses_branches for estimator in estimators.values())
+    branches = any(estimator.uses_branches or estimator.enumerates for estimator in estimators.values())
     worst = 0.0
     for state in (0, 1) if program.reads_state else (0,):
         elbo = _elbo(program, estimators, objective, particles, vectorized)
@@ -137,7 +137,7 @@ def kept(program: Program, estimators: dict, objective: Objective, particles: in
         raise Skipped("an estimator that learns")
     built = build(program, "pyro")
     elbo = _elbo(program, estimators, objective, particles, vectorized)
-    branches = any(estimator.uses_branches for estimator in estimators.values())
+    branches = any(estimator.uses_branches or estimator.enumerates for estimator in estimators.values())
     over = _over_cells if branches else _over_outcomes
     worst = 0.0
     for state in (0, 1, 0):

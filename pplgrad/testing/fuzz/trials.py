@@ -36,6 +36,9 @@ ESTIMATORS = (
 )
 """Estimators of the discrete sites, as source; "mixed" draws one of them for each site."""
 
+SUMMED = ["Enumerate()", "Enumerate()", "ScoreFunction()", "DisARM()", "LocalExpectation()"]
+"""What "summed" draws from for each site: sums over some of them, beside other estimators."""
+
 NOISY = ("ARM()", "ARMS(2)", "CARMS(3)", "REBAR(0.5, 0.8, learn=False)")
 """Estimators whose own noise is continuous: z-tests."""
 
@@ -97,7 +100,8 @@ def estimators_of(text: str, program: Program, library: str) -> dict[str, Estima
     names = program.latents(library)
     rng = np.random.default_rng(program.seed)
     plain = [e for e in ESTIMATORS if e not in ("mixed", "ScoreFunction(LeaveOneOut())")]
-    return {name: estimator_of(str(rng.choice(plain)) if text == "mixed" else text) for name in names}
+    choices = {"mixed": plain, "summed": SUMMED}.get(text, [text])
+    return {name: estimator_of(text if choices == [text] else str(rng.choice(choices))) for name in names}
 
 
 def attempt(trial: Trial, program: Program | None = None) -> Verdict:
@@ -156,4 +160,7 @@ def trials(seed: int, libraries: tuple[str, ...] = ("pyro", "numpyro")) -> list[
         if rng.random() < 0.25:
             ways = ("compiled",) if library == "pyro" else ("unfused", "eager")
             found.append(Trial(seed, library, one_of(("ScoreFunction()", "LocalExpectation()")), way=one_of(ways)))
+        # By the seed itself: another random number would give recorded seeds other trials.
+        summed, objective = ("Enumerate()", "summed")[seed % 2], OBJECTIVES[seed // 2 % len(OBJECTIVES)]
+        found.append(Trial(seed, library, summed, objective, vectorized=seed // 3 % 2 == 1))
     return found

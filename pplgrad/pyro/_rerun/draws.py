@@ -1,0 +1,58 @@
+"""A site of the guide's trace, as estimators see it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from pplgrad.pyro._distributions import counted_parts, every_log_prob, is_one_hot, parameters, unmasked
+
+
+class PyroDraw:
+    """`pplgrad.engine.branches.HostDraw`: a site of the guide's trace."""
+
+    def __init__(self, name: str, site: Any, vectorized: bool) -> None:
+        self.name = name
+        self.event_dim = site["fn"].event_dim
+        self._fn = unmasked(site["fn"])
+        self._vectorized = vectorized
+        self.value = self._with_particles(site["value"].detach())
+        self._counted = counted_parts(self._fn)
+
+    def finite(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return the log probabilities of all categories and the numbers drawn."""
+        if self._counted is None:
+            return None
+        base, support = self._counted
+        value = self.value if self._vectorized else self.value[0]
+        if is_one_hot(base):
+            index = value.argmax(-1)
+        else:
+            index = (support.reshape(-1, *(1,) * value.dim()) == value).to(torch.int8).argmax(0)
+        return self._with_particles(every_log_prob(base, support).expand(*index.shape, -1)), self._with_particles(index)
+
+    def embed(self, index: torch.Tensor) -> torch.Tensor:
+        """Return the values that category numbers stand for."""
+        assert self._counted is not None
+        base, support = self._counted
+        if is_one_hot(base):
+            return torch.nn.functional.one_hot(index, len(support)).to(self.value.dtype)
+        return support[index]
+
+    def again(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return more draws from the same distribution, and their log densities."""
+        with torch.no_grad():
+            values = self._fn.sample((count,))
+        log_q = self._fn.log_prob(values)
+        if self._vectorized:
+            return values.movedim(0, 1), log_q.movedim(0, 1)
+        return values[None], log_q[None]
+
+    def parameters(self) -> dict[str, torch.Tensor] | None:
+        """Return the parameters of the site's family, where its draws are independent numbers."""
+        found = parameters(self._fn)
+        return None if found is None else {name: self._with_particles(x) for name, x in found.items()}
+
+    def _with_particles(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self._vectorized else x[None]
