@@ -29,6 +29,7 @@ from pplgrad.monitoring.watch import Watcher
 from pplgrad.pyro._baselines import state_of_functions
 from pplgrad.pyro._rerun.comparison import ParticlesInteract
 from pplgrad.pyro._rerun.joint import PyroReruns
+from pplgrad.pyro._rerun.summed_values import refuse_mixed_values
 from pplgrad.pyro._reuse.dependency_structure import Structure
 from pplgrad.pyro._reuse.guards import Guard
 from pplgrad.pyro._reuse.tensors_before import tensors_before
@@ -104,9 +105,12 @@ class Runner:
                     OtherThreads() if watched else nullcontext() as others,
                 ):
                     traces = run_traces(shown, self._resolve, provenance, self.max_plate_nesting)
+                traces.compared = not (watched and known is not None and known.second_run_due)
+                if not traces.compared:
+                    with broadcasting(int(self.max_plate_nesting) - 1) if vectorized else nullcontext():
+                        refuse_mixed_values(traces, shown)
             traces.particles, traces.apart = self.num_particles if vectorized else 1, apart
             traces.changed = [function for function, guard in state.items() if guard is None or not guard.holds()]
-            traces.compared = not (watched and known is not None and known.second_run_due)
             if watched and others is not None and others.ran:
                 # A program of which everything is known hands nothing to another thread.
                 traces.unseen = Guard.of(*program) is None

@@ -37,7 +37,7 @@ from pplgrad.testing.in_pyro import (
 )
 from tests.bounds import bound
 from tests.pyro.compiling import assert_like_eager
-from tests.pyro.marginal import PROGRAMS
+from tests.pyro.marginal import PROGRAMS, SUM
 
 ESTIMATORS = {
     "default": None,
@@ -144,7 +144,28 @@ def small_guide():
     pyro.sample("b", dist.Bernoulli(logits=pyro.param("l", torch.tensor(0.1))))
 
 
+def mixing(mix):
+    def model():
+        k = pyro.sample("k", dist.Categorical(torch.ones(3) / 3), infer=SUM)
+        pyro.sample("x", dist.Normal(mix(k.float()), 1.0), obs=torch.tensor(0.3))
+        small_guide()
+
+    return model
+
+
+def mixing_in_a_chain():
+    k = torch.tensor(0)
+    for t in pyro.markov(range(4)):
+        k = pyro.sample(f"k{t}", dist.Categorical(torch.ones(2, 2)[k.max()] / 2), infer=SUM)
+        pyro.sample(f"x{t}", dist.Normal(k.float() - (k.float().mean() if t == 3 else 0.0), 1.0), obs=torch.tensor(0.3))
+    small_guide()
+
+
 REFUSED = {
+    "a sum over all values": (mixing(lambda k: k.sum()), {}, "'k' is summed out.*the density of site 'x' may mix them"),
+    "a mean of all values": (mixing(lambda k: k - k.mean()), {}, "the density of site 'x' may mix them"),
+    "reordered values": (mixing(lambda k: k.flip(0) if k.dim() else k), {}, "the density of site 'x' may mix them"),
+    "a mean in a chain": (mixing_in_a_chain, {}, "the density of site 'x3' may mix them"),
     "not asked for": (small(), {}, "sum it out if it is discrete"),
     "sequential": (small(enumerate="sequential"), {}, "sum it out if it is discrete"),
     "no finite support": (small("Poisson", enumerate="parallel"), {}, "Site 'k'.*Poisson has no finite support"),
@@ -164,6 +185,21 @@ def test_what_cannot_be_summed_is_refused(name):
     model, given, words = REFUSED[name]
     with pytest.raises(PplgradError, match=words):
         TraceGrad_ELBO(**given).loss_and_grads(model, small_guide)
+
+
+def test_draws_and_minibatches_of_the_model_are_the_same_where_values_are_compared():
+    """One value of each summed site is compared at the same draws: nothing is refused that does not mix."""
+
+    def model():
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))  # in the model alone
+        with pyro.plate("data", 6, subsample_size=2) as index:
+            k = pyro.sample("k", dist.Categorical(torch.ones(3) / 3), infer=SUM)
+            pyro.sample("x", dist.Normal(k + m, 1.0), obs=torch.arange(6.0)[index])
+
+    elbo = TraceGrad_ELBO(max_plate_nesting=1)
+    with pytest.warns(UserWarning, match="Found vars in model but not guide"):
+        for _ in range(4):
+            elbo.loss_and_grads(model, lambda: None)
 
 
 def test_a_sum_that_is_too_large_is_refused(monkeypatch):

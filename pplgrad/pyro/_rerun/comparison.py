@@ -91,7 +91,7 @@ def compare_rows(
     for row in rows:
         found = alone(row)
         for spec, x, own in zip(layout.costs, costs, found or [], strict=False):
-            if not _agree(x[row], own):
+            if not agree(x[row], own):
                 raise ParticlesInteract(spec.name)
 
 
@@ -105,7 +105,7 @@ def refuse_another_run(
 ) -> None:
     """Refuse a program that computes another density when it runs again on the same draws: its branches would be of another program."""
     for spec, x, y in zip(layout.costs, before, again, strict=True):
-        if not _agree(x, y):
+        if not agree(x, y):
             raise ProgramError(
                 f"Site '{spec.name}' has another density when the program runs again on the same draws: a counter, a cache or random "
                 f"numbers of another library move on in its Python code, so that the branches of site '{chosen}' would be those of "
@@ -113,7 +113,7 @@ def refuse_another_run(
             )
 
 
-def _agree(x: torch.Tensor, y: torch.Tensor) -> bool:
+def agree(x: torch.Tensor, y: torch.Tensor) -> bool:
     """Return whether two densities are the same but for rounding; shapes may differ by dimensions that hold nothing."""
     x, y = x.detach().squeeze(), y.detach().squeeze()
     if x.shape != y.shape:

@@ -148,7 +148,7 @@ class Component:
 
     def log_probs(self) -> list[torch.Tensor]:
         """Return the log densities of the sites."""
-        return [_log_prob(site) for site in self.sites]
+        return densities_of(self.sites)
 
     def _contracted(self, log_probs: list[torch.Tensor]) -> torch.Tensor:
         # Views, since what packs them writes on them.
@@ -168,6 +168,11 @@ class Component:
                 f"The sites {listed(names)} cannot be summed out together: {first_line(error)}"
             ) from error
         return found[0]
+
+
+def densities_of(sites: Iterable[Mapping[str, Any]]) -> list[torch.Tensor]:
+    """Return the log densities of sites as they are summed: not scaled, and masked where something reads them."""
+    return [_log_prob(site) for site in sites]
 
 
 def pack(site: Mapping[str, Any], log_prob: torch.Tensor) -> torch.Tensor:
