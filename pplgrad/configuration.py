@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -184,6 +185,7 @@ def own_estimator(name: str, infer: Mapping[str, Any], has_rsample: bool) -> Any
     The hosts' `infer={"enumerate": ...}` asks for the sum over the site's values. It says nothing of a site that is reparameterized, which the hosts'
     `config_enumerate` leaves out too.
     """
+    _refuse_misspelt(name, infer)
     if "estimator" in infer:
         return infer["estimator"]
     if not infer.get("enumerate") or has_rsample:
@@ -194,6 +196,29 @@ def own_estimator(name: str, infer: Mapping[str, Any], has_rsample: bool) -> Any
             f"infer={{'estimator': ScoreFunction(samples={infer['num_samples']})}}, which uses each draw in a baseline of the others."
         )
     return ASKED_BY_HOST
+
+
+def refuse_pyros_baseline(name: str, infer: Mapping[str, Any]) -> None:
+    """Refuse Pyro's option of a site where the program is NumPyro's, which has none of this name."""
+    if infer.get("baseline") and "estimator" not in infer:
+        raise ConfigurationError(
+            f"Site '{name}' has infer={{'baseline': ...}}, an option of Pyro's; write infer={{'estimator': ScoreFunction(...)}} with "
+            "DecayingAverage(), NeuralBaseline() or FunctionBaseline(f)."
+        )
+
+
+_OPTIONS = ("estimator", "closed_form", "enumerate", "num_samples", "baseline", "is_auxiliary", "kl")
+"""The options of a site that change the gradient, by pplgrad or by one of the hosts."""
+
+
+def _refuse_misspelt(name: str, infer: Mapping[str, Any]) -> None:
+    """Refuse an option that nothing reads and that is nearly one that changes the gradient; others are the user's own notes."""
+    for key in infer:
+        close = get_close_matches(str(key), _OPTIONS, 1, 0.8) if key not in _OPTIONS else []
+        if close:
+            raise ConfigurationError(
+                f"Site '{name}' has infer={{{key!r}: ...}}, which nothing reads; did you mean {close[0]!r}?"
+            )
 
 
 ASKED_BY_HOST = Enumerate()

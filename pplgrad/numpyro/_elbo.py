@@ -13,7 +13,15 @@ import jax.numpy as jnp
 from numpyro.handlers import seed, trace
 from numpyro.infer import Trace_ELBO
 
-from pplgrad.configuration import EstimatorMapping, Resolved, own_estimator, refuse_unmatched, resolve, watcher_of
+from pplgrad.configuration import (
+    EstimatorMapping,
+    Resolved,
+    own_estimator,
+    refuse_pyros_baseline,
+    refuse_unmatched,
+    resolve,
+    watcher_of,
+)
 from pplgrad.core.estimator import Estimator
 from pplgrad.core.objectives import ELBO, MultiSample, Objective, ReweightedWakeSleep
 from pplgrad.core.plates import Read
@@ -436,6 +444,7 @@ class TraceGrad_ELBO(Trace_ELBO):
     def _resolve(self, name: str, msg: Any, scanned: bool) -> Estimator:
         """Choose a site's estimator: the ELBO's mapping, the site's own or the guide wrapper's, the default."""
         site = site_info(msg, name, self.num_particles, scanned, self.objective)
+        refuse_pyros_baseline(name, msg["infer"])
         own = own_estimator(name, msg["infer"], site.has_rsample)
         found = resolve(self._mapping, own, site, "pplgrad" in msg["infer"], self.higher_order)
         self._resolved[name] = found

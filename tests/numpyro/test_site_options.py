@@ -58,3 +58,37 @@ def test_the_estimators_argument_goes_before():
     elbo = TraceGrad_ELBO(estimators={"z": ScoreFunction()})
     rows = elbo.describe(jax.random.key(0), {"b": jnp.zeros(3)}, model, guide(enumerate="parallel")).rows
     assert rows[0]["estimator"] == "ScoreFunction()"
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"), [("estimater", "estimator"), ("enumarate", "enumerate"), ("closed_from", "closed_form")]
+)
+def test_a_misspelt_option_is_refused(key, meant):
+    with pytest.raises(ConfigurationError, match=f"'z'.*'{key}'.*did you mean '{meant}'"):
+        TraceGrad_ELBO().loss(jax.random.key(0), {"b": jnp.zeros(3)}, model, guide(**{key: "parallel"}))
+
+
+def test_notes_of_the_users_own_are_let_alone():
+    TraceGrad_ELBO().loss(jax.random.key(0), {"b": jnp.zeros(3)}, model, guide(colour="red"))
+
+
+def test_pyros_baselines_are_refused():
+    with pytest.raises(ConfigurationError, match="'z'.*an option of Pyro's.*DecayingAverage"):
+        TraceGrad_ELBO().loss(
+            jax.random.key(0), {"b": jnp.zeros(3)}, model, guide(baseline={"use_decaying_avg_baseline": True})
+        )
+
+
+@pytest.mark.parametrize("where", ["model", "guide"])
+def test_config_kl_is_the_divergence_in_closed_form(where):
+    from numpyro.contrib.funsor import config_kl
+
+    def normal():
+        numpyro.sample("z", dist.Normal(0.3, 2.0))
+
+    def around():
+        numpyro.sample("z", dist.Normal(numpyro.param("m", 0.5), 1.0))
+
+    programs = (config_kl(normal), around) if where == "model" else (normal, config_kl(around))
+    found = TraceGrad_ELBO().loss(jax.random.key(0), {"m": jnp.array(0.5)}, *programs)
+    np.testing.assert_allclose(found, dist.kl_divergence(dist.Normal(0.5, 1.0), dist.Normal(0.3, 2.0)), atol=1e-7)

@@ -228,3 +228,14 @@ def test_the_estimators_argument_goes_before():
 
     elbo = TraceGrad_ELBO(estimators={"z": ScoreFunction()})
     assert elbo.describe(run, run).rows[0]["estimator"] == "ScoreFunction()"
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"), [("estimater", "estimator"), ("enumarate", "enumerate"), ("base_line", "baseline")]
+)
+def test_a_misspelt_option_is_refused(key, meant):
+    def run():
+        pyro.sample("z", dist.Bernoulli(0.3), infer={key: "parallel"})
+
+    with pytest.raises(ConfigurationError, match=f"'z'.*'{key}'.*did you mean '{meant}'"):
+        TraceGrad_ELBO().loss_and_grads(lambda: pyro.sample("z", dist.Bernoulli(0.3)), run)

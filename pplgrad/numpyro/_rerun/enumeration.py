@@ -33,7 +33,7 @@ def run_traces(program: Program, params: dict, key: jax.Array, values: Mapping[s
     with OffZero():
         drawn = handlers.trace(handlers.seed(guide, guide_key)).get_trace(*program.args, **program.kwargs)
     against = program._replace(model=model)
-    return drawn, model_trace(against, model_key, {}, Drawn(drawn, {}, set()), check=False)[0]
+    return drawn, model_trace(against, model_key, {}, Drawn(drawn, {}, set()), check=False).trace
 
 
 def latents(trace: dict) -> dict[str, Any]:

@@ -165,13 +165,19 @@ class ModelInferMessenger(FlowMessenger):
     def __init__(self, summed: frozenset[str] = frozenset()) -> None:
         super().__init__()
         self._summed = summed
+        # Sites of which NumPyro's `config_kl` asks for the divergence in closed form.
+        self.divergences: set[str] = set()
 
     def copy(self) -> ModelInferMessenger:
-        return ModelInferMessenger(self._summed)
+        other = ModelInferMessenger(self._summed)
+        other.divergences = self.divergences
+        return other
 
     def process_site(self, msg: Any) -> None:
         if msg["type"] == "sample" and not is_handed_out(msg):
             refuse_model_estimator(msg)
+            if msg["infer"].get("kl") == "analytic":
+                self.divergences.add(self.name_of(msg["name"]))
             if self._summed:
                 wanted = self.name_of(msg["name"]) in self._summed and not msg["is_observed"]
                 msg["infer"] = {**msg["infer"], "enumerate": "parallel" if wanted else None}

@@ -28,10 +28,16 @@ class Drawn(NamedTuple):
     extended: set[str]
 
 
-def model_trace(
-    program: Program, key: jax.Array, params: dict, drawn: Drawn, check: bool = True
-) -> tuple[Trace, Flows]:
-    """Return the trace of the model with a guide's draws, and where its sites in control flow were drawn.
+class Against(NamedTuple):
+    """What a model shows against a guide's draws: its trace, its sites in control flow, and those that ask for their divergence in closed form."""
+
+    trace: Trace
+    flows: Flows
+    divergences: set[str]
+
+
+def model_trace(program: Program, key: jax.Array, params: dict, drawn: Drawn, check: bool = True) -> Against:
+    """Run the model with a guide's draws.
 
     The host's checks are made if `check`. With sites to sum the model runs twice: with one value of each, which tells how many dimensions
     plates take, and with all.
@@ -40,10 +46,9 @@ def model_trace(
     draws = {name: site for name, site in guide.items() if site["type"] not in ("param", "mutable")}
     names = sample_sites(guide).keys()
     messenger = SiteMessenger(None, {}, key, None, extended, drawn=names)
+    innermost = ModelInferMessenger()
     with messenger:
-        found = trace(_against(program, key, params, draws, ModelInferMessenger())).get_trace(
-            *program.args, **program.kwargs
-        )
+        found = trace(_against(program, key, params, draws, innermost)).get_trace(*program.args, **program.kwargs)
     summed = frozenset(name for name, site in sample_sites(found).items() if _is_to_be_summed(site, guide))
     others = {name: site for name, site in found.items() if name not in summed}
     refuse_mismatch(sample_sites(guide), sample_sites(others), lambda site: is_reparameterized(site["fn"]))
@@ -56,7 +61,7 @@ def model_trace(
     if check:
         host_checks(others, _without_time(drawn, messenger.flows))
     if not summed:
-        return found, messenger.flows
+        return Against(found, messenger.flows, innermost.divergences)
     sites = _marginal_sites(min(summed))
     plan = sites.enumeration(found, messenger.flows, summed, guide)
 
@@ -66,7 +71,7 @@ def model_trace(
         with sites.naming(summed), SummingMessenger(key, extended, plan), sites.enumerating(plan):
             return trace(model).get_trace(*program.args, **program.kwargs)
 
-    return sites.enumerated(plan, run, guide), messenger.flows
+    return Against(sites.enumerated(plan, run, guide), messenger.flows, innermost.divergences)
 
 
 def _against(program: Program, key: jax.Array, params: dict, draws: dict, innermost: ModelInferMessenger) -> Callable:

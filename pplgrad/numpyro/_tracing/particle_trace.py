@@ -147,13 +147,28 @@ def run_particle(
     params.update(mutable)
     static.extended = messenger.extended
     drawn = Drawn(guide_trace, static.guide_flows, static.extended)
-    against, static.model_flows = model_trace(program, model_seed, params, drawn, check=intervene is None)
+    against, static.model_flows, divergences = model_trace(program, model_seed, params, drawn, check=intervene is None)
     mutable.update({name: site["value"] for name, site in against.items() if site["type"] == "mutable"})
     static.from_prior = [
         name for name, site in sample_sites(against).items() if not (site["is_observed"] or name in guide_trace)
     ]
     again = jax.random.fold_in(reused(guide_seed), 1)
+    _close(static, guide_trace, against, divergences, counting)
     return _collected(static, guide_trace, against, mutable, params, again, counting), static
+
+
+def _close(static: ParticleTrace, guide_trace: dict, against: dict, divergences: set[str], counting: Counting) -> None:
+    """Note which sites have their divergence or entropy in closed form."""
+    for name, chosen in static.estimators.items():
+        infer = guide_trace[name]["infer"]
+        own = infer.get("closed_form") or ("kl" if infer.get("kl") == "analytic" or name in divergences else None)
+        kind = counting.closed.find(name, own, chosen, name in against, counting.weights)
+        if kind is not None and _is_scanned(static.guide_flows, name):
+            raise EstimatorError(
+                f"Site '{name}' is drawn inside scan, where its '{kind}' has no closed form here; drop it."
+            )
+        if kind is not None:
+            static.closed[name] = kind
 
 
 def _ask(arrays: ParticleOutputs, name: str, fn: Any, value: jax.Array, estimator: Estimator, key: jax.Array) -> None:
@@ -181,15 +196,6 @@ def _collected(
     """Return what a particle computes, and note in `static` what else its traces show."""
     arrays = ParticleOutputs({}, {}, {}, {}, {}, {}, mutable, {}, {}, {}, {}, {}, {}, {})
     sizes = _note_marks(static, arrays, (*against.values(), *guide_trace.values()), given)
-    for name, chosen in static.estimators.items():
-        own = guide_trace[name]["infer"].get("closed_form")
-        kind = counting.closed.find(name, own, chosen, name in against, counting.weights)
-        if kind is not None and _is_scanned(static.guide_flows, name):
-            raise EstimatorError(
-                f"Site '{name}' is drawn inside scan, where its '{kind}' has no closed form here; drop it."
-            )
-        if kind is not None:
-            static.closed[name] = kind
     static.summed = summed_sites(against)
     for site in sample_sites(against).values():
         _collect_from_model(static, arrays, site, sizes, counting.weights)
