@@ -448,6 +448,8 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
             runs.append(run)
             traced.append(traces)
             branches.append(self._branches(program, traces, layouts[-1], run, provenance))
+            if not traces.compared:
+                self._compare_summed(traces)
             if provenance is not None and traces.particles > 1:
                 refuse_interaction(
                     layouts[-1], run.costs, provenance, partial(branches[-1].alone, traces.guide, traces.model)

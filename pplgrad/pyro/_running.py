@@ -105,12 +105,10 @@ class Runner:
                     OtherThreads() if watched else nullcontext() as others,
                 ):
                     traces = run_traces(shown, self._resolve, provenance, self.max_plate_nesting)
-                traces.compared = not (watched and known is not None and known.second_run_due)
-                if not traces.compared:
-                    with broadcasting(int(self.max_plate_nesting) - 1) if vectorized else nullcontext():
-                        refuse_mixed_values(traces, shown)
             traces.particles, traces.apart = self.num_particles if vectorized else 1, apart
             traces.changed = [function for function, guard in state.items() if guard is None or not guard.holds()]
+            traces.compared = not (watched and known is not None and known.second_run_due)
+            traces.shown = shown
             if watched and others is not None and others.ran:
                 # A program of which everything is known hands nothing to another thread.
                 traces.unseen = Guard.of(*program) is None
@@ -119,6 +117,12 @@ class Runner:
             if known is None or provenance is not None:
                 self._check(traces, mappings, provenance)
             yield traces, provenance
+
+    def _compare_summed(self, traces: Traces) -> None:
+        """Compare what sites that are summed out add to densities with the plain way."""
+        together = traces.particles > 1
+        with broadcasting(int(self.max_plate_nesting) - 1) if together else nullcontext():
+            refuse_mixed_values(traces, traces.shown)
 
     def _given(self, program: Program) -> list[torch.Tensor]:
         """Return the tensors that are there before a run."""

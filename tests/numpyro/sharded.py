@@ -49,6 +49,7 @@ CASES = {
         4,
     ),
     "DisARM, local expectation": ({"z": DisARM(), "y": LocalExpectation()}, 1, ELBO(), 8),
+    "beside a summed site": ({"z": ScoreFunction(DecayingAverage(0.8)), "y": DisARM()}, 1, ELBO(), 8),
     "IWAE": ({"z": VIMCO(), "y": ScoreFunction(NeuralBaseline())}, 3, IWAE(), 8),
 }
 
@@ -56,12 +57,14 @@ CASES = {
 SHARD_MAPPED = [(name, given) for name in ("DisARM, local expectation", "loop", "scan") for given in (False, True)]
 
 
-def model(x, size):
+def model(x, size, summed=False):
     w = numpyro.param("w", jnp.linspace(-1.0, 1.0, 6).reshape(2, 3))
     with numpyro.plate("data", len(x), subsample_size=size) as rows:
         z = numpyro.sample("z", dist.Bernoulli(0.4 * jnp.ones(2)).to_event(1))
         y = numpyro.sample("y", dist.Bernoulli(logits=z.sum(-1) - 1.0))
-        numpyro.sample("x", dist.Normal(z @ w + y[:, None], 1.0).to_event(1), obs=x[rows])
+        if summed:
+            y = y + numpyro.sample("k", dist.Bernoulli(logits=0.3 - y), infer={"enumerate": "parallel"})
+        numpyro.sample("x", dist.Normal(z @ w + y[..., None], 1.0).to_event(1), obs=x[rows])
 
 
 def guide(x, size):
@@ -74,7 +77,8 @@ def guide(x, size):
 def svi_of(name):
     estimators, particles, objective, size = CASES[name]
     wrapped = config_estimators(guide, estimators)
-    return SVI(model, wrapped, numpyro.optim.SGD(0.05), TraceGrad_ELBO(particles, objective=objective), size=size)
+    own = partial(model, summed=name == "beside a summed site")
+    return SVI(own, wrapped, numpyro.optim.SGD(0.05), TraceGrad_ELBO(particles, objective=objective), size=size)
 
 
 def trained(name, mesh):

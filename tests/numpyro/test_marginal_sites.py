@@ -19,6 +19,7 @@ from pplgrad import (
     IWAE,
     REBAR,
     DisARM,
+    Enumerate,
     GumbelSoftmax,
     LocalExpectation,
     MuProp,
@@ -49,6 +50,7 @@ ESTIMATORS = {
     "score": ScoreFunction(),
     "leave-one-out": ScoreFunction(samples=2),
     "local": LocalExpectation(),
+    "joint": Enumerate(),
     "disarm": DisARM(),
     "muprop": MuProp(),
 }
@@ -61,7 +63,7 @@ def made(program, estimator, particles=1, **given):
 
 
 def does_not_fit(name, short):
-    branches = short in ("leave-one-out", "local", "disarm", "muprop")
+    branches = short in ("leave-one-out", "local", "joint", "disarm", "muprop")
     return name == "scan with draws" and branches or short in ("disarm", "muprop") and name == "parent in the guide"
 
 

@@ -73,6 +73,7 @@ CASES = {
     "local-expectation": ({"z": LocalExpectation(), "y": LocalExpectation(), "b": LocalExpectation()}, 1, None),
     "several-draws": ({"z": ScoreFunction(samples=3), "y": ScoreFunction(samples=2), "b": DisARM()}, 1, None),
     "rebar": ({"z": REBAR(), "y": DisARM(), "b": DisARM()}, 1, None),
+    "average-summed": ({"z": DisARM(), "y": ScoreFunction(DecayingAverage(0.8)), "b": DisARM()}, 1, None),
     "vimco": ({"z": VIMCO(), "y": VIMCO()}, 3, IWAE()),
     "iwae-average": ({"z": ScoreFunction(DecayingAverage(0.8)), "y": ScoreFunction(NeuralBaseline())}, 3, IWAE()),
     "iwae-disarm": ({"z": DisARM(), "y": DisARM()}, 3, IWAE()),
@@ -122,9 +123,9 @@ class TableNoise(Noise):
 
 
 class Model(torch.nn.Module):
-    def __init__(self, global_sites):
+    def __init__(self, global_sites, summed=False):
         super().__init__()
-        self.global_sites = global_sites
+        self.global_sites, self.summed = global_sites, summed
         self.decode = torch.nn.Parameter(torch.linspace(-1, 1, LATENTS * FEATURES).reshape(LATENTS, FEATURES))
         self.shift = torch.nn.Parameter(torch.tensor(0.3))
 
@@ -136,6 +137,8 @@ class Model(torch.nn.Module):
         with pyro.plate("data", TOTAL, subsample=indices):
             z = pyro.sample("z", dist.Bernoulli(torch.full((LATENTS,), 0.4)).to_event(1))
             y = pyro.sample("y", dist.Bernoulli(logits=(z.sum(-1) - 1) * self.shift))
+            if self.summed:
+                y = y + pyro.sample("k", dist.Bernoulli(logits=self.shift - y), infer={"enumerate": "parallel"})
             mean = (z + b[..., None]) @ self.decode + (y * g)[..., None]
             pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x[indices])
 
@@ -168,7 +171,7 @@ def trained(name, rank, world, process_group, split="data"):
     pyro.clear_param_store()
     torch.manual_seed(rank)
     data, first = (world, 0) if split == "data" else (1, rank * particles)
-    model, guide = Model(objective is None), Guide(objective is None)
+    model, guide = Model(objective is None, name == "average-summed"), Guide(objective is None)
     chosen = {} if objective is None else {"objective": objective}
     elbo = TraceGrad_ELBO(
         particles, 1, vectorize_particles=True, estimators=estimators, process_group=process_group, **chosen

@@ -13,6 +13,7 @@ from pplgrad import (
     IWAE,
     REBAR,
     DisARM,
+    Enumerate,
     GumbelSoftmax,
     LocalExpectation,
     MuProp,
@@ -45,6 +46,7 @@ ESTIMATORS = {
     "leave-one-out": ScoreFunction(samples=2),
     "neural": ScoreFunction(NeuralBaseline()),
     "local": LocalExpectation(),
+    "joint": Enumerate(),
     "disarm": DisARM(),
     "muprop": MuProp(),
 }
@@ -147,7 +149,7 @@ def small_guide():
 def mixing(mix):
     def model():
         k = pyro.sample("k", dist.Categorical(torch.ones(3) / 3), infer=SUM)
-        pyro.sample("x", dist.Normal(mix(k.float()), 1.0), obs=torch.tensor(0.3))
+        pyro.sample("x", dist.Normal(mix(1.0 * k), 1.0), obs=torch.tensor(0.3))
         small_guide()
 
     return model
@@ -157,7 +159,7 @@ def mixing_in_a_chain():
     k = torch.tensor(0)
     for t in pyro.markov(range(4)):
         k = pyro.sample(f"k{t}", dist.Categorical(torch.ones(2, 2)[k.max()] / 2), infer=SUM)
-        pyro.sample(f"x{t}", dist.Normal(k.float() - (k.float().mean() if t == 3 else 0.0), 1.0), obs=torch.tensor(0.3))
+        pyro.sample(f"x{t}", dist.Normal(k - ((1.0 * k).mean() if t == 3 else 0.0), 1.0), obs=torch.tensor(0.3))
     small_guide()
 
 
@@ -200,6 +202,25 @@ def test_draws_and_minibatches_of_the_model_are_the_same_where_values_are_compar
     with pytest.warns(UserWarning, match="Found vars in model but not guide"):
         for _ in range(4):
             elbo.loss_and_grads(model, lambda: None)
+
+
+def test_comparing_values_hides_nothing_from_what_is_watched():
+    """What distributions compute lazily and keep is seen: it was not where values were compared before the densities were recorded."""
+
+    def model():
+        b = pyro.sample("b", dist.Bernoulli(0.3))
+        g = pyro.sample("g", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 2):
+            k = pyro.sample("k", dist.Bernoulli(torch.sigmoid(g + b)), infer=SUM)
+            pyro.sample("x", dist.Normal(k * g, 1.0), obs=torch.tensor([0.3, 1.0]))
+
+    def guide():
+        pyro.sample("b", dist.Bernoulli(torch.sigmoid(pyro.param("l", torch.tensor(0.1)))))
+        pyro.sample("g", dist.Normal(pyro.param("m", torch.tensor(0.1)), 0.7))
+
+    elbo = TraceGrad_ELBO(max_plate_nesting=1)
+    for _ in range(3):
+        elbo.loss_and_grads(model, guide)
 
 
 def test_a_sum_that_is_too_large_is_refused(monkeypatch):

@@ -62,6 +62,8 @@ class Traces:
     """Whether another thread may have had a part in the run, which is not followed."""
     compared: bool = False
     """Whether the run is not to be compared with a second one on the same draws."""
+    shown: Any = None
+    """The program that ran: the user's, in a plate of particles if they run together."""
     changed: list[Callable] = field(default_factory=list)
     """Functions of baselines whose Python state changed while the program ran."""
     nesting: float = math.inf
