@@ -52,14 +52,14 @@ def main(backend, steps, seed, out):
             f"{times[chain]:.2f} ms / step"
         )
     start = script.initial({**options, "chain": "sampled"}, data, seed)
-    for place, params in (("start", start), ("end of the sampled chain's training", fits["sampled"].params)):
+    for place, params in (("the start", start), ("the end of the sampled chain's training", fits["sampled"].params)):
         found = {
             chain: gradient_variances(backend, program, data, params, estimators=CHOICE, particles=PARTICLES, seed=seed)
             for chain, program in programs.items()
         }
         for name in ("rates_loc", "stay"):
             one, other = found["sampled"][name], found["summed"][name]
-            print(f"gradient variance of {name} at the {place}: sampled {one:.4g}, summed {other:.4g} nats²")
+            print(f"gradient variance of {name} at {place}: sampled {one:.4g}, summed {other:.4g} nats²")
     years, rng = model_script("coal").FIRST + data[:, 0], np.random.default_rng(seed)
     lines = {"exact": rates, "summed": mean_rates(script, options, data, fits["summed"].params, rng)}
     print(f"rate of a year: off by at most {np.abs(lines['summed'] - rates).max():.3f} a year (chain summed)")

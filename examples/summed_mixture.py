@@ -2,7 +2,7 @@
 
 log Σ_k prior_k N(x_i; means[k], spread²) takes the place of log p(x_i, k_i) − log q(k_i | x_i) for drawn assignments k_i. The continuous means
 (reparameterized) and the discrete spread (score function) are drawn in both. With assignments summed out no q(k_i | x_i) has to be
-learned, which the bound would have to pay for, and no draw of them is in the gradients of the rest. The wine measurements, three components.
+learned, which the bound would have to pay for, and no draw of them is in the gradients of the rest. The iris measurements, three components.
 
     python examples/summed_mixture.py --out results/summed_mixture.png
 """
@@ -47,14 +47,18 @@ def main(backend, steps, seed, out):
             f"{kind}: {looks[-1, 2]:.3f} nats per test datum{summed_here}; {milliseconds:.2f} ms / step; "
             f"spread {script.SPREADS[params['spread'].argmax()]} with q = {softmax(params['spread']).max():.2f}"
         )
-    common = runs["sampled"][1]
-    variances = {
-        kind: gradient_variances(backend, program, data, common, estimators=CHOICE, particles=PARTICLES, seed=seed)
-        for kind, (program, _, _) in runs.items()
+    places = {
+        "the start": script.initial(script.OPTIONS, data, seed),
+        "the end of the sampled program's training": runs["sampled"][1],
     }
-    for name in COMMON:
-        one, other = (variances[kind][name] for kind in ("sampled", "summed"))
-        print(f"gradient variance of {name} at the same parameters: sampled {one:.4g}, summed {other:.4g} nats²")
+    for place, params in places.items():
+        variances = {
+            kind: gradient_variances(backend, program, data, params, estimators=CHOICE, particles=PARTICLES, seed=seed)
+            for kind, (program, _, _) in runs.items()
+        }
+        for name in COMMON:
+            one, other = (variances[kind][name] for kind in ("sampled", "summed"))
+            print(f"gradient variance of {name} at {place}: sampled {one:.4g}, summed {other:.4g} nats²")
     picture(runs, variances, out)
 
 
@@ -67,7 +71,7 @@ def picture(runs, variances, out):
     for axis, name in zip(axes, ("step", "seconds after the first step"), strict=False):
         axis.set(xlabel=name, ylabel="bound, nats per test datum", ylim=(low - 0.5, high + 0.5))
     axes[0].legend(frameon=False, fontsize=8, loc="lower right")
-    for i, (kind, found) in enumerate(variances.items()):
+    for i, found in enumerate(variances.values()):
         axes[2].bar(np.arange(len(COMMON)) + 0.4 * i, [found[name] for name in COMMON], 0.38, color=COLOURS[i])
     axes[2].set_xticks(np.arange(len(COMMON)) + 0.2, COMMON.values())
     axes[2].set(yscale="log", ylabel="gradient variance, nats²", xlabel="parameters")

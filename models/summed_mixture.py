@@ -1,4 +1,4 @@
-"""A Gaussian mixture whose assignments are summed out, with a sampled choice of the shared spread, on the wine or the iris measurements.
+"""A Gaussian mixture whose assignments are summed out, with a sampled choice of the shared spread, on the iris or the wine measurements.
 
     which_spread ~ uniform over SPREADS,  means ~ N(0, 3² I),
     p(x_i | means, which_spread) = Σ_k prior_k N(x_i; means[k], SPREADS[which_spread]²)
@@ -12,7 +12,7 @@ import numpy as np
 
 OPTIONS = {
     "components": 3,
-    "data": "wine",  # "wine" or "iris", standardised
+    "data": "iris",  # "iris" or "wine", standardised
     "assignments": "summed",  # or "sampled"
 }
 DISCRETE = ("which_*",)
