@@ -15,6 +15,8 @@ STORIES = {
     "topics": ("--backend", "pyro"),
     "hmm": (),
     "switching": (),
+    "summed_mixture": ("--backend", "pyro"),
+    "summed_hmm": (),
 }
 
 

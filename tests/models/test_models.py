@@ -23,6 +23,9 @@ SMALL = {
     "dirichlet_process": [{}],
     "switching": [{"length": 6}],
     "hmm": [{"length": 6, "pieces": 40}],
+    "summed_mixture": [{}, {"assignments": "sampled"}],
+    "summed_hmm": [{"years": 24}, {"years": 24, "chain": "sampled"}],
+    "semi_supervised": [{"hidden": 32}],
 }
 # Those of few parameters learn faster, and have less to gain: how much at least, of train and test data, in nats a datum.
 FAST = {"telegraph", "dirichlet_process", "switching", "hmm"}
