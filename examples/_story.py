@@ -194,7 +194,7 @@ def gradient_variances(
 
         pyro.clear_param_store()
         for name, value in params.items():
-            pyro.get_param_store()[name] = torch.tensor(value)
+            pyro.get_param_store()[name] = torch.as_tensor(value, dtype=torch.float32).clone()
         elbo = TraceGrad_ELBO(particles, vectorize_particles=particles > 1)
         batch, given = torch.as_tensor(data, dtype=torch.float32), ()
     else:
@@ -203,7 +203,11 @@ def gradient_variances(
         from pplgrad.numpyro import TraceGrad_ELBO, config_estimators
         from pplgrad.numpyro.diagnostics import Gradients
 
-        elbo, batch, given = TraceGrad_ELBO(particles), jnp.asarray(data, jnp.float32), (params,)
+        elbo, batch, given = (
+            TraceGrad_ELBO(particles),
+            jnp.asarray(data, jnp.float32),
+            ({n: jnp.asarray(x, jnp.float32) for n, x in params.items()},),
+        )
     model, guide = program
     found = Gradients(Program(model, config_estimators(guide, estimators), (batch,), {}), *given, seed=seed)
     with found if backend == "pyro" else nullcontext():

@@ -18,6 +18,7 @@ from pplgrad import LeaveOneOut, Reparam, ScoreFunction
 CHOICE = {"which_*": ScoreFunction(LeaveOneOut()), "log_rates": Reparam()}
 OPTIONS = {}
 PARTICLES = 4
+DRAWS = 200  # of each gradient
 
 
 def mean_rates(script, options, data, params, rng, draws=500):
@@ -54,7 +55,9 @@ def main(backend, steps, seed, out):
     start = script.initial({**options, "chain": "sampled"}, data, seed)
     for place, params in (("the start", start), ("the end of the sampled chain's training", fits["sampled"].params)):
         found = {
-            chain: gradient_variances(backend, program, data, params, estimators=CHOICE, particles=PARTICLES, seed=seed)
+            chain: gradient_variances(
+                backend, program, data, params, estimators=CHOICE, particles=PARTICLES, draws=DRAWS, seed=seed
+            )
             for chain, program in programs.items()
         }
         for name in ("rates_loc", "stay"):

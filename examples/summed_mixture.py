@@ -17,6 +17,7 @@ from pplgrad import LeaveOneOut, Reparam, ScoreFunction
 CHOICE = {"which_*": ScoreFunction(LeaveOneOut()), "means": Reparam()}
 COMMON = {"means_loc": "means", "prior": "prior", "spread": "spread"}
 PARTICLES = 4
+DRAWS = 200  # of each gradient
 
 
 def trained(backend, script, assignments, data, test, steps, seed):
@@ -53,7 +54,9 @@ def main(backend, steps, seed, out):
     }
     for place, params in places.items():
         variances = {
-            kind: gradient_variances(backend, program, data, params, estimators=CHOICE, particles=PARTICLES, seed=seed)
+            kind: gradient_variances(
+                backend, program, data, params, estimators=CHOICE, particles=PARTICLES, draws=DRAWS, seed=seed
+            )
             for kind, (program, _, _) in runs.items()
         }
         for name in COMMON:

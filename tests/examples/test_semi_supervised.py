@@ -80,6 +80,26 @@ def test_posterior_of_a_label_is_that_of_quadrature():
     assert np.abs(found - exact).max() < 0.01 and exact.max() > 0.2
 
 
+def test_posterior_given_the_style_is_what_pyro_is_told():
+    """`summed_posterior` at its own draws of the style: p(y | x, s, b) where the label is missing."""
+    import pyro
+    import torch
+
+    from pplgrad.pyro import summed_posterior
+
+    with double_precision():
+        script, (model, guide), params, x = small("pyro")
+        pyro.clear_param_store()
+        for name, value in params.items():
+            pyro.get_param_store()[name] = torch.tensor(value)
+        found = summed_posterior(model, guide, torch.tensor(x), kind="marginals", num_samples=3, draws=True)
+    for draw in range(3):
+        s, b = (found[name][0, draw].numpy() for name in ("style", "strokes"))
+        wanted = softmax(log_likelihood(script, params, x[:, 1:], s, b), -1)
+        missing = x[:, 0] < 0
+        assert np.abs(found["y_unobserved"][0, draw].numpy() - wanted)[missing].max() < 1e-9
+
+
 def test_each_digit_keeps_as_many_labels():
     script = example("_story").model_script("semi_supervised")
     train, test = script.load({**script.OPTIONS, "labels": 50, "copies": 3}, 0)
