@@ -15,8 +15,6 @@ STORIES = {
     "topics": ("--backend", "pyro"),
     "hmm": (),
     "switching": (),
-    "summed_mixture": ("--backend", "pyro"),
-    "summed_hmm": (),
 }
 
 

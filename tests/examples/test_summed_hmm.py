@@ -79,10 +79,10 @@ def test_chain_is_summed_out(backend, states):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("backend", "steps"), [("pyro", 120), ("numpyro", 400)])
+@pytest.mark.parametrize(("backend", "steps"), [("pyro", 60), ("numpyro", 400)])
 def test_story_gets_to_the_evidence(backend, steps, tmp_path):
     text = shown(
-        "summed_hmm", tmp_path / "a.png", "--backend", backend, "--steps", steps, OPTIONS={"years": 30}, DRAWS=40
+        "summed_hmm", tmp_path / "a.png", "--backend", backend, "--steps", steps, OPTIONS={"years": 20}, DRAWS=40
     )
     summed, sampled = re.findall(r"nats, (-?[\d.]+) below; q\(stay\) off by ([\d.]+)", text)
     assert -0.1 < float(summed[0]) < 0.6 < float(sampled[0]) and float(summed[1]) < 0.3
