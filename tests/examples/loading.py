@@ -52,7 +52,6 @@ def loss_and_gradients(
 
     model = handlers.condition(model, data={name: jnp.asarray(value) for name, value in known.items()})
     guide, elbo = handlers.block(guide, hide=list(known)), TraceGrad_ELBO(**options)
-    loss, grads = jax.value_and_grad(lambda p: elbo.loss(jax.random.key(0), p, model, guide, jnp.asarray(data)))(
-        {name: jnp.asarray(value) for name, value in params.items()}
-    )
+    estimate = jax.jit(jax.value_and_grad(lambda p, x: elbo.loss(jax.random.key(0), p, model, guide, x)))
+    loss, grads = estimate({name: jnp.asarray(value) for name, value in params.items()}, jnp.asarray(data))
     return float(loss), {name: np.asarray(g) for name, g in grads.items()}
