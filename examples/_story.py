@@ -2,7 +2,9 @@
 
 import importlib.util
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -79,15 +81,38 @@ def train(
     particles: int = 1,
     objective: Any = None,
     batch_size: int | None = None,
+    every: int | None = None,
+    at: Callable[[int, float, dict[str, np.ndarray]], None] = lambda step, seconds, params: None,
 ) -> Trained:
-    """Train (model, guide) with Adam, on all data at every step or on random batches."""
+    """Train (model, guide) with Adam, on all data at every step or on random batches.
+
+    After the first step, and then every so many steps, `at` gets their number, the seconds that those after the first one took (which finds
+    the structure or compiles), and the parameters.
+    """
     fit = {"pyro": _train_pyro, "numpyro": _train_numpyro}[backend]
     data = np.asarray(data)
     data = data.astype(np.float32) if data.dtype == np.float64 else data
     batches = _batches(data, batch_size, steps, seed)
-    return fit(
-        program, batches, seed, estimators or {}, learning_rate, particles, ELBO() if objective is None else objective
-    )
+    objective = ELBO() if objective is None else objective
+    return fit(program, batches, seed, estimators or {}, learning_rate, particles, objective, _Looks(every, at))
+
+
+class _Looks:
+    """Calls `at` on the way of a training run, with a clock that stands still meanwhile."""
+
+    def __init__(self, every: int | None, at: Callable) -> None:
+        self.every, self.at = every, at
+        self.steps, self.seconds, self.since = 0, 0.0, 0.0
+
+    def stepped(self, params: Callable[[], dict[str, np.ndarray]]) -> None:
+        """Count a step; `params` returns the parameters after it."""
+        self.steps += 1
+        if self.every is None or (self.steps > 1 and self.steps % self.every):
+            return
+        found = params()  # which waits for the step
+        self.seconds += time.perf_counter() - self.since if self.steps > 1 else 0.0
+        self.at(self.steps, self.seconds, found)
+        self.since = time.perf_counter()
 
 
 def _batches(data: np.ndarray, size: int | None, steps: int, seed: int) -> Iterator[np.ndarray]:
@@ -98,7 +123,7 @@ def _batches(data: np.ndarray, size: int | None, steps: int, seed: int) -> Itera
         yield data if size is None else data[rng.choice(len(data), size, replace=False)]
 
 
-def _train_pyro(program, batches, seed, estimators, learning_rate, particles, objective) -> Trained:
+def _train_pyro(program, batches, seed, estimators, learning_rate, particles, objective, looks) -> Trained:
     import pyro
     import torch
     from pyro.infer import SVI
@@ -110,11 +135,18 @@ def _train_pyro(program, batches, seed, estimators, learning_rate, particles, ob
     model, guide = program
     elbo = TraceGrad_ELBO(particles, vectorize_particles=particles > 1, objective=objective)
     svi = SVI(model, config_estimators(guide, estimators), pyro.optim.Adam({"lr": learning_rate}), elbo)
-    losses = [svi.step(torch.as_tensor(batch)) for batch in batches]
-    return Trained({name: x.detach().numpy() for name, x in pyro.get_param_store().items()}, np.array(losses))
+
+    def params():
+        return {name: x.detach().numpy().copy() for name, x in pyro.get_param_store().items()}
+
+    losses = []
+    for batch in batches:
+        losses.append(svi.step(torch.as_tensor(batch)))
+        looks.stepped(params)
+    return Trained(params(), np.array(losses))
 
 
-def _train_numpyro(program, batches, seed, estimators, learning_rate, particles, objective) -> Trained:
+def _train_numpyro(program, batches, seed, estimators, learning_rate, particles, objective, looks) -> Trained:
     import jax
     from numpyro.infer import SVI
     from numpyro.optim import Adam
@@ -126,12 +158,61 @@ def _train_numpyro(program, batches, seed, estimators, learning_rate, particles,
         model, config_estimators(guide, estimators), Adam(learning_rate), TraceGrad_ELBO(particles, objective=objective)
     )
     update, state, losses = jax.jit(svi.update), None, []
+
+    def params():
+        return {name: np.asarray(x) for name, x in svi.get_params(state).items()}
+
     for batch in batches:
         if state is None:
             state = svi.init(jax.random.key(seed), batch)
         state, loss = update(state, batch)
         losses.append(loss)
-    return Trained({name: np.asarray(x) for name, x in svi.get_params(state).items()}, np.array(losses))
+        looks.stepped(params)
+    return Trained(params(), np.array(losses))
+
+
+def gradient_variances(
+    backend: str,
+    program: tuple[Callable, Callable],
+    data: np.ndarray,
+    params: dict[str, np.ndarray],
+    *,
+    estimators: dict,
+    particles: int = 1,
+    draws: int = 200,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Return, for each parameter, the trace of the covariance of its gradient at given (unconstrained) parameters, from many draws."""
+    from pplgrad.core.program import Program
+
+    if backend == "pyro":
+        import pyro
+        import torch
+
+        from pplgrad.pyro import TraceGrad_ELBO, config_estimators
+        from pplgrad.pyro.diagnostics import Gradients
+
+        pyro.clear_param_store()
+        for name, value in params.items():
+            pyro.get_param_store()[name] = torch.as_tensor(value, dtype=torch.float32).clone()
+        elbo = TraceGrad_ELBO(particles, vectorize_particles=particles > 1)
+        batch, given = torch.as_tensor(data, dtype=torch.float32), ()
+    else:
+        import jax.numpy as jnp
+
+        from pplgrad.numpyro import TraceGrad_ELBO, config_estimators
+        from pplgrad.numpyro.diagnostics import Gradients
+
+        elbo, batch, given = (
+            TraceGrad_ELBO(particles),
+            jnp.asarray(data, jnp.float32),
+            ({n: jnp.asarray(x, jnp.float32) for n, x in params.items()},),
+        )
+    model, guide = program
+    found = Gradients(Program(model, config_estimators(guide, estimators), (batch,), {}), *given, seed=seed)
+    with found if backend == "pyro" else nullcontext():
+        gradients = np.concatenate(list(found.draws(elbo)(draws, seed)))
+        return {name: float(gradients[:, where].var(0).sum()) for name, where in found.blocks.items()}
 
 
 def save(figure: Any, out: Path) -> None:

@@ -20,7 +20,7 @@ CHOICE = {"change_*": ScoreFunction(LeaveOneOut()), "rate": Reparam()}
 def main(backend, steps, seed, out):
     script = model_script("change_points")
     data = script.series()
-    years = script.FIRST + data[:, 0]
+    years = model_script("coal").FIRST + data[:, 0]
     figure, axes = plt.subplots(3, 1, figsize=(8, 6.4), sharex=True)
     axes[0].bar(years, data[:, 1], color="0.6")
     axes[0].set_ylabel("disasters / year")
