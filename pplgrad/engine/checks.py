@@ -13,6 +13,9 @@ from pplgrad.engine.layout import Layout
 from pplgrad.errors import ConfigurationError, EstimatorError, ImpossibleValueError, ProgramError, first_line, listed
 
 
+_OF_MASKED = ", which Pyro drops at a site with obs_mask: give it by config_enumerate around the model"
+
+
 def refuse_mismatch(
     guide: Mapping[str, Mapping],
     model: Mapping[str, Mapping],
@@ -35,7 +38,7 @@ def refuse_mismatch(
         if name not in guide and not from_prior(model[name]):
             raise ProgramError(
                 f"Site '{name}' is in the model but not in the guide; draw it in the guide as well, or observe it, or sum it out if it is discrete "
-                f"(infer={{'enumerate': 'parallel'}}). The guide's latent sites are: {listed(in_guide)}."
+                f"(infer={{'enumerate': 'parallel'}}{_OF_MASKED if name.endswith('_unobserved') else ''}). The guide's latent sites are: {listed(in_guide)}."
             )
     for name, site in guide.items():
         if site["is_observed"] and "estimator" in site["infer"]:

@@ -44,6 +44,7 @@ from pplgrad.numpyro._baselines import NumPyroBaselines
 from pplgrad.numpyro._compat import TRACING_ERRORS, is_tracing, reused
 from pplgrad.numpyro._diagnostics.measuring import measured
 from pplgrad.numpyro._evaluation import (
+    as_jax,
     by_site,
     laid_out,
     new_state,
@@ -173,7 +174,7 @@ class TraceGrad_ELBO(Trace_ELBO):
                 )
             self._refuse_scores(rng_key, param_map, Program(model, guide, args, kwargs))
             return super().loss_with_mutable_state(rng_key, param_map, model, guide, *args, **kwargs)
-        program = Program(model, guide, args, kwargs)
+        program, param_map = Program(model, guide, args, kwargs), as_jax(param_map)
         result, runs = self._evaluate(rng_key, param_map, program)
         self._refuse_unmeasured()
         refuse_devices_alone(result)
@@ -263,6 +264,7 @@ class TraceGrad_ELBO(Trace_ELBO):
             'LeaveOneOut()'
         """
         program = self._with_one_minibatch(rng_key, Program(model, guide, args, kwargs))
+        param_map = as_jax(param_map)
         runs, _ = self._runs(rng_key, param_map, program)
         parts = [laid_out(static, arrays, reads, self.objective) for arrays, static, reads in runs]
         host = self._branches(rng_key, param_map, program, runs, parts)[0]

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from numpyro.util import find_stack_level
 
 from pplgrad.core.objectives import Objective
@@ -22,6 +23,11 @@ from pplgrad.numpyro._baselines import is_baseline_param
 from pplgrad.numpyro._compat import manual_axes
 from pplgrad.numpyro._tracing.particle_trace import ParticleOutputs, ParticleTrace
 from pplgrad.numpyro._tracing.specification import specify
+
+
+def as_jax(params: dict) -> dict:
+    """Return parameters with JAX's arrays in the place of NumPy's, which a traced index cannot look into."""
+    return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, params)
 
 
 def laid_out(

@@ -10,7 +10,7 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.contrib.control_flow import scan
 
-from pplgrad import LeaveOneOut, Reparam, ScoreFunction
+from pplgrad import LeaveOneOut, LocalExpectation, Reparam, ScoreFunction
 from pplgrad.numpyro import TraceGrad_ELBO
 from pplgrad.numpyro._compat import scan_of, sub_jaxprs
 from pplgrad.numpyro._fusion import scan_fission
@@ -322,3 +322,19 @@ def test_faults_are_caught(fault, monkeypatch):
     monkeypatch.setattr(owner, attribute, _broken(owner, attribute) if broken is None else broken)
     program = PROGRAMS[name]()
     assert difference(monkeypatch, program, start(program)) > 1e-3
+
+
+def test_numpys_arrays_are_parameters_too():
+    """The host takes them; a model that looks into one by a draw is traced."""
+
+    def model():
+        z = numpyro.sample("z", dist.Categorical(logits=jnp.zeros(3)))
+        numpyro.sample("x", dist.Normal(numpyro.param("w", jnp.zeros(3))[z], 1.0), obs=0.0)
+
+    def guide():
+        numpyro.sample("z", dist.Categorical(logits=numpyro.param("a", jnp.zeros(3))))
+
+    params = {"a": np.zeros(3, np.float32), "w": np.ones(3, np.float32)}
+    elbo = TraceGrad_ELBO(2, estimators={"z": LocalExpectation()})
+    assert np.isfinite(elbo.loss(jax.random.key(0), params, model, guide))
+    assert elbo.describe(jax.random.key(0), params, model, guide).rows[0]["site"] == "z"
