@@ -12,7 +12,6 @@ from pplgrad.core.objectives import MultiSample, Objective
 from pplgrad.engine.layout import Layout
 from pplgrad.errors import ConfigurationError, EstimatorError, ImpossibleValueError, ProgramError, first_line, listed
 
-
 _OF_MASKED = ", which Pyro drops at a site with obs_mask: give it by config_enumerate around the model"
 
 
