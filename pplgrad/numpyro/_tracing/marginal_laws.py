@@ -58,9 +58,10 @@ class Component:
         """Return log Σ Π of the densities, in the plates that all of them share."""
         # Needs funsor, which is an extra.
         from pplgrad.numpyro._tracing.contraction import contracted, factor
+        from pplgrad.numpyro._tracing.factors import Ring
 
         factors = [factor(x, d) for x, d in zip(self.densities, self.dims, strict=True)]
-        return contracted(factors, self.dims, self.kept)
+        return contracted(factors, self.dims, self.kept, Ring())
 
     def variables(self) -> dict[str, SitePlates]:
         """Return where the values of summed sites are in them, by name; not of sites in the rolled steps of a scan."""
