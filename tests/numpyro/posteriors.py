@@ -176,7 +176,7 @@ def padded(scanned=True):
 
 
 def local_in_scan():
-    """A chain with sites of its own steps in a plate below it, a summed site around it, and a reader of its last state."""
+    """A chain with sites of its own steps in a plate below it, and a summed site around it."""
     x = array([[0.1, 1.9], [1.4, 0.6], [0.9, 1.6]])
 
     def model():
@@ -184,14 +184,16 @@ def local_in_scan():
         c = numpyro.sample("c", dist.Bernoulli(0.3), infer=SUM)
 
         def body(k, x):
-            k = numpyro.sample("k", dist.Categorical(logits=jnp.stack([0 * k, k - c, w * k], -1)), infer=SUM)
+            k = numpyro.sample(
+                "k", dist.Categorical(logits=jnp.stack(jnp.broadcast_arrays(0 * c, k - c, w * k), -1)), infer=SUM
+            )
             with numpyro.plate("data", 2):
                 j = numpyro.sample("j", dist.Bernoulli(logits=0.5 * k - c), infer=SUM)
                 numpyro.sample("x", dist.Normal(k + j, 1.0), obs=x)
             return k, None
 
-        k, _ = scan(body, 0, x)
-        numpyro.sample("y", dist.Normal(k - c, 1.0), obs=0.3)
+        scan(body, 0, x)
+        numpyro.sample("y", dist.Normal(1.0 - c, 1.0), obs=0.3)
 
     def guide():
         numpyro.sample("w", dist.Normal(0.1, 0.5))
