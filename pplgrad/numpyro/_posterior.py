@@ -16,6 +16,7 @@ from pplgrad.errors import ProgramError, first_line
 from pplgrad.estimators.score import ScoreFunction
 from pplgrad.numpyro._array_ops import concrete, ours
 from pplgrad.numpyro._compat import TRACING_ERRORS, reused, root
+from pplgrad.numpyro._tracing import posterior_of_sums
 from pplgrad.numpyro._tracing.handlers import OffZero
 from pplgrad.numpyro._tracing.marginal_laws import Component, Marginal
 from pplgrad.numpyro._tracing.model_trace import Drawn, model_trace, sample_sites
@@ -155,10 +156,12 @@ def _given_one_draw(
 
 @ours
 def _posterior(component: Component, key: jax.Array, kind: str) -> tuple[dict[str, jax.Array], jax.Array]:
-    # Needs funsor, which is an extra, and is there where a model with a summed site has run.
-    from pplgrad.numpyro._tracing.posterior_of_sums import marginals, most_probable, samples
-
-    return {"samples": samples, "marginals": marginals, "map": most_probable}[kind](component, key)
+    kinds = {
+        "samples": posterior_of_sums.samples,
+        "marginals": posterior_of_sums.marginals,
+        "map": posterior_of_sums.most_probable,
+    }
+    return kinds[kind](component, key)
 
 
 def _refuse_mixed(key: jax.Array, params: dict, program: Program) -> None:

@@ -6,26 +6,15 @@ two steps before. Outside of them these are the last of the steps that the host 
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import funsor
 import jax
 import jax.numpy as jnp
 
 from pplgrad.errors import ProgramError, first_line, listed
 from pplgrad.numpyro._compat import PREVIOUS, root
-from pplgrad.numpyro._tracing.factors import Factor, Ring, sum_product
-from pplgrad.numpyro._tracing.marginal_laws import Dims
-
-funsor.set_backend("jax")
-
-
-def numbered(name: str, size: int) -> Any:
-    """Return the numbers of a variable's values, as a function of it."""
-    return funsor.Tensor(jnp.arange(size), OrderedDict({name: funsor.Bint[size]}))
+from pplgrad.numpyro._tracing.factors import Dims, Factor, Ring, sum_product
 
 
 def factor(log_density: jax.Array, dims: Dims) -> Factor:

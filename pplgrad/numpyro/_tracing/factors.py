@@ -7,11 +7,28 @@ what is summed over, so that the derivative of a whole contraction is a joint va
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+
+class Dims(NamedTuple):
+    """The variables along the batch dimensions of a density by dimension (-1, -2, ...), and which of them are what.
+
+    `summed` are those to sum over, `time` is that of the steps of a scan; the others are plates.
+    """
+
+    names: Mapping[int, str]
+    summed: frozenset[str]
+    time: str | None = None
+
+    @property
+    def plates(self) -> frozenset[str]:
+        """Return the plates."""
+        return frozenset(self.names.values()) - self.summed - {self.time}
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,24 +16,9 @@ from pplgrad.engine.description import SummedSite
 from pplgrad.engine.marginal_sites import weight
 from pplgrad.numpyro._compat import leaves_of, root, unmasked
 from pplgrad.numpyro._distributions import family
-from pplgrad.numpyro._tracing.factors import Factor, Ring
+from pplgrad.numpyro._tracing.contraction import contracted, factor
+from pplgrad.numpyro._tracing.factors import Dims, Factor, Ring
 from pplgrad.numpyro._tracing.provenance import SitePlates
-
-
-class Dims(NamedTuple):
-    """The variables along the batch dimensions of a density by dimension (-1, -2, ...), and which of them are what.
-
-    `summed` are those to sum over, `time` is that of the steps of a scan; the others are plates.
-    """
-
-    names: Mapping[int, str]
-    summed: frozenset[str]
-    time: str | None = None
-
-    @property
-    def plates(self) -> frozenset[str]:
-        """Return the plates."""
-        return frozenset(self.names.values()) - self.summed - {self.time}
 
 
 class DrawShape(NamedTuple):
@@ -77,15 +62,10 @@ class Component:
 
     def log_density(self) -> jax.Array:
         """Return log Σ Π of the densities, in the plates that all of them share."""
-        # Needs funsor, which is an extra.
-        from pplgrad.numpyro._tracing.contraction import factor
-
         return self.contracted([factor(x, d) for x, d in zip(self.densities, self.dims, strict=True)], Ring())
 
     def contracted(self, factors: Sequence[Factor], ring: Ring) -> jax.Array:
         """Return what a ring makes of densities, one for each site, in the plates that all of them share."""
-        from pplgrad.numpyro._tracing.contraction import contracted
-
         return contracted(factors, self.dims, self.kept, ring)
 
     def variables(self) -> dict[str, SitePlates]:

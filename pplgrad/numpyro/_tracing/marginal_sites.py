@@ -9,11 +9,13 @@ one by one (their sites have a prefix), and the others rolled. What stands aroun
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import funsor
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,9 +37,11 @@ from pplgrad.engine.marginal_sites import (
 from pplgrad.errors import PplgradError, ProgramError, first_line, listed
 from pplgrad.numpyro._compat import is_handed_out, root, tag, unmasked
 from pplgrad.numpyro._distributions import family, finite_parts
-from pplgrad.numpyro._tracing.contraction import numbered
 from pplgrad.numpyro._tracing.control_flow import Flow, FlowMessenger
-from pplgrad.numpyro._tracing.marginal_laws import Component, Dims, DrawShape, InComponent, Marginal
+from pplgrad.numpyro._tracing.factors import Dims
+from pplgrad.numpyro._tracing.marginal_laws import Component, DrawShape, InComponent, Marginal
+
+funsor.set_backend("jax")
 
 Sites = Mapping[str, Any]
 
@@ -170,6 +174,11 @@ def _all_values(msg: Any) -> jax.Array:
     parts = finite_parts(unmasked(msg["fn"]))
     assert parts is not None  # `_check` has refused it.
     return parts[1].reshape(*host.to_data(numbered(msg["name"], len(parts[1]))).shape, *msg["fn"].event_shape)
+
+
+def numbered(name: str, size: int) -> Any:
+    """Return the numbers of a variable's values, as a function of it."""
+    return funsor.Tensor(jnp.arange(size), OrderedDict({name: funsor.Bint[size]}))
 
 
 class HandIn(Messenger):

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from pplgrad.numpyro._compat import PREVIOUS, mask_of, root, unmasked
 from pplgrad.numpyro._distributions import finite_parts
 from pplgrad.numpyro._tracing.contraction import factor
-from pplgrad.numpyro._tracing.factors import Factor, MostProbable, Ring, Sampled
-from pplgrad.numpyro._tracing.marginal_laws import Component, Dims
+from pplgrad.numpyro._tracing.factors import Dims, Factor, MostProbable, Ring, Sampled
+from pplgrad.numpyro._tracing.marginal_laws import Component
 
 _NEVER = -1e30
 """The log density of what is impossible: of no weight beside anything possible, and differences of it are numbers."""
