@@ -16,7 +16,7 @@ from pplgrad.engine.description import SummedSite
 from pplgrad.engine.marginal_sites import weight
 from pplgrad.numpyro._compat import leaves_of, root, unmasked
 from pplgrad.numpyro._distributions import family
-from pplgrad.numpyro._tracing.contraction import contracted, factor
+from pplgrad.numpyro._tracing import contraction
 from pplgrad.numpyro._tracing.factors import Dims, Factor, Ring
 from pplgrad.numpyro._tracing.provenance import SitePlates
 
@@ -62,11 +62,13 @@ class Component:
 
     def log_density(self) -> jax.Array:
         """Return log Σ Π of the densities, in the plates that all of them share."""
-        return self.contracted([factor(x, d) for x, d in zip(self.densities, self.dims, strict=True)], Ring())
+        return self.contracted(
+            [contraction.factor(x, d) for x, d in zip(self.densities, self.dims, strict=True)], Ring()
+        )
 
     def contracted(self, factors: Sequence[Factor], ring: Ring) -> jax.Array:
         """Return what a ring makes of densities, one for each site, in the plates that all of them share."""
-        return contracted(factors, self.dims, self.kept, ring)
+        return contraction.contracted(factors, self.dims, self.kept, ring)
 
     def variables(self) -> dict[str, SitePlates]:
         """Return where the values of summed sites are in them, by name; not of sites in the rolled steps of a scan."""
