@@ -522,7 +522,7 @@ def a_factor_counted_twice(monkeypatch):
     monkeypatch.setattr(
         contraction,
         "contracted",
-        lambda factors, dims, kept: plain([*factors, factors[-1]], [*dims, dims[-1]], kept),
+        lambda factors, dims, *rest: plain([*factors, factors[-1]], [*dims, dims[-1]], *rest),
     )
 
 
