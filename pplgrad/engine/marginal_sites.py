@@ -7,7 +7,10 @@ from typing import Any
 
 from pplgrad.core.objectives import CostWeights
 from pplgrad.engine.description import SummedSite
-from pplgrad.errors import ProgramError
+from pplgrad.errors import ConfigurationError, ImpossibleValueError, ProgramError, listed
+
+KINDS = ("samples", "marginals", "map")
+"""What there is to know of the posterior of summed sites."""
 
 MOST = 10**8
 """Numbers that one density may have at all values of the summed sites that it reads."""
@@ -103,6 +106,32 @@ def too_large(name: str, numbers: int, markov: str) -> ProgramError:
     return ProgramError(
         f"The log density of site '{name}' has {numbers:,} numbers, for all values of the summed sites that it reads, in all plates. "
         f"Draw some of these sites in the guide, with LocalExpectation() or ScoreFunction(), or separate the steps of a chain with {markov}."
+    )
+
+
+def check_posterior(kind: Any, num_samples: Any) -> None:
+    """Refuse arguments of `summed_posterior` that say nothing."""
+    if kind not in KINDS:
+        raise ConfigurationError(f'summed_posterior(kind={kind!r}): write "samples", "marginals" or "map".')
+    if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
+        raise ConfigurationError(
+            f"summed_posterior(num_samples={num_samples!r}): write how many draws of the guide to make, 1 or more."
+        )
+
+
+def nothing_summed() -> ProgramError:
+    """Return the error for a program without a summed site, whose posterior is asked for."""
+    return ProgramError(
+        "summed_posterior() found no site that is summed out; give discrete sites of the model that the guide does not draw "
+        "infer={'enumerate': 'parallel'}."
+    )
+
+
+def no_posterior(summed: Sequence[str], others: Sequence[str]) -> ImpossibleValueError:
+    """Return the error for summed sites all of whose values are impossible beside the other sites of their component."""
+    return ImpossibleValueError(
+        f"The sites {listed(list(summed))} have no posterior: the log density of {listed(list(others or summed))} is NaN or infinite at all of "
+        "their values; check the parameters and the data there."
     )
 
 

@@ -3,7 +3,7 @@
 `TraceGrad_ELBO` is the ELBO, and `config_estimators` wraps a guide with estimators. `black_box` calls a function of NumPy arrays
 element by element. `check_gradients` certifies that a gradient is unbiased, and `choose_estimators` selects estimators by
 measurement. `split_optimizer` gives learned baselines a learning rate of their own, and `is_baseline_param` recognises their
-parameters. `OneHotCategorical` is a categorical distribution over one-hot vectors.
+parameters. `summed_posterior` gives the posterior of sites that are summed out. `OneHotCategorical` is a categorical distribution over one-hot vectors.
 """
 
 from pplgrad.numpyro._baselines import is_baseline_param
@@ -13,6 +13,7 @@ from pplgrad.numpyro._diagnostics.choose import choose_estimators
 from pplgrad.numpyro._elbo import TraceGrad_ELBO
 from pplgrad.numpyro._guide import config_estimators
 from pplgrad.numpyro._optim import split_optimizer
+from pplgrad.numpyro._posterior import summed_posterior
 from pplgrad.numpyro._tracing.relaxations import OneHotCategorical
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "config_estimators",
     "is_baseline_param",
     "split_optimizer",
+    "summed_posterior",
 ]

@@ -145,6 +145,14 @@ def unmasked(fn: Any) -> Any:
     return fn
 
 
+def mask_of(fn: Any) -> Any:
+    """Return the mask in which a distribution stands, of the shape of its batch or broadcasting with it; None without one."""
+    inside = mask_of(fn.base_dist) if isinstance(fn, (MaskedDistribution, Independent, ExpandedDistribution)) else None
+    if not isinstance(fn, MaskedDistribution):
+        return inside
+    return fn._mask if inside is None else jnp.logical_and(fn._mask, inside)
+
+
 def marked_mutable(name: str, value: Any, mark: Any) -> Any:
     """Register mutable state like `numpyro.primitives.mutable`, with a mark that handlers leave alone."""
     if not _PYRO_STACK:

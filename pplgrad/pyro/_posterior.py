@@ -12,7 +12,8 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 
 from pplgrad.engine.checks import refuse_mismatch
-from pplgrad.errors import ConfigurationError, ProgramError
+from pplgrad.engine.marginal_sites import check_posterior, nothing_summed
+from pplgrad.errors import ProgramError
 from pplgrad.pyro._distributions import is_drawn_from_prior
 from pplgrad.pyro._tracing.host_checks import check_programs
 from pplgrad.pyro._tracing.marginal_sites import components, trace_against
@@ -89,12 +90,7 @@ def summed_posterior(
         Obermeyer et al. (2019), tensor variable elimination, for plates.
         Darwiche (2003), marginals as derivatives.
     """
-    if kind not in _KINDS:
-        raise ConfigurationError(f'summed_posterior(kind={kind!r}): write "samples", "marginals" or "map".')
-    if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
-        raise ConfigurationError(
-            f"summed_posterior(num_samples={num_samples!r}): write how many draws of the guide to make, 1 or more."
-        )
+    check_posterior(kind, num_samples)
     found = [_given_one_draw(model, guide, kind, max_plate_nesting, draws, args, kwargs) for _ in range(num_samples)]
     for one in found:
         for name in found[0].keys() ^ one.keys():
@@ -129,10 +125,7 @@ def _given_one_draw(
                 found[name] = torch.as_tensor(site["value"])
     parts = components(trace)
     if not parts:
-        raise ProgramError(
-            "summed_posterior() found no site that is summed out; give discrete sites of the model that the guide does not draw "
-            "infer={'enumerate': 'parallel'}."
-        )
+        raise nothing_summed()
     for part in parts:
         found.update(_KINDS[kind](part))
     return found

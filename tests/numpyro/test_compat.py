@@ -307,7 +307,7 @@ def test_masks_are_taken_off():
     mask = jnp.array([True, False])
     inside = dist.Normal(jnp.zeros(2), 1.0).mask(mask)
     assert np.array_equal(inside._mask, mask), (
-        "A masked distribution holds its mask elsewhere; _tracing/relaxations.py reads `_mask`."
+        "A masked distribution holds its mask elsewhere; mask_of() in _compat.py and _tracing/relaxations.py read `_mask`."
     )
     assert type(compat.unmasked(inside.to_event(1)).base_dist) is dist.Normal
 

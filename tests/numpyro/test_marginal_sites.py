@@ -1,6 +1,7 @@
 """Model sites that are summed out beside sampled ones: exact against sums written by hand, for every kind of estimator."""
 
 import builtins
+import itertools
 from dataclasses import replace
 
 import jax
@@ -12,7 +13,7 @@ import pytest
 from jax.scipy.special import logsumexp as lse
 from numpyro import handlers
 from numpyro.contrib.control_flow import cond, scan
-from numpyro.contrib.funsor import config_enumerate
+from numpyro.contrib.funsor import config_enumerate, markov
 
 from pplgrad import (
     ELBO,
@@ -290,6 +291,62 @@ def test_an_impossible_value_is_summed_with_weight_zero():
     np.testing.assert_allclose(grads["l"], 0.0, atol=1e-9)
 
 
+@pytest.mark.parametrize("steps", ["scan", "markov"])
+def test_states_that_cannot_be_reached_or_seen_leave_the_gradient_a_number(steps):
+    """Left to right, with values that one state cannot show: some messages of the recursion are impossible as a whole."""
+    move = jnp.array([[0.6, 0.4, 0.0], [0.0, 0.5, 0.5], [0.0, 0.0, 1.0]])
+    shown, seen = jnp.array([[1.0, 0.0], [0.7, 0.3], [0.2, 0.8]]), jnp.array([0, 1, 0, 1])
+
+    def step(before, x, a, suffix=""):
+        k = numpyro.sample("k" + suffix, dist.Categorical(move[before]), infer=SUM)
+        numpyro.sample("x" + suffix, dist.Categorical(shown[k]), obs=x)
+        numpyro.sample("y" + suffix, dist.Normal(k * a, 1.0), obs=0.5)
+        return k, None
+
+    def model():
+        a = numpyro.param("a")
+        if steps == "scan":
+            scan(lambda k, x: step(k, x, a), 0, seen)
+        else:
+            k = 0
+            for t in markov(range(4)):
+                k, _ = step(k, seen[t], a, str(t))
+
+    def right(a):
+        total = jnp.zeros(())
+        for ks in itertools.product(range(3), repeat=4):
+            probs = [move[i, j] * shown[j, x] for i, j, x in zip((0, *ks), ks, seen, strict=False)]
+            total += jnp.prod(jnp.stack(probs)) * jnp.exp(dist.Normal(a * jnp.array(ks), 1.0).log_prob(0.5).sum())
+        return -jnp.log(total)
+
+    a = jnp.array(0.3)
+    loss, grads = jax.value_and_grad(TraceGrad_ELBO().loss, 1)(KEY, {"a": a}, model, lambda: None)
+    wanted = jax.value_and_grad(right)(a)
+    np.testing.assert_allclose(loss, wanted[0], atol=1e-9)
+    np.testing.assert_allclose(grads["a"], wanted[1], atol=1e-9)
+
+
+def test_densities_that_contradict_each_other_do_not_underflow():
+    """Each value is impossible (in floating point) to one of the two observations beside what the other value is to it."""
+
+    def model():
+        k = numpyro.sample("k", dist.Bernoulli(0.5), infer=SUM)
+        numpyro.sample("x", dist.Normal(numpyro.param("a") + 100 * k, 1.0), obs=0.0)
+        numpyro.sample("y", dist.Normal(100 - 100 * k, 1.0), obs=0.0)
+
+    def right(a):
+        logs = [
+            dist.Normal(a + 100 * k, 1.0).log_prob(0.0) + dist.Normal(100 - 100 * k, 1.0).log_prob(0.0) for k in (0, 1)
+        ]
+        return -lse(jnp.stack(logs) + jnp.log(0.5))
+
+    a = jnp.array(0.3)
+    loss, grads = jax.value_and_grad(TraceGrad_ELBO().loss, 1)(KEY, {"a": a}, model, lambda: None)
+    wanted = jax.value_and_grad(right)(a)
+    np.testing.assert_allclose(loss, wanted[0], rtol=1e-9)
+    np.testing.assert_allclose(grads["a"], wanted[1], rtol=1e-9)
+
+
 def small(k="Categorical", scale=1.0, **infer):
     def model():
         z = numpyro.sample("z", dist.Normal(0.0, 1.0))
@@ -467,7 +524,7 @@ def a_factor_counted_twice(monkeypatch):
     monkeypatch.setattr(
         contraction,
         "contracted",
-        lambda factors, dims, kept: plain([*factors, factors[-1]], [*dims, dims[-1]], kept),
+        lambda factors, dims, *rest: plain([*factors, factors[-1]], [*dims, dims[-1]], *rest),
     )
 
 

@@ -1,4 +1,4 @@
-"""log Σ Π of densities by funsor: sums over variables, products over plates, and a recursion along the steps of scans.
+"""log Σ Π of densities: sums over variables, products over plates, and a recursion along the steps of scans.
 
 Variables have names. The rolled steps of a scan have a variable `time`; in their factors `_PREV_x` is x one step before, `_PREV__PREV_x`
 two steps before. Outside of them these are the last of the steps that the host runs before the rolled ones.
@@ -6,46 +6,33 @@ two steps before. Outside of them these are the last of the steps that the host 
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import funsor
 import jax
 import jax.numpy as jnp
-from funsor.optimizer import apply_optimizer
-from funsor.sum_product import sum_product
 
 from pplgrad.errors import ProgramError, first_line, listed
 from pplgrad.numpyro._compat import PREVIOUS, root
-from pplgrad.numpyro._tracing.marginal_laws import Dims
-
-funsor.set_backend("jax")
+from pplgrad.numpyro._tracing.factors import Dims, Factor, Ring, sum_product
 
 
-def numbered(name: str, size: int) -> Any:
-    """Return the numbers of a variable's values, as a function of it."""
-    return funsor.Tensor(jnp.arange(size), OrderedDict({name: funsor.Bint[size]}))
-
-
-def factor(log_density: jax.Array, dims: Dims) -> Any:
+def factor(log_density: jax.Array, dims: Dims) -> Factor:
     """Return a log density as a function of its variables; the other dimensions have one element."""
     named = [dim for dim in range(-log_density.ndim, 0) if log_density.shape[dim] > 1 or dim in dims.names]
     sizes = [log_density.shape[dim] for dim in named]
-    inputs = OrderedDict((dims.names[dim], funsor.Bint[size]) for dim, size in zip(named, sizes, strict=True))
-    return funsor.Tensor(log_density.reshape(sizes), inputs)
+    return Factor(log_density.reshape(sizes), tuple(dims.names[dim] for dim in named))
 
 
-def contracted(factors: Sequence[Any], dims: Sequence[Dims], kept: Mapping[str, int]) -> jax.Array:
-    """Return log Σ Π of some factors, in the plates `kept`, by name, at their dimensions.
+def contracted(factors: Sequence[Factor], dims: Sequence[Dims], kept: Mapping[str, int], ring: Ring) -> jax.Array:
+    """Return log Σ Π of some factors, in the plates `kept`, by name, at their dimensions; `ring` says what a sum is.
 
     Raises:
         ProgramError: a sum across the elements of a plate, or across the steps of a scan, has no finite order.
     """
-    plates = Plates.of(dims, frozenset(kept))
+    plates = Plates.of(dims, frozenset(kept), ring)
     rest = [f for f, d in zip(factors, dims, strict=True) if d.time is None]
-    scans: dict[str, list[Any]] = {}
+    scans: dict[str, list[Factor]] = {}
     for f, d in zip(factors, dims, strict=True):
         if d.time is not None:
             scans.setdefault(d.time, []).append(f)
@@ -54,41 +41,39 @@ def contracted(factors: Sequence[Any], dims: Sequence[Dims], kept: Mapping[str, 
         elsewhere = variables(f for theirs in scans.values() for f in theirs)
         rest = _without_steps(time, mine, rest, elsewhere, plates)
     found = plates.sum_product(rest, variables(rest) - plates.kept)
-    return jnp.asarray(funsor.to_data(found, name_to_dim=dict(kept)))
+    deepest = max((-dim for dim in kept.values()), default=0)
+    by_dim = {dim: name for name, dim in kept.items()}
+    order = [by_dim.get(dim, "") for dim in range(-deepest, 0)]
+    return found.laid_out(order)
 
 
-def variables(factors: Iterable[Any]) -> frozenset[str]:
+def variables(factors: Iterable[Factor]) -> frozenset[str]:
     """Return the names of the variables that factors have, plates and times among them."""
-    return frozenset().union(*(f.inputs for f in factors))
+    return frozenset(name for f in factors for name in f.names)
 
 
 @dataclass(frozen=True)
 class Plates:
-    """The plates of some densities: all of them, those that a sum keeps, and those that each summed variable stands in."""
+    """The plates of some densities: all of them, those that a sum keeps, and those that each summed variable stands in; and what a sum is."""
 
     names: frozenset[str]
     kept: frozenset[str]
     around: Mapping[str, frozenset[str]]
+    ring: Ring
 
     @classmethod
-    def of(cls, dims: Sequence[Dims], kept: frozenset[str]) -> Plates:
+    def of(cls, dims: Sequence[Dims], kept: frozenset[str], ring: Ring) -> Plates:
         around: dict[str, frozenset[str]] = {}
         for d in dims:
             for name in d.summed:  # The density of its own site has a variable in no other plates than its own.
                 around[name] = around.get(name, d.plates) & d.plates
-        return cls(frozenset().union(*(d.plates for d in dims)), kept, around)
+        return cls(frozenset().union(*(d.plates for d in dims)), kept, around, ring)
 
-    def sum_product(self, factors: Sequence[Any], eliminate: frozenset[str]) -> Any:
+    def sum_product(self, factors: Sequence[Factor], eliminate: frozenset[str]) -> Factor:
         """Return the product of some factors, without some of their variables."""
-        if not factors:
-            return funsor.Number(0.0)
         try:
-            with funsor.interpretations.lazy:
-                found = sum_product(
-                    funsor.ops.logaddexp, funsor.ops.add, list(factors), eliminate, self.names & variables(factors)
-                )
-            return apply_optimizer(found)
-        except (NotImplementedError, ValueError) as error:
+            return sum_product(factors, eliminate, self.names, self.ring)
+        except ValueError as error:
             names = sorted(map(root, eliminate - self.names))
             raise ProgramError(
                 f"The sites {listed(names)} cannot be summed out together, since a plate stands between them ({first_line(error)}); draw some of "
@@ -97,8 +82,8 @@ class Plates:
 
 
 def _without_steps(
-    time: str, steps: Sequence[Any], others: Sequence[Any], elsewhere: frozenset[str], plates: Plates
-) -> list[Any]:
+    time: str, steps: Sequence[Factor], others: Sequence[Factor], elsewhere: frozenset[str], plates: Plates
+) -> list[Factor]:
     """Return the other factors, and one in the place of those of a scan's steps; `elsewhere` are variables that other scans read."""
     mine = variables(steps) - plates.names - {time}
     lags = _lags(mine)
@@ -110,9 +95,9 @@ def _without_steps(
     around = _plates_between(lags, shared | left, plates)
     step = plates.sum_product(steps, mine - chain - shared | plates.names & variables(steps) - around)
     if not lags:
-        return [*others, step.reduce(funsor.ops.add, time)]
+        return [*others, step.multiplied_over([time])]
     start = plates.sum_product(before, variables(before) - back - left - around)
-    return [*after, _recursion(time, step, start, lags)]
+    return [*after, _recursion(time, step, start, lags, plates.ring)]
 
 
 def _lags(names: Iterable[str]) -> dict[str, int]:
@@ -125,12 +110,14 @@ def _lags(names: Iterable[str]) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
-def _connected(factors: Sequence[Any], lags: Mapping[str, int], cut: frozenset[str]) -> tuple[list[Any], list[Any]]:
+def _connected(
+    factors: Sequence[Factor], lags: Mapping[str, int], cut: frozenset[str]
+) -> tuple[list[Factor], list[Factor]]:
     """Return the factors of a scan's steps before the rolled ones, with all that variables other than `cut` join to them; and the others."""
     names = {name for name in variables(factors) if name != root(name) and root(name) in lags}
-    found: list[Any] = []
+    found: list[Factor] = []
     while True:
-        new = [f for f in factors if not any(f is x for x in found) and not names.isdisjoint(f.inputs)]
+        new = [f for f in factors if not any(f is x for x in found) and not names.isdisjoint(f.names)]
         if not new:
             return found, [f for f in factors if not any(f is x for x in found)]
         found += new
@@ -153,37 +140,30 @@ def _plates_between(lags: Mapping[str, int], left: Iterable[str], plates: Plates
     return first
 
 
-def _recursion(time: str, step: Any, start: Any, lags: Mapping[str, int]) -> Any:
+def _recursion(time: str, step: Factor, start: Factor, lags: Mapping[str, int], ring: Ring) -> Factor:
     """Return the factor of a scan's last steps, by a recursion forward in time, whose program does not grow with the number of steps."""
-    sizes = {name: domain.size for f in (step, start) for name, domain in f.inputs.items()}
+    sizes = {name: n for f in (step, start) for name, n in f.sizes.items()}
     oldest = {_shifted(variable, [lag])[0] for variable, lag in lags.items()}
     back = [name for variable, lag in lags.items() for name in _shifted(variable, range(1, lag + 1))]
-    batch = sorted({*step.inputs, *start.inputs} - {time, *back, *lags})
+    batch = sorted({*step.names, *start.names} - {time, *back, *lags})
     order = [*batch, *back, *lags]
-    steps, first = _laid_out(step, [time, *order], sizes), _laid_out(start, [*batch, *back], sizes)
+    steps, first = step.laid_out([time, *order]), start.laid_out([*batch, *back])
     gone = tuple(order.index(name) for name in oldest)
     # What is left after a step, by the names that the next one knows it by.
     renamed = [PREVIOUS + name if root(name) in lags else name for name in order if name not in oldest]
     places = [renamed.index(name) for name in (*batch, *back)]
 
-    def advance(message: jax.Array, now: jax.Array) -> tuple[jax.Array, None]:
+    def advance(message: jax.Array, row: tuple[jax.Array, jax.Array | None]) -> tuple[jax.Array, None]:
+        now, key = row
         joint = message.reshape(*message.shape, *(1,) * len(lags)) + now
-        return jax.scipy.special.logsumexp(joint, gone).transpose(places), None
+        return ring.reduce(joint, gone, key).transpose(places), None
 
     shape = tuple(sizes[name] for name in (*batch, *back))
     start_of_all = jnp.broadcast_to(first, shape).astype(jnp.result_type(first, steps))
-    message, _ = jax.lax.scan(advance, start_of_all, steps)
+    message, _ = jax.lax.scan(advance, start_of_all, (steps, ring.keys(len(steps))))
     # After the last step it is the variables themselves that were one step back for the next.
-    names = [*batch, *(name[len(PREVIOUS) :] for name in back)]
-    return funsor.Tensor(message, OrderedDict((name, funsor.Bint[n]) for name, n in zip(names, shape, strict=True)))
+    return Factor(message, (*batch, *(name[len(PREVIOUS) :] for name in back)))
 
 
 def _shifted(name: str, lags: Iterable[int]) -> list[str]:
     return [PREVIOUS * lag + name for lag in lags]
-
-
-def _laid_out(f: Any, order: Sequence[str], sizes: Mapping[str, int]) -> jax.Array:
-    """Return the numbers of a factor along some variables, of size 1 along those that it does not have."""
-    names = [name for name in order if name in f.inputs]
-    data = f.align(tuple(names)).data if names else f.data
-    return jnp.asarray(data).reshape([sizes[name] if name in f.inputs else 1 for name in order])

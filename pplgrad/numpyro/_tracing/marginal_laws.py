@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -16,33 +16,39 @@ from pplgrad.engine.description import SummedSite
 from pplgrad.engine.marginal_sites import weight
 from pplgrad.numpyro._compat import leaves_of, root, unmasked
 from pplgrad.numpyro._distributions import family
+from pplgrad.numpyro._tracing import contraction
+from pplgrad.numpyro._tracing.factors import Dims, Factor, Ring
 from pplgrad.numpyro._tracing.provenance import SitePlates
 
 
-class Dims(NamedTuple):
-    """The variables along the batch dimensions of a density by dimension (-1, -2, ...), and which of them are what.
+class DrawShape(NamedTuple):
+    """How the model draws a summed site: the shape of its value, which dimensions of it are steps and plates, and its type."""
 
-    `summed` are those to sum over, `time` is that of the steps of a scan; the others are plates.
-    """
-
-    names: Mapping[int, str]
-    summed: frozenset[str]
-    time: str | None = None
+    shape: tuple[int, ...]
+    event_dim: int
+    scanned: bool
+    dtype: Any
 
     @property
-    def plates(self) -> frozenset[str]:
-        """Return the plates."""
-        return frozenset(self.names.values()) - self.summed - {self.time}
+    def leading(self) -> tuple[int, ...]:
+        """Return the shape of a value without the dimensions of an event."""
+        return self.shape[: len(self.shape) - self.event_dim]
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """Return the shape of one step's value without the dimensions of an event."""
+        return self.leading[self.scanned :]
 
 
 @dataclass(frozen=True)
 class Component:
-    """Sites whose densities read the same summed sites, and the names of the dimensions of each."""
+    """Sites whose densities read the same summed sites, the names of the dimensions of each, and how the summed ones are drawn."""
 
     sites: tuple[Any, ...]
     dims: tuple[Dims, ...]
     summed: tuple[bool, ...]
     kept: Mapping[str, int]
+    shapes: Mapping[str, DrawShape]
 
     @cached_property
     def densities(self) -> list[jax.Array]:
@@ -56,11 +62,13 @@ class Component:
 
     def log_density(self) -> jax.Array:
         """Return log Σ Π of the densities, in the plates that all of them share."""
-        # Needs funsor, which is an extra.
-        from pplgrad.numpyro._tracing.contraction import contracted, factor
+        return self.contracted(
+            [contraction.factor(x, d) for x, d in zip(self.densities, self.dims, strict=True)], Ring()
+        )
 
-        factors = [factor(x, d) for x, d in zip(self.densities, self.dims, strict=True)]
-        return contracted(factors, self.dims, self.kept)
+    def contracted(self, factors: Sequence[Factor], ring: Ring) -> jax.Array:
+        """Return what a ring makes of densities, one for each site, in the plates that all of them share."""
+        return contraction.contracted(factors, self.dims, self.kept, ring)
 
     def variables(self) -> dict[str, SitePlates]:
         """Return where the values of summed sites are in them, by name; not of sites in the rolled steps of a scan."""

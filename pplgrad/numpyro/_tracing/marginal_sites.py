@@ -9,11 +9,13 @@ one by one (their sites have a prefix), and the others rolled. What stands aroun
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import funsor
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,22 +37,26 @@ from pplgrad.engine.marginal_sites import (
 from pplgrad.errors import PplgradError, ProgramError, first_line, listed
 from pplgrad.numpyro._compat import is_handed_out, root, tag, unmasked
 from pplgrad.numpyro._distributions import family, finite_parts
-from pplgrad.numpyro._tracing.contraction import numbered
 from pplgrad.numpyro._tracing.control_flow import Flow, FlowMessenger
-from pplgrad.numpyro._tracing.marginal_laws import Component, Dims, InComponent, Marginal
+from pplgrad.numpyro._tracing.factors import Dims
+from pplgrad.numpyro._tracing.marginal_laws import Component, DrawShape, InComponent, Marginal
+
+funsor.set_backend("jax")
 
 Sites = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Enumeration:
-    """What is summed out of a model, in which of its scans, left of how many dimensions; `drawn` are the values of the guide's sites."""
+    """What is summed out of a model, in which of its scans, left of how many dimensions; `drawn` are the values of the guide's sites, `shapes` say
+    how the model draws the summed ones."""
 
     summed: frozenset[str]
     scans: frozenset[int]
     nesting: int
     drawn: Mapping[str, jax.Array]
     flows: Mapping[str, Flow]
+    shapes: Mapping[str, DrawShape]
 
     def in_scan(self, name: str) -> bool:
         """Return whether a site is drawn in the body of a scan that is enumerated."""
@@ -102,7 +108,13 @@ def enumeration(plain: Sites, flows: Mapping[str, Flow], summed: frozenset[str],
         deepest = max(deepest, len(shape) - in_scan, *frames, 0)
     scans = frozenset(flow.number for flow in flows.values() if flow.scanned)
     drawn = {name: guide[name]["value"] for name in plain if name in guide and guide[name]["type"] == "sample"}
-    return Enumeration(summed, scans, deepest, drawn, flows)
+    return Enumeration(summed, scans, deepest, drawn, flows, {name: _shape(plain[name], flows) for name in summed})
+
+
+def _shape(site: Any, flows: Mapping[str, Flow]) -> DrawShape:
+    flow = flows.get(site["name"])
+    scanned = flow is not None and flow.scanned
+    return DrawShape(jnp.shape(site["value"]), site["fn"].event_dim, scanned, jnp.result_type(site["value"]))
 
 
 def _batch_shape(site: Any) -> tuple[int, ...]:
@@ -162,6 +174,11 @@ def _all_values(msg: Any) -> jax.Array:
     parts = finite_parts(unmasked(msg["fn"]))
     assert parts is not None  # `_check` has refused it.
     return parts[1].reshape(*host.to_data(numbered(msg["name"], len(parts[1]))).shape, *msg["fn"].event_shape)
+
+
+def numbered(name: str, size: int) -> Any:
+    """Return the numbers of a variable's values, as a function of it."""
+    return funsor.Tensor(jnp.arange(size), OrderedDict({name: funsor.Bint[size]}))
 
 
 class HandIn(Messenger):
@@ -300,7 +317,9 @@ def _component(sites: list[Any], dims: list[Dims], plan: Enumeration) -> Compone
     summed = tuple(plan.is_summed(site) for site in sites)
     frames = [{frame.name: frame.dim for frame in site["cond_indep_stack"]} for site in sites]
     kept = {name: dim for name, dim in frames[0].items() if all(name in mine for mine in frames)}
-    return Component(tuple(sites), tuple(dims), summed, kept)
+    names = {root(site["name"]) for site in sites}
+    shapes = {name: shape for name, shape in plan.shapes.items() if name in names}
+    return Component(tuple(sites), tuple(dims), summed, kept, shapes)
 
 
 def _drawn(site: Any, in_model: Any) -> dict[str, Any]:

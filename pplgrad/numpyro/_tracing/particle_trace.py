@@ -33,6 +33,7 @@ from pplgrad.numpyro._distributions import (
 )
 from pplgrad.numpyro._tracing.closed_forms import closed_form
 from pplgrad.numpyro._tracing.control_flow import Flow
+from pplgrad.numpyro._tracing.factors import Dims
 from pplgrad.numpyro._tracing.handlers import (
     Intervene,
     Resolve,
@@ -40,7 +41,7 @@ from pplgrad.numpyro._tracing.handlers import (
     make_constant,
     site_key,
 )
-from pplgrad.numpyro._tracing.marginal_laws import Dims, InComponent, Marginal, summed_sites, weight_of
+from pplgrad.numpyro._tracing.marginal_laws import InComponent, Marginal, summed_sites, weight_of
 from pplgrad.numpyro._tracing.model_trace import Drawn, model_trace, sample_sites
 from pplgrad.numpyro._tracing.provenance import SitePlates
 from pplgrad.numpyro._tracing.supports import bounds

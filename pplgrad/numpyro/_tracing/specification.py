@@ -15,7 +15,7 @@ from pplgrad.errors import ProgramError
 from pplgrad.numpyro._compat import PREVIOUS, root
 from pplgrad.numpyro._tracing.axis_rules import Axis
 from pplgrad.numpyro._tracing.differentiability import lost_paths, may_lose
-from pplgrad.numpyro._tracing.marginal_laws import Dims
+from pplgrad.numpyro._tracing.factors import Dims
 from pplgrad.numpyro._tracing.particle_trace import TIME_DIM, ParticleOutputs, ParticleTrace
 from pplgrad.numpyro._tracing.provenance import Reads, SitePlates, union
 from pplgrad.numpyro._tracing.supports import carries_gradient, gradient_reaches, is_differentiated

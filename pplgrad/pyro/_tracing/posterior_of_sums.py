@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from pyro.ops.rings import LogRing, MapRing, Ring, SampleRing
 
-from pplgrad.errors import ImpossibleValueError, listed
+from pplgrad.engine.marginal_sites import no_posterior
 from pplgrad.pyro._compat import ask_for_indices, indices_back
 from pplgrad.pyro._distributions import mask_of, unmasked
 from pplgrad.pyro._tracing.marginal_sites import Component, is_marginal, pack
@@ -88,13 +88,8 @@ class _Densities:
             term._pyro_dims = dims  # type: ignore[attr-defined]
         found = self._component.contracted(terms, self._ordinals, ring)
         if not (torch.isfinite(found) & (found > _NEVER / 2)).all():
-            names = [site["name"] for site in self._component.sites if not is_marginal(site)] or [
-                x.name for x in self.summed
-            ]
-            raise ImpossibleValueError(
-                f"The sites {listed([x.name for x in self.summed])} have no posterior: the log density of {listed(names)} is NaN or infinite at all of "
-                "their values; check the parameters and the data there."
-            )
+            names = [site["name"] for site in self._component.sites if not is_marginal(site)]
+            raise no_posterior([x.name for x in self.summed], names)
         return found
 
     def along(self, name: _Summed, plain: torch.Tensor) -> torch.Tensor:
