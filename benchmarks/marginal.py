@@ -21,7 +21,6 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 
 import numpy as np
 
-TURNS, DRAWS = 30, 400
 SUM = {"enumerate": "parallel"}
 X = np.random.RandomState(0).randn(2000).astype(np.float32)
 
@@ -209,7 +208,7 @@ def numpyro_steps(model: Callable, guide: Callable, nesting: int, compiled: bool
         yield name, step
 
 
-def measured(programs: Iterator[Program], steps: Callable, compiled: bool) -> None:
+def measured(programs: Iterator[Program], steps: Callable, compiled: bool, turns: int, draws: int) -> None:
     """Print a line for each contestant of each program."""
     for name, model, guide, nesting in programs:
         first: dict[str, float] = {}
@@ -229,7 +228,7 @@ def measured(programs: Iterator[Program], steps: Callable, compiled: bool) -> No
                 step()
             running[contestant] = step
         times: dict[str, list[float]] = {contestant: [] for contestant in running}
-        for _ in range(TURNS):
+        for _ in range(turns):
             for contestant, step in running.items():
                 begin = time.perf_counter()
                 for _ in range(5):
@@ -238,7 +237,7 @@ def measured(programs: Iterator[Program], steps: Callable, compiled: bool) -> No
         for contestant, step in running.items():
             against = times.get("TraceEnum_ELBO", times[contestant])
             ratio = statistics.median(a / b for a, b in zip(times[contestant], against, strict=True))
-            variance = float(np.var([step() for _ in range(DRAWS)], 0).sum())
+            variance = float(np.var([step() for _ in range(draws)], 0).sum())
             milliseconds = 1e3 * statistics.median(times[contestant])
             print(
                 f"{name:30}{contestant:20}{first[contestant]:10.2f}{milliseconds:10.3f}{ratio:10.2f}{variance:12.3g}",
@@ -253,17 +252,19 @@ def main() -> None:
     parser.add_argument(
         "--compile", action="store_true", help="compiled steps of Pyro too, which take minutes to compile"
     )
+    parser.add_argument("--turns", type=int, default=30, help="turns of five steps")
+    parser.add_argument("--draws", type=int, default=400, help="gradients behind a variance")
     given = parser.parse_args()
     if given.host is None:
         for host in ("pyro", "numpyro"):
-            again = ["--compile"] * given.compile
-            subprocess.run([sys.executable, "-m", "benchmarks.marginal", "--host", host, *again], check=True)
+            again = [*sys.argv[1:], "--host", host]
+            subprocess.run([sys.executable, "-m", "benchmarks.marginal", *again], check=True)
         return
     print(f"{given.host:30}{'':20}{'first, s':>10}{'step, ms':>10}{'ratio':>10}{'variance':>12}", flush=True)
     if given.host == "pyro":
-        measured(pyro_programs(), pyro_steps, given.compile)
+        measured(pyro_programs(), pyro_steps, given.compile, given.turns, given.draws)
     else:
-        measured(numpyro_programs(), numpyro_steps, False)
+        measured(numpyro_programs(), numpyro_steps, False, given.turns, given.draws)
 
 
 if __name__ == "__main__":

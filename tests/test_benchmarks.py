@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 SMALL = {
     "arithmetic": ["--latents", "4"],
     "watching": ["--latents", "4", "--seconds", "0.1", "--libraries", "numpyro"],
+    "marginal": ["--host", "numpyro", "--turns", "1", "--draws", "4"],
     "memory": ["--latents", "4", "--batch", "10", "--rows", "0", "2", "--libraries", "numpyro"],
     "variance": ["--latents", "4", "--stops", "0", "--draws", "4", "--seconds", "0.1"],
     "training": ["--latents", "4", "--seconds", "0.1", "--libraries", "pyro", "--estimators", "DisARM"],

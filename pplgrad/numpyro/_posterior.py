@@ -133,7 +133,8 @@ def _given_one_draw(
         guide = substitute(seed(program.guide, guide_key), data=params)
         guide_trace = trace(guide).get_trace(*program.args, **program.kwargs)
     mutable = {name: site["value"] for name, site in guide_trace.items() if site["type"] == "mutable"}
-    found_trace, _ = model_trace(program, model_key, {**params, **mutable}, Drawn(guide_trace, messenger.flows, set()))
+    drawn = Drawn(guide_trace, messenger.flows, set())
+    found_trace = model_trace(program, model_key, {**params, **mutable}, drawn).trace
     found: dict[str, jax.Array] = {}
     if draws:
         found.update(

@@ -35,6 +35,7 @@ NAMES = [
     ("pyro.poutine.trace_messenger", "TraceMessenger", "other_handlers() in _compat.py leaves it out"),
     ("torch._C", "DisableTorchFunction", "_tracing/provenance.py calls operations under it that no mode is to see"),
     ("torch._C", "_DisableTorchDispatch", "NoMode in _compat.py runs checks and known densities under it"),
+    ("torch._C", "_set_grad_enabled", "_tracing/known_calls.py knows by it what no_grad() calls"),
     ("torch._C", "_len_torch_dispatch_stack", "only_ours() in _compat.py counts the dispatch modes with it"),
     ("torch._C", "_len_torch_function_stack", "only_ours() in _compat.py counts the function modes with it"),
     ("torch._C", "_is_any_autocast_enabled", "only_ours() in _compat.py asks by it whether operations are cast"),

@@ -7,7 +7,7 @@ followed. Nothing here has to be complete: what is missed is taken for such a te
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -40,25 +40,29 @@ def tensors_before(*roots: Any) -> list[torch.Tensor]:
     return found
 
 
-def _within(value: Any) -> Iterator[Any]:
-    """Yield what an object holds, as far as a program gets at it by names."""
+def _within(value: Any) -> Iterable[Any]:
+    """Return what an object holds, as far as a program gets at it by names."""
+    kind = type(value)
+    if kind is types.FunctionType:
+        return _of_function(value)
+    if kind is dict:
+        return value.values()
+    if kind is tuple or kind is list:
+        return tuple(value)
+    if isinstance(value, type):
+        return _of_class(value)
     if isinstance(value, types.FunctionType):
-        yield from _of_function(value)
-    elif isinstance(value, type):
-        yield from _of_class(value)
-    elif isinstance(value, types.MethodType):
-        yield from (value.__func__, value.__self__)
-    elif isinstance(value, partial):
-        yield from (value.func, value.args, value.keywords)
-    elif isinstance(value, Mapping):
-        yield from list(value.values())
-    elif isinstance(value, (list, tuple, set, frozenset)):
-        yield from list(value)
-    else:
-        yield from list(getattr(value, "__dict__", {}).values())
-        for name in (n for cls in type(value).__mro__ for n in _slots(cls)):
-            yield getattr(value, name, None)
-        yield from _of_class(type(value))
+        return _of_function(value)
+    if isinstance(value, types.MethodType):
+        return value.__func__, value.__self__
+    if isinstance(value, partial):
+        return value.func, value.args, value.keywords
+    if isinstance(value, Mapping):
+        return list(value.values())
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return list(value)
+    slots = [getattr(value, name, None) for cls in kind.__mro__ for name in _slots(cls)]
+    return [*getattr(value, "__dict__", {}).values(), *slots, *_of_class(kind)]
 
 
 def _slots(cls: type) -> tuple[str, ...]:
@@ -66,29 +70,28 @@ def _slots(cls: type) -> tuple[str, ...]:
     return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
-def _of_class(cls: type) -> Iterator[Any]:
-    """Yield what the classes of a user's object hold: their methods read globals too."""
-    for base in cls.__mro__:
-        if not is_library(base.__module__):
-            yield from list(vars(base).values())
+def _of_class(cls: type) -> list[Any]:
+    """Return what the classes of a user's object hold: their methods read globals too."""
+    return [held for base in cls.__mro__ if not is_library(base.__module__) for held in vars(base).values()]
 
 
-def _of_function(function: types.FunctionType) -> Iterator[Any]:
+def _of_function(function: types.FunctionType) -> list[Any]:
+    found: list[Any] = [function.__defaults__, function.__kwdefaults__, function.__dict__]
     for cell in function.__closure__ or ():
         try:
-            yield cell.cell_contents
+            found.append(cell.cell_contents)
         except ValueError:
             continue
-    yield function.__defaults__
-    yield function.__kwdefaults__
-    yield function.__dict__
-    if is_library(function.__globals__.get("__name__", "")):
-        return  # A handler's wrapper: it holds the user's function.
+    around = function.__globals__
+    if is_library(around.get("__name__", "")):
+        return found  # A handler's wrapper: it holds the user's function.
     names = names_of(function.__code__).every
     for name in names:
-        held = function.__globals__.get(name)
+        held = around.get(name)
         if isinstance(held, types.ModuleType):
             # `module.data`: any of the names may be the module's.
-            yield from [vars(held)[other] for other in names & vars(held).keys()]
+            inside = vars(held)
+            found += [inside[other] for other in names if other in inside]
         else:
-            yield held
+            found.append(held)
+    return found
