@@ -25,7 +25,6 @@ ROOT = Path(__file__).parents[1]
 SMALL = {
     "arithmetic": ["--latents", "4"],
     "watching": ["--latents", "4", "--seconds", "0.1", "--libraries", "numpyro"],
-    "marginal": ["--host", "numpyro", "--turns", "1", "--draws", "4"],
     "memory": ["--latents", "4", "--batch", "10", "--rows", "0", "2", "--libraries", "numpyro"],
     "variance": ["--latents", "4", "--stops", "0", "--draws", "4", "--seconds", "0.1"],
     "training": ["--latents", "4", "--seconds", "0.1", "--libraries", "pyro", "--estimators", "DisARM"],
@@ -35,6 +34,7 @@ BELOW = {
     "in_storchastic": (),
     "gpu": (),
     "guards": (),
+    "marginal": (),
     "passes": (),
 }
 """The other commands that are tested here, and the modules that they are made of."""
@@ -58,6 +58,15 @@ def test_runs(name, tmp_path):
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
     assert len(pd.read_csv(out)) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("host", ["pyro", "numpyro"])
+def test_summed_sites_beside_the_host(host):
+    command = [sys.executable, "-m", "benchmarks.marginal", "--host", host, "--turns", "1", "--draws", "4"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.count("LocalExpectation") >= 3 and "fails" not in result.stdout
 
 
 @pytest.mark.slow
