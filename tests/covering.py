@@ -6,6 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
+import pytest
+
 
 def covering(cases: Sequence[Iterable[Hashable]]) -> set[int]:
     """Return the numbers of cases that together hold everything that any case holds: greedily.
@@ -30,14 +32,27 @@ def values(callspec: Any) -> list[Hashable]:
     return [(name, repr(value)) for name, value in callspec.params.items()]
 
 
-def left_out(items: Sequence[Any], every: bool) -> set[int]:
-    """Return the numbers of the collected tests of a `grid` that are not run.
+def mostly(kept: Iterable[str], names: Iterable[Any]) -> list[Any]:
+    """Return names as parameters, of which `make test` runs those that are `kept`, and `make test-all` all."""
+    chosen = set(kept)
+    given = [name if hasattr(name, "marks") else pytest.param(name) for name in names]
+    return [
+        one if one.values[0] in chosen else pytest.param(*one.values, marks=[*one.marks, pytest.mark.exhaustive])
+        for one in given
+    ]
 
-    These are the cases that its mark is `without`, a function of the parameters, and unless `every` one is asked for, those that a cover of the
+
+def left_out(items: Sequence[Any], every: bool) -> set[int]:
+    """Return the numbers of the collected tests that are not run: those that are `exhaustive`, unless `every` one is asked for, and cases of a `grid`.
+
+    Of a grid these are the cases that its mark is `without`, a function of the parameters, and unless `every` one is asked for, those that a cover of the
     others does not need.
     """
     grids, out = defaultdict(list), set()
     for number, item in enumerate(items):
+        if item.get_closest_marker("exhaustive") is not None and not every:
+            out.add(number)
+            continue
         mark = item.get_closest_marker("grid")
         if mark is None:
             continue

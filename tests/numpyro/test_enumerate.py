@@ -71,6 +71,7 @@ PAIRS = [
 ]
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(("way", "name"), PAIRS)
 def test_one_step_is_exact(way, name):
     case = ALL[name]
@@ -122,6 +123,7 @@ def test_mutants_are_caught(name, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_second_derivatives():
     case = ALL["chain_in_the_model"]
     model, guide = case.build(HOST)

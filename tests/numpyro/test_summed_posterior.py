@@ -28,6 +28,7 @@ from pplgrad.numpyro import TraceGrad_ELBO, config_estimators, summed_posterior
 from pplgrad.numpyro._compat import mask_of, sub_jaxprs, unmasked
 from pplgrad.numpyro._tracing import contraction, factors, marginal_laws, posterior_of_sums
 from pplgrad.testing.in_numpyro import array
+from tests.covering import mostly
 from tests.numpyro.marginal import SUM
 from tests.numpyro.posteriors import PADDING, POSTERIORS, Posterior, padded
 
@@ -68,7 +69,7 @@ def off(name, num_samples=1, kinds=("marginals", "map")):
     return worst
 
 
-@pytest.mark.parametrize("name", POSTERIORS)
+@pytest.mark.parametrize("name", mostly(["mixture", "masked chain", "scan with draws", "padded"], POSTERIORS))
 def test_marginals_and_most_probable_values_are_those_of_brute_force(name):
     worst = off(name, 2)
     assert worst["marginals"] < 1e-9 and worst["map"] == 0.0, worst
@@ -112,12 +113,12 @@ SAMPLED = [
 ]
 
 
-@pytest.mark.parametrize("name", SAMPLED)
+@pytest.mark.parametrize("name", mostly(["padded", "tiny"], SAMPLED))
 def test_joint_samples_have_their_frequencies(name):
     assert abs(excess(name)) < 4
 
 
-@pytest.mark.parametrize("name", ["tree", "scan with a plate", "local in scan", "padded"])
+@pytest.mark.parametrize("name", mostly(["padded"], ["tree", "scan with a plate", "local in scan", "padded"]))
 def test_a_sample_is_one_value_of_each_element(name, monkeypatch):
     """The derivatives that a sample and the most probable value are read from are one at one value of each element."""
     plain, seen = posterior_of_sums._Densities.derivatives, []
@@ -170,6 +171,7 @@ def test_padding_leaves_a_path_as_it_is_alone():
             assert path[int(key[1]), i] == value
 
 
+@pytest.mark.exhaustive
 def test_a_scale_around_everything_changes_nothing():
     model, guide, params = POSTERIORS["scan under a summed site"]()
     found = [
@@ -487,7 +489,11 @@ MUTANTS = {
 }
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
+@pytest.mark.parametrize(
+    "mutant",
+    mostly(set(MUTANTS) - {plates_in_the_wrong_order, padding_is_not_predicted}, MUTANTS),
+    ids=lambda mutant: mutant.__name__,
+)
 def test_mutant_is_caught(mutant, monkeypatch):
     name, kind = MUTANTS[mutant]
     mutant(monkeypatch)

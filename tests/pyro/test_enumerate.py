@@ -51,6 +51,7 @@ def draws(case, elbo, subsets=None):
         yield elbo.loss_and_grads(model, guide), gradient()
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", [marked(name) for name in ALONE if not ALL[name].subsamples])
 def test_one_step_is_exact(name, way):
