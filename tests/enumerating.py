@@ -188,7 +188,7 @@ USUAL = {*COUPLED, "single", "hierarchy", "event", "one_hot"}
 
 def marked(name: str) -> Any:
     """Return a program's name, as slow if it is not one of the usual ones."""
-    return pytest.param(name, marks=() if name in USUAL else pytest.mark.slow)
+    return pytest.param(name, marks=() if name in USUAL else pytest.mark.exhaustive)
 
 
 BETWEEN = {

@@ -94,7 +94,7 @@ def test_bounds(name, objective, power):
     assert_same(expected_gradient(program.case, elbo, 2, shared=shared), wanted)
 
 
-@pytest.mark.parametrize("short", ["rebar", "gumbel"])
+@pytest.mark.parametrize("short", [pytest.param("rebar", marks=pytest.mark.exhaustive), "gumbel"])
 def test_relaxed_sites_are_followed_into_a_sum(short):
     """The derivative of a sum with respect to a relaxed site that it reads is that of the sum written by hand."""
     program, found = PROGRAMS["mixture"](), []

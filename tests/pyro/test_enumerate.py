@@ -84,7 +84,14 @@ def test_minibatches_are_all_that_is_drawn(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "vectorized"), [*((name, True) for name in BETWEEN), ("one", False)])
+@pytest.mark.parametrize(
+    ("name", "vectorized"),
+    [
+        ("disarm", True),
+        *(pytest.param(name, True, marks=pytest.mark.exhaustive) for name in BETWEEN if name != "disarm"),
+        ("one", False),
+    ],
+)
 def test_between_other_estimators(name, vectorized):
     case = ALL["beside_others"]
     found = expected_gradient_over_cells(case, lambda: elbo_of(name, vectorized))
@@ -95,6 +102,7 @@ def elbo_of(name, vectorized=True):
     return TraceGrad_ELBO(vectorize_particles=vectorized, max_plate_nesting=2, estimators=chosen(name))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutants_are_caught(name, monkeypatch):
     mutant = MUTANTS[name]
@@ -136,7 +144,13 @@ def three(b):
 
 @pytest.mark.parametrize("how", ["parallel", "sequential"])
 @pytest.mark.parametrize(
-    "options", [{}, {"vectorize_particles": True, "num_particles": 2}, {"compile": {"backend": "eager"}}], ids=str
+    "options",
+    [
+        {},
+        {"vectorize_particles": True, "num_particles": 2},
+        pytest.param({"compile": {"backend": "eager"}}, marks=pytest.mark.exhaustive),
+    ],
+    ids=str,
 )
 def test_config_enumerate_gives_what_trace_enum_gives(options, how):
     model, guide = three([[0.1, -0.2, 0.4], [0.3, 0.1, -0.5]])
@@ -155,6 +169,7 @@ def test_config_enumerate_gives_what_trace_enum_gives(options, how):
     assert [row["evaluations"] for row in rows] == [0, 0, 11]
 
 
+@pytest.mark.exhaustive
 def test_second_derivatives():
     model, guide = three([[0.1, -0.2, 0.4], [0.3, 0.1, -0.5]])
     TraceGrad_ELBO(max_plate_nesting=1).loss(model, guide)
@@ -257,6 +272,7 @@ def test_a_mark_in_the_model_changes_nothing_for_a_site_that_the_guide_draws():
 BEHIND = [Reparam(), Reparam(sticking_the_landing=True), ScoreFunction()]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("behind", BEHIND, ids=["path", "landing", "score"])
 def test_a_continuous_site_behind_is_drawn_in_each_row(behind):
     """The expectation over it in closed form, against the mean of many steps with noise of their own."""

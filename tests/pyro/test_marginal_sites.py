@@ -238,14 +238,14 @@ def test_a_sum_that_is_too_large_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["subsampled", *(pytest.param(n, marks=pytest.mark.slow) for n in PROGRAMS if n != "subsampled")]
+    "name", ["subsampled", *(pytest.param(n, marks=pytest.mark.exhaustive) for n in PROGRAMS if n != "subsampled")]
 )
 def test_a_compiled_step_is_an_eager_one(name):
     assert_like_eager(PROGRAMS[name]().case)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mixture", "chain"])
+@pytest.mark.parametrize("name", ["mixture", pytest.param("chain", marks=pytest.mark.exhaustive)])
 def test_a_compiled_step_with_branches_is_an_eager_one(name):
     program = PROGRAMS[name]()
     assert_like_eager(program.case, estimators=dict.fromkeys(program.case.latents, DisARM()))

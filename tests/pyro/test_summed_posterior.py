@@ -51,7 +51,7 @@ def off(name, num_samples=1, kinds=("marginals", "map")):
     return worst
 
 
-@pytest.mark.parametrize("name", mostly(["mixture", "masked chain", "tree", "padded", "left to right"], BY_HAND))
+@pytest.mark.parametrize("name", mostly(["masked chain", "tree", "padded"], BY_HAND))
 def test_marginals_and_most_probable_values_are_those_of_brute_force(name):
     worst = off(name, 1 if name == "factorial" else 2)
     assert worst["marginals"] < 1e-9 and worst["map"] == 0.0, worst
@@ -82,7 +82,7 @@ def excess(name, draws):
     return float(((seen - wanted) ** 2 / wanted).sum() - (cells - 1)) / math.sqrt(2 * (cells - 1))
 
 
-@pytest.mark.parametrize("name", ["tree", "second order", "left to right", "tiny", "padded"])
+@pytest.mark.parametrize("name", mostly(["padded"], ["tree", "second order", "left to right", "tiny", "padded"]))
 def test_joint_samples_have_their_frequencies(name):
     assert abs(excess(name, DRAWS)) < 4
 
@@ -338,7 +338,7 @@ MUTANTS = {
 KINDS = {"samples": posterior_of_sums.samples, "marginals": posterior_of_sums.marginals}
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
+@pytest.mark.parametrize("mutant", mostly(list(MUTANTS)[:5], MUTANTS), ids=lambda mutant: mutant.__name__)
 def test_mutant_is_caught(mutant, monkeypatch):
     name, kind = MUTANTS[mutant]
     mutant(monkeypatch)
