@@ -16,8 +16,13 @@ MOST = 10**8
 """Numbers that one density may have at all values of the summed sites that it reads."""
 
 
+NEVER = -1e30
+"""The log density of what is impossible, where the posterior of summed sites is found: of no weight beside anything possible, and differences of
+it are numbers."""
+
+
 def joined(parts: Iterable[tuple[str, frozenset[str]]]) -> list[tuple[list[str], frozenset[str]]]:
-    """Return the components of some sites: those that marks join, with all of their marks, in the order of the sites.
+    """Return the components of some sites: those that marks join, with all of their marks, in the order of the first site of each.
 
     >>> joined([("a", frozenset("x")), ("b", frozenset("y")), ("c", frozenset("xz"))])[0][0]
     ['a', 'c']
@@ -30,7 +35,8 @@ def joined(parts: Iterable[tuple[str, frozenset[str]]]) -> list[tuple[list[str],
         names = [other for part in mine for other in part[0]]
         found = [part for part in found if part not in mine]
         found.append(([*names, name], marks.union(*(part[1] for part in mine))))
-    return [(sorted(names, key=order.index), marks) for names, marks in found]
+    ordered = [(sorted(names, key=order.index), marks) for names, marks in found]
+    return sorted(ordered, key=lambda part: order.index(part[0][0]))
 
 
 def short(names: Sequence[str]) -> str:
