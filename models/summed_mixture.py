@@ -9,6 +9,7 @@ whole train set.
 """
 
 import numpy as np
+from mixture import load as measurements
 
 OPTIONS = {
     "components": 3,
@@ -22,17 +23,9 @@ SPREADS = (0.3, 0.45, 0.6, 0.75, 0.9, 1.05)  # standard deviations within a comp
 
 def load(options, seed):
     """Return the standardised measurements, split into train and test."""
-    from sklearn import datasets
-    from sklearn.model_selection import train_test_split
-
-    if options["data"] not in ("iris", "wine"):
-        raise ValueError(f"data is 'iris' or 'wine'; got '{options['data']}'.")
     if options["assignments"] not in ("summed", "sampled"):
         raise ValueError(f"assignments is 'summed' or 'sampled'; got '{options['assignments']}'.")
-    data = getattr(datasets, f"load_{options['data']}")().data
-    train, test = train_test_split(data, test_size=0.2, random_state=seed)
-    center, spread = train.mean(0), train.std(0)
-    return (train - center) / spread, (test - center) / spread
+    return measurements(options, seed)
 
 
 def initial(options, train, seed):

@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from pplgrad.baselines.average import DecayingAverage
@@ -214,11 +215,18 @@ _OPTIONS = ("estimator", "closed_form", "enumerate", "num_samples", "baseline", 
 def _refuse_misspelt(name: str, infer: Mapping[str, Any]) -> None:
     """Refuse an option that nothing reads and that is nearly one that changes the gradient; others are the user's own notes."""
     for key in infer:
-        close = get_close_matches(str(key), _OPTIONS, 1, 0.8) if key not in _OPTIONS else []
-        if close:
+        meant = _meant(str(key))
+        if meant is not None:
             raise ConfigurationError(
-                f"Site '{name}' has infer={{{key!r}: ...}}, which nothing reads; did you mean {close[0]!r}?"
+                f"Site '{name}' has infer={{{key!r}: ...}}, which nothing reads; did you mean {meant!r}?"
             )
+
+
+@lru_cache(maxsize=1024)  # Asked at every site in every step.
+def _meant(key: str) -> str | None:
+    """Return the option that a key is nearly; None for an option, and for what is none of them."""
+    close = [] if key in _OPTIONS else get_close_matches(key, _OPTIONS, 1, 0.8)
+    return close[0] if close else None
 
 
 ASKED_BY_HOST = Enumerate()

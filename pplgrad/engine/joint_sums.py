@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -36,6 +37,20 @@ class JointRows(NamedTuple):
 
     costs: Sequence[Array]
     scores: Mapping[str, Array]
+
+
+def places_of(requests: Sequence[Request]) -> list[tuple[int, int]]:
+    """Return the first row of each sum, and the row after its last, where the rows of all sums stand one behind the other."""
+    ends = list(accumulate((next(iter(request.values())).count for request in requests), initial=0))
+    return list(pairwise(ends))
+
+
+def another_number(site: str) -> EstimatorError:
+    """Return the error for a site that takes another number of values where other sites have other values."""
+    return EstimatorError(
+        f"Enumerate() at site '{site}' needs a number of values that does not depend on other sites, and it has another at other "
+        "values of the sites that it follows; use ScoreFunction() there."
+    )
 
 
 class JointHost(Protocol):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -345,7 +344,7 @@ def _frames(equation: Any) -> list[Any]:
 
 @dataclass(frozen=True)
 class Origin:
-    """Who asked JAX for an operation: "library" for NumPyro, funsor and pplgrad, "program", or "jax" inside of what JAX has compiled before.
+    """Who asked JAX for an operation: "library" for NumPyro and pplgrad, "program", or "jax" inside of what JAX has compiled before.
 
     `functions` are the names of JAX's functions between, and `derives` says whether one of them takes a derivative.
     """
@@ -436,9 +435,7 @@ def has_own_derivative(equation: Any) -> bool:
 
 _PACKAGES = (str(jax.__file__), str(numpyro.__file__), os.path.dirname(__file__))
 _JAX, *_others = (os.path.dirname(file) + os.sep for file in _PACKAGES)
-# Where funsor is installed, it computes what NumPyro's enumeration sums.
-_FUNSOR = importlib.util.find_spec("funsor")
-_LIBRARIES = (*_others, *(os.path.dirname(str(spec.origin)) + os.sep for spec in (_FUNSOR,) if spec is not None))
+_LIBRARIES = tuple(_others)
 _DERIVATIVES = os.sep + os.path.join("interpreters", "ad.py")
 
 

@@ -58,14 +58,14 @@ from pplgrad.numpyro._rerun.monitoring import STEPS, counted, monitor
 from pplgrad.numpyro._rerun.wake_sleep import sleep_phase
 from pplgrad.numpyro._tracing.handlers import site_info
 from pplgrad.numpyro._tracing.particle_trace import ParticleOutputs, ParticleTrace, run_particle
-from pplgrad.numpyro._tracing.provenance import outputs_read
 from pplgrad.numpyro._tracing.relaxation_checks import misused, raise_if_index
 from pplgrad.numpyro._tracing.specification import (
     densities_read,
-    keeping_apart,
+    numbered,
     outputs_with_gradient,
     refuse_jumps,
     refuse_moving,
+    sizes_of,
     specify,
 )
 
@@ -386,16 +386,13 @@ class TraceGrad_ELBO(Trace_ELBO):
             if any(found.estimator.relaxes for found in self._resolved.values()):
                 raise_if_index(error)
             raise
-        tree = jax.tree.structure(shapes)
-        numbered = jax.tree.unflatten(tree, range(tree.num_leaves))
-        sizes = [aval.shape for aval in closed.out_avals]
-        read = outputs_read(closed, seen[-1].site_plates() | seen[-1].variables)
-        reads = densities_read(seen[-1], numbered, keeping_apart(seen[-1], numbered, read, sizes), sizes)
-        reached = cache(lambda: outputs_with_gradient(numbered, closed, key, params))
-        refuse_moving(seen[-1], numbered, reached)
-        refuse_jumps(seen[-1], numbered, closed, reached)
+        numbers, read = numbered(closed, shapes, seen[-1])
+        reads = densities_read(seen[-1], numbers, read, sizes_of(closed))
+        reached = cache(lambda: outputs_with_gradient(numbers, closed, key, params))
+        refuse_moving(seen[-1], numbers, reached)
+        refuse_jumps(seen[-1], numbers, closed, reached)
         if seen[-1].extended:
-            costs = [*numbered.model_costs.values(), *numbered.guide_costs.values()]
+            costs = [*numbers.model_costs.values(), *numbers.guide_costs.values()]
             found = misused(closed, seen[-1].extended, seen[-1].reparameterized, costs)
             refuse_misuse(Layout.build(*specify(seen[-1], reads)), *found)
         return Particle(closed, shapes, params, self.fuse), seen[-1], reads

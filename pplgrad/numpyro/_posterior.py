@@ -21,8 +21,7 @@ from pplgrad.numpyro._tracing.handlers import OffZero
 from pplgrad.numpyro._tracing.marginal_laws import Component, Marginal
 from pplgrad.numpyro._tracing.model_trace import Drawn, model_trace, sample_sites
 from pplgrad.numpyro._tracing.particle_trace import ParticleOutputs, ParticleTrace, run_particle
-from pplgrad.numpyro._tracing.provenance import outputs_read
-from pplgrad.numpyro._tracing.specification import keeping_apart
+from pplgrad.numpyro._tracing.specification import numbered
 
 
 def summed_posterior(
@@ -176,7 +175,4 @@ def _refuse_mixed(key: jax.Array, params: dict, program: Program) -> None:
         return arrays
 
     closed, shapes = jax.make_jaxpr(particle, return_shape=True)(key, params)
-    tree = jax.tree.structure(shapes)
-    numbered = jax.tree.unflatten(tree, range(tree.num_leaves))
-    read = outputs_read(closed, seen[-1].site_plates() | seen[-1].variables)
-    keeping_apart(seen[-1], numbered, read, [aval.shape for aval in closed.out_avals])
+    numbered(closed, shapes, seen[-1])

@@ -11,8 +11,7 @@ import numpy as np
 
 from pplgrad.core.array_ops import bounded, is_possible
 from pplgrad.engine.branches import chunks
-from pplgrad.engine.joint_sums import JointRows, Request
-from pplgrad.errors import EstimatorError
+from pplgrad.engine.joint_sums import JointRows, Request, another_number, places_of
 from pplgrad.numpyro._compat import unmasked
 from pplgrad.numpyro._distributions import finite_draw
 from pplgrad.numpyro._rerun.branches import NumPyroBranches
@@ -26,20 +25,17 @@ class NumPyroReruns(NumPyroBranches):
 
     def joint_rows(self, requests: Sequence[Request]) -> list[JointRows]:
         """Run the program at the joint values of each sum."""
-        places, start = [], 0
-        for request in requests:
-            count = next(iter(request.values())).count
-            places.append((start, start + count))
-            start += count
-        parts = chunks(start, self._at_once if self._traceable else None)
+        places = places_of(requests)
+        count = places[-1][1]
+        parts = chunks(count, self._at_once if self._traceable else None)
         if len(parts) == 1:
-            costs, scores = self._joint(requests, places, np.arange(start))
+            costs, scores = self._joint(requests, places, np.arange(count))
         else:
             # Chunks have one size: the last is filled up with copies of the last row.
-            numbers = np.minimum(np.arange(len(parts) * parts[0][1]), start - 1).reshape(len(parts), -1)
+            numbers = np.minimum(np.arange(len(parts) * parts[0][1]), count - 1).reshape(len(parts), -1)
             found = jax.lax.map(lambda some: self._joint(requests, places, some), jnp.asarray(numbers))
             costs, scores = jax.tree.map(
-                lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])[:, :start], found
+                lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])[:, :count], found
             )
         return [
             JointRows(
@@ -90,10 +86,7 @@ class NumPyroReruns(NumPyroBranches):
             fn, drawn = unmasked(msg["fn"]), msg["value"]
             known, found = self._arrays.finite[name], finite_draw(fn, drawn)
             if found is None or found.log_probs.shape[-1] != known.log_probs.shape[-1]:
-                raise EstimatorError(
-                    f"Enumerate() at site '{name}' needs a number of values that does not depend on other sites, and it has another at "
-                    "other values of the sites that it follows; use ScoreFunction() there."
-                )
+                raise another_number(name)
             log_probs, one_hot = bounded(jnp, found.log_probs), drawn.ndim > found.index.ndim
             for other in mine:
                 numbers = wanted[other]

@@ -103,7 +103,7 @@ def enumeration(plain: Sites, flows: Mapping[str, Flow], summed: frozenset[str],
         in_scan = name in flows and flows[name].scanned
         if name in summed:
             _check(name, site, flows.get(name))
-        shape = jnp.broadcast_shapes(site["fn"].batch_shape, _batch_shape(site))
+        shape = _density_shape(site)
         frames = [-frame.dim for frame in site["cond_indep_stack"] if frame.dim is not None]
         deepest = max(deepest, len(shape) - in_scan, *frames, 0)
     scans = frozenset(flow.number for flow in flows.values() if flow.scanned)
@@ -120,6 +120,11 @@ def _shape(site: Any, flows: Mapping[str, Flow]) -> DrawShape:
 def _batch_shape(site: Any) -> tuple[int, ...]:
     shape = jnp.shape(site["value"])
     return shape[: len(shape) - site["fn"].event_dim]
+
+
+def _density_shape(site: Any) -> tuple[int, ...]:
+    """Return the shape of a site's log density, summed dimensions included."""
+    return jnp.broadcast_shapes(tuple(site["fn"].batch_shape), _batch_shape(site))
 
 
 def _check(name: str, site: Any, flow: Flow | None) -> None:
@@ -296,7 +301,7 @@ def _sum_out(trace: Sites, plan: Enumeration, guide: Sites) -> dict[str, Any]:
 
 def _dims(site: Any, plan: Enumeration) -> Dims:
     """Return the variables along the dimensions of a site's density."""
-    shape = jnp.broadcast_shapes(tuple(site["fn"].batch_shape), _batch_shape(site))
+    shape = _density_shape(site)
     names = {dim: name for dim, name in site["infer"]["dim_to_name"].items() if -dim <= len(shape)}
     # A plate made before the model ran has no name there.
     names |= {frame.dim: frame.name for frame in site["cond_indep_stack"] if -frame.dim <= len(shape)}
@@ -308,7 +313,7 @@ def _dims(site: Any, plan: Enumeration) -> Dims:
 
 
 def _check_size(site: Any) -> None:
-    numbers = math.prod(jnp.broadcast_shapes(tuple(site["fn"].batch_shape), _batch_shape(site)))
+    numbers = math.prod(_density_shape(site))
     if numbers > MOST:
         raise too_large(site["name"], numbers, "numpyro.contrib.funsor.markov or scan")
 
@@ -325,8 +330,7 @@ def _component(sites: list[Any], dims: list[Dims], plan: Enumeration) -> Compone
 def _drawn(site: Any, in_model: Any) -> dict[str, Any]:
     """Return what is left in the model of a site that the guide draws, and whose density is part of a component."""
     value = site["value"]
-    batch = jnp.shape(value)[: jnp.ndim(value) - site["fn"].event_dim]
-    law = InComponent(batch, site["fn"].event_dim)
+    law = InComponent(_batch_shape(site), site["fn"].event_dim)
     frames = in_model["cond_indep_stack"]
     return {
         **in_model,

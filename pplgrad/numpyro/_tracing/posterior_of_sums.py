@@ -16,14 +16,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pplgrad.engine.marginal_sites import NEVER
 from pplgrad.numpyro._compat import PREVIOUS, mask_of, root, unmasked
 from pplgrad.numpyro._distributions import finite_parts
 from pplgrad.numpyro._tracing.contraction import factor
 from pplgrad.numpyro._tracing.factors import Dims, Factor, MostProbable, Ring, Sampled
 from pplgrad.numpyro._tracing.marginal_laws import Component
-
-_NEVER = -1e30
-"""The log density of what is impossible: of no weight beside anything possible, and differences of it are numbers."""
 
 Found = dict[str, jax.Array]
 
@@ -74,7 +72,7 @@ class _Densities:
         self.dims = component.dims
         densities = component.densities
         self.factors = [
-            factor(jnp.maximum(jax.lax.stop_gradient(x), _NEVER), d) for x, d in zip(densities, self.dims, strict=True)
+            factor(jnp.maximum(jax.lax.stop_gradient(x), NEVER), d) for x, d in zip(densities, self.dims, strict=True)
         ]
         found: dict[str, list[int]] = {}
         for i, summed in enumerate(component.summed):
@@ -107,7 +105,7 @@ class _Densities:
         def total(data: dict[int, jax.Array]) -> tuple[jax.Array, jax.Array]:
             terms = [Factor(data[i], f.names) if i in data else f for i, f in enumerate(self.factors)]
             found = self._component.contracted(terms, ring)
-            return found.sum(), (jnp.isfinite(found) & (found > _NEVER / 2)).all()
+            return found.sum(), (jnp.isfinite(found) & (found > NEVER / 2)).all()
 
         gradients, possible = jax.grad(total, has_aux=True)(data)
         return self.joined(
@@ -172,7 +170,7 @@ def most_probable(component: Component, key: jax.Array) -> tuple[Found, jax.Arra
         f = densities.factors[i]
         index = Factor(jnp.arange(f.sizes.get(part.name, 1)), (part.name,)).laid_out(f.names)
         other = index != part.along(chosen[root(part.name)], f.names)
-        changed[i] = jnp.where(part.along(counts[root(part.name)], f.names) & other, _NEVER, f.data)
+        changed[i] = jnp.where(part.along(counts[root(part.name)], f.names) & other, NEVER, f.data)
     found, _ = densities.indices(changed, MostProbable())
     return densities.values(found), possible
 

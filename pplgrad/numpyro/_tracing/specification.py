@@ -17,7 +17,7 @@ from pplgrad.numpyro._tracing.axis_rules import Axis
 from pplgrad.numpyro._tracing.differentiability import lost_paths, may_lose
 from pplgrad.numpyro._tracing.factors import Dims
 from pplgrad.numpyro._tracing.particle_trace import TIME_DIM, ParticleOutputs, ParticleTrace
-from pplgrad.numpyro._tracing.provenance import Reads, SitePlates, union
+from pplgrad.numpyro._tracing.provenance import Reads, SitePlates, outputs_read, union
 from pplgrad.numpyro._tracing.supports import carries_gradient, gradient_reaches, is_differentiated
 
 
@@ -101,7 +101,20 @@ def _known_of(reads: dict[str, Read], declared: Mapping[str, int]) -> dict[str, 
     return result
 
 
-def keeping_apart(
+def numbered(closed: Any, shapes: ParticleOutputs, static: ParticleTrace) -> tuple[ParticleOutputs, list[Reads]]:
+    """Return the number of each output of a traced particle, in the tree of the outputs, and what each reads beside summed sites."""
+    tree = jax.tree.structure(shapes)
+    numbers = jax.tree.unflatten(tree, range(tree.num_leaves))
+    read = outputs_read(closed, static.site_plates() | static.variables)
+    return numbers, _keeping_apart(static, numbers, read, sizes_of(closed))
+
+
+def sizes_of(closed: Any) -> list[tuple[int, ...]]:
+    """Return the shape of each output of a jaxpr."""
+    return [aval.shape for aval in closed.out_avals]
+
+
+def _keeping_apart(
     static: ParticleTrace, numbers: ParticleOutputs, read: Sequence[Reads], shapes: Sequence[tuple[int, ...]]
 ) -> list[Reads]:
     """Return what each output reads beside summed sites, or refuse a density that may mix their values.

@@ -11,8 +11,7 @@ import torch
 from pplgrad.core.array_ops import bounded, is_possible
 from pplgrad.core.estimator import Values
 from pplgrad.engine.branches import chunks
-from pplgrad.engine.joint_sums import JointRows, Request
-from pplgrad.errors import EstimatorError
+from pplgrad.engine.joint_sums import JointRows, Request, another_number, places_of
 from pplgrad.pyro._array_ops import OPS, placed
 from pplgrad.pyro._distributions import counted_parts, every_log_prob, is_one_hot, unmasked
 from pplgrad.pyro._recording import moved_generators
@@ -50,18 +49,15 @@ class PyroReruns(PyroBranches):
 
     def joint_rows(self, requests: Sequence[Request]) -> list[JointRows]:
         """Run the program at the joint values of each sum."""
-        parts, start = [], 0
-        for number, request in enumerate(requests):
-            count = next(iter(request.values())).count
-            parts.append(_Part(number, request, start, start + count))
-            start += count
+        places = places_of(requests)
+        parts = [_Part(number, requests[number], *rows) for number, rows in enumerate(places)]
         label = next(iter(requests[0]))
         if not self._compared:
             self._compare_second_run(label)
         self._refuse_hidden_draws(label)
         if self._depth is None:
             return [self._each(part) for part in parts]
-        return self._together(parts, start, self._depth)
+        return self._together(parts, places[-1][1], self._depth)
 
     def _each(self, part: _Part) -> JointRows:
         """Run the rows of a sum one after the other, each from the state of the generator in which the primary run began."""
@@ -156,10 +152,7 @@ class PyroReruns(PyroBranches):
         found = counted_parts(unmasked(fn))
         known = self.draw(name)._counted
         if found is None or known is None or len(found[1]) != len(known[1]):
-            raise EstimatorError(
-                f"Enumerate() at site '{name}' needs a number of values that does not depend on other sites, and it has another at other "
-                "values of the sites that it follows; use ScoreFunction() there."
-            )
+            raise another_number(name)
         base, support = found
         one_hot = is_one_hot(base)
         log_probs = every_log_prob(base, support)

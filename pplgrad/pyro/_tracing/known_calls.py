@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from pplgrad.pyro._compat import WithoutDispatch, is_wrapped, only_ours
+from pplgrad.pyro._tracing.watchers import Watcher
 
 WATCH = object()
 """Stands for the result of a call that is to be watched."""
@@ -26,22 +27,13 @@ _STRIDED = torch.strided
 _OPTIONS = {torch.dtype, torch.device, bool, type(None)}
 
 
-class Knows(Protocol):
+class Knows(Watcher, Protocol):
     """What a call needs of what watches."""
 
     drawing: bool
 
-    def read(self, tensors: Sequence[torch.Tensor], keeps_slope: bool) -> int | None:
-        """Return what the tensors of a call read, as bits; None where what it does to derivatives is to be watched."""
-
-    def result(self, out: torch.Tensor, read: Sequence[torch.Tensor], bits: int) -> None:
-        """Note what a call returned, element by element from what it read, or a view of it."""
-
     def give(self, *tensors: torch.Tensor) -> None:
         """Note that tensors depend on no draw."""
-
-    def escape(self, bits: int) -> None:
-        """Note that everything from here on may read these draws."""
 
 
 Call = Callable[[Any, Any, Any, Knows], Any]

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
 from operator import is_
-from typing import Any, Protocol
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -19,6 +19,7 @@ from pyro.distributions.distribution import COERCIONS
 from pplgrad.pyro._compat import WithoutDispatch, WithoutFunctions, is_hidden, is_wrapped, only_ours
 from pplgrad.pyro._tracing.argument_checks import only_one
 from pplgrad.pyro._tracing.callers import may_be_caught
+from pplgrad.pyro._tracing.watchers import Watcher
 
 _PARAMETERS: dict[Any, tuple[str, str]] = {dist.Bernoulli: ("probs", "logits"), dist.Normal: ("loc", "scale")}
 _HOSTS = {dist.Bernoulli: torch.distributions.Bernoulli, dist.Normal: torch.distributions.Normal}
@@ -40,19 +41,6 @@ _CODE = {
 _CONSTRAINTS = {law: list(law.arg_constraints.values()) for law in _PARAMETERS}
 _TENSORS = {torch.Tensor, torch.nn.Parameter}
 _NUMBERS = {int, float, bool, type(None)}
-
-
-class Watcher(Protocol):
-    """What watches operations, and knows which draws tensors were computed from."""
-
-    def read(self, tensors: Sequence[torch.Tensor], keeps_slope: bool) -> int | None:
-        """Return what the tensors of a call read, as bits; None where what it does to derivatives is to be watched."""
-
-    def result(self, out: torch.Tensor, read: Sequence[torch.Tensor], bits: int) -> None:
-        """Note what a tensor reads that was not there before, or is a view."""
-
-    def escape(self, bits: int) -> None:
-        """Note that everything from here on may read these draws."""
 
 
 def unwatched_constructors(watching: Callable[[], Sequence[Watcher]]) -> Callable[[Callable], Callable]:

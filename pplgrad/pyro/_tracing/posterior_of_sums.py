@@ -14,13 +14,10 @@ from typing import Any
 import torch
 from pyro.ops.rings import LogRing, MapRing, Ring, SampleRing
 
-from pplgrad.engine.marginal_sites import no_posterior
+from pplgrad.engine.marginal_sites import NEVER, no_posterior
 from pplgrad.pyro._compat import ask_for_indices, indices_back
 from pplgrad.pyro._distributions import mask_of, unmasked
 from pplgrad.pyro._tracing.marginal_sites import Component, is_marginal, pack
-
-_NEVER = -1e30
-"""The log density of what is impossible: of no weight beside anything possible, and differences of it are numbers."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ class _Densities:
     def __init__(self, component: Component) -> None:
         self._component = component
         self.terms = [
-            pack(site, x.detach().clamp(min=_NEVER)[...])
+            pack(site, x.detach().clamp(min=NEVER)[...])
             for site, x in zip(component.sites, component.log_probs(), strict=True)
         ]
         self.dims: list[str] = [x._pyro_dims for x in self.terms]  # type: ignore[attr-defined]
@@ -87,7 +84,7 @@ class _Densities:
         for term, dims in zip(terms, self.dims, strict=True):
             term._pyro_dims = dims  # type: ignore[attr-defined]
         found = self._component.contracted(terms, self._ordinals, ring)
-        if not (torch.isfinite(found) & (found > _NEVER / 2)).all():
+        if not (torch.isfinite(found) & (found > NEVER / 2)).all():
             names = [site["name"] for site in self._component.sites if not is_marginal(site)]
             raise no_posterior([x.name for x in self.summed], names)
         return found
@@ -159,7 +156,7 @@ def most_probable(component: Component) -> dict[str, torch.Tensor]:
                 [-1 if d == site.own else 1 for d in dims]
             )
             other = densities.along(site, counts[site.name]) & (index != densities.along(site, chosen[site.name]))
-            terms[site.number] = torch.where(other, torch.full_like(terms[site.number], _NEVER), terms[site.number])
+            terms[site.number] = torch.where(other, torch.full_like(terms[site.number], NEVER), terms[site.number])
     return _values(densities, _indices(densities, terms, MapRing))
 
 

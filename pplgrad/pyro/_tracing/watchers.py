@@ -3,7 +3,23 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+
+class Watcher(Protocol):
+    """What watches operations, and knows which draws tensors were computed from."""
+
+    def read(self, tensors: Sequence[torch.Tensor], keeps_slope: bool) -> int | None:
+        """Return what the tensors of a call read, as bits; None where what it does to derivatives is to be watched."""
+
+    def result(self, out: torch.Tensor, read: Sequence[torch.Tensor], bits: int) -> None:
+        """Note what a call returned, element by element from what it read, or a view of it; nothing was `read` by a tensor of numbers."""
+
+    def escape(self, bits: int) -> None:
+        """Note that everything from here on may read these draws."""
 
 
 class _Active(threading.local):
