@@ -267,15 +267,12 @@ class NumPyroBranches:
                 "at other values; use ScoreFunction() there."
             )
 
-    def _again(self, key: jax.Array, intervene: Intervene) -> tuple[ParticleOutputs, ParticleTrace]:
-        """Run a particle again with its own key."""
-        return run_particle(reused(key), dict(self._params), self._program, self._resolve, self._counting, intervene)
-
-    def _again_differentiated(self, key: jax.Array, intervene: Intervene) -> tuple[ParticleOutputs, ParticleTrace]:
-        """Run a particle again with its own key, with the gradient to the parameters."""
-        return run_particle(
-            reused(key), dict(self._differentiated), self._program, self._resolve, self._counting, intervene
-        )
+    def _again(
+        self, key: jax.Array, intervene: Intervene, differentiated: bool = False
+    ) -> tuple[ParticleOutputs, ParticleTrace]:
+        """Run a particle again with its own key, without or with the gradient to the parameters."""
+        params = dict(self._differentiated if differentiated else self._params)
+        return run_particle(reused(key), params, self._program, self._resolve, self._counting, intervene)
 
     def _in_order(self, arrays: ParticleOutputs) -> list[jax.Array]:
         """Return the costs in the order of the layout."""

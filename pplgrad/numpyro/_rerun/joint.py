@@ -98,6 +98,6 @@ class NumPyroReruns(NumPyroBranches):
                 batch = drawn.ndim - fn.event_dim
                 scores[other] = jnp.sum(log_q, axis=tuple(range(batch, log_q.ndim)))
 
-        arrays, static = self._again_differentiated(key, intervene)
+        arrays, static = self._again(key, intervene, differentiated=True)
         self._refuse_others(static)
         return self._in_order(arrays), scores

@@ -154,7 +154,7 @@ def _check(name: str, site: Any, flow: Flow | None) -> None:
         )
 
 
-class Enumerate(host.enum):
+class EnumerateMessenger(host.enum):
     """Gives the summed sites of a model all their values, and lets NumPyro enumerate its scans."""
 
     def __init__(self, plan: Enumeration) -> None:
@@ -178,12 +178,9 @@ def _all_values(msg: Any) -> jax.Array:
     """Return the values of a site along a dimension of its own."""
     parts = finite_parts(unmasked(msg["fn"]))
     assert parts is not None  # `_check` has refused it.
-    return parts[1].reshape(*host.to_data(numbered(msg["name"], len(parts[1]))).shape, *msg["fn"].event_shape)
-
-
-def numbered(name: str, size: int) -> Any:
-    """Return the numbers of a variable's values, as a function of it."""
-    return funsor.Tensor(jnp.arange(size), OrderedDict({name: funsor.Bint[size]}))
+    size = len(parts[1])
+    numbers = funsor.Tensor(jnp.arange(size), OrderedDict({msg["name"]: funsor.Bint[size]}))
+    return parts[1].reshape(*host.to_data(numbers).shape, *msg["fn"].event_shape)
 
 
 class HandIn(Messenger):
@@ -223,7 +220,7 @@ class NameDims(host.trace):
 @contextmanager
 def enumerating(plan: Enumeration) -> Iterator[None]:
     """Enumerate a model that runs in this context."""
-    with NameDims(plan), Enumerate(plan):
+    with NameDims(plan), EnumerateMessenger(plan):
         yield
 
 
@@ -329,18 +326,9 @@ def _component(sites: list[Any], dims: list[Dims], plan: Enumeration) -> Compone
 
 def _drawn(site: Any, in_model: Any) -> dict[str, Any]:
     """Return what is left in the model of a site that the guide draws, and whose density is part of a component."""
-    value = site["value"]
     law = InComponent(_batch_shape(site), site["fn"].event_dim)
-    frames = in_model["cond_indep_stack"]
-    return {
-        **in_model,
-        "name": site["name"],
-        "value": value,
-        "fn": law,
-        "scale": None,
-        "intermediates": [],
-        "cond_indep_stack": frames,
-    }
+    own = {"name": site["name"], "value": site["value"], "fn": law, "scale": None, "intermediates": []}
+    return {**in_model, **own}
 
 
 def _node(component: Component) -> dict[str, Any]:

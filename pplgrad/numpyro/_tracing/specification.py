@@ -134,7 +134,9 @@ def _keeping_apart(
                     raise mixed_values(root(name), root(variable), plate.dim)
     costs: Any = numbers.model_costs
     for name in static.model:
-        for variable in read[costs[name]].keys() & static.variables.keys() if name not in static.factors else ():
+        summed = read[costs[name]].keys() & static.variables.keys()
+        if summed and name not in static.factors:  # A sum reads them; whatever else does has none of their dimensions.
+            variable = min(summed)
             raise mixed_values(name, root(variable), static.variables[variable].plates[0].dim)
     return [{site: way for site, way in reads.items() if site not in static.variables} for reads in read]
 

@@ -6,7 +6,7 @@ of no value at all in one that sums, sorts or reorders a whole value (`z.sum()` 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -47,18 +47,18 @@ def refuse_mixed_values(traces: Traces, program: Program) -> None:
     summed = [site for component in found for site in component.sites if is_marginal(site)]
     names = frozenset(site["name"] for site in summed)
     # What is in no component reads no summed site, or mixes the values of one (`z.sum()` has no dimension of z's).
-    parts = [*found, Component(tuple(_other_sites(traces.model)), (), frozenset(), {})]
+    parts = [*((part.sites, part.dims) for part in found), (tuple(_other_sites(traces.model)), frozenset())]
     with torch.no_grad():
-        every = [(part, densities_of(part.sites)) for part in parts]
+        every = [densities_of(sites) for sites, _ in parts]
     for number in range(min(_AT_MOST, max(_sizes(found)))):
         with torch.random.fork_rng(), torch.no_grad():
             # The model's own trace has its draws and minibatches too, beside the guide's.
             replayed = poutine.replay(_OneValue(names, number)(program.model), trace=traces.model)
             plain = poutine.trace(replayed).get_trace(*program.args, **program.kwargs)
-        for part, densities in every:
-            wrong = _mixed(part, densities, plain, number)
+        for (sites, dims), densities in zip(parts, every, strict=True):
+            wrong = _mixed(sites, dims, densities, plain, number)
             if wrong is not None:
-                first = next(filter(is_marginal, part.sites), summed[0])
+                first = next(filter(is_marginal, sites), summed[0])
                 raise mixed_values(wrong, first["name"], first["infer"]["_enumerate_dim"])
 
 
@@ -78,17 +78,19 @@ def _sizes(found: list[Component]) -> Iterator[int]:
             yield site["value"].shape[site["infer"]["_enumerate_dim"] - site["fn"].event_dim]
 
 
-def _mixed(component: Component, densities: list[torch.Tensor], plain: Any, number: int) -> str | None:
-    """Return the site of which a density is another at one value of the summed sites by itself."""
-    missing = [site["name"] for site in component.sites if site["name"] not in plain.nodes]
+def _mixed(
+    sites: Sequence[Any], dims: frozenset[str], densities: Sequence[torch.Tensor], plain: Any, number: int
+) -> str | None:
+    """Return the site of which a density is another at one value of the summed sites by itself; `dims` are the names of their dimensions."""
+    missing = [site["name"] for site in sites if site["name"] not in plain.nodes]
     if missing:
         return str(missing[0])
     with torch.no_grad():
-        alone = densities_of([{**plain.nodes[site["name"]], "infer": site["infer"]} for site in component.sites])
-    for site, x, own in zip(component.sites, densities, alone, strict=True):
+        alone = densities_of([{**plain.nodes[site["name"]], "infer": site["infer"]} for site in sites])
+    for site, x, own in zip(sites, densities, alone, strict=True):
         names = site["infer"].get("_dim_to_symbol", {})
         for dim in range(-x.dim(), 0):
-            if names.get(dim) in component.dims:
+            if names.get(dim) in dims:
                 x = x.narrow(dim, number % x.shape[dim], 1)
         if not agree(x, own):
             return str(site["name"])
