@@ -99,10 +99,12 @@ class Values:
     Attributes:
         count: the number of alternative values.
         at: the function from numbers to values.
+        per_step: of a site in a loop, the number of alternatives of each step. Number n is taken by step n // per_step alone.
     """
 
     count: int
     at: Callable[[Array], Array]
+    per_step: int | None = None
 
     @classmethod
     def of(cls, values: Array | Values) -> Values:

@@ -18,12 +18,13 @@ class SiteInfo:
         is_discrete: whether the distribution is discrete.
         particles: the number of particles.
         categories: the number of values of each element if it is finite, else None.
-        scanned: whether the site is one step of a loop that the host compiles.
+        scanned: whether the site is one step of a loop that the host compiles, or drawn in a branch that it compiles.
         relaxable: whether the site is Bernoulli or one-hot.
         elements: the number of independent elements that share their downstream cost, as far as the host knows.
         objective: the objective whose gradient is estimated.
         reach: the largest number of elements that can share a downstream cost: the elements together with those of all plates.
         higher_order: whether derivatives of every order are estimated.
+        nested: whether that loop is itself a step of another one.
     """
 
     name: str
@@ -38,6 +39,7 @@ class SiteInfo:
     objective: Objective = field(default_factory=ELBO)
     reach: int = 1
     higher_order: bool = False
+    nested: bool = False
 
     @property
     def combined(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -11,8 +12,10 @@ from pplgrad.core.data_parallel import DataParallel, share
 from pplgrad.core.draw import Draw, HostDraw
 from pplgrad.core.estimator import Alternatives, BranchTerms, Values
 from pplgrad.core.noise import Noise, noise_for
+from pplgrad.core.shapes import plate_shape
 from pplgrad.core.sites import Run
 from pplgrad.engine.layout import Layout
+from pplgrad.engine.loop_steps import LoopSteps, StepDraw
 from pplgrad.engine.signals import Signals
 
 
@@ -28,7 +31,8 @@ class BranchHost(Protocol):
     def branch_costs(self, values: Mapping[str, Values]) -> Mapping[str, Sequence[Array]]:
         """Return all costs, as constants, in the branches of each site: arrays of shape (particles * m, *batch).
 
-        `values` holds the m alternatives of each site. Costs come in the order of the layout's specifications.
+        `values` holds the m alternatives of each site; of a site in a loop those of each step, of which one branch changes one step.
+        Costs come in the order of the layout's specifications.
         """
 
     def soft_costs(self, values: Mapping[str, Array], temperatures: Mapping[str, Any]) -> Mapping[str, Sequence[Array]]:
@@ -41,24 +45,31 @@ class BranchHost(Protocol):
         """Return a number or array that the site's estimator learns, from `start` on."""
 
 
-def requested_values(ops: Ops, layout: Layout, run: Run, host: BranchHost) -> dict[int, tuple[Draw, Alternatives]]:
-    """Return, by the number of the site's group, what each site's estimator asks to be evaluated."""
+def requested_values(
+    ops: Ops, layout: Layout, run: Run, host: BranchHost
+) -> dict[int, tuple[Draw, Alternatives, LoopSteps | None]]:
+    """Return, by the number of the site's group, what each site's estimator asks to be evaluated; and the steps of one in a loop."""
     found = {}
     for number, group in enumerate(layout.site_groups):
         site = layout.sites[group.members[0]]
         if site.estimator.uses_branches:
             noise, score = noise_for(site.name, ops, host.noise), run.scores[group.members[0]]
+            mine = host.draw(site.name)
+            steps = LoopSteps.of(ops, site.plates, group.plates, run.particles)
+            if steps is not None:
+                mine, score = StepDraw(mine, steps), steps.merged(score)
+            plates = tuple(plate for plate in group.plates if not plate.time)
             draw = Draw(
                 ops,
-                host.draw(site.name),
-                group.plates,
-                group.shape,
+                mine,
+                plates,
+                plate_shape(plates),
                 noise,
                 score,
                 partial(host.learned, site.name),
                 site.estimator.learned,
             )
-            found[number] = (draw, site.estimator.alternatives(draw))
+            found[number] = (draw, site.estimator.alternatives(draw), steps)
     return found
 
 
@@ -79,9 +90,11 @@ def branch_terms(
     term is finite is noted in `finite`: a cost may be infinite in a branch alone.
     """
     found = requested_values(ops, layout, run, host)
-    draws = {n: draw for n, (draw, _) in found.items()}
-    asked = {n: alternatives for n, (_, alternatives) in found.items()}
+    draws = {n: draw for n, (draw, _, _) in found.items()}
+    asked = {n: alternatives for n, (_, alternatives, _) in found.items()}
+    loops = {n: steps for n, (_, _, steps) in found.items() if steps is not None}
     values = {draws[n].name: _constant(ops, Values.of(a.values)) for n, a in asked.items() if a.values is not None}
+    values |= {draws[n].name: steps.branches(values[draws[n].name]) for n, steps in loops.items()}
     hard = _costs_at(host, run, values)
     soft = [n for n, a in asked.items() if a.weights is not None]
     larger = {n: share(peers, layout.site_groups[n].plates) for n in asked}
@@ -90,7 +103,16 @@ def branch_terms(
         return cost / larger[n] if larger[n] > 1 else cost
 
     def shares(costs: Sequence[Array], n: int) -> Array:
-        return of_one_process(signals.shares_in_branches(number, costs), n)
+        found = of_one_process(signals.shares_in_branches(number, costs), n)
+        return loops[n].in_branches(found) if n in loops else found
+
+    def in_branches(costs: Sequence[Array], n: int) -> Array:
+        found = of_one_process(signals.in_branches(number, n, costs, True), n)
+        return loops[n].in_branches(found) if n in loops else found
+
+    def at_draw(n: int) -> Array:
+        found = of_one_process(signals.at_draw(number, n)[:, 0], n)
+        return loops[n].at_draw(found) if n in loops else found
 
     def at_weights(points: list[Array]) -> list[Array]:
         placed = {draws[n].name: draws[n].embed_weights(point) for n, point in zip(soft, points, strict=True)}
@@ -104,9 +126,9 @@ def branch_terms(
         place = soft.index(group) if group in soft else None
         terms = BranchTerms(
             draw,
-            of_one_process(signals.at_draw(number, group)[:, 0], group),
+            at_draw(group),
             asked[group],
-            None if costs is None else of_one_process(signals.in_branches(number, group, costs, True), group),
+            None if costs is None else in_branches(costs, group),
             None if place is None else soft_costs[place],
             None if place is None else _where_possible(draw, slopes[place]),
             None if costs is None else partial(shares, costs, group),
@@ -137,7 +159,7 @@ def _where_possible(draw: Draw, slopes: Array) -> Array:
 
 
 def _constant(ops: Ops, values: Values) -> Values:
-    return Values(values.count, lambda numbers: ops.stop_gradient(values.at(numbers)))
+    return replace(values, at=lambda numbers: ops.stop_gradient(values.at(numbers)))
 
 
 def chunks(count: int, at_once: int | None) -> list[tuple[int, int]]:

@@ -60,7 +60,8 @@ def describe(
     summed: Iterable[SummedSite] = (),
 ) -> Description:
     """Return what is done at each site of a layout: `families` and `reasons` by site; `summed` are sites that only the model has."""
-    counts = {draw.name: _count(asked) for draw, asked in requested_values(ops, layout, run, host).values()}
+    requested = requested_values(ops, layout, run, host).values()
+    counts = {draw.name: _count(asked) * (1 if steps is None else steps.count) for draw, asked, steps in requested}
     for name, count in evaluations(ops, layout.joint_sums, layout.sites, run, host).items():
         counts[name] = count
     rows = []

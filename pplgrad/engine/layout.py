@@ -113,7 +113,7 @@ class Layout:
             if site.estimator.uses_branches:
                 plates = layout.weight_plates
                 if plates is None:
-                    plates = _separable(site, costs, depends)
+                    plates = (*_separable(site, costs, depends), *(p for p in site.plates if p.time))
                 layout.site_groups.append(SiteGroup((i,), plates, plate_shape(plates)))
         for plates, _, members in _grouped(range(len(costs)), lambda i: (costs[i].plates, None)):
             signs = np.array([costs[i].sign for i in members])

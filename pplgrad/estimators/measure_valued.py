@@ -12,7 +12,7 @@ from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import EstimatorError
 from pplgrad.estimators.local_expectation import LocalExpectation
 from pplgrad.estimators.registry import remedy
-from pplgrad.estimators.site_requirements import require_unscanned
+from pplgrad.estimators.site_requirements import require_steps
 
 _FAMILIES = ("Poisson", "Normal", "Gamma")
 
@@ -64,7 +64,7 @@ class MeasureValued(Estimator):
 
     def check(self, site: SiteInfo) -> None:
         """Refuse a family without a known pair of distributions."""
-        require_unscanned(self, site)
+        require_steps(self, site)
         if site.categories is None and site.distribution not in _FAMILIES:
             raise EstimatorError(
                 f"MeasureValued() cannot be used at site '{site.name}': {site.distribution} is not among Poisson, Normal, "

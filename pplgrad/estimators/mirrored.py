@@ -11,7 +11,7 @@ from pplgrad.core.estimator import Alternatives, BranchTerms, Declaration, Estim
 from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import EstimatorError
 from pplgrad.estimators.registry import remedy
-from pplgrad.estimators.site_requirements import require_unscanned
+from pplgrad.estimators.site_requirements import require_steps
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Mirrored(Estimator):
 
     def check(self, site: SiteInfo) -> None:
         """Refuse a family that is not symmetric about a known mean."""
-        require_unscanned(self, site)
+        require_steps(self, site)
         if site.distribution != "Normal":
             raise EstimatorError(
                 f"Mirrored() cannot be used at site '{site.name}': {site.distribution} is not Normal; {remedy(site)}"

@@ -13,7 +13,7 @@ from pplgrad.core.objectives import log_sum_exp
 from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import ConfigurationError, EstimatorError
 from pplgrad.estimators.registry import remedy
-from pplgrad.estimators.site_requirements import require_unscanned
+from pplgrad.estimators.site_requirements import require_steps, require_unscanned
 
 
 def _require_weights(estimator: Estimator, site: SiteInfo, least: int) -> None:
@@ -177,7 +177,7 @@ class OVIS(Estimator):
         """Refuse an objective that combines fewer than two particles."""
         _require_weights(self, site, 2)
         if self.samples:
-            require_unscanned(self, site)
+            require_steps(self, site)
 
     def surrogate(self, terms: GroupTerms) -> tuple[Array, Array | None]:
         """Return Σ log q · (L̂ − c_k), to which the weights add −w̃_k."""

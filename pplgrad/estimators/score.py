@@ -11,7 +11,7 @@ from pplgrad.core.draw import Draw
 from pplgrad.core.estimator import Alternatives, BranchTerms, Declaration, Estimator, GroupTerms
 from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import ConfigurationError
-from pplgrad.estimators.site_requirements import require_unscanned
+from pplgrad.estimators.site_requirements import require_steps
 
 
 @dataclass(frozen=True, repr=False)
@@ -110,7 +110,7 @@ class ScoreFunction(Estimator):
         if self.baseline is not None:
             self.baseline.check(site)
         if self.samples > 1:
-            require_unscanned(self, site)
+            require_steps(self, site)
 
     def surrogate(self, terms: GroupTerms) -> tuple[Array, Array | None]:
         """Return Σ log q · (downstream − baseline), summed over particles and elements, and the baseline's loss."""

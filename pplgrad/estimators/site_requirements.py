@@ -10,7 +10,7 @@ from pplgrad.estimators.registry import remedy
 
 def require_finite(estimator: Estimator, site: SiteInfo) -> None:
     """Refuse a site whose elements do not have finitely many values."""
-    require_unscanned(estimator, site)
+    require_steps(estimator, site)
     if site.categories is None:
         raise EstimatorError(
             f"{estimator!r} cannot be used at site '{site.name}': {site.distribution} does not have finitely many values; "
@@ -20,7 +20,7 @@ def require_finite(estimator: Estimator, site: SiteInfo) -> None:
 
 def require_binary(estimator: Estimator, site: SiteInfo) -> None:
     """Refuse a site whose elements are not Bernoulli."""
-    require_unscanned(estimator, site)
+    require_steps(estimator, site)
     if site.categories != 2:
         raise EstimatorError(
             f"{estimator!r} cannot be used at site '{site.name}': {site.distribution} is not binary; {remedy(site)}"
@@ -42,8 +42,19 @@ def require_relaxable(estimator: Estimator, site: SiteInfo) -> None:
     )
 
 
+def require_steps(estimator: Estimator, site: SiteInfo) -> None:
+    """Refuse a site in a compiled loop unless each step of it can take another value alone."""
+    if estimator.enumerates or estimator.relaxes or estimator.uses_slopes:
+        require_unscanned(estimator, site)
+    elif site.nested:
+        raise EstimatorError(
+            f"{estimator!r} cannot be used at site '{site.name}', which is drawn inside a scan in the body of another one; write one of the two "
+            f"as a Python loop, or {remedy(site)}"
+        )
+
+
 def require_unscanned(estimator: Estimator, site: SiteInfo) -> None:
-    """Refuse a site drawn in a `scan` or `cond`, whose steps cannot be taken as one draw of independent elements."""
+    """Refuse a site drawn in a `scan` or `cond`, whose steps are not one draw of independent elements, and not relaxed together."""
     if site.scanned:
         raise EstimatorError(
             f"{estimator!r} cannot be used at site '{site.name}', which is drawn inside scan or cond, whose steps are not one "

@@ -22,6 +22,7 @@ from numpyro.distributions import (
     Independent,
     MaskedDistribution,
 )
+from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.handlers import replay, scope
 from numpyro.optim import _NumPyroOptim
 from numpyro.primitives import _PYRO_STACK, apply_stack
@@ -173,11 +174,14 @@ def is_handed_out(site: Any) -> bool:
     return bool(site.get("_control_flow_done"))
 
 
+def is_scan(msg: Any) -> bool:
+    """Return whether a control-flow message is a scan's; else it is a `cond`."""
+    return msg["fn"] is not cond_wrapper
+
+
 def control_flow_kind(msg: Any) -> tuple[bool, bool]:
-    """Return whether a control-flow message is a scan's (else it is a `cond`), and whether it runs in reverse."""
-    if msg["fn"] is cond_wrapper:
-        return False, False
-    return True, bool(msg["args"][4])
+    """Return whether a control-flow message is a scan's, and whether it runs in reverse."""
+    return is_scan(msg), is_scan(msg) and bool(msg["args"][4])
 
 
 def replace_bodies(msg: Any, wrap: Callable[[Callable], Callable]) -> None:
@@ -188,6 +192,25 @@ def replace_bodies(msg: Any, wrap: Callable[[Callable], Callable]) -> None:
     else:
         body, *rest = msg["args"]
         msg["args"] = (wrap(body), *rest)
+
+
+def hand_out_changes(msg: Any) -> None:
+    """Take the changes to draws from what the bodies of a message's control flow returned, and put them in the sites that are handed out.
+
+    A body returns, beside its own result, the value of each changed site by its name, and its distribution or None.
+    """
+    if is_scan(msg):
+        state, (sites, (result, changes)) = msg["value"]
+        msg["value"] = state, (sites, result)
+    else:
+        (result, changes), sites = msg["value"]
+        msg["value"] = result, sites
+    for name, (value, fn) in changes.items():
+        site = sites.trace[name]
+        site["value"] = jnp.reshape(value, jnp.shape(site["value"]))
+        if fn is not None:
+            site["fn"] = promote_batch_shape(fn) if is_scan(msg) else fn
+        site["intermediates"] = []
 
 
 def replay_branches(msg: Any) -> None:

@@ -56,6 +56,7 @@ from pplgrad.numpyro._evaluator import Particle
 from pplgrad.numpyro._rerun.joint import NumPyroReruns
 from pplgrad.numpyro._rerun.monitoring import STEPS, counted, monitor
 from pplgrad.numpyro._rerun.wake_sleep import sleep_phase
+from pplgrad.numpyro._tracing.control_flow import FlowMessenger
 from pplgrad.numpyro._tracing.handlers import site_info
 from pplgrad.numpyro._tracing.particle_trace import ParticleOutputs, ParticleTrace, run_particle
 from pplgrad.numpyro._tracing.relaxation_checks import misused, raise_if_index
@@ -440,9 +441,9 @@ class TraceGrad_ELBO(Trace_ELBO):
             )
         return result
 
-    def _resolve(self, name: str, msg: Any, scanned: bool) -> Estimator:
+    def _resolve(self, name: str, msg: Any, where: FlowMessenger | None = None) -> Estimator:
         """Choose a site's estimator: the ELBO's mapping, the site's own or the guide wrapper's, the default."""
-        site = site_info(msg, name, self.num_particles, scanned, self.objective)
+        site = site_info(msg, name, self.num_particles, where, self.objective)
         refuse_pyros_baseline(name, msg["infer"])
         own = own_estimator(name, msg["infer"], site.has_rsample)
         found = resolve(self._mapping, own, site, "pplgrad" in msg["infer"], self.higher_order)
@@ -467,7 +468,7 @@ class TraceGrad_ELBO(Trace_ELBO):
             sites = trace(guide).get_trace(*program.args, **program.kwargs)
             for name, site in sites.items():
                 if site["type"] == "sample" and not site["is_observed"]:
-                    found = self._resolve(name, site, False)
+                    found = self._resolve(name, site)
                     if found.uses_score or found.relaxes:
                         raise EstimatorError(
                             f"{found!r} at site '{name}' cannot be used with multi_sample_guide=True, which carries "

@@ -14,14 +14,12 @@ from pplgrad import (
     DisARM,
     DoubleCV,
     EstimatorError,
-    GumbelSoftmax,
     LeaveOneOut,
     LocalExpectation,
     MuProp,
     ProgramError,
     Reparam,
     ScoreFunction,
-    StraightThrough,
 )
 from pplgrad.numpyro import TraceGrad_ELBO
 from pplgrad.testing import gradient_error, z_score
@@ -142,20 +140,6 @@ def test_programs_that_cannot_be_traced():
     np.testing.assert_allclose(found, wanted)
     with pytest.raises(ProgramError, match="'x' exists or not"):
         jax.grad(loss)(params, model, True)
-
-
-@pytest.mark.parametrize(
-    "estimator", [LocalExpectation(), ScoreFunction(samples=2), GumbelSoftmax(), StraightThrough()]
-)
-def test_scanned_sites_are_refused(estimator):
-    def program():
-        def step(z, _):
-            return numpyro.sample("z", dist.Bernoulli(logits=z)) * 1.0, None
-
-        scan(step, 0.0, None, length=2)
-
-    with pytest.raises(EstimatorError, match=r"'z', which is drawn inside scan .* ScoreFunction\(\)"):
-        TraceGrad_ELBO(estimators={"z": estimator}).loss(jax.random.key(0), {}, program, program)
 
 
 def over_a_scan():

@@ -23,6 +23,7 @@ from pplgrad.numpyro._array_ops import JaxNoise
 from pplgrad.numpyro._baselines import ANEW
 from pplgrad.numpyro._compat import as_function, reused, unmasked
 from pplgrad.numpyro._distributions import family, is_relaxable, is_reparameterized
+from pplgrad.numpyro._tracing.control_flow import FlowMessenger
 from pplgrad.numpyro._tracing.handlers import Intervene, Resolve, site_key
 from pplgrad.numpyro._tracing.particle_trace import ParticleOutputs, ParticleTrace, run_particle
 from pplgrad.numpyro._tracing.relaxation_checks import misused, raise_if_index
@@ -161,7 +162,7 @@ class NumPyroBranches:
         """Return a particle's costs and scores where draws are moved by shifts."""
         key, shifts = mine
 
-        def intervene(name: str, msg: Any, key: jax.Array, in_body: bool) -> None:
+        def intervene(name: str, msg: Any, key: jax.Array, where: FlowMessenger) -> None:
             if name in shifts:
                 msg["value"], msg["intermediates"] = msg["value"] + shifts[name], []
 
@@ -198,6 +199,7 @@ class NumPyroBranches:
         numbers: Any,
     ) -> list[jax.Array]:
         """Return the costs in the branches of those numbers: (particles, numbers, *batch)."""
+        per_step = {name: x.per_step for name, x in values.items() if x.per_step is not None}
         alternatives = {}
         for name, place in places.items():
             last = place.stop - place.start - 1
@@ -205,7 +207,7 @@ class NumPyroBranches:
 
         def particle(mine: tuple[jax.Array, dict[str, jax.Array]]) -> list[jax.Array]:
             key, own = mine
-            run = partial(self._costs, key, places, temperatures)
+            run = partial(self._costs, key, places, temperatures, per_step)
             if not self._traceable:
                 rows = [run(number, {name: x[i] for name, x in own.items()})[0] for i, number in enumerate(numbers)]
                 return [jnp.stack(column) for column in zip(*rows, strict=True)]
@@ -235,25 +237,31 @@ class NumPyroBranches:
         key: jax.Array,
         places: Mapping[str, slice],
         temperatures: Mapping[str, Any] | None,
+        per_step: Mapping[str, int],
         number: Any,
         alternatives: Mapping[str, jax.Array],
     ) -> tuple[list[jax.Array], set[str]]:
         """Return the costs of one branch of one particle, in the order of the layout, and the relaxed sites.
 
-        `alternatives` holds the value that each of the sites takes if the branch is its own.
+        `alternatives` holds the value that each of the sites takes if the branch is its own: one in a loop with `per_step` branches for each step
+        takes it at one step.
         """
 
         def inside(name: str) -> Any:
             return (number >= places[name].start) & (number < places[name].stop)
 
-        def intervene(name: str, msg: Any, key: jax.Array, in_body: bool) -> None:
-            if temperatures is not None and in_body:
+        def at_its_step(name: str, where: FlowMessenger) -> Any:
+            length = per_step.get(name)
+            return True if length is None else (number - places[name].start) // length == where.running_step
+
+        def intervene(name: str, msg: Any, key: jax.Array, where: FlowMessenger) -> None:
+            if temperatures is not None and where.inside:
                 self._refuse_body(name, temperatures)
             elif temperatures is not None and not isinstance(unmasked(msg["fn"]), Extended):
                 self._soften(name, msg, key, temperatures, inside)
             if name in places:
                 mine = alternatives[name].astype(msg["value"].dtype)
-                msg["value"] = jnp.where(inside(name), mine, msg["value"])
+                msg["value"] = jnp.where(inside(name) & at_its_step(name, where), mine, msg["value"])
 
         arrays, static = self._again(key, intervene)
         self._refuse_others(static)

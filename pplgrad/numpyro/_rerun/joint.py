@@ -15,6 +15,7 @@ from pplgrad.engine.joint_sums import JointRows, Request, another_number, places
 from pplgrad.numpyro._compat import unmasked
 from pplgrad.numpyro._distributions import finite_draw
 from pplgrad.numpyro._rerun.branches import NumPyroBranches
+from pplgrad.numpyro._tracing.control_flow import FlowMessenger
 
 _Key = tuple[int, str]
 """A site of a sum, by the sum's number and the site's name."""
@@ -79,7 +80,7 @@ class NumPyroReruns(NumPyroBranches):
         """
         scores: dict[_Key, jax.Array] = {}
 
-        def intervene(name: str, msg: Any, key: jax.Array, in_body: bool) -> None:
+        def intervene(name: str, msg: Any, key: jax.Array, where: FlowMessenger) -> None:
             mine = [other for other in wanted if other[1] == name]
             if not mine:
                 return

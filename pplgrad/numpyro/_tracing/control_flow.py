@@ -6,9 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from numpyro.primitives import Messenger
 
-from pplgrad.numpyro._compat import control_flow_kind, is_handed_out, renamed, replace_bodies, scopes_inside
+from pplgrad.numpyro._compat import (
+    control_flow_kind,
+    hand_out_changes,
+    is_handed_out,
+    renamed,
+    replace_bodies,
+    scopes_inside,
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,9 @@ class FlowMessenger(Messenger):
     `flows` says, by that name, where each site inside control flow was drawn; all copies share it.
     """
 
+    changes_draws = False
+    """Whether `changed` is filled: NumPyro notes what a body draws before this messenger, inside of it, can change it."""
+
     def __init__(self) -> None:
         super().__init__()
         self.flows: dict[str, Flow] = {}
@@ -38,6 +50,10 @@ class FlowMessenger(Messenger):
         self._flow: Flow | None = None
         self._scopes: list[Any] = []
         self._met = 0
+        # Around the body of a scan: the number of the step that runs, if it is asked for.
+        self.step: Any = None
+        # What was changed of sites after they were drawn: the value, and the distribution if it is another one.
+        self.changed: dict[str, tuple[Any, Any]] = {}
         # For each site drawn in a body directly below: whether that body is a scan's.
         self._below: dict[str, bool] = {}
 
@@ -65,10 +81,46 @@ class FlowMessenger(Messenger):
             self._record(msg["name"])
         self.process_site(msg)
 
+    def postprocess_message(self, msg: Any) -> None:
+        if msg["type"] == "control_flow" and self.changes_draws:
+            hand_out_changes(msg)
+
     @property
     def inside(self) -> bool:
         """Whether this messenger stands around a body."""
         return self._flow is not None
+
+    @property
+    def nested(self) -> bool:
+        """Whether this messenger stands around the body of a scan in the body of another one."""
+        return self._scans() > 1
+
+    def _scans(self) -> int:
+        around = 0 if self._parent is None else self._parent._scans()
+        return around + (self._flow is not None and self._flow.scanned)
+
+    @property
+    def running_step(self) -> Any:
+        """The number of the scan's step that runs, if it is asked for; None outside of all scans."""
+        return self.step if self.step is not None or self._parent is None else self._parent.running_step
+
+    @property
+    def runs_in_reverse(self) -> bool:
+        """Whether the scan around runs from the last step to the first."""
+        if self._flow is not None and self._flow.scanned:
+            return self._flow.reverse
+        return self._parent is not None and self._parent.runs_in_reverse
+
+    def count_steps(self, msg: Any) -> None:
+        """Let a scan's message, whose body this messenger stands around already, tell the number of the step: its place in what the scan hands out."""
+        body, init, xs, length, reverse = msg["args"]
+        count = length if xs is None or not jax.tree.leaves(xs) else jax.tree.leaves(xs)[0].shape[0]
+
+        def numbered(carry: Any, row: Any) -> Any:
+            x, self.step = row
+            return body(carry, x)
+
+        msg["args"] = (numbered, init, (xs, jnp.arange(count)), length, reverse)
 
     @property
     def number(self) -> int | None:
@@ -96,7 +148,14 @@ class FlowMessenger(Messenger):
 
     def _around(self, body: Callable) -> Callable:
         def wrapped(*args: Any) -> Any:
+            self.changed = {}
             with self:
-                return body(*args)
+                out = body(*args)
+            if not self.changes_draws:
+                return out
+            if self._flow is not None and self._flow.scanned:
+                carry, y = out
+                return carry, (y, self.changed)
+            return out, self.changed
 
         return wrapped

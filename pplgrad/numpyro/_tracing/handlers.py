@@ -14,18 +14,18 @@ from pplgrad.core.site_info import SiteInfo
 from pplgrad.engine.checks import refuse_model_estimator
 from pplgrad.errors import ProgramError
 from pplgrad.estimators.relaxed import Relaxation
-from pplgrad.numpyro._compat import is_handed_out, mark, replay_branches, reused, tag, unmasked
+from pplgrad.numpyro._compat import is_handed_out, is_scan, mark, replay_branches, reused, tag, unmasked
 from pplgrad.numpyro._distributions import categories, elements, family, is_relaxable, is_reparameterized
 from pplgrad.numpyro._tracing.control_flow import FlowMessenger
 from pplgrad.numpyro._tracing.logits import with_stable_logits
 from pplgrad.numpyro._tracing.relaxations import Extended, extended_in_model, relaxed
 
-Resolve = Callable[[str, Any, bool], Estimator]
-"""From a site's name, its message, and whether it stands in the body of control flow to its estimator."""
+Resolve = Callable[[str, Any, FlowMessenger], Estimator]
+"""From a site's name, its message, and the messenger that says in which bodies of control flow it stands to its estimator."""
 
-Intervene = Callable[[str, Any, jax.Array, bool], None]
-"""Changes a latent site's message (the value that the program goes on with, and its density), given its name, a key, and
-whether it stands in the body of control flow."""
+Intervene = Callable[[str, Any, jax.Array, FlowMessenger], None]
+"""Changes a latent site's message (the value that the program goes on with, and its density), given its name, a key, and the messenger that
+says in which bodies of control flow it stands, and which step runs."""
 
 
 class OffZero(FlowMessenger):
@@ -76,6 +76,8 @@ class SiteMessenger(FlowMessenger):
     def enter_bodies(self, msg: Any, inner: FlowMessenger) -> None:
         if self._resolve is None:
             replay_branches(msg)
+        elif self._intervene is not None and is_scan(msg):
+            inner.count_steps(msg)
 
     def process_site(self, msg: Any) -> None:
         stabilize_logits(msg)
@@ -100,28 +102,43 @@ class SiteMessenger(FlowMessenger):
                     "handlers.scope, where NumPyro cannot replay the guide's value; put the scope inside the body."
                 )
 
+    @property
+    def changes_draws(self) -> bool:  # type: ignore[override]
+        return self._resolve is not None
+
     def postprocess_message(self, msg: Any) -> None:
-        if msg["type"] != "sample" or msg["is_observed"] or self.is_stacked(msg):
+        super().postprocess_message(msg)
+        if msg["type"] != "sample" or msg["is_observed"]:
             return
         name = self.name_of(msg["name"])
+        if self.is_stacked(msg):
+            return
         if self._resolve is not None:
             if name not in self._estimators:
-                self._estimators[name] = self._resolve(name, msg, self.inside)
-            estimator = self._estimators[name]
-            make_constant(msg, estimator)
-            # A value that was put there came without a key of its own.
-            key = msg["kwargs"].get("rng_key")
-            key = site_key(self._key, name) if key is None else key
-            if isinstance(estimator, Relaxation):
-                msg["value"], msg["fn"] = relaxed(name, msg["fn"], msg["value"], estimator.at(*self._arguments), key)
-            if self._intervene is not None:
-                self._intervene(name, msg, key, self.inside)
-            if isinstance(unmasked(msg["fn"]), Extended):
-                self.extended.add(name)
+                self._estimators[name] = self._resolve(name, msg, self)
+            if name not in self.extended or not is_handed_out(msg):
+                make_constant(msg, self._estimators[name])
+            if not is_handed_out(msg):
+                self._change(name, msg)
         elif name not in self._drawn:
             msg["value"] = mark(name, msg["value"])
             return
         msg["value"] = tag(name, msg["value"])
+
+    def _change(self, name: str, msg: Any) -> None:
+        """Relax a draw, or let it be changed from outside."""
+        estimator, value, fn = self._estimators[name], msg["value"], msg["fn"]
+        # A value that was put there came without a key of its own.
+        key = msg["kwargs"].get("rng_key")
+        key = site_key(self._key, name) if key is None else key
+        if isinstance(estimator, Relaxation):
+            msg["value"], msg["fn"] = relaxed(name, fn, value, estimator.at(*self._arguments), key)
+        if self._intervene is not None:
+            self._intervene(name, msg, key, self)
+        if isinstance(unmasked(msg["fn"]), Extended):
+            self.extended.add(name)
+        if self.inside and msg["value"] is not value:
+            self.changed[msg["name"]] = msg["value"], None if msg["fn"] is fn else msg["fn"]
 
 
 class SummingMessenger(SiteMessenger):
@@ -143,6 +160,7 @@ class SummingMessenger(SiteMessenger):
     def postprocess_message(self, msg: Any) -> None:
         # What goes into an enumerated scan was tagged before it: nothing is tagged there.
         if msg["type"] != "sample":
+            super().postprocess_message(msg)
             return
         if self._plan.is_summed(msg):
             if not (self.inside or is_handed_out(msg)):
@@ -192,7 +210,7 @@ def site_info(
     msg: Any,
     name: str,
     particles: int,
-    scanned: bool = False,
+    where: FlowMessenger | None = None,
     objective: Objective = ELBO(),  # noqa: B008
 ) -> SiteInfo:
     """Return what an estimator needs to know of a site, from its message."""
@@ -207,9 +225,10 @@ def site_info(
         is_discrete,
         particles,
         categories(fn),
-        scanned,
+        where is not None and where.inside,
         is_relaxable(fn),
         elements(fn, plates),
         objective,
         elements(fn, ()),
+        nested=where is not None and where.nested,
     )
