@@ -35,7 +35,9 @@ class BranchHost(Protocol):
         Costs come in the order of the layout's specifications.
         """
 
-    def soft_costs(self, values: Mapping[str, Array], temperatures: Mapping[str, Any]) -> Mapping[str, Sequence[Array]]:
+    def soft_costs(
+        self, values: Mapping[str, Values], temperatures: Mapping[str, Any]
+    ) -> Mapping[str, Sequence[Array]]:
         """Return all costs like `branch_costs`, at relaxed values, with their gradient to the values.
 
         What follows a relaxed site is relaxed at its temperature, or replaced by its probabilities (None).
@@ -93,8 +95,15 @@ def branch_terms(
     draws = {n: draw for n, (draw, _, _) in found.items()}
     asked = {n: alternatives for n, (_, alternatives, _) in found.items()}
     loops = {n: steps for n, (_, _, steps) in found.items() if steps is not None}
-    values = {draws[n].name: _constant(ops, Values.of(a.values)) for n, a in asked.items() if a.values is not None}
-    values |= {draws[n].name: steps.branches(values[draws[n].name]) for n, steps in loops.items()}
+
+    def in_steps(values: Values, n: int) -> Values:
+        return loops[n].branches(values) if n in loops else values
+
+    values = {
+        draws[n].name: in_steps(_constant(ops, Values.of(a.values)), n)
+        for n, a in asked.items()
+        if a.values is not None
+    }
     hard = _costs_at(host, run, values)
     soft = [n for n, a in asked.items() if a.weights is not None]
     larger = {n: share(peers, layout.site_groups[n].plates) for n in asked}
@@ -106,8 +115,8 @@ def branch_terms(
         found = of_one_process(signals.shares_in_branches(number, costs), n)
         return loops[n].in_branches(found) if n in loops else found
 
-    def in_branches(costs: Sequence[Array], n: int) -> Array:
-        found = of_one_process(signals.in_branches(number, n, costs, True), n)
+    def in_branches(costs: Sequence[Array], n: int, constant: bool = True) -> Array:
+        found = of_one_process(signals.in_branches(number, n, costs, constant), n)
         return loops[n].in_branches(found) if n in loops else found
 
     def at_draw(n: int) -> Array:
@@ -115,9 +124,12 @@ def branch_terms(
         return loops[n].at_draw(found) if n in loops else found
 
     def at_weights(points: list[Array]) -> list[Array]:
-        placed = {draws[n].name: draws[n].embed_weights(point) for n, point in zip(soft, points, strict=True)}
+        placed = {
+            draws[n].name: in_steps(Values.of(draws[n].embed_weights(point)), n)
+            for n, point in zip(soft, points, strict=True)
+        }
         costs = host.soft_costs(placed, {draws[n].name: asked[n].temperature for n in soft})
-        return [of_one_process(signals.in_branches(number, n, costs[draws[n].name], False), n) for n in soft]
+        return [in_branches(costs[draws[n].name], n, False) for n in soft]
 
     soft_costs, slopes = ops.value_and_grad(at_weights, [asked[n].weights for n in soft]) if soft else ([], [])
     total = loss = None

@@ -30,7 +30,7 @@ class ARM(Estimator):
         drawn value and contributes zero to the estimate.
 
     Raises:
-        EstimatorError: on a site that is not binary, or that is drawn inside a `scan` or `cond`.
+        EstimatorError: on a site that is not binary, or that is drawn inside a `scan` in the body of another one.
 
     Example:
         >>> ARM().declaration.evaluations
@@ -86,7 +86,7 @@ class DisARM(Estimator):
         drawn value and contributes zero to the estimate.
 
     Raises:
-        EstimatorError: on a site that is not binary, or that is drawn inside a `scan` or `cond`.
+        EstimatorError: on a site that is not binary, or that is drawn inside a `scan` in the body of another one.
 
     Example:
         >>> DisARM().declaration.evaluations
@@ -144,7 +144,7 @@ class ARMS(Estimator):
         drawn value and contributes zero to the estimate.
 
     Raises:
-        EstimatorError: on a site that is not binary, or that is drawn inside a `scan` or `cond`.
+        EstimatorError: on a site that is not binary, or that is drawn inside a `scan` in the body of another one.
         ConfigurationError: if n is below 2.
 
     Example:

@@ -110,7 +110,7 @@ class StickBreakingDisARM(_CoupledDecisions):
         zero to the estimate.
 
     Raises:
-        EstimatorError: on a site without finitely many values, or that is drawn inside a `scan` or `cond`.
+        EstimatorError: on a site without finitely many values, or that is drawn inside a `scan` in the body of another one.
 
     Example:
         >>> StickBreakingDisARM.decisions(3).tolist()
@@ -144,7 +144,7 @@ class TreeDisARM(_CoupledDecisions):
         the estimate.
 
     Raises:
-        EstimatorError: on a site without finitely many values, or that is drawn inside a `scan` or `cond`.
+        EstimatorError: on a site without finitely many values, or that is drawn inside a `scan` in the body of another one.
 
     Example:
         >>> TreeDisARM.decisions(3).tolist()
@@ -191,7 +191,7 @@ class CARMS(Estimator):
         two draws, instead of three or more, do not guarantee this. Values of probability 0 contribute zero.
 
     Raises:
-        EstimatorError: on a site without finitely many values, or that is drawn inside a `scan` or `cond`.
+        EstimatorError: on a site without finitely many values, or that is drawn inside a `scan` in the body of another one.
         ConfigurationError: if n is below 3. Two draws would leave out pairs of values; use `TreeDisARM()`.
 
     Example:

@@ -13,7 +13,7 @@ from pplgrad.core.estimator import Alternatives, BranchTerms, Declaration, Estim
 from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import ConfigurationError
 from pplgrad.estimators.relaxed import HardDraw, softmax, tempered
-from pplgrad.estimators.site_requirements import require_relaxable, require_unscanned
+from pplgrad.estimators.site_requirements import require_relaxable, require_steps
 
 
 class WithSlopes(Estimator):
@@ -25,7 +25,7 @@ class WithSlopes(Estimator):
 
     def check(self, site: SiteInfo) -> None:
         """Refuse a site that is neither Bernoulli nor one-hot, and one inside a scan."""
-        require_unscanned(self, site)
+        require_steps(self, site)
         require_relaxable(self, site)
 
 
@@ -51,7 +51,7 @@ class MuProp(WithSlopes):
         used.
 
     Raises:
-        EstimatorError: on a site that is neither Bernoulli nor one-hot, or that is drawn inside a `scan` or `cond`; if the program
+        EstimatorError: on a site that is neither Bernoulli nor one-hot, or that is drawn inside a `scan` in the body of another one; if the program
             compares, rounds or indexes with the value of the site or of a downstream discrete site.
 
     Example:
@@ -112,7 +112,7 @@ class DoubleCV(WithSlopes):
         used.
 
     Raises:
-        EstimatorError: on a site that is neither Bernoulli nor one-hot, or that is drawn inside a `scan` or `cond`; if the program
+        EstimatorError: on a site that is neither Bernoulli nor one-hot, or that is drawn inside a `scan` in the body of another one; if the program
             compares, rounds or indexes with the value of the site or of a downstream discrete site.
         ConfigurationError: if `samples` is below 2.
         BaselineError: in NumPyro, if `learn=True` and the guide is not wrapped by `config_estimators`.
@@ -220,7 +220,7 @@ class REBAR(WithSlopes):
         derivative along them is not used.
 
     Raises:
-        EstimatorError: on a site that is neither Bernoulli nor one-hot, or that is drawn inside a `scan` or `cond`; if the program
+        EstimatorError: on a site that is neither Bernoulli nor one-hot, or that is drawn inside a `scan` in the body of another one; if the program
             compares, rounds or indexes with the value of the site or of a downstream discrete site; if a cost reads such a value
             without its derivative (`detach`, `stop_gradient`, a comparison of a quantity computed from it).
         ConfigurationError: if the temperature is not above 0.

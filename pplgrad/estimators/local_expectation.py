@@ -31,7 +31,7 @@ class LocalExpectation(Estimator):
         under `jit`.
 
     Raises:
-        EstimatorError: on a site without finitely many values, or that is drawn inside a `scan` or `cond`.
+        EstimatorError: on a site without finitely many values, or that is drawn inside a `scan` in the body of another one.
 
     Example:
         >>> LocalExpectation().declaration.unbiased

@@ -41,7 +41,7 @@ class MeasureValued(Estimator):
         many values, values of probability 0 contribute zero.
 
     Raises:
-        EstimatorError: on a site of another family, or that is drawn inside a `scan` or `cond`.
+        EstimatorError: on a site of another family, or that is drawn inside a `scan` in the body of another one.
 
     Example:
         >>> MeasureValued().declaration.differentiable_costs

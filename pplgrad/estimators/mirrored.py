@@ -32,7 +32,7 @@ class Mirrored(Estimator):
         a finite second moment.
 
     Raises:
-        EstimatorError: on a site of another family, or that is drawn inside a `scan` or `cond`.
+        EstimatorError: on a site of another family, or that is drawn inside a `scan` in the body of another one.
 
     Example:
         >>> Mirrored().declaration.evaluations

@@ -126,7 +126,7 @@ class OVIS(Estimator):
 
     Raises:
         EstimatorError: unless the objective combines at least two particles; on a site whose support depends on a parameter; with
-            `samples` above 0 on a site that is drawn inside a `scan` or `cond`.
+            `samples` above 0 on a site that is drawn inside a `scan` in the body of another one.
         ConfigurationError: if `samples` is negative, `gamma` is outside [0, 1], or both are above 0.
 
     Example:

@@ -21,7 +21,7 @@ from pplgrad.core.estimator import Declaration, Estimator
 from pplgrad.core.noise import Noise
 from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import ConfigurationError
-from pplgrad.estimators.site_requirements import require_relaxable, require_unscanned
+from pplgrad.estimators.site_requirements import require_relaxable, require_steps
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Relaxation(Estimator):
 
     def check(self, site: SiteInfo) -> None:
         """Refuse a site that is neither Bernoulli nor one-hot, or drawn inside a scan."""
-        require_unscanned(self, site)
+        require_steps(self, site)
         require_relaxable(self, site)
 
     def at(self, args: tuple, kwargs: Mapping[str, Any]) -> Relaxation:
@@ -158,7 +158,7 @@ class GumbelSoftmax(Relaxation):
         weight 0.
 
     Raises:
-        EstimatorError: on a site that is neither Bernoulli nor one-hot, or that is drawn inside a `scan` or `cond`; if the program
+        EstimatorError: on a site that is neither Bernoulli nor one-hot, or that is drawn inside a `scan` in the body of another one; if the program
             compares, rounds or indexes with the value of the site.
         ConfigurationError: if the temperature is not above 0.
 
@@ -199,7 +199,7 @@ class StraightThrough(Relaxation):
         The cost is not evaluated between the hard values. A category of probability 0 is never drawn and has no gradient.
 
     Raises:
-        EstimatorError: on a site that is neither Bernoulli nor one-hot, or that is drawn inside a `scan` or `cond`; if the program
+        EstimatorError: on a site that is neither Bernoulli nor one-hot, or that is drawn inside a `scan` in the body of another one; if the program
             compares, rounds or indexes with the value of the site.
 
     Example:
@@ -236,7 +236,7 @@ class GumbelRao(Relaxation):
         cost changes from one value to another. A category of probability 0 has weight 0.
 
     Raises:
-        EstimatorError: on a site that is neither Bernoulli nor one-hot, or that is drawn inside a `scan` or `cond`; if the program
+        EstimatorError: on a site that is neither Bernoulli nor one-hot, or that is drawn inside a `scan` in the body of another one; if the program
             compares, rounds or indexes with the value of the site.
         ConfigurationError: if the temperature is not above 0, or k is below 1.
 
@@ -283,7 +283,7 @@ class ReinMax(Relaxation):
         drawn and has no gradient.
 
     Raises:
-        EstimatorError: on a site that is neither Bernoulli nor one-hot, or that is drawn inside a `scan` or `cond`; if the program
+        EstimatorError: on a site that is neither Bernoulli nor one-hot, or that is drawn inside a `scan` in the body of another one; if the program
             compares, rounds or indexes with the value of the site.
         ConfigurationError: if the temperature is not above 0.
 
@@ -328,7 +328,7 @@ class GappedStraightThrough(Relaxation):
         category of probability 0 keeps weight 0 for every gap.
 
     Raises:
-        EstimatorError: on a site that is neither Bernoulli nor one-hot, or that is drawn inside a `scan` or `cond`; if the program
+        EstimatorError: on a site that is neither Bernoulli nor one-hot, or that is drawn inside a `scan` in the body of another one; if the program
             compares, rounds or indexes with the value of the site.
         ConfigurationError: if the temperature is not above 0, or the gap is below 0.
 

@@ -42,7 +42,7 @@ class ScoreFunction(Estimator):
     Raises:
         ConfigurationError: if `baseline` is not a `Baseline`, `samples` is below 1, or `samples` above 1 comes with a baseline.
         BaselineError: from the baseline's own checks.
-        EstimatorError: with `samples` above 1 on a site that is drawn inside a `scan` or `cond`; on a site whose support depends on a
+        EstimatorError: with `samples` above 1 on a site drawn inside a `scan` in the body of another one; on a site whose support depends on a
             parameter.
 
     Example:

@@ -44,7 +44,7 @@ def require_relaxable(estimator: Estimator, site: SiteInfo) -> None:
 
 def require_steps(estimator: Estimator, site: SiteInfo) -> None:
     """Refuse a site in a compiled loop unless each step of it can take another value alone."""
-    if estimator.enumerates or estimator.relaxes or estimator.uses_slopes:
+    if estimator.enumerates:
         require_unscanned(estimator, site)
     elif site.nested:
         raise EstimatorError(

@@ -46,7 +46,7 @@ class RODEO(WithSlopes):
         used.
 
     Raises:
-        EstimatorError: on a site that is neither Bernoulli nor one-hot, or that is drawn inside a `scan` or `cond`; if the program
+        EstimatorError: on a site that is neither Bernoulli nor one-hot, or that is drawn inside a `scan` in the body of another one; if the program
             compares, rounds or indexes with the value of the site or of a downstream discrete site.
         ConfigurationError: if `samples` is below 2, or `scale` is set with `learn=True`.
         BaselineError: in NumPyro, if `learn=True` and the guide is not wrapped by `config_estimators`.

@@ -102,7 +102,7 @@ class UnorderedSet(Estimator):
     Raises:
         ConfigurationError: unless 2 ≤ k ≤ 8.
         EstimatorError: on a site without finitely many values, with more than 4,096 joint values or with fewer than k; on a site that
-            is drawn inside a `scan` or `cond`.
+            is drawn inside a `scan` in the body of another one.
 
     Example:
         >>> UnorderedSet(3).k
@@ -231,7 +231,7 @@ class SumAndSample(Estimator):
     Raises:
         ConfigurationError: if k is below 2.
         EstimatorError: on a site without finitely many values, with more than 4,096 joint values or with fewer than k; on a site that
-            is drawn inside a `scan` or `cond`.
+            is drawn inside a `scan` in the body of another one.
 
     Example:
         >>> SumAndSample(3).k

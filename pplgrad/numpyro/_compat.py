@@ -22,7 +22,6 @@ from numpyro.distributions import (
     Independent,
     MaskedDistribution,
 )
-from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.handlers import replay, scope
 from numpyro.optim import _NumPyroOptim
 from numpyro.primitives import _PYRO_STACK, apply_stack
@@ -209,7 +208,7 @@ def hand_out_changes(msg: Any) -> None:
         site = sites.trace[name]
         site["value"] = jnp.reshape(value, jnp.shape(site["value"]))
         if fn is not None:
-            site["fn"] = promote_batch_shape(fn) if is_scan(msg) else fn
+            site["fn"] = fn
         site["intermediates"] = []
 
 

@@ -9,13 +9,17 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro.contrib.control_flow import scan
+from numpyro.infer import SVI
 
 from pplgrad import (
     ARMS,
     CARMS,
     IWAE,
     REBAR,
+    RELAX,
+    RODEO,
     DisARM,
+    DoubleCV,
     Enumerate,
     EstimatorError,
     GumbelSoftmax,
@@ -31,7 +35,7 @@ from pplgrad import (
     UnorderedSet,
 )
 from pplgrad.engine import loop_steps
-from pplgrad.numpyro import TraceGrad_ELBO
+from pplgrad.numpyro import TraceGrad_ELBO, config_estimators
 from pplgrad.numpyro._tracing import control_flow, handlers
 from pplgrad.testing import in_numpyro
 from pplgrad.testing.in_numpyro import (
@@ -44,7 +48,7 @@ from pplgrad.testing.in_numpyro import (
 )
 from pplgrad.testing.programs import Case
 from tests.bounds import bound
-from tests.numpyro.scans import CASES, PARAMS, as_case, scoped
+from tests.numpyro.scans import CASES, PARAMS, as_case, param, scoped
 
 ESTIMATORS = {
     "local": LocalExpectation(),
@@ -226,11 +230,89 @@ def test_each_step_is_counted():
     assert [row["evaluations"] for row in rows.rows] == [3]
 
 
-@pytest.mark.parametrize("estimator", [GumbelSoftmax(), StraightThrough(), REBAR(), MuProp(), Enumerate()])
-def test_what_sees_all_steps_at_once_is_refused(estimator):
+def fractions(in_a_scan):
+    """Return a program with two sites of each step, whose carry has fractions; or the same as a Python loop."""
+    data = jnp.array([0.2, -0.4])
+
+    def latents(p, suffix, z):
+        z = 1.0 * numpyro.sample(f"z{suffix}", dist.Bernoulli(logits=p[0] + p[1] * z))
+        return z, 1.0 * numpyro.sample(f"w{suffix}", dist.Bernoulli(logits=p[1] * z - 0.3))
+
+    def program(p, x, suffix, z):
+        z, w = latents(p, suffix, z)
+        if x is not None:
+            numpyro.sample(f"x{suffix}", dist.Normal(p[2] * w + z * z, 1.0), obs=x)
+        return z
+
+    def run(p, xs):
+        if in_a_scan:
+            return scan(lambda z, x: (program(p, x, "", z), None), 0.0, xs, length=2)[0]
+        z = 0.0
+        for t in range(2):
+            z = program(p, None if xs is None else xs[t], str(t), z)
+        return z
+
+    def model():
+        p = param("b")
+        numpyro.factor("end", jnp.cos(p[1] * run(p, data)))
+
+    def guide():
+        run(jnp.concatenate([param("a"), jnp.zeros(1)]), None)
+
+    names = ["z", "w"] if in_a_scan else ["z0", "z1", "w0", "w1"]
+    return Case(
+        f"fractions {in_a_scan}", PARAMS, {n: ((2,) if in_a_scan else (), 2) for n in names}, lambda _: (model, guide)
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("estimator", [MuProp(), DoubleCV(2, scale=1.0, learn=False), RODEO(2, learn=False)])
+def test_derivatives_at_relaxed_values_exact(estimator):
+    case = fractions(True)
+    found = expected_gradient_over_cells(case, TraceGrad_ELBO(estimators={"*": estimator}))
+    assert_same(found, exact_gradient(case))
+
+
+@pytest.mark.slow
+def test_rebar_unbiased():
+    case = fractions(True)
+    assert_unbiased(case, REBAR(0.5, 0.8, learn=False), exact_gradient(case))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("estimator", [GumbelSoftmax(0.5), StraightThrough(), REBAR(0.5, 0.8, learn=False)])
+def test_relaxed_as_in_a_loop(estimator):
+    """Mean and spread of a biased estimate are those of the same program without a scan; so is the spread of REBAR, whose relaxed costs are relaxed from a step on."""
+    found, wanted = (
+        moments({"*": estimator}, *case.build(None), parameters(case)) for case in (fractions(True), fractions(False))
+    )
+    assert np.all(np.abs(found[0] - wanted[0]) < 4.5 * np.hypot(found[1], wanted[1]))
+    np.testing.assert_allclose(found[1], wanted[1], rtol=0.05)
+
+
+def test_learned_numbers_are_shared_by_the_steps():
+    case = fractions(True)
+    model, guide = case.build(None)
+    wrapped = config_estimators(guide, {"*": RELAX(0.5, hidden=3)})
+    result = SVI(model, wrapped, numpyro.optim.Adam(0.02), TraceGrad_ELBO()).run(
+        jax.random.key(0), 20, progress_bar=False
+    )
+    assert np.isfinite(result.losses).all()
+    assert result.params["z$pplgrad.log_temperature"].shape == () and result.params["z$pplgrad.in"].shape == (3, 2)
+
+
+def test_a_carry_of_whole_numbers_is_refused():
+    model, guide = as_case("two-steps").build(None)
+    with pytest.raises(
+        EstimatorError, match="relaxed site's value, a number with a fraction, is used as .* integer loop carry"
+    ):
+        TraceGrad_ELBO(estimators={"z": REBAR(learn=False)}).loss(jax.random.key(0), {}, model, guide)
+
+
+def test_a_joint_sum_is_refused():
     model, guide = as_case("two-steps").build(None)
     with pytest.raises(EstimatorError, match=r"'z', which is drawn inside scan .* ScoreFunction\(\)"):
-        TraceGrad_ELBO(estimators={"z": estimator}).loss(jax.random.key(0), {}, model, guide)
+        TraceGrad_ELBO(estimators={"z": Enumerate()}).loss(jax.random.key(0), {}, model, guide)
 
 
 @pytest.mark.parametrize("estimator", [LocalExpectation(), ScoreFunction(samples=2)])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import partial, reduce
+from operator import or_
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 
 from pplgrad.core.estimator import Values
 from pplgrad.core.noise import Noise
+from pplgrad.core.plates import AFTER, BEFORE, SAME
 from pplgrad.core.program import Program
 from pplgrad.core.sites import Run
 from pplgrad.engine.branches import chunks
@@ -125,16 +127,14 @@ class NumPyroBranches:
         found = self._run_all(values, None)
         return {name: [jax.lax.stop_gradient(x) for x in costs] for name, costs in found.items()}
 
-    def soft_costs(
-        self, values: Mapping[str, jax.Array], temperatures: Mapping[str, Any]
-    ) -> dict[str, list[jax.Array]]:
+    def soft_costs(self, values: Mapping[str, Values], temperatures: Mapping[str, Any]) -> dict[str, list[jax.Array]]:
         """Return the costs at relaxed values, with their gradient."""
         if not self._traceable:
             raise EstimatorError(
                 f"Site '{next(iter(values))}' is to be relaxed, but Python control flow of the program depends on a value; "
                 "use ScoreFunction() or LocalExpectation() there."
             )
-        return self._run_all({name: Values.of(x) for name, x in values.items()}, temperatures)
+        return self._run_all(values, temperatures)
 
     def path_slopes(
         self, run: Run, sites: Sequence[str], weigh: Callable[[list[jax.Array], list[jax.Array]], jax.Array]
@@ -250,15 +250,24 @@ class NumPyroBranches:
         def inside(name: str) -> Any:
             return (number >= places[name].start) & (number < places[name].stop)
 
+        def step_of(site: str) -> Any:
+            return (number - places[site].start) // per_step[site]
+
         def at_its_step(name: str, where: FlowMessenger) -> Any:
-            length = per_step.get(name)
-            return True if length is None else (number - places[name].start) // length == where.running_step
+            return step_of(name) == where.running_step if name in per_step else True
+
+        def follows(name: str, site: str, where: FlowMessenger) -> Any:
+            """Return whether this branch is of a site that another one follows, here."""
+            here = where.running_step
+            if site not in per_step or here is None:
+                return inside(site)
+            flags, step = self._layout.ancestors[name][site].steps, step_of(site)
+            reached = [(here == step, SAME), (here > step, AFTER), (here < step, BEFORE)]
+            return inside(site) & reduce(or_, (found for found, flag in reached if flags & flag))
 
         def intervene(name: str, msg: Any, key: jax.Array, where: FlowMessenger) -> None:
-            if temperatures is not None and where.inside:
-                self._refuse_body(name, temperatures)
-            elif temperatures is not None and not isinstance(unmasked(msg["fn"]), Extended):
-                self._soften(name, msg, key, temperatures, inside)
+            if temperatures is not None and not isinstance(unmasked(msg["fn"]), Extended):
+                self._soften(name, msg, key, temperatures, lambda site: follows(name, site, where))
             if name in places:
                 mine = alternatives[name].astype(msg["value"].dtype)
                 msg["value"] = jnp.where(inside(name) & at_its_step(name, where), mine, msg["value"])
@@ -287,17 +296,8 @@ class NumPyroBranches:
         sides = {1.0: arrays.model_costs, -1.0: arrays.guide_costs}
         return [sides[spec.sign][spec.name] for spec in self._layout.costs]
 
-    def _refuse_body(self, name: str, temperatures: Mapping[str, Any]) -> None:
-        """Refuse to differentiate through what is drawn in the body of a scan or cond."""
-        for site in temperatures:
-            if site in self._layout.ancestors.get(name, {}):
-                raise EstimatorError(
-                    f"Site '{name}', drawn inside scan or cond, follows site '{site}', whose estimator relaxes what follows; "
-                    f"use ScoreFunction() or LocalExpectation() at '{site}', or write the steps as a Python loop."
-                )
-
-    def _soften(self, name: str, msg: Any, key: jax.Array, temperatures: Mapping[str, Any], inside: Callable) -> None:
-        """Extend a discrete site's density to weights, and relax its draw in the branches of sites that it follows."""
+    def _soften(self, name: str, msg: Any, key: jax.Array, temperatures: Mapping[str, Any], follows: Callable) -> None:
+        """Extend a discrete site's density to weights, and relax its draw in the branches of sites that it `follows`."""
         fn = msg["fn"]
         leading = [site for site in temperatures if site in self._layout.ancestors.get(name, {})]
         if is_relaxable(fn):
@@ -306,7 +306,7 @@ class NumPyroBranches:
             msg["value"] = hard
             for site in leading:
                 soft = softened(name, wide, hard, temperatures[site], key)
-                msg["value"] = jnp.where(inside(site), soft, msg["value"])
+                msg["value"] = jnp.where(follows(site), soft, msg["value"])
         elif leading and not is_reparameterized(fn):
             raise EstimatorError(
                 f"Site '{name}' follows site '{leading[0]}', whose estimator relaxes what follows, and {family(fn)} cannot "

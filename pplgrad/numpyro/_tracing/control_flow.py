@@ -12,7 +12,6 @@ from numpyro.primitives import Messenger
 
 from pplgrad.numpyro._compat import (
     control_flow_kind,
-    hand_out_changes,
     is_handed_out,
     renamed,
     replace_bodies,
@@ -80,10 +79,6 @@ class FlowMessenger(Messenger):
         if msg["type"] == "sample":
             self._record(msg["name"])
         self.process_site(msg)
-
-    def postprocess_message(self, msg: Any) -> None:
-        if msg["type"] == "control_flow" and self.changes_draws:
-            hand_out_changes(msg)
 
     @property
     def inside(self) -> bool:

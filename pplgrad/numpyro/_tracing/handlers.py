@@ -14,11 +14,20 @@ from pplgrad.core.site_info import SiteInfo
 from pplgrad.engine.checks import refuse_model_estimator
 from pplgrad.errors import ProgramError
 from pplgrad.estimators.relaxed import Relaxation
-from pplgrad.numpyro._compat import is_handed_out, is_scan, mark, replay_branches, reused, tag, unmasked
+from pplgrad.numpyro._compat import (
+    hand_out_changes,
+    is_handed_out,
+    is_scan,
+    mark,
+    replay_branches,
+    reused,
+    tag,
+    unmasked,
+)
 from pplgrad.numpyro._distributions import categories, elements, family, is_relaxable, is_reparameterized
 from pplgrad.numpyro._tracing.control_flow import FlowMessenger
 from pplgrad.numpyro._tracing.logits import with_stable_logits
-from pplgrad.numpyro._tracing.relaxations import Extended, extended_in_model, relaxed
+from pplgrad.numpyro._tracing.relaxations import Extended, extended_in_model, relaxed, stacked
 
 Resolve = Callable[[str, Any, FlowMessenger], Estimator]
 """From a site's name, its message, and the messenger that says in which bodies of control flow it stands to its estimator."""
@@ -81,9 +90,11 @@ class SiteMessenger(FlowMessenger):
 
     def process_site(self, msg: Any) -> None:
         stabilize_logits(msg)
-        if self._resolve is None and msg["type"] == "sample":
+        if msg["type"] == "sample" and is_handed_out(msg) and isinstance(unmasked(msg["fn"]), Extended):
+            msg["fn"] = stacked(msg["fn"])
+        elif msg["type"] == "sample" and self._resolve is None:
             name = self.name_of(msg["name"])
-            if name in self.extended and not isinstance(unmasked(msg["fn"]), Extended):
+            if name in self.extended:
                 msg["fn"] = extended_in_model(name, msg["fn"])
         if not self.inside:
             return
@@ -107,7 +118,8 @@ class SiteMessenger(FlowMessenger):
         return self._resolve is not None
 
     def postprocess_message(self, msg: Any) -> None:
-        super().postprocess_message(msg)
+        if msg["type"] == "control_flow" and self.changes_draws:
+            hand_out_changes(msg)
         if msg["type"] != "sample" or msg["is_observed"]:
             return
         name = self.name_of(msg["name"])

@@ -72,6 +72,13 @@ def extended(fn: Any) -> Any:
     return found
 
 
+def stacked(fn: Any) -> Any:
+    """Return the extension of all steps of a scan, which has stacked the arrays of that of one step, and left its shape."""
+    if isinstance(fn, MaskedDistribution):
+        return stacked(fn.base_dist).mask(fn._mask)
+    return Extended(fn.log_probs, fn.one_hot, fn.event_shape, fn.mask_of_elements)
+
+
 def _masks_of(fn: Any) -> Iterator[tuple[Any, int]]:
     """Yield the masks inside a distribution, each with the number of dimensions that are made an event's inside of it."""
     while isinstance(fn, (Independent, MaskedDistribution)):

@@ -200,10 +200,10 @@ class PyroBranches:
             return self._run_all(values, None)
 
     def soft_costs(
-        self, values: Mapping[str, torch.Tensor], temperatures: Mapping[str, Any]
+        self, values: Mapping[str, Values], temperatures: Mapping[str, Any]
     ) -> dict[str, list[torch.Tensor]]:
         """Return the costs at relaxed values, with their gradient."""
-        return self._run_all({name: Values.of(x) for name, x in values.items()}, temperatures)
+        return self._run_all(values, temperatures)
 
     def _run_all(
         self, values: Mapping[str, Values], temperatures: Mapping[str, Any] | None
