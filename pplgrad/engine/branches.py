@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,6 +18,7 @@ from pplgrad.core.sites import Run
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.loop_steps import LoopSteps, StepDraw
 from pplgrad.engine.signals import Signals
+from pplgrad.errors import ProgramError
 
 
 class BranchHost(Protocol):
@@ -172,6 +174,42 @@ def _where_possible(draw: Draw, slopes: Array) -> Array:
 
 def _constant(ops: Ops, values: Values) -> Values:
     return replace(values, at=lambda numbers: ops.stop_gradient(values.at(numbers)))
+
+
+def with_other_sites(
+    ops: Ops, layout: Layout, site: str, found: Mapping[tuple[str, float], Array], drawn: Sequence[Array]
+) -> list[Array]:
+    """Return the costs of a branch in the order of the layout, where a site decides which others exist.
+
+    `found` holds them by name and sign, (1, *batch); `drawn` are those of the draw. A site that the branch lacks costs nothing. What
+    exists in the branch alone surely depends on the site, and is added to the site's own density, whichever element of it decides.
+
+    Raises:
+        ProgramError: the site's elements take other values at once, so that it is not known which of them decides.
+    """
+    known = {(spec.name, spec.sign) for spec in layout.costs}
+    others = [key for key in found if key not in known]
+    lacking = [key for key in known if key not in found]
+    costs = [
+        found.get((spec.name, spec.sign), ops.xp.zeros_like(x)) for spec, x in zip(layout.costs, drawn, strict=True)
+    ]
+    if not others and not lacking:
+        return costs
+    own = next((i for i, spec in enumerate(layout.costs) if spec.name == site and spec.sign < 0), None)
+    group = next(group for group in layout.site_groups if layout.sites[group.members[0]].name == site)
+    if own is None or layout.costs[own].closed or math.prod(group.shape) > 1:
+        raise exists_or_not(min([*others, *lacking])[0], f"the value of site '{site}'")
+    total = sum((sign * ops.xp.sum(found[name, sign]) for name, sign in others), ops.xp.sum(costs[own]) * 0)
+    costs[own] = costs[own] - total / math.prod(costs[own].shape)
+    return costs
+
+
+def exists_or_not(name: str, where: str) -> ProgramError:
+    """Return the refusal of a site that not every run of the program has."""
+    return ProgramError(
+        f"Site '{name}' exists or not depending on {where}, whose estimator runs the program at other values; "
+        "use ScoreFunction() there."
+    )
 
 
 def chunks(count: int, at_once: int | None) -> list[tuple[int, int]]:

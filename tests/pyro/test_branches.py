@@ -226,21 +226,6 @@ def test_hidden_draws_are_those_of_the_primary_run():
             at_once.loss_and_grads(model, guide)
 
 
-def test_a_program_with_other_sites_in_a_branch_is_refused():
-    def guide():
-        chosen(pyro.param("a", array(0.3)))
-
-    def model():
-        z = pyro.sample("z", dist.Bernoulli(array(0.4)))
-        if z > 0:
-            pyro.sample("x", dist.Normal(0.0, 1.0), obs=array(0.3))
-
-    pyro.set_rng_seed(0)
-    with pytest.raises(ProgramError, match="'x' exists or not depending on the value of site 'z'"):
-        for _ in range(4):
-            TraceGrad_ELBO().loss_and_grads(model, guide)
-
-
 @pytest.mark.parametrize(
     ("estimator", "distribution", "words"),
     [

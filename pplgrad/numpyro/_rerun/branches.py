@@ -16,12 +16,12 @@ from pplgrad.core.noise import Noise
 from pplgrad.core.plates import AFTER, BEFORE, SAME
 from pplgrad.core.program import Program
 from pplgrad.core.sites import Run
-from pplgrad.engine.branches import chunks
+from pplgrad.engine.branches import chunks, exists_or_not, with_other_sites
 from pplgrad.engine.checks import another_network, refuse_misuse
 from pplgrad.engine.closed_forms import Counting
 from pplgrad.engine.layout import Layout
-from pplgrad.errors import BaselineError, EstimatorError, ProgramError
-from pplgrad.numpyro._array_ops import JaxNoise
+from pplgrad.errors import BaselineError, EstimatorError
+from pplgrad.numpyro._array_ops import OPS, JaxNoise
 from pplgrad.numpyro._baselines import ANEW
 from pplgrad.numpyro._compat import as_function, reused, unmasked
 from pplgrad.numpyro._distributions import family, is_relaxable, is_reparameterized
@@ -273,16 +273,16 @@ class NumPyroBranches:
                 msg["value"] = jnp.where(inside(name) & at_its_step(name, where), mine, msg["value"])
 
         arrays, static = self._again(key, intervene)
+        if temperatures is None and not self._traceable:
+            site = next(name for name in places if inside(name))
+            return self._in_order_with_others(arrays, site), set()
         self._refuse_others(static)
         return self._in_order(arrays), static.extended
 
     def _refuse_others(self, static: ParticleTrace) -> None:
         """Refuse a run with other sites than the primary one."""
         for name in {*static.model, *static.guide} ^ {spec.name for spec in self._layout.costs}:
-            raise ProgramError(
-                f"Site '{name}' exists or not depending on the values of other sites, whose estimator runs the program "
-                "at other values; use ScoreFunction() there."
-            )
+            raise exists_or_not(name, "the values of other sites")
 
     def _again(
         self, key: jax.Array, intervene: Intervene, differentiated: bool = False
@@ -295,6 +295,14 @@ class NumPyroBranches:
         """Return the costs in the order of the layout."""
         sides = {1.0: arrays.model_costs, -1.0: arrays.guide_costs}
         return [sides[spec.sign][spec.name] for spec in self._layout.costs]
+
+    def _in_order_with_others(self, arrays: ParticleOutputs, site: str) -> list[jax.Array]:
+        """Return the costs of a branch of a site that may decide which others exist."""
+        sides = ((1.0, arrays.model_costs), (-1.0, arrays.guide_costs))
+        found = {(name, sign): x[None] for sign, side in sides for name, x in side.items()}
+        primary = {1.0: self._arrays.model_costs, -1.0: self._arrays.guide_costs}
+        drawn = [primary[spec.sign][spec.name][:1] for spec in self._layout.costs]
+        return [x[0] for x in with_other_sites(OPS, self._layout, site, found, drawn)]
 
     def _soften(self, name: str, msg: Any, key: jax.Array, temperatures: Mapping[str, Any], follows: Callable) -> None:
         """Extend a discrete site's density to weights, and relax its draw in the branches of sites that it `follows`."""

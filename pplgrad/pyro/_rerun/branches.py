@@ -20,12 +20,12 @@ from pplgrad.core.noise import Noise
 from pplgrad.core.objectives import CostWeights
 from pplgrad.core.program import Program
 from pplgrad.core.sites import Run
-from pplgrad.engine.branches import chunks
+from pplgrad.engine.branches import chunks, exists_or_not, with_other_sites
 from pplgrad.engine.checks import another_network
 from pplgrad.engine.layout import Layout
 from pplgrad.errors import CompileError, EstimatorError, ProgramError
 from pplgrad.estimators.relaxed import Relaxation
-from pplgrad.pyro._array_ops import TorchNoise, placed
+from pplgrad.pyro._array_ops import OPS, TorchNoise, placed
 from pplgrad.pyro._baselines import PREFIX, forgetting
 from pplgrad.pyro._distributions import (
     family,
@@ -248,7 +248,11 @@ class PyroBranches:
                         self._traces.restore_rng()
                     with at_other_values(branch.site, self._traces.estimators[branch.site]):
                         traces = self._run(self._replacing(branch, number), temperatures, 1, None)
-                        rows.append(self._costs(*traces, branch.site))
+                        if temperatures is None:
+                            found = self._costs_found(*traces)
+                            rows.append(with_other_sites(OPS, self._layout, branch.site, found, self._before))
+                        else:
+                            rows.append(self._costs(*traces, branch.site))
                 result[branch.site] = [torch.cat(column) for column in zip(*rows, strict=True)]
         return result
 
@@ -421,42 +425,32 @@ class PyroBranches:
     def _costs(
         self, guide: Any, model: Any, site: str | None, rows: int = 1, depth: int | None = None
     ) -> list[torch.Tensor]:
-        """Return the costs in the order of the layout."""
-        found, sides = [], {1.0: model, -1.0: guide}
-        for spec in self._layout.costs:
-            if spec.name not in sides[spec.sign].nodes:
-                raise self._changed(spec.name, site)
-            node = sides[spec.sign].nodes[spec.name]
-            if spec.sign > 0:
-                weight = weight_of(node, self._weights)
-            else:
-                weight = self._weights.observed if node["is_observed"] else self._weights.guide
-            closed = self._traces.closed.get(spec.name)
-            if closed is not None and spec.sign < 0:
-                cost = closed_cost(spec.name, closed, guide, model, self._weights)
-            else:
-                cost = cost_of(spec.name, node, weight, closed)
-            found.append(cost[None] if depth is None else with_particles(node, cost, rows, depth))
-        counted = sum(
-            1
-            for side in sides.values()
-            for node in side.nodes.values()
-            if node["type"] == "sample" and not site_is_subsample(node)
-        )
-        if counted > len(found):
-            names = {spec.name for spec in self._layout.costs}
-            new = next(
-                n
-                for side in sides.values()
-                for n, node in side.nodes.items()
-                if node["type"] == "sample" and not site_is_subsample(node) and n not in names
-            )
-            raise self._changed(new, site)
-        return found
+        """Return the costs in the order of the layout, or refuse a run with other sites."""
+        found = self._costs_found(guide, model, rows, depth)
+        wanted = [(spec.name, spec.sign) for spec in self._layout.costs]
+        changed = found.keys() ^ wanted
+        if changed:
+            where = f"the value of site '{site}'" if site is not None else "the values of other sites"
+            raise exists_or_not(min(changed)[0], where)
+        return [found[key] for key in wanted]
 
-    def _changed(self, name: str, site: str | None) -> ProgramError:
-        where = f"the value of site '{site}'" if site is not None else "the values of other sites"
-        return ProgramError(
-            f"Site '{name}' exists or not depending on {where}, whose estimator runs the program at other values; "
-            "use ScoreFunction() there."
-        )
+    def _costs_found(
+        self, guide: Any, model: Any, rows: int = 1, depth: int | None = None
+    ) -> dict[tuple[str, float], torch.Tensor]:
+        """Return the costs of a run by name and sign, those of sites that the layout does not know among them."""
+        found = {}
+        for sign, side in ((1.0, model), (-1.0, guide)):
+            for name, node in side.nodes.items():
+                if node["type"] != "sample" or site_is_subsample(node):
+                    continue
+                if sign > 0:
+                    weight = weight_of(node, self._weights)
+                else:
+                    weight = self._weights.observed if node["is_observed"] else self._weights.guide
+                closed = self._traces.closed.get(name)
+                if closed is not None and sign < 0:
+                    cost = closed_cost(name, closed, guide, model, self._weights)
+                else:
+                    cost = cost_of(name, node, weight, closed)
+                found[name, sign] = cost[None] if depth is None else with_particles(node, cost, rows, depth)
+        return found
