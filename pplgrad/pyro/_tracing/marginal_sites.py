@@ -42,6 +42,7 @@ from pplgrad.errors import ProgramError, first_line, listed
 from pplgrad.pyro._compat import NoMode, enumerate_from
 from pplgrad.pyro._distributions import family, unmasked
 from pplgrad.pyro._tracing.axes import NONE
+from pplgrad.pyro._tracing.chains import Factor, chain_of
 from pplgrad.pyro._tracing.known_densities import log_density
 from pplgrad.pyro._tracing.watchers import watching
 
@@ -152,8 +153,15 @@ class Component:
 
     def _contracted(self, log_probs: list[torch.Tensor]) -> torch.Tensor:
         # Views, since what packs them writes on them.
-        terms = [pack(site, log_prob[...]) for site, log_prob in zip(self.sites, log_probs, strict=True)]
-        return packed.unpack(self.contracted(terms, self.ordinals, LogRing()), self.symbol_to_dim)
+        terms: list[Any] = [pack(site, log_prob[...]) for site, log_prob in zip(self.sites, log_probs, strict=True)]
+        factors = [Factor(x, x._pyro_dims, plates) for x, plates in zip(terms, self.ordinals, strict=True)]
+        chain = chain_of(factors, self.dims)
+        if chain is None:
+            found = self.contracted(terms, self.ordinals, LogRing())
+        else:
+            found = chain.sum()
+            found._pyro_dims = chain.batch  # type: ignore[attr-defined]
+        return packed.unpack(found, self.symbol_to_dim)
 
     def contracted(self, terms: list[torch.Tensor], ordinals: Iterable[frozenset[str]], ring: Ring) -> torch.Tensor:
         """Return log Σ Π of packed densities, or what else a ring makes of them, packed."""
