@@ -98,6 +98,23 @@ def test_an_enumerating_handler_keeps_the_depth_of_markov_sites():
     )
 
 
+def test_vectorized_markov_marks_the_steps_that_are_not_counted():
+    from pyro.contrib.funsor import vectorized_markov
+
+    with pyro.poutine.trace() as found:
+        for t in vectorized_markov(name="time", size=4, dim=-1):
+            pyro.sample(f"x{t}", dist.Normal(0.0, 1.0), obs=torch.zeros(4)[t])
+    marked = [internals.in_vectorized_markov(site["infer"]) for _, site in found.trace.iter_stochastic_nodes()] + [
+        internals.in_vectorized_markov(site["infer"])
+        for site in found.trace.nodes.values()
+        if site["type"] == "sample" and site["is_observed"]
+    ]
+    assert any(marked), (
+        "pyro.contrib.funsor.vectorized_markov marks the steps that are not counted otherwise than by `_do_not_score`; in_vectorized_markov() in "
+        "_compat.py knows it by that, and programs with it would be counted wrongly."
+    )
+
+
 def test_rings_go_back_to_indices():
     from collections import OrderedDict
 

@@ -23,7 +23,7 @@ from pplgrad import (
     ScoreFunction,
 )
 from pplgrad.core.objectives import ELBO
-from pplgrad.pyro import TraceGrad_ELBO, check_gradients
+from pplgrad.pyro import TraceGrad_ELBO, check_gradients, summed_posterior
 from pplgrad.pyro._tracing import marginal_sites, provenance
 from pplgrad.testing.in_pyro import (
     HOST,
@@ -221,6 +221,33 @@ def test_comparing_values_hides_nothing_from_what_is_watched():
     elbo = TraceGrad_ELBO(max_plate_nesting=1)
     for _ in range(3):
         elbo.loss_and_grads(model, guide)
+
+
+@pytest.mark.parametrize("where", ["summed in the model", "observed in the model", "drawn in the guide"])
+def test_steps_that_overlap_are_refused(where):
+    """Where `vectorized_markov` computes a density several times it leaves it to the ELBO to count it once."""
+    from pyro.contrib.funsor import vectorized_markov
+
+    def chain(drawn, **infer):
+        k = 0
+        for t in vectorized_markov(name="time", size=4, dim=-1):
+            if drawn:
+                k = pyro.sample(f"k{t}", dist.Categorical(torch.ones(3, 3)[k]), infer=infer)
+            if where != "drawn in the guide":
+                pyro.sample(f"x{t}", dist.Normal(1.0 * k, 1.0), obs=torch.zeros(4)[t])
+
+    def model():
+        chain(where != "observed in the model", **SUM)
+
+    def guide():
+        if where == "drawn in the guide":
+            chain(True)
+
+    with pytest.raises(PplgradError, match="vectorized_markov.*write the loop with pyro.markov"):
+        TraceGrad_ELBO(max_plate_nesting=1).loss_and_grads(model, guide)
+    if where == "summed in the model":
+        with pytest.raises(PplgradError, match="vectorized_markov.*write the loop with pyro.markov"):
+            summed_posterior(model, guide)
 
 
 def test_a_sum_that_is_too_large_is_refused(monkeypatch):

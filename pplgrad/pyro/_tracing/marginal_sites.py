@@ -43,6 +43,7 @@ from pplgrad.pyro._compat import NoMode, enumerate_from
 from pplgrad.pyro._distributions import family, unmasked
 from pplgrad.pyro._tracing.axes import NONE
 from pplgrad.pyro._tracing.chains import Factor, chain_of
+from pplgrad.pyro._tracing.host_checks import refuse_vectorized_markov
 from pplgrad.pyro._tracing.known_densities import log_density
 from pplgrad.pyro._tracing.watchers import watching
 
@@ -66,6 +67,7 @@ class MarginalMessenger(EnumMessenger):
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
             return
+        refuse_vectorized_markov(msg)
         infer, name = msg["infer"], msg["name"]
         wanted = infer.get("enumerate") == "parallel" and not (msg["is_observed"] or msg["done"] or name in self._drawn)
         if not self._enumerates and not wanted:
