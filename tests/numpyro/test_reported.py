@@ -40,3 +40,18 @@ def test_exact(name, short):
 def test_particles_together(name):
     program = REPORTED[name]()
     assert_same(expected_gradient(program.case, made(program, None, 2), 2), exact_gradient(program.by_hand))
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+@pytest.mark.parametrize(
+    ("name", "estimator"),
+    [
+        ("scaled and masked", DisARM()),
+        ("beside the guide's", LocalExpectation()),
+        pytest.param("branches in a plate", Enumerate(), marks=pytest.mark.exhaustive),
+    ],
+)
+def test_few_branches_at_once_are_all_of_them(name, estimator, at_once):
+    program = REPORTED[name]()
+    found = expected_gradient_over_cells(program.case, made(program, estimator, max_parallel=at_once), 1)
+    assert_same(found, exact_gradient(program.by_hand))

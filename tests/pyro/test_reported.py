@@ -17,9 +17,10 @@ ESTIMATORS = {
 
 
 def made(program, estimator, particles=1, **given):
+    given.setdefault("vectorize_particles", particles > 1)
     if estimator is not None:
         given["estimators"] = dict.fromkeys(program.case.latents, estimator)
-    return lambda: TraceGrad_ELBO(particles, vectorize_particles=particles > 1, max_plate_nesting=2, **given)
+    return lambda: TraceGrad_ELBO(particles, max_plate_nesting=2, **given)
 
 
 def not_binary(name, short):
@@ -40,3 +41,18 @@ def test_exact(name, short):
 def test_particles_together(name):
     program = REPORTED[name]()
     assert_same(expected_gradient(program.case, made(program, None, 2), 2), exact_gradient(program.by_hand))
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+@pytest.mark.parametrize(
+    ("name", "estimator"),
+    [
+        ("scaled and masked", DisARM()),
+        ("beside the guide's", LocalExpectation()),
+        pytest.param("branches in a plate", Enumerate(), marks=pytest.mark.exhaustive),
+    ],
+)
+def test_few_branches_at_once_are_all_of_them(name, estimator, at_once):
+    program = REPORTED[name]()
+    elbo = made(program, estimator, max_parallel=at_once, vectorize_particles=True)
+    assert_same(expected_gradient_over_cells(program.case, elbo, 1), exact_gradient(program.by_hand))

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -150,8 +151,10 @@ class Component:
         return found
 
     def log_probs(self) -> list[torch.Tensor]:
-        """Return the log densities of the sites."""
-        return densities_of(self.sites)
+        """Return the log densities of the sites, in one type of numbers, which a contraction asks for."""
+        found = densities_of(self.sites)
+        dtype = reduce(torch.promote_types, (x.dtype for x in found))
+        return [x if x.dtype == dtype else x.to(dtype) for x in found]
 
     def _contracted(self, log_probs: list[torch.Tensor]) -> torch.Tensor:
         # Views, since what packs them writes on them.
