@@ -144,6 +144,12 @@ def unmasked(fn: Any) -> Any:
     return fn
 
 
+def written_name(name: str) -> str | None:
+    """Return the name of the site with `obs_mask` of which a site is the part that is not observed, or None."""
+    part = "_unobserved"
+    return name[: -len(part)] if name.endswith(part) else None
+
+
 def mask_of(fn: Any) -> Any:
     """Return the mask in which a distribution stands, of the shape of its batch or broadcasting with it; None without one."""
     inside = mask_of(fn.base_dist) if isinstance(fn, (MaskedDistribution, Independent, ExpandedDistribution)) else None

@@ -133,6 +133,12 @@ def in_vectorized_markov(infer: Mapping[str, Any]) -> bool:
     return "_do_not_score" in infer
 
 
+def written_name(name: str) -> str | None:
+    """Return the name of the site with `obs_mask` of which a site is the part that is not observed, or None."""
+    part = "_unobserved"
+    return name[: -len(part)] if name.endswith(part) else None
+
+
 def ask_for_indices(term: torch.Tensor) -> None:
     """Let what goes back through the messages of a ring note at which indices of a packed tensor it is."""
     require_backward(term)

@@ -26,6 +26,7 @@ from pplgrad.pyro._tracing.marginal_sites import (
     sum_out,
 )
 from pplgrad.pyro._tracing.particle_trace import Traces, samples_of
+from pplgrad.pyro._tracing.relaxations import ExtendedModelMessenger
 
 _AT_MOST = 8
 """Values of each site that are looked at; all sites have theirs at once."""
@@ -74,8 +75,10 @@ def refuse_mixed_values(traces: Traces, program: Program) -> None:
 
 
 def _trace(model: Callable, traces: Traces, program: Program) -> Any:
-    """Return the trace of a model with the draws of another run."""
-    return poutine.trace(poutine.replay(model, trace=traces.model)).get_trace(*program.args, **program.kwargs)
+    """Return the trace of a model with the draws of another run, some of which may be relaxed."""
+    relaxed = [name for name, estimator in traces.estimators.items() if estimator.relaxes]
+    with ExtendedModelMessenger(relaxed):
+        return poutine.trace(poutine.replay(model, trace=traces.model)).get_trace(*program.args, **program.kwargs)
 
 
 def _sizes(found: list[Component]) -> Iterator[int]:
