@@ -106,9 +106,10 @@ def test_what_is_no_chain_takes_pyros_contraction(name):
     assert chain_of(OTHERS[name], states - set("PQR")) is None
 
 
-def test_a_chain_of_many_values_takes_pyros_contraction(monkeypatch):
+@pytest.mark.parametrize("limit", ["_AT_MOST", "_PER_PRODUCT"])
+def test_a_chain_of_many_values_takes_pyros_contraction(limit, monkeypatch):
     factors, states, _ = random_chain(0)
-    monkeypatch.setattr(chains, "_AT_MOST", 7)
+    monkeypatch.setattr(chains, limit, 7)
     assert chain_of(factors, states) is None
 
 

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 
 import torch
 
+_PER_PRODUCT = 2**15
+"""Numbers in the product of two steps up to which the work is little beside the overhead of the operations that it saves."""
 _AT_MOST = 2**21
-"""Numbers in the first and largest level, from which on the work counts for more than the operations."""
+"""Numbers in the first and largest level: more are too much memory."""
 _SHORTEST = 3
 """Summed sites of the shortest chain."""
 
@@ -65,7 +67,8 @@ def chain_of(factors: Sequence[Factor], summed: frozenset[str]) -> Chain | None:
         return None
     batch = "".join(sorted(shared & sizes.keys()))
     values = sizes[states[0]]
-    if math.prod(sizes[d] for d in batch) * math.ceil((len(states) - 1) / 2) * values**3 > _AT_MOST:
+    numbers = math.prod(sizes[d] for d in batch) * values**3
+    if numbers > _PER_PRODUCT or numbers * (len(states) // 2) > _AT_MOST:
         return None
     singles: list[list[torch.Tensor]] = [[] for _ in states]
     pairs: list[list[torch.Tensor]] = [[] for _ in states[1:]]
