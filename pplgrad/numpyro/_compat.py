@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -144,10 +144,10 @@ def unmasked(fn: Any) -> Any:
     return fn
 
 
-def written_name(name: str) -> str | None:
-    """Return the name of the site with `obs_mask` of which a site is the part that is not observed, or None."""
-    part = "_unobserved"
-    return name[: -len(part)] if name.endswith(part) else None
+def written_name(name: str, names: Collection[str]) -> str | None:
+    """Return the name of the site with `obs_mask` of which a site is the part that is not observed, or None; `names` are those of all sites."""
+    whole = name.removesuffix("_unobserved")
+    return whole if whole != name and {whole, f"{whole}_observed"} <= set(names) else None
 
 
 def mask_of(fn: Any) -> Any:

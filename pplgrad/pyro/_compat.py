@@ -133,10 +133,10 @@ def in_vectorized_markov(infer: Mapping[str, Any]) -> bool:
     return "_do_not_score" in infer
 
 
-def written_name(name: str) -> str | None:
-    """Return the name of the site with `obs_mask` of which a site is the part that is not observed, or None."""
-    part = "_unobserved"
-    return name[: -len(part)] if name.endswith(part) else None
+def written_name(name: str, names: Collection[str]) -> str | None:
+    """Return the name of the site with `obs_mask` of which a site is the part that is not observed, or None; `names` are those of all sites."""
+    whole = name.removesuffix("_unobserved")
+    return whole if whole != name and {whole, f"{whole}_observed"} <= set(names) else None
 
 
 def ask_for_indices(term: torch.Tensor) -> None:

@@ -418,3 +418,12 @@ def test_the_dict_is_laid_out_as_arviz_takes_it(kind):
     assert {np.asarray(x).shape[:2] for x in found.values()} == {(1, 3)}
     assert np.asarray(found["z"]).shape == (1, 3, 2, 1)
     assert np.asarray(found["c"]).shape == (1, 3, 2, 2, *((2,) if kind == "marginals" else ()))
+
+
+def test_a_name_that_looks_like_one_of_obs_mask_is_kept():
+    def model():
+        y = pyro.sample("y_unobserved", dist.Bernoulli(0.3), infer=SUM)
+        y = pyro.deterministic("y", 2.0 * y)
+        pyro.sample("x", dist.Normal(y, 0.1), obs=torch.tensor(2.0))
+
+    assert summed_posterior(model, lambda: None, kind="map")["y_unobserved"].item() == 1.0

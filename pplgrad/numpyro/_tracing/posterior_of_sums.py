@@ -142,9 +142,9 @@ def with_known(found: Found, component: Component, trace: Mapping[str, Any], kin
     The host makes a site of what is observed, one of what is not, and a value of both: where that is the same at all values of the
     summed site, it is known. In the steps of a scan that value has no place of its own.
     """
-    result = dict(found)
+    result, names = dict(found), {*trace, *(site["name"] for site in component.sites)}
     for site in (site for site, summed in zip(component.sites, component.summed, strict=True) if summed):
-        name, drawn = written_name(site["name"]), component.shapes.get(site["name"])
+        name, drawn = written_name(site["name"], names), component.shapes.get(site["name"])
         if name is None or drawn is None or drawn.scanned or trace.get(name, {}).get("type") != "deterministic":
             continue
         events, value, x = drawn.event_dim, jnp.asarray(trace[name]["value"]), result.pop(site["name"])

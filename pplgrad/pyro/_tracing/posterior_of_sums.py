@@ -169,8 +169,8 @@ def with_known(found: dict[str, torch.Tensor], component: Component, trace: Any,
     nodes = {**trace.nodes, **{site["name"]: site for site in component.sites}}
     result = dict(found)
     for site in filter(is_marginal, component.sites):
-        name = written_name(site["name"])
-        if name is None or name not in nodes or not nodes[name]["infer"].get("_deterministic"):
+        name = written_name(site["name"], nodes)
+        if name is None or not nodes[name]["infer"].get("_deterministic"):
             continue
         fn, value, x = unmasked(site["fn"]), nodes[name]["value"], result.pop(site["name"])
         events = len(fn.event_shape)
