@@ -255,7 +255,14 @@ def host_checks(model_trace: dict, guide_trace: dict) -> None:
         check_model_guide_match(model_trace, guide_trace)
     except ValueError as error:
         raise ProgramError(f"{error}; give the site one shape in both.") from error
-    _validate_model(model_trace, plate_warning="loose")
+    # Names of dimensions, which the host's enumeration writes into dicts that the user's sites share, are of another run.
+    plain = {
+        name: {**site, "infer": {k: v for k, v in site["infer"].items() if k != "name_to_dim"}}
+        if "infer" in site
+        else site
+        for name, site in model_trace.items()
+    }
+    _validate_model(plain, plate_warning="loose")
 
 
 def is_tracing(*values: Any) -> bool:

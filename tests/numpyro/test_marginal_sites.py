@@ -13,7 +13,7 @@ import pytest
 from jax.scipy.special import logsumexp as lse
 from numpyro import handlers
 from numpyro.contrib.control_flow import cond, scan
-from numpyro.contrib.funsor import config_enumerate, markov
+from numpyro.contrib.funsor import config_enumerate, infer_discrete, markov
 
 from pplgrad import (
     ELBO,
@@ -126,6 +126,26 @@ def test_the_hosts_config_enumerate_asks_for_it():
 
     elbo.loss(KEY, {}, marked, lambda: None)
     assert infer == {"enumerate": "parallel"}
+
+
+def test_what_the_hosts_tools_left_in_infer_is_not_read():
+    """NumPyro's `infer_discrete` writes names of dimensions into the user's dict, which sites share: its own checks would look them up."""
+    infer = dict(SUM)
+
+    def model():
+        with numpyro.plate("data", 2):
+            y = numpyro.sample(
+                "y", dist.Bernoulli(0.3), obs=jnp.ones(2), obs_mask=jnp.array([True, False]), infer=infer
+            )
+            numpyro.sample("x", dist.Normal(y, 1.0), obs=jnp.zeros(2))
+
+    def other():
+        numpyro.sample("k", dist.Bernoulli(0.3), infer=infer)
+
+    wanted = TraceGrad_ELBO().loss(KEY, {}, model, lambda: None)
+    handlers.seed(infer_discrete(other, rng_key=KEY), KEY)()
+    assert "name_to_dim" in infer
+    np.testing.assert_allclose(TraceGrad_ELBO().loss(KEY, {}, model, lambda: None), wanted, rtol=1e-12)
 
 
 def test_describe_names_what_is_summed_out():
