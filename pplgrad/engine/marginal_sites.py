@@ -97,6 +97,14 @@ def mixed_values(name: str, summed: str, dim: int) -> ProgramError:
     )
 
 
+def read_after_scan(name: str, summed: str) -> ProgramError:
+    """Return the error for a density outside of a scan that reads what the scan hands out of a summed site."""
+    return ProgramError(
+        f"Site '{name}' reads what a scan hands out of site '{summed}', which is summed out, so that there it has all its values at once; put "
+        f"'{name}' into the body of the scan, under handlers.mask(mask=t == T - 1) for the last of T steps, or draw '{summed}' in the guide."
+    )
+
+
 def refuse_unfollowed(sites: Sequence[SummedSite]) -> None:
     """Refuse summed sites in a program whose Python reads values, so that what it computes from them cannot be followed."""
     if sites:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -144,6 +144,12 @@ def unmasked(fn: Any) -> Any:
     return fn
 
 
+def written_name(name: str, names: Collection[str]) -> str | None:
+    """Return the name of the site with `obs_mask` of which a site is the part that is not observed, or None; `names` are those of all sites."""
+    whole = name.removesuffix("_unobserved")
+    return whole if whole != name and {whole, f"{whole}_observed"} <= set(names) else None
+
+
 def mask_of(fn: Any) -> Any:
     """Return the mask in which a distribution stands, of the shape of its batch or broadcasting with it; None without one."""
     inside = mask_of(fn.base_dist) if isinstance(fn, (MaskedDistribution, Independent, ExpandedDistribution)) else None
@@ -271,7 +277,14 @@ def host_checks(model_trace: dict, guide_trace: dict) -> None:
         check_model_guide_match(model_trace, guide_trace)
     except ValueError as error:
         raise ProgramError(f"{error}; give the site one shape in both.") from error
-    _validate_model(model_trace, plate_warning="loose")
+    # Names of dimensions, which the host's enumeration writes into dicts that the user's sites share, are of another run.
+    plain = {
+        name: {**site, "infer": {k: v for k, v in site["infer"].items() if k != "name_to_dim"}}
+        if "infer" in site
+        else site
+        for name, site in model_trace.items()
+    }
+    _validate_model(plain, plate_warning="loose")
 
 
 def is_tracing(*values: Any) -> bool:

@@ -52,6 +52,9 @@ def summed_posterior(
     sequence gets its prediction. But a masked element has no part in the "map" of the others if nothing that counts reads it: sequences of
     different length get the paths that they would have alone.
 
+    A site with `obs_mask` has its own name, and the observed value (in "marginals" the probability 1 of it) where that is known. In the body of a
+    `scan` it has the name that NumPyro gives the part that is not observed, and a prediction where it is.
+
     Args:
         rng_key: a key.
         params: the parameters, such as `svi.get_params(state)`.
@@ -65,7 +68,7 @@ def summed_posterior(
         kwargs: keyword arguments of the program.
 
     Returns:
-        A dict from the names of sites to arrays, as `arviz.from_dict` takes it.
+        A dict from the names of sites to arrays: `arviz.from_dict({"posterior": found})`, before version 1 `arviz.from_dict(posterior=found)`, takes it.
 
     Shapes:
         (1, num_samples, \*plates, \*event): one chain, the draws, and one value of the site as the model draws it: in a `scan` the steps come before
@@ -149,7 +152,7 @@ def _given_one_draw(
     possible = []
     for number, component in enumerate(components):
         more, fine = _posterior(component, jax.random.fold_in(own_key, number), kind)
-        found.update(more)
+        found.update(posterior_of_sums.with_known(more, component, found_trace, kind))
         possible.append(fine)
     return found, possible
 

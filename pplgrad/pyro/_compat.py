@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from operator import attrgetter
@@ -126,6 +126,17 @@ def other_handlers() -> list[str]:
 def enumerate_from(dim: int) -> None:
     """Let the next enumerated site have a dimension, and those after it the dimensions to its left."""
     _ENUM_ALLOCATOR.set_first_available_dim(dim)
+
+
+def in_vectorized_markov(infer: Mapping[str, Any]) -> bool:
+    """Return whether a site stands in a step of `vectorized_markov` that another of its steps stands for: its density is not to be counted."""
+    return "_do_not_score" in infer
+
+
+def written_name(name: str, names: Collection[str]) -> str | None:
+    """Return the name of the site with `obs_mask` of which a site is the part that is not observed, or None; `names` are those of all sites."""
+    whole = name.removesuffix("_unobserved")
+    return whole if whole != name and {whole, f"{whole}_observed"} <= set(names) else None
 
 
 def ask_for_indices(term: torch.Tensor) -> None:

@@ -18,7 +18,7 @@ from pplgrad.pyro._distributions import is_drawn_from_prior
 from pplgrad.pyro._tracing.host_checks import check_programs
 from pplgrad.pyro._tracing.marginal_sites import components, trace_against
 from pplgrad.pyro._tracing.particle_trace import samples_of, without_shapes
-from pplgrad.pyro._tracing.posterior_of_sums import marginals, most_probable, samples
+from pplgrad.pyro._tracing.posterior_of_sums import marginals, most_probable, samples, with_known
 
 _KINDS = {"samples": samples, "marginals": marginals, "map": most_probable}
 
@@ -48,6 +48,9 @@ def summed_posterior(
     sequence gets its prediction. But a masked element has no part in the "map" of the others if nothing that counts reads it: sequences of
     different length get the paths that they would have alone.
 
+    A site with `obs_mask` has its own name, and the observed value (in "marginals" the probability 1 of it) where that is known. Pyro drops `infer`
+    at such a site: sum it out with `config_enumerate` around the model.
+
     Args:
         model: the model.
         guide: the guide. It may be wrapped (`config_estimators`), a module, or an autoguide. Draws are those that the guide makes by itself, also
@@ -60,7 +63,8 @@ def summed_posterior(
         kwargs: keyword arguments of the program.
 
     Returns:
-        A dict from the names of sites to tensors without a gradient, as `arviz.from_dict` takes it. The program's state is the param store's alone.
+        A dict from the names of sites to tensors without a gradient. On a CPU `arviz.from_dict({"posterior": found})`, before version 1
+        `arviz.from_dict(posterior=found)`, takes it. The program's state is the param store's alone.
 
     Shapes:
         (1, num_samples, \*plates, \*event): one chain, the draws, and one value of the site. "marginals": (1, num_samples, \*plates, values), in the
@@ -127,7 +131,7 @@ def _given_one_draw(
     if not parts:
         raise nothing_summed()
     for part in parts:
-        found.update(_KINDS[kind](part))
+        found.update(with_known(_KINDS[kind](part), part, trace, kind))
     return found
 
 

@@ -13,7 +13,7 @@ import pytest
 from jax.scipy.special import logsumexp as lse
 from numpyro import handlers
 from numpyro.contrib.control_flow import cond, scan
-from numpyro.contrib.funsor import config_enumerate, markov
+from numpyro.contrib.funsor import config_enumerate, infer_discrete, markov
 
 from pplgrad import (
     ELBO,
@@ -126,6 +126,26 @@ def test_the_hosts_config_enumerate_asks_for_it():
 
     elbo.loss(KEY, {}, marked, lambda: None)
     assert infer == {"enumerate": "parallel"}
+
+
+def test_what_the_hosts_tools_left_in_infer_is_not_read():
+    """NumPyro's `infer_discrete` writes names of dimensions into the user's dict, which sites share: its own checks would look them up."""
+    infer = dict(SUM)
+
+    def model():
+        with numpyro.plate("data", 2):
+            y = numpyro.sample(
+                "y", dist.Bernoulli(0.3), obs=jnp.ones(2), obs_mask=jnp.array([True, False]), infer=infer
+            )
+            numpyro.sample("x", dist.Normal(y, 1.0), obs=jnp.zeros(2))
+
+    def other():
+        numpyro.sample("k", dist.Bernoulli(0.3), infer=infer)
+
+    wanted = TraceGrad_ELBO().loss(KEY, {}, model, lambda: None)
+    handlers.seed(infer_discrete(other, rng_key=KEY), KEY)()
+    assert "name_to_dim" in infer
+    np.testing.assert_allclose(TraceGrad_ELBO().loss(KEY, {}, model, lambda: None), wanted, rtol=1e-12)
 
 
 def test_describe_names_what_is_summed_out():
@@ -480,6 +500,51 @@ def test_what_cannot_be_summed_is_refused(name):
     model, given, words = REFUSED[name]
     with pytest.raises(PplgradError, match=words):
         TraceGrad_ELBO(**given).loss(KEY, {"m": 0.1, "l": 0.1}, model, small_guide)
+
+
+@pytest.mark.parametrize("read", ["carry", "steps", "summed"])
+@pytest.mark.parametrize("steps", [1, 2, pytest.param(5, marks=pytest.mark.exhaustive)])
+def test_what_is_read_after_a_scan_is_put_into_its_body(steps, read):
+    """The last value of a summed site is not known outside of a scan; the remedy that the error names gives the sum over all paths."""
+    move, x = jnp.array([[0.7, 0.3], [0.2, 0.8]]), jnp.array([0.1, 1.2, -0.3, 0.9, 0.4])[:steps]
+
+    def end(k):
+        if read == "summed":
+            k = numpyro.sample("e", dist.Bernoulli(0.3 + 0.4 * k), infer=SUM)
+        numpyro.sample("y", dist.Normal(1.5 * k, 1.0), obs=0.7)
+
+    def model(inside):
+        def body(before, row):
+            x, t = row
+            k = numpyro.sample("k", dist.Categorical(move[before]), infer=SUM)
+            numpyro.sample("x", dist.Normal(k, 1.0), obs=x)
+            if inside:
+                with handlers.mask(mask=t == steps - 1):
+                    end(k)
+            return k, k
+
+        last, ks = scan(body, 0, (x, jnp.arange(steps)))
+        if not inside:
+            end(ks[-1] if read == "steps" else last)
+
+    def loss(inside):
+        return TraceGrad_ELBO().loss(KEY, {}, lambda: model(inside), lambda: None)
+
+    terms = []
+    for ks in itertools.product((0, 1), repeat=steps):
+        own = sum(
+            jnp.log(move[a, b]) + dist.Normal(b, 1.0).log_prob(x[t])
+            for t, (a, b) in enumerate(zip((0, *ks), ks, strict=False))
+        )
+        seen = dist.Normal(jnp.array([0.0, 1.5]), 1.0).log_prob(0.7)
+        e = 0.3 + 0.4 * ks[-1]
+        terms.append(own + (lse(jnp.log(jnp.array([1 - e, e])) + seen) if read == "summed" else seen[ks[-1]]))
+    wanted = -lse(jnp.array(terms))
+    np.testing.assert_allclose(loss(True), wanted, rtol=1e-9)
+    with pytest.raises(
+        PplgradError, match=r"reads what a scan hands out of site 'k'.*handlers.mask\(mask=t == T - 1\)"
+    ):
+        loss(False)
 
 
 def test_a_sum_that_is_too_large_is_refused(monkeypatch):

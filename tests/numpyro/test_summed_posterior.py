@@ -27,7 +27,7 @@ from pplgrad import (
 from pplgrad.numpyro import TraceGrad_ELBO, config_estimators, summed_posterior
 from pplgrad.numpyro._compat import mask_of, sub_jaxprs, unmasked
 from pplgrad.numpyro._tracing import contraction, factors, marginal_laws, posterior_of_sums
-from pplgrad.testing.in_numpyro import array
+from pplgrad.testing.in_numpyro import HOST, array
 from tests.covering import mostly
 from tests.numpyro.marginal import SUM
 from tests.numpyro.posteriors import PADDING, POSTERIORS, Posterior, padded
@@ -544,3 +544,51 @@ SAMPLE_MUTANTS = {
 def test_mutant_of_samples_is_caught(mutant, monkeypatch):
     mutant(monkeypatch)
     assert excess(SAMPLE_MUTANTS[mutant]) > 4
+
+
+LABELS = {"some": [True, False, True, False], "all": [True] * 4, "none": [False] * 4}
+
+
+@pytest.mark.parametrize("law", ["Bernoulli", "one-hot", "Categorical"])
+@pytest.mark.parametrize("labels", LABELS)
+def test_a_known_label_is_what_was_observed(labels, law):
+    """At a site with `obs_mask` known rows have their value, which is certain, and the others their posterior."""
+    known, label = jnp.array(LABELS[labels]), jnp.array([0, 1, 1, 0])
+    x, probs = jnp.array([3.0, 2.0, -2.0, -1.0]), jnp.array([0.7, 0.3])
+    laws = {
+        "Bernoulli": (dist.Bernoulli(probs[1]), label),
+        "Categorical": (dist.Categorical(probs), label),
+        "one-hot": (HOST.one_hot(jnp.log(probs)), jnp.eye(2, dtype=int)[label]),
+    }
+    fn, seen = laws[law]
+
+    def model():
+        with numpyro.plate("data", 4):
+            y = numpyro.sample("y", fn, obs=seen, obs_mask=known, infer=SUM)
+            number = y[..., 1] if law == "one-hot" else y
+            numpyro.sample("x", dist.Normal(2.0 * number, 1.0), obs=x)
+
+    def posterior(**given):
+        return summed_posterior(KEY, {}, model, lambda: None, **given)
+
+    logs = jnp.log(probs) + dist.Normal(jnp.array([0.0, 2.0]), 1.0).log_prob(x[:, None])
+    wanted = np.where(known[:, None], jnp.eye(2)[label], jax.nn.softmax(logs, -1))
+    found = posterior(kind="marginals", num_samples=2)
+    assert list(found) == ["y"]
+    np.testing.assert_allclose(found["y"], np.broadcast_to(wanted, (1, 2, 4, 2)), atol=1e-9)
+    best = wanted.argmax(-1)
+    found = posterior(kind="map")["y"]
+    np.testing.assert_array_equal(found[0, 0], np.eye(2)[best] if law == "one-hot" else best)
+    drawn = posterior(num_samples=20)["y"]
+    assert drawn.shape == (1, 20, *seen.shape) and (drawn[0][:, known] == seen[known]).all()
+
+
+@pytest.mark.parametrize("kind", ["samples", "marginals", "map"])
+def test_the_dict_is_laid_out_as_arviz_takes_it(kind):
+    """ArviZ takes arrays of shape (chain, draw, *shape), those of one group with the same chains and draws."""
+    model, guide, params = POSTERIORS["tree"]()
+    found = summed_posterior(KEY, params, model, guide, kind=kind, num_samples=3, draws=True)
+    assert {"k", "r", "c", "w", "z"} == set(found)
+    assert {np.asarray(x).shape[:2] for x in found.values()} == {(1, 3)}
+    assert np.asarray(found["z"]).shape == (1, 3, 2, 1)
+    assert np.asarray(found["c"]).shape == (1, 3, 2, 2, *((2,) if kind == "marginals" else ()))

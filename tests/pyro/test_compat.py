@@ -98,6 +98,23 @@ def test_an_enumerating_handler_keeps_the_depth_of_markov_sites():
     )
 
 
+def test_vectorized_markov_marks_the_steps_that_are_not_counted():
+    from pyro.contrib.funsor import vectorized_markov
+
+    with pyro.poutine.trace() as found:
+        for t in vectorized_markov(name="time", size=4, dim=-1):
+            pyro.sample(f"x{t}", dist.Normal(0.0, 1.0), obs=torch.zeros(4)[t])
+    marked = [internals.in_vectorized_markov(site["infer"]) for _, site in found.trace.iter_stochastic_nodes()] + [
+        internals.in_vectorized_markov(site["infer"])
+        for site in found.trace.nodes.values()
+        if site["type"] == "sample" and site["is_observed"]
+    ]
+    assert any(marked), (
+        "pyro.contrib.funsor.vectorized_markov marks the steps that are not counted otherwise than by `_do_not_score`; in_vectorized_markov() in "
+        "_compat.py knows it by that, and programs with it would be counted wrongly."
+    )
+
+
 def test_rings_go_back_to_indices():
     from collections import OrderedDict
 
@@ -322,3 +339,30 @@ def test_what_makes_a_call_no_longer_ours_is_seen():
         torch.vmap(lambda x: answers.append(internals.only_ours()) or x)(torch.zeros(2))
         torch.jit.trace(lambda x: answers.append(internals.only_ours()) or x, torch.zeros(2), check_trace=False)
     assert not internals.only_ours() and answers and not any(answers)
+
+
+RANDOM_CALLS = {
+    "rand": lambda: torch.rand(3),
+    "randn_like": lambda: torch.randn_like(torch.ones(3)),
+    "randint": lambda: torch.randint(5, (3,)),
+    "bernoulli": lambda: torch.bernoulli(torch.full((3,), 0.4)),
+    "bernoulli_": lambda: torch.empty(3).bernoulli_(0.4),
+    "bernoulli_ of a tensor": lambda: torch.empty(3).bernoulli_(torch.tensor([0.1, 0.4, 0.7])),
+    "normal": lambda: torch.normal(torch.ones(3), torch.ones(3)),
+    "exponential_": lambda: torch.empty(3).exponential_(),
+    "poisson": lambda: torch.poisson(torch.ones(3)),
+    "_standard_gamma": lambda: torch._standard_gamma(torch.ones(3)),
+    "dropout": lambda: torch.nn.functional.dropout(torch.ones(3), 0.5),
+    "native_dropout": lambda: torch.native_dropout(torch.ones(3), 0.5, True)[0],
+}
+
+
+@pytest.mark.parametrize("name", RANDOM_CALLS)
+def test_noise_is_held_still(name):
+    from pplgrad.pyro._rerun.still_noise import StillNoise
+
+    with StillNoise():
+        found = [RANDOM_CALLS[name]() for _ in range(4)]
+    assert all(torch.equal(x, found[0]) for x in found), (
+        f"StillNoise in _rerun/still_noise.py does not hold torch's {name} still: programs that draw by it where values are compared are refused."
+    )

@@ -1,5 +1,6 @@
 """Model sites that are summed out beside sampled ones: exact against sums written by hand, for every kind of estimator."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.ops.indexing import Vindex
 
 from pplgrad import (
     IWAE,
@@ -23,7 +25,7 @@ from pplgrad import (
     ScoreFunction,
 )
 from pplgrad.core.objectives import ELBO
-from pplgrad.pyro import TraceGrad_ELBO, check_gradients
+from pplgrad.pyro import TraceGrad_ELBO, check_gradients, summed_posterior
 from pplgrad.pyro._tracing import marginal_sites, provenance
 from pplgrad.testing.in_pyro import (
     HOST,
@@ -221,6 +223,105 @@ def test_comparing_values_hides_nothing_from_what_is_watched():
     elbo = TraceGrad_ELBO(max_plate_nesting=1)
     for _ in range(3):
         elbo.loss_and_grads(model, guide)
+
+
+DROP = torch.nn.Dropout(0.5)
+HIDDEN = {
+    "in the guide": (DROP, lambda x: x, lambda x: x),
+    "in the model": (lambda x: x, DROP, lambda x: x),
+    "of each value": (lambda x: x, lambda x: x, DROP),
+    "noise of each value": (lambda x: x, lambda x: x, lambda x: x + torch.randn_like(x)),
+    "a draw of each value": (lambda x: x, lambda x: x, lambda x: torch.bernoulli(0.2 + 0.6 * x)),
+    "everywhere": (DROP, DROP, DROP),
+}
+
+
+@pytest.mark.parametrize("mixes", [False, True])
+@pytest.mark.parametrize("name", HIDDEN)
+def test_values_are_compared_beside_draws_outside_of_sites(name, mixes):
+    """A network with dropout is no reason not to look, and none to refuse."""
+    in_guide, in_model, of_value = HIDDEN[name]
+
+    def model():
+        w = pyro.sample("w", dist.Bernoulli(0.4))
+        m = pyro.sample("m", dist.Normal(in_model(torch.ones(4)).sum(), 1.0))  # in the model alone
+        with pyro.plate("data", 6, subsample_size=2):
+            k = pyro.sample("k", dist.Categorical(torch.ones(3) / 3), infer=SUM)
+            loc = of_value(torch.eye(3)[k]) @ torch.tensor([0.0, 1.0, 2.0]) + w + m
+            pyro.sample("x", dist.Normal(loc - loc.mean() if mixes else loc, 1.0), obs=torch.tensor(0.3))
+
+    def guide():
+        pyro.sample("w", dist.Bernoulli(logits=pyro.param("a", torch.tensor(0.1)) * in_guide(torch.ones(3)).sum()))
+
+    elbo = TraceGrad_ELBO(max_plate_nesting=1)
+    with pytest.warns(UserWarning, match="Found vars in model but not guide"):
+        if mixes:
+            with pytest.raises(PplgradError, match="the density of site 'x' may mix them"):
+                elbo.loss_and_grads(model, guide)
+        else:
+            for _ in range(4):
+                elbo.loss_and_grads(model, guide)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_densities_of_other_types_of_numbers_are_summed_together(steps):
+    """Data in float64 under a prior in float32: what Pyro's contraction takes for an error has the wider type."""
+    x, move = torch.randn(4, dtype=torch.float64), torch.randn(3, 3)
+
+    def model():
+        w = pyro.sample("w", dist.Bernoulli(0.4))
+        k = torch.tensor(0)
+        for t in pyro.markov(range(steps)):
+            k = pyro.sample(f"k{t}", dist.Categorical(logits=Vindex(move)[k]), infer=SUM)
+            pyro.sample(f"x{t}", dist.Normal(k.double() + w, 1.0), obs=x[t])
+
+    def guide():
+        pyro.sample("w", dist.Bernoulli(logits=pyro.param("a", torch.tensor(50.0))))
+
+    pyro.clear_param_store()
+    terms = []
+    for ks in itertools.product(range(3), repeat=steps):
+        moves = [move.double().log_softmax(-1)[a, b] for a, b in zip((0, *ks), ks, strict=False)]
+        terms.append(sum(moves) + sum(dist.Normal(k + 1.0, 1.0).log_prob(x[t]) for t, k in enumerate(ks)))
+    loss = TraceGrad_ELBO(max_plate_nesting=0).loss(model, guide)
+    assert loss == pytest.approx(float(-torch.stack(terms).logsumexp(0) - np.log(0.4)), rel=1e-6)
+    found = summed_posterior(model, guide, kind="marginals", max_plate_nesting=0)
+    probs = torch.stack(terms).softmax(0)
+    last = [
+        sum(p for ks, p in zip(itertools.product(range(3), repeat=steps), probs, strict=True) if ks[-1] == k)
+        for k in range(3)
+    ]
+    torch.testing.assert_close(
+        found[f"k{steps - 1}"].squeeze(), torch.stack(last), rtol=1e-6, atol=1e-6, check_dtype=False
+    )
+    assert summed_posterior(model, guide, max_plate_nesting=0)["k0"].dtype == torch.long
+
+
+@pytest.mark.parametrize("where", ["summed in the model", "observed in the model", "drawn in the guide"])
+def test_steps_that_overlap_are_refused(where):
+    """Where `vectorized_markov` computes a density several times it leaves it to the ELBO to count it once."""
+    from pyro.contrib.funsor import vectorized_markov
+
+    def chain(drawn, **infer):
+        k = 0
+        for t in vectorized_markov(name="time", size=4, dim=-1):
+            if drawn:
+                k = pyro.sample(f"k{t}", dist.Categorical(torch.ones(3, 3)[k]), infer=infer)
+            if where != "drawn in the guide":
+                pyro.sample(f"x{t}", dist.Normal(1.0 * k, 1.0), obs=torch.zeros(4)[t])
+
+    def model():
+        chain(where != "observed in the model", **SUM)
+
+    def guide():
+        if where == "drawn in the guide":
+            chain(True)
+
+    with pytest.raises(PplgradError, match="vectorized_markov.*write the loop with pyro.markov"):
+        TraceGrad_ELBO(max_plate_nesting=1).loss_and_grads(model, guide)
+    if where == "summed in the model":
+        with pytest.raises(PplgradError, match="vectorized_markov.*write the loop with pyro.markov"):
+            summed_posterior(model, guide)
 
 
 def test_a_sum_that_is_too_large_is_refused(monkeypatch):

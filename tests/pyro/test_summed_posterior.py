@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -371,3 +372,58 @@ def samples_of_the_prior_of_plates(monkeypatch):
 def test_mutant_of_samples_is_caught(mutant, monkeypatch):
     mutant(monkeypatch)
     assert excess("tree", DRAWS) > 4
+
+
+LABELS = {"some": [True, False, True, False], "all": [True] * 4, "none": [False] * 4}
+
+
+@pytest.mark.parametrize("law", ["Bernoulli", "OneHotCategorical", "Categorical"])
+@pytest.mark.parametrize("labels", LABELS)
+def test_a_known_label_is_what_was_observed(labels, law):
+    """At a site with `obs_mask` known rows have their value, which is certain, and the others their posterior."""
+    known, label = torch.tensor(LABELS[labels]), torch.tensor([0, 1, 1, 0])
+    x, probs = torch.tensor([3.0, 2.0, -2.0, -1.0]), torch.tensor([0.7, 0.3])
+    laws = {
+        "Bernoulli": (dist.Bernoulli(probs[1]), label.to(probs.dtype)),
+        "Categorical": (dist.Categorical(probs), label),
+        "OneHotCategorical": (dist.OneHotCategorical(probs), torch.eye(2)[label]),
+    }
+    fn, seen = laws[law]
+
+    @pyro.infer.config_enumerate
+    def model():
+        with pyro.plate("data", 4):
+            y = pyro.sample("y", fn, obs=seen, obs_mask=known)
+            number = y[..., 1] if law == "OneHotCategorical" else y
+            pyro.sample("x", dist.Normal(2.0 * number, 1.0), obs=x)
+
+    logs = probs.log() + dist.Normal(torch.tensor([0.0, 2.0]), 1.0).log_prob(x[:, None])
+    wanted = torch.where(known[:, None], torch.eye(2)[label], logs.softmax(-1))
+    found = summed_posterior(model, lambda: None, kind="marginals", max_plate_nesting=1, num_samples=2)
+    assert list(found) == ["y"]
+    torch.testing.assert_close(found["y"], wanted.expand(1, 2, 4, 2))
+    best = wanted.argmax(-1)
+    found = summed_posterior(model, lambda: None, kind="map", max_plate_nesting=1)["y"]
+    torch.testing.assert_close(found[0, 0], torch.eye(2)[best] if law == "OneHotCategorical" else best.to(seen.dtype))
+    drawn = summed_posterior(model, lambda: None, max_plate_nesting=1, num_samples=20)["y"]
+    assert drawn.shape == (1, 20, *seen.shape) and (drawn[0][:, known] == seen[known]).all()
+
+
+@pytest.mark.parametrize("kind", ["samples", "marginals", "map"])
+def test_the_dict_is_laid_out_as_arviz_takes_it(kind):
+    """ArviZ takes arrays of shape (chain, draw, *shape), those of one group with the same chains and draws."""
+    model, guide = POSTERIORS["tree"]()
+    found = summed_posterior(model, guide, kind=kind, num_samples=3, draws=True)
+    assert {"k", "r", "c", "w", "z"} == set(found)
+    assert {np.asarray(x).shape[:2] for x in found.values()} == {(1, 3)}
+    assert np.asarray(found["z"]).shape == (1, 3, 2, 1)
+    assert np.asarray(found["c"]).shape == (1, 3, 2, 2, *((2,) if kind == "marginals" else ()))
+
+
+def test_a_name_that_looks_like_one_of_obs_mask_is_kept():
+    def model():
+        y = pyro.sample("y_unobserved", dist.Bernoulli(0.3), infer=SUM)
+        y = pyro.deterministic("y", 2.0 * y)
+        pyro.sample("x", dist.Normal(y, 0.1), obs=torch.tensor(2.0))
+
+    assert summed_posterior(model, lambda: None, kind="map")["y_unobserved"].item() == 1.0

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from pplgrad.engine.marginal_sites import NEVER
-from pplgrad.numpyro._compat import PREVIOUS, mask_of, root, unmasked
+from pplgrad.numpyro._compat import PREVIOUS, mask_of, root, unmasked, written_name
 from pplgrad.numpyro._distributions import finite_parts
 from pplgrad.numpyro._tracing.contraction import factor
 from pplgrad.numpyro._tracing.factors import Dims, Factor, MostProbable, Ring, Sampled
@@ -134,6 +134,35 @@ class _Densities:
     def probabilities(self, found: Found) -> Found:
         """Return numbers along the values of sites, behind the shape in which the model draws them."""
         return {name: x.reshape(*self._component.shapes[name].leading, -1) for name, x in found.items()}
+
+
+def with_known(found: Found, component: Component, trace: Mapping[str, Any], kind: str) -> Found:
+    """Return what was found, with what is known in its place at sites with `obs_mask`, by the names that these have in the program.
+
+    The host makes a site of what is observed, one of what is not, and a value of both: where that is the same at all values of the
+    summed site, it is known. In the steps of a scan that value has no place of its own.
+    """
+    result, names = dict(found), {*trace, *(site["name"] for site in component.sites)}
+    for site in (site for site, summed in zip(component.sites, component.summed, strict=True) if summed):
+        name, drawn = written_name(site["name"], names), component.shapes.get(site["name"])
+        if name is None or drawn is None or drawn.scanned or trace.get(name, {}).get("type") != "deterministic":
+            continue
+        events, value, x = drawn.event_dim, jnp.asarray(trace[name]["value"]), result.pop(site["name"])
+        axis = value.ndim - jnp.ndim(site["value"])
+        first = value.take(jnp.array([0]), axis) if axis >= 0 else value
+        same = (value == first).all(axis, keepdims=True) if axis >= 0 else jnp.ones_like(value, bool)
+        known = same.all(tuple(range(-events, 0)))
+        batch = len(drawn.leading)
+        known = known.reshape(known.shape[max(known.ndim - batch, 0) :])
+        first = first.reshape(first.shape[max(first.ndim - batch - events, 0) :])
+        if kind == "marginals":
+            finite = finite_parts(unmasked(site["fn"]))
+            assert finite is not None  # It has been refused.
+            support = finite[1].reshape(-1, *(1,) * (first.ndim - events), *finite[1].shape[1:])
+            hits = (support == first).all(tuple(range(-events, 0)))
+            first, events = jnp.moveaxis(hits, 0, -1).astype(x.dtype), 1
+        result[name] = jnp.where(known.reshape(*known.shape, *(1,) * events), first, x)
+    return result
 
 
 def marginals(component: Component, key: jax.Array) -> tuple[Found, jax.Array]:

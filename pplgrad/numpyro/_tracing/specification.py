@@ -10,7 +10,7 @@ import jax
 from pplgrad.core.plates import AFTER, BEFORE, EVERY, OWN, SAME, WHOLE, Plate, Read
 from pplgrad.core.sites import CostSpec, SiteSpec
 from pplgrad.engine.checks import moving_support, refuse_lost, refuse_lost_in_model
-from pplgrad.engine.marginal_sites import mixed_values
+from pplgrad.engine.marginal_sites import mixed_values, read_after_scan
 from pplgrad.errors import ProgramError
 from pplgrad.numpyro._compat import PREVIOUS, root
 from pplgrad.numpyro._tracing.axis_rules import Axis
@@ -131,14 +131,21 @@ def _keeping_apart(
                 plate = static.variables[variable].plates[0]
                 axis = read[i][variable].axes[1]
                 if at is None or (plate.size > 1 and axis != Axis(len(shapes[i]) + at, 1, plate.size)):
-                    raise mixed_values(root(name), root(variable), plate.dim)
+                    raise _mixing(static, root(name), variable)
     costs: Any = numbers.model_costs
     for name in static.model:
         summed = read[costs[name]].keys() & static.variables.keys()
         if summed and name not in static.factors:  # A sum reads them; whatever else does has none of their dimensions.
-            variable = min(summed)
-            raise mixed_values(name, root(variable), static.variables[variable].plates[0].dim)
+            raise _mixing(static, name, min(summed))
     return [{site: way for site, way in reads.items() if site not in static.variables} for reads in read]
+
+
+def _mixing(static: ParticleTrace, name: str, variable: str) -> ProgramError:
+    """Return the error for the density of a site that may mix the values of a variable."""
+    inside = [site in static.model_flows and static.model_flows[site].scanned for site in (name, root(variable))]
+    if inside == [False, True]:
+        return read_after_scan(name, root(variable))
+    return mixed_values(name, root(variable), static.variables[variable].plates[0].dim)
 
 
 def _passed_on(dims: Dims) -> frozenset[str]:

@@ -6,19 +6,27 @@ of no value at all in one that sums, sorts or reorders a whole value (`z.sum()` 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 
 from pplgrad.core.program import Program
 from pplgrad.engine.marginal_sites import mixed_values
 from pplgrad.pyro._rerun.comparison import agree
-from pplgrad.pyro._tracing.marginal_sites import Component, InComponent, Marginal, components, densities_of, is_marginal
-from pplgrad.pyro._tracing.particle_trace import Traces
+from pplgrad.pyro._rerun.still_noise import StillNoise
+from pplgrad.pyro._tracing.marginal_sites import (
+    Component,
+    MarginalMessenger,
+    components,
+    densities_of,
+    is_marginal,
+    sum_out,
+)
+from pplgrad.pyro._tracing.particle_trace import Traces, samples_of
+from pplgrad.pyro._tracing.relaxations import ExtendedModelMessenger
 
 _AT_MOST = 8
 """Values of each site that are looked at; all sites have theirs at once."""
@@ -40,35 +48,37 @@ class _OneValue(Messenger):
 
 
 def refuse_mixed_values(traces: Traces, program: Program) -> None:
-    """Refuse a model of which a density at all values of the summed sites is not the one that it has at each of them."""
-    found = components(traces.model)
-    if not found or traces.hidden_draws:
-        return  # What is drawn outside of sites would not be the same again.
-    summed = [site for component in found for site in component.sites if is_marginal(site)]
-    names = frozenset(site["name"] for site in summed)
-    # What is in no component reads no summed site, or mixes the values of one (`z.sum()` has no dimension of z's).
-    parts = [*((part.sites, part.dims) for part in found), (tuple(_other_sites(traces.model)), frozenset())]
-    with torch.no_grad():
+    """Refuse a model of which a density at all values of the summed sites is not the one that it has at each of them.
+
+    Both are computed again with what is random outside of the sites held still: it may be drawn for each of the values.
+    """
+    names = frozenset(site["name"] for part in components(traces.model) for site in part.sites if is_marginal(site))
+    if not names:
+        return
+    with torch.random.fork_rng(), torch.no_grad(), StillNoise():
+        # The model's own trace has its draws and minibatches too, beside the guide's.
+        at_all = _trace(MarginalMessenger(traces.guide.nodes, traces.nesting)(program.model), traces, program)
+        found = components(sum_out(at_all))
+        # What is in no component reads no summed site, or mixes the values of one (`z.sum()` has no dimension of z's).
+        inside = {site["name"] for part in found for site in part.sites}
+        rest = tuple(site for name, site in samples_of(at_all) if name not in inside)
+        parts = [*((part.sites, part.dims) for part in found), (rest, frozenset())]
         every = [densities_of(sites) for sites, _ in parts]
-    for number in range(min(_AT_MOST, max(_sizes(found)))):
-        with torch.random.fork_rng(), torch.no_grad():
-            # The model's own trace has its draws and minibatches too, beside the guide's.
-            replayed = poutine.replay(_OneValue(names, number)(program.model), trace=traces.model)
-            plain = poutine.trace(replayed).get_trace(*program.args, **program.kwargs)
-        for (sites, dims), densities in zip(parts, every, strict=True):
-            wrong = _mixed(sites, dims, densities, plain, number)
-            if wrong is not None:
-                first = next(filter(is_marginal, sites), summed[0])
-                raise mixed_values(wrong, first["name"], first["infer"]["_enumerate_dim"])
+        summed = [site for part in found for site in part.sites if is_marginal(site)]
+        for number in range(min(_AT_MOST, max(_sizes(found)))):
+            plain = _trace(_OneValue(names, number)(program.model), traces, program)
+            for (sites, dims), densities in zip(parts, every, strict=True):
+                wrong = _mixed(sites, dims, densities, plain, number)
+                if wrong is not None:
+                    first = next(filter(is_marginal, sites), summed[0])
+                    raise mixed_values(wrong, first["name"], first["infer"]["_enumerate_dim"])
 
 
-def _other_sites(trace: Any) -> Iterator[Any]:
-    """Yield the sites of a model that are not summed together, without draws whose densities are."""
-    for site in trace.nodes.values():
-        if site["type"] == "sample" and not (
-            site_is_subsample(site) or isinstance(site["fn"], (Marginal, InComponent))
-        ):
-            yield site
+def _trace(model: Callable, traces: Traces, program: Program) -> Any:
+    """Return the trace of a model with the draws of another run, some of which may be relaxed."""
+    relaxed = [name for name, estimator in traces.estimators.items() if estimator.relaxes]
+    with ExtendedModelMessenger(relaxed):
+        return poutine.trace(poutine.replay(model, trace=traces.model)).get_trace(*program.args, **program.kwargs)
 
 
 def _sizes(found: list[Component]) -> Iterator[int]:
@@ -85,8 +95,7 @@ def _mixed(
     missing = [site["name"] for site in sites if site["name"] not in plain.nodes]
     if missing:
         return str(missing[0])
-    with torch.no_grad():
-        alone = densities_of([{**plain.nodes[site["name"]], "infer": site["infer"]} for site in sites])
+    alone = densities_of([{**plain.nodes[site["name"]], "infer": site["infer"]} for site in sites])
     for site, x, own in zip(sites, densities, alone, strict=True):
         names = site["infer"].get("_dim_to_symbol", {})
         for dim in range(-x.dim(), 0):

@@ -25,6 +25,7 @@ from pplgrad.pyro._distributions import (
     unmasked,
 )
 from pplgrad.pyro._recording import is_recording
+from pplgrad.pyro._tracing.host_checks import refuse_vectorized_markov
 from pplgrad.pyro._tracing.known_densities import draw
 from pplgrad.pyro._tracing.marginal_sites import is_marginal
 from pplgrad.pyro._tracing.provenance import PlateAxis, Provenance
@@ -51,6 +52,7 @@ class SiteMessenger(Messenger):
         self._provenance = provenance
 
     def _pyro_sample(self, msg: Any) -> None:
+        refuse_vectorized_markov(msg)
         if self._provenance is not None:
             self._provenance.drawing = True
             free = not (msg["done"] or msg["is_observed"] or msg["args"] or msg["kwargs"]) and msg["value"] is None

@@ -17,6 +17,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.util import check_model_guide_match, check_site_shape
 
 from pplgrad.errors import PplgradError, ProgramError, first_line
+from pplgrad.pyro._compat import in_vectorized_markov
 
 PARTICLES = "num_particles_vectorized"
 """The name of Pyro's plate of particles."""
@@ -97,6 +98,15 @@ def check_programs(model: Any, guide: Any, nesting: float) -> None:
         return
     with _one_sentence():
         check_model_guide_match(model, _without_factors(guide), nesting)  # type: ignore[arg-type]
+
+
+def refuse_vectorized_markov(msg: Any) -> None:
+    """Refuse a site in `vectorized_markov`, which computes the density of a step several times and leaves it to the ELBO to count it once."""
+    if in_vectorized_markov(msg["infer"]):
+        raise ProgramError(
+            f"Site '{msg['name']}' stands in vectorized_markov of pyro.contrib.funsor, whose steps overlap, so that densities would be counted "
+            "more than once; write the loop with pyro.markov(range(...)): a chain that is summed out takes few operations there too."
+        )
 
 
 def refuse_density_of_hidden_draw(guide: Any, hidden: Callable[[Any], bool]) -> None:

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -42,6 +43,8 @@ from pplgrad.errors import ProgramError, first_line, listed
 from pplgrad.pyro._compat import NoMode, enumerate_from
 from pplgrad.pyro._distributions import family, unmasked
 from pplgrad.pyro._tracing.axes import NONE
+from pplgrad.pyro._tracing.chains import Factor, chain_of
+from pplgrad.pyro._tracing.host_checks import refuse_vectorized_markov
 from pplgrad.pyro._tracing.known_densities import log_density
 from pplgrad.pyro._tracing.watchers import watching
 
@@ -65,6 +68,7 @@ class MarginalMessenger(EnumMessenger):
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
             return
+        refuse_vectorized_markov(msg)
         infer, name = msg["infer"], msg["name"]
         wanted = infer.get("enumerate") == "parallel" and not (msg["is_observed"] or msg["done"] or name in self._drawn)
         if not self._enumerates and not wanted:
@@ -147,13 +151,22 @@ class Component:
         return found
 
     def log_probs(self) -> list[torch.Tensor]:
-        """Return the log densities of the sites."""
-        return densities_of(self.sites)
+        """Return the log densities of the sites, in one type of numbers, which a contraction asks for."""
+        found = densities_of(self.sites)
+        dtype = reduce(torch.promote_types, (x.dtype for x in found))
+        return [x if x.dtype == dtype else x.to(dtype) for x in found]
 
     def _contracted(self, log_probs: list[torch.Tensor]) -> torch.Tensor:
         # Views, since what packs them writes on them.
-        terms = [pack(site, log_prob[...]) for site, log_prob in zip(self.sites, log_probs, strict=True)]
-        return packed.unpack(self.contracted(terms, self.ordinals, LogRing()), self.symbol_to_dim)
+        terms: list[Any] = [pack(site, log_prob[...]) for site, log_prob in zip(self.sites, log_probs, strict=True)]
+        factors = [Factor(x, x._pyro_dims, plates) for x, plates in zip(terms, self.ordinals, strict=True)]
+        chain = chain_of(factors, self.dims)
+        if chain is None:
+            found = self.contracted(terms, self.ordinals, LogRing())
+        else:
+            found = chain.sum()
+            found._pyro_dims = chain.batch  # type: ignore[attr-defined]
+        return packed.unpack(found, self.symbol_to_dim)
 
     def contracted(self, terms: list[torch.Tensor], ordinals: Iterable[frozenset[str]], ring: Ring) -> torch.Tensor:
         """Return log Σ Π of packed densities, or what else a ring makes of them, packed."""

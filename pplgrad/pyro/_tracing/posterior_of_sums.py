@@ -15,7 +15,7 @@ import torch
 from pyro.ops.rings import LogRing, MapRing, Ring, SampleRing
 
 from pplgrad.engine.marginal_sites import NEVER, no_posterior
-from pplgrad.pyro._compat import ask_for_indices, indices_back
+from pplgrad.pyro._compat import ask_for_indices, indices_back, written_name
 from pplgrad.pyro._distributions import mask_of, unmasked
 from pplgrad.pyro._tracing.marginal_sites import Component, is_marginal, pack
 
@@ -158,6 +158,35 @@ def most_probable(component: Component) -> dict[str, torch.Tensor]:
             other = densities.along(site, counts[site.name]) & (index != densities.along(site, chosen[site.name]))
             terms[site.number] = torch.where(other, torch.full_like(terms[site.number], NEVER), terms[site.number])
     return _values(densities, _indices(densities, terms, MapRing))
+
+
+def with_known(found: dict[str, torch.Tensor], component: Component, trace: Any, kind: str) -> dict[str, torch.Tensor]:
+    """Return what was found, with what is known in its place at sites with `obs_mask`, by the names that these have in the program.
+
+    The host makes a site of what is observed, one of what is not, and a value of both: where that is the same at all values of the
+    summed site, it is known.
+    """
+    nodes = {**trace.nodes, **{site["name"]: site for site in component.sites}}
+    result = dict(found)
+    for site in filter(is_marginal, component.sites):
+        name = written_name(site["name"], nodes)
+        if name is None or not nodes[name]["infer"].get("_deterministic"):
+            continue
+        fn, value, x = unmasked(site["fn"]), nodes[name]["value"], result.pop(site["name"])
+        events = len(fn.event_shape)
+        axis = value.dim() + site["infer"]["_enumerate_dim"] - events
+        first = value.narrow(axis, 0, 1) if axis >= 0 else value
+        same = (value == first).all(axis, keepdim=True) if axis >= 0 else torch.ones_like(value, dtype=torch.bool)
+        batch = x.dim() - (1 if kind == "marginals" else events)
+        known = same.flatten(same.dim() - events).all(-1) if events else same
+        known, first = (y.reshape(y.shape[max(y.dim() - n, 0) :]) for y, n in ((known, batch), (first, batch + events)))
+        if kind == "marginals":
+            support = fn.enumerate_support(expand=False)
+            support = support.reshape(len(support), *(1,) * (first.dim() - events), *fn.event_shape)
+            hits = (support == first).flatten(first.dim() - events + 1).all(-1) if events else support == first
+            first, events = hits.movedim(0, -1).to(x.dtype), 1
+        result[name] = torch.where(known.reshape(*known.shape, *(1,) * events), first, x)
+    return result
 
 
 def _counting(densities: _Densities) -> dict[str, torch.Tensor]:
