@@ -24,6 +24,7 @@ class SiteInfo:
         objective: the objective whose gradient is estimated.
         reach: the largest number of elements that can share a downstream cost: the elements together with those of all plates.
         higher_order: whether derivatives of every order are estimated.
+        is_count: whether each element is one whole number, 0 or more, of a distribution that is not a choice among categories.
     """
 
     name: str
@@ -38,6 +39,7 @@ class SiteInfo:
     objective: Objective = field(default_factory=ELBO)
     reach: int = 1
     higher_order: bool = False
+    is_count: bool = False
 
     @property
     def combined(self) -> int:

@@ -27,6 +27,16 @@ def require_binary(estimator: Estimator, site: SiteInfo) -> None:
         )
 
 
+def require_count(estimator: Estimator, site: SiteInfo) -> None:
+    """Refuse a site whose elements are not single counts."""
+    require_unscanned(estimator, site)
+    if not site.is_count:
+        raise EstimatorError(
+            f"{estimator!r} cannot be used at site '{site.name}': an element of {site.distribution} is no single count (a whole number, 0 "
+            f"or more, such as that of a Poisson, NegativeBinomial, Binomial or ZeroInflatedPoisson); {remedy(site)}"
+        )
+
+
 def require_relaxable(estimator: Estimator, site: SiteInfo) -> None:
     """Refuse a site whose value has no relaxation: all but Bernoulli and one-hot vectors."""
     if site.relaxable:

@@ -34,7 +34,7 @@ class Host:
 class Case:
     """A program: `build(host)` returns (model, guide), which take no arguments.
 
-    `latents` maps each discrete site to (value shape, support size); `noise` maps each Normal site to its standard
+    `latents` maps each discrete site to (value shape, support size), where an infinite support is cut off; `noise` maps each Normal site to its standard
     noise; `subsamples` maps a subsampled plate to (size, subsample size); `one_hot` names latents whose values are one-hot
     vectors (their shape is that of the numbers). `impossible` says of each value of a site whether the guide never draws it,
     (*shape, support size).

@@ -39,6 +39,7 @@ class NumPyroDraw:
         self._finite = arrays.finite.get(name)
         self._again = arrays.again.get(name)
         self._parameters = arrays.parameters.get(name)
+        self._counts = arrays.counts.get(name)
 
     def finite(self) -> tuple[jax.Array, jax.Array] | None:
         """Return the log probabilities of all categories and the numbers drawn."""
@@ -59,6 +60,11 @@ class NumPyroDraw:
     def parameters(self) -> dict[str, jax.Array] | None:
         """Return the parameters of the site's family, where its draws are independent numbers."""
         return self._parameters
+
+    def counts(self, count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Return the consecutive counts that the primary run listed, their log probabilities, and that of the draw."""
+        assert self._counts is not None and self._counts[1].shape[-1] == count
+        return self._counts
 
 
 class NumPyroBranches:

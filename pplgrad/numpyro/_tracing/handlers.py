@@ -15,7 +15,7 @@ from pplgrad.engine.checks import refuse_model_estimator
 from pplgrad.errors import ProgramError
 from pplgrad.estimators.relaxed import Relaxation
 from pplgrad.numpyro._compat import is_handed_out, mark, replay_branches, reused, tag, unmasked
-from pplgrad.numpyro._distributions import categories, elements, family, is_relaxable, is_reparameterized
+from pplgrad.numpyro._distributions import categories, elements, family, is_count, is_relaxable, is_reparameterized
 from pplgrad.numpyro._tracing.control_flow import FlowMessenger
 from pplgrad.numpyro._tracing.logits import with_stable_logits
 from pplgrad.numpyro._tracing.relaxations import Extended, extended_in_model, relaxed
@@ -212,4 +212,5 @@ def site_info(
         elements(fn, plates),
         objective,
         elements(fn, ()),
+        is_count=is_count(fn),
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pplgrad.pyro._distributions import counted_parts, every_log_prob, is_one_hot, parameters, unmasked
+from pplgrad.pyro._distributions import counted_parts, counts, every_log_prob, is_one_hot, parameters, unmasked
 
 
 class PyroDraw:
@@ -53,6 +53,11 @@ class PyroDraw:
         """Return the parameters of the site's family, where its draws are independent numbers."""
         found = parameters(self._fn)
         return None if found is None else {name: self._with_particles(x) for name, x in found.items()}
+
+    def counts(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return consecutive counts around the mean, their log probabilities, and that of the draw."""
+        first, log_probs, own = counts(self._fn, self.value if self._vectorized else self.value[0], count)
+        return self._with_particles(first), self._with_particles(log_probs), self._with_particles(own)
 
     def _with_particles(self, x: torch.Tensor) -> torch.Tensor:
         return x if self._vectorized else x[None]
