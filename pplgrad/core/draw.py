@@ -23,6 +23,8 @@ class HostDraw(Protocol):
     value: Array
     """The value drawn, of shape (particles, *B, *E)."""
     event_dim: int
+    one_hot: bool
+    """Whether the values of one element are one-hot vectors."""
 
     def finite(self) -> tuple[Array, Array] | None:
         """Return the log probabilities (particles, *B, *N, categories) and the number drawn (particles, *B, *N).
@@ -132,7 +134,7 @@ class Draw:
     @cached_property
     def _axes(self) -> _Axes:
         value = self._host.value
-        shape = tuple((value if self._listed is None else self._listed[1]).shape[1:])
+        shape = tuple(value.shape[1:-1] if self._host.one_hot else value.shape[1:])
         events = len(shape) - (len(value.shape) - 1 - self._host.event_dim)
         return _Axes.of(shape, self._plates, self._shape, events)
 

@@ -160,6 +160,41 @@ def counts_totals(h):
     return model, guide
 
 
+@counting({"n": ((), 13)}, {"a": (2,), "b": (2,)})
+def counts_gap(h):
+    """Never, or almost always: the counts between are a million times less probable, and gradient reaches both modes."""
+
+    def site(p):
+        often = h.dist.Binomial(12, logits=3 + 0.3 * p[0])
+        return h.sample("n", h.dist.ZeroInflatedDistribution(often, gate_logits=p[1]))
+
+    def model():
+        n = site(values("counts_gap", h)["b"])
+        observe(h, 0.3 * n, 0.7)
+
+    def guide():
+        site(values("counts_gap", h)["a"])
+
+    return model, guide
+
+
+@counting({"n": ((), 4)}, {"a": (2,), "b": (2,)})
+def counts_inflated(h):
+    """Few counts, over which the weights are sums."""
+
+    def site(p):
+        return h.sample("n", h.dist.ZeroInflatedDistribution(h.dist.Binomial(3, logits=p[0]), gate_logits=p[1]))
+
+    def model():
+        n = site(values("counts_inflated", h)["b"])
+        observe(h, 0.5 * n, 0.7)
+
+    def guide():
+        site(values("counts_inflated", h)["a"])
+
+    return model, guide
+
+
 @counting({"n": ((), 13)}, {"a": (5,), "b": (3,)}, noise={"x": np.array(0.4), "y": np.array(-0.7)})
 def counts_between(h):
     """A continuous parent whose path the score carries on, and a continuous site that follows."""

@@ -37,6 +37,7 @@ class NumPyroDraw:
         self.value = jax.lax.stop_gradient(arrays.values[name])
         self.event_dim = event_dim
         self._finite = arrays.finite.get(name)
+        self.one_hot = self._finite is not None and self.value.ndim > self._finite.index.ndim
         self._again = arrays.again.get(name)
         self._parameters = arrays.parameters.get(name)
         self._counts = arrays.counts.get(name)

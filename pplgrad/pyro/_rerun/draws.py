@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,7 +19,12 @@ class PyroDraw:
         self._fn = unmasked(site["fn"])
         self._vectorized = vectorized
         self.value = self._with_particles(site["value"].detach())
-        self._counted = counted_parts(self._fn)
+        self.one_hot = is_one_hot(self._fn)
+
+    @cached_property
+    def _counted(self) -> tuple[Any, torch.Tensor] | None:
+        # Listing the values may read how many there are, which a recorded step cannot always do: only where they are needed.
+        return counted_parts(self._fn)
 
     def finite(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Return the log probabilities of all categories and the numbers drawn."""
