@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pplgrad import Auto, CountDifference, EstimatorError, Expectation, LeaveOneOut, ScoreFunction
+from pplgrad import IWAE, Auto, CountDifference, EstimatorError, Expectation, LeaveOneOut, ScoreFunction
 from pplgrad.core.draw import Draw
 from pplgrad.errors import PplgradError
 from pplgrad.pyro import TraceGrad_ELBO, check_gradients
@@ -16,11 +16,13 @@ from pplgrad.testing.in_pyro import (
     HOST,
     Force,
     assert_same,
+    exact_bound_gradient,
     exact_gradient,
     expected_gradient_over_cells,
     fresh,
     gradient,
 )
+from tests.bounds import bound
 from tests.counting import AT, BEYOND, CLOSED, MUTANTS, WIDE, at_every_count, exact_cases, rewritten
 
 
@@ -46,6 +48,13 @@ def test_branches_at_once_exact(name):
     case = COUNTING[name]
     found = expected_gradient_over_cells(case, lambda: objective(case, CountDifference(), 1, True), 1)
     assert_same(found, exact_gradient(case))
+
+
+@pytest.mark.parametrize("name", ["counts_inflated", "counts_totals"])
+def test_importance_weighted_exact(name):
+    case = COUNTING[name]
+    found = expected_gradient_over_cells(case, lambda: objective(case, CountDifference(), 2, True, objective=IWAE()), 2)
+    assert_same(found, exact_bound_gradient(case, bound(1.0), 2, 0))
 
 
 @pytest.mark.parametrize("law", CLOSED)
