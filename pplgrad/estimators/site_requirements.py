@@ -18,6 +18,16 @@ def require_finite(estimator: Estimator, site: SiteInfo) -> None:
         )
 
 
+def require_finite_or_count(estimator: Estimator, site: SiteInfo) -> None:
+    """Refuse a site whose elements have neither finitely many values nor are single counts."""
+    require_unscanned(estimator, site)
+    if site.categories is None and not site.is_count:
+        raise EstimatorError(
+            f"{estimator!r} cannot be used at site '{site.name}': {site.distribution} does not have finitely many values, and its "
+            f"elements are no single counts; {remedy(site)}"
+        )
+
+
 def require_binary(estimator: Estimator, site: SiteInfo) -> None:
     """Refuse a site whose elements are not Bernoulli."""
     require_unscanned(estimator, site)

@@ -29,6 +29,7 @@ from pplgrad.numpyro._distributions import (
     drawn_again,
     family,
     finite_draw,
+    is_count,
     is_reparameterized,
     parameters,
 )
@@ -184,7 +185,7 @@ def _ask(arrays: ParticleOutputs, name: str, fn: Any, value: jax.Array, estimato
     found = parameters(fn)
     if found is not None:
         arrays.parameters[name] = found
-    elif estimator.num_counts:
+    if estimator.num_counts and is_count(fn):
         arrays.counts[name] = counts(fn, value, estimator.num_counts)
 
 
