@@ -6,25 +6,30 @@ import textwrap
 import numpy as np
 import pytest
 
-from pplgrad import CountDifference
-from pplgrad.estimators import count_difference
+from pplgrad import CountDifference, LocalExpectation, SumAndSample
+from pplgrad.estimators import count_difference, count_heads
 from pplgrad.testing.counting import COUNTING
 
 FEW = CountDifference(3)
 """A window that most of these laws leave, so that the score term has its part."""
 
+HEAD = LocalExpectation(head=3)
+PROBABLE = SumAndSample(3)
+
+EXACT = [
+    *((CountDifference(), name) for name in COUNTING),
+    *((FEW, name) for name in ("counts_inflated", "counts_gap", "counts_masked", "counts_chain", "two_modes")),
+    *((HEAD, name) for name in ("counts_between", "counts_event", "counts_masked", "counts_chain", "two_modes")),
+    *((PROBABLE, name) for name in ("counts_between", "counts_subsampled", "counts_masked", "counts_chain")),
+]
 QUICK = ["poisson", "counts_inflated", "counts_totals", "counts_between"]
 
 
 def exact_cases():
     """Return every estimator and program whose expectation is computed; those that take seconds run with all cases."""
-    cases = [(CountDifference(), name) for name in COUNTING]
-    cases += [(FEW, name) for name in ("counts_inflated", "counts_gap", "counts_masked", "counts_chain", "two_modes")]
     return [
-        pytest.param(
-            estimator, name, id=f"{name}-{estimator.window}", marks=() if name in QUICK else pytest.mark.exhaustive
-        )
-        for estimator, name in cases
+        pytest.param(estimator, name, id=f"{name}-{estimator!r}", marks=() if name in QUICK else pytest.mark.exhaustive)
+        for estimator, name in EXACT
     ]
 
 
@@ -65,12 +70,13 @@ def at_every_count(h, law):
 
 
 def rewritten(patch, name, old, new):
-    """Put a function of `count_difference` there in which a piece of code is another."""
-    source = textwrap.dedent(inspect.getsource(getattr(count_difference, name)))
+    """Put a function of `count_difference`, or a method of `Head`, there in which a piece of code is another."""
+    owner, module = (count_heads.Head, count_heads) if hasattr(count_heads.Head, name) else (count_difference,) * 2
+    source = textwrap.dedent(inspect.getsource(getattr(owner, name)))
     assert source.count(old) == 1, old
-    scope = dict(vars(count_difference))
+    scope = dict(vars(module))
     exec(source.replace(old, new), scope)
-    patch.setattr(count_difference, name, scope[name])
+    patch.setattr(owner, name, scope[name])
 
 
 ALL = CountDifference()
@@ -105,6 +111,29 @@ MUTANTS = {
         "_closed_form",
         'xp.exp(-fixed["logits"])',
         'xp.exp(fixed["logits"])',
+    ),
+    "a_tail_that_is_forgotten": (
+        "counts_between",
+        HEAD,
+        "surrogate",
+        "xp.where(outside, one",
+        "xp.where(outside, 0 * one",
+    ),
+    "a_tail_inside_the_head": ("counts_between", HEAD, "surrogate", "xp.where(outside, one", "xp.where(~outside, one"),
+    "a_head_without_its_probabilities": (
+        "counts_between",
+        PROBABLE,
+        "surrogate",
+        "xp.sum(probs * (",
+        "xp.sum(self.log_probs * (",
+    ),
+    "a_baseline_for_the_head_alone": ("counts_between", PROBABLE, "surrogate", "one * (own - baseline)", "one * own"),
+    "elements_and_counts_exchanged": (
+        "counts_event",
+        LocalExpectation(head=2),
+        "surrogate",
+        "(-2, -1)",
+        "(-1, -2)",
     ),
 }
 """Broken variants, each with a program and an estimator that show it: in which function what is replaced by what."""

@@ -12,14 +12,14 @@ from typing import Any
 
 from pplgrad.core.estimator import Estimator
 from pplgrad.errors import ConfigurationError
-from pplgrad.testing.counting import COUNTING
+from pplgrad.testing.counting import COUNTING, VECTORS
 from pplgrad.testing.fuzz.generate import random_program
 from pplgrad.testing.programs import CASES
 from pplgrad.testing.reentering import REENTERED
 
 __all__ = ["PROGRAMS", "gradient_error", "random_program", "z_score"]
 
-PROGRAMS: tuple[str, ...] = (*CASES, *REENTERED, *COUNTING)
+PROGRAMS: tuple[str, ...] = (*CASES, *REENTERED, *COUNTING, *VECTORS)
 
 
 def gradient_error(
@@ -117,4 +117,4 @@ def _host(library: str) -> Any:
 def _case(program: str) -> Any:
     if program not in PROGRAMS:
         raise ConfigurationError(f"program={program!r}: the programs are {', '.join(PROGRAMS)}.")
-    return {**CASES, **REENTERED, **COUNTING}[program]
+    return {**CASES, **REENTERED, **COUNTING, **VECTORS}[program]

@@ -6,6 +6,7 @@ An infinite support is cut off where the rest has a probability below 1e-14, whi
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -233,10 +234,38 @@ def counts_chain(h):
     return model, guide
 
 
-COUNTING["counts_totals"] = ALL["counts_totals"] = Case(
-    "counts_totals",
-    COUNTING["counts_totals"].params,
-    {"n": ((2,), 4)},
-    COUNTING["counts_totals"].build,
-    impossible={"n": np.arange(4) > TOTALS[:, None]},
-)
+def also(name: str, into: dict[str, Case], **more: Any) -> None:
+    """Add to what is known of a program."""
+    into[name] = ALL[name] = replace(into[name], **more)
+
+
+also("counts_totals", COUNTING, impossible={"n": np.arange(4) > TOTALS[:, None]})
+
+
+VECTORS: dict[str, Case] = {}
+"""Programs whose counts have a given total, of which no estimator changes one by itself."""
+
+THROWN = np.array([(i, j, 3 - i - j) for i in range(4) for j in range(4 - i)])
+"""The ways to share three counts among three categories."""
+
+
+def _thrown(name: str, law: Callable[[Host, Any], Any]) -> None:
+    """Register a vector of counts with a given total."""
+
+    def build(h: Host) -> tuple[Callable, Callable]:
+        def model() -> None:
+            n = h.sample("n", law(h, 0.5 * values(name, h)["b"]))
+            observe(h, 0.3 * n[..., 0] * n[..., 1] - 0.2 * n[..., 2], 0.7)
+
+        def guide() -> None:
+            h.sample("n", law(h, values(name, h)["a"]))
+
+        return model, guide
+
+    build.__name__ = name
+    case({"n": ((), len(THROWN))}, {"a": (3,), "b": (3,)}, into=VECTORS)(build)
+    also(name, VECTORS, vectors={"n": THROWN})
+
+
+_thrown("multinomial", lambda h, a: h.dist.Multinomial(3, logits=a))
+_thrown("dirichlet_multinomial", lambda h, a: h.dist.DirichletMultinomial(h.xp.exp(a), 3))

@@ -112,7 +112,7 @@ def outcomes(case: Case) -> Iterator[Outcome]:
         for name, n in sizes.items():
             index = np.array(flat[start : start + n]).reshape(case.latents[name][0])
             possible &= case.can_be(name, index)
-            result[name] = np.eye(case.latents[name][1])[index] if name in case.one_hot else index
+            result[name] = case.value(name, index)
             start += n
         if possible:
             yield result

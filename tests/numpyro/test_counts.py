@@ -9,22 +9,23 @@ import pytest
 from numpyro.contrib.control_flow import scan
 from numpyro.handlers import substitute
 
-from pplgrad import IWAE, Auto, CountDifference, EstimatorError, Expectation
+from pplgrad import IWAE, Auto, CountDifference, EstimatorError, Expectation, LeaveOneOut, ScoreFunction, SumAndSample
 from pplgrad.errors import PplgradError
 from pplgrad.numpyro import TraceGrad_ELBO, check_gradients
 from pplgrad.numpyro._tracing import particle_trace
 from pplgrad.testing import gradient_error
-from pplgrad.testing.counting import COUNTING
+from pplgrad.testing.counting import COUNTING, VECTORS
 from pplgrad.testing.in_numpyro import (
     HOST,
     assert_same,
     exact_bound_gradient,
     exact_gradient,
+    exact_hessian,
     expected_gradient_over_cells,
     parameters,
 )
 from tests.bounds import bound
-from tests.counting import AT, BEYOND, CLOSED, MUTANTS, WIDE, at_every_count, exact_cases, rewritten
+from tests.counting import AT, BEYOND, CLOSED, HEAD, MUTANTS, WIDE, at_every_count, exact_cases, rewritten
 
 
 @pytest.mark.parametrize(("estimator", "name"), exact_cases())
@@ -67,6 +68,14 @@ def test_closed_forms_are_the_sums(law, monkeypatch):
     assert np.all(np.abs(found[0]) > 1e-3)
 
 
+def test_second_derivatives_of_a_head_exact():
+    case = COUNTING["counts_between"]
+    elbo = TraceGrad_ELBO(estimators={"n": HEAD}, higher_order=True)
+    found, wanted = expected_gradient_over_cells(case, elbo, derive=jax.hessian), exact_hessian(case)
+    for row in wanted:
+        assert_same(found[row], wanted[row])
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_caught(name, monkeypatch):
@@ -85,6 +94,20 @@ def test_no_branch_beyond_the_support(monkeypatch):
     except (PplgradError, ValueError):
         wrong = True
     assert wrong
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_counts_with_a_total_have_the_score_function(name):
+    assert gradient_error(ScoreFunction(), "numpyro", name) < 1e-9
+    assert gradient_error(ScoreFunction(LeaveOneOut()), "numpyro", name, particles=2, vectorized=True) < 1e-9
+
+
+def test_the_most_probable_of_several_counts_are_refused():
+    def program():
+        numpyro.sample("z", dist.Poisson(jnp.ones(2)).to_event(1))
+
+    with pytest.raises(EstimatorError, match="'z' needs a single count, and there are 2 .* use CountDifference"):
+        TraceGrad_ELBO(estimators={"z": SumAndSample()}).loss(jax.random.key(0), {}, program, program)
 
 
 @pytest.mark.parametrize(
@@ -149,5 +172,5 @@ def test_auto_and_check_gradients():
     model, guide = case.build(HOST)
     described = TraceGrad_ELBO(estimators={"*": Auto(2)}).describe(jax.random.key(0), parameters(case), model, guide)
     assert [row["estimator"] for row in described.rows] == ["CountDifference()", "LocalExpectation()"]
-    found = check_gradients(model, guide, params=parameters(case), estimators={"*": CountDifference()}, draws=500)
+    found = check_gradients(model, guide, params=parameters(case), estimators={"*": CountDifference()}, draws=100)
     assert found.status in ("unbiased", "unknown")  # The reference is the score function, beside which much is unknown.

@@ -6,12 +6,12 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pplgrad import IWAE, Auto, CountDifference, EstimatorError, Expectation, LeaveOneOut, ScoreFunction
+from pplgrad import IWAE, Auto, CountDifference, EstimatorError, Expectation, LeaveOneOut, ScoreFunction, SumAndSample
 from pplgrad.core.draw import Draw
 from pplgrad.errors import PplgradError
 from pplgrad.pyro import TraceGrad_ELBO, check_gradients
 from pplgrad.testing import gradient_error
-from pplgrad.testing.counting import COUNTING
+from pplgrad.testing.counting import COUNTING, VECTORS
 from pplgrad.testing.in_pyro import (
     HOST,
     Force,
@@ -36,7 +36,7 @@ def test_exact(estimator, name):
     assert gradient_error(estimator, "pyro", name) < 1e-9
 
 
-@pytest.mark.parametrize("name", ["counts_totals", "counts_inflated"])
+@pytest.mark.parametrize("name", ["counts_inflated", pytest.param("counts_totals", marks=pytest.mark.exhaustive)])
 def test_two_particles_exact(name):
     case = COUNTING[name]
     found = expected_gradient_over_cells(case, lambda: objective(case, CountDifference(2), 2, True), 2)
@@ -50,7 +50,7 @@ def test_branches_at_once_exact(name):
     assert_same(found, exact_gradient(case))
 
 
-@pytest.mark.parametrize("name", ["counts_inflated", "counts_totals"])
+@pytest.mark.parametrize("name", ["counts_inflated", pytest.param("counts_totals", marks=pytest.mark.exhaustive)])
 def test_importance_weighted_exact(name):
     case = COUNTING[name]
     found = expected_gradient_over_cells(case, lambda: objective(case, CountDifference(), 2, True, objective=IWAE()), 2)
@@ -89,7 +89,9 @@ def test_compiled_as_eager(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MUTANTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.exhaustive) if n == "failures_forgotten" else n for n in MUTANTS]
+)
 def test_mutant_is_caught(name, monkeypatch):
     case, estimator, *change = MUTANTS[name]
     rewritten(monkeypatch, *change)
@@ -105,6 +107,20 @@ def test_no_branch_beyond_the_support(way, monkeypatch):
     except (PplgradError, ValueError):
         wrong = True
     assert wrong
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_counts_with_a_total_have_the_score_function(name):
+    assert gradient_error(ScoreFunction(), "pyro", name) < 1e-9
+    assert gradient_error(ScoreFunction(LeaveOneOut()), "pyro", name, particles=2, vectorized=True) < 1e-9
+
+
+def test_the_most_probable_of_several_counts_are_refused():
+    def program():
+        pyro.sample("z", dist.Poisson(torch.ones(2)).to_event(1))
+
+    with pytest.raises(EstimatorError, match="'z' needs a single count, and there are 2 .* use CountDifference"):
+        TraceGrad_ELBO(estimators={"z": SumAndSample()}).loss_and_grads(program, program)
 
 
 @pytest.mark.parametrize(
@@ -187,5 +203,5 @@ def test_auto_and_check_gradients():
     elbo = TraceGrad_ELBO(max_plate_nesting=1, estimators={"*": Auto(2)})
     chosen = [row["estimator"] for row in elbo.describe(model, guide).rows]
     assert chosen == ["CountDifference()", "LocalExpectation()"]
-    found = check_gradients(model, guide, estimators={"*": CountDifference()}, draws=100)
+    found = check_gradients(model, guide, estimators={"*": CountDifference()}, draws=30)
     assert found.status in ("unbiased", "unknown")  # So few draws show a large bias alone; NumPyro's test takes more.
