@@ -103,10 +103,10 @@ MUTANTS = {
     "no_score_outside": ("counts_gap", SOME, "_by_sums", "summed), -own)", "summed), 0 * own)"),
     "score_with_the_wrong_sign": ("counts_gap", SOME, "_by_sums", "summed), -own)", "summed), own)"),
     "a_median_that_sees_the_draw": ("counts_gap", SOME, "_by_sums", "before = near", "pivot = near\n    before = near"),
-    "binomial_as_negative": ("counts_totals", ALL, "_closed_form", '["trials"] - value', '["trials"] + value'),
+    "binomial_as_negative": ("binomial_logits", ALL, "_closed_form", '["trials"] - value', '["trials"] + value'),
     "failures_forgotten": ("geometric_probs", ALL, "_closed_form", 'fixed["failures"] + value', "value"),
     "along_the_other_side": (
-        "counts_totals",
+        "binomial_logits",
         ALL,
         "_closed_form",
         'xp.exp(-fixed["logits"])',

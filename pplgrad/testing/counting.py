@@ -37,7 +37,7 @@ LAWS: dict[str, tuple[int, Callable[[Host, Any], Any]]] = {
     "geometric_logits": (21, lambda h, a: h.dist.Geometric(logits=1.7 + 0.3 * a[0])),
     "binomial_probs": (6, lambda h, a: h.dist.Binomial(5, 0.4 * h.xp.exp(0.3 * a[0]))),
     "binomial_logits": (6, lambda h, a: h.dist.Binomial(5, logits=a[0])),
-    "negative_binomial_probs": (32, lambda h, a: h.dist.NegativeBinomial(2.5, 0.15 * h.xp.exp(0.3 * a[0]))),
+    "negative_binomial_probs": (32, lambda h, a: h.dist.NegativeBinomial(2.5, 0.1 * h.xp.exp(0.3 * a[0]))),
     "negative_binomial_logits": (32, lambda h, a: h.dist.NegativeBinomial(h.array(2.5), logits=0.3 * a[0] - 1.7)),
     "negative_binomial_failures": (32, lambda h, a: h.dist.NegativeBinomial(h.xp.exp(a[1]), logits=0.3 * a[0] - 1.7)),
     "gamma_poisson_rate": (32, lambda h, a: h.dist.GammaPoisson(2.5, 5 + h.xp.exp(a[0]))),
@@ -61,7 +61,11 @@ LAWS: dict[str, tuple[int, Callable[[Host, Any], Any]]] = {
         ),
     ),
 }
-"""By name: how many counts are listed, and the law of a pair of parameters."""
+"""By name: how many counts are listed, and the law of a pair of parameters.
+
+Counts of 7 and more are rare under the negative binomials: there NumPyro's log density is right to 1.4e-6 alone (JAX's betaln), and no
+normalised law, which the closed forms take it for.
+"""
 
 
 def _over_a_binary_site(name: str, size: int, law: Callable[[Host, Any], Any]) -> None:
