@@ -40,7 +40,7 @@ LAWS: dict[str, tuple[int, Callable[[Host, Any], Any]]] = {
     "negative_binomial_probs": (32, lambda h, a: h.dist.NegativeBinomial(2.5, 0.1 * h.xp.exp(0.3 * a[0]))),
     "negative_binomial_logits": (32, lambda h, a: h.dist.NegativeBinomial(h.array(2.5), logits=0.3 * a[0] - 1.7)),
     "negative_binomial_failures": (32, lambda h, a: h.dist.NegativeBinomial(h.xp.exp(a[1]), logits=0.3 * a[0] - 1.7)),
-    "gamma_poisson_rate": (32, lambda h, a: h.dist.GammaPoisson(2.5, 5 + h.xp.exp(a[0]))),
+    "gamma_poisson_rate": (32, lambda h, a: h.dist.GammaPoisson(2.5, 8 + h.xp.exp(a[0]))),
     "gamma_poisson": (32, lambda h, a: h.dist.GammaPoisson(h.xp.exp(a[1]), 5 + h.xp.exp(a[0]))),
     "beta_binomial": (7, lambda h, a: h.dist.BetaBinomial(h.xp.exp(a[0]), h.xp.exp(a[1]), 6)),
     "zero_inflated": (
