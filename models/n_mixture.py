@@ -23,21 +23,47 @@ def load(options, seed):
     """Return simulated counts, a place in each row and a visit in each column: three quarters of the places, and the others."""
     if not 0 < float(options["detection"]) < 1:
         raise ValueError(f"detection is between 0 and 1; got {options['detection']}.")
+    counts = simulate(options, seed)[1]
+    train = len(counts) * 3 // 4
+    return counts[:train], counts[train:]
+
+
+def simulate(options, seed):
+    """Return the number of animals at each place, and their counts on each visit."""
     rng = np.random.default_rng(seed)
     animals = rng.poisson(float(options["abundance"]), int(options["places"]))
     counts = rng.binomial(animals[:, None], float(options["detection"]), (len(animals), int(options["visits"])))
-    train = len(counts) * 3 // 4
-    return counts[:train].astype(np.float32), counts[train:].astype(np.float32)
+    return animals, counts.astype(np.float32)
 
 
-def log_evidence(params, counts, most=200):
-    """Return log p(counts of a place) of each place, in nats: a sum over the number of animals."""
+def posterior(params, counts, most=100):
+    """Return log p(counts of a place) in nats, and the probability of each number of animals there: a sum over that number."""
     from scipy.special import expit, logsumexp
     from scipy.stats import binom, poisson
 
     animals = np.arange(most)
     joint = binom.logpmf(counts[:, :, None], animals, expit(params["detection_logit"])).sum(1)
-    return logsumexp(joint + poisson.logpmf(animals, np.exp(params["log_abundance"])), axis=-1)
+    joint = joint + poisson.logpmf(animals, np.exp(params["log_abundance"]))
+    evidence = logsumexp(joint, axis=-1)
+    return evidence, np.exp(joint - evidence[:, None])
+
+
+def most_likely(counts):
+    """Return the parameters of the model at which the counts are most probable."""
+    from scipy.optimize import minimize
+
+    names = ("log_abundance", "detection_logit")
+
+    def loss(x):
+        return -posterior(dict(zip(names, x, strict=True)), counts)[0].mean()
+
+    return dict(zip(names, minimize(loss, [np.log(3.0), 0.0], method="Nelder-Mead").x, strict=True))
+
+
+def guide_rates(params, counts):
+    """Return the guide's mean number of animals that no visit saw, from its parameters."""
+    a = params["log_rate"]
+    return np.exp(a[0] + 0.1 * (a[1] * counts.max(-1) + a[2] * counts.mean(-1)))
 
 
 def program(ppl, dist, xp, array, most_of):

@@ -58,7 +58,7 @@ class CountDifference(Estimator):
         False
 
     References:
-        Cong, Zhao, Bai and Carin (2019), equations 7 and 8.
+        Cong, Zhao, Bai and Carin (2019), theorem 1.
     """
 
     window: int = 64
