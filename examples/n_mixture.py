@@ -46,7 +46,7 @@ def main(backend, steps, seed, out):
             spread = gradient_variances(backend, program, counts, params, **options)["log_rate"]
             print(f"{when}, {name}, {particles} particle{'s' * (particles > 1)}: gradient variance {spread:.3g}")
             axes[0].barh(j + 0.4 * i, spread, 0.35, color=COLOURS[i], label=when if j == 0 else None)
-    axes[0].set(xscale="log", xlabel="variance of the guide's gradient", yticks=np.arange(3) + 0.2)
+    axes[0].set(xlabel="variance of the guide's gradient", yticks=np.arange(3) + 0.2)
     axes[0].set_yticklabels(CHOICES)
     exact = script.posterior(learned, counts)[1] @ np.arange(100)
     axes[1].plot([0, animals.max()], [0, animals.max()], color="0.8", zorder=0)
