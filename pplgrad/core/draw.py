@@ -23,6 +23,8 @@ class HostDraw(Protocol):
     value: Array
     """The value drawn, of shape (particles, *B, *E)."""
     event_dim: int
+    one_hot: bool
+    """Whether the values of one element are one-hot vectors."""
 
     def finite(self) -> tuple[Array, Array] | None:
         """Return the log probabilities (particles, *B, *N, categories) and the number drawn (particles, *B, *N).
@@ -43,7 +45,16 @@ class HostDraw(Protocol):
     def parameters(self) -> Mapping[str, Array] | None:
         """Return the parameters of a family of independent numbers, each (particles, *B, *E), by NumPyro's names.
 
-        None for a family that no estimator asks for.
+        None for a family that no estimator asks for. Of a law of counts these are the parameters along which the derivative of its
+        distribution function is known, or None: of a Poisson `rate`; of successes before so many `failures`, and among so many
+        `trials`, that number, and `probs` or `logits` of a success. No gradient reaches the numbers of failures and trials.
+        """
+
+    def counts(self, count: int) -> tuple[Array, Array, Array]:
+        """Return the first of `count` consecutive counts around the mean, log q of each with its gradient, and log q of the draw.
+
+        They have shape (particles, *B, *E), with the counts of the second in one more dimension behind. The first of them does not
+        depend on the draw. Log q is −inf outside the support. `count` is what the site's estimator names as `num_counts`.
         """
 
 
@@ -123,7 +134,7 @@ class Draw:
     @cached_property
     def _axes(self) -> _Axes:
         value = self._host.value
-        shape = tuple((value if self._listed is None else self._listed[1]).shape[1:])
+        shape = tuple(value.shape[1:-1] if self._host.one_hot else value.shape[1:])
         events = len(shape) - (len(value.shape) - 1 - self._host.event_dim)
         return _Axes.of(shape, self._plates, self._shape, events)
 
@@ -195,6 +206,21 @@ class Draw:
         if found is None:
             raise EstimatorError(f"Site '{self.name}' is of a family whose parameters are not known.")
         return {name: self._axes.gather(self.ops.xp, x, 1) for name, x in found.items()}
+
+    @property
+    def has_parameters(self) -> bool:
+        """Return whether `parameters` are known."""
+        return self._host.parameters() is not None
+
+    def counts(self, count: int) -> tuple[Array, Array, Array]:
+        """Return the first of `count` consecutive counts around the mean, their log q, and log q of the draw, element by element.
+
+        Shapes: (particles, *plates, elements), with the counts of the second in one more dimension behind. Both logarithms carry
+        gradient; that of an impossible count is a constant far below all others, whose exponential is 0.
+        """
+        xp = self.ops.xp
+        first, log_probs, own = (self._axes.gather(xp, x, 1) for x in self._host.counts(count))
+        return self.ops.stop_gradient(first), bounded(xp, log_probs), own
 
     def again(self, count: int) -> tuple[Array, Array]:
         """Return `count` more draws of the site at the same parents, and their log q with its gradient.

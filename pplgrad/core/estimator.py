@@ -240,6 +240,11 @@ class Estimator(ABC):
         """The number of further draws of the site, at the same parents, that the estimator requests from the host."""
         return 0
 
+    @property
+    def num_counts(self) -> int:
+        """The number of consecutive counts whose log probabilities the estimator requests from the host."""
+        return 0
+
     @abstractmethod
     def check(self, site: SiteInfo) -> None:
         """Raise `EstimatorError` or `BaselineError` if the estimator does not fit the site."""

@@ -25,6 +25,7 @@ class SiteInfo:
         reach: the largest number of elements that can share a downstream cost: the elements together with those of all plates.
         higher_order: whether derivatives of every order are estimated.
         nested: whether that loop is itself a step of another one.
+        is_count: whether each element is one whole number, 0 or more, of a distribution that is not a choice among categories.
     """
 
     name: str
@@ -40,6 +41,7 @@ class SiteInfo:
     reach: int = 1
     higher_order: bool = False
     nested: bool = False
+    is_count: bool = False
 
     @property
     def combined(self) -> int:

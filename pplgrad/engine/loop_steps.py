@@ -80,7 +80,7 @@ class StepDraw:
     def __init__(self, host: HostDraw, steps: LoopSteps) -> None:
         self._host = host
         self._steps = steps
-        self.name, self.event_dim = host.name, host.event_dim
+        self.name, self.event_dim, self.one_hot = host.name, host.event_dim, host.one_hot
         self.value = steps.merged(host.value)
 
     def finite(self) -> tuple[Array, Array] | None:
@@ -101,3 +101,8 @@ class StepDraw:
         """Return the parameters of the site's family, where its draws are independent numbers."""
         found = self._host.parameters()
         return None if found is None else {name: self._steps.merged(x) for name, x in found.items()}
+
+    def counts(self, count: int) -> tuple[Array, Array, Array]:
+        """Return the consecutive counts around the mean, their log q, and log q of the draw."""
+        first, log_probs, own = self._host.counts(count)
+        return self._steps.merged(first), self._steps.merged(log_probs), self._steps.merged(own)

@@ -6,6 +6,7 @@ from pplgrad.estimators.antithetic import ARM, ARMS, DisARM
 from pplgrad.estimators.antithetic_categorical import CARMS, StickBreakingDisARM, TreeDisARM
 from pplgrad.estimators.auto import Auto
 from pplgrad.estimators.control_variates import REBAR, DoubleCV, MuProp
+from pplgrad.estimators.count_difference import CountDifference
 from pplgrad.estimators.enumerate import Enumerate
 from pplgrad.estimators.local_expectation import LocalExpectation
 from pplgrad.estimators.measure_valued import MeasureValued
@@ -25,6 +26,7 @@ __all__ = [
     "Alternatives",
     "Auto",
     "CARMS",
+    "CountDifference",
     "DReG",
     "Declaration",
     "DisARM",

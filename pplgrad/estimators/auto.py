@@ -9,6 +9,7 @@ from pplgrad.core.estimator import Declaration, Estimator
 from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import ConfigurationError
 from pplgrad.estimators.antithetic import DisARM
+from pplgrad.estimators.count_difference import CountDifference
 from pplgrad.estimators.local_expectation import LocalExpectation
 from pplgrad.estimators.reparam import Reparam
 from pplgrad.estimators.score import ScoreFunction
@@ -23,8 +24,9 @@ class Auto(Estimator):
     1. `Reparam()`, if the sampler is reparameterized.
     2. `LocalExpectation()`, if the values of all elements cost at most `budget` evaluations.
     3. `DisARM()`, at a binary site with a budget of at least 1.
-    4. `ScoreFunction(samples=budget + 1)`, with a budget of at least 1.
-    5. The score function with the default baseline.
+    4. `CountDifference()`, at a site of at most `budget` single counts that share their cost.
+    5. `ScoreFunction(samples=budget + 1)`, with a budget of at least 1.
+    6. The score function with the default baseline.
 
     `elbo.describe(...)` reports the choice and its reason.
 
@@ -106,6 +108,12 @@ class Auto(Estimator):
                 )
             if site.categories == 2 and self.budget >= 1:
                 return DisARM(), f"binary; all values would cost {cost} evaluations, above the budget of {self.budget}"
+        if not site.scanned and site.is_count and site.elements <= self.budget:
+            plural = "" if site.elements == 1 else "s"
+            return (
+                CountDifference(),
+                f"{site.elements} evaluation{plural} at the next count, within the budget of {self.budget}",
+            )
         if not site.scanned and self.budget >= 1:
             return ScoreFunction(
                 samples=self.budget + 1

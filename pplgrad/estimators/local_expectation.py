@@ -9,10 +9,12 @@ from pplgrad.core.array_ops import Array
 from pplgrad.core.draw import Draw
 from pplgrad.core.estimator import Alternatives, BranchTerms, Declaration, Estimator, Values
 from pplgrad.core.site_info import SiteInfo
-from pplgrad.estimators.site_requirements import require_finite
+from pplgrad.errors import ConfigurationError
+from pplgrad.estimators.count_heads import Head
+from pplgrad.estimators.site_requirements import require_finite_or_count
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LocalExpectation(Estimator):
     r"""The local expectation gradient: an exact sum over all values of one element at a time, with the others at their draw.
 
@@ -20,9 +22,16 @@ class LocalExpectation(Estimator):
     The expectation over the element is exact, and the expectation over everything else is sampled. Derivatives of every order
     are right under `higher_order=True`.
 
+    Counts without a known end (Poisson, negative binomial, zero-inflated and others) are summed over a head H of `head` counts around the
+    mean, and a draw outside of it has the score-function term: Σ_{k ∈ H} (f(k) − b) ∇q(k) + 1{z ∉ H} (f(z) − b) ∇log q(z), where b is
+    the mean cost over H. The estimate is unbiased for every head.
+
+    Args:
+        head: the number of counts that are summed over where there are infinitely many; at least 1. Default: 16.
+
     Shapes:
         Elements are the entries of `to_event`, of batch dimensions that no plate declares, and of plates that a downstream cost
-        does not have. Each element needs (categories − 1) evaluations of the program. All elements of the other plates change at
+        does not have. Each element needs (categories − 1) evaluations of the program, or `head` of them for counts. All elements of the other plates change at
         once. Costs are in nats.
 
     Assumptions:
@@ -31,7 +40,8 @@ class LocalExpectation(Estimator):
         under `jit`.
 
     Raises:
-        EstimatorError: on a site without finitely many values, or that is drawn inside a `scan` in the body of another one.
+        ConfigurationError: if `head` is below 1.
+        EstimatorError: on a site whose elements are neither finite nor single counts, or that is drawn inside a `scan` in the body of another one.
 
     Example:
         >>> LocalExpectation().declaration.unbiased
@@ -41,10 +51,11 @@ class LocalExpectation(Estimator):
         Titsias and Lázaro-Gredilla (2015), equation 8.
     """
 
+    head: int = 16
     declaration: ClassVar[Declaration] = Declaration(
         unbiased=True,
-        supports="finitely many values",
-        evaluations="elements × (categories − 1)",
+        supports="finitely many values, single counts",
+        evaluations="elements × (categories − 1), or × head",
         differentiable_costs=False,
         derivatives=None,
         source="Titsias and Lázaro-Gredilla 2015",
@@ -52,12 +63,26 @@ class LocalExpectation(Estimator):
     uses_score: ClassVar[bool] = True
     uses_branches: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        if isinstance(self.head, bool) or not isinstance(self.head, int) or self.head < 1:
+            raise ConfigurationError(f"LocalExpectation(head={self.head!r}): give a number of counts, 1 or more.")
+
+    def __repr__(self) -> str:
+        return "LocalExpectation()" if self.head == type(self).head else f"LocalExpectation(head={self.head})"
+
+    @property
+    def num_counts(self) -> int:
+        """Return the number of counts that are summed where there are infinitely many."""
+        return self.head
+
     def check(self, site: SiteInfo) -> None:
-        """Refuse a site without finitely many values."""
-        require_finite(self, site)
+        """Refuse a site whose elements have neither finitely many values nor are single counts."""
+        require_finite_or_count(self, site)
 
     def alternatives(self, draw: Draw) -> Alternatives:
-        """Return, for each element, the draw with every other value of that element."""
+        """Return, for each element, the draw with every other value of that element, or with every count of its head."""
+        if not draw.is_finite:
+            return Head.around_the_mean(draw, self.head).alternatives(draw)
         xp, index = draw.ops.xp, draw.index
         elements, categories = index.shape[-1], draw.log_probs.shape[-1]
         places = draw.ops.arange(elements, index)
@@ -72,6 +97,8 @@ class LocalExpectation(Estimator):
 
     def branch_surrogate(self, terms: BranchTerms) -> Array:
         """Return Σ_d Σ_v q_d(v) f(z with z_d = v)."""
+        if not terms.draw.is_finite:
+            return terms.alternatives.kept.surrogate(terms)
         draw, xp = terms.draw, terms.ops.xp
         index, categories = draw.index, draw.log_probs.shape[-1]
         elements = index.shape[-1]

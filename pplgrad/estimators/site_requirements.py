@@ -18,12 +18,32 @@ def require_finite(estimator: Estimator, site: SiteInfo) -> None:
         )
 
 
+def require_finite_or_count(estimator: Estimator, site: SiteInfo) -> None:
+    """Refuse a site whose elements have neither finitely many values nor are single counts."""
+    require_steps(estimator, site)
+    if site.categories is None and not site.is_count:
+        raise EstimatorError(
+            f"{estimator!r} cannot be used at site '{site.name}': {site.distribution} does not have finitely many values, and its "
+            f"elements are no single counts; {remedy(site)}"
+        )
+
+
 def require_binary(estimator: Estimator, site: SiteInfo) -> None:
     """Refuse a site whose elements are not Bernoulli."""
     require_steps(estimator, site)
     if site.categories != 2:
         raise EstimatorError(
             f"{estimator!r} cannot be used at site '{site.name}': {site.distribution} is not binary; {remedy(site)}"
+        )
+
+
+def require_count(estimator: Estimator, site: SiteInfo) -> None:
+    """Refuse a site whose elements are not single counts."""
+    require_steps(estimator, site)
+    if not site.is_count:
+        raise EstimatorError(
+            f"{estimator!r} cannot be used at site '{site.name}': an element of {site.distribution} is no single count (a whole number, 0 "
+            f"or more, such as that of a Poisson, NegativeBinomial, Binomial or ZeroInflatedPoisson); {remedy(site)}"
         )
 
 

@@ -14,10 +14,12 @@ from pplgrad.core.draw import Draw
 from pplgrad.core.estimator import Alternatives, BranchTerms, Declaration, Estimator
 from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import ConfigurationError, EstimatorError
+from pplgrad.estimators.count_heads import Head
 from pplgrad.estimators.registry import remedy
-from pplgrad.estimators.site_requirements import require_finite
+from pplgrad.estimators.site_requirements import require_finite, require_steps
 
 _LARGEST = 4096
+_AMONG = 64
 
 
 class _Joint:
@@ -78,6 +80,15 @@ def _require_joint(estimator: Estimator, site: SiteInfo, least: int) -> None:
         f"{estimator!r} at site '{site.name}' needs between {least} and {_LARGEST} joint values of the elements that share their "
         f"cost, and there are {site.categories} to the power of {site.elements}; {remedy(site)}"
     )
+
+
+def _require_one(estimator: Estimator, site: SiteInfo, elements: int) -> None:
+    """Refuse several counts that share their cost, whose most probable joint values cannot be listed."""
+    if elements > 1:
+        raise EstimatorError(
+            f"{estimator!r} at site '{site.name}' needs a single count, and there are {elements} that share their cost; use "
+            "CountDifference() or LocalExpectation(), which change one at a time."
+        )
 
 
 @dataclass(frozen=True)
@@ -217,12 +228,16 @@ class SumAndSample(Estimator):
     Estimates ∇θ E_q[f(z)] = Σ_{s∈C} (f(s) − b) ∇θ q(s) + (1 − q(C)) E_{s∉C}[(f(s) − b) ∇θ log q(s)]. C are the k − 1 most probable
     joint values, and the baseline b is the mean cost over C. The program's own draw is the value from the rest if it lies outside C.
 
+    At a single count without a known end (Poisson, negative binomial, zero-inflated and others) C are the k − 1 most probable of the
+    max(64, 2k) counts around the mean, and nothing is drawn from the rest: the second term is 1{z ∉ C} (f(z) − b) ∇log q(z), at the
+    program's own draw.
+
     Args:
         k: the number of values that are evaluated, at least 2. Default: 2.
 
     Shapes:
         Joint values are those of all elements that share their cost (event entries, batch dimensions without a plate), at most 4,096.
-        k evaluations of the program, for all plates at once. Costs are in nats.
+        k evaluations of the program (k − 1 at a count), for all plates at once. Costs are in nats.
 
     Assumptions:
         The cost is finite at every value. Values of probability 0 contribute zero. Where fewer than k values are possible, the sum is
@@ -230,8 +245,8 @@ class SumAndSample(Estimator):
 
     Raises:
         ConfigurationError: if k is below 2.
-        EstimatorError: on a site without finitely many values, with more than 4,096 joint values or with fewer than k; on a site that
-            is drawn inside a `scan` in the body of another one.
+        EstimatorError: on a site without finitely many values that is no single count, with more than 4,096 joint values or with fewer
+            than k; on several counts that share their cost; on a site that is drawn inside a `scan` in the body of another one.
 
     Example:
         >>> SumAndSample(3).k
@@ -244,8 +259,8 @@ class SumAndSample(Estimator):
     k: int = 2
     declaration: ClassVar[Declaration] = Declaration(
         unbiased=True,
-        supports="finitely many values, at most 4,096 jointly",
-        evaluations="k",
+        supports="finitely many values, at most 4,096 jointly; a single count",
+        evaluations="k, or k − 1 at a count",
         differentiable_costs=False,
         derivatives=1,
         source="Liu et al. 2019",
@@ -257,12 +272,24 @@ class SumAndSample(Estimator):
         if not isinstance(self.k, int) or self.k < 2:
             raise ConfigurationError(f"SumAndSample(k={self.k!r}): k is the number of values, 2 or more.")
 
+    @property
+    def num_counts(self) -> int:
+        """Return the number of counts among which the most probable are looked for."""
+        return max(_AMONG, 2 * self.k)
+
     def check(self, site: SiteInfo) -> None:
-        """Refuse a site without finitely many values, or with too many or too few of them."""
-        _require_joint(self, site, self.k)
+        """Refuse a site with too many or too few values, and infinitely many ones that are not those of a single count."""
+        if site.categories is not None or not site.is_count:
+            _require_joint(self, site, self.k)
+            return
+        require_steps(self, site)
+        _require_one(self, site, site.elements)
 
     def alternatives(self, draw: Draw) -> Alternatives:
-        """Return the most probable joint values, and one from the rest."""
+        """Return the most probable joint values, and one from the rest; of a count the most probable values alone."""
+        if not draw.is_finite:
+            _require_one(self, draw.site, draw.value.shape[-1])
+            return Head.most_probable(draw, self.k - 1, self.num_counts).alternatives(draw)
         xp, joint = draw.ops.xp, _Joint(self, draw, self.k)
         log_probs = joint.log_probs()
         fixed, drawn = draw.ops.stop_gradient(log_probs), joint.drawn()
@@ -274,6 +301,8 @@ class SumAndSample(Estimator):
 
     def branch_surrogate(self, terms: BranchTerms) -> Array:
         """Return Σ_C q(s) (f(s) − b) log q(s) + (1 − q(C)) (f(s) − b) log q(s) of the one drawn."""
+        if not terms.draw.is_finite:
+            return terms.alternatives.kept.surrogate(terms)
         ops, xp = terms.ops, terms.ops.xp
         log_q, costs = terms.alternatives.kept, terms.costs
         probs = xp.exp(ops.stop_gradient(log_q[:, :-1]))

@@ -12,12 +12,19 @@ import numpyro.distributions
 from jax.scipy.special import logsumexp
 from numpyro.distributions import (
     BernoulliProbs,
+    BinomialLogits,
     BinomialProbs,
     CategoricalLogits,
     CategoricalProbs,
     Distribution,
     ExpandedDistribution,
+    GammaPoisson,
+    GeometricLogits,
+    GeometricProbs,
     Independent,
+    NegativeBinomial2,
+    NegativeBinomialLogits,
+    NegativeBinomialProbs,
 )
 
 from pplgrad.core.array_ops import FEW_CATEGORIES
@@ -175,11 +182,77 @@ def is_relaxable(fn: Any) -> bool:
 
 
 def parameters(fn: Any) -> dict[str, jax.Array] | None:
-    """Return the parameters of a family of independent numbers, each of the shape of the value; None for others."""
+    """Return the parameters of a family of independent numbers, as `HostDraw.parameters` has them; None for others."""
     base, name = _family(fn), family(fn)
-    if name not in _PARAMETERS:
+    found: dict[str, Any] | None = _count_parameters(base)
+    if name in _PARAMETERS:
+        found = {key: getattr(base, key) for key in _PARAMETERS[name]}
+    return None if found is None else {key: jnp.broadcast_to(x, fn.shape()) for key, x in found.items()}
+
+
+def _count_parameters(base: Any) -> dict[str, Any] | None:
+    """Return the parameters of a law of counts whose distribution function has a known derivative along all that carry gradient."""
+    kind = type(base)
+    if kind is GeometricProbs:
+        return {"failures": 1.0, "probs": 1 - jnp.asarray(base.probs)}
+    if kind is GeometricLogits:
+        return {"failures": 1.0, "logits": -jnp.asarray(base.logits)}
+    if kind in (BinomialProbs, BinomialLogits):
+        given = "probs" if kind is BinomialProbs else "logits"
+        found = {"trials": base.total_count, given: getattr(base, given)}
+    elif kind is NegativeBinomialProbs:
+        found = {"failures": base.total_count, "probs": base.probs}
+    elif kind is NegativeBinomialLogits:
+        found = {"failures": base.total_count, "logits": base.logits}
+    elif kind in (GammaPoisson, NegativeBinomial2):
+        found = {"failures": base.concentration, "logits": -jnp.log(base.rate)}
+    else:
         return None
-    return {key: jnp.broadcast_to(getattr(base, key), fn.shape()) for key in _PARAMETERS[name]}
+    return found if _is_constant(next(iter(found.values()))) else None
+
+
+def _is_constant(x: Any) -> bool:
+    """Return whether it is sure that no gradient reaches a number: inside of a transform of JAX's it may come from anywhere."""
+    return not isinstance(x, jax.core.Tracer) or not jnp.issubdtype(x.dtype, jnp.inexact)
+
+
+def _count_support(fn: Any) -> tuple[Any, Any] | None:
+    """Return the law of one element and its support, if its values are whole numbers from one that is known on, 0 or more."""
+    while isinstance(fn, Independent):
+        fn = fn.base_dist
+    if fn.event_shape or isinstance(_family(fn), (CategoricalLogits, CategoricalProbs)):
+        return None
+    support = fn.support
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    least = getattr(support, "lower_bound", None)
+    known = isinstance(least, (int, float)) and least >= 0
+    return (fn, support) if known and getattr(support, "is_discrete", False) else None
+
+
+def is_count(fn: Any) -> bool:
+    """Return whether each element is a whole number, 0 or more, of a law that is not a choice among categories."""
+    return _count_support(unmasked(fn)) is not None
+
+
+def counts(fn: Any, value: jax.Array, count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return consecutive counts around the mean, as `HostDraw.counts` has them, for one particle."""
+    found = _count_support(fn)
+    assert found is not None
+    base, support = found
+    try:
+        mean = jax.lax.stop_gradient(jnp.asarray(base.mean))
+    except (NotImplementedError, AttributeError):
+        mean = jnp.zeros(())
+    first = jnp.where(jnp.isfinite(mean), jnp.floor(mean - count // 2), 0.0)
+    if hasattr(support, "upper_bound"):
+        first = jnp.minimum(first, jnp.asarray(support.upper_bound) + 1 - count)
+    first = jnp.broadcast_to(jnp.maximum(first, support.lower_bound).astype(value.dtype), value.shape)
+    listed = first + jnp.arange(count, dtype=value.dtype).reshape(-1, *(1,) * value.ndim)
+    inside = support(listed)
+    log_probs = base.log_prob(jnp.where(inside, listed, value))
+    log_probs = jnp.moveaxis(jnp.where(inside, log_probs, -jnp.inf), 0, -1)
+    return first, log_probs, base.log_prob(value)
 
 
 def drawn_again(fn: Any, key: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:

@@ -186,9 +186,73 @@ def is_relaxable(fn: Any) -> bool:
 
 
 def parameters(fn: Any) -> dict[str, torch.Tensor] | None:
-    """Return the parameters of a family of independent numbers, each of the shape of the value; None for others."""
+    """Return the parameters of a family of independent numbers, as `HostDraw.parameters` has them; None for others."""
     base, name = _family(fn), family(fn)
-    return {key: getattr(base, key).expand(fn.shape()) for key in _PARAMETERS[name]} if name in _PARAMETERS else None
+    found: dict[str, torch.Tensor] | None = _count_parameters(base)
+    if name in _PARAMETERS and type(base) is getattr(distributions, name):
+        found = {key: getattr(base, key) for key in _PARAMETERS[name]}
+    return None if found is None else {key: x.expand(fn.shape()) for key, x in found.items()}
+
+
+def _count_parameters(base: Any) -> dict[str, torch.Tensor] | None:
+    """Return the parameters of a law of counts whose distribution function has a known derivative along all that carry gradient."""
+    kind = type(base)
+    if kind is distributions.Geometric:
+        given = "probs" if "probs" in base.__dict__ else "logits"
+        chance = 1 - base.probs if given == "probs" else -base.logits
+        return {"failures": torch.ones_like(chance), given: chance}
+    if kind is distributions.GammaPoisson:
+        found = {"failures": base.concentration, "logits": -base.rate.log()}
+    elif kind in (distributions.NegativeBinomial, distributions.Binomial):
+        given = "probs" if "probs" in base.__dict__ else "logits"
+        of = "trials" if kind is distributions.Binomial else "failures"
+        found = {of: base.total_count, given: getattr(base, given)}
+    else:
+        return None
+    return None if next(iter(found.values())).requires_grad else found
+
+
+def _count_support(fn: Any) -> tuple[Any, Any] | None:
+    """Return the law of one element and its support, if its values are whole numbers from one that is known on, 0 or more."""
+    base = fn
+    while isinstance(base, TorchIndependent):
+        base = base.base_dist
+    if base.event_shape or isinstance(_family(base), torch.distributions.Categorical):
+        return None
+    try:
+        support = base.support
+    except (NotImplementedError, AttributeError):
+        return None
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    least = getattr(support, "lower_bound", None)
+    known = isinstance(least, (int, float)) and least >= 0
+    return (base, support) if known and support.is_discrete else None
+
+
+def is_count(fn: Any) -> bool:
+    """Return whether each element is a whole number, 0 or more, of a law that is not a choice among categories."""
+    return _count_support(unmasked(fn)) is not None
+
+
+def counts(fn: Any, value: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return consecutive counts around the mean, as `HostDraw.counts` has them, without the particles' dimension."""
+    found = _count_support(fn)
+    assert found is not None
+    base, support = found
+    try:
+        mean = base.mean.detach()
+    except (NotImplementedError, AttributeError):
+        mean = torch.zeros((), device=value.device)
+    first = torch.where(torch.isfinite(mean), (mean - count // 2).floor(), 0.0)
+    if hasattr(support, "upper_bound"):
+        first = torch.minimum(first, torch.as_tensor(support.upper_bound + 1 - count, device=value.device))
+    first = first.clamp(min=support.lower_bound).to(value.dtype).expand(value.shape)
+    listed = first + torch.arange(count, device=value.device).reshape(-1, *(1,) * value.dim()).to(value.dtype)
+    inside = support.check(listed)
+    log_probs = base.log_prob(torch.where(inside, listed, value))
+    log_probs = torch.where(inside, log_probs, -torch.inf).movedim(0, -1)
+    return first, log_probs, base.log_prob(value)
 
 
 def categories(fn: Any) -> int | None:

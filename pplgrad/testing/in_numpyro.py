@@ -110,7 +110,7 @@ def outcomes(case: Case) -> Iterator[dict[str, np.ndarray]]:
             for name, n in sizes.items():
                 index = np.array(flat[start : start + n]).reshape(case.latents[name][0])
                 possible &= case.can_be(name, index)
-                result[name] = np.eye(case.latents[name][1])[index] if name in case.one_hot else index
+                result[name] = case.value(name, index)
                 start += n
             if possible:
                 yield result
@@ -263,8 +263,17 @@ def expected_gradient(
     return jax.tree.map(lambda g: np.tensordot(weight, np.asarray(g), 1), found)
 
 
-def driven(guide: Callable, uniforms: dict[str, jax.Array], noise: dict[str, np.ndarray], particles: int) -> Callable:
-    """Make the guide draw from given uniform numbers, of shape (particles, ...), in whatever branch it runs."""
+def driven(
+    guide: Callable,
+    uniforms: dict[str, jax.Array],
+    noise: dict[str, np.ndarray],
+    particles: int,
+    sizes: dict[str, int] | None = None,
+) -> Callable:
+    """Make the guide draw from given uniform numbers, of shape (particles, ...), in whatever branch it runs.
+
+    `sizes` are those of supports, for sites whose support is infinite.
+    """
     which = _which_particle(particles)
 
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -274,7 +283,7 @@ def driven(guide: Callable, uniforms: dict[str, jax.Array], noise: dict[str, np.
             name = site["name"]
             if site["type"] == "plate" or name not in uniforms:
                 return uniforms[name][mine] if name in uniforms else _with_noise(site, noise)
-            return inverse_cdf(site["fn"], uniforms[name][mine])
+            return inverse_cdf(site["fn"], uniforms[name][mine], (sizes or {}).get(name, 0))
 
         with handlers.substitute(substitute_fn=choose):
             return guide(*args, **kwargs)
@@ -287,15 +296,30 @@ def with_fixed_noise(guide: Callable, case: Case) -> Callable:
     return handlers.substitute(guide, substitute_fn=lambda site: _with_noise(site, case.noise))
 
 
-def inverse_cdf(fn: Any, uniform: jax.Array) -> jax.Array:
-    """Return the value of a finite distribution at a uniform number for each element."""
-    parts = finite_parts(unmasked(fn))
-    assert parts is not None
-    base, support = parts
+def listed_parts(fn: Any, size: int) -> tuple[Any, jax.Array]:
+    """Return the distribution of one element and its values: the first counts, so many, where they are not finite."""
+    base = unmasked(fn)
+    parts = finite_parts(base)
+    while parts is None and isinstance(base, dist.Independent):
+        base = base.base_dist
+    return parts or (base, jnp.arange(size))
+
+
+def inverse_cdf(fn: Any, uniform: jax.Array, size: int = 0) -> jax.Array:
+    """Return the value of a distribution at a uniform number for each element; `size` as in `listed_parts`."""
+    base, support = listed_parts(fn, size)
     listed = support.reshape(len(support), *(1,) * (uniform.ndim), *base.event_shape)
-    probs = jnp.moveaxis(jnp.exp(base.log_prob(listed)), 0, -1)
+    probs = jnp.moveaxis(probability_of(base, listed), 0, -1)
     index = jnp.sum(uniform[..., None] > jnp.cumsum(probs, -1)[..., :-1], -1)
     return support[index]
+
+
+def probability_of(base: Any, listed: jax.Array) -> jax.Array:
+    """Return the probabilities of values; 0 outside of the support, which may differ between elements."""
+    if base.event_shape:
+        return jnp.exp(base.log_prob(listed))
+    inside = base.support(listed)
+    return jnp.where(inside, jnp.exp(base.log_prob(jnp.where(inside, listed, 0))), 0.0)
 
 
 def probabilities(case: Case, outcome: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -308,8 +332,13 @@ def probabilities(case: Case, outcome: dict[str, jax.Array]) -> dict[str, jax.Ar
     found = {}
     for name in case.latents:
         draw = finite_draw(unmasked(sites[name]["fn"]), sites[name]["value"])
-        assert draw is not None
-        found[name] = jnp.exp(draw.log_probs)
+        if draw is None:
+            base, support = listed_parts(sites[name]["fn"], case.latents[name][1])
+            value = sites[name]["value"]
+            listed = jnp.broadcast_to(support.reshape(-1, *(1,) * value.ndim), (len(support), *value.shape))
+            found[name] = jnp.moveaxis(probability_of(base, listed), 0, -1)
+        else:
+            found[name] = jnp.exp(draw.log_probs)
     return found
 
 
@@ -345,11 +374,12 @@ def expected_gradient_over_cells(
             rows.append({**uniforms, **{n: np.stack([x] * particles) for n, x in subset.items()}})
             sizes.append(float(np.prod([size for _, size in picked])) / _count(case))
     params, draws, noise = parameters(case), stacked(rows), NumberedNoise()
+    supports = {name: size for name, (_, size) in case.latents.items()}
 
     def loss(params: dict, draw: dict[str, jax.Array], number: jax.Array) -> tuple[jax.Array, jax.Array]:
         noise.start(number)
         with replaced_noise(noise.make):
-            run = wrap(driven(guide, draw, case.noise, particles))
+            run = wrap(driven(guide, draw, case.noise, particles, supports))
             value = elbo.loss_with_mutable_state(jax.random.key(KEY), {**params, **(extra or {})}, model, run)["loss"]
         return value, jnp.asarray(noise.log_weight)
 

@@ -112,7 +112,7 @@ def outcomes(case: Case) -> Iterator[Outcome]:
         for name, n in sizes.items():
             index = np.array(flat[start : start + n]).reshape(case.latents[name][0])
             possible &= case.can_be(name, index)
-            result[name] = np.eye(case.latents[name][1])[index] if name in case.one_hot else index
+            result[name] = case.value(name, index)
             start += n
         if possible:
             yield result
@@ -283,10 +283,14 @@ class Drive(Messenger):
 
     only_draws = True
 
-    def __init__(self, uniforms: list[Outcome], noise: dict[str, np.ndarray]) -> None:
+    def __init__(
+        self, uniforms: list[Outcome], noise: dict[str, np.ndarray], sizes: dict[str, int] | None = None
+    ) -> None:
+        """`sizes` are those of supports, for sites whose support is infinite."""
         super().__init__()
         self.uniforms = uniforms
         self.noise = noise
+        self.sizes = sizes or {}
 
     def _pyro_sample(self, msg: Any) -> None:
         name, fn = msg["name"], msg["fn"]
@@ -305,30 +309,43 @@ class Drive(Messenger):
             uniform = array(np.stack([u[name] for u in self.uniforms]))
             if plated:
                 # The branches of a particle stand next to each other, and share its numbers.
-                parts = finite_parts(unmasked(fn))
-                assert parts is not None
-                rows, *rest = parts[0].batch_shape
+                rows, *rest = listed_parts(fn, self.sizes.get(name, 0))[0].batch_shape
                 uniform = uniform.reshape(
                     len(self.uniforms), *(1,) * (len(rest) - uniform.dim() + 1), *uniform.shape[1:]
                 )
                 uniform = uniform.repeat_interleave(rows // len(self.uniforms), 0)
             else:
                 uniform = uniform[0]
-            msg["value"] = inverse_cdf(fn, uniform)
+            msg["value"] = inverse_cdf(fn, uniform, self.sizes.get(name, 0))
         msg["done"] = True
 
 
-def inverse_cdf(fn: Any, uniform: torch.Tensor) -> torch.Tensor:
-    """Return the value of a finite distribution at a uniform number for each element."""
-    parts = finite_parts(unmasked(fn))
-    assert parts is not None
-    base, support = parts
+def listed_parts(fn: Any, size: int) -> tuple[Any, torch.Tensor]:
+    """Return the distribution of one element and its values: the first counts, so many, where they are not finite."""
+    base = unmasked(fn)
+    parts = finite_parts(base)
+    while parts is None and hasattr(base, "base_dist") and isinstance(base, dist.Independent):
+        base = base.base_dist
+    return parts or (base, torch.arange(size, dtype=torch.float64))
+
+
+def inverse_cdf(fn: Any, uniform: torch.Tensor, size: int = 0) -> torch.Tensor:
+    """Return the value of a distribution at a uniform number for each element; `size` as in `listed_parts`."""
+    base, support = listed_parts(fn, size)
     listed = support.reshape(len(support), *(1,) * len(base.batch_shape), *base.event_shape)
-    probs = base.log_prob(listed).detach().exp().moveaxis(0, -1)
+    probs = probability_of(base, listed).moveaxis(0, -1)
     probs = probs.expand(*base.batch_shape, -1)
     index = (uniform.expand(base.batch_shape)[..., None] > probs.cumsum(-1)[..., :-1]).sum(-1)
     # `support[index]` would take a single index out of its tensor, and a program that reads values is watched at every step.
     return support.index_select(0, index.reshape(-1)).reshape(index.shape + support.shape[1:])
+
+
+def probability_of(base: Any, listed: torch.Tensor) -> torch.Tensor:
+    """Return the probabilities of values; 0 outside of the support, which may differ between elements."""
+    inside = base.support.check(listed) if not base.event_shape else torch.tensor(True)
+    if bool(inside.all()):
+        return base.log_prob(listed).detach().exp()
+    return torch.where(inside, base.log_prob(torch.where(inside, listed, 0.0)).detach().exp(), 0.0)
 
 
 def probabilities(case: Case, guide: Callable, every: list[Outcome]) -> Outcome:
@@ -340,8 +357,12 @@ def probabilities(case: Case, guide: Callable, every: list[Outcome]) -> Outcome:
         for name, tables in found.items():
             site = trace.nodes[name]
             draw = PyroDraw(name, site, False).finite()
-            assert draw is not None
-            tables.append(draw[0][0].detach().exp().cpu().numpy())
+            if draw is None:
+                base, support = listed_parts(site["fn"], case.latents[name][1])
+                listed = support.reshape(-1, *(1,) * site["value"].dim()).expand(-1, *site["value"].shape)
+                tables.append(probability_of(base, listed).movedim(0, -1).numpy())
+            else:
+                tables.append(draw[0][0].detach().exp().cpu().numpy())
     return {name: np.stack(tables) for name, tables in found.items()}
 
 
@@ -358,12 +379,13 @@ def expected_gradient_over_cells(case: Case, make_elbo: Callable[[], Any], parti
     subsets = subsamples(case)
 
     learned: Outcome = {}
+    supports = {name: size for name, (_, size) in case.latents.items()}
 
     def step(uniforms: list[Outcome], noise: Callable) -> dict[str, np.ndarray]:
         fresh(case)
         for name, value in learned.items():
             pyro.param(name, array(value))
-        with Drive(uniforms, case.noise), replaced_noise(noise):
+        with Drive(uniforms, case.noise, supports), replaced_noise(noise):
             elbo.loss_and_grads(model, guide)
         return gradient()
 

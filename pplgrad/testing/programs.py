@@ -34,10 +34,10 @@ class Host:
 class Case:
     """A program: `build(host)` returns (model, guide), which take no arguments.
 
-    `latents` maps each discrete site to (value shape, support size); `noise` maps each Normal site to its standard
+    `latents` maps each discrete site to (value shape, support size), where an infinite support is cut off; `noise` maps each Normal site to its standard
     noise; `subsamples` maps a subsampled plate to (size, subsample size); `one_hot` names latents whose values are one-hot
     vectors (their shape is that of the numbers). `impossible` says of each value of a site whether the guide never draws it,
-    (*shape, support size).
+    (*shape, support size). `vectors` has the values of a site whose values are vectors, (support size, length).
     """
 
     name: str
@@ -48,12 +48,19 @@ class Case:
     subsamples: dict[str, tuple[int, int]] = field(default_factory=dict)
     one_hot: tuple[str, ...] = ()
     impossible: dict[str, np.ndarray] = field(default_factory=dict)
+    vectors: dict[str, np.ndarray] = field(default_factory=dict)
 
     def can_be(self, site: str, index: np.ndarray) -> bool:
         """Return whether the guide draws a site's value, given as numbers of categories."""
         if site not in self.impossible:
             return True
         return not np.take_along_axis(self.impossible[site], index[..., None], -1).any()
+
+    def value(self, site: str, index: np.ndarray) -> np.ndarray:
+        """Return a site's value, given as numbers of categories."""
+        if site in self.vectors:
+            return self.vectors[site][index]
+        return np.eye(self.latents[site][1])[index] if site in self.one_hot else index
 
 
 CASES: dict[str, Case] = {}

@@ -12,6 +12,7 @@ STORIES = {
     "change_points": ("--backend", "pyro"),
     "telegraph": ("--backend", "pyro"),
     "dirichlet_process": ("--backend", "pyro"),
+    "n_mixture": ("--backend", "pyro"),
     "topics": ("--backend", "pyro"),
     "hmm": (),
     "switching": (),

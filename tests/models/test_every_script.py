@@ -29,6 +29,7 @@ SIZES = {
     "mixed": {"classes": 3, "hidden": 4},
     "mixture": {},
     "molecules": {"length": 9, "hidden": 4},
+    "n_mixture": {"places": 40},
     "offpolicy": {},
     "quadratic": {},
     "sbn": {"latents": 3},

@@ -41,8 +41,8 @@ def column(described, name):
     ("budget", "wanted", "evaluations"),
     [
         (0, ["ScoreFunction()", "ScoreFunction()", "Reparam()", "ScoreFunction()"], [0, 0, 0, 0]),
-        (2, ["DisARM()", "LocalExpectation()", "Reparam()", "ScoreFunction(samples=3)"], [1, 1, 0, 2]),
-        (20, ["LocalExpectation()", "LocalExpectation()", "Reparam()", "ScoreFunction(samples=21)"], [20, 1, 0, 20]),
+        (2, ["DisARM()", "LocalExpectation()", "Reparam()", "CountDifference()"], [1, 1, 0, 1]),
+        (20, ["LocalExpectation()", "LocalExpectation()", "Reparam()", "CountDifference()"], [20, 1, 0, 1]),
     ],
 )
 def test_auto(budget, wanted, evaluations):

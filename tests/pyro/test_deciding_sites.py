@@ -63,10 +63,14 @@ def test_mutant_is_caught(broken, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("at_z", [LocalExpectation(), ScoreFunction(samples=2)], ids=["local", "samples"])
+@pytest.mark.parametrize(
+    "at_z",
+    [LocalExpectation(), pytest.param(ScoreFunction(samples=2), marks=pytest.mark.exhaustive)],
+    ids=["local", "samples"],
+)
 def test_unbiased(at_z):
     """The elements of a plate decide together; what exists or not is drawn in the guide, and decides itself."""
-    rows = [found for found in steps("latent", {"z": at_z, "[wv]": LocalExpectation()}, 800)]
+    rows = [found for found in steps("latent", {"z": at_z, "[wv]": LocalExpectation()}, 400)]
     for name, wanted in exact("latent").items():
         every = np.stack([found[name] for found in rows])
         assert np.all(np.abs(every.mean(0) - wanted) < 4.5 * every.std(0) / np.sqrt(len(rows)) + 1e-12)

@@ -40,8 +40,10 @@ class NumPyroDraw:
         self.value = jax.lax.stop_gradient(arrays.values[name])
         self.event_dim = event_dim
         self._finite = arrays.finite.get(name)
+        self.one_hot = self._finite is not None and self.value.ndim > self._finite.index.ndim
         self._again = arrays.again.get(name)
         self._parameters = arrays.parameters.get(name)
+        self._counts = arrays.counts.get(name)
 
     def finite(self) -> tuple[jax.Array, jax.Array] | None:
         """Return the log probabilities of all categories and the numbers drawn."""
@@ -62,6 +64,11 @@ class NumPyroDraw:
     def parameters(self) -> dict[str, jax.Array] | None:
         """Return the parameters of the site's family, where its draws are independent numbers."""
         return self._parameters
+
+    def counts(self, count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Return the consecutive counts that the primary run listed, their log probabilities, and that of the draw."""
+        assert self._counts is not None and self._counts[1].shape[-1] == count
+        return self._counts
 
 
 class NumPyroBranches:

@@ -24,7 +24,7 @@ from pplgrad.numpyro._compat import (
     tag,
     unmasked,
 )
-from pplgrad.numpyro._distributions import categories, elements, family, is_relaxable, is_reparameterized
+from pplgrad.numpyro._distributions import categories, elements, family, is_count, is_relaxable, is_reparameterized
 from pplgrad.numpyro._tracing.control_flow import FlowMessenger
 from pplgrad.numpyro._tracing.logits import with_stable_logits
 from pplgrad.numpyro._tracing.relaxations import Extended, extended_in_model, relaxed, stacked
@@ -243,4 +243,5 @@ def site_info(
         objective,
         elements(fn, ()),
         nested=where is not None and where.nested,
+        is_count=is_count(fn),
     )

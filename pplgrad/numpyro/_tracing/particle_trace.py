@@ -25,9 +25,11 @@ from pplgrad.numpyro._array_ops import ours
 from pplgrad.numpyro._compat import TRACING_ERRORS, leaves_of, reused, tag, unmasked
 from pplgrad.numpyro._distributions import (
     FiniteDraw,
+    counts,
     drawn_again,
     family,
     finite_draw,
+    is_count,
     is_reparameterized,
     parameters,
 )
@@ -92,7 +94,7 @@ class ParticleOutputs:
     """What one particle computes.
 
     `fresh_params` are baselines' parameters that the caller did not give, at their initial values; `probes` are the
-    arrays whose provenance tells what each density reads; `finite`, `again` and `parameters` are there for
+    arrays whose provenance tells what each density reads; `finite`, `again`, `parameters` and `counts` are there for
     sites whose estimators ask for branches.
     """
 
@@ -108,13 +110,14 @@ class ParticleOutputs:
     finite: dict[str, FiniteDraw]
     again: dict[str, tuple[jax.Array, jax.Array]]
     parameters: dict[str, dict[str, jax.Array]]
+    counts: dict[str, tuple[jax.Array, jax.Array, jax.Array]]
     through: dict[str, jax.Array]
     weights_alone: dict[str, jax.Array]
 
 
 jax.tree_util.register_dataclass(
     ParticleOutputs,
-    "scores model_costs guide_costs squares values indices mutable fresh_params probes finite again parameters through weights_alone".split(),
+    "scores model_costs guide_costs squares values indices mutable fresh_params probes finite again parameters counts through weights_alone".split(),
     [],
 )
 
@@ -182,6 +185,8 @@ def _ask(arrays: ParticleOutputs, name: str, fn: Any, value: jax.Array, estimato
     found = parameters(fn)
     if found is not None:
         arrays.parameters[name] = found
+    if estimator.num_counts and is_count(fn):
+        arrays.counts[name] = counts(fn, value, estimator.num_counts)
 
 
 @ours
@@ -195,7 +200,7 @@ def _collected(
     counting: Counting,
 ) -> ParticleOutputs:
     """Return what a particle computes, and note in `static` what else its traces show."""
-    arrays = ParticleOutputs({}, {}, {}, {}, {}, {}, mutable, {}, {}, {}, {}, {}, {}, {})
+    arrays = ParticleOutputs({}, {}, {}, {}, {}, {}, mutable, {}, {}, {}, {}, {}, {}, {}, {})
     sizes = _note_marks(static, arrays, (*against.values(), *guide_trace.values()), given)
     static.summed = summed_sites(against)
     for site in sample_sites(against).values():

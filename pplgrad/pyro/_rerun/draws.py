@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
 
-from pplgrad.pyro._distributions import counted_parts, every_log_prob, is_one_hot, parameters, unmasked
+from pplgrad.pyro._distributions import counted_parts, counts, every_log_prob, is_one_hot, parameters, unmasked
 
 
 class PyroDraw:
@@ -18,7 +19,12 @@ class PyroDraw:
         self._fn = unmasked(site["fn"])
         self._vectorized = vectorized
         self.value = self._with_particles(site["value"].detach())
-        self._counted = counted_parts(self._fn)
+        self.one_hot = is_one_hot(self._fn)
+
+    @cached_property
+    def _counted(self) -> tuple[Any, torch.Tensor] | None:
+        # Listing the values may read how many there are, which a recorded step cannot always do: only where they are needed.
+        return counted_parts(self._fn)
 
     def finite(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Return the log probabilities of all categories and the numbers drawn."""
@@ -53,6 +59,11 @@ class PyroDraw:
         """Return the parameters of the site's family, where its draws are independent numbers."""
         found = parameters(self._fn)
         return None if found is None else {name: self._with_particles(x) for name, x in found.items()}
+
+    def counts(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return consecutive counts around the mean, their log probabilities, and that of the draw."""
+        first, log_probs, own = counts(self._fn, self.value if self._vectorized else self.value[0], count)
+        return self._with_particles(first), self._with_particles(log_probs), self._with_particles(own)
 
     def _with_particles(self, x: torch.Tensor) -> torch.Tensor:
         return x if self._vectorized else x[None]

@@ -18,6 +18,7 @@ from pplgrad.pyro._distributions import (
     categories,
     elements,
     family,
+    is_count,
     is_discrete,
     is_relaxable,
     moves,
@@ -142,6 +143,7 @@ def site_info(name: str, fn: Any, particles: int, plates: Collection[int], objec
         elements=elements(fn, plates),
         objective=objective,
         reach=elements(fn, ()),
+        is_count=is_count(fn),
     )
 
 
