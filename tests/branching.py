@@ -51,6 +51,7 @@ EXACT = {
 
 RANDOM = {
     "arm": (ARM(), BINARY),
+    "local-part": (LocalExpectation(elements=1), ["event", "five"]),
     "arms2": (ARMS(2), BINARY),
     "arms4": (ARMS(4), BINARY),
     "carms": (CARMS(4), ["hierarchy", "categorical_index", "one_hot", "five"]),

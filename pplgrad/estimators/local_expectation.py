@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from pplgrad.core.array_ops import Array
 from pplgrad.core.draw import Draw
 from pplgrad.core.estimator import Alternatives, BranchTerms, Declaration, Estimator, Values
 from pplgrad.core.site_info import SiteInfo
-from pplgrad.errors import ConfigurationError
+from pplgrad.errors import ConfigurationError, EstimatorError
 from pplgrad.estimators.count_heads import Head
+from pplgrad.estimators.element_sampling import Part
 from pplgrad.estimators.site_requirements import require_finite_or_count
 
 
@@ -26,12 +27,16 @@ class LocalExpectation(Estimator):
     mean, and a draw outside of it has the score-function term: Σ_{k ∈ H} (f(k) − b) ∇q(k) + 1{z ∉ H} (f(z) − b) ∇log q(z), where b is
     the mean cost over H. The estimate is unbiased for every head.
 
+    With `elements=k` only k of a site's D elements are summed, drawn without replacement: element d with probability π_d, proportional to
+    1 − Σ_v q_d(v)² where that is possible. Its sum is multiplied by 1 / π_d, which keeps the estimate unbiased (Horvitz and Thompson, 1952).
+
     Args:
         head: the number of counts that are summed over where there are infinitely many; at least 1. Default: 16.
+        elements: the number k of elements that are summed, at least 1; None for all of them. Default: None.
 
     Shapes:
         Elements are the entries of `to_event`, of batch dimensions that no plate declares, and of plates that a downstream cost
-        does not have. Each element needs (categories − 1) evaluations of the program, or `head` of them for counts. All elements of the other plates change at
+        does not have. Each element that is summed needs (categories − 1) evaluations of the program, or `head` of them for counts. All elements of the other plates change at
         once. Costs are in nats.
 
     Assumptions:
@@ -40,18 +45,19 @@ class LocalExpectation(Estimator):
         under `jit`.
 
     Raises:
-        ConfigurationError: if `head` is below 1.
-        EstimatorError: on a site whose elements are neither finite nor single counts, or that is drawn inside a `scan` in the body of another one.
+        ConfigurationError: if `head` or `elements` is below 1.
+        EstimatorError: on a site whose elements are neither finite nor single counts; with `elements` on counts without a known end; on a site that is drawn inside a `scan` in the body of another one.
 
     Example:
         >>> LocalExpectation().declaration.unbiased
         True
 
     References:
-        Titsias and Lázaro-Gredilla (2015), equation 8.
+        Titsias and Lázaro-Gredilla (2015), equation 8. A part of the elements: Arya et al. (2022), pruning.
     """
 
     head: int = 16
+    elements: int | None = None
     declaration: ClassVar[Declaration] = Declaration(
         unbiased=True,
         supports="finitely many values, single counts",
@@ -66,9 +72,16 @@ class LocalExpectation(Estimator):
     def __post_init__(self) -> None:
         if isinstance(self.head, bool) or not isinstance(self.head, int) or self.head < 1:
             raise ConfigurationError(f"LocalExpectation(head={self.head!r}): give a number of counts, 1 or more.")
+        if self.elements is not None and not (
+            isinstance(self.elements, int) and not isinstance(self.elements, bool) and self.elements > 0
+        ):
+            raise ConfigurationError(
+                f"LocalExpectation(elements={self.elements!r}): give a number of elements, 1 or more, or None."
+            )
 
     def __repr__(self) -> str:
-        return "LocalExpectation()" if self.head == type(self).head else f"LocalExpectation(head={self.head})"
+        given = [f"{f.name}={getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) != f.default]
+        return f"LocalExpectation({', '.join(given)})"
 
     @property
     def num_counts(self) -> int:
@@ -78,6 +91,11 @@ class LocalExpectation(Estimator):
     def check(self, site: SiteInfo) -> None:
         """Refuse a site whose elements have neither finitely many values nor are single counts."""
         require_finite_or_count(self, site)
+        if self.elements is not None and site.categories is None:
+            raise EstimatorError(
+                f"{self!r} at site '{site.name}' sums a part of the elements, which is for finitely many values, and {site.distribution} "
+                "has counts without a known end; drop elements."
+            )
 
     def alternatives(self, draw: Draw) -> Alternatives:
         """Return, for each element, the draw with every other value of that element, or with every count of its head."""
@@ -86,22 +104,27 @@ class LocalExpectation(Estimator):
         xp, index = draw.ops.xp, draw.index
         elements, categories = index.shape[-1], draw.log_probs.shape[-1]
         places = draw.ops.arange(elements, index)
+        part = None if self.elements is None or self.elements >= elements else Part.of(draw, self.elements)
 
         def at(numbers: Array) -> Array:
-            element, shift = numbers // (categories - 1), numbers % (categories - 1) + 1
-            shifts = xp.where(element[:, None] == places, shift[:, None], 0)
-            shifts = xp.reshape(shifts, (1, -1, *(1,) * (len(index.shape) - 2), elements))
-            return draw.embed((index[:, None] + shifts) % categories)
+            number, shift = numbers // (categories - 1), numbers % (categories - 1) + 1
+            shift = xp.reshape(shift, (1, -1, *(1,) * (len(index.shape) - 1)))
+            if part is None:
+                here = xp.reshape(number[:, None] == places, (1, -1, *(1,) * (len(index.shape) - 2), elements))
+            else:
+                here = xp.moveaxis(xp.take(part.chosen, number, axis=-1), -1, 1)[..., None] == places
+            return draw.embed((index[:, None] + xp.where(here, shift, 0)) % categories)
 
-        return Alternatives(Values(elements * (categories - 1), at))
+        return Alternatives(Values((self.elements if part else elements) * (categories - 1), at), part)
 
     def branch_surrogate(self, terms: BranchTerms) -> Array:
         """Return Σ_d Σ_v q_d(v) f(z with z_d = v)."""
         if not terms.draw.is_finite:
             return terms.alternatives.kept.surrogate(terms)
-        draw, xp = terms.draw, terms.ops.xp
-        index, categories = draw.index, draw.log_probs.shape[-1]
-        elements = index.shape[-1]
+        draw, xp, part = terms.draw, terms.ops.xp, terms.alternatives.kept
+        index = draw.index if part is None else part.of_chosen(draw.index)
+        log_probs = draw.log_probs if part is None else part.of_chosen(draw.log_probs, 1)
+        elements, categories = log_probs.shape[-2:]
         # Costs of the other values, (particles, *plates, elements, categories - 1), by their shift from the draw.
         others = xp.reshape(terms.costs, (index.shape[0], elements, categories - 1, *index.shape[1:-1]))
         others = xp.moveaxis(others, (1, 2), (-2, -1))
@@ -110,9 +133,10 @@ class LocalExpectation(Estimator):
         shifts = (draw.ops.arange(categories, index) - index[..., None]) % categories
         cost = xp.take_along_axis(by_shift, shifts, axis=-1)
         # Only differences between values count: without the draw's own cost the sums stay small.
-        total = xp.sum(xp.exp(draw.log_probs) * (cost - own))
+        sums = xp.sum(xp.exp(log_probs) * (cost - own), axis=-1)
+        total = xp.sum(sums if part is None else sums / part.probabilities)
         if not terms.higher_order:
             return total
         # Of the sum over the values and of the score at the draw all derivatives have the same mean.
-        log_q = xp.take_along_axis(draw.log_probs, index[..., None], axis=-1)[..., 0]
+        log_q = xp.take_along_axis(draw.log_probs, draw.index[..., None], axis=-1)[..., 0]
         return total - xp.sum(xp.exp(log_q - terms.ops.stop_gradient(log_q)) * terms.downstream[..., None])
