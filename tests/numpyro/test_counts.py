@@ -167,10 +167,16 @@ def test_float32_stays_finite(law):
         assert found.dtype == jnp.float32 and np.isfinite(found).all()
 
 
-def test_auto_and_check_gradients():
+def test_auto():
     case = COUNTING["counts_event"]
     model, guide = case.build(HOST)
     described = TraceGrad_ELBO(estimators={"*": Auto(2)}).describe(jax.random.key(0), parameters(case), model, guide)
     assert [row["estimator"] for row in described.rows] == ["CountDifference()", "LocalExpectation()"]
-    found = check_gradients(model, guide, params=parameters(case), estimators={"*": CountDifference()}, draws=100)
+
+
+@pytest.mark.exhaustive
+def test_check_gradients():
+    case = COUNTING["counts_event"]
+    model, guide = case.build(HOST)
+    found = check_gradients(model, guide, params=parameters(case), estimators={"*": CountDifference()}, draws=1000)
     assert found.status in ("unbiased", "unknown")  # The reference is the score function, beside which much is unknown.
