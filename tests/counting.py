@@ -129,7 +129,7 @@ MUTANTS = {
     ),
     "a_baseline_for_the_head_alone": ("counts_between", PROBABLE, "surrogate", "one * (own - baseline)", "one * own"),
     "elements_and_counts_exchanged": (
-        "counts_event",
+        "counts_totals",
         LocalExpectation(head=2),
         "surrogate",
         "(-2, -1)",

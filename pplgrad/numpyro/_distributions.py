@@ -250,7 +250,8 @@ def counts(fn: Any, value: jax.Array, count: int) -> tuple[jax.Array, jax.Array,
     first = jnp.broadcast_to(jnp.maximum(first, support.lower_bound).astype(value.dtype), value.shape)
     listed = first + jnp.arange(count, dtype=value.dtype).reshape(-1, *(1,) * value.ndim)
     inside = support(listed)
-    log_probs = base.log_prob(jnp.where(inside, listed, value))
+    # Mapped, so that no rule of a derivative, which JAX applies later, meets values of more dimensions than the parameters have.
+    log_probs = jax.vmap(base.log_prob)(jnp.where(inside, listed, value))
     log_probs = jnp.moveaxis(jnp.where(inside, log_probs, -jnp.inf), 0, -1)
     return first, log_probs, base.log_prob(value)
 

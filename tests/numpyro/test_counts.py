@@ -158,10 +158,34 @@ def test_float32_stays_finite(law):
         assert found.dtype == jnp.float32 and np.isfinite(found).all()
 
 
-def test_auto_and_check_gradients():
+@pytest.mark.parametrize("estimator", [CountDifference(4), HEAD])
+def test_ranks_that_jax_is_told_to_refuse(estimator):
+    """The rules of derivatives run where the user differentiates, under the user's settings."""
+
+    def model():
+        with numpyro.plate("p", 3):
+            numpyro.sample("n", dist.ZeroInflatedPoisson(jnp.full(3, 0.3), jnp.ones(3)))
+
+    def guide():
+        a = numpyro.param("a", jnp.zeros(3))
+        with numpyro.plate("p", 3):
+            numpyro.sample("n", dist.ZeroInflatedPoisson(jax.nn.sigmoid(a), jnp.exp(a)))
+
+    elbo = TraceGrad_ELBO(estimators={"n": estimator})
+    with jax.numpy_rank_promotion("raise"):
+        assert np.isfinite(jax.grad(lambda a: elbo.loss(jax.random.key(0), {"a": a}, model, guide))(jnp.zeros(3))).all()
+
+
+def test_auto():
     case = COUNTING["counts_event"]
     model, guide = case.build(HOST)
     described = TraceGrad_ELBO(estimators={"*": Auto(2)}).describe(jax.random.key(0), parameters(case), model, guide)
     assert [row["estimator"] for row in described.rows] == ["CountDifference()", "LocalExpectation()"]
-    found = check_gradients(model, guide, params=parameters(case), estimators={"*": CountDifference()}, draws=100)
+
+
+@pytest.mark.exhaustive
+def test_check_gradients():
+    case = COUNTING["counts_event"]
+    model, guide = case.build(HOST)
+    found = check_gradients(model, guide, params=parameters(case), estimators={"*": CountDifference()}, draws=1000)
     assert found.status in ("unbiased", "unknown")  # The reference is the score function, beside which much is unknown.
