@@ -97,7 +97,7 @@ def test_posterior_given_the_style_is_what_pyro_is_told():
         s, b = (found[name][0, draw].numpy() for name in ("style", "strokes"))
         wanted = softmax(log_likelihood(script, params, x[:, 1:], s, b), -1)
         missing = x[:, 0] < 0
-        assert np.abs(found["y_unobserved"][0, draw].numpy() - wanted)[missing].max() < 1e-9
+        assert np.abs(found["y"][0, draw].numpy() - wanted)[missing].max() < 1e-9
 
 
 def test_each_digit_keeps_as_many_labels():
