@@ -5,6 +5,7 @@ import pytest
 from pplgrad import DisARM, Enumerate, LocalExpectation, ScoreFunction
 from pplgrad.pyro import TraceGrad_ELBO
 from pplgrad.testing.in_pyro import assert_same, exact_gradient, expected_gradient, expected_gradient_over_cells
+from tests.covering import mostly
 from tests.pyro.reported import REPORTED
 
 ESTIMATORS = {
@@ -27,6 +28,7 @@ def not_binary(name, short):
     return short == "disarm" and name == "beside the guide's"
 
 
+@pytest.mark.slow
 @pytest.mark.grid(without=not_binary)
 @pytest.mark.parametrize("short", ESTIMATORS)
 @pytest.mark.parametrize("name", REPORTED)
@@ -36,8 +38,7 @@ def test_exact(name, short):
     assert_same(over(program.case, made(program, estimator), 1), exact_gradient(program.by_hand))
 
 
-@pytest.mark.grid
-@pytest.mark.parametrize("name", REPORTED)
+@pytest.mark.parametrize("name", mostly(["more global than the guide"], REPORTED))
 def test_particles_together(name):
     program = REPORTED[name]()
     assert_same(expected_gradient(program.case, made(program, None, 2), 2), exact_gradient(program.by_hand))
@@ -47,8 +48,8 @@ def test_particles_together(name):
 @pytest.mark.parametrize(
     ("name", "estimator"),
     [
-        ("scaled and masked", DisARM()),
-        ("beside the guide's", LocalExpectation()),
+        pytest.param("scaled and masked", DisARM(), marks=pytest.mark.exhaustive),  # Minutes.
+        pytest.param("beside the guide's", LocalExpectation(), marks=pytest.mark.exhaustive),
         pytest.param("branches in a plate", Enumerate(), marks=pytest.mark.exhaustive),
     ],
 )
