@@ -48,11 +48,11 @@ def by_hand():
     "autoguide",
     [
         pytest.param(AutoBNAFNormal, marks=pytest.mark.exhaustive),  # Compiles for long.
-        AutoDelta,
-        AutoDiagonalNormal,
-        AutoLaplaceApproximation,
-        AutoLowRankMultivariateNormal,
-        AutoMultivariateNormal,
+        pytest.param(AutoDelta, marks=pytest.mark.slow),
+        pytest.param(AutoDiagonalNormal, marks=pytest.mark.exhaustive),
+        pytest.param(AutoLaplaceApproximation, marks=pytest.mark.exhaustive),
+        pytest.param(AutoLowRankMultivariateNormal, marks=pytest.mark.exhaustive),
+        pytest.param(AutoMultivariateNormal, marks=pytest.mark.slow),
         AutoNormal,
     ],
 )

@@ -26,6 +26,8 @@ from pplgrad.testing.in_numpyro import (
 from tests.bounds import bound
 from tests.counting import AT, BEYOND, CLOSED, HEAD, MUTANTS, WIDE, at_every_count, exact_cases, rewritten
 
+pytestmark = pytest.mark.slow  # Each compiles for seconds; Pyro's are quick.
+
 
 @pytest.mark.parametrize(("estimator", "name"), exact_cases())
 def test_exact(estimator, name):
@@ -158,7 +160,7 @@ def test_float32_stays_finite(law):
         assert found.dtype == jnp.float32 and np.isfinite(found).all()
 
 
-@pytest.mark.parametrize("estimator", [CountDifference(4), HEAD])
+@pytest.mark.parametrize("estimator", [CountDifference(4), pytest.param(HEAD, marks=pytest.mark.exhaustive)])
 def test_ranks_that_jax_is_told_to_refuse(estimator):
     """The rules of derivatives run where the user differentiates, under the user's settings."""
 

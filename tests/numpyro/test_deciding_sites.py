@@ -24,7 +24,7 @@ def rows(name, estimators, count):
     return {n: np.stack([np.asarray(row[n]) for row in found]) for n in params}
 
 
-def error(count=6):
+def error(count=3):
     """Return how far a step with a local expectation is from the exact gradient to the guide's parameters, at worst."""
     return np.abs(rows("observed", {"z": LocalExpectation()}, count)["a"] - exact("observed")["a"]).max()
 

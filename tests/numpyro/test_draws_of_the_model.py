@@ -75,6 +75,7 @@ def off(short):
     return max(np.abs(found[name] - wanted[name]).max() for name in wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("short", ESTIMATORS)
 def test_exact(short):
     assert off(short) < 1e-9
@@ -106,7 +107,7 @@ def continuous_guide():
 
 
 @pytest.mark.parametrize("host", [Trace_ELBO, TraceGraph_ELBO])
-@pytest.mark.parametrize("particles", [1, 3])
+@pytest.mark.parametrize("particles", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_the_same_draws_give_the_hosts_loss_and_gradient(host, particles):
     results = []
     for elbo in (host(num_particles=particles), TraceGrad_ELBO(num_particles=particles)):

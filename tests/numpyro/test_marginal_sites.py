@@ -68,6 +68,7 @@ def does_not_fit(name, short):
     return name == "scan with draws" and branches or short in ("disarm", "muprop") and name == "parent in the guide"
 
 
+@pytest.mark.slow
 @pytest.mark.grid(without=does_not_fit)
 @pytest.mark.parametrize("short", ESTIMATORS)
 @pytest.mark.parametrize("name", PROGRAMS)

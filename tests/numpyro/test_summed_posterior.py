@@ -32,6 +32,8 @@ from tests.covering import mostly
 from tests.numpyro.marginal import SUM
 from tests.numpyro.posteriors import PADDING, POSTERIORS, Posterior, padded
 
+pytestmark = pytest.mark.slow  # Each compiles for seconds; Pyro's are quick.
+
 KEY = jax.random.key(4)
 DRAWS = 4000
 
