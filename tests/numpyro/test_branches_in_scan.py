@@ -72,7 +72,7 @@ def error(name, estimator, particles=1, **settings):
 def read_as_stored(monkeypatch):
     """Let a guide's reversed scan take the listed uniforms by their place in what it hands out; NumPyro counts its steps as they run."""
     plain = in_numpyro.inverse_cdf
-    monkeypatch.setattr(in_numpyro, "inverse_cdf", lambda fn, uniform: plain(fn, uniform[::-1]))
+    monkeypatch.setattr(in_numpyro, "inverse_cdf", lambda fn, uniform, *size: plain(fn, uniform[::-1], *size))
 
 
 @pytest.mark.slow
