@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from pplgrad.engine.support import Classes, Support
 from pplgrad.errors import BaselineError
+from pplgrad.pyro._structures import Structured, log_probs_of_all
 
 _PLAIN_SCORE_PARTS = {
     PyroDistribution.score_parts,
@@ -78,7 +79,10 @@ def mask_of(fn: Any) -> Any:
 
 
 def counted_parts(fn: Any) -> tuple[Any, torch.Tensor] | None:
-    """Return the distribution of one element and its values, as numbers also where they are one-hot vectors, or None."""
+    """Return the distribution of one element and its values, as numbers also where they are one-hot vectors, or None.
+
+    Of vectors that are one joint value, such as subsets, the values are rows.
+    """
     base = fn
     while isinstance(base, TorchIndependent):
         base = base.base_dist
@@ -87,7 +91,7 @@ def counted_parts(fn: Any) -> tuple[Any, torch.Tensor] | None:
         device = base.logits.device if hasattr(base, "logits") else None
         return base, torch.arange(count, device=device)
     parts = finite_parts(base)
-    return None if parts is None or parts[0].event_shape else parts
+    return None if parts is None or (parts[0].event_shape and not is_structured(base)) else parts
 
 
 def is_one_hot(fn: Any) -> bool:
@@ -95,10 +99,38 @@ def is_one_hot(fn: Any) -> bool:
     return isinstance(_family(fn), torch.distributions.OneHotCategorical)
 
 
+def is_structured(fn: Any) -> bool:
+    """Return whether the values of one element are vectors that are one joint value, and not independent numbers."""
+    return isinstance(_family(fn), Structured)
+
+
+def is_vector(fn: Any) -> bool:
+    """Return whether the value of one element is a vector."""
+    return is_one_hot(fn) or is_structured(fn)
+
+
+def values_of(base: Any, support: torch.Tensor, index: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Return the values of a distribution's elements with these numbers."""
+    return torch.nn.functional.one_hot(index, len(support)).to(like.dtype) if is_one_hot(base) else support[index]
+
+
+def number_of(base: Any, support: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Return the numbers of the values of a distribution's elements."""
+    if is_one_hot(base):
+        return value.argmax(-1)
+    if is_structured(base):
+        same = (support.reshape(len(support), *(1,) * (value.dim() - 1), -1) == value).all(-1)
+    else:
+        same = support.reshape(-1, *(1,) * value.dim()) == value
+    return same.to(torch.int8).argmax(0)
+
+
 def every_log_prob(base: Any, support: torch.Tensor) -> torch.Tensor:
     """Return the log probabilities of an element's values, (*batch, categories), −inf where the sampler never draws one."""
     if isinstance(base, ExpandedDistribution):
         return every_log_prob(base.base_dist, support).expand(*base.batch_shape, -1)
+    if isinstance(base, Structured):
+        return log_probs_of_all(base)
     law = type(base).log_prob
     if law in _NORMALISED:
         # Normalised once, where `log_prob` would take a row of all categories for every value.

@@ -24,7 +24,7 @@ from pplgrad.errors import BaselineError, EstimatorError
 from pplgrad.numpyro._array_ops import OPS, JaxNoise
 from pplgrad.numpyro._baselines import ANEW
 from pplgrad.numpyro._compat import as_function, reused, unmasked
-from pplgrad.numpyro._distributions import family, is_relaxable, is_reparameterized
+from pplgrad.numpyro._distributions import family, is_relaxable, is_reparameterized, values_of
 from pplgrad.numpyro._tracing.control_flow import FlowMessenger
 from pplgrad.numpyro._tracing.handlers import Intervene, Resolve, site_key
 from pplgrad.numpyro._tracing.particle_trace import ParticleOutputs, ParticleTrace, run_particle
@@ -50,9 +50,7 @@ class NumPyroDraw:
     def embed(self, index: jax.Array) -> jax.Array:
         """Return the values that category numbers stand for."""
         assert self._finite is not None
-        if self.value.ndim > self._finite.index.ndim:
-            return jax.nn.one_hot(index, self._finite.support.shape[-1], dtype=self.value.dtype)
-        return self._finite.support[0][index]
+        return values_of(self._finite.support[0], index, self.value, self.value.ndim > self._finite.index.ndim)
 
     def again(self, count: int) -> tuple[jax.Array, jax.Array]:
         """Return the further draws that the primary run made, and their log densities."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pplgrad.pyro._distributions import counted_parts, every_log_prob, is_one_hot, parameters, unmasked
+from pplgrad.pyro._distributions import counted_parts, every_log_prob, number_of, parameters, unmasked, values_of
 
 
 class PyroDraw:
@@ -26,19 +26,14 @@ class PyroDraw:
             return None
         base, support = self._counted
         value = self.value if self._vectorized else self.value[0]
-        if is_one_hot(base):
-            index = value.argmax(-1)
-        else:
-            index = (support.reshape(-1, *(1,) * value.dim()) == value).to(torch.int8).argmax(0)
+        index = number_of(base, support, value)
         return self._with_particles(every_log_prob(base, support).expand(*index.shape, -1)), self._with_particles(index)
 
     def embed(self, index: torch.Tensor) -> torch.Tensor:
         """Return the values that category numbers stand for."""
         assert self._counted is not None
         base, support = self._counted
-        if is_one_hot(base):
-            return torch.nn.functional.one_hot(index, len(support)).to(self.value.dtype)
-        return support[index]
+        return values_of(base, support, index, self.value)
 
     def again(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return more draws from the same distribution, and their log densities."""
