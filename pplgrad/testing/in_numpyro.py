@@ -18,7 +18,7 @@ from numpyro.infer.util import compute_log_probs
 from pplgrad.core.estimator import Estimator
 from pplgrad.core.noise import replaced_noise
 from pplgrad.core.objectives import CostWeights
-from pplgrad.numpyro import TraceGrad_ELBO, config_estimators, is_baseline_param
+from pplgrad.numpyro import PlackettLuce, Subset, TraceGrad_ELBO, config_estimators, is_baseline_param
 from pplgrad.numpyro._compat import as_function, unmasked
 from pplgrad.numpyro._distributions import finite_draw, finite_parts
 from pplgrad.numpyro._tracing.relaxations import OneHotCategorical
@@ -42,6 +42,8 @@ HOST = Host(
     factor=numpyro.factor,
     dist=dist,
     one_hot=lambda logits: OneHotCategorical(logits=logits),
+    subset=Subset,
+    ranking=PlackettLuce,
     array=array,
     xp=jnp,
 )
@@ -110,7 +112,7 @@ def outcomes(case: Case) -> Iterator[dict[str, np.ndarray]]:
             for name, n in sizes.items():
                 index = np.array(flat[start : start + n]).reshape(case.latents[name][0])
                 possible &= case.can_be(name, index)
-                result[name] = np.eye(case.latents[name][1])[index] if name in case.one_hot else index
+                result[name] = case.value(name, index)
                 start += n
             if possible:
                 yield result

@@ -16,7 +16,7 @@ import numpy as np
 @dataclass(frozen=True)
 class Host:
     """The primitives of one library under common names; `one_hot` makes a
-    one-hot distribution from logits, `array` a float64 array, `xp` is its namespace."""
+    one-hot distribution from logits, `subset` and `ranking` those of their names, `array` a float64 array, `xp` is its namespace."""
 
     sample: Callable[..., Any]
     param: Callable[..., Any]
@@ -26,6 +26,8 @@ class Host:
     factor: Callable[..., Any]
     dist: Any
     one_hot: Callable[[Any], Any]
+    subset: Callable[[int, Any], Any]
+    ranking: Callable[[Any], Any]
     array: Callable[[Any], Any]
     xp: Any
 
@@ -36,7 +38,7 @@ class Case:
 
     `latents` maps each discrete site to (value shape, support size); `noise` maps each Normal site to its standard
     noise; `subsamples` maps a subsampled plate to (size, subsample size); `one_hot` names latents whose values are one-hot
-    vectors (their shape is that of the numbers). `impossible` says of each value of a site whether the guide never draws it,
+    vectors (their shape is that of the numbers), and `listed` gives those that are other vectors, (support size, n). `impossible` says of each value of a site whether the guide never draws it,
     (*shape, support size).
     """
 
@@ -48,6 +50,13 @@ class Case:
     subsamples: dict[str, tuple[int, int]] = field(default_factory=dict)
     one_hot: tuple[str, ...] = ()
     impossible: dict[str, np.ndarray] = field(default_factory=dict)
+    listed: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def value(self, site: str, index: np.ndarray) -> np.ndarray:
+        """Return a site's value, given as numbers of categories."""
+        if site in self.listed:
+            return self.listed[site][index]
+        return np.eye(self.latents[site][1])[index] if site in self.one_hot else index
 
     def can_be(self, site: str, index: np.ndarray) -> bool:
         """Return whether the guide draws a site's value, given as numbers of categories."""
@@ -71,14 +80,14 @@ def once(what: str, case: Case, make: Callable[[], Any]) -> Any:
     return _MADE[what, case.name]
 
 
-def case(latents, params, noise=None, subsamples=None, one_hot=(), into=CASES):  # type: ignore[no-untyped-def]
+def case(latents, params, noise=None, subsamples=None, one_hot=(), listed=None, into=CASES):  # type: ignore[no-untyped-def]
     """Register a program under its function's name; `params` maps names to shapes, filled with fixed numbers."""
 
     def register(build):  # type: ignore[no-untyped-def]
         name = build.__name__
         rng = np.random.default_rng(sum(map(ord, name)))
         values = {key: rng.normal(size=shape) for key, shape in params.items()}
-        into[name] = ALL[name] = Case(name, values, latents, build, noise or {}, subsamples or {}, one_hot)
+        into[name] = ALL[name] = Case(name, values, latents, build, noise or {}, subsamples or {}, one_hot, {}, listed or {})
         return build
 
     return register
