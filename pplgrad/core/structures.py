@@ -47,10 +47,9 @@ def subset_log_prob(ops: Ops, logits: Array, k: int, value: Array) -> Array:
     xp = ops.xp
     possible = is_possible(xp, logits)
     linear = xp.sum(value * xp.where(possible, logits, xp.zeros_like(logits)), axis=-1)
-    # An item that is never chosen has no part in the density unless it was chosen.
-    never = xp.any((value != 0) & ~possible, axis=-1)
-    found = linear - _levels(ops, logits, k)[-1][..., 0, k]
-    return xp.where(never, xp.full_like(found, -math.inf), found)
+    # An item that is never chosen has no part in the density unless it was chosen: with all of its weight, that is −inf.
+    never = xp.sum(xp.where(possible, xp.zeros_like(value), value), axis=-1)
+    return linear - _levels(ops, logits, k)[-1][..., 0, k] + xp.log(xp.clip(1 - never, min=0.0))
 
 
 def subset_marginals(ops: Ops, logits: Array, k: int) -> Array:
@@ -75,7 +74,7 @@ def subset_draw(ops: Ops, noise: Noise, logits: Array, k: int) -> Array:
     """Return a binary vector with k ones for each row of the logits, drawn exactly: the number of each half given that of the whole."""
     xp = ops.xp
     levels = _levels(ops, ops.stop_gradient(logits), k)
-    chosen = xp.zeros(levels[-1].shape[:-1], dtype=ops.arange(1, logits).dtype, device=ops.arange(1, logits).device) + k
+    chosen = xp.broadcast_to(ops.arange(1, logits) + k, levels[-1].shape[:-1])
     for node, halves in zip(levels[:0:-1], levels[-2::-1], strict=True):
         left, right = halves[..., 0::2, :], halves[..., 1::2, :]
         every = _joint(ops, left, right, node.shape[-1])

@@ -22,7 +22,7 @@ from numpyro.distributions import (
 
 from pplgrad.core.array_ops import FEW_CATEGORIES
 from pplgrad.numpyro._compat import TRACING_ERRORS, unmasked
-from pplgrad.numpyro._structures import Structured, log_probs_of_all
+from pplgrad.numpyro._structures import Structured, Subset, log_probs_of_all
 
 _UNLISTED: tuple[type[Exception], ...] = (NotImplementedError, *TRACING_ERRORS)
 
@@ -51,7 +51,7 @@ def finite_parts(fn: Any) -> tuple[Any, jax.Array] | None:
         return None
     try:
         # NumPyro's expanded distributions drop the event dimensions of what they enumerate.
-        support = _family(fn).enumerate_support(expand=False)
+        support = innermost(fn).enumerate_support(expand=False)
     except _UNLISTED:
         return None  # NumPyro lists them only where their number is known while a program is traced.
     return fn, support.reshape(support.shape[0], *fn.event_shape)
@@ -91,7 +91,12 @@ def is_one_hot(fn: Any) -> bool:
 
 def is_structured(fn: Any) -> bool:
     """Return whether the values of one element are vectors that are one joint value, and not independent numbers."""
-    return isinstance(_family(fn), Structured)
+    return isinstance(innermost(fn), Structured)
+
+
+def is_subset(fn: Any) -> bool:
+    """Return whether a distribution is over subsets of k items."""
+    return isinstance(innermost(unmasked(fn)), Subset)
 
 
 def values_of(support: jax.Array, index: jax.Array, like: jax.Array, is_vector: bool) -> jax.Array:
@@ -161,7 +166,8 @@ def finite_draw(fn: Any, value: jax.Array) -> FiniteDraw | None:
 _PARAMETERS = {"Normal": ("loc", "scale"), "Poisson": ("rate",), "Gamma": ("concentration", "rate")}
 
 
-def _family(fn: Any) -> Any:
+def innermost(fn: Any) -> Any:
+    """Return the distribution of one element, before `to_event` and `expand`."""
     while isinstance(fn, (Independent, ExpandedDistribution)):
         fn = fn.base_dist
     return fn
@@ -172,7 +178,7 @@ def family(fn: Any) -> str:
 
     A class of the user's own that has the name of one of these is another family: its name is given with its module's.
     """
-    kind = type(_family(unmasked(fn)))
+    kind = type(innermost(unmasked(fn)))
     name = kind.__name__.removesuffix("Logits").removesuffix("Probs")
     ours = kind.__module__.partition(".")[0] in ("numpyro", "pplgrad")
     known = hasattr(numpyro.distributions, name) or name in ("OneHotCategorical", "Subset", "PlackettLuce")
@@ -181,7 +187,7 @@ def family(fn: Any) -> str:
 
 def event_elements(fn: Any) -> int:
     """Return the number of independent elements in an event."""
-    return math.prod(fn.event_shape[: len(fn.event_shape) - len(_family(unmasked(fn)).event_shape)])
+    return math.prod(fn.event_shape[: len(fn.event_shape) - len(innermost(unmasked(fn)).event_shape)])
 
 
 def elements(fn: Any, plates: Collection[int]) -> int:
@@ -198,7 +204,7 @@ def is_relaxable(fn: Any) -> bool:
 
 def parameters(fn: Any) -> dict[str, jax.Array] | None:
     """Return the parameters of a family of independent numbers, each of the shape of the value; None for others."""
-    base, name = _family(fn), family(fn)
+    base, name = innermost(fn), family(fn)
     if name not in _PARAMETERS:
         return None
     return {key: jnp.broadcast_to(getattr(base, key), fn.shape()) for key in _PARAMETERS[name]}

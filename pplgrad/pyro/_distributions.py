@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from pplgrad.engine.support import Classes, Support
 from pplgrad.errors import BaselineError
-from pplgrad.pyro._structures import Structured, log_probs_of_all
+from pplgrad.pyro._structures import Structured, Subset, log_probs_of_all
 
 _PLAIN_SCORE_PARTS = {
     PyroDistribution.score_parts,
@@ -96,12 +96,17 @@ def counted_parts(fn: Any) -> tuple[Any, torch.Tensor] | None:
 
 def is_one_hot(fn: Any) -> bool:
     """Return whether the values of one element are one-hot vectors."""
-    return isinstance(_family(fn), torch.distributions.OneHotCategorical)
+    return isinstance(innermost(fn), torch.distributions.OneHotCategorical)
 
 
 def is_structured(fn: Any) -> bool:
     """Return whether the values of one element are vectors that are one joint value, and not independent numbers."""
-    return isinstance(_family(fn), Structured)
+    return isinstance(innermost(fn), Structured)
+
+
+def is_subset(fn: Any) -> bool:
+    """Return whether a distribution is over subsets of k items."""
+    return isinstance(innermost(unmasked(fn)), Subset)
 
 
 def is_vector(fn: Any) -> bool:
@@ -193,22 +198,28 @@ def _constants_may_be_read() -> Iterator[None]:
 _PARAMETERS = {"Normal": ("loc", "scale"), "Poisson": ("rate",), "Gamma": ("concentration", "rate")}
 
 
-def _family(fn: Any) -> Any:
+def innermost(fn: Any) -> Any:
+    """Return the distribution of one element, before `to_event` and `expand`."""
     while isinstance(fn, (TorchIndependent, ExpandedDistribution)):
         fn = fn.base_dist
     return fn
 
 
 def family(fn: Any) -> str:
-    """Return the name of a distribution's family, as `pyro.distributions` calls it."""
-    return type(_family(unmasked(fn))).__name__
+    """Return the name of a distribution's family, as `pyro.distributions` calls it.
+
+    A class of the user's own that has the name of one of ours is another family: its name is given with its module's.
+    """
+    kind = type(innermost(unmasked(fn)))
+    ours = issubclass(kind, Structured) or kind.__name__ not in ("Subset", "PlackettLuce")
+    return kind.__name__ if ours else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def elements(fn: Any, plates: Collection[int]) -> int:
     """Return the number of independent elements in an event and in the batch dimensions without a plate."""
     batch = fn.batch_shape
     loose = [size for i, size in enumerate(batch) if i - len(batch) not in plates]
-    event = fn.event_shape[: len(fn.event_shape) - len(_family(fn).event_shape)]
+    event = fn.event_shape[: len(fn.event_shape) - len(innermost(fn).event_shape)]
     return math.prod([*loose, *event])
 
 
@@ -219,7 +230,7 @@ def is_relaxable(fn: Any) -> bool:
 
 def parameters(fn: Any) -> dict[str, torch.Tensor] | None:
     """Return the parameters of a family of independent numbers, each of the shape of the value; None for others."""
-    base, name = _family(fn), family(fn)
+    base, name = innermost(fn), family(fn)
     return {key: getattr(base, key).expand(fn.shape()) for key in _PARAMETERS[name]} if name in _PARAMETERS else None
 
 

@@ -72,19 +72,22 @@ class Structured(TorchDistribution):
     """A distribution over vectors that are one joint value, and not independent elements; `logits` has shape (*batch, n)."""
 
     logits: torch.Tensor
+    _narrow: torch.Tensor
+    """The logits before they were expanded: what belongs to them alone is computed once."""
 
     def _start(self, logits: Any, validate_args: bool | None) -> None:
         logits = torch.as_tensor(logits)
         self.logits = logits if logits.is_floating_point() else logits.to(torch.get_default_dtype())
         if self.logits.dim() == 0:
             raise ValueError(f"{type(self).__name__} takes logits of shape (*batch, n), and was given a number.")
+        self._narrow = self.logits
         super().__init__(self.logits.shape[:-1], self.logits.shape[-1:], validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """Return the distribution with its batch dimensions expanded to `batch_shape`."""
         new = type(self).__new__(type(self)) if _instance is None else _instance
         new.__dict__.update({name: x for name, x in self.__dict__.items() if name in ("k", "arg_constraints")})
-        new.logits = self.logits.expand(*batch_shape, -1)
+        new.logits, new._narrow = self.logits.expand(*batch_shape, -1), self._narrow
         super(Structured, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
@@ -97,6 +100,9 @@ class Structured(TorchDistribution):
     def listed(self) -> Any:
         """Return all values, (values, n), or None if they are too many."""
         raise NotImplementedError
+
+    def _whole(self, log_prob: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return log_prob.expand(torch.broadcast_shapes(self.batch_shape, value.shape[:-1]))
 
     def _dtype(self) -> torch.dtype:
         return self.logits.dtype
@@ -164,7 +170,7 @@ class Subset(Structured):
     @property
     def mean(self) -> torch.Tensor:
         """The exact probability that each item is chosen, of shape (*batch, n)."""
-        return structures.subset_marginals(OPS, self.logits, self.k)
+        return structures.subset_marginals(OPS, self._narrow, self.k).expand(self.batch_shape + self.event_shape)
 
     @property
     def variance(self) -> torch.Tensor:
@@ -180,7 +186,7 @@ class Subset(Structured):
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        return structures.subset_log_prob(OPS, self.logits, self.k, value)
+        return self._whole(structures.subset_log_prob(OPS, self._narrow, self.k, value), value)
 
     def listed(self) -> Any:
         """Return all values, (values, n), or None if they are too many."""
@@ -232,7 +238,7 @@ class PlackettLuce(Structured):
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        return structures.ranking_log_prob(OPS, self.logits, value)
+        return self._whole(structures.ranking_log_prob(OPS, self._narrow, value), value)
 
     def listed(self) -> Any:
         """Return all values, (values, n), or None if they are too many."""

@@ -87,7 +87,9 @@ def case(latents, params, noise=None, subsamples=None, one_hot=(), listed=None, 
         name = build.__name__
         rng = np.random.default_rng(sum(map(ord, name)))
         values = {key: rng.normal(size=shape) for key, shape in params.items()}
-        into[name] = ALL[name] = Case(name, values, latents, build, noise or {}, subsamples or {}, one_hot, {}, listed or {})
+        into[name] = ALL[name] = Case(
+            name, values, latents, build, noise or {}, subsamples or {}, one_hot, {}, listed or {}
+        )
         return build
 
     return register

@@ -29,7 +29,7 @@ from pplgrad.numpyro._tracing.control_flow import FlowMessenger
 from pplgrad.numpyro._tracing.handlers import Intervene, Resolve, site_key
 from pplgrad.numpyro._tracing.particle_trace import ParticleOutputs, ParticleTrace, run_particle
 from pplgrad.numpyro._tracing.relaxation_checks import misused, raise_if_index
-from pplgrad.numpyro._tracing.relaxations import Extended, extended, softened
+from pplgrad.numpyro._tracing.relaxations import extended, is_extended, softened
 
 
 class NumPyroDraw:
@@ -264,7 +264,7 @@ class NumPyroBranches:
             return inside(site) & reduce(or_, (found for found, flag in reached if flags & flag))
 
         def intervene(name: str, msg: Any, key: jax.Array, where: FlowMessenger) -> None:
-            if temperatures is not None and not isinstance(unmasked(msg["fn"]), Extended):
+            if temperatures is not None and not is_extended(msg["fn"]):
                 self._soften(name, msg, key, temperatures, lambda site: follows(name, site, where))
             if name in places:
                 mine = alternatives[name].astype(msg["value"].dtype)
