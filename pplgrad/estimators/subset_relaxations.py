@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pplgrad.core.array_ops import Array, Ops
 from pplgrad.core.estimator import Declaration
@@ -37,10 +37,6 @@ class SubsetRelaxation(Relaxation):
                 f"{self!r} cannot be used at site '{site.name}': {site.distribution} is no Subset(k, logits); {remedy(site)}"
             )
         require_unscanned(self, site)
-
-    def weights(self, draw: Any) -> Array:
-        """Return the draw with its gradient, (..., n)."""
-        raise NotImplementedError
 
 
 def _declared(source: str) -> Declaration:

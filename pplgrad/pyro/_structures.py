@@ -88,7 +88,7 @@ class Structured(TorchDistribution):
         new = type(self).__new__(type(self)) if _instance is None else _instance
         new.__dict__.update({name: x for name, x in self.__dict__.items() if name in ("k", "arg_constraints")})
         new.logits, new._narrow = self.logits.expand(*batch_shape, -1), self._narrow
-        super(Structured, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
+        TorchDistribution.__init__(new, torch.Size(batch_shape), self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
 

@@ -15,7 +15,7 @@ STRUCTURED: dict[str, Case] = {}
 structured: Any = partial(case, into=STRUCTURED)
 
 TWO_OF_THREE = subsets(3, 2)
-TWO_OF_FOUR = subsets(4, 2)
+TWO_OF_FOUR = np.asarray(subsets(4, 2))
 THREE_RANKED = permutations(3)
 TWO_RANKED = permutations(2)
 DISCOUNT = np.array([1.0, 0.6, 0.5])
