@@ -133,3 +133,49 @@ def fixed_noise(site, ops):
 
 
 RELAXED = {"simple": SIMPLE(), "imle": IMLE(0.7), "imle-far": IMLE(5.0)}
+
+MUTANTS = {}
+
+
+def mutant(apply):
+    MUTANTS[apply.__name__] = apply
+    return apply
+
+
+@mutant
+def the_recursion_counts_one_half_twice(patch):
+    plain = structures._joint
+    patch.setattr(structures, "_joint", lambda ops, left, right, wide: plain(ops, left, left, wide))
+
+
+@mutant
+def subsets_without_their_normaliser(patch):
+    patch.setattr(structures, "subset_log_prob", lambda ops, logits, k, value: (value * logits).sum(-1))
+
+
+@mutant
+def marginals_of_independent_items(patch):
+    patch.setattr(structures, "subset_marginals", lambda ops, logits, k: 1 / (1 + ops.xp.exp(-logits)))
+
+
+@mutant
+def rankings_normalised_by_all_items(patch):
+    def log_prob(ops, logits, value):
+        ranked = ops.xp.take_along_axis(logits, value, axis=-1)
+        return (ranked - ops.xp.log(ops.xp.exp(ranked).sum(-1))[..., None]).sum(-1)
+
+    patch.setattr(structures, "ranking_log_prob", log_prob)
+
+
+def law_error(subset, ranking, array):
+    """Return how far densities and marginals of both laws are from NumPy's; `array` makes arrays of the library."""
+    logits = some_logits(4, False)[0]
+    values, probs = law(logits, 2)
+    orders, log_probs = rankings(logits)
+    few = subset(2, array(logits))
+    errors = [
+        few.log_prob(array(values)) - array(np.log(probs)),
+        few.mean - array(covariance(logits, 2)[0]),
+        ranking(array(np.tile(logits, (24, 1)))).log_prob(array(orders)) - array(log_probs),
+    ]
+    return max(float(abs(error).max()) for error in errors)

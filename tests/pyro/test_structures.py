@@ -201,3 +201,10 @@ def test_certificate_by_enumeration():
         model, guide, estimators=estimators, num_particles=2, reference="enumeration", draws=200, tolerance=0.9
     )
     assert found.status == "unbiased"
+
+
+@pytest.mark.parametrize("name", structures.MUTANTS)
+def test_mutant_is_caught(name, monkeypatch):
+    assert structures.law_error(Subset, PlackettLuce, torch.tensor) < 1e-11
+    structures.MUTANTS[name](monkeypatch)
+    assert structures.law_error(Subset, PlackettLuce, torch.tensor) > 1e-3
