@@ -46,6 +46,7 @@ def subset_log_prob(ops: Ops, logits: Array, k: int, value: Array) -> Array:
     """Return Σ_i z_i θ_i − log e_k(exp θ), of the batch shape of logits (..., n) and z (..., n); linear in z."""
     xp = ops.xp
     possible = is_possible(xp, logits)
+    value = xp.astype(value, logits.dtype)
     linear = xp.sum(value * xp.where(possible, logits, xp.zeros_like(logits)), axis=-1)
     # An item that is never chosen has no part in the density unless it was chosen: with all of its weight, that is −inf.
     never = xp.sum(xp.where(possible, xp.zeros_like(value), value), axis=-1)
