@@ -55,6 +55,9 @@ class Ops(Protocol):
     def first_order_only(self, x: Array, message: str) -> Array:
         """Return `x`, of which a second derivative raises `EstimatorError` with the message."""
 
+    def with_slope(self, x: Array, value: Array, slope: Callable[[Array, Array, Array], Array], kept: Array) -> Array:
+        """Return `value`, of the shape of `x`, whose gradient g goes on to `x` as `slope(g, kept, value)`, and to nothing else."""
+
     def only(self, loss: Array, learned: list[Array]) -> Array:
         """Return `loss` with its gradient to the arrays in `learned`, and to nothing else."""
 

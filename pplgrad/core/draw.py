@@ -23,13 +23,13 @@ class HostDraw(Protocol):
     value: Array
     """The value drawn, of shape (particles, *B, *E)."""
     event_dim: int
-    one_hot: bool
-    """Whether the values of one element are one-hot vectors."""
+    is_vector: bool
+    """Whether the value of one element is a vector: one-hot, a subset, a ranking."""
 
     def finite(self) -> tuple[Array, Array] | None:
         """Return the log probabilities (particles, *B, *N, categories) and the number drawn (particles, *B, *N).
 
-        N are the independent elements of the event: E for a Bernoulli with `to_event`, nothing for a one-hot vector.
+        N are the independent elements of the event: E for a Bernoulli with `to_event`, nothing for a one-hot vector or a subset.
         None if the elements do not have finitely many values.
         """
 
@@ -98,15 +98,17 @@ class Draw:
         """Return what is known of the site by now: with all elements that share their cost, and nothing else for granted."""
         if not self.is_finite:
             return SiteInfo(self.name, "its distribution", False, True, 1)
-        one_hot = len(self._host.value.shape) > len(self._finite[1].shape)
+        is_vector = len(self._host.value.shape) > len(self._finite[1].shape)
+        # Other vectors that are one value, such as subsets, are in general not as long as they are many.
+        is_weights = is_vector and self._host.value.shape[-1] == self._finite[0].shape[-1]
         return SiteInfo(
             self.name,
-            "OneHotCategorical" if one_hot else "its distribution",
+            "OneHotCategorical" if is_weights else "its distribution",
             has_rsample=False,
             is_discrete=True,
             particles=1,
             categories=self._finite[0].shape[-1],
-            relaxable=one_hot,
+            relaxable=is_weights,
             elements=self.index.shape[-1],
         )
 
@@ -134,7 +136,7 @@ class Draw:
     @cached_property
     def _axes(self) -> _Axes:
         value = self._host.value
-        shape = tuple(value.shape[1:-1] if self._host.one_hot else value.shape[1:])
+        shape = tuple(value.shape[1:-1] if self._host.is_vector else value.shape[1:])
         events = len(shape) - (len(value.shape) - 1 - self._host.event_dim)
         return _Axes.of(shape, self._plates, self._shape, events)
 

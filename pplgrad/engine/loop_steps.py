@@ -80,7 +80,7 @@ class StepDraw:
     def __init__(self, host: HostDraw, steps: LoopSteps) -> None:
         self._host = host
         self._steps = steps
-        self.name, self.event_dim, self.one_hot = host.name, host.event_dim, host.one_hot
+        self.name, self.event_dim, self.is_vector = host.name, host.event_dim, host.is_vector
         self.value = steps.merged(host.value)
 
     def finite(self) -> tuple[Array, Array] | None:

@@ -18,6 +18,7 @@ from pplgrad.estimators.relaxed import GappedStraightThrough, GumbelRao, GumbelS
 from pplgrad.estimators.reparam import Reparam
 from pplgrad.estimators.score import ScoreFunction
 from pplgrad.estimators.stein import RODEO
+from pplgrad.estimators.subset_relaxations import IMLE, SIMPLE
 from pplgrad.estimators.without_replacement import SumAndSample, UnorderedSet
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "GappedStraightThrough",
     "GumbelRao",
     "GumbelSoftmax",
+    "IMLE",
     "LocalExpectation",
     "MeasureValued",
     "Mirrored",
@@ -44,6 +46,7 @@ __all__ = [
     "REBAR",
     "RELAX",
     "RODEO",
+    "SIMPLE",
     "ReinMax",
     "Reparam",
     "ScoreFunction",

@@ -97,8 +97,8 @@ class Relaxation(Estimator):
         return replace(self, temperature=temperature(*args, **kwargs))  # type: ignore[type-var]
 
     @abstractmethod
-    def weights(self, draw: HardDraw) -> Array:
-        """Return the weights of the categories, (..., categories), with their gradient."""
+    def weights(self, draw: Any) -> Array:
+        """Return the weights of the categories, (..., categories), of a `HardDraw`, with their gradient."""
 
 
 def tempered(xp: Any, x: Array, temperature: Any) -> Array:

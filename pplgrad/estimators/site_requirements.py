@@ -12,9 +12,10 @@ def require_finite(estimator: Estimator, site: SiteInfo) -> None:
     """Refuse a site whose elements do not have finitely many values."""
     require_steps(estimator, site)
     if site.categories is None:
+        joint = site.distribution in ("Subset", "PlackettLuce")
         raise EstimatorError(
-            f"{estimator!r} cannot be used at site '{site.name}': {site.distribution} does not have finitely many values; "
-            f"{remedy(site)}"
+            f"{estimator!r} cannot be used at site '{site.name}': {site.distribution} "
+            f"{'has too many values to list' if joint else 'does not have finitely many values'}; {remedy(site)}"
         )
 
 
@@ -55,6 +56,11 @@ def require_relaxable(estimator: Estimator, site: SiteInfo) -> None:
         raise EstimatorError(
             f"{estimator!r} cannot be used at site '{site.name}': a Categorical is a number that indexes something, which has "
             f"no value between two numbers; draw it as a OneHotCategorical, or {remedy(site)}"
+        )
+    if site.distribution == "Subset":
+        raise EstimatorError(
+            f"{estimator!r} cannot be used at site '{site.name}': a Subset is relaxed by SIMPLE() and IMLE() alone, which are "
+            f"biased; use one of these, or {remedy(site)}"
         )
     raise EstimatorError(
         f"{estimator!r} cannot be used at site '{site.name}': {site.distribution} cannot be relaxed, only Bernoulli and "

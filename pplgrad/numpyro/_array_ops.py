@@ -103,6 +103,18 @@ class JaxOps:
 
         return guarded(x)
 
+    def with_slope(self, x: jax.Array, value: jax.Array, slope: Callable, kept: jax.Array) -> jax.Array:
+        @jax.custom_vjp
+        def moved(x: jax.Array, value: jax.Array, kept: jax.Array) -> jax.Array:
+            return value
+
+        def back(arrays: tuple, gradient: jax.Array) -> tuple:
+            value, kept = arrays
+            return slope(gradient, kept, value), jnp.zeros_like(value), jnp.zeros_like(kept)
+
+        moved.defvjp(lambda x, value, kept: (value, (value, kept)), back)
+        return moved(x, value, kept)
+
     def only(self, loss: jax.Array, learned: list) -> jax.Array:
         # The program's own parameters are constants in branches already.
         return loss

@@ -29,6 +29,7 @@ from numpyro.distributions import (
 
 from pplgrad.core.array_ops import FEW_CATEGORIES
 from pplgrad.numpyro._compat import TRACING_ERRORS, unmasked
+from pplgrad.numpyro._structures import Structured, Subset, log_probs_of_all
 
 _UNLISTED: tuple[type[Exception], ...] = (NotImplementedError, *TRACING_ERRORS)
 
@@ -37,7 +38,8 @@ class FiniteDraw(NamedTuple):
     """A draw whose elements have finitely many values.
 
     `log_probs` has shape (*batch, *elements, categories), −inf where a category is impossible, and `index` (*batch, *elements);
-    `support` has the values of one element, (categories), or their numbers where they are one-hot vectors.
+    `support` has the values of one element, (categories), or their numbers where they are one-hot vectors; vectors that are one joint
+    value are rows, (categories, n).
     """
 
     log_probs: jax.Array
@@ -56,20 +58,23 @@ def finite_parts(fn: Any) -> tuple[Any, jax.Array] | None:
         return None
     try:
         # NumPyro's expanded distributions drop the event dimensions of what they enumerate.
-        support = _family(fn).enumerate_support(expand=False)
+        support = innermost(fn).enumerate_support(expand=False)
     except _UNLISTED:
         return None  # NumPyro lists them only where their number is known while a program is traced.
     return fn, support.reshape(support.shape[0], *fn.event_shape)
 
 
 def counted_parts(fn: Any) -> tuple[Any, jax.Array] | None:
-    """Return the distribution of one element and its values, as numbers also where they are one-hot vectors, or None."""
+    """Return the distribution of one element and its values, as numbers also where they are one-hot vectors, or None.
+
+    Of vectors that are one joint value, such as subsets, the values are rows.
+    """
     while isinstance(fn, Independent):
         fn = fn.base_dist
     if is_one_hot(fn):
         return fn, jnp.arange(fn.event_shape[0])
     parts = finite_parts(fn)
-    return None if parts is None or parts[0].event_shape else parts
+    return None if parts is None or (parts[0].event_shape and not is_structured(fn)) else parts
 
 
 def is_reparameterized(fn: Any) -> bool:
@@ -91,6 +96,23 @@ def is_one_hot(fn: Any) -> bool:
     return family(fn) == "OneHotCategorical"
 
 
+def is_structured(fn: Any) -> bool:
+    """Return whether the values of one element are vectors that are one joint value, and not independent numbers."""
+    return isinstance(innermost(fn), Structured)
+
+
+def is_subset(fn: Any) -> bool:
+    """Return whether a distribution is over subsets of k items."""
+    return isinstance(innermost(unmasked(fn)), Subset)
+
+
+def values_of(support: jax.Array, index: jax.Array, like: jax.Array, is_vector: bool) -> jax.Array:
+    """Return the values with these numbers; `is_vector` says whether the value of one element is a vector."""
+    if is_vector and support.ndim == 1:
+        return jax.nn.one_hot(index, support.shape[-1], dtype=like.dtype)
+    return support[index]
+
+
 def categories(fn: Any) -> int | None:
     """Return the number of values of one element, or None if there are not finitely many."""
     parts = counted_parts(unmasked(fn))
@@ -104,6 +126,8 @@ def every_log_prob(base: Any, support: jax.Array) -> jax.Array:
         return jnp.broadcast_to(inner, (*base.batch_shape, len(support)))
     if is_one_hot(base):
         return jax.nn.log_softmax(base.logits, -1)
+    if isinstance(base, Structured):
+        return log_probs_of_all(base)
     law = type(base).log_prob
     if len(support) > FEW_CATEGORIES:
         # Normalised once, where `log_prob` would do so for every value.
@@ -137,6 +161,9 @@ def finite_draw(fn: Any, value: jax.Array) -> FiniteDraw | None:
     base, support = parts
     if is_one_hot(base):
         index = jnp.argmax(value, -1)
+    elif is_structured(base):
+        rows = support.reshape(len(support), *(1,) * (value.ndim - 1), -1)
+        index = jnp.argmax((rows == value).all(-1), 0)
     else:
         index = jnp.argmax(support.reshape(-1, *(1,) * value.ndim) == value, 0)
     log_probs = every_log_prob(base, support)
@@ -146,7 +173,8 @@ def finite_draw(fn: Any, value: jax.Array) -> FiniteDraw | None:
 _PARAMETERS = {"Normal": ("loc", "scale"), "Poisson": ("rate",), "Gamma": ("concentration", "rate")}
 
 
-def _family(fn: Any) -> Any:
+def innermost(fn: Any) -> Any:
+    """Return the distribution of one element, before `to_event` and `expand`."""
     while isinstance(fn, (Independent, ExpandedDistribution)):
         fn = fn.base_dist
     return fn
@@ -157,16 +185,16 @@ def family(fn: Any) -> str:
 
     A class of the user's own that has the name of one of these is another family: its name is given with its module's.
     """
-    kind = type(_family(unmasked(fn)))
+    kind = type(innermost(unmasked(fn)))
     name = kind.__name__.removesuffix("Logits").removesuffix("Probs")
     ours = kind.__module__.partition(".")[0] in ("numpyro", "pplgrad")
-    known = hasattr(numpyro.distributions, name) or name == "OneHotCategorical"
+    known = hasattr(numpyro.distributions, name) or name in ("OneHotCategorical", "Subset", "PlackettLuce")
     return name if ours or not known else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def event_elements(fn: Any) -> int:
     """Return the number of independent elements in an event."""
-    return math.prod(fn.event_shape[: len(fn.event_shape) - len(_family(unmasked(fn)).event_shape)])
+    return math.prod(fn.event_shape[: len(fn.event_shape) - len(innermost(unmasked(fn)).event_shape)])
 
 
 def elements(fn: Any, plates: Collection[int]) -> int:
@@ -183,7 +211,7 @@ def is_relaxable(fn: Any) -> bool:
 
 def parameters(fn: Any) -> dict[str, jax.Array] | None:
     """Return the parameters of a family of independent numbers, as `HostDraw.parameters` has them; None for others."""
-    base, name = _family(fn), family(fn)
+    base, name = innermost(fn), family(fn)
     found: dict[str, Any] | None = _count_parameters(base)
     if name in _PARAMETERS:
         found = {key: getattr(base, key) for key in _PARAMETERS[name]}
@@ -220,7 +248,7 @@ def _count_support(fn: Any) -> tuple[Any, Any] | None:
     """Return the law of one element and its support, if its values are whole numbers from one that is known on, 0 or more."""
     while isinstance(fn, Independent):
         fn = fn.base_dist
-    if fn.event_shape or isinstance(_family(fn), (CategoricalLogits, CategoricalProbs)):
+    if fn.event_shape or isinstance(innermost(fn), (CategoricalLogits, CategoricalProbs)):
         return None
     support = fn.support
     while hasattr(support, "base_constraint"):

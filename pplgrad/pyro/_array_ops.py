@@ -68,6 +68,9 @@ class TorchOps:
     def first_order_only(self, x: torch.Tensor, message: str) -> torch.Tensor:
         return _FirstOrderOnly.apply(x, message)
 
+    def with_slope(self, x: torch.Tensor, value: torch.Tensor, slope: Callable, kept: torch.Tensor) -> torch.Tensor:
+        return _WithSlope.apply(x, value.detach(), slope, kept.detach())
+
     def only(self, loss: torch.Tensor, learned: list) -> torch.Tensor:
         if not torch.is_grad_enabled():
             return loss
@@ -106,6 +109,21 @@ class _FirstOrderOnly(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise EstimatorError(ctx.message)
         return gradients[0], None
+
+
+class _WithSlope(torch.autograd.Function):
+    """A value whose gradient goes on to another tensor by a rule of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, value: torch.Tensor, slope: Callable, kept: torch.Tensor) -> torch.Tensor:
+        ctx.slope = slope
+        ctx.save_for_backward(value, kept)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        value, kept = ctx.saved_tensors
+        return ctx.slope(gradients[0], kept, value), None, None, None
 
 
 class _Attach(torch.autograd.Function):

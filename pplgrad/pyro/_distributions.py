@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from pplgrad.engine.support import Classes, Support
 from pplgrad.errors import BaselineError
+from pplgrad.pyro._structures import Structured, Subset, log_probs_of_all
 
 _PLAIN_SCORE_PARTS = {
     PyroDistribution.score_parts,
@@ -78,7 +79,10 @@ def mask_of(fn: Any) -> Any:
 
 
 def counted_parts(fn: Any) -> tuple[Any, torch.Tensor] | None:
-    """Return the distribution of one element and its values, as numbers also where they are one-hot vectors, or None."""
+    """Return the distribution of one element and its values, as numbers also where they are one-hot vectors, or None.
+
+    Of vectors that are one joint value, such as subsets, the values are rows.
+    """
     base = fn
     while isinstance(base, TorchIndependent):
         base = base.base_dist
@@ -87,18 +91,51 @@ def counted_parts(fn: Any) -> tuple[Any, torch.Tensor] | None:
         device = base.logits.device if hasattr(base, "logits") else None
         return base, torch.arange(count, device=device)
     parts = finite_parts(base)
-    return None if parts is None or parts[0].event_shape else parts
+    return None if parts is None or (parts[0].event_shape and not is_structured(base)) else parts
 
 
 def is_one_hot(fn: Any) -> bool:
     """Return whether the values of one element are one-hot vectors."""
-    return isinstance(_family(fn), torch.distributions.OneHotCategorical)
+    return isinstance(innermost(fn), torch.distributions.OneHotCategorical)
+
+
+def is_structured(fn: Any) -> bool:
+    """Return whether the values of one element are vectors that are one joint value, and not independent numbers."""
+    return isinstance(innermost(fn), Structured)
+
+
+def is_subset(fn: Any) -> bool:
+    """Return whether a distribution is over subsets of k items."""
+    return isinstance(innermost(unmasked(fn)), Subset)
+
+
+def is_vector(fn: Any) -> bool:
+    """Return whether the value of one element is a vector."""
+    return is_one_hot(fn) or is_structured(fn)
+
+
+def values_of(base: Any, support: torch.Tensor, index: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Return the values of a distribution's elements with these numbers."""
+    return torch.nn.functional.one_hot(index, len(support)).to(like.dtype) if is_one_hot(base) else support[index]
+
+
+def number_of(base: Any, support: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Return the numbers of the values of a distribution's elements."""
+    if is_one_hot(base):
+        return value.argmax(-1)
+    if is_structured(base):
+        same = (support.reshape(len(support), *(1,) * (value.dim() - 1), -1) == value).all(-1)
+    else:
+        same = support.reshape(-1, *(1,) * value.dim()) == value
+    return same.to(torch.int8).argmax(0)
 
 
 def every_log_prob(base: Any, support: torch.Tensor) -> torch.Tensor:
     """Return the log probabilities of an element's values, (*batch, categories), −inf where the sampler never draws one."""
     if isinstance(base, ExpandedDistribution):
         return every_log_prob(base.base_dist, support).expand(*base.batch_shape, -1)
+    if isinstance(base, Structured):
+        return log_probs_of_all(base)
     law = type(base).log_prob
     if law in _NORMALISED:
         # Normalised once, where `log_prob` would take a row of all categories for every value.
@@ -161,22 +198,28 @@ def _constants_may_be_read() -> Iterator[None]:
 _PARAMETERS = {"Normal": ("loc", "scale"), "Poisson": ("rate",), "Gamma": ("concentration", "rate")}
 
 
-def _family(fn: Any) -> Any:
+def innermost(fn: Any) -> Any:
+    """Return the distribution of one element, before `to_event` and `expand`."""
     while isinstance(fn, (TorchIndependent, ExpandedDistribution)):
         fn = fn.base_dist
     return fn
 
 
 def family(fn: Any) -> str:
-    """Return the name of a distribution's family, as `pyro.distributions` calls it."""
-    return type(_family(unmasked(fn))).__name__
+    """Return the name of a distribution's family, as `pyro.distributions` calls it.
+
+    A class of the user's own that has the name of one of ours is another family: its name is given with its module's.
+    """
+    kind = type(innermost(unmasked(fn)))
+    ours = issubclass(kind, Structured) or kind.__name__ not in ("Subset", "PlackettLuce")
+    return kind.__name__ if ours else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def elements(fn: Any, plates: Collection[int]) -> int:
     """Return the number of independent elements in an event and in the batch dimensions without a plate."""
     batch = fn.batch_shape
     loose = [size for i, size in enumerate(batch) if i - len(batch) not in plates]
-    event = fn.event_shape[: len(fn.event_shape) - len(_family(fn).event_shape)]
+    event = fn.event_shape[: len(fn.event_shape) - len(innermost(fn).event_shape)]
     return math.prod([*loose, *event])
 
 
@@ -187,7 +230,7 @@ def is_relaxable(fn: Any) -> bool:
 
 def parameters(fn: Any) -> dict[str, torch.Tensor] | None:
     """Return the parameters of a family of independent numbers, as `HostDraw.parameters` has them; None for others."""
-    base, name = _family(fn), family(fn)
+    base, name = innermost(fn), family(fn)
     found: dict[str, torch.Tensor] | None = _count_parameters(base)
     if name in _PARAMETERS and type(base) is getattr(distributions, name):
         found = {key: getattr(base, key) for key in _PARAMETERS[name]}
@@ -217,7 +260,7 @@ def _count_support(fn: Any) -> tuple[Any, Any] | None:
     base = fn
     while isinstance(base, TorchIndependent):
         base = base.base_dist
-    if base.event_shape or isinstance(_family(base), torch.distributions.Categorical):
+    if base.event_shape or isinstance(innermost(base), torch.distributions.Categorical):
         return None
     try:
         support = base.support

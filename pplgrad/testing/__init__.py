@@ -2,7 +2,7 @@
 
 `gradient_error` computes the expectation exactly, and `z_score` by simulation. `random_program` makes random programs. The programs
 named in `PROGRAMS` have finitely many outcomes (the noise of continuous sites is held fixed). They are written once for both libraries,
-in `pplgrad/testing/programs.py`, `reentering.py` and `counting.py` (where the support of counts is cut off), and this project's own tests use them.
+in `pplgrad/testing/programs.py`, `reentering.py`, `structured.py` and `counting.py` (where the support of counts is cut off), and this project's own tests use them.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from pplgrad.testing.counting import COUNTING, VECTORS
 from pplgrad.testing.fuzz.generate import random_program
 from pplgrad.testing.programs import CASES
 from pplgrad.testing.reentering import REENTERED
+from pplgrad.testing.structured import STRUCTURED
 
 __all__ = ["PROGRAMS", "gradient_error", "random_program", "z_score"]
 
-PROGRAMS: tuple[str, ...] = (*CASES, *REENTERED, *COUNTING, *VECTORS)
+PROGRAMS: tuple[str, ...] = (*CASES, *REENTERED, *COUNTING, *VECTORS, *STRUCTURED)
 
 
 def gradient_error(
@@ -117,4 +118,4 @@ def _host(library: str) -> Any:
 def _case(program: str) -> Any:
     if program not in PROGRAMS:
         raise ConfigurationError(f"program={program!r}: the programs are {', '.join(PROGRAMS)}.")
-    return {**CASES, **REENTERED, **COUNTING, **VECTORS}[program]
+    return {**CASES, **REENTERED, **COUNTING, **VECTORS, **STRUCTURED}[program]

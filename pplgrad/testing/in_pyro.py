@@ -21,7 +21,7 @@ from pplgrad.core.estimator import Estimator
 from pplgrad.core.noise import replaced_noise
 from pplgrad.core.objectives import CostWeights
 from pplgrad.errors import ImpossibleValueError
-from pplgrad.pyro import TraceGrad_ELBO
+from pplgrad.pyro import PlackettLuce, Subset, TraceGrad_ELBO
 from pplgrad.pyro._baselines import PREFIX
 from pplgrad.pyro._distributions import family, finite_parts, unmasked
 from pplgrad.pyro._rerun.draws import PyroDraw
@@ -49,6 +49,8 @@ HOST = Host(
     factor=pyro.factor,
     dist=dist,
     one_hot=lambda logits: dist.OneHotCategorical(logits=logits),
+    subset=Subset,
+    ranking=PlackettLuce,
     array=array,
     xp=xp,
 )
@@ -95,7 +97,7 @@ class Force(Messenger):
                 visit = self.visits.get(name, 0)
                 self.visits[name] = visit + 1
                 stacked = self.outcomes[visit % len(self.outcomes)][name]
-            integer = family(fn) == "Categorical"
+            integer = family(fn) in ("Categorical", "PlackettLuce")
             value = torch.as_tensor(stacked) if integer else array(stacked)
             msg["value"] = value.reshape(fn.batch_shape + fn.event_shape)
         else:

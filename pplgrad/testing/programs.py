@@ -16,7 +16,7 @@ import numpy as np
 @dataclass(frozen=True)
 class Host:
     """The primitives of one library under common names; `one_hot` makes a
-    one-hot distribution from logits, `array` a float64 array, `xp` is its namespace."""
+    one-hot distribution from logits, `subset` and `ranking` those of their names, `array` a float64 array, `xp` is its namespace."""
 
     sample: Callable[..., Any]
     param: Callable[..., Any]
@@ -26,6 +26,8 @@ class Host:
     factor: Callable[..., Any]
     dist: Any
     one_hot: Callable[[Any], Any]
+    subset: Callable[[int, Any], Any]
+    ranking: Callable[[Any], Any]
     array: Callable[[Any], Any]
     xp: Any
 
@@ -78,14 +80,16 @@ def once(what: str, case: Case, make: Callable[[], Any]) -> Any:
     return _MADE[what, case.name]
 
 
-def case(latents, params, noise=None, subsamples=None, one_hot=(), into=CASES):  # type: ignore[no-untyped-def]
+def case(latents, params, noise=None, subsamples=None, one_hot=(), vectors=None, into=CASES):  # type: ignore[no-untyped-def]
     """Register a program under its function's name; `params` maps names to shapes, filled with fixed numbers."""
 
     def register(build):  # type: ignore[no-untyped-def]
         name = build.__name__
         rng = np.random.default_rng(sum(map(ord, name)))
         values = {key: rng.normal(size=shape) for key, shape in params.items()}
-        into[name] = ALL[name] = Case(name, values, latents, build, noise or {}, subsamples or {}, one_hot)
+        into[name] = ALL[name] = Case(
+            name, values, latents, build, noise or {}, subsamples or {}, one_hot, {}, vectors or {}
+        )
         return build
 
     return register

@@ -24,12 +24,12 @@ from pplgrad.errors import BaselineError, EstimatorError
 from pplgrad.numpyro._array_ops import OPS, JaxNoise
 from pplgrad.numpyro._baselines import ANEW
 from pplgrad.numpyro._compat import as_function, reused, unmasked
-from pplgrad.numpyro._distributions import family, is_relaxable, is_reparameterized
+from pplgrad.numpyro._distributions import family, is_relaxable, is_reparameterized, values_of
 from pplgrad.numpyro._tracing.control_flow import FlowMessenger
 from pplgrad.numpyro._tracing.handlers import Intervene, Resolve, site_key
 from pplgrad.numpyro._tracing.particle_trace import ParticleOutputs, ParticleTrace, run_particle
 from pplgrad.numpyro._tracing.relaxation_checks import misused, raise_if_index
-from pplgrad.numpyro._tracing.relaxations import Extended, extended, softened
+from pplgrad.numpyro._tracing.relaxations import extended, is_extended, softened
 
 
 class NumPyroDraw:
@@ -40,7 +40,7 @@ class NumPyroDraw:
         self.value = jax.lax.stop_gradient(arrays.values[name])
         self.event_dim = event_dim
         self._finite = arrays.finite.get(name)
-        self.one_hot = self._finite is not None and self.value.ndim > self._finite.index.ndim
+        self.is_vector = self._finite is not None and self.value.ndim > self._finite.index.ndim
         self._again = arrays.again.get(name)
         self._parameters = arrays.parameters.get(name)
         self._counts = arrays.counts.get(name)
@@ -52,9 +52,7 @@ class NumPyroDraw:
     def embed(self, index: jax.Array) -> jax.Array:
         """Return the values that category numbers stand for."""
         assert self._finite is not None
-        if self.value.ndim > self._finite.index.ndim:
-            return jax.nn.one_hot(index, self._finite.support.shape[-1], dtype=self.value.dtype)
-        return self._finite.support[0][index]
+        return values_of(self._finite.support[0], index, self.value, self.is_vector)
 
     def again(self, count: int) -> tuple[jax.Array, jax.Array]:
         """Return the further draws that the primary run made, and their log densities."""
@@ -273,7 +271,7 @@ class NumPyroBranches:
             return inside(site) & reduce(or_, (found for found, flag in reached if flags & flag))
 
         def intervene(name: str, msg: Any, key: jax.Array, where: FlowMessenger) -> None:
-            if temperatures is not None and not isinstance(unmasked(msg["fn"]), Extended):
+            if temperatures is not None and not is_extended(msg["fn"]):
                 self._soften(name, msg, key, temperatures, lambda site: follows(name, site, where))
             if name in places:
                 mine = alternatives[name].astype(msg["value"].dtype)

@@ -13,7 +13,7 @@ from pplgrad.core.array_ops import bounded, is_possible
 from pplgrad.engine.branches import chunks
 from pplgrad.engine.joint_sums import JointRows, Request, another_number, places_of
 from pplgrad.numpyro._compat import unmasked
-from pplgrad.numpyro._distributions import finite_draw
+from pplgrad.numpyro._distributions import finite_draw, values_of
 from pplgrad.numpyro._rerun.branches import NumPyroBranches
 from pplgrad.numpyro._tracing.control_flow import FlowMessenger
 
@@ -88,14 +88,16 @@ class NumPyroReruns(NumPyroBranches):
             known, found = self._arrays.finite[name], finite_draw(fn, drawn)
             if found is None or found.log_probs.shape[-1] != known.log_probs.shape[-1]:
                 raise another_number(name)
-            log_probs, one_hot = bounded(jnp, found.log_probs), drawn.ndim > found.index.ndim
+            log_probs, is_vector = bounded(jnp, found.log_probs), drawn.ndim > found.index.ndim
             for other in mine:
                 numbers = wanted[other]
                 log_q = jnp.take_along_axis(log_probs, numbers[..., None], axis=-1)[..., 0]
-                value = jax.nn.one_hot(numbers, log_probs.shape[-1]) if one_hot else found.support[numbers]
+                value = values_of(found.support, numbers, drawn, is_vector)
                 first, last = places[other[0]]
                 here = (number >= first) & (number < last) & is_possible(jnp, log_q)
-                msg["value"] = jnp.where(here[..., None] if one_hot else here, value.astype(drawn.dtype), msg["value"])
+                msg["value"] = jnp.where(
+                    here[..., None] if is_vector else here, value.astype(drawn.dtype), msg["value"]
+                )
                 batch = drawn.ndim - fn.event_dim
                 scores[other] = jnp.sum(log_q, axis=tuple(range(batch, log_q.ndim)))
 

@@ -12,7 +12,7 @@ from numpyro.distributions import Independent, MaskedDistribution, kl_divergence
 from pplgrad.engine.closed_forms import no_closed_form
 from pplgrad.errors import ProgramError
 from pplgrad.numpyro._compat import unmasked
-from pplgrad.numpyro._distributions import counted_parts, family
+from pplgrad.numpyro._distributions import counted_parts, every_log_prob, family, is_structured
 from pplgrad.numpyro._tracing.marginal_laws import InComponent
 from pplgrad.numpyro._tracing.relaxations import Extended, extended
 
@@ -109,4 +109,11 @@ def _same_values(q: Any, p: Any) -> bool:
 
 
 def _extension(fn: Any) -> Any:
-    return None if counted_parts(fn) is None else extended(fn)
+    parts = counted_parts(fn)
+    if parts is None:
+        return None
+    if is_structured(fn):
+        # As a law over the numbers of its values.
+        log_probs = jnp.broadcast_to(every_log_prob(*parts), (*fn.batch_shape, len(parts[1])))
+        return Extended(log_probs, True, log_probs.shape[-1:])
+    return extended(fn)

@@ -27,7 +27,7 @@ from pplgrad.numpyro._compat import (
 from pplgrad.numpyro._distributions import categories, elements, family, is_count, is_relaxable, is_reparameterized
 from pplgrad.numpyro._tracing.control_flow import FlowMessenger
 from pplgrad.numpyro._tracing.logits import with_stable_logits
-from pplgrad.numpyro._tracing.relaxations import Extended, extended_in_model, relaxed, stacked
+from pplgrad.numpyro._tracing.relaxations import Extended, extended_in_model, is_extended, relaxed, stacked
 
 Resolve = Callable[[str, Any, FlowMessenger], Estimator]
 """From a site's name, its message, and the messenger that says in which bodies of control flow it stands to its estimator."""
@@ -95,7 +95,7 @@ class SiteMessenger(FlowMessenger):
         elif msg["type"] == "sample" and self._resolve is None:
             name = self.name_of(msg["name"])
             if name in self.extended:
-                msg["fn"] = extended_in_model(name, msg["fn"])
+                msg["fn"] = extended_in_model(name, msg["fn"], self.inside)
         if not self.inside:
             return
         if msg["type"] == "plate":
@@ -147,7 +147,7 @@ class SiteMessenger(FlowMessenger):
             msg["value"], msg["fn"] = relaxed(name, fn, value, estimator.at(*self._arguments), key)
         if self._intervene is not None:
             self._intervene(name, msg, key, self)
-        if isinstance(unmasked(msg["fn"]), Extended):
+        if is_extended(msg["fn"]):
             self.extended.add(name)
         if self.inside and msg["value"] is not value:
             self.changed[msg["name"]] = msg["value"], None if msg["fn"] is fn else msg["fn"]

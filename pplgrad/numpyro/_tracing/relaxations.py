@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from numpyro.distributions import Distribution, Independent, MaskedDistribution, constraints
+from numpyro.distributions import Distribution, ExpandedDistribution, Independent, MaskedDistribution, constraints
 
 from pplgrad.core.noise import noise_for
 from pplgrad.errors import EstimatorError
 from pplgrad.estimators.relaxed import HardDraw, Relaxation, softmax, tempered
+from pplgrad.estimators.subset_relaxations import HardSubset, SubsetRelaxation
 from pplgrad.numpyro._array_ops import OPS, JaxNoise
 from pplgrad.numpyro._compat import unmasked
-from pplgrad.numpyro._distributions import counted_parts, every_log_prob, family, is_relaxable
+from pplgrad.numpyro._distributions import counted_parts, every_log_prob, family, innermost, is_relaxable, is_subset
+from pplgrad.numpyro._structures import Subset
 
 
 class Extended(Distribution):
@@ -52,6 +54,34 @@ class Extended(Distribution):
     def sample(self, key: jax.Array, sample_shape: tuple[int, ...] = ()) -> jax.Array:
         drawn = jax.random.categorical(key, self.log_probs, shape=(*sample_shape, *self.log_probs.shape[:-1]))
         return jax.nn.one_hot(drawn, self.log_probs.shape[-1]) if self.one_hot else drawn.astype(self.log_probs.dtype)
+
+
+class UncheckedSubset(Subset):
+    """A `Subset` whose draw is close to a binary vector, and carries a gradient: its log density is linear in it."""
+
+    def __init__(self, k: int, logits: jax.Array) -> None:
+        super().__init__(k, logits, validate_args=False)
+
+
+def unchecked(fn: Any) -> Any:
+    """Return a distribution over subsets as `UncheckedSubset`, with the masks and shapes around it."""
+    if isinstance(fn, MaskedDistribution):
+        return unchecked(fn.base_dist).mask(fn._mask)
+    if isinstance(fn, Independent):
+        return unchecked(fn.base_dist).to_event(fn.reinterpreted_batch_ndims)
+    if isinstance(fn, ExpandedDistribution):
+        return unchecked(fn.base_dist).expand(fn.batch_shape)
+    return UncheckedSubset(fn.k, fn.logits)
+
+
+def is_unchecked(fn: Any) -> bool:
+    """Return whether a distribution is a relaxed `Subset`."""
+    return isinstance(innermost(unmasked(fn)), UncheckedSubset)
+
+
+def is_extended(fn: Any) -> bool:
+    """Return whether a distribution scores weights in the place of a draw."""
+    return isinstance(unmasked(fn), Extended) or is_unchecked(fn)
 
 
 def extended(fn: Any) -> Any:
@@ -93,10 +123,15 @@ def _masks_of(fn: Any) -> Iterator[tuple[Any, int]]:
 
 def relaxed(site: str, fn: Any, value: jax.Array, estimator: Relaxation, key: jax.Array) -> tuple[jax.Array, Any]:
     """Return the weights that an estimator puts in the place of a draw, and the distribution that scores them."""
+    noise = noise_for(site, OPS, lambda _: JaxNoise(jax.random.fold_in(key, 1)))
+    if isinstance(estimator, SubsetRelaxation):
+        law = innermost(unmasked(fn))
+        logits = jnp.broadcast_to(law.logits, value.shape)
+        value = value.astype(logits.dtype)
+        return estimator.weights(HardSubset(OPS, logits, law.k, value, noise)), unchecked(fn)
     wide = extended(fn)
     bare = unmasked(wide)
     index = jnp.argmax(value, -1) if bare.one_hot else value.astype(int)
-    noise = noise_for(site, OPS, lambda _: JaxNoise(jax.random.fold_in(key, 1)))
     draw = HardDraw(OPS, bare.log_probs, index, noise)
     weights = draw.cut(estimator.weights(draw))
     return (weights if bare.one_hot else weights[..., 1]), wide
@@ -115,14 +150,28 @@ def softened(site: str, wide: Any, value: jax.Array, temperature: Any, key: jax.
     return weights if bare.one_hot else weights[..., 1]
 
 
-def extended_in_model(name: str, fn: Any) -> Any:
-    """Return the extension of the model's distribution of a relaxed site, or refuse it."""
+def extended_in_model(name: str, fn: Any, inside: bool = False) -> Any:
+    """Return the extension of the model's distribution of a relaxed site, or refuse it; `inside` says that a scan draws it."""
+    if is_subset(fn) and not inside:
+        return unchecked(fn)  # `refuse_subsets` sees to it that the guide's is one too.
     if not is_relaxable(fn):
-        raise EstimatorError(
-            f"Site '{name}' is relaxed in the guide, but its distribution in the model, {family(fn)}, is not defined at "
-            "relaxed values; use ScoreFunction() or LocalExpectation() there."
-        )
+        raise undefined_when_relaxed(name, family(fn))
     return extended(fn)
+
+
+def refuse_subsets(guide: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+    """Refuse subsets in the model of which the guide's draw is relaxed otherwise: they are not defined at its weights."""
+    for name, site in model.items():
+        if name in guide and is_unchecked(site["fn"]) and not is_unchecked(guide[name]["fn"]):
+            raise undefined_when_relaxed(name, "Subset")
+
+
+def undefined_when_relaxed(name: str, law: str) -> EstimatorError:
+    """Return the refusal of a model's distribution that weights in the place of a draw do not fit."""
+    return EstimatorError(
+        f"Site '{name}' is relaxed in the guide, but its distribution in the model, {law}, is not defined at "
+        "relaxed values; use ScoreFunction() or LocalExpectation() there."
+    )
 
 
 def _log(probs: jax.Array) -> jax.Array:

@@ -40,7 +40,14 @@ from pplgrad.pyro._tracing.host_checks import PARTICLES, Nesting, at_other_value
 from pplgrad.pyro._tracing.marginal_sites import trace_against, weight_of
 from pplgrad.pyro._tracing.particle_trace import Traces, closed_cost, cost_of, with_particles, without_shapes
 from pplgrad.pyro._tracing.provenance import Provenance
-from pplgrad.pyro._tracing.relaxations import Extended, ExtendedModelMessenger, relaxed, softened
+from pplgrad.pyro._tracing.relaxations import (
+    Extended,
+    ExtendedModelMessenger,
+    is_extended,
+    is_unchecked,
+    relaxed,
+    softened,
+)
 
 
 @dataclass(frozen=True)
@@ -417,7 +424,7 @@ class PyroBranches:
                 model_trace, guide_trace = effect.get_traces()
                 return guide_trace, model_trace
             guide_trace = poutine.trace(plated(guide)).get_trace(*args, **kwargs)
-        wide = [name for name, node in guide_trace.nodes.items() if isinstance(node.get("fn"), Extended)]
+        wide = {name: is_unchecked(x["fn"]) for name, x in guide_trace.nodes.items() if is_extended(x.get("fn"))}
         nesting = self._traces.nesting if depth is None else depth
         with Intervention(self._traces.model), Fixed(own or {}), ExtendedModelMessenger(wide):
             return guide_trace, trace_against(plated(model), guide_trace, nesting, args, kwargs)

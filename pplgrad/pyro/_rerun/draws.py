@@ -7,7 +7,17 @@ from typing import Any
 
 import torch
 
-from pplgrad.pyro._distributions import counted_parts, counts, every_log_prob, is_one_hot, parameters, unmasked
+from pplgrad.pyro._distributions import (
+    counted_parts,
+    counts,
+    every_log_prob,
+    is_one_hot,
+    is_structured,
+    number_of,
+    parameters,
+    unmasked,
+    values_of,
+)
 
 
 class PyroDraw:
@@ -19,7 +29,7 @@ class PyroDraw:
         self._fn = unmasked(site["fn"])
         self._vectorized = vectorized
         self.value = self._with_particles(site["value"].detach())
-        self.one_hot = is_one_hot(self._fn)
+        self.is_vector = is_one_hot(self._fn) or is_structured(self._fn)
 
     @cached_property
     def _counted(self) -> tuple[Any, torch.Tensor] | None:
@@ -32,19 +42,14 @@ class PyroDraw:
             return None
         base, support = self._counted
         value = self.value if self._vectorized else self.value[0]
-        if is_one_hot(base):
-            index = value.argmax(-1)
-        else:
-            index = (support.reshape(-1, *(1,) * value.dim()) == value).to(torch.int8).argmax(0)
+        index = number_of(base, support, value)
         return self._with_particles(every_log_prob(base, support).expand(*index.shape, -1)), self._with_particles(index)
 
     def embed(self, index: torch.Tensor) -> torch.Tensor:
         """Return the values that category numbers stand for."""
         assert self._counted is not None
         base, support = self._counted
-        if is_one_hot(base):
-            return torch.nn.functional.one_hot(index, len(support)).to(self.value.dtype)
-        return support[index]
+        return values_of(base, support, index, self.value)
 
     def again(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return more draws from the same distribution, and their log densities."""

@@ -13,7 +13,7 @@ from pplgrad.core.estimator import Values
 from pplgrad.engine.branches import chunks
 from pplgrad.engine.joint_sums import JointRows, Request, another_number, places_of
 from pplgrad.pyro._array_ops import OPS, placed
-from pplgrad.pyro._distributions import counted_parts, every_log_prob, is_one_hot, unmasked
+from pplgrad.pyro._distributions import counted_parts, every_log_prob, is_vector, unmasked, values_of
 from pplgrad.pyro._recording import moved_generators
 from pplgrad.pyro._rerun.branches import Fresh, PyroBranches, Replace, deep, joined
 from pplgrad.pyro._tracing.host_checks import at_other_values
@@ -154,7 +154,7 @@ class PyroReruns(PyroBranches):
         if found is None or known is None or len(found[1]) != len(known[1]):
             raise another_number(name)
         base, support = found
-        one_hot = is_one_hot(base)
+        vector = is_vector(base)
         log_probs = every_log_prob(base, support)
         if among is None:
             log_probs = log_probs[None]
@@ -163,17 +163,17 @@ class PyroReruns(PyroBranches):
             log_probs = log_probs.expand(self._particles * count, *log_probs.shape[1:])
             log_probs = log_probs.reshape(self._particles, count, *log_probs.shape[1:])[:, rows]
         log_probs = bounded(OPS.xp, log_probs)
-        shape = drawn.shape[:-1] if one_hot else drawn.shape
+        shape = drawn.shape[:-1] if vector else drawn.shape
         numbers = numbers.expand(shape)
         log_q = log_probs.expand(*shape, -1).gather(-1, numbers[..., None])[..., 0]
         can = is_possible(OPS.xp, log_q)
-        value = torch.nn.functional.one_hot(numbers, len(support)).to(drawn.dtype) if one_hot else support[numbers]
-        value = torch.where(can[..., None] if one_hot else can, value, drawn)
+        value = values_of(base, support, numbers, drawn)
+        value = torch.where(can[..., None] if vector else can, value, drawn)
         events = _counted(fn)
         return value, log_q.sum(tuple(range(-events, 0))) if events else log_q
 
 
 def _counted(fn: Any) -> int:
-    """Return how many event dimensions hold elements: all, but for the vector of a one-hot draw."""
+    """Return how many event dimensions hold elements: all, but for a vector that is one value."""
     found = counted_parts(unmasked(fn))
-    return fn.event_dim - (1 if found is not None and is_one_hot(found[0]) else 0)
+    return fn.event_dim - (1 if found is not None and is_vector(found[0]) else 0)

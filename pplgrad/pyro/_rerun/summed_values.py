@@ -76,8 +76,7 @@ def refuse_mixed_values(traces: Traces, program: Program) -> None:
 
 def _trace(model: Callable, traces: Traces, program: Program) -> Any:
     """Return the trace of a model with the draws of another run, some of which may be relaxed."""
-    relaxed = [name for name, estimator in traces.estimators.items() if estimator.relaxes]
-    with ExtendedModelMessenger(relaxed):
+    with ExtendedModelMessenger.of(traces.estimators):
         return poutine.trace(poutine.replay(model, trace=traces.model)).get_trace(*program.args, **program.kwargs)
 
 

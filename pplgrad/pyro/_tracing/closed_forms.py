@@ -79,7 +79,9 @@ def _same_values(q: Any, p: Any) -> bool:
         return True
     values = [counted_parts(unmasked(fn)) for fn in (q, p)]
     first, second = (None if found is None else found[1] for found in values)
-    return first is second if first is None or second is None else bool((first == second).all())
+    if first is None or second is None:
+        return first is second
+    return first.shape == second.shape and bool((first == second).all())
 
 
 def _same(first: Any, second: Any) -> bool:

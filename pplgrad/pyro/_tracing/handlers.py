@@ -30,7 +30,7 @@ from pplgrad.pyro._tracing.host_checks import refuse_vectorized_markov
 from pplgrad.pyro._tracing.known_densities import draw
 from pplgrad.pyro._tracing.marginal_sites import is_marginal
 from pplgrad.pyro._tracing.provenance import PlateAxis, Provenance
-from pplgrad.pyro._tracing.relaxations import Extended, relaxed
+from pplgrad.pyro._tracing.relaxations import is_extended, relaxed
 from pplgrad.pyro._tracing.site_options import own_estimator
 
 # The site's name, its distribution, the estimator that its own `infer` names, and the dimensions of its plates.
@@ -91,7 +91,7 @@ class SiteMessenger(Messenger):
         """
         fn, estimator = msg["fn"], self.estimators.get(msg["name"])
         if estimator is None or self.softens:
-            return isinstance(fn, Extended) or is_relaxable(fn), fn.has_rsample
+            return is_extended(fn) or is_relaxable(fn), fn.has_rsample
         return False, fn.has_rsample and not estimator.uses_score
 
     def _bind(self, msg: Any) -> Estimator:

@@ -146,9 +146,8 @@ def run_traces(
                     stack.enter_context(inner)
                     provenance.escaped = 0
                     inner.estimators, inner.softens = outer.estimators, outer.softens
-                names = [name for name, found in outer.estimators.items() if found.relaxes]
-                if names:
-                    stack.enter_context(ExtendedModelMessenger(names))
+                if any(found.relaxes for found in outer.estimators.values()):
+                    stack.enter_context(ExtendedModelMessenger.of(outer.estimators))
                 shown = _checked(model) if provenance is not None else model
                 model_trace = trace_against(shown, guide_trace, nesting, args, kwargs)
     for name, site in model_trace.nodes.items():

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from pyro.distributions import MaskedDistribution, TorchDistribution
+from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution, TorchDistribution
 from pyro.poutine.messenger import Messenger
 from torch.distributions import Independent as TorchIndependent
 from torch.distributions import constraints
 
+from pplgrad.core.estimator import Estimator
 from pplgrad.core.noise import noise_for
 from pplgrad.errors import EstimatorError
 from pplgrad.estimators.relaxed import HardDraw, Relaxation, softmax, tempered
+from pplgrad.estimators.subset_relaxations import HardSubset, SubsetRelaxation
 from pplgrad.pyro._array_ops import OPS, TorchNoise
-from pplgrad.pyro._distributions import counted_parts, every_log_prob, family, is_relaxable, unmasked
+from pplgrad.pyro._distributions import (
+    counted_parts,
+    every_log_prob,
+    family,
+    innermost,
+    is_relaxable,
+    is_subset,
+    unmasked,
+)
+from pplgrad.pyro._structures import Subset
 
 
 class Extended(TorchDistribution):
@@ -68,6 +79,36 @@ class Extended(TorchDistribution):
         return self._bare.sample(sample_shape)
 
 
+class UncheckedSubset(Subset):
+    """A `Subset` whose draw is close to a binary vector, and carries a gradient: its log density is linear in it."""
+
+    has_rsample = True
+
+    def __init__(self, k: int, logits: torch.Tensor) -> None:
+        super().__init__(k, logits, validate_args=False)
+
+
+def unchecked(fn: Any) -> Any:
+    """Return a distribution over subsets as `UncheckedSubset`, with the masks and shapes around it."""
+    if isinstance(fn, MaskedDistribution):
+        return unchecked(fn.base_dist).mask(fn._mask)
+    if isinstance(fn, TorchIndependent):
+        return Independent(unchecked(fn.base_dist), fn.reinterpreted_batch_ndims, validate_args=False)
+    if isinstance(fn, ExpandedDistribution):
+        return unchecked(fn.base_dist).expand(fn.batch_shape)
+    return UncheckedSubset(fn.k, fn.logits)
+
+
+def is_unchecked(fn: Any) -> bool:
+    """Return whether a distribution is a relaxed `Subset`."""
+    return isinstance(innermost(unmasked(fn)), UncheckedSubset)
+
+
+def is_extended(fn: Any) -> bool:
+    """Return whether a distribution scores weights in the place of a draw."""
+    return isinstance(fn, Extended) or is_unchecked(fn)
+
+
 def extension(fn: Any) -> Extended | None:
     """Return the extension of a distribution with finitely many values for each element, or None for others."""
     if isinstance(fn, Extended):
@@ -87,8 +128,13 @@ def _masks_of(fn: Any) -> Iterator[tuple[torch.Tensor, int]]:
         fn = fn.base_dist
 
 
-def relaxed(site: str, fn: Any, value: torch.Tensor, estimator: Relaxation) -> tuple[torch.Tensor, Extended]:
+def relaxed(site: str, fn: Any, value: torch.Tensor, estimator: Relaxation) -> tuple[torch.Tensor, Any]:
     """Return the weights that an estimator puts in the place of a draw, and the distribution that scores them."""
+    if isinstance(estimator, SubsetRelaxation):
+        law = innermost(unmasked(fn))
+        value = value.to(law.logits.dtype)
+        noise = noise_for(site, OPS, lambda _: TorchNoise())
+        return estimator.weights(HardSubset(OPS, law.logits.expand(value.shape), law.k, value, noise)), unchecked(fn)
     extended = Extended(fn)
     log_probs = extended.categories()
     index = value.argmax(-1) if extended._base.event_shape else value.long()
@@ -112,19 +158,26 @@ def softened(site: str, fn: Any, value: torch.Tensor, temperature: Any) -> torch
 
 
 class ExtendedModelMessenger(Messenger):
-    """Extends the model's densities of relaxed sites to weights."""
+    """Extends the model's densities of relaxed sites to weights, given which of these are subsets in the guide."""
 
-    def __init__(self, names: Collection[str]) -> None:
+    def __init__(self, sites: Mapping[str, bool]) -> None:
         super().__init__()
-        self._names = names
+        self._sites = sites
+
+    @classmethod
+    def of(cls, estimators: Mapping[str, Estimator]) -> ExtendedModelMessenger:
+        """Return the messenger for the sites whose estimators relax them."""
+        return cls({name: isinstance(x, SubsetRelaxation) for name, x in estimators.items() if x.relaxes})
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self._names:
-            msg["fn"] = extended_in_model(msg["name"], msg["fn"])
+        if msg["name"] in self._sites:
+            msg["fn"] = extended_in_model(msg["name"], msg["fn"], self._sites[msg["name"]])
 
 
-def extended_in_model(name: str, fn: Any) -> Extended:
-    """Return the extension of the model's distribution of a relaxed site, or refuse it."""
+def extended_in_model(name: str, fn: Any, of_subset: bool) -> Any:
+    """Return the extension of the model's distribution of a relaxed site, or refuse it; a subset's draw alone fits a `Subset`."""
+    if of_subset and is_subset(fn):
+        return unchecked(fn)
     if not is_relaxable(fn):
         raise EstimatorError(
             f"Site '{name}' is relaxed in the guide, but its distribution in the model, {family(fn)}, is not defined at "

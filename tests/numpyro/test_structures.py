@@ -1,0 +1,213 @@
+"""Subsets and rankings: their laws, and estimators at them, against enumeration."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+
+from pplgrad import (
+    REBAR,
+    RELAX,
+    SIMPLE,
+    EstimatorError,
+    GumbelSoftmax,
+    LeaveOneOut,
+    LocalExpectation,
+    ScoreFunction,
+    StraightThrough,
+)
+from pplgrad.core.noise import replaced_noise
+from pplgrad.numpyro import PlackettLuce, Subset, TraceGrad_ELBO, check_gradients
+from pplgrad.testing import gradient_error
+from pplgrad.testing.in_numpyro import expected_gradient
+from pplgrad.testing.structured import STRUCTURED
+from tests import structures
+
+
+@pytest.mark.parametrize(("n", "k"), structures.LAWS)
+@pytest.mark.parametrize("impossible", [False, True])
+def test_law_of_subsets(n, k, impossible):
+    logits = structures.some_logits(n, impossible and n > k)
+    law = Subset(k, jnp.asarray(logits))
+    values = law.enumerate_support()
+    for row in (0, 1):
+        wanted, probs = structures.law(logits[row], k)
+        mean, cov = structures.covariance(logits[row], k)
+        found = {
+            tuple(z): float(p) for z, p in zip(np.asarray(values[:, row]), law.log_prob(values)[:, row], strict=True)
+        }
+        assert len(found) == len(wanted)
+        np.testing.assert_allclose([np.exp(found[tuple(z)]) for z in wanted], probs, atol=1e-12)
+        np.testing.assert_allclose(law.mean[row], mean, atol=1e-12)
+        np.testing.assert_allclose(law.variance[row], np.diag(cov), atol=1e-12)
+        can = wanted[probs > 0]
+        both = jax.jit(jax.jacrev(lambda x: (Subset(k, x).mean, Subset(k, x).log_prob(can))))  # noqa: B023
+        jacobian, scores = both(jnp.asarray(logits[row]))
+        np.testing.assert_allclose(jacobian, cov, atol=1e-11)
+        np.testing.assert_allclose(scores, np.where(np.isfinite(logits[row]), can - mean, 0.0), atol=1e-11)
+
+
+@pytest.mark.parametrize(("n", "k"), [(3, 1), (4, 2), (5, 4)])
+def test_draws_of_subsets(n, k):
+    logits = structures.some_logits(n, True)
+    drawn = np.asarray(jax.jit(lambda key: Subset(k, jnp.asarray(logits)).sample(key, (20_000,)))(jax.random.key(1)))
+    assert drawn.shape == (20_000, 2, n) and (drawn.sum(-1) == k).all()
+    for row in (0, 1):
+        values, probs = structures.law(logits[row], k)
+        found = (drawn[:, row, None] == values).all(-1).mean(0)
+        assert (np.abs(found - probs) < 5 * np.sqrt(probs * (1 - probs) / 20_000) + 1e-12).all()
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_law_of_rankings(n):
+    logits = structures.some_logits(n, False)
+    law = PlackettLuce(jnp.asarray(logits))
+    found = law.log_prob(law.enumerate_support())
+    drawn = np.asarray(law.sample(jax.random.key(0), (20_000,)))
+    for row in (0, 1):
+        orders, log_probs = structures.rankings(logits[row])
+        np.testing.assert_array_equal(law.enumerate_support()[:, row], orders)
+        np.testing.assert_allclose(found[:, row], log_probs, atol=1e-11)
+        often, probs = (drawn[:, row, None] == orders).all(-1).mean(0), np.exp(log_probs)
+        assert (np.abs(often - probs) < 5 * np.sqrt(probs * (1 - probs) / 20_000) + 5e-4).all()  # Of rare ones, ten.
+
+
+def test_extreme_logits_stay_finite():
+    far = jnp.array([0.0, -2000.0, -3000.0, 1500.0])
+    np.testing.assert_allclose(PlackettLuce(far).log_prob(jnp.array([2, 1, 0, 3])), -9500.0)
+    wide = jnp.linspace(-900.0, 900.0, 200)
+    value = (jnp.arange(200) >= 150).astype(float)
+    assert -1e-3 < float(Subset(50, wide).log_prob(value)) <= 0
+    assert np.isfinite(jax.grad(lambda x: Subset(50, x).log_prob(value))(wide)).all()
+
+
+def test_shapes_pytrees_and_support():
+    law = Subset(2, jnp.zeros((3, 4)))
+    assert law.expand((5, 3)).sample(jax.random.key(0)).shape == (5, 3, 4)
+    leaves, tree = jax.tree.flatten(law)
+    again = jax.tree.unflatten(tree, leaves)
+    assert again.k == 2 and again.support(law.sample(jax.random.key(0))).all()
+    assert not law.support(jnp.ones((3, 4))).any()
+    checked = Subset(2, jnp.zeros(4), validate_args=True)
+    with pytest.warns(UserWarning, match="Out-of-support"):
+        assert checked.log_prob(jnp.ones(4)) == -jnp.inf
+    ranked = PlackettLuce(jnp.zeros((3, 4)))
+    assert ranked.support(ranked.sample(jax.random.key(0))).all() and not ranked.support(jnp.zeros((3, 4), int)).any()
+    assert jax.vmap(lambda x: Subset(2, x).log_prob(jnp.array([1.0, 1, 0, 0])))(jnp.zeros((3, 4))).shape == (3,)
+    for large in (Subset(20, jnp.zeros(40)), PlackettLuce(jnp.zeros(9))):
+        assert not large.has_enumerate_support
+        with pytest.raises(NotImplementedError, match="too many"):
+            large.enumerate_support()
+
+
+@pytest.mark.parametrize("make", [
+    lambda: Subset(0, jnp.zeros(3)),
+    lambda: Subset(4, jnp.zeros(3)),
+    lambda: Subset(2.0, jnp.zeros(3)),
+    lambda: Subset(2, jnp.array([0.0, -jnp.inf, -jnp.inf]), validate_args=True),
+    lambda: Subset(1, jnp.array([0.0, jnp.nan]), validate_args=True),
+    lambda: PlackettLuce(jnp.array([0.0, -jnp.inf]), validate_args=True),
+    lambda: PlackettLuce(1.0),
+])  # fmt: skip
+def test_bad_arguments(make):
+    with pytest.raises(ValueError, match=r"Subset\(k=|PlackettLuce"):
+        make()
+
+
+@pytest.mark.grid
+@pytest.mark.parametrize("name", STRUCTURED)
+@pytest.mark.parametrize("short", structures.EXACT)
+def test_exact_gradient(name, short):
+    estimator, particles = structures.EXACT[short]
+    assert gradient_error(estimator, "numpyro", name, particles=particles) < 1e-9
+
+
+@pytest.mark.parametrize("short", structures.RELAXED)
+def test_relaxed_gradient(short):
+    estimator = structures.RELAXED[short]
+    with replaced_noise(structures.fixed_noise):
+        found = expected_gradient(structures.CASE, TraceGrad_ELBO(estimators={"z": estimator}), 1)
+    np.testing.assert_allclose(found["a"], structures.expected(estimator), atol=1e-9)
+
+
+def learn(law, cost=lambda z: (z * jnp.arange(4.0)).sum(-1)):
+    """Return a program of one site."""
+
+    def model():
+        z = numpyro.sample("z", law(jnp.zeros(4)))
+        numpyro.factor("f", cost(z))
+
+    def guide():
+        numpyro.sample("z", law(numpyro.param("a", jnp.array([0.1, 0.2, -0.4, 0.3]))))
+
+    return model, guide
+
+
+def pairs(logits):
+    return Subset(2, logits)
+
+
+@pytest.mark.parametrize(("law", "estimator"), [
+    (pairs, GumbelSoftmax()),
+    (pairs, StraightThrough()),
+    (pairs, REBAR()),
+    (PlackettLuce, RELAX()),
+    (PlackettLuce, REBAR()),
+    (PlackettLuce, SIMPLE()),
+    (lambda x: dist.Bernoulli(logits=x).to_event(1), SIMPLE()),
+])  # fmt: skip
+def test_what_does_not_fit_is_refused(law, estimator):
+    model, guide = learn(law)
+    with pytest.raises(EstimatorError, match="site 'z'"):
+        TraceGrad_ELBO(estimators={"z": estimator}).loss(jax.random.key(0), {}, model, guide)
+
+
+def test_a_long_subset_is_not_listed():
+    def model():
+        numpyro.factor("f", numpyro.sample("z", Subset(20, jnp.zeros(40)))[0])
+
+    def guide():
+        numpyro.sample("z", Subset(20, numpyro.param("a", jnp.linspace(-1.0, 1.0, 40))))
+
+    params = {"a": jnp.linspace(-1.0, 1.0, 40)}
+    with pytest.raises(EstimatorError, match="site 'z': Subset has too many values to list"):
+        TraceGrad_ELBO(estimators={"z": LocalExpectation()}).loss(jax.random.key(0), params, model, guide)
+    for estimator in (ScoreFunction(samples=2), SIMPLE()):
+        objective = TraceGrad_ELBO(estimators={"z": estimator})
+        grads = jax.jit(jax.grad(lambda p: objective.loss(jax.random.key(0), p, model, guide)))(params)  # noqa: B023
+        assert np.isfinite(grads["a"]).all()
+
+
+def test_a_relaxed_bernoulli_does_not_fit_a_subset():
+    def model():
+        numpyro.sample("z", Subset(2, jnp.zeros(4)))
+
+    def guide():
+        numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("a", jnp.zeros(4))).to_event(1))
+
+    with pytest.raises(EstimatorError, match="Site 'z' is relaxed"):
+        TraceGrad_ELBO(estimators={"z": GumbelSoftmax()}).loss(jax.random.key(0), {}, model, guide)
+
+
+def test_misuse_of_a_relaxed_subset_is_refused():
+    model, guide = learn(pairs, lambda z: jnp.where(z[0] == 1, 1.0, 2.0))
+    with pytest.raises(EstimatorError, match="'z'"):
+        TraceGrad_ELBO(estimators={"z": SIMPLE()}).loss(jax.random.key(0), {"a": jnp.zeros(4)}, model, guide)
+
+
+def test_certificate_by_enumeration():
+    model, guide = learn(pairs)
+    estimators = {"z": ScoreFunction(LeaveOneOut())}
+    found = check_gradients(
+        model, guide, estimators=estimators, num_particles=2, reference="enumeration", draws=200, tolerance=0.9
+    )
+    assert found.status == "unbiased"
+
+
+@pytest.mark.parametrize("name", structures.MUTANTS)
+def test_mutant_is_caught(name, monkeypatch):
+    assert structures.law_error(Subset, PlackettLuce, jnp.asarray) < 1e-11
+    structures.MUTANTS[name](monkeypatch)
+    assert structures.law_error(Subset, PlackettLuce, jnp.asarray) > 1e-3
