@@ -101,7 +101,9 @@ class Runner:
         minibatch = SharedMinibatch() if isinstance(self.objective, MultiSample) else nullcontext()
         for _ in range(1 if vectorized else self.num_particles):
             watched = known is not None and known.following
-            provenance = Provenance(self._given(program)) if watched else None
+            # The elements that an earlier particle drew are there before this one, which reads its data at them.
+            shared = minibatch.elements() if isinstance(minibatch, SharedMinibatch) else ()
+            provenance = Provenance([*self._given(program), *shared]) if watched else None
             state = state_of_functions(self._every_estimator()) if watched else {}
             if watched:
                 torch.clear_autocast_cache()  # What an earlier step cast would come from nowhere.
@@ -160,8 +162,8 @@ class Runner:
 
     def _check(self, traces: Traces, mappings: list[EstimatorMapping], provenance: Provenance | None) -> None:
         """Refuse a guide and model that do not match, and a key of a mapping that names no latent site."""
-        check_match(traces, self.max_plate_nesting)
         refuse_drawn_by_model(self.objective, traces.from_prior())
+        check_match(traces, self.max_plate_nesting)
         hidden = traces.hidden_draws if provenance is None else provenance.hidden_draws
         refuse_density_of_hidden_draw(
             traces.guide, lambda x: hidden and (provenance is None or provenance.is_random(x))

@@ -130,7 +130,10 @@ def run_traces(
     outer = SiteMessenger(resolve, provenance, args, kwargs)
     inner = SiteMessenger(None, provenance, args, kwargs)
     if isinstance(guide, Proposed):
-        guide = at_draws(guide.guide, proposed_draws(guide, args, kwargs))
+        draws = proposed_draws(guide, args, kwargs)
+        guide = at_draws(guide.guide, draws)
+        for value in draws.values() if provenance is not None else ():
+            provenance.give(value)  # type: ignore[union-attr]
     rng = generators()
     hidden_draws = False
     with provenance or nullcontext():

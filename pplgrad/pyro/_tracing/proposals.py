@@ -31,7 +31,8 @@ def proposed_draws(program: Proposed, args: tuple, kwargs: Mapping[str, Any]) ->
     with torch.no_grad(), poutine.block(hide_fn=lambda msg: not site_is_subsample(msg)):
         trace = poutine.trace(program.proposal).get_trace(*args, **kwargs)
     return {
-        name: site["value"]
+        # A tensor of its own: a proposal may give one value to several sites, or hand out a parameter.
+        name: site["value"].detach().clone()
         for name, site in trace.nodes.items()
         if site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
     }
@@ -49,7 +50,7 @@ class AtDraws(Messenger):
             return
         name = msg["name"]
         refuse_not_proposed(name, self._draws)
-        msg["value"], msg["done"] = self._draws[name].detach(), True
+        msg["value"], msg["done"] = self._draws[name], True
 
     def _pyro_post_sample(self, msg: Any) -> None:
         # The particle plate has broadcast the distribution now.
