@@ -12,7 +12,6 @@ from pyro.infer import SVI
 
 from pplgrad import (
     IWAE,
-    IWAE,
     ConfigurationError,
     DisARM,
     EstimatorError,
