@@ -372,6 +372,14 @@ def test_checks_are_refused_and_descriptions_say_why():
     assert {row["reason"] for row in rows} == {"no estimator: draws are constants under LogVariance"}
 
 
+def test_a_module_holds_the_normalizer():
+    model, guide, proposal = normals()
+    module = TraceGrad_ELBO(2, objective=TrajectoryBalance(proposal))(model, guide).initialize()
+    assert [name for name, _ in module.named_parameters()] == ["log_normalizer"]
+    module().backward()
+    assert next(module.parameters()).grad.abs() > 0
+
+
 BITS = 4
 
 

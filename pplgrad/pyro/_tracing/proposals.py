@@ -74,7 +74,7 @@ def log_normalizer(objective: Objective, costs: Sequence[torch.Tensor]) -> torch
         return None
 
     def start() -> torch.Tensor:
-        return torch.zeros_like(costs[0].sum()) if costs else torch.zeros(())
+        return torch.nn.Parameter(torch.zeros_like(costs[0].detach().sum()) if costs else torch.zeros(()))
 
     found = pyro.param(objective.parameter, start)
     if tuple(found.shape) not in ((), (1,)):
