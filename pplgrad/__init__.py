@@ -14,6 +14,7 @@ from pplgrad.baselines import (
     OptimalConstant,
 )
 from pplgrad.core.objectives import ELBO, IWAE, Expectation, Objective, Renyi, ReweightedWakeSleep
+from pplgrad.core.off_policy import LogVariance, TrajectoryBalance
 from pplgrad.errors import (
     BaselineError,
     ConfigurationError,
@@ -86,6 +87,7 @@ __all__ = [
     "ImpossibleValueError",
     "LeaveOneOut",
     "LocalExpectation",
+    "LogVariance",
     "MeasureValued",
     "Mirrored",
     "MuProp",
@@ -107,6 +109,7 @@ __all__ = [
     "StickBreakingDisARM",
     "StraightThrough",
     "SumAndSample",
+    "TrajectoryBalance",
     "TreeDisARM",
     "UnorderedSet",
     "VIMCO",

@@ -170,6 +170,8 @@ def resolve(
             f"Site '{site.name}' names {found!r}, but under {site.objective!r} no gradient goes through a draw and no site has an "
             "estimator; remove it (ScoreFunction() stands for none)."
         )
+    if isinstance(site.objective, MultiSample) and site.objective.draws_are_constant:
+        reason = f"no estimator: draws are constants under {type(site.objective).__name__}"
     site = replace(site, higher_order=higher_order)
     found.check(site)
     if higher_order and found.declaration.derivatives is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 
@@ -13,3 +14,15 @@ class Program(NamedTuple):
     guide: Callable[..., Any]
     args: tuple
     kwargs: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Proposed:
+    """A guide whose sites take the draws of another program, both called with the same arguments."""
+
+    guide: Callable[..., Any]
+    proposal: Callable[..., Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the guide with its own draws."""
+        return self.guide(*args, **kwargs)

@@ -101,6 +101,7 @@ def reference_of(
     host: Host, objective: Objective, particles: int, reference: Any, limit: int, make_elbo: Callable[..., Any]
 ) -> Reference:
     """Return what draws are compared with: by enumeration if that is possible, else by an unbiased estimator."""
+    refuse_without_expectation(objective)
     if not isinstance(reference, str):
         return Reference(f"the mean of {described(reference)}", draws=host.draws(reference))
     if reference not in REFERENCES:
@@ -124,6 +125,15 @@ def reference_of(
     count, estimators = trusted(objective, particles, 4)
     elbo = make_elbo(count, estimators=estimators, objective=objective)
     return Reference("the score function at every site", draws=host.draws(elbo))
+
+
+def refuse_without_expectation(objective: Objective) -> None:
+    """Refuse an objective whose gradient is that of no expectation over the guide's draws."""
+    if isinstance(objective, MultiSample) and objective.draws_are_constant:
+        raise ConfigurationError(
+            f"{objective!r} takes its draws for constants and is not the gradient of one objective over the guide's draws, so that "
+            "nothing can be checked."
+        )
 
 
 def trusted(objective: Objective, particles: int, averaged: int) -> tuple[int, dict[str, Estimator]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pplgrad.core.estimator import Estimator
 from pplgrad.core.objectives import MultiSample, Objective
+from pplgrad.core.off_policy import OffPolicy
 from pplgrad.engine.layout import Layout
 from pplgrad.errors import ConfigurationError, EstimatorError, ImpossibleValueError, ProgramError, first_line, listed
 
@@ -54,14 +55,46 @@ def refuse_model_estimator(site: Mapping[str, Any]) -> None:
         )
 
 
-def checked_objective(objective: Any, particles: int) -> Objective:
-    """Return an objective, or refuse what is not one, or does not fit the number of particles."""
+def checked_objective(objective: Any, particles: int, higher_order: bool = False) -> Objective:
+    """Return an objective, or refuse what is not one, or does not fit the number of particles or the order of derivatives."""
     if not isinstance(objective, Objective):
         hint = f"{objective.__name__}()" if isinstance(objective, type) else "ELBO(kl_weight=0.5) or Expectation()"
         raise ConfigurationError(f"TraceGrad_ELBO(objective={objective!r}): write an objective, such as {hint}.")
     if isinstance(objective, MultiSample):
         objective.combined(particles)
+    if isinstance(objective, OffPolicy) and higher_order:
+        raise ConfigurationError(
+            f"{objective!r} takes its draws for constants, so that its second derivatives are those of no expectation; drop "
+            "higher_order=True, or use ELBO()."
+        )
     return objective
+
+
+def refuse_drawn_by_model(objective: Objective, names: Collection[str]) -> None:
+    """Refuse a site that the model alone draws, under an objective in which the guide gives the density of every draw."""
+    if isinstance(objective, OffPolicy) and names:
+        raise ProgramError(
+            f"Site '{sorted(names)[0]}' is drawn by the model alone, and {objective!r} compares the densities of guide and model at the same "
+            "draws; draw it in the guide as well, or observe it."
+        )
+
+
+def refuse_not_proposed(name: str, proposed: Collection[str]) -> None:
+    """Refuse a site of the guide that the proposal of the objective has not drawn."""
+    if name not in proposed:
+        raise ProgramError(
+            f"Site '{name}' of the guide is not drawn by the objective's proposal, which has the sites {listed(sorted(proposed))}; draw it "
+            "there under the same name."
+        )
+
+
+def refuse_other_shape(name: str, proposed: tuple, wanted: tuple) -> None:
+    """Refuse a proposal's value that is not of the shape that the guide draws."""
+    if tuple(proposed) != tuple(wanted):
+        raise ProgramError(
+            f"Site '{name}' has shape {tuple(proposed)} in the objective's proposal and shape {tuple(wanted)} in the guide; draw it in the "
+            "same plates and with the same event shape."
+        )
 
 
 def checked_parallel(rows: Any, particles: int) -> int | None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from pplgrad.core.array_ops import Array, Ops
 from pplgrad.core.objectives import MultiSample, ReweightedWakeSleep
+from pplgrad.core.off_policy import OffPolicy
 from pplgrad.core.shapes import to_shape
 from pplgrad.core.sites import Run
 from pplgrad.core.weights import Weights
@@ -96,7 +97,12 @@ class Bounds:
     """The signals of an objective that combines the importance weights of several particles."""
 
     def __init__(
-        self, ops: Ops, runs: Sequence[tuple[Layout, Run]], objective: MultiSample, higher_order: bool = False
+        self,
+        ops: Ops,
+        runs: Sequence[tuple[Layout, Run]],
+        objective: MultiSample,
+        higher_order: bool = False,
+        log_normalizer: Array | None = None,
     ) -> None:
         xp = ops.xp
         self._ops = ops
@@ -112,6 +118,10 @@ class Bounds:
             )
         self._scale = _scale_outside(layout)
         costs = [_own_density_held(ops, layout, run, scores_too=False) for layout, run in runs]
+        if isinstance(objective, OffPolicy):
+            for other in self._layouts:
+                _refuse_subsampled(other, objective)
+            costs = [_model_held(ops, *pair) for pair in zip(self._layouts, costs, strict=True)]
         self._particles = [run.particles for _, run in runs]
         sums = [self._summed(i, x, None) for i, x in enumerate(costs)]
         logs = xp.concat([x for x, _ in sums], axis=0) if len(sums) > 1 else sums[0][0]
@@ -119,6 +129,11 @@ class Bounds:
         self.replicates = total // count
         logs = xp.reshape(logs, (self.replicates, count, *logs.shape[1:]))
         self._logs = ops.stop_gradient(logs)
+        if isinstance(objective, OffPolicy):
+            # What no draw changes has no part in a variance, and nothing is beside the whole program.
+            apart = objective.discrepancy(xp, logs, 1, log_normalizer)
+            self.value = self.surrogate = -self._scale * xp.sum(apart) / self.replicates
+            return
         beside = sum((x for _, x in sums[1:]), sums[0][1]) / total
         bounds = objective.bound(xp, logs, 1)
         if higher_order:
@@ -215,6 +230,25 @@ class Bounds:
 def _scale_outside(layout: Layout) -> float:
     """Return what subsampled plates multiply a bound by."""
     return math.prod(plate.full_size / plate.size for plate in layout.weight_plates or ())
+
+
+def _refuse_subsampled(layout: Layout, objective: OffPolicy) -> None:
+    """Refuse a cost in a subsampled plate whose elements have no term of their own: a square of a minibatch is not that of the data."""
+    chosen = layout.weight_plates or ()
+    for cost in layout.costs:
+        if not all(plate in cost.plates for plate in chosen):
+            continue
+        for plate in cost.plates:
+            if plate not in chosen and plate.size != plate.full_size:
+                raise ProgramError(
+                    f"Site '{cost.name}' stands in the subsampled plate '{plate.name}', whose elements {objective!r} squares as a whole, so "
+                    "that a minibatch would bias the gradient; run all of the plate, or use LogVariance() with all latent sites in the plate."
+                )
+
+
+def _model_held(ops: Ops, layout: Layout, costs: Sequence[Array]) -> list[Array]:
+    """Return the costs with the model's densities as constants."""
+    return [ops.stop_gradient(x) if cost.sign > 0 else x for cost, x in zip(layout.costs, costs, strict=True)]
 
 
 def _own_density_held(ops: Ops, layout: Layout, run: Run, scores_too: bool) -> list[Array]:

@@ -78,6 +78,7 @@ def estimate(
     higher_order: bool = False,
     record: Record | None = None,
     peers: DataParallel | None = None,
+    log_normalizer: Array | None = None,
 ) -> Estimate:
     """Return the objective's value and surrogate from the runs of all particles.
 
@@ -85,12 +86,13 @@ def estimate(
     structure. `host` holds state, networks and functions of baselines, and may be None where no baseline has any;
     `branches` runs each run again at other values, and may be empty where no site asks for any. With `higher_order`
     derivatives of every order are right; without, a second one is refused where it would not be. What is to be record of the
-    sites goes into `record`. `peers` are the processes that the data is split over, whose gradients are averaged.
+    sites goes into `record`. `peers` are the processes that the data is split over, whose gradients are averaged. `log_normalizer` is the
+    number that an objective learns.
     """
     signals: Signals
     finite: dict[str, Array] = {}
     if isinstance(objective, MultiSample):
-        signals = Bounds(ops, runs, objective, higher_order)
+        signals = Bounds(ops, runs, objective, higher_order, log_normalizer)
     else:
         runs = [
             averaged(ops, *run, branches[i], higher_order, finite) if branches else run for i, run in enumerate(runs)

@@ -24,12 +24,14 @@ from pplgrad.configuration import (
 )
 from pplgrad.core.estimator import Estimator
 from pplgrad.core.objectives import ELBO, MultiSample, Objective, ReweightedWakeSleep
+from pplgrad.core.off_policy import OffPolicy
 from pplgrad.core.plates import Read
-from pplgrad.core.program import Program
+from pplgrad.core.program import Program, Proposed
 from pplgrad.core.sites import Run
 from pplgrad.engine.checks import (
     checked_objective,
     checked_parallel,
+    refuse_drawn_by_model,
     refuse_misuse,
 )
 from pplgrad.engine.closed_forms import ClosedForms, Counting
@@ -59,6 +61,7 @@ from pplgrad.numpyro._rerun.wake_sleep import sleep_phase
 from pplgrad.numpyro._tracing.control_flow import FlowMessenger
 from pplgrad.numpyro._tracing.handlers import site_info
 from pplgrad.numpyro._tracing.particle_trace import ParticleOutputs, ParticleTrace, run_particle
+from pplgrad.numpyro._tracing.proposals import log_normalizer
 from pplgrad.numpyro._tracing.relaxation_checks import misused, raise_if_index
 from pplgrad.numpyro._tracing.specification import (
     densities_read,
@@ -146,7 +149,7 @@ class TraceGrad_ELBO(Trace_ELBO):
             multi_sample_guide=multi_sample_guide,
             sum_sites=sum_sites,
         )
-        self.objective = checked_objective(objective, num_particles)
+        self.objective = checked_objective(objective, num_particles, higher_order)
         if isinstance(objective, MultiSample) and not sum_sites:
             raise ConfigurationError(
                 f"sum_sites=False reports a part of the objective for each site, and {objective!r} is no sum over sites; drop it."
@@ -214,7 +217,8 @@ class TraceGrad_ELBO(Trace_ELBO):
         parts = [laid_out(static, arrays, reads, self.objective) for arrays, static, reads in runs]
         host = self._host(runs, parts, params, program)
         branches = self._branches(key, params, program, runs, parts)
-        result = estimate(ops, parts, host, branches, self.objective, self.higher_order, record)
+        learned = log_normalizer(self.objective, params)
+        result = estimate(ops, parts, host, branches, self.objective, self.higher_order, record, log_normalizer=learned)
         if isinstance(self.objective, ReweightedWakeSleep) and self.objective.sleeps:
             dreams = jax.random.fold_in(reused(key), 0xD4EA)
             sleep_loss = sleep_phase(self.objective, dreams, params, program)
@@ -325,11 +329,13 @@ class TraceGrad_ELBO(Trace_ELBO):
 
     def _with_one_minibatch(self, key: jax.Array, program: Program) -> Program:
         """Make the particles of one bound draw the same elements of a subsampled plate: a weight is that of one data point."""
-        if not isinstance(self.objective, MultiSample) or self.num_particles == 1:
-            return program
-        hidden, mine = ["sample", "prng_key", "control_flow"], jax.random.fold_in(reused(key), 0xDA7A)
-        model, guide = (seed(f, mine, hide_types=hidden) for f in (program.model, program.guide))
-        return program._replace(model=model, guide=guide)
+        proposal = self.objective.proposal if isinstance(self.objective, OffPolicy) else None
+        if isinstance(self.objective, MultiSample) and self.num_particles > 1:
+            hidden, mine = ["sample", "prng_key", "control_flow"], jax.random.fold_in(reused(key), 0xDA7A)
+            model, guide = (seed(f, mine, hide_types=hidden) for f in (program.model, program.guide))
+            program = program._replace(model=model, guide=guide)
+            proposal = None if proposal is None else seed(proposal, mine, hide_types=hidden)
+        return program if proposal is None else program._replace(guide=Proposed(program.guide, proposal))
 
     def _counting(self, program: Program) -> Counting:
         with trace() as seen:
@@ -408,6 +414,7 @@ class TraceGrad_ELBO(Trace_ELBO):
             arrays, static = run_particle(key, params, program, self._resolve, counting)
             refuse_moving(static, arrays, params=params)
             refuse_unfollowed(static.summed)
+            refuse_drawn_by_model(self.objective, static.from_prior)
             runs.append((jax.tree.map(lambda x: jnp.asarray(x)[None], replace(arrays, probes={})), static, None))
         return runs
 
@@ -454,6 +461,7 @@ class TraceGrad_ELBO(Trace_ELBO):
         return found.estimator
 
     def _check(self, static: ParticleTrace) -> None:
+        refuse_drawn_by_model(self.objective, static.from_prior)
         refuse_unmatched(self._mapping, static.estimators, static.observed, "TraceGrad_ELBO(estimators=...)")
         for mapping in static.mappings:
             refuse_unmatched(mapping, static.estimators, static.observed, "config_estimators")

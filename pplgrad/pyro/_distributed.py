@@ -10,6 +10,7 @@ import torch
 import torch.distributed as distributed
 from pyro.infer.elbo import ELBOModule
 
+from pplgrad.core.off_policy import OffPolicy
 from pplgrad.errors import ConfigurationError
 from pplgrad.pyro._baselines import PREFIX
 
@@ -95,6 +96,11 @@ class TraceGradModule(ELBOModule):
         for (site, key), network in self.elbo._networks.modules.items():
             self.add_module(f"baseline_{site}_{key}".replace(".", "_"), network)
         store = pyro.get_param_store()
+        objective = self.elbo.objective
+        if isinstance(objective, OffPolicy) and objective.parameter in store:
+            number = store[objective.parameter].unconstrained()  # type: ignore[attr-defined]
+            if isinstance(number, torch.nn.Parameter):  # Else the guide has made it, and its optimizer knows it.
+                self.register_parameter(objective.parameter.replace(".", "_"), number)
         for (site, *_), resolved in self.elbo._resolved.items():
             for name in resolved.estimator.learned(1, 2):
                 full = f"{PREFIX}{site}.{name}"

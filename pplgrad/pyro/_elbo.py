@@ -45,6 +45,7 @@ from pplgrad.pyro._reuse.dependency_structure import Structure, Structures
 from pplgrad.pyro._running import Runner, vectorized_or_sequential
 from pplgrad.pyro._tracing.marginal_sites import summed_sites
 from pplgrad.pyro._tracing.particle_trace import Traces
+from pplgrad.pyro._tracing.proposals import log_normalizer
 from pplgrad.pyro._tracing.provenance import Provenance
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
             retain_graph=retain_graph,
             tail_adaptive_beta=tail_adaptive_beta,
         )
-        self.objective = checked_objective(objective, num_particles)
+        self.objective = checked_objective(objective, num_particles, higher_order)
         self.higher_order = higher_order
         self.max_parallel = checked_parallel(max_parallel, num_particles if vectorize_particles else 1)
         if max_parallel is not None and not vectorize_particles:
@@ -225,7 +226,8 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
                 runs.append((self._laid_out(program, traces, run, provenance, known), run))
                 traced.append(traces)
             assert isinstance(self.objective, MultiSample)
-            value = float(Bounds(OPS, runs, self.objective).value)
+            learned = log_normalizer(self.objective, runs[0][1].costs)
+            value = float(Bounds(OPS, runs, self.objective, log_normalizer=learned).value)
         for traces, (_, run) in zip(traced, runs, strict=True):
             check_costs(value, traces, run)
         return -value
@@ -469,6 +471,7 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
             self.higher_order,
             record,
             peers,
+            log_normalizer(self.objective, runs[0].costs),
         )
         if isinstance(self.objective, ReweightedWakeSleep) and self.objective.sleeps:
             result.surrogate = result.surrogate + sleep_phase(self.objective, program)

@@ -21,8 +21,10 @@ from pplgrad.configuration import (
 )
 from pplgrad.core.estimator import Estimator
 from pplgrad.core.objectives import MultiSample, Objective
-from pplgrad.core.program import Program
+from pplgrad.core.off_policy import OffPolicy
+from pplgrad.core.program import Program, Proposed
 from pplgrad.core.sites import Run
+from pplgrad.engine.checks import refuse_drawn_by_model
 from pplgrad.engine.closed_forms import ClosedForms
 from pplgrad.engine.layout import Layout
 from pplgrad.monitoring.watch import Watcher
@@ -86,16 +88,22 @@ class Runner:
         apart = known is not None and known.apart
         vectorized = self.vectorize_particles and self.num_particles > 1 and not apart
         shown = program
+        proposal = self.objective.proposal if isinstance(self.objective, OffPolicy) else None
         if self.vectorize_particles and self.max_plate_nesting == math.inf:
             self._guess_max_plate_nesting(*program)
         if vectorized:
             nesting = Nesting(int(self.max_plate_nesting) - 1)
             model, guide = (self._vectorized_num_particles(nesting(f)) for f in (program.model, program.guide))
             shown = program._replace(model=model, guide=guide)
+            proposal = None if proposal is None else self._vectorized_num_particles(nesting(proposal))
+        if proposal is not None:
+            shown = shown._replace(guide=Proposed(shown.guide, proposal))
         minibatch = SharedMinibatch() if isinstance(self.objective, MultiSample) else nullcontext()
         for _ in range(1 if vectorized else self.num_particles):
             watched = known is not None and known.following
-            provenance = Provenance(self._given(program)) if watched else None
+            # The elements that an earlier particle drew are there before this one, which reads its data at them.
+            shared = minibatch.elements() if isinstance(minibatch, SharedMinibatch) else ()
+            provenance = Provenance([*self._given(program), *shared]) if watched else None
             state = state_of_functions(self._every_estimator()) if watched else {}
             if watched:
                 torch.clear_autocast_cache()  # What an earlier step cast would come from nowhere.
@@ -154,6 +162,7 @@ class Runner:
 
     def _check(self, traces: Traces, mappings: list[EstimatorMapping], provenance: Provenance | None) -> None:
         """Refuse a guide and model that do not match, and a key of a mapping that names no latent site."""
+        refuse_drawn_by_model(self.objective, traces.from_prior())
         check_match(traces, self.max_plate_nesting)
         hidden = traces.hidden_draws if provenance is None else provenance.hidden_draws
         refuse_density_of_hidden_draw(

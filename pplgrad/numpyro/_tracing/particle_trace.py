@@ -16,7 +16,7 @@ from pplgrad.core.baseline import parts_of
 from pplgrad.core.estimator import Estimator
 from pplgrad.core.objectives import CostWeights
 from pplgrad.core.plates import Plate
-from pplgrad.core.program import Program
+from pplgrad.core.program import Program, Proposed
 from pplgrad.engine.checks import impossible_log_prob, is_about_the_value
 from pplgrad.engine.closed_forms import Counting
 from pplgrad.engine.description import SummedSite
@@ -45,6 +45,7 @@ from pplgrad.numpyro._tracing.handlers import (
 )
 from pplgrad.numpyro._tracing.marginal_laws import InComponent, Marginal, summed_sites, weight_of
 from pplgrad.numpyro._tracing.model_trace import Drawn, model_trace, sample_sites
+from pplgrad.numpyro._tracing.proposals import proposed_draws, refuse_unlike
 from pplgrad.numpyro._tracing.provenance import SitePlates
 from pplgrad.numpyro._tracing.supports import bounds
 
@@ -135,11 +136,17 @@ def run_particle(
     static = ParticleTrace()
     params = dict(params)
     model_seed, guide_seed = jax.random.split(key)
+    guide, proposed = program.guide, None
+    if isinstance(guide, Proposed):
+        proposed = proposed_draws(guide.proposal, guide_seed, params, args, kwargs)
+        guide = substitute(guide.guide, data=proposed)
     with collect_mappings() as static.mappings:
         messenger = SiteMessenger(resolve, static.estimators, guide_seed, intervene, None, (args, kwargs))
         with messenger:
-            guide_trace = trace(substitute(seed(program.guide, guide_seed), data=params)).get_trace(*args, **kwargs)
+            guide_trace = trace(substitute(seed(guide, guide_seed), data=params)).get_trace(*args, **kwargs)
     static.guide_flows = messenger.flows
+    if proposed is not None:
+        refuse_unlike(proposed, static.estimators, guide_trace)
     for name, estimator in list(static.estimators.items()):
         if name in guide_trace:
             if name not in messenger.extended:

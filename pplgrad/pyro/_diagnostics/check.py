@@ -8,10 +8,10 @@ from typing import Any
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
 
 from pplgrad.core.estimator import Estimator
-from pplgrad.core.objectives import ELBO, Objective, Renyi, ReweightedWakeSleep
+from pplgrad.core.objectives import ELBO, Objective, Renyi
 from pplgrad.core.program import Program
 from pplgrad.diagnostics.certificate import GradientCheck
-from pplgrad.diagnostics.checking import Budget, check, chosen_elbo
+from pplgrad.diagnostics.checking import Budget, check, chosen_elbo, refuse_without_expectation
 from pplgrad.errors import ConfigurationError
 from pplgrad.pyro._diagnostics.gradient_draws import Gradients
 from pplgrad.pyro._elbo import TraceGrad_ELBO
@@ -104,10 +104,7 @@ def check_gradients(
 def objective_of(elbo: Any) -> Objective:
     """Return what an ELBO of the host, or pplgrad's, estimates the gradient of."""
     if isinstance(elbo, TraceGrad_ELBO):
-        if isinstance(elbo.objective, ReweightedWakeSleep):
-            raise ConfigurationError(
-                f"{elbo.objective!r} is not the gradient of one objective, so that nothing can be checked."
-            )
+        refuse_without_expectation(elbo.objective)
         return elbo.objective
     if isinstance(elbo, RenyiELBO):
         # Pyro's has one weight for the whole program.

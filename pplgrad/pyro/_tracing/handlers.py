@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
+import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 
@@ -119,6 +120,10 @@ class SharedMinibatch(Messenger):
     def __init__(self) -> None:
         super().__init__()
         self._drawn: dict[str, Any] = {}
+
+    def elements(self) -> list[Any]:
+        """Return the tensors that runs so far have drawn."""
+        return [value for value in self._drawn.values() if isinstance(value, torch.Tensor)]
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg) and not msg["done"] and msg["name"] in self._drawn:

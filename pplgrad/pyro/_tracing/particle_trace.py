@@ -19,7 +19,7 @@ from pyro.poutine.util import site_is_subsample
 from pplgrad.core.estimator import Estimator
 from pplgrad.core.objectives import CostWeights
 from pplgrad.core.plates import EVERY, OWN, WHOLE, Plate, Read
-from pplgrad.core.program import Program
+from pplgrad.core.program import Program, Proposed
 from pplgrad.core.sites import CostSpec, Run, SiteSpec
 from pplgrad.engine.checks import (
     impossible_log_prob,
@@ -38,6 +38,7 @@ from pplgrad.pyro._tracing.handlers import ModelInferMessenger, Resolve, SiteMes
 from pplgrad.pyro._tracing.host_checks import PARTICLES, check_programs, check_shape
 from pplgrad.pyro._tracing.known_densities import log_density
 from pplgrad.pyro._tracing.marginal_sites import Marginal, trace_against, weight_of
+from pplgrad.pyro._tracing.proposals import at_draws, proposed_draws
 from pplgrad.pyro._tracing.provenance import Provenance
 from pplgrad.pyro._tracing.relaxations import ExtendedModelMessenger
 
@@ -128,6 +129,11 @@ def run_traces(
     kwargs = dict(program.kwargs)
     outer = SiteMessenger(resolve, provenance, args, kwargs)
     inner = SiteMessenger(None, provenance, args, kwargs)
+    if isinstance(guide, Proposed):
+        draws = proposed_draws(guide, args, kwargs)
+        guide = at_draws(guide.guide, draws)
+        for value in draws.values() if provenance is not None else ():
+            provenance.give(value)  # type: ignore[union-attr]
     rng = generators()
     hidden_draws = False
     with provenance or nullcontext():
