@@ -42,7 +42,7 @@ def test_mutant_is_caught(monkeypatch):
     assert error() > 1e-3
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # Eager JAX takes a second for each gradient.
 @pytest.mark.parametrize(
     "at_z", [LocalExpectation(), DisARM(), ScoreFunction(samples=2)], ids=["local", "disarm", "samples"]
 )

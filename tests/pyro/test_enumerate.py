@@ -88,8 +88,7 @@ def test_minibatches_are_all_that_is_drawn(name):
 @pytest.mark.parametrize(
     ("name", "vectorized"),
     [
-        ("disarm", True),
-        *(pytest.param(name, True, marks=pytest.mark.exhaustive) for name in BETWEEN if name != "disarm"),
+        *(pytest.param(name, True, marks=pytest.mark.exhaustive) for name in BETWEEN),
         ("one", False),
     ],
 )

@@ -44,7 +44,10 @@ def test_exact_with_branches(short, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("short", "name"), [("rebar", "reentered_plate"), ("arm", "mixed_reverse")])
+@pytest.mark.parametrize(
+    ("short", "name"),
+    [pytest.param("rebar", "reentered_plate", marks=pytest.mark.exhaustive), ("arm", "mixed_reverse")],
+)
 def test_unbiased(short, name):
     assert z_score(RANDOM[short][0], "pyro", name, draws=4000) < 4.5
 
