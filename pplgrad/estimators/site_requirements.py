@@ -7,12 +7,15 @@ from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import EstimatorError
 from pplgrad.estimators.registry import remedy
 
+_JOINT = ("Subset", "PlackettLuce")
+"""Laws whose value is one vector, of finitely many, which are listed if they are few."""
+
 
 def require_finite(estimator: Estimator, site: SiteInfo) -> None:
     """Refuse a site whose elements do not have finitely many values."""
     require_steps(estimator, site)
     if site.categories is None:
-        joint = site.distribution in ("Subset", "PlackettLuce")
+        joint = site.distribution in _JOINT
         raise EstimatorError(
             f"{estimator!r} cannot be used at site '{site.name}': {site.distribution} "
             f"{'has too many values to list' if joint else 'does not have finitely many values'}; {remedy(site)}"
@@ -21,8 +24,11 @@ def require_finite(estimator: Estimator, site: SiteInfo) -> None:
 
 def require_finite_or_count(estimator: Estimator, site: SiteInfo) -> None:
     """Refuse a site whose elements have neither finitely many values nor are single counts."""
+    if site.distribution in _JOINT or site.categories is not None:
+        require_finite(estimator, site)
+        return
     require_steps(estimator, site)
-    if site.categories is None and not site.is_count:
+    if not site.is_count:
         raise EstimatorError(
             f"{estimator!r} cannot be used at site '{site.name}': {site.distribution} does not have finitely many values, and its "
             f"elements are no single counts; {remedy(site)}"
