@@ -74,6 +74,7 @@ def test_law_of_rankings(n):
         assert (np.abs(often - probs) < 5 * np.sqrt(probs * (1 - probs) / 20_000) + 5e-4).all()  # Of rare ones, ten.
 
 
+@pytest.mark.slow
 def test_extreme_logits_stay_finite():
     far = jnp.array([0.0, -2000.0, -3000.0, 1500.0])
     np.testing.assert_allclose(PlackettLuce(far).log_prob(jnp.array([2, 1, 0, 3])), -9500.0)
@@ -83,6 +84,7 @@ def test_extreme_logits_stay_finite():
     assert np.isfinite(jax.grad(lambda x: Subset(50, x).log_prob(value))(wide)).all()
 
 
+@pytest.mark.slow
 def test_shapes_pytrees_and_support():
     law = Subset(2, jnp.zeros((3, 4)))
     assert law.expand((5, 3)).sample(jax.random.key(0)).shape == (5, 3, 4)
