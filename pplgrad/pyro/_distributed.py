@@ -97,10 +97,11 @@ class TraceGradModule(ELBOModule):
             self.add_module(f"baseline_{site}_{key}".replace(".", "_"), network)
         store = pyro.get_param_store()
         objective = self.elbo.objective
-        if isinstance(objective, OffPolicy) and objective.parameter in store:
-            number = store[objective.parameter].unconstrained()  # type: ignore[attr-defined]
+        learned = objective.parameter if isinstance(objective, OffPolicy) else None
+        if learned is not None and learned in store:
+            number = store[learned].unconstrained()  # type: ignore[attr-defined]
             if isinstance(number, torch.nn.Parameter):  # Else the guide has made it, and its optimizer knows it.
-                self.register_parameter(objective.parameter.replace(".", "_"), number)
+                self.register_parameter(learned.replace(".", "_"), number)
         for (site, *_), resolved in self.elbo._resolved.items():
             for name in resolved.estimator.learned(1, 2):
                 full = f"{PREFIX}{site}.{name}"
