@@ -322,6 +322,7 @@ def test_refusals():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # Runs eagerly.
 def test_a_program_that_cannot_be_traced_is_checked_step_by_step():
     def guide():
         z = numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("a", 0.5)))

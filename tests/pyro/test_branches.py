@@ -79,7 +79,9 @@ def test_unbiased(short, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("vectorized", [False, True], ids=["looped", "vectorized"])
+@pytest.mark.parametrize(
+    "vectorized", [pytest.param(False, marks=pytest.mark.exhaustive), True], ids=["looped", "vectorized"]
+)
 def test_particles_unbiased(vectorized):
     assert z_score(DisARM(), "pyro", particles=2, vectorized=vectorized, draws=800) < 4.5
 

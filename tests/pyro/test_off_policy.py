@@ -404,7 +404,7 @@ def two_modes():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective_of", [LogVariance, TrajectoryBalance])
+@pytest.mark.parametrize("objective_of", [LogVariance, pytest.param(TrajectoryBalance, marks=pytest.mark.exhaustive)])
 def test_two_modes(objective_of):
     """At uniform draws the guide finds both modes, where the evidence lower bound stays in one."""
     model, guide, uniform = two_modes()
