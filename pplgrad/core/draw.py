@@ -98,9 +98,8 @@ class Draw:
         """Return what is known of the site by now: with all elements that share their cost, and nothing else for granted."""
         if not self.is_finite:
             return SiteInfo(self.name, "its distribution", False, True, 1)
-        is_vector = len(self._host.value.shape) > len(self._finite[1].shape)
         # Other vectors that are one value, such as subsets, are in general not as long as they are many.
-        is_weights = is_vector and self._host.value.shape[-1] == self._finite[0].shape[-1]
+        is_weights = self._host.is_vector and self._host.value.shape[-1] == self._finite[0].shape[-1]
         return SiteInfo(
             self.name,
             "OneHotCategorical" if is_weights else "its distribution",
@@ -189,13 +188,19 @@ class Draw:
     def embed_weights(self, weights: Array) -> Array:
         """Return the site's relaxed values for weights (particles, m, *plates, elements, categories)."""
         placed = self._axes.scatter(self.ops.xp, weights, 2, behind=1)
-        one_hot = len(self._host.value.shape) > len(self._finite[1].shape)
-        return placed if one_hot else placed[..., 1]
+        return placed if self._host.is_vector else placed[..., 1]
 
     @property
     def value(self) -> Array:
         """Return the numbers drawn, (particles, *plates, elements), of a family of independent numbers."""
         return self._axes.gather(self.ops.xp, self._host.value, 1)
+
+    def is_element(self, numbers: Array) -> Array:
+        """Return whether each element is the one of that number, (1, len(numbers), *plates, elements), with plates of size 1."""
+        sizes = self._axes.shape
+        elements = math.prod(self._axes.sizes) // math.prod(sizes)
+        places = self.ops.arange(elements, self._host.value)
+        return self.ops.xp.reshape(numbers[:, None] == places, (1, -1, *(1 for _ in sizes), elements))
 
     def place(self, value: Array) -> Array:
         """Return the site's values for numbers (particles, m, *plates, elements): undo `value`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,20 @@ from pplgrad.core.noise import Noise
 
 MOST_SUBSETS = 4096
 MOST_RANKED = 6
+
+
+def subset_size(k: Any, n: int) -> int:
+    """Return k, the number of items that `Subset` chooses among n, or raise `ValueError`."""
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= n:
+        raise ValueError(f"Subset(k={k!r}) over {n} items: k is the number of chosen items, an integer from 1 to {n}.")
+    return k
+
+
+def few(values: np.ndarray | None, law: str, n: int) -> np.ndarray:
+    """Return all values of a law over n items, or raise `NotImplementedError` if they are too many."""
+    if values is None:
+        raise NotImplementedError(f"{law} over {n} items has too many values to list.")
+    return values
 
 
 def subsets(n: int, k: int) -> np.ndarray | None:

@@ -97,6 +97,23 @@ def refuse_other_shape(name: str, proposed: tuple, wanted: tuple) -> None:
         )
 
 
+def refuse_several_numbers(objective: OffPolicy, shape: tuple) -> None:
+    """Refuse a parameter of that shape where an objective learns one number."""
+    if tuple(shape) not in ((), (1,)):
+        raise ConfigurationError(
+            f"{objective!r} learns one number, but the parameter '{objective.parameter}' has shape {tuple(shape)}; name another one: "
+            "log_normalizer='log_z'."
+        )
+
+
+def undefined_when_relaxed(name: str, law: str) -> EstimatorError:
+    """Return the refusal of a model's distribution that weights in the place of a draw do not fit."""
+    return EstimatorError(
+        f"Site '{name}' is relaxed in the guide, but its distribution in the model, {law}, is not defined at "
+        "relaxed values; use ScoreFunction() or LocalExpectation() there."
+    )
+
+
 def checked_parallel(rows: Any, particles: int) -> int | None:
     """Return how many rows of branches may run at once, or refuse what is no such number; `particles` run at once anyway."""
     if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):

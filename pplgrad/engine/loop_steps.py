@@ -13,21 +13,21 @@ from pplgrad.core.array_ops import Array, Ops
 from pplgrad.core.draw import HostDraw
 from pplgrad.core.estimator import Values
 from pplgrad.core.plates import Plate
-from pplgrad.core.shapes import Shape, aligned, plate_shape
+from pplgrad.core.shapes import aligned, plate_shape
 
 
 @dataclass(frozen=True)
 class LoopSteps:
     """The steps of a loop in which a site is drawn, `count` for each of the `particles`.
 
-    `counted` says whether the site's costs have a dimension of the steps, and `shape` is that of the site's other plates.
+    `counted` says whether the site's costs have a dimension of the steps; the site's other plates span `ndim` dimensions.
     """
 
     ops: Ops
     particles: int
     count: int
     counted: bool
-    shape: Shape
+    ndim: int
 
     @classmethod
     def of(cls, ops: Ops, plates: Sequence[Plate], group: Sequence[Plate], particles: int) -> LoopSteps | None:
@@ -35,7 +35,8 @@ class LoopSteps:
         time = next((plate for plate in plates if plate.time), None)
         if time is None:
             return None
-        return cls(ops, particles, time.size, time in group, plate_shape([plate for plate in group if not plate.time]))
+        ndim = len(plate_shape([plate for plate in group if not plate.time]))
+        return cls(ops, particles, time.size, time in group, ndim)
 
     def merged(self, x: Array, at: int = 1) -> Array:
         """Return an array (particles, ..., steps, ...) as (particles * steps, ...), whose steps are in dimension `at`."""
@@ -46,7 +47,7 @@ class LoopSteps:
     def at_draw(self, signal: Array) -> Array:
         """Return the signal of the draw, (particles, *plates), as that of each step, (particles * steps, *plates)."""
         if self.counted:
-            return aligned(self.ops, self.merged(signal), 1, len(self.shape))
+            return aligned(self.ops, self.merged(signal), 1, self.ndim)
         return self.merged(self.ops.xp.broadcast_to(signal[:, None], (self.particles, self.count, *signal.shape[1:])))
 
     def in_branches(self, signal: Array) -> Array:
@@ -61,7 +62,7 @@ class LoopSteps:
             found = xp.take_along_axis(found, xp.broadcast_to(own, (*found.shape[:3], 1, *found.shape[4:])), axis=3)[
                 :, :, :, 0
             ]
-        return aligned(self.ops, xp.reshape(found, (self.particles * count, *found.shape[2:])), 2, len(self.shape))
+        return aligned(self.ops, xp.reshape(found, (self.particles * count, *found.shape[2:])), 2, self.ndim)
 
     def branches(self, values: Values) -> Values:
         """Return the m alternatives of each step, (particles * steps, m, ...), as those of the site: number n is of step n // m."""

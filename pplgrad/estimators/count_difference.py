@@ -91,11 +91,9 @@ class CountDifference(Estimator):
         xp, value = draw.ops.xp, draw.value
         step = _closed_form(draw) if draw.has_parameters else _by_sums(draw, self.window)
         elements = value.shape[-1]
-        places = draw.ops.arange(elements, value)
 
         def at(numbers: Array) -> Array:
-            chosen = xp.reshape(numbers[:, None] == places, (1, -1, *(1,) * (len(value.shape) - 2), elements))
-            return draw.place(xp.where(chosen, step.other[:, None], value[:, None]))
+            return draw.place(xp.where(draw.is_element(numbers), step.other[:, None], value[:, None]))
 
         return Alternatives(Values(elements, at), step)
 

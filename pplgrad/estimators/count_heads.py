@@ -45,13 +45,11 @@ class Head:
         """Return, for each element, the draw with each of its counts; an impossible one is left at the draw."""
         xp, value = draw.ops.xp, draw.value
         elements, size = self.values.shape[-2:]
-        places = draw.ops.arange(elements, value)
         kept = xp.where(is_possible(xp, draw.ops.stop_gradient(self.log_probs)), self.values, value[..., None])
 
         def at(numbers: Array) -> Array:
             chosen = xp.moveaxis(xp.take(kept, numbers % size, axis=-1), -1, 1)
-            here = xp.reshape((numbers // size)[:, None] == places, (1, -1, *(1,) * (len(value.shape) - 2), elements))
-            return draw.place(xp.where(here, chosen, value[:, None]))
+            return draw.place(xp.where(draw.is_element(numbers // size), chosen, value[:, None]))
 
         return Alternatives(Values(elements * size, at), self)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pplgrad.core.array_ops import Array
+from pplgrad.core.array_ops import Array, Ops
 from pplgrad.core.draw import Draw
 
 _LEAST = 0.05
@@ -43,7 +43,7 @@ def systematic(xp: Any, probabilities: Array, uniform: Array, steps: Array) -> A
 class Part:
     """The elements drawn and the probability of each to be among them, both (particles, *plates, count)."""
 
-    draw: Draw
+    ops: Ops
     chosen: Array
     probabilities: Array
 
@@ -57,11 +57,17 @@ class Part:
         probabilities = inclusion_probabilities(xp, sizes, count)
         uniform = draw.noise.uniform(tuple(spread.shape[:-1]), draw.score)
         chosen = systematic(xp, probabilities, uniform, ops.arange(count, draw.index))
-        return cls(draw, chosen, xp.take_along_axis(probabilities, chosen, axis=-1))
+        return cls(ops, chosen, xp.take_along_axis(probabilities, chosen, axis=-1))
+
+    def is_chosen(self, numbers: Array, elements: int) -> Array:
+        """Return whether each element is the chosen one of that number, (particles, len(numbers), *plates, elements)."""
+        xp = self.ops.xp
+        chosen = xp.moveaxis(xp.take(self.chosen, numbers, axis=-1), -1, 1)
+        return chosen[..., None] == self.ops.arange(elements, numbers)
 
     def of_chosen(self, x: Array, behind: int = 0) -> Array:
         """Return the chosen elements of an array (particles, *plates, elements), with further dimensions behind."""
-        xp, tail = self.draw.ops.xp, tuple(x.shape[len(x.shape) - behind :])
+        xp, tail = self.ops.xp, tuple(x.shape[len(x.shape) - behind :])
         at = xp.reshape(self.chosen, (*self.chosen.shape, *(1,) * behind))
         at = xp.broadcast_to(at, (*self.chosen.shape, *tail))
         return xp.take_along_axis(x, at, axis=len(self.chosen.shape) - 1)

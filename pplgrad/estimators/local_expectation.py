@@ -103,16 +103,15 @@ class LocalExpectation(Estimator):
             return Head.around_the_mean(draw, self.head).alternatives(draw)
         xp, index = draw.ops.xp, draw.index
         elements, categories = index.shape[-1], draw.log_probs.shape[-1]
-        places = draw.ops.arange(elements, index)
         part = None if self.elements is None or self.elements >= elements else Part.of(draw, self.elements)
 
         def at(numbers: Array) -> Array:
             number, shift = numbers // (categories - 1), numbers % (categories - 1) + 1
             shift = xp.reshape(shift, (1, -1, *(1,) * (len(index.shape) - 1)))
             if part is None:
-                here = xp.reshape(number[:, None] == places, (1, -1, *(1,) * (len(index.shape) - 2), elements))
+                here = draw.is_element(number)
             else:
-                here = xp.moveaxis(xp.take(part.chosen, number, axis=-1), -1, 1)[..., None] == places
+                here = part.is_chosen(number, elements)
             return draw.embed((index[:, None] + xp.where(here, shift, 0)) % categories)
 
         return Alternatives(Values((self.elements if part else elements) * (categories - 1), at), part)

@@ -127,10 +127,7 @@ def _one_at_a_time(draw: Draw, others: list[Array]) -> Array:
     """Return values (particles, elements * alternatives, *plates, elements) in which one element is replaced."""
     xp, value = draw.ops.xp, draw.value
     elements = value.shape[-1]
-    numbers = draw.ops.arange(elements, value)
-    chosen = xp.reshape(
-        numbers[:, None] == numbers[None, :], (1, elements, 1, *(1,) * (len(value.shape) - 2), elements)
-    )
+    chosen = draw.is_element(draw.ops.arange(elements, value))[:, :, None]
     stacked: Any = xp.stack(others, axis=1)[:, None]
     placed = xp.where(chosen, stacked, value[:, None, None])
     return xp.reshape(placed, (value.shape[0], elements * len(others), *value.shape[1:]))

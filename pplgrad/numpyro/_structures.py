@@ -91,11 +91,7 @@ class Structured(Distribution):
 
     def enumerate_support(self, expand: bool = True) -> jax.Array:
         """Return all values, of shape (values, *batch, n), with 1 for each batch dimension unless `expand`."""
-        found = self.listed()
-        if found is None:
-            raise NotImplementedError(
-                f"{type(self).__name__} over {self.event_shape[0]} items has too many values to list."
-            )
+        found = structures.few(self.listed(), type(self).__name__, self.event_shape[0])
         shape = self.batch_shape if expand else (1,) * len(self.batch_shape)
         listed = jnp.asarray(found, dtype=self._dtype()).reshape(len(found), *(1,) * len(self.batch_shape), -1)
         return jnp.broadcast_to(listed, (len(found), *shape, *self.event_shape))
@@ -137,11 +133,7 @@ class Subset(Structured):
 
     def __init__(self, k: int, logits: Any, *, validate_args: bool | None = None) -> None:
         n = jnp.shape(logits)[-1] if jnp.ndim(logits) else 0
-        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= n:
-            raise ValueError(
-                f"Subset(k={k!r}) over {n} items: k is the number of chosen items, an integer from 1 to {n}."
-            )
-        self.k = k
+        self.k = structures.subset_size(k, n)
         self.arg_constraints = {"logits": _LogWeights(k)}
         self._start(logits, validate_args)
 

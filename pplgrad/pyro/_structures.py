@@ -12,14 +12,18 @@ from pplgrad.core import structures
 from pplgrad.pyro._array_ops import OPS, TorchNoise
 
 
-class _LogWeights(constraints.Constraint):
-    """Log weights of which at least `count` are above −inf."""
+class _Counted(constraints.Constraint):
+    """A constraint on a vector, with a number of entries."""
 
     event_dim = 1
 
     def __init__(self, count: int) -> None:
         self.count = count
         super().__init__()
+
+
+class _LogWeights(_Counted):
+    """Log weights of which at least `count` are above −inf."""
 
     def __repr__(self) -> str:
         return f"that no entry is NaN or +inf and at least {self.count} in each row are above -inf"
@@ -40,29 +44,19 @@ class _Finite(constraints.Constraint):
         return value.isfinite().all(-1)
 
 
-class _Subsets(constraints.Constraint):
+class _Subsets(_Counted):
     """Exactly `count` entries are 1, and the others 0."""
 
     is_discrete = True
-    event_dim = 1
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        super().__init__()
 
     def check(self, value: torch.Tensor) -> torch.Tensor:
         return ((value == 0) | (value == 1)).all(-1) & (value.sum(-1) == self.count)
 
 
-class _Rankings(constraints.Constraint):
+class _Rankings(_Counted):
     """Each of the integers 0 to `count` − 1 once."""
 
     is_discrete = True
-    event_dim = 1
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        super().__init__()
 
     def check(self, value: torch.Tensor) -> torch.Tensor:
         return (value.sort(-1).values == torch.arange(self.count, device=value.device)).all(-1)
@@ -109,11 +103,7 @@ class Structured(TorchDistribution):
 
     def enumerate_support(self, expand: bool = True) -> torch.Tensor:
         """Return all values, of shape (values, *batch, n), with 1 for each batch dimension unless `expand`."""
-        found = self.listed()
-        if found is None:
-            raise NotImplementedError(
-                f"{type(self).__name__} over {self.event_shape[0]} items has too many values to list."
-            )
+        found = structures.few(self.listed(), type(self).__name__, self.event_shape[0])
         listed = torch.as_tensor(found, dtype=self._dtype()).to(self.logits.device)
         listed = listed.reshape(len(found), *(1,) * len(self.batch_shape), -1)
         return listed.expand(-1, *self.batch_shape, -1) if expand else listed
@@ -155,11 +145,7 @@ class Subset(Structured):
     def __init__(self, k: int, logits: Any, *, validate_args: bool | None = None) -> None:
         shape = torch.as_tensor(logits).shape
         n = shape[-1] if shape else 0
-        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= n:
-            raise ValueError(
-                f"Subset(k={k!r}) over {n} items: k is the number of chosen items, an integer from 1 to {n}."
-            )
-        self.k = k
+        self.k = structures.subset_size(k, n)
         self.arg_constraints = {"logits": _LogWeights(k)}
         self._start(logits, validate_args)
 

@@ -11,7 +11,7 @@ from numpyro.handlers import block, seed, substitute, trace
 
 from pplgrad.core.objectives import Objective
 from pplgrad.core.off_policy import OffPolicy
-from pplgrad.engine.checks import refuse_not_proposed, refuse_other_shape
+from pplgrad.engine.checks import refuse_not_proposed, refuse_other_shape, refuse_several_numbers
 from pplgrad.errors import ConfigurationError
 
 
@@ -50,9 +50,5 @@ def log_normalizer(objective: Objective, params: Mapping[str, Any]) -> jax.Array
             f"{objective!r} learns the number '{name}', which NumPyro's SVI keeps if the guide registers it; write numpyro.param('{name}', 0.0) in "
             "the guide, and initialise SVI with that guide."
         )
-    if jnp.shape(params[name]) not in ((), (1,)):
-        raise ConfigurationError(
-            f"{objective!r} learns one number, but the parameter '{name}' has shape {jnp.shape(params[name])}; name another one: "
-            "log_normalizer='log_z'."
-        )
+    refuse_several_numbers(objective, jnp.shape(params[name]))
     return jnp.reshape(params[name], ())

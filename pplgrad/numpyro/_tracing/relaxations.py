@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from numpyro.distributions import Distribution, ExpandedDistribution, Independent, MaskedDistribution, constraints
 
 from pplgrad.core.noise import noise_for
-from pplgrad.errors import EstimatorError
+from pplgrad.engine.checks import undefined_when_relaxed
 from pplgrad.estimators.relaxed import HardDraw, Relaxation, softmax, tempered
 from pplgrad.estimators.subset_relaxations import HardSubset, SubsetRelaxation
 from pplgrad.numpyro._array_ops import OPS, JaxNoise
@@ -164,14 +164,6 @@ def refuse_subsets(guide: Mapping[str, Any], model: Mapping[str, Any]) -> None:
     for name, site in model.items():
         if name in guide and is_unchecked(site["fn"]) and not is_unchecked(guide[name]["fn"]):
             raise undefined_when_relaxed(name, "Subset")
-
-
-def undefined_when_relaxed(name: str, law: str) -> EstimatorError:
-    """Return the refusal of a model's distribution that weights in the place of a draw do not fit."""
-    return EstimatorError(
-        f"Site '{name}' is relaxed in the guide, but its distribution in the model, {law}, is not defined at "
-        "relaxed values; use ScoreFunction() or LocalExpectation() there."
-    )
 
 
 def _log(probs: jax.Array) -> jax.Array:

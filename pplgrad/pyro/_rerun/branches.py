@@ -38,7 +38,14 @@ from pplgrad.pyro._rerun.enumeration import Fixed
 from pplgrad.pyro._tracing.handlers import axes_of
 from pplgrad.pyro._tracing.host_checks import PARTICLES, Nesting, at_other_values, broadcasting
 from pplgrad.pyro._tracing.marginal_sites import trace_against, weight_of
-from pplgrad.pyro._tracing.particle_trace import Traces, closed_cost, cost_of, with_particles, without_shapes
+from pplgrad.pyro._tracing.particle_trace import (
+    Traces,
+    closed_cost,
+    cost_of,
+    samples_of,
+    with_particles,
+    without_shapes,
+)
 from pplgrad.pyro._tracing.provenance import Provenance
 from pplgrad.pyro._tracing.relaxations import (
     Extended,
@@ -447,9 +454,7 @@ class PyroBranches:
         """Return the costs of a run by name and sign, those of sites that the layout does not know among them."""
         found = {}
         for sign, side in ((1.0, model), (-1.0, guide)):
-            for name, node in side.nodes.items():
-                if node["type"] != "sample" or site_is_subsample(node):
-                    continue
+            for name, node in samples_of(side):
                 if sign > 0:
                     weight = weight_of(node, self._weights)
                 else:

@@ -11,8 +11,7 @@ from pplgrad.pyro._distributions import (
     counted_parts,
     counts,
     every_log_prob,
-    is_one_hot,
-    is_structured,
+    is_vector,
     number_of,
     parameters,
     unmasked,
@@ -29,7 +28,7 @@ class PyroDraw:
         self._fn = unmasked(site["fn"])
         self._vectorized = vectorized
         self.value = self._with_particles(site["value"].detach())
-        self.is_vector = is_one_hot(self._fn) or is_structured(self._fn)
+        self.is_vector = is_vector(self._fn)
 
     @cached_property
     def _counted(self) -> tuple[Any, torch.Tensor] | None:

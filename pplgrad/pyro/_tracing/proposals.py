@@ -14,8 +14,8 @@ from pyro.poutine.util import site_is_subsample
 from pplgrad.core.objectives import Objective
 from pplgrad.core.off_policy import OffPolicy
 from pplgrad.core.program import Proposed
-from pplgrad.engine.checks import refuse_not_proposed, refuse_other_shape
-from pplgrad.errors import ConfigurationError, ProgramError
+from pplgrad.engine.checks import refuse_not_proposed, refuse_other_shape, refuse_several_numbers
+from pplgrad.errors import ProgramError
 
 
 def proposed_draws(program: Proposed, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -77,9 +77,5 @@ def log_normalizer(objective: Objective, costs: Sequence[torch.Tensor]) -> torch
         return torch.nn.Parameter(torch.zeros_like(costs[0].detach().sum()) if costs else torch.zeros(()))
 
     found = pyro.param(objective.parameter, start)
-    if tuple(found.shape) not in ((), (1,)):
-        raise ConfigurationError(
-            f"{objective!r} learns one number, but the parameter '{objective.parameter}' has shape {tuple(found.shape)}; name another "
-            "one: log_normalizer='log_z'."
-        )
+    refuse_several_numbers(objective, found.shape)
     return found.reshape(())

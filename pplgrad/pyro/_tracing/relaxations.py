@@ -13,7 +13,7 @@ from torch.distributions import constraints
 
 from pplgrad.core.estimator import Estimator
 from pplgrad.core.noise import noise_for
-from pplgrad.errors import EstimatorError
+from pplgrad.engine.checks import undefined_when_relaxed
 from pplgrad.estimators.relaxed import HardDraw, Relaxation, softmax, tempered
 from pplgrad.estimators.subset_relaxations import HardSubset, SubsetRelaxation
 from pplgrad.pyro._array_ops import OPS, TorchNoise
@@ -179,8 +179,5 @@ def extended_in_model(name: str, fn: Any, of_subset: bool) -> Any:
     if of_subset and is_subset(fn):
         return unchecked(fn)
     if not is_relaxable(fn):
-        raise EstimatorError(
-            f"Site '{name}' is relaxed in the guide, but its distribution in the model, {family(fn)}, is not defined at "
-            "relaxed values; use ScoreFunction() or LocalExpectation() there."
-        )
+        raise undefined_when_relaxed(name, family(fn))
     return Extended(fn)
