@@ -39,6 +39,11 @@ def systematic(xp: Any, probabilities: Array, uniform: Array, steps: Array) -> A
     return xp.minimum(before, xp.full_like(before, probabilities.shape[-1] - 1))
 
 
+def offset(draw: Draw, probabilities: Array) -> Array:
+    """Return a uniform number for each row of elements: where the first of the marks stands."""
+    return draw.noise.uniform(tuple(probabilities.shape[:-1]), draw.score)
+
+
 @dataclass(frozen=True)
 class Part:
     """The elements drawn and the probability of each to be among them, both (particles, *plates, count)."""
@@ -55,8 +60,7 @@ class Part:
         tiny = xp.finfo(spread.dtype).tiny
         sizes = spread + _LEAST * xp.mean(spread, axis=-1, keepdims=True) + tiny
         probabilities = inclusion_probabilities(xp, sizes, count)
-        uniform = draw.noise.uniform(tuple(spread.shape[:-1]), draw.score)
-        chosen = systematic(xp, probabilities, uniform, ops.arange(count, draw.index))
+        chosen = systematic(xp, probabilities, offset(draw, probabilities), ops.arange(count, draw.index))
         return cls(ops, chosen, xp.take_along_axis(probabilities, chosen, axis=-1))
 
     def is_chosen(self, numbers: Array, elements: int) -> Array:
