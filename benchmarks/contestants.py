@@ -191,9 +191,11 @@ def _numpyro(name: str, gradient: bool, work: Work, data: Arrays, seed: int) -> 
 
 def _enumerated(guide: Callable) -> Callable:
     try:
+        import funsor
         from numpyro.contrib.funsor import config_enumerate
     except ImportError:
         raise Skip("funsor is not installed") from None
+    funsor.set_backend("jax")  # One for the whole process, which another contestant may have taken for torch.
     return config_enumerate(guide, "parallel")
 
 

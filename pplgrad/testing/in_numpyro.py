@@ -37,7 +37,7 @@ HOST = Host(
     sample=numpyro.sample,
     param=numpyro.param,
     plate=numpyro.plate,
-    mask=lambda mask: handlers.mask(mask=jnp.asarray(np.asarray(mask))),
+    mask=lambda mask: handlers.mask(mask=jnp.asarray(mask)),
     scale=lambda s: handlers.scale(scale=s),
     factor=numpyro.factor,
     dist=dist,

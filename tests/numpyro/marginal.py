@@ -1,12 +1,9 @@
 """Programs with sites that only the model has: each once with sites that are summed out, and once with the sum written out by hand."""
 
 import itertools
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from jax.scipy.special import logsumexp as lse
@@ -15,35 +12,7 @@ from numpyro.contrib.control_flow import scan
 from numpyro.contrib.funsor import markov
 
 from pplgrad.testing.in_numpyro import array
-from pplgrad.testing.programs import Case
-
-SUM = {"enumerate": "parallel"}
-
-
-@dataclass
-class Program:
-    """A guide, a model that is summed by the host, the same summed by hand, and what there is to know of the guide's draws."""
-
-    case: Case
-    by_hand: Case
-    summed: Callable
-    guide: Callable
-
-
-def program(summed, by_hand, guide, made):
-    """Return a program of which each model is a case of its own."""
-    return Program(
-        replace(made, build=lambda host: (summed, guide)),
-        replace(made, build=lambda host: (by_hand, guide)),
-        summed,
-        guide,
-    )
-
-
-def case(latents, params, subsamples=None):
-    return Case(
-        "marginal", {name: np.asarray(x, float) for name, x in params.items()}, latents, None, {}, subsamples or {}
-    )
+from tests.summing import SUM, case, program
 
 
 def bernoulli(name, logit):

@@ -628,3 +628,13 @@ def test_mutant_is_caught(mutant, monkeypatch):
     except (PplgradError, ValueError, KeyError, AssertionError):  # A sum in the wrong plate may be refused.
         return
     assert worst(found, exact_gradient(program.by_hand)) > 1e-6
+
+
+def test_torch_may_have_taken_funsor_before():
+    """funsor has one backend for the whole process, and whoever imports pyro.contrib.funsor takes it."""
+    pytest.importorskip("torch")
+    import funsor
+
+    funsor.set_backend("torch")
+    program = PROGRAMS["mixture"]()
+    assert_same(expected_gradient(program.case, made(program, None), 1), exact_gradient(program.by_hand))

@@ -2,18 +2,16 @@
 
 import pytest
 
-from pplgrad import DisARM, Enumerate, LocalExpectation, ScoreFunction
+from pplgrad import DisARM, Enumerate, LocalExpectation
 from pplgrad.numpyro import TraceGrad_ELBO
-from pplgrad.testing.in_numpyro import assert_same, exact_gradient, expected_gradient, expected_gradient_over_cells
-from tests.numpyro.reported import REPORTED
-
-ESTIMATORS = {
-    "default": None,
-    "score": ScoreFunction(),
-    "local": LocalExpectation(),
-    "joint": Enumerate(),
-    "disarm": DisARM(),
-}
+from pplgrad.testing.in_numpyro import (
+    HOST,
+    assert_same,
+    exact_gradient,
+    expected_gradient,
+    expected_gradient_over_cells,
+)
+from tests.reported import ESTIMATORS, REPORTED, not_binary
 
 
 def made(program, estimator, particles=1, **given):
@@ -22,15 +20,11 @@ def made(program, estimator, particles=1, **given):
     return TraceGrad_ELBO(particles, **given)
 
 
-def not_binary(name, short):
-    return short == "disarm" and name == "beside the guide's"
-
-
 @pytest.mark.grid(without=not_binary)
 @pytest.mark.parametrize("short", ESTIMATORS)
 @pytest.mark.parametrize("name", REPORTED)
 def test_exact(name, short):
-    program, estimator = REPORTED[name](), ESTIMATORS[short]
+    program, estimator = REPORTED[name](HOST), ESTIMATORS[short]
     over = expected_gradient_over_cells if getattr(estimator, "uses_branches", False) else expected_gradient
     assert_same(over(program.case, made(program, estimator), 1), exact_gradient(program.by_hand))
 
@@ -38,7 +32,7 @@ def test_exact(name, short):
 @pytest.mark.grid
 @pytest.mark.parametrize("name", REPORTED)
 def test_particles_together(name):
-    program = REPORTED[name]()
+    program = REPORTED[name](HOST)
     assert_same(expected_gradient(program.case, made(program, None, 2), 2), exact_gradient(program.by_hand))
 
 
@@ -52,6 +46,6 @@ def test_particles_together(name):
     ],
 )
 def test_few_branches_at_once_are_all_of_them(name, estimator, at_once):
-    program = REPORTED[name]()
+    program = REPORTED[name](HOST)
     found = expected_gradient_over_cells(program.case, made(program, estimator, max_parallel=at_once), 1)
     assert_same(found, exact_gradient(program.by_hand))

@@ -16,7 +16,7 @@ from tests.branching import EXACT, RANDOM
 
 ESTIMATORS = {**EXACT, **RANDOM}
 # Programs that NumPyro's own ELBOs run without a promotion of ranks.
-STRICT = ("hierarchy", "single", "categorical_index", "mixed")
+STRICT = ("hierarchy", "single", "categorical_index", "mixed", "event")
 QUICK = ("local", "disarm", "arm")
 
 

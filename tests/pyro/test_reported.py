@@ -2,19 +2,11 @@
 
 import pytest
 
-from pplgrad import DisARM, Enumerate, LocalExpectation, ScoreFunction
+from pplgrad import DisARM, Enumerate, LocalExpectation
 from pplgrad.pyro import TraceGrad_ELBO
-from pplgrad.testing.in_pyro import assert_same, exact_gradient, expected_gradient, expected_gradient_over_cells
+from pplgrad.testing.in_pyro import HOST, assert_same, exact_gradient, expected_gradient, expected_gradient_over_cells
 from tests.covering import mostly
-from tests.pyro.reported import REPORTED
-
-ESTIMATORS = {
-    "default": None,
-    "score": ScoreFunction(),
-    "local": LocalExpectation(),
-    "joint": Enumerate(),
-    "disarm": DisARM(),
-}
+from tests.reported import ESTIMATORS, REPORTED, not_binary
 
 
 def made(program, estimator, particles=1, **given):
@@ -24,23 +16,19 @@ def made(program, estimator, particles=1, **given):
     return lambda: TraceGrad_ELBO(particles, max_plate_nesting=2, **given)
 
 
-def not_binary(name, short):
-    return short == "disarm" and name == "beside the guide's"
-
-
 @pytest.mark.slow
 @pytest.mark.grid(without=not_binary)
 @pytest.mark.parametrize("short", ESTIMATORS)
 @pytest.mark.parametrize("name", REPORTED)
 def test_exact(name, short):
-    program, estimator = REPORTED[name](), ESTIMATORS[short]
+    program, estimator = REPORTED[name](HOST), ESTIMATORS[short]
     over = expected_gradient_over_cells if getattr(estimator, "uses_branches", False) else expected_gradient
     assert_same(over(program.case, made(program, estimator), 1), exact_gradient(program.by_hand))
 
 
 @pytest.mark.parametrize("name", mostly(["more global than the guide"], REPORTED))
 def test_particles_together(name):
-    program = REPORTED[name]()
+    program = REPORTED[name](HOST)
     assert_same(expected_gradient(program.case, made(program, None, 2), 2), exact_gradient(program.by_hand))
 
 
@@ -54,6 +42,6 @@ def test_particles_together(name):
     ],
 )
 def test_few_branches_at_once_are_all_of_them(name, estimator, at_once):
-    program = REPORTED[name]()
+    program = REPORTED[name](HOST)
     elbo = made(program, estimator, max_parallel=at_once, vectorize_particles=True)
     assert_same(expected_gradient_over_cells(program.case, elbo, 1), exact_gradient(program.by_hand))

@@ -41,8 +41,6 @@ from pplgrad.numpyro._tracing.control_flow import Flow, FlowMessenger
 from pplgrad.numpyro._tracing.factors import Dims
 from pplgrad.numpyro._tracing.marginal_laws import Component, DrawShape, InComponent, Marginal
 
-funsor.set_backend("jax")
-
 Sites = Mapping[str, Any]
 
 
@@ -220,6 +218,7 @@ class NameDims(host.trace):
 @contextmanager
 def enumerating(plan: Enumeration) -> Iterator[None]:
     """Enumerate a model that runs in this context."""
+    funsor.set_backend("jax")  # One for the whole process: whoever imports pyro.contrib.funsor takes it for torch.
     with NameDims(plan), EnumerateMessenger(plan):
         yield
 
