@@ -37,6 +37,7 @@ from pplgrad.estimators import (
     control_variates,
     local_expectation,
     measure_valued,
+    perturbed,
     relax,
     relaxed,
     score,
@@ -214,7 +215,7 @@ def double_cv_with_the_wrong_sign(patch):
 @mutant("chain", REBAR(0.5, 1.5, learn=False), exact=False)
 def rebar_whose_noise_given_the_draw_moves_freely(patch):
     """s̃ has the gradient of s: the control variate's correction is missing."""
-    patch.setattr(control_variates, "_given_draw", lambda ops, perturbed: ops.stop_gradient(perturbed) * 0 + 1)
+    patch.setattr(perturbed, "_given_choice", lambda ops, keys: keys * 0 + 1)
 
 
 @mutant("chain", REBAR(0.5, 1.5, learn=False), exact=False)

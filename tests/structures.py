@@ -6,6 +6,7 @@ import numpy as np
 
 from pplgrad import (
     IMLE,
+    RELAX,
     SIMPLE,
     Enumerate,
     LeaveOneOut,
@@ -16,6 +17,7 @@ from pplgrad import (
 )
 from pplgrad.core import structures
 from pplgrad.core.noise import Noise
+from pplgrad.estimators import perturbed
 from pplgrad.testing.programs import Case
 
 EXACT = {
@@ -28,6 +30,10 @@ EXACT = {
     "enumerate": (Enumerate(), 1),
 }
 """Unbiased estimators that a subset or a ranking may have, and the particles that they are proved with."""
+
+NETWORK = RELAX(0.5, through_cost=False, hidden=4)
+"""It needs neither a relaxed value nor a derivative of the cost."""
+NETWORK_ON = ["subset", "ranking", "ranking_plate", "categorical_index"]
 
 LOGITS = np.array([0.4, -0.9, 1.1, 0.2])
 PRIOR = np.array([-0.3, 0.5, 0.1, 0.8])
@@ -179,3 +185,27 @@ def law_error(subset, ranking, array):
         ranking(array(np.tile(logits, (24, 1)))).log_prob(array(orders)) - array(log_probs),
     ]
     return max(float(abs(error).max()) for error in errors)
+
+
+NETWORK_MUTANTS = {}
+
+
+def network_mutant(apply):
+    NETWORK_MUTANTS[apply.__name__] = apply
+    return apply
+
+
+@network_mutant
+def keys_given_a_ranking_move_freely(patch):
+    patch.setattr(perturbed.PerturbedRanking, "given", lambda self, along: along)
+
+
+@network_mutant
+def the_first_in_a_ranking_alone_holds_the_others_down(patch):
+    plain = perturbed.given_ranking
+
+    def given(ops, noise, logits, order):
+        keys, parts, shares = plain(ops, noise, logits, order)
+        return keys, parts * ops.constant(np.eye(parts.shape[-1])[0], parts), shares
+
+    patch.setattr(perturbed, "given_ranking", given)

@@ -50,6 +50,9 @@ class HostDraw(Protocol):
         `trials`, that number, and `probs` or `logits` of a success. No gradient reaches the numbers of failures and trials.
         """
 
+    def ranking(self) -> Array | None:
+        """Return the logits (particles, *B, n) of a `PlackettLuce`, with their gradient; None for other distributions."""
+
     def counts(self, count: int) -> tuple[Array, Array, Array]:
         """Return the first of `count` consecutive counts around the mean, log q of each with its gradient, and log q of the draw.
 
@@ -90,7 +93,8 @@ class Draw:
     @cached_property
     def learned(self) -> Mapping[str, Array]:
         """Return what the estimator learns at the site, by name."""
-        starts = self._starts(self.event_elements, self.log_probs.shape[-1])
+        weights = self.ranking_logits if self.is_ranking else self.log_probs
+        starts = self._starts(self.event_elements, weights.shape[-1])
         return {name: self._learned(name, start) for name, start in starts.items()}
 
     @property
@@ -114,8 +118,8 @@ class Draw:
     @property
     def event_elements(self) -> int:
         """Return the number of elements of the event, the last of the elements; those of loose dimensions come before."""
-        shape, batch = self._finite[1].shape, len(self._host.value.shape) - self._host.event_dim
-        return math.prod(shape[batch:])
+        shape, batch = self._host.value.shape, len(self._host.value.shape) - self._host.event_dim
+        return math.prod(shape[batch : len(shape) - self._host.is_vector])
 
     @property
     def is_finite(self) -> bool:
@@ -156,6 +160,26 @@ class Draw:
     def index(self) -> Array:
         """Return the number of the category drawn, of shape (particles, *plates, elements)."""
         return self._axes.gather(self.ops.xp, self._finite[1], 1)
+
+    @cached_property
+    def _ranked(self) -> Array | None:
+        return self._host.ranking()
+
+    @property
+    def is_ranking(self) -> bool:
+        """Return whether every element is a ranking."""
+        return self._ranked is not None
+
+    @cached_property
+    def ranking_logits(self) -> Array:
+        """Return the logits of the items that are ranked, with their gradient: (particles, *plates, elements, n)."""
+        assert self._ranked is not None
+        return self._axes.gather(self.ops.xp, self._ranked, 1)
+
+    @cached_property
+    def ranking(self) -> Array:
+        """Return the rankings drawn, (particles, *plates, elements, n)."""
+        return self._axes.gather(self.ops.xp, self._host.value, 1)
 
     @property
     def logits(self) -> Array:

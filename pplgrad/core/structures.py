@@ -105,13 +105,36 @@ def ranking_log_prob(ops: Ops, logits: Array, value: Array) -> Array:
     xp = ops.xp
     shape = np.broadcast_shapes(tuple(logits.shape), tuple(value.shape))
     ranked = xp.take_along_axis(xp.broadcast_to(logits, shape), xp.broadcast_to(value, shape), axis=-1)
-    # The sums over all that is left, by doubling: after each step a sum is over twice as many items.
-    left, distance = ranked, 1
-    while distance < shape[-1]:
-        beyond = bounded(xp, xp.full_like(left[..., :distance], -math.inf))
-        left = xp.logaddexp(left, xp.concat([left[..., distance:], beyond], axis=-1))
+    return xp.sum(ranked - _log_sum_of_rest(ops, ranked), axis=-1)
+
+
+def given_ranking(ops: Ops, noise: Noise, logits: Array, order: Array) -> tuple[Array, Array, Array]:
+    """Return logits plus Gumbel noise given a ranking π, in its order, (..., n), and what their derivatives are made of.
+
+    With exponential numbers e_m and S_m = Σ_{j ≥ m} exp θ_π_j, exp(−z_k) = Σ_{m ≤ k} e_m / S_m. The second array has the parts
+    (e_m / S_m) exp z_k of these sums, (..., n, n) by k and m; the third the shares exp(θ_π_r) / S_m of those, by m and r.
+    """
+    xp = ops.xp
+    ranked = xp.take_along_axis(logits, order, axis=-1)
+    rest = _log_sum_of_rest(ops, ranked)
+    step = xp.log(-xp.log(noise.uniform(tuple(ranked.shape), ranked))) - rest
+    keys = -xp.flip(_log_sum_of_rest(ops, xp.flip(step, axis=-1)), axis=-1)
+    until = ops.constant(np.tri(ranked.shape[-1]), ranked)
+    never = xp.zeros_like(until)
+    parts = xp.exp(xp.where(until > 0, step[..., None, :] + keys[..., :, None], never)) * until
+    onwards = xp.permute_dims(until, (1, 0))
+    shares = xp.exp(xp.where(onwards > 0, ranked[..., None, :] - rest[..., :, None], never)) * onwards
+    return keys, parts, shares
+
+
+def _log_sum_of_rest(ops: Ops, x: Array) -> Array:
+    """Return log Σ_{j ≥ i} exp x_j along the last axis, by doubling: after each step a sum is over twice as many."""
+    xp, distance = ops.xp, 1
+    while distance < x.shape[-1]:
+        beyond = bounded(xp, xp.full_like(x[..., :distance], -math.inf))
+        x = xp.logaddexp(x, xp.concat([x[..., distance:], beyond], axis=-1))
         distance *= 2
-    return xp.sum(ranked - left, axis=-1)
+    return x
 
 
 def ranking_draw(ops: Ops, noise: Noise, logits: Array) -> Array:

@@ -103,6 +103,11 @@ class StepDraw:
         found = self._host.parameters()
         return None if found is None else {name: self._steps.merged(x) for name, x in found.items()}
 
+    def ranking(self) -> Array | None:
+        """Return the logits of a ranking."""
+        found = self._host.ranking()
+        return None if found is None else self._steps.merged(found)
+
     def counts(self, count: int) -> tuple[Array, Array, Array]:
         """Return the consecutive counts around the mean, their log q, and log q of the draw."""
         first, log_probs, own = self._host.counts(count)

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pplgrad.core.array_ops import Array, max_over_categories, sum_over_categories
+from pplgrad.core.array_ops import Array, sum_over_categories
 from pplgrad.core.draw import Draw
 from pplgrad.core.estimator import Alternatives, BranchTerms, Declaration, Estimator
 from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import ConfigurationError
-from pplgrad.estimators.relaxed import HardDraw, softmax, tempered
+from pplgrad.estimators.perturbed import perturbed
+from pplgrad.estimators.relaxed import softmax, tempered
 from pplgrad.estimators.site_requirements import require_relaxable, require_steps
 
 
@@ -264,10 +265,10 @@ class REBAR(WithSlopes):
         ops, xp = draw.ops, draw.ops.xp
         known = draw.learned
         temperature = xp.exp(known["log_temperature"]) if self.learn else self.temperature
-        perturbed = HardDraw(ops, draw.log_probs, draw.index, draw.noise).perturbed()
-        weights = softmax(xp, tempered(xp, ops.stop_gradient(perturbed), temperature))[:, None]
+        drawn = perturbed(draw)
+        weights = softmax(xp, tempered(xp, drawn.keys, temperature))[:, None]
         return Alternatives(
-            kept=(perturbed, weights, temperature, known),
+            kept=(drawn, weights, temperature, known),
             weights=weights if self.through_cost else None,
             temperature=ops.stop_gradient(temperature) if self.learn else temperature,
         )
@@ -288,37 +289,28 @@ class REBAR(WithSlopes):
         return scale * (ops.stop_gradient(terms.soft_costs[:, 0]) + moved), scale * slopes
 
     def branch_surrogate(self, terms: BranchTerms) -> Array:
-        """Return (f(b) − c(s̃)) log q(b) + c′(s)·(s − s̃)."""
+        """Return (f(b) − c(s̃)) log q(b) + (c′(s)·∇θ s − c′(s̃)·∇θ s̃) θ."""
         draw, ops, xp = terms.draw, terms.ops, terms.ops.xp
-        free, weights, temperature, known = terms.alternatives.kept
-        temperature = ops.stop_gradient(temperature) if self.learn else temperature
+        drawn, weights, temperature, known = terms.alternatives.kept
         value, slopes = self.control(terms, weights[:, 0], known)
-        given = ops.stop_gradient(free) + _given_draw(ops, free) * (draw.log_probs - ops.stop_gradient(draw.log_probs))
-        path = softmax(xp, tempered(xp, free, temperature)) - softmax(xp, tempered(xp, given, temperature))
+        along = _along_keys(xp, weights[:, 0], slopes, temperature)
+        path = ops.stop_gradient(along - drawn.given(along))
         left = terms.downstream - ops.stop_gradient(value)
-        return xp.sum(draw.score * left) + xp.sum(ops.stop_gradient(slopes) * path)
+        return xp.sum(draw.score * left) + xp.sum(path * drawn.log_weights)
 
     def loss_of(self, terms: BranchTerms) -> Array | None:
         """Return the squared gradient with respect to the logits, with gradient to what is learned alone."""
         if not self.learn:
             return None
-        draw, ops, xp = terms.draw, terms.ops, terms.ops.xp
-        free, weights, temperature, known = terms.alternatives.kept
-        weights = weights[:, 0]
-        value, slopes = self.control(terms, weights, known)
-        probs = xp.exp(ops.stop_gradient(draw.log_probs))
-        along = weights * (slopes - sum_over_categories(xp, slopes * weights)) / temperature
-        given = _given_draw(ops, free) * along
-        given = given - probs * sum_over_categories(xp, given)
+        ops, xp = terms.ops, terms.ops.xp
+        drawn, weights, temperature, known = terms.alternatives.kept
+        value, slopes = self.control(terms, weights[:, 0], known)
+        along = _along_keys(xp, weights[:, 0], slopes, temperature)
         left = (terms.downstream - value)[..., None, None]
-        gradient = left * (draw.one_hot(draw.index) - probs) + (along - given)
+        gradient = left * drawn.score() + (along - drawn.to_logits(drawn.given(along)))
         return ops.only(xp.mean(xp.sum(gradient**2, axis=-1)), list(known.values()))
 
 
-def _given_draw(ops: Any, perturbed: Array) -> Array:
-    """Return how fast each perturbed log probability moves with its log probability, with noise given the draw.
-
-    The largest does not move; another one, −log(e/π + e_top), moves at 1 − exp(z − z_top).
-    """
-    fixed = ops.stop_gradient(perturbed)
-    return 1 - ops.xp.exp(fixed - max_over_categories(ops.xp, fixed))
+def _along_keys(xp: Any, weights: Array, slopes: Array, temperature: Any) -> Array:
+    """Return a derivative with respect to the weights, softmax(z / τ), as one with respect to z."""
+    return weights * (slopes - sum_over_categories(xp, slopes * weights)) / temperature

@@ -12,8 +12,10 @@ import numpy as np
 from pplgrad.core.array_ops import Array
 from pplgrad.core.draw import Draw
 from pplgrad.core.estimator import BranchTerms, Declaration
+from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import ConfigurationError
 from pplgrad.estimators.control_variates import REBAR
+from pplgrad.estimators.site_requirements import require_finite, require_steps
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,9 @@ class RELAX(REBAR):
     Estimates ∇θ E_q[f(b)] = E[(f(b) − c(s̃)) ∇θ log q(b) + c′(s)·∇θ s − c′(s̃)·∇θ s̃] with the control variate c = η f + r. s and s̃ are
     the relaxed draws of `REBAR`, at temperature τ. r is a network with one hidden layer of `hidden` tanh units. Its input is
     the weights of the elements of one event, and its output is summed over all other elements that are charged jointly. With
-    `through_cost=False` the control variate is r alone, and the cost needs no derivative.
+    `through_cost=False` the control variate is r alone, and the cost needs no derivative: the site may then be any with finitely many
+    values, or a `PlackettLuce`, whose ranking is the order of the perturbed logits z. r takes softmax(z / τ) there, and z̃ is z with noise
+    given the ranking (Gadetsky et al. 2020).
 
     The network, τ and η are trained to minimise the single-sample variance of the gradient with respect to the site's logits. This
     loss is averaged over all elements. r is initialised to zero.
@@ -44,8 +48,8 @@ class RELAX(REBAR):
         weights is that of the relaxed cost. Categories of probability 0 have weight 0, and the derivative along them is not used.
 
     Raises:
-        EstimatorError: on a site that is neither Bernoulli nor one-hot, or that is drawn inside a `scan` in the body of another one; with
-            `through_cost=True` also if the program compares, rounds or indexes with the value of the site or of a downstream discrete
+        EstimatorError: on a site that is neither Bernoulli nor one-hot (with `through_cost=False`: neither finite nor a ranking), or that is
+            drawn inside a `scan` in the body of another one; with `through_cost=True` also if the program compares, rounds or indexes with the value of the site or of a downstream discrete
             site, or reads it without its derivative.
         ConfigurationError: if the temperature is not above 0, `learn` is False, `hidden` is below 1, or `scale` is set with
             `through_cost=False`.
@@ -57,6 +61,7 @@ class RELAX(REBAR):
 
     References:
         Grathwohl, Choi, Wu, Roeder and Duvenaud (2018), equation 8 and section 3.
+        Gadetsky, Struminsky, Robinson, Quadrianto and Vetrov (2020), for rankings.
     """
 
     through_cost: bool = True  # type: ignore[assignment]
@@ -81,12 +86,21 @@ class RELAX(REBAR):
         """The declaration; without the cost in its control variate, the cost needs no derivative."""
         return Declaration(
             unbiased=True,
-            supports="Bernoulli, one-hot",
+            supports="Bernoulli, one-hot" if self.through_cost else "finite, PlackettLuce",
             evaluations="1, or 0 without the cost",
             differentiable_costs=self.through_cost,
             derivatives=1,
             source="Grathwohl et al. 2018",
         )
+
+    def check(self, site: SiteInfo) -> None:
+        """Refuse a site that is neither Bernoulli nor one-hot; without the cost, one that is neither finite nor a ranking."""
+        if self.through_cost:
+            super().check(site)
+        elif site.distribution == "PlackettLuce":
+            require_steps(self, site)
+        else:
+            require_finite(self, site)
 
     @property
     def uses_slopes(self) -> bool:  # type: ignore[override]

@@ -68,6 +68,11 @@ def require_relaxable(estimator: Estimator, site: SiteInfo) -> None:
             f"{estimator!r} cannot be used at site '{site.name}': a Subset is relaxed by SIMPLE() and IMLE() alone, which are "
             f"biased; use one of these, or {remedy(site)}"
         )
+    if site.distribution == "PlackettLuce":
+        raise EstimatorError(
+            f"{estimator!r} cannot be used at site '{site.name}': a ranking is a row of numbers that index something, which has no value "
+            f"between two rankings; use RELAX(through_cost=False), whose network reads the perturbed logits, or {remedy(site)}"
+        )
     raise EstimatorError(
         f"{estimator!r} cannot be used at site '{site.name}': {site.distribution} cannot be relaxed, only Bernoulli and "
         f"OneHotCategorical can; {remedy(site)}"

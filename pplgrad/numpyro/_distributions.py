@@ -29,7 +29,7 @@ from numpyro.distributions import (
 
 from pplgrad.core.array_ops import FEW_CATEGORIES
 from pplgrad.numpyro._compat import TRACING_ERRORS, unmasked
-from pplgrad.numpyro._structures import Structured, Subset, log_probs_of_all
+from pplgrad.numpyro._structures import PlackettLuce, Structured, Subset, log_probs_of_all
 
 _UNLISTED: tuple[type[Exception], ...] = (NotImplementedError, *TRACING_ERRORS)
 
@@ -197,6 +197,12 @@ def event_elements(fn: Any) -> int:
     return math.prod(fn.event_shape[: len(fn.event_shape) - len(innermost(unmasked(fn)).event_shape)])
 
 
+def values_of_element(fn: Any) -> int:
+    """Return how many categories an element has, or items a ranking; 2 where neither is known."""
+    ranking = ranking_logits(fn)
+    return (categories(fn) or 2) if ranking is None else int(ranking.shape[-1])
+
+
 def elements(fn: Any, plates: Collection[int]) -> int:
     """Return the number of independent elements in an event and in the batch dimensions without a plate."""
     batch = fn.batch_shape
@@ -216,6 +222,12 @@ def parameters(fn: Any) -> dict[str, jax.Array] | None:
     if name in _PARAMETERS:
         found = {key: getattr(base, key) for key in _PARAMETERS[name]}
     return None if found is None else {key: jnp.broadcast_to(x, fn.shape()) for key, x in found.items()}
+
+
+def ranking_logits(fn: Any) -> jax.Array | None:
+    """Return the logits (*batch, *event) of a distribution over rankings, None for others."""
+    base = innermost(unmasked(fn))
+    return jnp.broadcast_to(base.logits, fn.shape()) if isinstance(base, PlackettLuce) else None
 
 
 def _count_parameters(base: Any) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from pplgrad.estimators.auto import Auto
 from pplgrad.monitoring.watch import Watch
 from pplgrad.numpyro._baselines import MARK, aligned_values, network_inputs
 from pplgrad.numpyro._compat import is_handed_out, marked_mutable
-from pplgrad.numpyro._distributions import categories, event_elements
+from pplgrad.numpyro._distributions import event_elements, values_of_element
 from pplgrad.numpyro._networks import network
 from pplgrad.numpyro._rerun.monitoring import register_counter
 from pplgrad.numpyro._tracing.control_flow import FlowMessenger
@@ -106,7 +106,7 @@ def _register(name: str, msg: Any, messenger: EstimatorMessenger, args: tuple, k
     plates = _plates(msg, messenger)
     token = msg["infer"]["pplgrad"]
     dtype = jnp.result_type(float)
-    for key, start in estimator.learned(event_elements(msg["fn"]), categories(msg["fn"]) or 2).items():
+    for key, start in estimator.learned(event_elements(msg["fn"]), values_of_element(msg["fn"])).items():
         numpyro.param(f"{name}{MARK}{key}", jnp.asarray(start, dtype), pplgrad=(token, key))
     for number, part in enumerate(parts_of(estimator.baseline)):
         mark = (token, str(number))

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from pplgrad.engine.support import Classes, Support
 from pplgrad.errors import BaselineError
-from pplgrad.pyro._structures import Structured, Subset, log_probs_of_all
+from pplgrad.pyro._structures import PlackettLuce, Structured, Subset, log_probs_of_all
 
 _PLAIN_SCORE_PARTS = {
     PyroDistribution.score_parts,
@@ -235,6 +235,12 @@ def parameters(fn: Any) -> dict[str, torch.Tensor] | None:
     if name in _PARAMETERS and type(base) is getattr(distributions, name):
         found = {key: getattr(base, key) for key in _PARAMETERS[name]}
     return None if found is None else {key: x.expand(fn.shape()) for key, x in found.items()}
+
+
+def ranking_logits(fn: Any) -> torch.Tensor | None:
+    """Return the logits (*batch, *event) of a distribution over rankings, None for others."""
+    base = innermost(unmasked(fn))
+    return base.logits.expand(fn.shape()) if isinstance(base, PlackettLuce) else None
 
 
 def _count_parameters(base: Any) -> dict[str, torch.Tensor] | None:

@@ -1,5 +1,7 @@
 """Subsets and rankings: their laws, and estimators at them, against enumeration."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,8 +21,10 @@ from pplgrad import (
     StraightThrough,
 )
 from pplgrad.core.noise import replaced_noise
+from pplgrad.estimators import perturbed
 from pplgrad.numpyro import PlackettLuce, Subset, TraceGrad_ELBO, check_gradients
-from pplgrad.testing import gradient_error
+from pplgrad.numpyro._array_ops import OPS
+from pplgrad.testing import gradient_error, z_score
 from pplgrad.testing.in_numpyro import expected_gradient
 from pplgrad.testing.structured import STRUCTURED
 from tests import structures
@@ -156,6 +160,7 @@ def pairs(logits):
     (pairs, StraightThrough()),
     (pairs, REBAR()),
     (PlackettLuce, RELAX()),
+    (lambda x: dist.Poisson(jnp.exp(x)).to_event(1), RELAX(through_cost=False)),
     (PlackettLuce, REBAR()),
     (PlackettLuce, SIMPLE()),
     (lambda x: dist.Bernoulli(logits=x).to_event(1), SIMPLE()),
@@ -213,3 +218,61 @@ def test_mutant_is_caught(name, monkeypatch):
     assert structures.law_error(Subset, PlackettLuce, jnp.asarray) < 1e-11
     structures.MUTANTS[name](monkeypatch)
     assert structures.law_error(Subset, PlackettLuce, jnp.asarray) > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", structures.NETWORK_ON)
+def test_a_network_alone_is_a_control_variate(name):
+    assert z_score(structures.NETWORK, "numpyro", name, draws=50_000) < 4.5
+
+
+def drawn_ranking(logits, order, key):
+    """Return what an estimator sees of a ranking, and its uniform noise."""
+    uniform = jax.random.uniform(jax.random.key(key), logits.shape, jnp.float64)
+    noise = SimpleNamespace(uniform=lambda shape, like: uniform)
+    return SimpleNamespace(ops=OPS, noise=noise, is_ranking=True, ranking_logits=logits, ranking=order), uniform
+
+
+def test_keys_given_a_ranking_move_as_their_formula_says():
+    logits = jnp.asarray(structures.some_logits(5, False))
+    order = jnp.stack([jnp.array([3, 0, 4, 1, 2]), jnp.array([1, 2, 3, 4, 0])])
+    draw, noise = drawn_ranking(logits, order, 0)
+
+    def keys(logits):
+        ranked = jnp.take_along_axis(logits, order, -1)
+        rest = jnp.log(jnp.cumsum(jnp.exp(ranked)[:, ::-1], -1)[:, ::-1])
+        found = -jnp.log(jnp.cumsum(-jnp.log(noise) * jnp.exp(-rest), -1))
+        return jnp.take_along_axis(found, jnp.argsort(order, -1), -1)
+
+    drawn = perturbed.perturbed(draw)
+    np.testing.assert_allclose(drawn.keys, keys(logits), atol=1e-12)
+    np.testing.assert_array_equal(jnp.argsort(-drawn.keys, -1), order)
+    along = jnp.cos(jnp.arange(10.0)).reshape(2, 5)
+    _, back = jax.vjp(keys, logits)
+    np.testing.assert_allclose(drawn.given(along), back(along)[0], atol=1e-12)
+    scores = jax.grad(lambda x: PlackettLuce(x).log_prob(order).sum())(logits)
+    np.testing.assert_allclose(drawn.score(), scores, atol=1e-12)
+
+
+def test_keys_given_a_drawn_ranking_are_gumbel_around_the_logits():
+    logits = jnp.broadcast_to(jnp.array([1.0, -0.5, 0.3]), (100_000, 3))
+    order = PlackettLuce(logits).sample(jax.random.key(1))
+    draw, _ = drawn_ranking(logits, order, 2)
+    gumbel = np.exp(-np.exp(-np.asarray(perturbed.perturbed(draw).keys - logits)))
+    for power in (1, 2, 3):  # A Gumbel's distribution function at itself is uniform.
+        np.testing.assert_allclose((gumbel**power).mean(0), 1 / (power + 1), atol=5 * 0.3 / np.sqrt(100_000))
+    both = np.corrcoef(gumbel.T)
+    np.testing.assert_allclose(both, np.eye(3), atol=5 / np.sqrt(100_000))
+
+
+@pytest.mark.parametrize("name", structures.NETWORK_MUTANTS)
+def test_mutant_of_keys_is_caught(name, monkeypatch):
+    structures.NETWORK_MUTANTS[name](monkeypatch)
+    with pytest.raises(AssertionError):
+        test_keys_given_a_ranking_move_as_their_formula_says()
+
+
+@pytest.mark.slow
+def test_keys_that_move_freely_are_seen_in_the_mean(monkeypatch):
+    structures.keys_given_a_ranking_move_freely(monkeypatch)
+    assert z_score(structures.NETWORK, "numpyro", "ranking", draws=400_000) > 4.5

@@ -19,7 +19,7 @@ from pplgrad import (
 )
 from pplgrad.core.noise import replaced_noise
 from pplgrad.pyro import PlackettLuce, Subset, TraceGrad_ELBO, check_gradients
-from pplgrad.testing import gradient_error
+from pplgrad.testing import gradient_error, z_score
 from pplgrad.testing.in_pyro import expected_gradient
 from pplgrad.testing.structured import STRUCTURED
 from tests import structures
@@ -152,6 +152,7 @@ def pairs(logits):
     (pairs, StraightThrough()),
     (pairs, REBAR()),
     (PlackettLuce, RELAX()),
+    (lambda x: dist.Poisson(x.exp()).to_event(1), RELAX(through_cost=False)),
     (PlackettLuce, REBAR()),
     (PlackettLuce, SIMPLE()),
     (lambda x: dist.Bernoulli(logits=x).to_event(1), SIMPLE()),
@@ -208,3 +209,10 @@ def test_mutant_is_caught(name, monkeypatch):
     assert structures.law_error(Subset, PlackettLuce, torch.tensor) < 1e-11
     structures.MUTANTS[name](monkeypatch)
     assert structures.law_error(Subset, PlackettLuce, torch.tensor) > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ranking", pytest.param("subset", marks=pytest.mark.exhaustive)])
+def test_a_network_alone_is_a_control_variate(name):
+    """That tests would see a wrong one is shown in NumPyro, whose draws cost less."""
+    assert z_score(structures.NETWORK, "pyro", name, draws=2_000) < 4.5

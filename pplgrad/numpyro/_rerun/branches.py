@@ -40,7 +40,9 @@ class NumPyroDraw:
         self.value = jax.lax.stop_gradient(arrays.values[name])
         self.event_dim = event_dim
         self._finite = arrays.finite.get(name)
-        self.is_vector = self._finite is not None and self.value.ndim > self._finite.index.ndim
+        self._ranking = arrays.rankings.get(name)
+        self.is_vector = self._ranking is not None
+        self.is_vector |= self._finite is not None and self.value.ndim > self._finite.index.ndim
         self._again = arrays.again.get(name)
         self._parameters = arrays.parameters.get(name)
         self._counts = arrays.counts.get(name)
@@ -62,6 +64,10 @@ class NumPyroDraw:
     def parameters(self) -> dict[str, jax.Array] | None:
         """Return the parameters of the site's family, where its draws are independent numbers."""
         return self._parameters
+
+    def ranking(self) -> jax.Array | None:
+        """Return the logits of a ranking."""
+        return self._ranking
 
     def counts(self, count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return the consecutive counts that the primary run listed, their log probabilities, and that of the draw."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import jax
@@ -32,6 +32,7 @@ from pplgrad.numpyro._distributions import (
     is_count,
     is_reparameterized,
     parameters,
+    ranking_logits,
 )
 from pplgrad.numpyro._tracing.closed_forms import closed_form
 from pplgrad.numpyro._tracing.control_flow import Flow
@@ -95,8 +96,8 @@ class ParticleOutputs:
     """What one particle computes.
 
     `fresh_params` are baselines' parameters that the caller did not give, at their initial values; `probes` are the
-    arrays whose provenance tells what each density reads; `finite`, `again`, `parameters` and `counts` are there for
-    sites whose estimators ask for branches.
+    arrays whose provenance tells what each density reads; `finite`, `again`, `parameters`, `rankings` and `counts` are
+    there for sites whose estimators ask for branches.
     """
 
     scores: dict[str, jax.Array]
@@ -112,13 +113,14 @@ class ParticleOutputs:
     again: dict[str, tuple[jax.Array, jax.Array]]
     parameters: dict[str, dict[str, jax.Array]]
     counts: dict[str, tuple[jax.Array, jax.Array, jax.Array]]
+    rankings: dict[str, jax.Array]
     through: dict[str, jax.Array]
     weights_alone: dict[str, jax.Array]
 
 
 jax.tree_util.register_dataclass(
     ParticleOutputs,
-    "scores model_costs guide_costs squares values indices mutable fresh_params probes finite again parameters counts through weights_alone".split(),
+    [field.name for field in fields(ParticleOutputs)],
     [],
 )
 
@@ -192,6 +194,9 @@ def _ask(arrays: ParticleOutputs, name: str, fn: Any, value: jax.Array, estimato
     found = parameters(fn)
     if found is not None:
         arrays.parameters[name] = found
+    ranking = ranking_logits(fn)
+    if ranking is not None:
+        arrays.rankings[name] = ranking
     if estimator.num_counts and is_count(fn):
         arrays.counts[name] = counts(fn, value, estimator.num_counts)
 
@@ -207,7 +212,7 @@ def _collected(
     counting: Counting,
 ) -> ParticleOutputs:
     """Return what a particle computes, and note in `static` what else its traces show."""
-    arrays = ParticleOutputs({}, {}, {}, {}, {}, {}, mutable, {}, {}, {}, {}, {}, {}, {}, {})
+    arrays = ParticleOutputs({}, {}, {}, {}, {}, {}, mutable, {}, {}, {}, {}, {}, {}, {}, {}, {})
     sizes = _note_marks(static, arrays, (*against.values(), *guide_trace.values()), given)
     static.summed = summed_sites(against)
     for site in sample_sites(against).values():

@@ -14,6 +14,7 @@ from pplgrad.pyro._distributions import (
     is_vector,
     number_of,
     parameters,
+    ranking_logits,
     unmasked,
     values_of,
 )
@@ -63,6 +64,11 @@ class PyroDraw:
         """Return the parameters of the site's family, where its draws are independent numbers."""
         found = parameters(self._fn)
         return None if found is None else {name: self._with_particles(x) for name, x in found.items()}
+
+    def ranking(self) -> torch.Tensor | None:
+        """Return the logits of a ranking."""
+        logits = ranking_logits(self._fn)
+        return None if logits is None else self._with_particles(logits)
 
     def counts(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return consecutive counts around the mean, their log probabilities, and that of the draw."""

@@ -1,0 +1,124 @@
+"""Draws as functions of perturbed log weights: a choice is the largest of them, a ranking is their order.
+
+The keys z = θ + γ, with Gumbel noise γ, say what was drawn. Given the draw they are z̃(θ), a function of θ and of other noise, with the
+same values. REBAR and RELAX need how both move with θ: z moves as θ does, and z̃ as `given` says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+from pplgrad.core.array_ops import Array, Ops, max_over_categories, sum_over_categories
+from pplgrad.core.draw import Draw
+from pplgrad.core.structures import given_ranking
+from pplgrad.estimators.relaxed import HardDraw
+
+
+class Perturbed(Protocol):
+    """A draw and its perturbed log weights. All arrays have shape (particles, *plates, elements, n)."""
+
+    keys: Array
+    """z, a constant."""
+
+    @property
+    def log_weights(self) -> Array:
+        """θ, with its gradient."""
+
+    def score(self) -> Array:
+        """Return the derivative of log q with respect to the logits, a constant."""
+
+    def given(self, along: Array) -> Array:
+        """Return Σ_i along_i ∂z̃_i/∂θ."""
+
+    def to_logits(self, slopes: Array) -> Array:
+        """Return a derivative with respect to θ as one with respect to the logits."""
+
+
+def perturbed(draw: Draw) -> Perturbed:
+    """Return the draw of a site with noise that is conditional on it."""
+    return PerturbedRanking.of(draw) if draw.is_ranking else PerturbedChoice.of(draw)
+
+
+@dataclass(frozen=True)
+class PerturbedChoice:
+    """A choice among n categories; θ are their log probabilities."""
+
+    ops: Ops
+    draw: Draw
+    keys: Array
+
+    @classmethod
+    def of(cls, draw: Draw) -> PerturbedChoice:
+        keys = HardDraw(draw.ops, draw.log_probs, draw.index, draw.noise).perturbed()
+        return cls(draw.ops, draw, draw.ops.stop_gradient(keys))
+
+    @property
+    def log_weights(self) -> Array:
+        return self.draw.log_probs
+
+    @cached_property
+    def _probs(self) -> Array:
+        return self.ops.xp.exp(self.ops.stop_gradient(self.draw.log_probs))
+
+    def score(self) -> Array:
+        return self.draw.one_hot(self.draw.index) - self._probs
+
+    def given(self, along: Array) -> Array:
+        return _given_choice(self.ops, self.keys) * along
+
+    def to_logits(self, slopes: Array) -> Array:
+        return slopes - self._probs * sum_over_categories(self.ops.xp, slopes)
+
+
+def _given_choice(ops: Any, keys: Array) -> Array:
+    """Return how fast each key moves with its log probability, with noise given the draw.
+
+    The largest does not move; another one, −log(e/π + e_top), moves at 1 − exp(z − z_top).
+    """
+    return 1 - ops.xp.exp(keys - max_over_categories(ops.xp, keys))
+
+
+@dataclass(frozen=True)
+class PerturbedRanking:
+    """A ranking of n items; θ are their logits.
+
+    Given the ranking π, exp(−z̃_π_k) = Σ_{m ≤ k} e_m / S_m with exponential numbers e_m and S_m = Σ_{j ≥ m} exp θ_π_j (Gadetsky et al.
+    2020, lemma 1).
+    """
+
+    ops: Ops
+    draw: Draw
+    keys: Array
+    shares: Array
+    """exp(θ_π_r) / S_m for r ≥ m, else 0: (..., n, n) by m and r."""
+    parts: Array
+    """(e_m / S_m) exp(z̃_π_k) for m ≤ k, else 0: (..., n, n) by k and m."""
+
+    @classmethod
+    def of(cls, draw: Draw) -> PerturbedRanking:
+        fixed = draw.ops.stop_gradient(draw.ranking_logits)
+        ranked, parts, shares = given_ranking(draw.ops, draw.noise, fixed, draw.ranking)
+        places = draw.ops.xp.argsort(draw.ranking, axis=-1)
+        return cls(draw.ops, draw, draw.ops.xp.take_along_axis(ranked, places, axis=-1), shares, parts)
+
+    @property
+    def log_weights(self) -> Array:
+        return self.draw.ranking_logits
+
+    def score(self) -> Array:
+        return self._by_item(1 - self.ops.xp.sum(self.shares, axis=-2))
+
+    def given(self, along: Array) -> Array:
+        xp = self.ops.xp
+        ranked = xp.take_along_axis(along, self.draw.ranking, axis=-1)
+        moved = xp.matmul(ranked[..., None, :], self.parts)
+        return self._by_item(xp.matmul(moved, self.shares)[..., 0, :])
+
+    def to_logits(self, slopes: Array) -> Array:
+        return slopes
+
+    def _by_item(self, ranked: Array) -> Array:
+        xp = self.ops.xp
+        return xp.take_along_axis(ranked, xp.argsort(self.draw.ranking, axis=-1), axis=-1)
