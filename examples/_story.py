@@ -179,12 +179,14 @@ def gradient_variances(
     *,
     estimators: dict,
     particles: int = 1,
+    objective: Any = None,
     draws: int = 200,
     seed: int = 0,
 ) -> dict[str, float]:
     """Return, for each parameter, the trace of the covariance of its gradient at given (unconstrained) parameters, from many draws."""
     from pplgrad.core.program import Program
 
+    objective = ELBO() if objective is None else objective
     if backend == "pyro":
         import pyro
         import torch
@@ -195,7 +197,7 @@ def gradient_variances(
         pyro.clear_param_store()
         for name, value in params.items():
             pyro.get_param_store()[name] = torch.as_tensor(value, dtype=torch.float32).clone()
-        elbo = TraceGrad_ELBO(particles, vectorize_particles=particles > 1)
+        elbo = TraceGrad_ELBO(particles, vectorize_particles=particles > 1, objective=objective)
         batch, given = torch.as_tensor(data, dtype=torch.float32), ()
     else:
         import jax.numpy as jnp
@@ -204,7 +206,7 @@ def gradient_variances(
         from pplgrad.numpyro.diagnostics import Gradients
 
         elbo, batch, given = (
-            TraceGrad_ELBO(particles),
+            TraceGrad_ELBO(particles, objective=objective),
             jnp.asarray(data, jnp.float32),
             ({n: jnp.asarray(x, jnp.float32) for n, x in params.items()},),
         )

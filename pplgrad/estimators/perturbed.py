@@ -19,8 +19,9 @@ from pplgrad.estimators.relaxed import HardDraw
 class Perturbed(Protocol):
     """A draw and its perturbed log weights. All arrays have shape (particles, *plates, elements, n)."""
 
-    keys: Array
-    """z, a constant."""
+    @property
+    def keys(self) -> Array:
+        """z, a constant."""
 
     @property
     def log_weights(self) -> Array:

@@ -13,6 +13,8 @@ STORIES = {
     "telegraph": ("--backend", "pyro"),
     "dirichlet_process": ("--backend", "pyro"),
     "n_mixture": ("--backend", "pyro"),
+    "feature_selection": (),
+    "learning_to_rank": (),
     "topics": ("--backend", "pyro"),
     "hmm": (),
     "switching": (),

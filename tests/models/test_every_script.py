@@ -23,8 +23,10 @@ SIZES = {
     "choice": {},
     "design": {},
     "dirichlet_process": {"components": 3},
+    "feature_selection": {"chosen": 1},
     "gridworld": {"preferences": 2},
     "hmm": {"length": 4, "pieces": 20},
+    "learning_to_rank": {"group": 2},
     "lottery": {},
     "mixed": {"classes": 3, "hidden": 4},
     "mixture": {},
@@ -43,7 +45,7 @@ SIZES = {
     "topics": {"topics": 2, "vocabulary": 20, "length": 5, "batch": 4},
 }
 REWARDED = {"lottery", "quadratic", "choice", "offpolicy", "blackbox", "design", "cartpole", "gridworld", "molecules"}
-REWARDED |= {"architecture", "attention"}
+REWARDED |= {"architecture", "attention", "learning_to_rank"}
 SCRIPTS = sorted(path.stem for path in MODELS.glob("*.py") if "\nDISCRETE = " in path.read_text())
 SERVED = [(name, b) for name in SCRIPTS for b in PROGRAMS if f"def {b}_program(" in (MODELS / f"{name}.py").read_text()]
 
