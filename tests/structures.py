@@ -19,6 +19,8 @@ from pplgrad.core import structures
 from pplgrad.core.noise import Noise
 from pplgrad.estimators import perturbed
 from pplgrad.testing.programs import Case
+from tests.summing import SUM, case
+from tests.summing import program as both_ways
 
 EXACT = {
     "score": (ScoreFunction(), 1),
@@ -139,6 +141,41 @@ def fixed_noise(site, ops):
 
 
 RELAXED = {"simple": SIMPLE(), "imle": IMLE(0.7), "imle-far": IMLE(5.0)}
+
+
+def summed_out(h):
+    """A subset, and a ranking whose logits follow it, that are summed out of the model, under a decision that the guide draws."""
+    made = case({"w": ((), 2)}, {"a": 0.3, "t": LOGITS, "s": [0.2, -0.4, 0.1]})
+    gains, weights = h.array([1.0, -0.7, 0.5]), h.array(WEIGHTS)
+
+    def start():
+        w = h.sample("w", h.dist.Bernoulli(h.array(0.4)))
+        return w, h.param("t", h.array(LOGITS)) * (1 + w), h.param("s", h.array(made.params["s"]))
+
+    def summed():
+        w, t, s = start()
+        z = h.sample("z", h.subset(2, t), infer=SUM)
+        r = h.sample("r", h.ranking(s + z[..., :3]), infer=SUM)
+        h.sample("x", h.dist.Normal(h.xp.sum(z * weights, axis=-1) + gains[r[..., 0]] + w, 1.0), obs=h.array(0.7))
+
+    def by_hand():
+        w, t, s = start()
+        joint = []
+        for z in vectors(4, 2):
+            among = [h.xp.sum(t * h.array(other)) for other in vectors(4, 2)]
+            prior = h.xp.sum(t * h.array(z)) - h.xp.log(h.xp.sum(h.xp.exp(h.xp.stack(among))))
+            logits = s + h.array(z[:3])
+            for r in itertools.permutations(range(3)):
+                steps = [logits[r[i]] - h.xp.log(sum(h.xp.exp(logits[j]) for j in r[i:])) for i in range(3)]
+                loc = float(z @ WEIGHTS) + gains[r[0]] + w
+                joint.append(prior + sum(steps) + h.dist.Normal(loc, 1.0).log_prob(h.array(0.7)))
+        h.factor("x", h.xp.log(h.xp.sum(h.xp.exp(h.xp.stack(joint)))))
+
+    def guide():
+        h.sample("w", h.dist.Bernoulli(logits=h.param("a", h.array(0.3))))
+
+    return both_ways(summed, by_hand, guide, made)
+
 
 MUTANTS = {}
 

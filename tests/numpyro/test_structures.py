@@ -25,7 +25,7 @@ from pplgrad.estimators import perturbed
 from pplgrad.numpyro import PlackettLuce, Subset, TraceGrad_ELBO, check_gradients
 from pplgrad.numpyro._array_ops import OPS
 from pplgrad.testing import gradient_error, z_score
-from pplgrad.testing.in_numpyro import expected_gradient
+from pplgrad.testing.in_numpyro import HOST, assert_same, exact_gradient, expected_gradient
 from pplgrad.testing.structured import STRUCTURED
 from tests import structures
 
@@ -276,3 +276,8 @@ def test_mutant_of_keys_is_caught(name, monkeypatch):
 def test_keys_that_move_freely_are_seen_in_the_mean(monkeypatch):
     structures.keys_given_a_ranking_move_freely(monkeypatch)
     assert z_score(structures.NETWORK, "numpyro", "ranking", draws=400_000) > 4.5
+
+
+def test_subsets_and_rankings_are_summed_out_of_a_model():
+    made = structures.summed_out(HOST)
+    assert_same(expected_gradient(made.case, TraceGrad_ELBO(), 1), exact_gradient(made.by_hand))

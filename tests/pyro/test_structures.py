@@ -20,9 +20,10 @@ from pplgrad import (
 from pplgrad.core.noise import replaced_noise
 from pplgrad.pyro import PlackettLuce, Subset, TraceGrad_ELBO, check_gradients
 from pplgrad.testing import gradient_error, z_score
-from pplgrad.testing.in_pyro import expected_gradient
+from pplgrad.testing.in_pyro import HOST, assert_same, exact_gradient, expected_gradient
 from pplgrad.testing.structured import STRUCTURED
 from tests import structures
+from tests.pyro.compiling import assert_like_eager
 
 
 @pytest.mark.parametrize(("n", "k"), structures.LAWS)
@@ -216,3 +217,17 @@ def test_mutant_is_caught(name, monkeypatch):
 def test_a_network_alone_is_a_control_variate(name):
     """That tests would see a wrong one is shown in NumPyro, whose draws cost less."""
     assert z_score(structures.NETWORK, "pyro", name, draws=2_000) < 4.5
+
+
+def test_subsets_and_rankings_are_summed_out_of_a_model():
+    made = structures.summed_out(HOST)
+    assert_same(expected_gradient(made.case, TraceGrad_ELBO, 1), exact_gradient(made.by_hand))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "estimator"), [
+    ("subset_chain", LocalExpectation()),
+    ("ranking_plate", structures.NETWORK),
+])  # fmt: skip
+def test_compiled_steps(name, estimator):
+    assert_like_eager(STRUCTURED[name], estimators={"*": estimator}, steps=4)
