@@ -180,3 +180,38 @@ def scale_inside_of_the_square(patch):
 def draws_that_move(patch):
     """Not among `MUTANTS`: discrete draws do not move; it is for continuous sites."""
     patch.setattr(off_policy.OffPolicy, "draws_are_constant", False)
+
+
+BITS = 4
+
+
+def two_modes(host):
+    """Return a chain of four bits with two far modes, an autoregressive guide that starts in one of them, and the uniform proposal."""
+    d = host.dist
+
+    def model():
+        signs = [2 * host.sample(f"z{i}", d.Bernoulli(host.array(0.5))) - 1 for i in range(BITS)]
+        host.factor("alike", 4.0 * sum(x * y for x, y in zip(signs, signs[1:], strict=False)))
+
+    def guide():
+        a, b = host.param("a", host.array([4.0] * BITS)), host.param("b", host.array([0.0] * BITS))
+        host.param("log_normalizer", host.array(0.0))
+        before = host.array(1.0)
+        for i in range(BITS):
+            before = host.sample(f"z{i}", d.Bernoulli(logits=a[i] + b[i] * (2 * before - 1)))
+
+    def uniform():
+        for i in range(BITS):
+            host.sample(f"z{i}", d.Bernoulli(host.array(0.5)))
+
+    return model, guide, uniform
+
+
+def mass_of_the_other_mode(a, b):
+    """Return the guide's probability of zeros alone."""
+    return np.prod(1 - sigmoid(a + b * np.array([1.0, -1.0, -1.0, -1.0])))
+
+
+MASS = 0.5 * sigmoid(8.0) ** 3
+"""The posterior's: log odds of 8 between neighbours."""
+EVIDENCE = np.log(2 * (2 * np.cosh(4.0)) ** 3 / 2**BITS)

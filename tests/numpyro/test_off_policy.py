@@ -369,3 +369,18 @@ def test_checks_are_refused_and_descriptions_say_why():
         TraceGrad_ELBO(2, objective=LogVariance()).describe(jax.random.key(0), {"p": array(NORMALS)}, model, guide).rows
     )
     assert {row["reason"] for row in rows} == {"no estimator: draws are constants under LogVariance"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective_of", [LogVariance, TrajectoryBalance])
+def test_two_modes(objective_of):
+    """At uniform draws the guide finds both modes, where the evidence lower bound stays in one."""
+    model, guide, uniform = shared.two_modes(HOST)
+    masses = []
+    for objective in ({}, {"objective": objective_of(uniform)}):
+        svi = SVI(model, guide, numpyro.optim.Adam(0.1), TraceGrad_ELBO(16, **objective))
+        found = svi.run(jax.random.key(0), 400, progress_bar=False).params
+        masses.append(shared.mass_of_the_other_mode(found["a"], found["b"]))
+    assert masses[0] < 0.02 and abs(masses[1] - shared.MASS) < 0.05
+    if objective_of is TrajectoryBalance:
+        assert abs(found["log_normalizer"] - shared.EVIDENCE) < 0.2

@@ -1,6 +1,5 @@
 """Objectives at the draws of another program: exact over all draws of the proposal."""
 
-import math
 import warnings
 
 import numpy as np
@@ -380,34 +379,11 @@ def test_a_module_holds_the_normalizer():
     assert next(module.parameters()).grad.abs() > 0
 
 
-BITS = 4
-
-
-def two_modes():
-    """Return a chain of four bits with two far modes, an autoregressive guide that starts in one of them, and the uniform proposal."""
-
-    def model():
-        signs = [2 * pyro.sample(f"z{i}", dist.Bernoulli(array(0.5))) - 1 for i in range(BITS)]
-        pyro.factor("alike", 4.0 * sum(x * y for x, y in zip(signs, signs[1:], strict=False)))
-
-    def guide():
-        a, b = pyro.param("a", array([4.0] * BITS)), pyro.param("b", array([0.0] * BITS))
-        before = array(1.0)
-        for i in range(BITS):
-            before = pyro.sample(f"z{i}", dist.Bernoulli(logits=a[i] + b[i] * (2 * before - 1)))
-
-    def uniform():
-        for i in range(BITS):
-            pyro.sample(f"z{i}", dist.Bernoulli(array(0.5)))
-
-    return model, guide, uniform
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("objective_of", [LogVariance, pytest.param(TrajectoryBalance, marks=pytest.mark.exhaustive)])
 def test_two_modes(objective_of):
     """At uniform draws the guide finds both modes, where the evidence lower bound stays in one."""
-    model, guide, uniform = two_modes()
+    model, guide, uniform = shared.two_modes(HOST)
     masses = []
     for objective in ({}, {"objective": objective_of(uniform)}):
         pyro.clear_param_store()
@@ -416,12 +392,7 @@ def test_two_modes(objective_of):
         svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), elbo)
         for _ in range(400):
             svi.step()
-        at = {f"z{i}": array(0.0) for i in range(BITS)}
-        trace = poutine.trace(poutine.condition(guide, data=at)).get_trace()
-        masses.append(math.exp(trace.log_prob_sum().detach()))
-    # The posterior's: log odds of 8 between neighbours.
-    assert masses[0] < 0.02
-    assert abs(masses[1] - 0.5 * shared.sigmoid(8.0) ** 3) < 0.05
+        masses.append(shared.mass_of_the_other_mode(pyro.param("a").detach().numpy(), pyro.param("b").detach().numpy()))
+    assert masses[0] < 0.02 and abs(masses[1] - shared.MASS) < 0.05
     if objective_of is TrajectoryBalance:
-        evidence = math.log(2 * (2 * math.cosh(4.0)) ** 3 / 2**BITS)
-        assert abs(pyro.param("log_normalizer").item() - evidence) < 0.2
+        assert abs(pyro.param("log_normalizer").item() - shared.EVIDENCE) < 0.2
