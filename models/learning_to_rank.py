@@ -14,6 +14,7 @@ import numpy as np
 
 OPTIONS = {
     "group": 5,  # patients in a group: up to 6 have few enough rankings to sum over
+    "ranking": "numbers",  # "numbers": of the patients in order; "matrix": a permutation matrix, at which a reward has a derivative
 }
 DISCRETE = ("ranking",)
 
@@ -25,6 +26,8 @@ def load(options, seed):
     size = int(options["group"])
     if size < 2:
         raise ValueError(f"group is the number of patients in a group, 2 or more; got {size}.")
+    if options["ranking"] not in ("numbers", "matrix"):
+        raise ValueError(f"ranking is 'numbers' or 'matrix'; got '{options['ranking']}'.")
     data = load_diabetes()
     progression = 3 * (data.target - data.target.min()) / np.ptp(data.target)
     rows = np.column_stack([data.data / data.data.std(0), 2**progression - 1])
@@ -48,6 +51,11 @@ def ndcg(scores, gains):
     """Return the reward of ordering each group by a score, the highest first: from 0 to 1, with no unit."""
     by_score = np.take_along_axis(np.broadcast_to(gains, scores.shape), np.argsort(-scores, -1), -1)
     return (by_score @ discounts(gains.shape[-1])) / (-np.sort(-gains, -1) @ discounts(gains.shape[-1]))
+
+
+def in_order(gains, matrix):
+    """Return the gains in the order of a permutation matrix."""
+    return (matrix * gains[..., None, :]).sum(-1)
 
 
 def program(ppl, law, xp, array, pick, sort):
@@ -75,7 +83,7 @@ def pyro_program(options, train, seed):
     import pyro
     import torch
 
-    from pplgrad.pyro import PlackettLuce
+    from pplgrad.pyro import PermutationMatrix, PlackettLuce
 
     def pick(gains, ranking):
         return gains.expand(ranking.shape).gather(-1, ranking)
@@ -83,7 +91,8 @@ def pyro_program(options, train, seed):
     def array(a):
         return torch.tensor(a, dtype=torch.float32)
 
-    return program(pyro, PlackettLuce, torch, array, pick, lambda x: x.sort(-1, descending=True).values)
+    law, pick = (PlackettLuce, pick) if options["ranking"] == "numbers" else (PermutationMatrix, in_order)
+    return program(pyro, law, torch, array, pick, lambda x: x.sort(-1, descending=True).values)
 
 
 def numpyro_program(options, train, seed):
@@ -91,11 +100,13 @@ def numpyro_program(options, train, seed):
     import jax.numpy as jnp
     import numpyro
 
-    from pplgrad.numpyro import PlackettLuce
+    from pplgrad.numpyro import PermutationMatrix, PlackettLuce
 
     def pick(gains, ranking):
         return jnp.take_along_axis(gains, ranking, -1)
 
-    return program(
-        numpyro, PlackettLuce, jnp, lambda a: jnp.asarray(a, jnp.float32), pick, lambda x: -jnp.sort(-x, axis=-1)
-    )
+    def array(a):
+        return jnp.asarray(a, jnp.float32)
+
+    law, pick = (PlackettLuce, pick) if options["ranking"] == "numbers" else (PermutationMatrix, in_order)
+    return program(numpyro, law, jnp, array, pick, lambda x: -jnp.sort(-x, axis=-1))

@@ -6,6 +6,7 @@ import numpy as np
 
 from pplgrad import (
     IMLE,
+    REBAR,
     RELAX,
     SIMPLE,
     Enumerate,
@@ -35,6 +36,17 @@ EXACT = {
 
 NETWORK = RELAX(0.5, through_cost=False, hidden=4)
 """It needs neither a relaxed value nor a derivative of the cost."""
+MATRIX = {
+    "score": (ScoreFunction(), 1),
+    "leave-one-out": (ScoreFunction(LeaveOneOut()), 2),
+}
+"""Estimators of permutation matrices, which are not listed, with finite noise."""
+MATRIX_RANDOM = {
+    "rebar": REBAR(0.5, 0.8, learn=False),
+    "rebar-warm": REBAR(2.0, learn=True),
+    "relax": RELAX(0.5, hidden=4),
+    "relax-alone": NETWORK,
+}
 NETWORK_ON = ["subset", "ranking", "ranking_plate", "categorical_index"]
 
 LOGITS = np.array([0.4, -0.9, 1.1, 0.2])

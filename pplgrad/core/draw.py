@@ -51,7 +51,7 @@ class HostDraw(Protocol):
         """
 
     def ranking(self) -> Array | None:
-        """Return the logits (particles, *B, n) of a `PlackettLuce`, with their gradient; None for other distributions."""
+        """Return the logits (particles, *B, n) of a ranking or a permutation matrix, with their gradient; None for other distributions."""
 
     def counts(self, count: int) -> tuple[Array, Array, Array]:
         """Return the first of `count` consecutive counts around the mean, log q of each with its gradient, and log q of the draw.
@@ -93,8 +93,8 @@ class Draw:
     @cached_property
     def learned(self) -> Mapping[str, Array]:
         """Return what the estimator learns at the site, by name."""
-        weights = self.ranking_logits if self.is_ranking else self.log_probs
-        starts = self._starts(self.event_elements, weights.shape[-1])
+        count = self._host.value.shape[-1] ** self._vector_axes if self.is_ranking else self.log_probs.shape[-1]
+        starts = self._starts(self.event_elements, count)
         return {name: self._learned(name, start) for name, start in starts.items()}
 
     @property
@@ -119,7 +119,12 @@ class Draw:
     def event_elements(self) -> int:
         """Return the number of elements of the event, the last of the elements; those of loose dimensions come before."""
         shape, batch = self._host.value.shape, len(self._host.value.shape) - self._host.event_dim
-        return math.prod(shape[batch : len(shape) - self._host.is_vector])
+        return math.prod(shape[batch : len(shape) - self._vector_axes])
+
+    @property
+    def _vector_axes(self) -> int:
+        """How many of the last axes are the value of one element: one for a vector, two for a matrix."""
+        return 2 if self.is_matrix else int(self._host.is_vector)
 
     @property
     def is_finite(self) -> bool:
@@ -139,7 +144,7 @@ class Draw:
     @cached_property
     def _axes(self) -> _Axes:
         value = self._host.value
-        shape = tuple(value.shape[1:-1] if self._host.is_vector else value.shape[1:])
+        shape = tuple(value.shape[1 : len(value.shape) - self._vector_axes])
         events = len(shape) - (len(value.shape) - 1 - self._host.event_dim)
         return _Axes.of(shape, self._plates, self._shape, events)
 
@@ -170,6 +175,11 @@ class Draw:
         """Return whether every element is a ranking."""
         return self._ranked is not None
 
+    @property
+    def is_matrix(self) -> bool:
+        """Return whether every element is a ranking that is drawn as a permutation matrix."""
+        return self._ranked is not None and len(self._host.value.shape) > len(self._ranked.shape)
+
     @cached_property
     def ranking_logits(self) -> Array:
         """Return the logits of the items that are ranked, with their gradient: (particles, *plates, elements, n)."""
@@ -179,7 +189,8 @@ class Draw:
     @cached_property
     def ranking(self) -> Array:
         """Return the rankings drawn, (particles, *plates, elements, n)."""
-        return self._axes.gather(self.ops.xp, self._host.value, 1)
+        value = self._host.value
+        return self._axes.gather(self.ops.xp, self.ops.xp.argmax(value, axis=-1) if self.is_matrix else value, 1)
 
     @property
     def logits(self) -> Array:
@@ -212,6 +223,8 @@ class Draw:
     def embed_weights(self, weights: Array) -> Array:
         """Return the site's relaxed values for weights (particles, m, *plates, elements, categories)."""
         placed = self._axes.scatter(self.ops.xp, weights, 2, behind=1)
+        if self.is_matrix:
+            return self.ops.xp.reshape(placed, (*placed.shape[:-1], *self._host.value.shape[-2:]))
         return placed if self._host.is_vector else placed[..., 1]
 
     @property

@@ -108,6 +108,20 @@ def ranking_log_prob(ops: Ops, logits: Array, value: Array) -> Array:
     return xp.sum(ranked - _log_sum_of_rest(ops, ranked), axis=-1)
 
 
+def matrix_log_prob(ops: Ops, logits: Array, value: Array) -> Array:
+    """Return the log density of rankings as permutation matrices (..., n, n), and its extension to weights in each row.
+
+    A row's place is taken by the mean of the logits under its weights: Σ_i [Σ_j P_ij θ_j − log Σ_{m ≥ i} exp Σ_j P_mj θ_j].
+    """
+    ranked = ops.xp.sum(value * logits[..., None, :], axis=-1)
+    return ops.xp.sum(ranked - _log_sum_of_rest(ops, ranked), axis=-1)
+
+
+def as_matrix(ops: Ops, order: Array, like: Array) -> Array:
+    """Return rankings (..., n) as permutation matrices (..., n, n) of the type of `like`: row i has its one at the item in place i."""
+    return ops.xp.astype(order[..., None] == ops.arange(order.shape[-1], like), like.dtype)
+
+
 def given_ranking(ops: Ops, noise: Noise, logits: Array, order: Array) -> tuple[Array, Array, Array]:
     """Return logits plus Gumbel noise given a ranking π, in its order, (..., n), and what their derivatives are made of.
 
@@ -131,8 +145,7 @@ def _log_sum_of_rest(ops: Ops, x: Array) -> Array:
     """Return log Σ_{j ≥ i} exp x_j along the last axis, by doubling: after each step a sum is over twice as many."""
     xp, distance = ops.xp, 1
     while distance < x.shape[-1]:
-        beyond = bounded(xp, xp.full_like(x[..., :distance], -math.inf))
-        x = xp.logaddexp(x, xp.concat([x[..., distance:], beyond], axis=-1))
+        x = xp.concat([xp.logaddexp(x[..., :-distance], x[..., distance:]), x[..., -distance:]], axis=-1)
         distance *= 2
     return x
 

@@ -169,6 +169,8 @@ def _costs_at(host: BranchHost, run: Run, values: Mapping[str, Values]) -> dict[
 
 def _where_possible(draw: Draw, slopes: Array) -> Array:
     """Return slopes with those along impossible categories, where they may be anything, replaced by 0."""
+    if draw.is_matrix:
+        return slopes  # The logits of a ranking are finite.
     return draw.ops.xp.where(draw.possible[:, None], slopes, draw.ops.xp.zeros_like(slopes))
 
 

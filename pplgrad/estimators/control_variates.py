@@ -13,8 +13,7 @@ from pplgrad.core.estimator import Alternatives, BranchTerms, Declaration, Estim
 from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import ConfigurationError
 from pplgrad.estimators.perturbed import perturbed
-from pplgrad.estimators.relaxed import softmax, tempered
-from pplgrad.estimators.site_requirements import require_relaxable, require_steps
+from pplgrad.estimators.site_requirements import require_relaxable, require_steps, require_unscanned
 
 
 class WithSlopes(Estimator):
@@ -52,8 +51,8 @@ class MuProp(WithSlopes):
         used.
 
     Raises:
-        EstimatorError: on a site that is neither Bernoulli nor one-hot, or that is drawn inside a `scan` in the body of another one; if the program
-            compares, rounds or indexes with the value of the site or of a downstream discrete site.
+        EstimatorError: on a site that is neither Bernoulli nor one-hot nor a `PermutationMatrix`, or that is drawn inside a `scan` in the body of
+            another one; if the program compares, rounds or indexes with the value of the site or of a downstream discrete site.
 
     Example:
         >>> MuProp().declaration.differentiable_costs
@@ -201,7 +200,8 @@ class REBAR(WithSlopes):
     Estimates ∇θ E_q[f(b)] = E[(f(b) − η f(s̃)) ∇θ log q(b) + η f′(s)·∇θ s − η f′(s̃)·∇θ s̃]. s is the softmax, at temperature τ, of
     the log probabilities perturbed by Gumbel noise whose argmax is the draw b. s̃ has the same value as s, but is a function of
     noise conditional on b (common random numbers), so that s and s̃ differ only in their gradients. Downstream discrete sites are
-    relaxed too.
+    relaxed too. At a `PermutationMatrix` the perturbed logits are ordered, s is their NeuralSort, and s̃ has noise given the order (Gadetsky
+    et al. 2020).
 
     With `learn=True` τ and η are trained to minimise the single-sample variance of the gradient with respect to the site's logits.
     This loss is averaged over all elements.
@@ -233,6 +233,7 @@ class REBAR(WithSlopes):
 
     References:
         Tucker, Mnih, Maddison, Lawson and Sohl-Dickstein (2017), equation 9, sections 3.2 and 3.4.
+        Gadetsky, Struminsky, Robinson, Quadrianto and Vetrov (2020), and Grover, Wang, Zweig and Ermon (2019), for permutations.
     """
 
     temperature: float = 0.5
@@ -240,12 +241,19 @@ class REBAR(WithSlopes):
     learn: bool = True
     declaration: ClassVar[Declaration] = Declaration(
         unbiased=True,
-        supports="Bernoulli, one-hot",
+        supports="Bernoulli, one-hot, PermutationMatrix",
         evaluations=1,
         differentiable_costs=True,
         derivatives=1,
         source="Tucker et al. 2017",
     )
+
+    def check(self, site: SiteInfo) -> None:
+        """Refuse a site that is neither Bernoulli nor one-hot nor a permutation matrix."""
+        if site.distribution == "PermutationMatrix":
+            require_unscanned(self, site)
+        else:
+            super().check(site)
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
@@ -266,7 +274,7 @@ class REBAR(WithSlopes):
         known = draw.learned
         temperature = xp.exp(known["log_temperature"]) if self.learn else self.temperature
         drawn = perturbed(draw)
-        weights = softmax(xp, tempered(xp, drawn.keys, temperature))[:, None]
+        weights = drawn.weights(temperature)[:, None]
         return Alternatives(
             kept=(drawn, weights, temperature, known),
             weights=weights if self.through_cost else None,
@@ -293,7 +301,7 @@ class REBAR(WithSlopes):
         draw, ops, xp = terms.draw, terms.ops, terms.ops.xp
         drawn, weights, temperature, known = terms.alternatives.kept
         value, slopes = self.control(terms, weights[:, 0], known)
-        along = _along_keys(xp, weights[:, 0], slopes, temperature)
+        along = drawn.along_keys(slopes, weights[:, 0], temperature)
         path = ops.stop_gradient(along - drawn.given(along))
         left = terms.downstream - ops.stop_gradient(value)
         return xp.sum(draw.score * left) + xp.sum(path * drawn.log_weights)
@@ -305,12 +313,7 @@ class REBAR(WithSlopes):
         ops, xp = terms.ops, terms.ops.xp
         drawn, weights, temperature, known = terms.alternatives.kept
         value, slopes = self.control(terms, weights[:, 0], known)
-        along = _along_keys(xp, weights[:, 0], slopes, temperature)
+        along = drawn.along_keys(slopes, weights[:, 0], temperature)
         left = (terms.downstream - value)[..., None, None]
         gradient = left * drawn.score() + (along - drawn.to_logits(drawn.given(along)))
         return ops.only(xp.mean(xp.sum(gradient**2, axis=-1)), list(known.values()))
-
-
-def _along_keys(xp: Any, weights: Array, slopes: Array, temperature: Any) -> Array:
-    """Return a derivative with respect to the weights, softmax(z / τ), as one with respect to z."""
-    return weights * (slopes - sum_over_categories(xp, slopes * weights)) / temperature

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
+import numpy as np
+
 from pplgrad.core.array_ops import Array, Ops, max_over_categories, sum_over_categories
 from pplgrad.core.draw import Draw
 from pplgrad.core.structures import given_ranking
-from pplgrad.estimators.relaxed import HardDraw
+from pplgrad.estimators.relaxed import HardDraw, softmax, tempered
 
 
 class Perturbed(Protocol):
@@ -36,14 +38,35 @@ class Perturbed(Protocol):
     def to_logits(self, slopes: Array) -> Array:
         """Return a derivative with respect to θ as one with respect to the logits."""
 
+    def weights(self, temperature: Any) -> Array:
+        """Return the relaxed draw at the keys, (particles, *plates, elements, weights)."""
+
+    def along_keys(self, slopes: Array, weights: Array, temperature: Any) -> Array:
+        """Return a derivative with respect to the relaxed draw as one with respect to the keys."""
+
 
 def perturbed(draw: Draw) -> Perturbed:
     """Return the draw of a site with noise that is conditional on it."""
+    if draw.is_matrix:
+        return PerturbedMatrix.of(draw)
     return PerturbedRanking.of(draw) if draw.is_ranking else PerturbedChoice.of(draw)
 
 
+class _Softmax:
+    """The relaxation softmax(z / τ)."""
+
+    ops: Ops
+    keys: Array
+
+    def weights(self, temperature: Any) -> Array:
+        return softmax(self.ops.xp, tempered(self.ops.xp, self.keys, temperature))
+
+    def along_keys(self, slopes: Array, weights: Array, temperature: Any) -> Array:
+        return weights * (slopes - sum_over_categories(self.ops.xp, slopes * weights)) / temperature
+
+
 @dataclass(frozen=True)
-class PerturbedChoice:
+class PerturbedChoice(_Softmax):
     """A choice among n categories; θ are their log probabilities."""
 
     ops: Ops
@@ -82,7 +105,7 @@ def _given_choice(ops: Any, keys: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class PerturbedRanking:
+class PerturbedRanking(_Softmax):
     """A ranking of n items; θ are their logits.
 
     Given the ranking π, exp(−z̃_π_k) = Σ_{m ≤ k} e_m / S_m with exponential numbers e_m and S_m = Σ_{j ≥ m} exp θ_π_j (Gadetsky et al.
@@ -123,3 +146,32 @@ class PerturbedRanking:
     def _by_item(self, ranked: Array) -> Array:
         xp = self.ops.xp
         return xp.take_along_axis(ranked, xp.argsort(self.draw.ranking, axis=-1), axis=-1)
+
+
+@dataclass(frozen=True)
+class PerturbedMatrix(PerturbedRanking):
+    """A ranking that is drawn as a permutation matrix, of which each row is relaxed (NeuralSort: Grover et al. 2019, equation 5).
+
+    Row i is the softmax over j of [(n + 1 − 2 i) z_j − Σ_k |z_j − z_k|] / τ; the weights are the rows one after the other.
+    """
+
+    def weights(self, temperature: Any) -> Array:
+        xp, z = self.ops.xp, self.keys
+        spread = xp.sum(xp.abs(z[..., :, None] - z[..., None, :]), axis=-1)
+        scores = self._places * z[..., None, :] - spread[..., None, :]
+        rows = softmax(xp, scores / temperature)
+        return xp.reshape(rows, (*z.shape[:-1], z.shape[-1] ** 2))
+
+    def along_keys(self, slopes: Array, weights: Array, temperature: Any) -> Array:
+        xp, z = self.ops.xp, self.keys
+        square = (*z.shape, z.shape[-1])
+        rows, slopes = xp.reshape(weights, square), xp.reshape(slopes, square)
+        along = rows * (slopes - xp.sum(slopes * rows, axis=-1, keepdims=True)) / temperature
+        own = xp.sum(along, axis=-2)
+        signs = xp.sign(z[..., :, None] - z[..., None, :])
+        return xp.sum(self._places * along, axis=-2) - xp.sum(signs * (own[..., :, None] + own[..., None, :]), axis=-1)
+
+    @property
+    def _places(self) -> Array:
+        n = self.keys.shape[-1]
+        return self.ops.constant(n + 1.0 - 2.0 * np.arange(1, n + 1)[:, None], self.keys)

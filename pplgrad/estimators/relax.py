@@ -48,7 +48,7 @@ class RELAX(REBAR):
         weights is that of the relaxed cost. Categories of probability 0 have weight 0, and the derivative along them is not used.
 
     Raises:
-        EstimatorError: on a site that is neither Bernoulli nor one-hot (with `through_cost=False`: neither finite nor a ranking), or that is
+        EstimatorError: on a site that is neither Bernoulli nor one-hot nor a `PermutationMatrix` (with `through_cost=False`: neither finite nor a ranking), or that is
             drawn inside a `scan` in the body of another one; with `through_cost=True` also if the program compares, rounds or indexes with the value of the site or of a downstream discrete
             site, or reads it without its derivative.
         ConfigurationError: if the temperature is not above 0, `learn` is False, `hidden` is below 1, or `scale` is set with
@@ -86,7 +86,9 @@ class RELAX(REBAR):
         """The declaration; without the cost in its control variate, the cost needs no derivative."""
         return Declaration(
             unbiased=True,
-            supports="Bernoulli, one-hot" if self.through_cost else "finite, PlackettLuce",
+            supports="Bernoulli, one-hot, PermutationMatrix"
+            if self.through_cost
+            else "finite, PlackettLuce, PermutationMatrix",
             evaluations="1, or 0 without the cost",
             differentiable_costs=self.through_cost,
             derivatives=1,
@@ -97,7 +99,7 @@ class RELAX(REBAR):
         """Refuse a site that is neither Bernoulli nor one-hot; without the cost, one that is neither finite nor a ranking."""
         if self.through_cost:
             super().check(site)
-        elif site.distribution == "PlackettLuce":
+        elif site.distribution in ("PlackettLuce", "PermutationMatrix"):
             require_steps(self, site)
         else:
             require_finite(self, site)

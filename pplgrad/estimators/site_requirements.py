@@ -7,7 +7,7 @@ from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import EstimatorError
 from pplgrad.estimators.registry import remedy
 
-_JOINT = ("Subset", "PlackettLuce")
+_JOINT = ("Subset", "PlackettLuce", "PermutationMatrix")
 """Laws whose value is one vector, of finitely many, which are listed if they are few."""
 
 
@@ -15,10 +15,13 @@ def require_finite(estimator: Estimator, site: SiteInfo) -> None:
     """Refuse a site whose elements do not have finitely many values."""
     require_steps(estimator, site)
     if site.categories is None:
-        joint = site.distribution in _JOINT
+        why = "does not have finitely many values"
+        if site.distribution == "PermutationMatrix":
+            why = "has values that are not listed; draw a PlackettLuce (of up to 6 items)"
+        elif site.distribution in _JOINT:
+            why = "has too many values to list"
         raise EstimatorError(
-            f"{estimator!r} cannot be used at site '{site.name}': {site.distribution} "
-            f"{'has too many values to list' if joint else 'does not have finitely many values'}; {remedy(site)}"
+            f"{estimator!r} cannot be used at site '{site.name}': {site.distribution} {why}; {remedy(site)}"
         )
 
 
@@ -71,7 +74,7 @@ def require_relaxable(estimator: Estimator, site: SiteInfo) -> None:
     if site.distribution == "PlackettLuce":
         raise EstimatorError(
             f"{estimator!r} cannot be used at site '{site.name}': a ranking is a row of numbers that index something, which has no value "
-            f"between two rankings; use RELAX(through_cost=False), whose network reads the perturbed logits, or {remedy(site)}"
+            f"between two rankings; draw it as a PermutationMatrix, use RELAX(through_cost=False), or {remedy(site)}"
         )
     raise EstimatorError(
         f"{estimator!r} cannot be used at site '{site.name}': {site.distribution} cannot be relaxed, only Bernoulli and "

@@ -4,7 +4,7 @@
 element by element. `check_gradients` certifies that a gradient is unbiased, and `choose_estimators` selects estimators by
 measurement. `split_optimizer` gives learned baselines a learning rate of their own, and `is_baseline_param` recognises their
 parameters. `summed_posterior` gives the posterior of sites that are summed out. `OneHotCategorical` is a categorical distribution over one-hot vectors.
-`Subset` and `PlackettLuce` are distributions over subsets and rankings.
+`Subset`, `PlackettLuce` and `PermutationMatrix` are distributions over subsets and rankings.
 """
 
 from pplgrad.numpyro._baselines import is_baseline_param
@@ -15,11 +15,12 @@ from pplgrad.numpyro._elbo import TraceGrad_ELBO
 from pplgrad.numpyro._guide import config_estimators
 from pplgrad.numpyro._optim import split_optimizer
 from pplgrad.numpyro._posterior import summed_posterior
-from pplgrad.numpyro._structures import PlackettLuce, Subset
+from pplgrad.numpyro._structures import PermutationMatrix, PlackettLuce, Subset
 from pplgrad.numpyro._tracing.relaxations import OneHotCategorical
 
 __all__ = [
     "OneHotCategorical",
+    "PermutationMatrix",
     "PlackettLuce",
     "Subset",
     "TraceGrad_ELBO",

@@ -29,7 +29,7 @@ from numpyro.distributions import (
 
 from pplgrad.core.array_ops import FEW_CATEGORIES
 from pplgrad.numpyro._compat import TRACING_ERRORS, unmasked
-from pplgrad.numpyro._structures import PlackettLuce, Structured, Subset, log_probs_of_all
+from pplgrad.numpyro._structures import PermutationMatrix, PlackettLuce, Structured, Subset, log_probs_of_all
 
 _UNLISTED: tuple[type[Exception], ...] = (NotImplementedError, *TRACING_ERRORS)
 
@@ -188,7 +188,12 @@ def family(fn: Any) -> str:
     kind = type(innermost(unmasked(fn)))
     name = kind.__name__.removesuffix("Logits").removesuffix("Probs")
     ours = kind.__module__.partition(".")[0] in ("numpyro", "pplgrad")
-    known = hasattr(numpyro.distributions, name) or name in ("OneHotCategorical", "Subset", "PlackettLuce")
+    known = hasattr(numpyro.distributions, name) or name in (
+        "OneHotCategorical",
+        "Subset",
+        "PlackettLuce",
+        "PermutationMatrix",
+    )
     return name if ours or not known else f"{kind.__module__}.{kind.__qualname__}"
 
 
@@ -198,9 +203,9 @@ def event_elements(fn: Any) -> int:
 
 
 def values_of_element(fn: Any) -> int:
-    """Return how many categories an element has, or items a ranking; 2 where neither is known."""
+    """Return how many weights say what an element is: of its categories, of ranked items, of a matrix; 2 where it is not known."""
     ranking = ranking_logits(fn)
-    return (categories(fn) or 2) if ranking is None else int(ranking.shape[-1])
+    return (categories(fn) or 2) if ranking is None else int(ranking.shape[-1]) ** innermost(unmasked(fn)).event_axes
 
 
 def elements(fn: Any, plates: Collection[int]) -> int:
@@ -227,7 +232,15 @@ def parameters(fn: Any) -> dict[str, jax.Array] | None:
 def ranking_logits(fn: Any) -> jax.Array | None:
     """Return the logits (*batch, *event) of a distribution over rankings, None for others."""
     base = innermost(unmasked(fn))
-    return jnp.broadcast_to(base.logits, fn.shape()) if isinstance(base, PlackettLuce) else None
+    if not isinstance(base, PlackettLuce):
+        return None
+    shape = fn.shape()
+    return jnp.broadcast_to(base.logits, shape[: len(shape) - base.event_axes] + base.logits.shape[-1:])
+
+
+def is_matrix(fn: Any) -> bool:
+    """Return whether a distribution is over permutation matrices, whose rows may be weights too."""
+    return isinstance(innermost(unmasked(fn)), PermutationMatrix)
 
 
 def _count_parameters(base: Any) -> dict[str, Any] | None:

@@ -65,17 +65,31 @@ class _Rankings(_Counted):
         return jnp.broadcast_to(jnp.arange(self.count, dtype=prototype.dtype), prototype.shape)
 
 
+class _Permutations(_Counted):
+    """Permutation matrices: one 1 in each row and in each column, and else 0."""
+
+    is_discrete = True
+    event_dim = 2
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return ((x == 0) | (x == 1)).all((-1, -2)) & (x.sum(-1) == 1).all(-1) & (x.sum(-2) == 1).all(-1)
+
+    def feasible_like(self, prototype: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(jnp.eye(self.count, dtype=prototype.dtype), prototype.shape)
+
+
 class Structured(Distribution):
     """A distribution over vectors that are one joint value, and not independent elements; `logits` has shape (*batch, n)."""
 
     pytree_data_fields = ("logits",)
+    event_axes = 1
 
     def _start(self, logits: Any, validate_args: bool | None) -> None:
         logits = jnp.asarray(logits)
         self.logits = logits if jnp.issubdtype(logits.dtype, jnp.inexact) else logits.astype(float)
         if self.logits.ndim == 0:
             raise ValueError(f"{type(self).__name__} takes logits of shape (*batch, n), and was given a number.")
-        super().__init__(self.logits.shape[:-1], self.logits.shape[-1:], validate_args=validate_args)
+        super().__init__(self.logits.shape[:-1], self.logits.shape[-1:] * self.event_axes, validate_args=validate_args)
 
     @property
     def has_enumerate_support(self) -> bool:  # type: ignore[override]
@@ -229,6 +243,54 @@ class PlackettLuce(Structured):
 
     def _dtype(self) -> Any:
         return jnp.zeros((), int).dtype
+
+
+class PermutationMatrix(PlackettLuce):
+    r"""The distribution `PlackettLuce` over permutation matrices, in which a cost may be evaluated at weights too.
+
+    log p(P) = Σ_i [(P θ)_i − log Σ_{m ≥ i} exp (P θ)_m]. Row i of a draw P has its one at the item in place i, so that P x are the entries
+    of x in the order drawn. Under `REBAR` and `RELAX` a cost is evaluated at rows of weights too.
+
+    Args:
+        logits: the log weights of the items, in nats, all finite.
+        validate_args: as in NumPyro's distributions.
+
+    Shapes:
+        `logits` has shape (*batch, n), a draw (*batch, n, n), of the type of the logits. The values are not listed: `PlackettLuce` is
+        what `LocalExpectation` and other sums need.
+
+    Raises:
+        ValueError: the logits are not finite (under validation).
+        NotImplementedError: from `enumerate_support`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> PermutationMatrix(jnp.zeros(3)).sample(jax.random.key(0)).sum(-2).tolist()
+        [1.0, 1.0, 1.0]
+
+    References:
+        Gadetsky, Struminsky, Robinson, Quadrianto and Vetrov (2020), section 3.
+    """
+
+    event_axes = 2
+
+    @constraints.dependent_property(is_discrete=True, event_dim=2)
+    def support(self) -> Any:
+        return _Permutations(self.event_shape[0])
+
+    @ours
+    def sample(self, key: jax.Array, sample_shape: tuple[int, ...] = ()) -> jax.Array:
+        logits = jnp.broadcast_to(self.logits, (*sample_shape, *self.logits.shape))
+        return structures.as_matrix(OPS, structures.ranking_draw(OPS, JaxNoise(key), logits), logits)
+
+    @ours
+    @validate_sample
+    def log_prob(self, value: jax.Array) -> jax.Array:
+        return structures.matrix_log_prob(OPS, self.logits, value)
+
+    def listed(self) -> Any:
+        """Return None: the values are not listed."""
+        return None
 
 
 def log_probs_of_all(base: Structured) -> jax.Array:

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from pplgrad.engine.support import Classes, Support
 from pplgrad.errors import BaselineError
-from pplgrad.pyro._structures import PlackettLuce, Structured, Subset, log_probs_of_all
+from pplgrad.pyro._structures import PermutationMatrix, PlackettLuce, Structured, Subset, log_probs_of_all
 
 _PLAIN_SCORE_PARTS = {
     PyroDistribution.score_parts,
@@ -211,7 +211,7 @@ def family(fn: Any) -> str:
     A class of the user's own that has the name of one of ours is another family: its name is given with its module's.
     """
     kind = type(innermost(unmasked(fn)))
-    ours = issubclass(kind, Structured) or kind.__name__ not in ("Subset", "PlackettLuce")
+    ours = issubclass(kind, Structured) or kind.__name__ not in ("Subset", "PlackettLuce", "PermutationMatrix")
     return kind.__name__ if ours else f"{kind.__module__}.{kind.__qualname__}"
 
 
@@ -240,7 +240,15 @@ def parameters(fn: Any) -> dict[str, torch.Tensor] | None:
 def ranking_logits(fn: Any) -> torch.Tensor | None:
     """Return the logits (*batch, *event) of a distribution over rankings, None for others."""
     base = innermost(unmasked(fn))
-    return base.logits.expand(fn.shape()) if isinstance(base, PlackettLuce) else None
+    if not isinstance(base, PlackettLuce):
+        return None
+    shape = fn.shape()
+    return base.logits.expand(shape[: len(shape) - base.event_axes] + base.logits.shape[-1:])
+
+
+def is_matrix(fn: Any) -> bool:
+    """Return whether a distribution is over permutation matrices, whose rows may be weights too."""
+    return isinstance(innermost(unmasked(fn)), PermutationMatrix)
 
 
 def _count_parameters(base: Any) -> dict[str, torch.Tensor] | None:

@@ -62,9 +62,22 @@ class _Rankings(_Counted):
         return (value.sort(-1).values == torch.arange(self.count, device=value.device)).all(-1)
 
 
+class _Permutations(constraints.Constraint):
+    """Permutation matrices: one 1 in each row and in each column, and else 0."""
+
+    is_discrete = True
+    event_dim = 2
+
+    def check(self, value: torch.Tensor) -> torch.Tensor:
+        return (
+            ((value == 0) | (value == 1)).all(-1).all(-1) & (value.sum(-1) == 1).all(-1) & (value.sum(-2) == 1).all(-1)
+        )
+
+
 class Structured(TorchDistribution):
     """A distribution over vectors that are one joint value, and not independent elements; `logits` has shape (*batch, n)."""
 
+    event_axes = 1
     logits: torch.Tensor
     _narrow: torch.Tensor
     """The logits before they were expanded: what belongs to them alone is computed once."""
@@ -75,7 +88,7 @@ class Structured(TorchDistribution):
         if self.logits.dim() == 0:
             raise ValueError(f"{type(self).__name__} takes logits of shape (*batch, n), and was given a number.")
         self._narrow = self.logits
-        super().__init__(self.logits.shape[:-1], self.logits.shape[-1:], validate_args=validate_args)
+        super().__init__(self.logits.shape[:-1], self.logits.shape[-1:] * self.event_axes, validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """Return the distribution with its batch dimensions expanded to `batch_shape`."""
@@ -96,7 +109,7 @@ class Structured(TorchDistribution):
         raise NotImplementedError
 
     def _whole(self, log_prob: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        return log_prob.expand(torch.broadcast_shapes(self.batch_shape, value.shape[:-1]))
+        return log_prob.expand(torch.broadcast_shapes(self.batch_shape, value.shape[: -self.event_axes]))
 
     def _dtype(self) -> torch.dtype:
         return self.logits.dtype
@@ -232,6 +245,55 @@ class PlackettLuce(Structured):
 
     def _dtype(self) -> torch.dtype:
         return torch.long
+
+
+class PermutationMatrix(PlackettLuce):
+    r"""The distribution `PlackettLuce` over permutation matrices, in which a cost may be evaluated at weights too.
+
+    log p(P) = Σ_i [(P θ)_i − log Σ_{m ≥ i} exp (P θ)_m]. Row i of a draw P has its one at the item in place i, so that P x are the entries
+    of x in the order drawn. Under `REBAR` and `RELAX` a cost is evaluated at rows of weights too.
+
+    Args:
+        logits: the log weights of the items, in nats, all finite.
+        validate_args: as in Pyro's distributions.
+
+    Shapes:
+        `logits` has shape (*batch, n), a draw (*batch, n, n), of the type of the logits. The values are not listed: `PlackettLuce` is
+        what `LocalExpectation` and other sums need.
+
+    Raises:
+        ValueError: the logits are not finite (under validation).
+        NotImplementedError: from `enumerate_support`.
+
+    Example:
+        >>> import torch
+        >>> PermutationMatrix(torch.zeros(3)).sample().sum(-2).tolist()
+        [1.0, 1.0, 1.0]
+
+    References:
+        Gadetsky, Struminsky, Robinson, Quadrianto and Vetrov (2020), section 3.
+    """
+
+    event_axes = 2
+
+    @constraints.dependent_property(is_discrete=True, event_dim=2)
+    def support(self) -> Any:
+        return _Permutations()
+
+    def sample(self, sample_shape: Any = ()) -> torch.Tensor:
+        with torch.no_grad():
+            shape = (*sample_shape, *self.batch_shape, self.event_shape[-1])
+            order = structures.ranking_draw(OPS, TorchNoise(), self.logits.expand(shape))
+            return structures.as_matrix(OPS, order, self.logits)
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        return self._whole(structures.matrix_log_prob(OPS, self._narrow, value), value)
+
+    def listed(self) -> Any:
+        """Return None: the values are not listed."""
+        return None
 
 
 def log_probs_of_all(base: Structured) -> torch.Tensor:

@@ -16,11 +16,11 @@ from pplgrad.testing.counting import COUNTING, VECTORS
 from pplgrad.testing.fuzz.generate import random_program
 from pplgrad.testing.programs import CASES
 from pplgrad.testing.reentering import REENTERED
-from pplgrad.testing.structured import STRUCTURED
+from pplgrad.testing.structured import MATRICES, STRUCTURED
 
 __all__ = ["PROGRAMS", "gradient_error", "random_program", "z_score"]
 
-PROGRAMS: tuple[str, ...] = (*CASES, *REENTERED, *COUNTING, *VECTORS, *STRUCTURED)
+PROGRAMS: tuple[str, ...] = (*CASES, *REENTERED, *COUNTING, *VECTORS, *STRUCTURED, *MATRICES)
 
 
 def gradient_error(
@@ -118,4 +118,4 @@ def _host(library: str) -> Any:
 def _case(program: str) -> Any:
     if program not in PROGRAMS:
         raise ConfigurationError(f"program={program!r}: the programs are {', '.join(PROGRAMS)}.")
-    return {**CASES, **REENTERED, **COUNTING, **VECTORS, **STRUCTURED}[program]
+    return {**CASES, **REENTERED, **COUNTING, **VECTORS, **STRUCTURED, **MATRICES}[program]

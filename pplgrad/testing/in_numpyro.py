@@ -18,7 +18,14 @@ from numpyro.infer.util import compute_log_probs
 from pplgrad.core.estimator import Estimator
 from pplgrad.core.noise import replaced_noise
 from pplgrad.core.objectives import CostWeights
-from pplgrad.numpyro import PlackettLuce, Subset, TraceGrad_ELBO, config_estimators, is_baseline_param
+from pplgrad.numpyro import (
+    PermutationMatrix,
+    PlackettLuce,
+    Subset,
+    TraceGrad_ELBO,
+    config_estimators,
+    is_baseline_param,
+)
 from pplgrad.numpyro._compat import as_function, unmasked
 from pplgrad.numpyro._distributions import finite_draw, finite_parts
 from pplgrad.numpyro._tracing.relaxations import OneHotCategorical
@@ -44,6 +51,7 @@ HOST = Host(
     one_hot=lambda logits: OneHotCategorical(logits=logits),
     subset=Subset,
     ranking=PlackettLuce,
+    permutation=PermutationMatrix,
     array=array,
     xp=jnp,
 )

@@ -21,7 +21,7 @@ from pplgrad.core.estimator import Estimator
 from pplgrad.core.noise import replaced_noise
 from pplgrad.core.objectives import CostWeights
 from pplgrad.errors import ImpossibleValueError
-from pplgrad.pyro import PlackettLuce, Subset, TraceGrad_ELBO
+from pplgrad.pyro import PermutationMatrix, PlackettLuce, Subset, TraceGrad_ELBO
 from pplgrad.pyro._baselines import PREFIX
 from pplgrad.pyro._distributions import family, finite_parts, unmasked
 from pplgrad.pyro._rerun.draws import PyroDraw
@@ -51,6 +51,7 @@ HOST = Host(
     one_hot=lambda logits: dist.OneHotCategorical(logits=logits),
     subset=Subset,
     ranking=PlackettLuce,
+    permutation=PermutationMatrix,
     array=array,
     xp=xp,
 )

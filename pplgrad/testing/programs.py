@@ -16,7 +16,7 @@ import numpy as np
 @dataclass(frozen=True)
 class Host:
     """The primitives of one library under common names; `one_hot` makes a
-    one-hot distribution from logits, `subset` and `ranking` those of their names, `array` a float64 array, `xp` is its namespace."""
+    one-hot distribution from logits, `subset`, `ranking` and `permutation` those of their names, `array` a float64 array, `xp` is its namespace."""
 
     sample: Callable[..., Any]
     param: Callable[..., Any]
@@ -28,6 +28,7 @@ class Host:
     one_hot: Callable[[Any], Any]
     subset: Callable[[int, Any], Any]
     ranking: Callable[[Any], Any]
+    permutation: Callable[[Any], Any]
     array: Callable[[Any], Any]
     xp: Any
 

@@ -13,6 +13,8 @@ from pplgrad.testing.programs import ALL, Case, bernoulli, case, values
 
 STRUCTURED: dict[str, Case] = {}
 structured: Any = partial(case, into=STRUCTURED)
+MATRICES: dict[str, Case] = {}
+matrices: Any = partial(case, into=MATRICES)
 
 TWO_OF_THREE = subsets(3, 2)
 TWO_OF_FOUR = np.asarray(subsets(4, 2))
@@ -139,5 +141,48 @@ def ranking_plate(h):
         g = h.sample("g", bernoulli(h, p["c"][1]))
         with h.plate("p", 2, dim=-1):
             h.sample("r", h.ranking(p["a"] * (0.5 + g[..., None])))
+
+    return model, guide
+
+
+@matrices(
+    {"r": ((), 6), "s": ((), 2)},
+    {"a": (3,), "b": (3,), "c": (3,), "w": (3,)},
+    vectors={"r": np.eye(3)[THREE_RANKED]},
+)
+def permutation(h):
+    """A permutation matrix, and a decision that follows it."""
+
+    def model():
+        p = values("permutation", h)
+        order = h.sample("r", h.permutation(p["b"]))
+        gain = h.xp.sum(h.xp.sum(order * p["w"], axis=-1) * h.array(DISCOUNT), axis=-1)
+        s = h.sample("s", bernoulli(h, gain + p["c"][0]))
+        h.sample("x", h.dist.Normal(gain**2 + s, 1.0), obs=h.array(0.7))
+
+    def guide():
+        p = values("permutation", h)
+        order = h.sample("r", h.permutation(p["a"]))
+        h.sample("s", bernoulli(h, p["c"][1] + p["c"][2] * order[..., 0, 1]))
+
+    return model, guide
+
+
+@matrices({"r": ((2,), 2)}, {"a": (2, 2), "b": (2,), "c": (2,), "w": (2,)}, vectors={"r": np.eye(2)[TWO_RANKED]})
+def permutation_plate(h):
+    """A permutation matrix for each element of a plate, under a cost that all of them share."""
+
+    def model():
+        p = values("permutation_plate", h)
+        with h.plate("p", 2, dim=-1):
+            order = h.sample("r", h.permutation(p["b"]))
+            gain = h.xp.sum(h.xp.sum(order * p["w"], axis=-1) * h.array(DISCOUNT[:2]), axis=-1)
+            h.sample("x", h.dist.Normal(gain**2 + p["c"][0], 1.0), obs=h.array([0.7, -1.0]))
+        total = h.xp.sum(order[..., 0, 0], axis=-1)
+        h.factor("f", p["c"][1] * total[..., None] ** 2 if total.ndim else p["c"][1] * total**2)
+
+    def guide():
+        with h.plate("p", 2, dim=-1):
+            h.sample("r", h.permutation(values("permutation_plate", h)["a"]))
 
     return model, guide

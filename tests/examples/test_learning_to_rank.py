@@ -15,13 +15,14 @@ def test_reward_by_hand():
     assert np.allclose(script.ndcg(np.array([[0.0, 2.0, 1.0]]), gains), worst / best)
 
 
+@pytest.mark.parametrize("ranking", ["numbers", "matrix"])
 @pytest.mark.parametrize("backend", ["pyro", "numpyro"])
-def test_program_rewards_what_the_script_says(backend):
+def test_program_rewards_what_the_script_says(backend, ranking):
     """With weights as large as these the policy is sure of its order."""
-    script, options, _ = program("learning_to_rank", backend, None)
+    script, options, _ = program("learning_to_rank", backend, None, ranking=ranking)
     groups = script.load(options, 0)[0][:8]
     weights = 1000 * np.random.default_rng(0).normal(size=10).astype(np.float32)
-    made = program("learning_to_rank", backend, groups)[2]
+    made = program("learning_to_rank", backend, groups, ranking=ranking)[2]
     loss, _ = loss_and_gradients(backend, made, groups, {"weights": weights}, {}, objective=Expectation())
     x, gains = script.parts(groups)
     assert np.isclose(-loss, script.ndcg(x @ weights, gains).sum(), rtol=1e-5)

@@ -1,5 +1,6 @@
 """Subsets and rankings: their laws, and estimators at them, against enumeration."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -22,11 +23,11 @@ from pplgrad import (
 )
 from pplgrad.core.noise import replaced_noise
 from pplgrad.estimators import perturbed
-from pplgrad.numpyro import PlackettLuce, Subset, TraceGrad_ELBO, check_gradients
+from pplgrad.numpyro import PermutationMatrix, PlackettLuce, Subset, TraceGrad_ELBO, check_gradients
 from pplgrad.numpyro._array_ops import OPS
 from pplgrad.testing import gradient_error, z_score
 from pplgrad.testing.in_numpyro import HOST, assert_same, exact_gradient, expected_gradient
-from pplgrad.testing.structured import STRUCTURED
+from pplgrad.testing.structured import MATRICES, STRUCTURED
 from tests import structures
 
 
@@ -162,6 +163,8 @@ def pairs(logits):
     (PlackettLuce, RELAX()),
     (lambda x: dist.Poisson(jnp.exp(x)).to_event(1), RELAX(through_cost=False)),
     (PlackettLuce, REBAR()),
+    (PermutationMatrix, GumbelSoftmax()),
+    (PermutationMatrix, LocalExpectation()),
     (PlackettLuce, SIMPLE()),
     (lambda x: dist.Bernoulli(logits=x).to_event(1), SIMPLE()),
 ])  # fmt: skip
@@ -230,7 +233,9 @@ def drawn_ranking(logits, order, key):
     """Return what an estimator sees of a ranking, and its uniform noise."""
     uniform = jax.random.uniform(jax.random.key(key), logits.shape, jnp.float64)
     noise = SimpleNamespace(uniform=lambda shape, like: uniform)
-    return SimpleNamespace(ops=OPS, noise=noise, is_ranking=True, ranking_logits=logits, ranking=order), uniform
+    return SimpleNamespace(
+        ops=OPS, noise=noise, is_ranking=True, is_matrix=False, ranking_logits=logits, ranking=order
+    ), uniform
 
 
 def test_keys_given_a_ranking_move_as_their_formula_says():
@@ -281,3 +286,43 @@ def test_keys_that_move_freely_are_seen_in_the_mean(monkeypatch):
 def test_subsets_and_rankings_are_summed_out_of_a_model():
     made = structures.summed_out(HOST)
     assert_same(expected_gradient(made.case, TraceGrad_ELBO(), 1), exact_gradient(made.by_hand))
+
+
+@pytest.mark.parametrize("name", MATRICES)
+@pytest.mark.parametrize("short", structures.MATRIX)
+def test_exact_gradient_of_matrices(name, short):
+    estimator, particles = structures.MATRIX[short]
+    assert gradient_error(estimator, "numpyro", name, particles=particles) < 1e-9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MATRICES)
+@pytest.mark.parametrize("short", structures.MATRIX_RANDOM)
+def test_relaxed_matrices_are_a_control_variate(name, short):
+    assert z_score(structures.MATRIX_RANDOM[short], "numpyro", name, draws=50_000) < 4.5
+
+
+def test_law_of_matrices():
+    logits = jnp.asarray(structures.some_logits(4, False))
+    order = PlackettLuce(logits).sample(jax.random.key(0), (7,))
+    law, matrices = PermutationMatrix(logits, validate_args=True), jax.nn.one_hot(order, 4)
+    np.testing.assert_allclose(law.log_prob(matrices), PlackettLuce(logits).log_prob(order), atol=1e-12)
+    drawn = law.sample(jax.random.key(0), (7,))
+    assert drawn.shape == (7, 2, 4, 4) and law.support(drawn).all() and drawn.dtype == logits.dtype
+    np.testing.assert_array_equal(jnp.argmax(drawn, -1), order)
+    with pytest.warns(UserWarning, match="Out-of-support"):
+        law.log_prob(jnp.ones((2, 4, 4)) / 4)
+    assert not law.has_enumerate_support
+
+
+def test_relaxed_matrices_move_with_their_keys_as_their_formula_says():
+    logits = jnp.asarray(structures.some_logits(4, False))
+    draw, _ = drawn_ranking(logits, jnp.array([[3, 0, 1, 2], [1, 2, 3, 0]]), 0)
+    draw.is_matrix = True
+    drawn = perturbed.perturbed(draw)
+    weights, back = jax.vjp(lambda keys: replace(drawn, keys=keys).weights(0.7), drawn.keys)
+    slopes = jnp.sin(jnp.arange(32.0)).reshape(2, 16)
+    np.testing.assert_allclose(drawn.along_keys(slopes, weights, 0.7), back(slopes)[0], atol=1e-12)
+    np.testing.assert_allclose(weights.reshape(2, 4, 4).sum(-1), 1.0)
+    cold = drawn.weights(1e-3).reshape(2, 4, 4)
+    np.testing.assert_allclose(cold, jax.nn.one_hot(draw.ranking, 4), atol=1e-6)

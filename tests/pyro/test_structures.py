@@ -18,11 +18,12 @@ from pplgrad import (
     StraightThrough,
 )
 from pplgrad.core.noise import replaced_noise
-from pplgrad.pyro import PlackettLuce, Subset, TraceGrad_ELBO, check_gradients
+from pplgrad.pyro import PermutationMatrix, PlackettLuce, Subset, TraceGrad_ELBO, check_gradients
 from pplgrad.testing import gradient_error, z_score
 from pplgrad.testing.in_pyro import HOST, assert_same, exact_gradient, expected_gradient
-from pplgrad.testing.structured import STRUCTURED
+from pplgrad.testing.structured import MATRICES, STRUCTURED
 from tests import structures
+from tests.covering import mostly
 from tests.pyro.compiling import assert_like_eager
 
 
@@ -155,6 +156,8 @@ def pairs(logits):
     (PlackettLuce, RELAX()),
     (lambda x: dist.Poisson(x.exp()).to_event(1), RELAX(through_cost=False)),
     (PlackettLuce, REBAR()),
+    (PermutationMatrix, GumbelSoftmax()),
+    (PermutationMatrix, LocalExpectation()),
     (PlackettLuce, SIMPLE()),
     (lambda x: dist.Bernoulli(logits=x).to_event(1), SIMPLE()),
 ])  # fmt: skip
@@ -228,6 +231,36 @@ def test_subsets_and_rankings_are_summed_out_of_a_model():
 @pytest.mark.parametrize(("name", "estimator"), [
     ("subset_chain", LocalExpectation()),
     ("ranking_plate", structures.NETWORK),
+    ("permutation", structures.MATRIX_RANDOM["rebar-warm"]),
 ])  # fmt: skip
 def test_compiled_steps(name, estimator):
-    assert_like_eager(STRUCTURED[name], estimators={"*": estimator}, steps=4)
+    assert_like_eager({**STRUCTURED, **MATRICES}[name], estimators={"*": estimator}, steps=4)
+
+
+@pytest.mark.parametrize("name", MATRICES)
+@pytest.mark.parametrize("short", structures.MATRIX)
+def test_exact_gradient_of_matrices(name, short):
+    estimator, particles = structures.MATRIX[short]
+    assert gradient_error(estimator, "pyro", name, particles=particles) < 1e-9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("short", mostly(["rebar"], structures.MATRIX_RANDOM))
+def test_relaxed_matrices_are_a_control_variate(short):
+    assert z_score(structures.MATRIX_RANDOM[short], "pyro", "permutation", draws=1_000) < 4.5
+
+
+def test_law_of_matrices():
+    logits = torch.tensor(structures.some_logits(4, False))
+    torch.manual_seed(0)
+    order = PlackettLuce(logits).sample((7,))
+    law = PermutationMatrix(logits, validate_args=True)
+    matrices = torch.nn.functional.one_hot(order, 4).double()
+    np.testing.assert_allclose(law.log_prob(matrices), PlackettLuce(logits).log_prob(order), atol=1e-12)
+    torch.manual_seed(0)
+    drawn = law.expand((3, 2)).sample((7,))
+    assert drawn.shape == (7, 3, 2, 4, 4) and law.support.check(drawn).all() and drawn.dtype == logits.dtype
+    assert law.expand((3, 2)).log_prob(drawn).shape == (7, 3, 2)
+    with pytest.raises(ValueError, match="support"):
+        law.log_prob(torch.ones(2, 4, 4) / 4)
+    assert not law.has_enumerate_support

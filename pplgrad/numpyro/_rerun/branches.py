@@ -24,12 +24,12 @@ from pplgrad.errors import BaselineError, EstimatorError
 from pplgrad.numpyro._array_ops import OPS, JaxNoise
 from pplgrad.numpyro._baselines import ANEW
 from pplgrad.numpyro._compat import as_function, reused, unmasked
-from pplgrad.numpyro._distributions import family, is_relaxable, is_reparameterized, values_of
+from pplgrad.numpyro._distributions import family, is_matrix, is_relaxable, is_reparameterized, values_of
 from pplgrad.numpyro._tracing.control_flow import FlowMessenger
 from pplgrad.numpyro._tracing.handlers import Intervene, Resolve, site_key
 from pplgrad.numpyro._tracing.particle_trace import ParticleOutputs, ParticleTrace, run_particle
 from pplgrad.numpyro._tracing.relaxation_checks import misused, raise_if_index
-from pplgrad.numpyro._tracing.relaxations import extended, is_extended, softened
+from pplgrad.numpyro._tracing.relaxations import extended, is_extended, softened, unchecked
 
 
 class NumPyroDraw:
@@ -319,6 +319,8 @@ class NumPyroBranches:
         """Extend a discrete site's density to weights, and relax its draw in the branches of sites that it `follows`."""
         fn = msg["fn"]
         leading = [site for site in temperatures if site in self._layout.ancestors.get(name, {})]
+        if is_matrix(fn):
+            msg["fn"] = unchecked(fn)
         if is_relaxable(fn):
             msg["fn"] = wide = extended(fn)
             hard = msg["value"].astype(unmasked(wide).log_probs.dtype)

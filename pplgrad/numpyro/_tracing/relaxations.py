@@ -15,8 +15,16 @@ from pplgrad.estimators.relaxed import HardDraw, Relaxation, softmax, tempered
 from pplgrad.estimators.subset_relaxations import HardSubset, SubsetRelaxation
 from pplgrad.numpyro._array_ops import OPS, JaxNoise
 from pplgrad.numpyro._compat import unmasked
-from pplgrad.numpyro._distributions import counted_parts, every_log_prob, family, innermost, is_relaxable, is_subset
-from pplgrad.numpyro._structures import Subset
+from pplgrad.numpyro._distributions import (
+    counted_parts,
+    every_log_prob,
+    family,
+    innermost,
+    is_matrix,
+    is_relaxable,
+    is_subset,
+)
+from pplgrad.numpyro._structures import PermutationMatrix, Subset
 
 
 class Extended(Distribution):
@@ -63,15 +71,22 @@ class UncheckedSubset(Subset):
         super().__init__(k, logits, validate_args=False)
 
 
+class UncheckedMatrix(PermutationMatrix):
+    """A `PermutationMatrix` whose rows are weights, and carry a gradient."""
+
+    def __init__(self, logits: jax.Array) -> None:
+        super().__init__(logits, validate_args=False)
+
+
 def unchecked(fn: Any) -> Any:
-    """Return a distribution over subsets as `UncheckedSubset`, with the masks and shapes around it."""
+    """Return a distribution over subsets or matrices that takes relaxed ones, with the masks and shapes around it."""
     if isinstance(fn, MaskedDistribution):
         return unchecked(fn.base_dist).mask(fn._mask)
     if isinstance(fn, Independent):
         return unchecked(fn.base_dist).to_event(fn.reinterpreted_batch_ndims)
     if isinstance(fn, ExpandedDistribution):
         return unchecked(fn.base_dist).expand(fn.batch_shape)
-    return UncheckedSubset(fn.k, fn.logits)
+    return UncheckedMatrix(fn.logits) if isinstance(fn, PermutationMatrix) else UncheckedSubset(fn.k, fn.logits)
 
 
 def is_unchecked(fn: Any) -> bool:
@@ -79,9 +94,14 @@ def is_unchecked(fn: Any) -> bool:
     return isinstance(innermost(unmasked(fn)), UncheckedSubset)
 
 
+def is_relaxed_matrix(fn: Any) -> bool:
+    """Return whether a distribution is a relaxed `PermutationMatrix`."""
+    return isinstance(innermost(unmasked(fn)), UncheckedMatrix)
+
+
 def is_extended(fn: Any) -> bool:
     """Return whether a distribution scores weights in the place of a draw."""
-    return isinstance(unmasked(fn), Extended) or is_unchecked(fn)
+    return isinstance(unmasked(fn), Extended) or is_unchecked(fn) or is_relaxed_matrix(fn)
 
 
 def extended(fn: Any) -> Any:
@@ -154,6 +174,8 @@ def extended_in_model(name: str, fn: Any, inside: bool = False) -> Any:
     """Return the extension of the model's distribution of a relaxed site, or refuse it; `inside` says that a scan draws it."""
     if is_subset(fn) and not inside:
         return unchecked(fn)  # `refuse_subsets` sees to it that the guide's is one too.
+    if is_matrix(fn):
+        return unchecked(fn)
     if not is_relaxable(fn):
         raise undefined_when_relaxed(name, family(fn))
     return extended(fn)

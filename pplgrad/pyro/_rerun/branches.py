@@ -29,6 +29,7 @@ from pplgrad.pyro._array_ops import OPS, TorchNoise, placed
 from pplgrad.pyro._baselines import PREFIX, forgetting
 from pplgrad.pyro._distributions import (
     family,
+    is_matrix,
     is_relaxable,
 )
 from pplgrad.pyro._recording import is_recording, moved_generators
@@ -54,6 +55,7 @@ from pplgrad.pyro._tracing.relaxations import (
     is_unchecked,
     relaxed,
     softened,
+    unchecked,
 )
 
 
@@ -129,6 +131,8 @@ class Intervention(Messenger):
             fresh = lambda branch: softened(name, fn, drawn, temperatures[branch.site])  # noqa: E731
             msg["fn"] = Extended(fn)
         elif self._temperatures is not None and not fn.has_rsample:
+            if is_matrix(fn):
+                msg["fn"] = unchecked(fn)
             fresh = lambda branch: _unrelaxable(name, fn, branch)  # noqa: E731
         msg["value"] = self._replace(name, fresh, fn)
         if self._provenance is not None:

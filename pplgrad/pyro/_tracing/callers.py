@@ -31,7 +31,14 @@ _WATCHING = (
 )
 _SUPPRESSING = {"suppress", "raises", "ExitStack", "assertRaises"}
 # Reading a truth value inside these is a check of arguments, not control flow of the user's program.
-_CHECKING = ("torch.distributions", "pyro.distributions", "pyro.util", "pyro.poutine", "pyro.infer")
+_CHECKING = (
+    "torch.distributions",
+    "pyro.distributions",
+    "pyro.util",
+    "pyro.poutine",
+    "pyro.infer",
+    "pplgrad.pyro._structures",
+)
 # Their functions that keep what they read to themselves, and those whose results are densities, draws or traces and no truth values.
 _CHECKS = {"__init__", "_validate_sample", "enumerate_support", "__iter__", "init_to_mean"}
 _RUN_CHECKS = set(

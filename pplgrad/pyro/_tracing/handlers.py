@@ -21,6 +21,7 @@ from pplgrad.pyro._distributions import (
     family,
     is_count,
     is_discrete,
+    is_matrix,
     is_relaxable,
     moves,
     partly_reparameterized,
@@ -92,7 +93,7 @@ class SiteMessenger(Messenger):
         """
         fn, estimator = msg["fn"], self.estimators.get(msg["name"])
         if estimator is None or self.softens:
-            return is_extended(fn) or is_relaxable(fn), fn.has_rsample
+            return is_extended(fn) or is_relaxable(fn) or is_matrix(fn), fn.has_rsample
         return False, fn.has_rsample and not estimator.uses_score
 
     def _bind(self, msg: Any) -> Estimator:

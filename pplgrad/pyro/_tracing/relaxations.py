@@ -22,11 +22,12 @@ from pplgrad.pyro._distributions import (
     every_log_prob,
     family,
     innermost,
+    is_matrix,
     is_relaxable,
     is_subset,
     unmasked,
 )
-from pplgrad.pyro._structures import Subset
+from pplgrad.pyro._structures import PermutationMatrix, Subset
 
 
 class Extended(TorchDistribution):
@@ -88,15 +89,24 @@ class UncheckedSubset(Subset):
         super().__init__(k, logits, validate_args=False)
 
 
+class UncheckedMatrix(PermutationMatrix):
+    """A `PermutationMatrix` whose rows are weights, and carry a gradient."""
+
+    has_rsample = True
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        super().__init__(logits, validate_args=False)
+
+
 def unchecked(fn: Any) -> Any:
-    """Return a distribution over subsets as `UncheckedSubset`, with the masks and shapes around it."""
+    """Return a distribution over subsets or matrices that takes relaxed ones, with the masks and shapes around it."""
     if isinstance(fn, MaskedDistribution):
         return unchecked(fn.base_dist).mask(fn._mask)
     if isinstance(fn, TorchIndependent):
         return Independent(unchecked(fn.base_dist), fn.reinterpreted_batch_ndims, validate_args=False)
     if isinstance(fn, ExpandedDistribution):
         return unchecked(fn.base_dist).expand(fn.batch_shape)
-    return UncheckedSubset(fn.k, fn.logits)
+    return UncheckedMatrix(fn.logits) if isinstance(fn, PermutationMatrix) else UncheckedSubset(fn.k, fn.logits)
 
 
 def is_unchecked(fn: Any) -> bool:
@@ -104,9 +114,14 @@ def is_unchecked(fn: Any) -> bool:
     return isinstance(innermost(unmasked(fn)), UncheckedSubset)
 
 
+def is_relaxed_matrix(fn: Any) -> bool:
+    """Return whether a distribution is a relaxed `PermutationMatrix`."""
+    return isinstance(innermost(unmasked(fn)), UncheckedMatrix)
+
+
 def is_extended(fn: Any) -> bool:
     """Return whether a distribution scores weights in the place of a draw."""
-    return isinstance(fn, Extended) or is_unchecked(fn)
+    return isinstance(fn, Extended) or is_unchecked(fn) or is_relaxed_matrix(fn)
 
 
 def extension(fn: Any) -> Extended | None:
@@ -177,6 +192,8 @@ class ExtendedModelMessenger(Messenger):
 def extended_in_model(name: str, fn: Any, of_subset: bool) -> Any:
     """Return the extension of the model's distribution of a relaxed site, or refuse it; a subset's draw alone fits a `Subset`."""
     if of_subset and is_subset(fn):
+        return unchecked(fn)
+    if is_matrix(fn):
         return unchecked(fn)
     if not is_relaxable(fn):
         raise undefined_when_relaxed(name, family(fn))
