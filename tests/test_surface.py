@@ -58,6 +58,7 @@ def test_both_plugins_have_the_same_names(name):
     # Pyro has this distribution and NumPyro does not; NumPyro's optimizers update all parameters at once, and Pyro's do not.
     shared = [name for name in module.__all__ if name not in ("OneHotCategorical", "joint_optimizer")]
     assert shared == [
+        "PermutationMatrix",
         "PlackettLuce",
         "Subset",
         "TraceGrad_ELBO",
