@@ -56,6 +56,11 @@ class DecayingAverage(Baseline):
         """Return the shapes of the average and its weight."""
         return average_shapes(["mean"], plates, self.per_element)
 
+    @property
+    def takes_sites(self) -> bool:
+        """Whether several sites are evaluated at once: not where each element has an average of its own."""
+        return type(self) is DecayingAverage and not self.per_element
+
     def evaluate(self, terms: BaselineTerms) -> Evaluation:
         """Return the average from before the draw, and the state that includes it."""
         (value,) = read_averages(terms, ["mean"], self.per_element)

@@ -76,6 +76,11 @@ class NeuralBaseline(Baseline):
         """Return whether the variance is normalised."""
         return self.normalize_variance
 
+    @property
+    def takes_sites(self) -> bool:
+        """Whether several sites are evaluated at once: not where each normalises its own signal."""
+        return type(self) is NeuralBaseline and not self.normalize_variance
+
     def state_shapes(self, plates: Sequence[Plate]) -> Mapping[str, tuple[int, ...]]:
         """Return the shapes of the signal's running moments, if the variance is normalised."""
         return average_shapes(["mean", "square"], plates, False) if self.normalize_variance else {}

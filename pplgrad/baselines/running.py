@@ -28,7 +28,7 @@ def read_averages(terms: BaselineTerms, names: Sequence[str], per_element: bool)
     safe = xp.where(known, weight, xp.ones_like(weight))
     values = [xp.where(known, state[name] / safe, xp.zeros_like(weight)) for name in names]
     if not per_element:
-        return values
+        return [xp.reshape(x, (-1, *(1,) * (len(terms.cost.shape) - 2))) for x in values] if terms.sites else values
     index = _flat_index(terms)
     return [terms.ops.take(xp.reshape(value, (-1,)), index) for value in values]
 
@@ -39,7 +39,8 @@ def update_averages(
     """Return the state after this draw: decay · old + (1 − decay) · new, where an element was seen."""
     xp, state = terms.ops.xp, terms.state
     if not per_element:
-        means = _over_peers(terms, [xp.mean(value) for value in values.values()], mean=True)
+        axes = tuple(axis for axis in range(len(terms.cost.shape)) if axis != 1) if terms.sites else None
+        means = _over_peers(terms, [xp.mean(value, axis=axes) for value in values.values()], mean=True)
         new = {name: decay * state[name] + (1 - decay) * x for name, x in zip(values, means, strict=True)}
         return {**new, "weight": decay * state["weight"] + (1 - decay)}
     index = _flat_index(terms)

@@ -31,6 +31,7 @@ class BaselineTerms:
             of `cost`.
         predict: returns the output of the baseline's network or function.
         peers: the processes among which the data is split, if it is. State must then be learned from all of them.
+        sites: the number of sites where several are evaluated at once (see `Baseline.takes_sites`), else 0.
     """
 
     site: str
@@ -42,6 +43,7 @@ class BaselineTerms:
     score_squared: Callable[[], Array]
     predict: Callable[[], Array]
     peers: DataParallel | None = None
+    sites: int = 0
 
 
 class Evaluation(NamedTuple):
@@ -84,6 +86,14 @@ class Baseline(ABC):
     @property
     def reads_particles(self) -> bool:
         """Whether the value for one particle is computed from the other particles of the same step."""
+        return False
+
+    @property
+    def takes_sites(self) -> bool:
+        """Whether a baseline that keeps something for each site can be evaluated at several sites of equal plates at once.
+
+        Costs, predictions and values then have shape (particles, sites, *elements), and the arrays of the state one more axis in front.
+        """
         return False
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -85,6 +85,9 @@ class BaselineHost(Protocol):
 
     def predict(self, site: str, key: str, baseline: Any) -> Array:
         """Return the output of a baseline's network or function at the program's inputs for this draw."""
+
+    def predict_all(self, sites: Sequence[str], key: str, baseline: Any) -> Array | None:
+        """Return the outputs of the networks of several sites of equal plates, (sites, ...), or None to compute one after the other."""
 
     def check_finite(self, site: str, baseline: Any, value: Array) -> None:
         """Raise `BaselineError` if the value of a user's network or function is not finite (where that is known)."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Protocol
 
 import numpy as np
 
 from pplgrad.core.array_ops import Array, Ops
-from pplgrad.core.baseline import Baseline, BaselineTerms, parts_of
+from pplgrad.core.baseline import Baseline
 from pplgrad.core.data_parallel import DataParallel, share
 from pplgrad.core.estimator import BaselineHost, BaselineValue, Estimator, GroupTerms
 from pplgrad.core.objectives import MultiSample, Objective
@@ -18,7 +17,7 @@ from pplgrad.core.plates import Plate
 from pplgrad.core.shapes import to_shape
 from pplgrad.core.sites import CostSpec, Run
 from pplgrad.core.weights import Weights
-from pplgrad.engine.baseline_outputs import fitted
+from pplgrad.engine.baseline_evaluation import Costs
 from pplgrad.engine.branches import BranchHost, branch_terms
 from pplgrad.engine.downstream import stacked_scores
 from pplgrad.engine.joint_sums import JointHost, summed
@@ -26,7 +25,7 @@ from pplgrad.engine.layout import Layout, SiteGroup
 from pplgrad.engine.pathwise_weights import PathHost, path_terms
 from pplgrad.engine.records import Record, learned_scalars
 from pplgrad.engine.signals import Bounds, Downstream, Signals
-from pplgrad.errors import BaselineError, EstimatorError
+from pplgrad.errors import EstimatorError
 
 
 class Rerun(BranchHost, PathHost, JointHost, Protocol):
@@ -286,13 +285,12 @@ def _add_group(
 ) -> None:
     """Add one group's score terms, baseline losses and new states to the estimate."""
 
+    costs = Costs(
+        ops, group.names, group.plates, group.indices, group.score_squared, host, peers, result.record, result.states
+    )
+
     def evaluate(baseline: Baseline) -> BaselineValue:
-        if not any(part.per_site for part in parts_of(baseline)):
-            return _evaluated(ops, group, None, baseline, host, result, peers)
-        sites = [_evaluated(ops, group, i, baseline, host, result, peers) for i in range(len(group.names))]
-        signal = ops.xp.stack([site.signal for site in sites], axis=1)
-        losses = [site.loss for site in sites if site.loss is not None]
-        return BaselineValue(signal, sum(losses[1:], losses[0]) if losses else None)
+        return costs.without(baseline, group.downstream)
 
     terms = GroupTerms(
         group.names, group.plates, group.log_prob, group.downstream, ops, evaluate, group.weights, higher_order
@@ -301,79 +299,3 @@ def _add_group(
     if group.share > 1:
         term, loss = group.share * term, None if loss is None else group.share * loss
     _add(result, term, loss, replicates)
-
-
-def _evaluated(
-    ops: Ops,
-    group: SiteGroupRun,
-    index: int | None,
-    baseline: Baseline,
-    host: BaselineHost | None,
-    result: Estimate,
-    peers: DataParallel | None,
-) -> BaselineValue:
-    """Subtract a baseline's parts one after the other, each from what those before it left."""
-    name = group.names[0] if index is None else group.names[index]
-    signal = group.downstream if index is None else group.downstream[:, index]
-    squares = group.score_squared if index is None else group.score_squared[index : index + 1]
-    total_loss = None
-    for number, part in enumerate(parts_of(baseline)):
-        key = str(number)
-        terms = BaselineTerms(
-            site=name,
-            ops=ops,
-            cost=signal,
-            plates=group.plates,
-            indices=group.indices,
-            state=host.state(name, key) if host is not None and part.state_shapes(group.plates) else {},
-            score_squared=_stacked_squares(ops, squares, index is None),
-            predict=_nothing_to_predict
-            if host is None
-            else partial(_predicted, ops, group, host, name, key, part, signal),
-            peers=peers,
-        )
-        value, loss, state = part.evaluate(terms)
-        if part.calls_function and host is not None:
-            host.check_finite(name, part, value)
-        shape = tuple(signal.shape)
-        fits = fitted(ops, part, name, value, shape, group.plates)
-        fits = ops.xp.broadcast_to(fits, shape) if tuple(fits.shape) != shape else fits
-        before, signal = signal, signal - ops.stop_gradient(fits)
-        if result.record is not None:
-            _note(result.record, group, index, before, signal)
-        signal = part.rescale(terms, signal)
-        if loss is not None:
-            total_loss = loss if total_loss is None else total_loss + loss
-        if state:
-            result.states[name, key] = state
-    return BaselineValue(signal, total_loss)
-
-
-def _predicted(
-    ops: Ops, group: SiteGroupRun, host: BaselineHost, name: str, key: str, part: Baseline, signal: Array
-) -> Array:
-    """Return the output of a baseline's network or function, which fits the site's costs."""
-    return fitted(ops, part, name, host.predict(name, key, part), signal.shape, group.plates)
-
-
-def _note(record: Record, group: SiteGroupRun, index: int | None, before: Array, after: Array) -> None:
-    """Note the signal before and after a part of a baseline, for one site or all of a group."""
-    if index is not None:
-        record.signals.setdefault(group.names[index], []).append((before, after))
-        return
-    for i, name in enumerate(group.names):
-        record.signals.setdefault(name, []).append((before[:, i], after[:, i]))
-
-
-def _nothing_to_predict() -> Array:
-    raise TypeError("A baseline with a network or a function needs a host that holds it.")
-
-
-def _stacked_squares(ops: Ops, squares: Sequence[Callable[[], Array] | None], stack: bool) -> Callable[[], Array]:
-    def compute() -> Array:
-        if any(square is None for square in squares):
-            raise BaselineError("The score's square is not available at this site.")
-        arrays = [square() for square in squares if square is not None]
-        return ops.xp.stack(arrays, axis=1) if stack else arrays[0]
-
-    return compute

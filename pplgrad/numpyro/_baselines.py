@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -119,6 +119,9 @@ class NumPyroBaselines:
         part = parts_of(self._sites[site].estimator.baseline)[int(key)]
         found = self._registered(self._states, site, key, part)
         return {name: jax.lax.stop_gradient(value) for name, value in found.items()}
+
+    def predict_all(self, sites: Sequence[str], key: str, baseline: Any) -> None:
+        """Return None: XLA sees all networks anyway."""
 
     def predict(self, site: str, key: str, baseline: Any) -> jax.Array:
         """Return the network's or function's output for this draw."""

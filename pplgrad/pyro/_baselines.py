@@ -110,6 +110,22 @@ def _perceptron(x: torch.Tensor, hidden: Sequence[int]) -> torch.nn.Module:
     return torch.nn.Sequential(*layers, last).to(device=x.device, dtype=x.dtype)
 
 
+def _outputs(networks: Sequence[Any], x: torch.Tensor) -> torch.Tensor:
+    """Return the outputs (networks, *batch) of networks of `_perceptron` at the same inputs (*batch, features)."""
+    if not x.shape[-1]:
+        numbers = torch.stack([network[0].value for network in networks])
+        return numbers.reshape(-1, *(1,) * (x.dim() - 1)).expand(-1, *x.shape[:-1])
+    h = x.reshape(-1, x.shape[-1]).expand(len(networks), -1, -1)
+    for i, layer in enumerate(networks[0]):
+        if isinstance(layer, torch.nn.Linear):
+            weight = torch.stack([network[i].weight for network in networks])
+            bias = torch.stack([network[i].bias for network in networks])
+            h = torch.baddbmm(bias[:, None], h, weight.mT)
+        else:
+            h = layer(h)
+    return h.reshape(len(networks), *x.shape[:-1])
+
+
 class _Number(torch.nn.Module):
     """One learned number, for a network without inputs."""
 
@@ -191,6 +207,13 @@ class PyroBaselines:
                     "own draw decides; this would bias the gradient. Use the program's arguments and upstream sites only."
                 )
         return out
+
+    def predict_all(self, sites: Sequence[str], key: str, baseline: Any) -> torch.Tensor | None:
+        """Return the outputs of the default networks of several sites, which have the same inputs, layer by layer in one product."""
+        if self._provenance is not None or baseline.net is not None or baseline.inputs is not None:
+            return None
+        x = self._inputs(sites[0], baseline)
+        return _outputs([self._networks.get(site, key, baseline, x) for site in sites], x)
 
     def check_functions(self) -> None:
         """Refuse functions of the user's that compute a baseline from its site's own draw."""

@@ -22,6 +22,7 @@ from pplgrad.numpyro import TraceGrad_ELBO, config_estimators, is_baseline_param
 from pplgrad.numpyro._tracing.particle_trace import _score_squared
 from pplgrad.testing.in_numpyro import HOST, assert_same, exact_gradient, expected_gradient
 from pplgrad.testing.programs import CASES
+from tests import stacked_baselines
 
 # Each of these compiles a training loop.
 pytestmark = pytest.mark.slow
@@ -282,3 +283,33 @@ def test_the_default_network_passes_over_what_is_no_number(kind):
     kept = {**svi.get_params(state), **state.mutable_state}
     assert any(is_baseline_param(name) for name in kept)
     assert all(np.isfinite(value).all() for value in jax.tree.leaves(kept))
+
+
+def stacked_training(baseline, particles, data):
+    """Return the parameters and the state after each step with a baseline at the sites of `tests.stacked_baselines`."""
+    model, guide, args = stacked_baselines.program(HOST, data)
+    guide = config_estimators(guide, {"*": ScoreFunction(baseline)})
+    svi = SVI(model, guide, numpyro.optim.SGD(0.05), TraceGrad_ELBO(particles))
+    args = tuple(map(jnp.asarray, args))
+    state, update, seen = svi.init(jax.random.key(0), *args), jax.jit(svi.update), []
+    for _ in range(4):
+        state, loss = update(state, *args)
+        seen.append((loss, svi.get_params(state), state.mutable_state))
+    return seen
+
+
+@pytest.mark.parametrize("data", [True, False], ids=["inputs", "numbers"])
+@pytest.mark.parametrize("kind", stacked_baselines.BASELINES)
+def test_several_sites_at_once_are_as_one_by_one(kind, data, monkeypatch):
+    given = (*stacked_baselines.BASELINES[kind], data)
+    found = stacked_training(*given)
+    stacked_baselines.one_by_one(monkeypatch)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11), found, stacked_training(*given))
+
+
+@pytest.mark.parametrize("name", stacked_baselines.MUTANTS)
+def test_mutant_of_several_sites_at_once_is_caught(name, monkeypatch):
+    given = (*stacked_baselines.BASELINES["average+neural"], True)
+    wanted = stacked_training(*given)[-1][1]["p"]
+    stacked_baselines.MUTANTS[name](monkeypatch)
+    assert abs(stacked_training(*given)[-1][1]["p"] - wanted).max() > 1e-6

@@ -22,6 +22,8 @@ from pplgrad import (
 from pplgrad.pyro import TraceGrad_ELBO, config_estimators, is_baseline_param, split_optimizer
 from pplgrad.testing.in_pyro import HOST, array, assert_same, exact_gradient, expected_gradient, fresh
 from pplgrad.testing.programs import CASES
+from tests import stacked_baselines
+from tests.pyro.compiling import train
 
 STATEFUL = {
     "average": DecayingAverage(0.8),
@@ -412,3 +414,39 @@ def test_array_constant(dtype=torch.float32):
         assert np.isfinite(svi.step(x))
     assert all(value.dtype == dtype for _, value in pyro.get_param_store().items())
     assert array(1.0).dtype == torch.float64
+
+
+def stacked_training(baseline, particles, vectorized, data):
+    """Return what training with a baseline at the sites of `tests.stacked_baselines` returns."""
+    model, guide, args = stacked_baselines.program(HOST, data)
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    estimators = {"*": ScoreFunction(baseline)}
+    elbo = TraceGrad_ELBO(particles, vectorize_particles=vectorized, max_plate_nesting=1, estimators=estimators)
+    seen, _ = train(elbo, model, guide, tuple(map(array, args)), steps=4)
+    return seen, {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
+
+
+@pytest.mark.parametrize("data", [True, False], ids=["inputs", "numbers"])
+@pytest.mark.parametrize("vectorized", [True, False], ids=["vectorized", "looped"])
+@pytest.mark.parametrize("kind", stacked_baselines.BASELINES)
+def test_several_sites_at_once_are_as_one_by_one(kind, vectorized, data, monkeypatch):
+    given = (*stacked_baselines.BASELINES[kind], vectorized, data)
+    found = stacked_training(*given)
+    stacked_baselines.one_by_one(monkeypatch)
+    wanted = stacked_training(*given)
+    for one, other in zip(found[0], wanted[0], strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            np.testing.assert_allclose(one[name], other[name], rtol=1e-10, atol=1e-12)
+    assert found[1].keys() == wanted[1].keys()
+    for name in found[1]:
+        np.testing.assert_allclose(found[1][name], wanted[1][name], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", stacked_baselines.MUTANTS)
+def test_mutant_of_several_sites_at_once_is_caught(name, monkeypatch):
+    given = (*stacked_baselines.BASELINES["average+neural"], True, True)
+    wanted = stacked_training(*given)[0][-1]
+    stacked_baselines.MUTANTS[name](monkeypatch)
+    assert abs(stacked_training(*given)[0][-1]["p"] - wanted["p"]).max() > 1e-6
