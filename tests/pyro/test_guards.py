@@ -213,7 +213,7 @@ RULES = {
     "cells": ("_cell", "containers: array of 5000"),
     "arrays": ("_array", "containers: array of 5000"),
     "classes": ("_one_class", "classes: inherited"),
-    "slots": ("_slot", "attributes: slot"),
+    "slots": ("_slots", "attributes: slot"),
     "names": ("_global", "ambient: global"),
     "imports": ("_imports", "ambient: import"),
     "mappings": ("_mapping", "modules: ModuleDict"),

@@ -50,6 +50,7 @@ from pplgrad.pyro._reuse.reads import (
     is_tensor,
     nothing,
     slot_of,
+    slots_probe,
     which_are_one,
 )
 
@@ -297,23 +298,25 @@ class Guard(CodeVisits):
         """Watch an object's class, attributes and slots."""
         cls: Any = type(value)
         self._class_of(value)
+        slots = []
         for base in cls.__mro__:
             for name, slot in vars(base).items():
                 if name == "__dict__" and type(slot) not in (types.GetSetDescriptorType, types.MemberDescriptorType):
                     raise Unwatchable(f"{cls.__qualname__}, which makes up its attributes")
                 if type(slot) is types.MemberDescriptorType and name not in ("__dict__", "__weakref__"):
-                    self._slot(value, slot)
+                    slots.append(slot)
+        if slots:
+            self._slots(value, slots)
         try:
             state = object.__getattribute__(value, "__dict__")
         except AttributeError:
             return
         self._mapping(state, known.changing(cls))
 
-    def _slot(self, value: Any, slot: Any) -> None:
-        mark = slot_of(slot, value)
-        if mark is not MISSING:
-            mark = self._see(mark, slot_of, slot, value)
-        self._probes.append(lambda: alike(mark, slot_of(slot, value)))
+    def _slots(self, value: Any, slots: Sequence[Any]) -> None:
+        marks = [(slot, slot_of(slot, value)) for slot in slots]
+        kept = [(slot, x if x is MISSING else self._see(x, slot_of, slot, value)) for slot, x in marks]
+        self._probes.append(slots_probe(value, kept))
 
     def _class_of(self, value: Any) -> None:
         cls = type(value)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pplgrad.pyro._reuse.probes import MISSING
+from pplgrad.pyro._reuse.probes import MISSING, alike
 
 
 def which_are_one(reads: list[Callable[[], Any]]) -> list[int]:
@@ -43,6 +43,19 @@ def slot_of(slot: Any, value: Any) -> Any:
         return slot.__get__(value)
     except AttributeError:
         return MISSING
+
+
+def slots_probe(value: Any, slots: Sequence[tuple[Any, Any]]) -> Callable[[], bool]:
+    """Return a probe of an object's slots, each with what was found in it."""
+
+    def probe() -> bool:
+        for slot, mark in slots:
+            found = slot_of(slot, value)
+            if found is not mark and not alike(mark, found):
+                return False
+        return True
+
+    return probe
 
 
 def function_state(function: Any) -> tuple:
