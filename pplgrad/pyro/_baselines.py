@@ -23,6 +23,7 @@ from pplgrad.errors import BaselineError, ConfigurationError
 from pplgrad.pyro._array_ops import OPS
 from pplgrad.pyro._compat import hide_state
 from pplgrad.pyro._reuse.guards import Guard
+from pplgrad.pyro._reuse.probes import hooks_of_all_modules
 from pplgrad.pyro._tracing.particle_trace import Traces
 from pplgrad.pyro._tracing.provenance import Provenance
 from pplgrad.pyro._tracing.site_options import SiteBaseline
@@ -52,6 +53,10 @@ class Networks:
     def __init__(self) -> None:
         self.modules: dict[tuple[str, str], torch.nn.Module] = {}
         self._owners: dict[int, tuple[str, str]] = {}
+
+    def touched(self) -> list[torch.nn.Module]:
+        """Return the networks that a user gave, and those of ours that somebody has put something into."""
+        return [x for x in self.modules.values() if not isinstance(x, Perceptron) or not x.is_plain()]
 
     def get(self, site: str, key: str, baseline: NeuralBaseline, x: torch.Tensor) -> torch.nn.Module:
         """Return the network registered in the param store, made at first use."""
@@ -107,11 +112,24 @@ def _perceptron(x: torch.Tensor, hidden: Sequence[int]) -> torch.nn.Module:
     last = _Number() if not x.shape[-1] else torch.nn.Linear(sizes[-1], 1)
     for parameter in last.parameters():
         torch.nn.init.zeros_(parameter)
-    return torch.nn.Sequential(*layers, last).to(device=x.device, dtype=x.dtype)
+    return Perceptron(*layers, last).to(device=x.device, dtype=x.dtype)
+
+
+class Perceptron(torch.nn.Sequential):
+    """The network of a `NeuralBaseline` that names none: nothing of it may change but its parameters, which are in the param store."""
+
+    def is_plain(self) -> bool:
+        """Return whether nobody has put anything into the module or its layers that changes what it computes."""
+        return all(
+            not (x._forward_hooks or x._forward_pre_hooks or x._backward_hooks or x._backward_pre_hooks or x._buffers)
+            and "forward" not in vars(x)
+            for x in (self, *self._modules.values())
+            if x is not None
+        )
 
 
 def _outputs(networks: Sequence[Any], x: torch.Tensor) -> torch.Tensor:
-    """Return the outputs (networks, *batch) of networks of `_perceptron` at the same inputs (*batch, features)."""
+    """Return the outputs (networks, *batch) of networks of one shape at the same inputs (*batch, features)."""
     if not x.shape[-1]:
         numbers = torch.stack([network[0].value for network in networks])
         return numbers.reshape(-1, *(1,) * (x.dim() - 1)).expand(-1, *x.shape[:-1])
@@ -210,10 +228,13 @@ class PyroBaselines:
 
     def predict_all(self, sites: Sequence[str], key: str, baseline: Any) -> torch.Tensor | None:
         """Return the outputs of the default networks of several sites, which have the same inputs, layer by layer in one product."""
-        if self._provenance is not None or baseline.net is not None or baseline.inputs is not None:
+        asks = baseline.net is not None or baseline.inputs is not None
+        if self._provenance is not None or asks or hooks_of_all_modules():
             return None
         x = self._inputs(sites[0], baseline)
-        return _outputs([self._networks.get(site, key, baseline, x) for site in sites], x)
+        networks = [self._networks.get(site, key, baseline, x) for site in sites]
+        plain = all(isinstance(network, Perceptron) and network.is_plain() for network in networks)
+        return _outputs(networks, x) if plain else None
 
     def check_functions(self) -> None:
         """Refuse functions of the user's that compute a baseline from its site's own draw."""

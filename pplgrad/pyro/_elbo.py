@@ -512,4 +512,7 @@ class _EagerSteps:
 
     def reads(self) -> tuple:
         estimators = [found.estimator for found in self._elbo._resolved.values()]
-        return self._elbo.objective, estimators, list(self._elbo._networks.modules.values())
+        return self._elbo.objective, estimators, self.networks()
+
+    def networks(self) -> list:
+        return self._elbo._networks.touched()

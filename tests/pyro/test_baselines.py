@@ -450,3 +450,17 @@ def test_mutant_of_several_sites_at_once_is_caught(name, monkeypatch):
     wanted = stacked_training(*given)[0][-1]
     stacked_baselines.MUTANTS[name](monkeypatch)
     assert abs(stacked_training(*given)[0][-1]["p"] - wanted["p"]).max() > 1e-6
+
+
+def test_a_network_that_somebody_put_something_into_is_called(monkeypatch):
+    """The product of several networks' layers knows nothing of hooks."""
+    model, guide, args = stacked_baselines.program(HOST)
+    elbo = TraceGrad_ELBO(max_plate_nesting=1, estimators={"*": ScoreFunction(NeuralBaseline(hidden=(3,)))})
+    pyro.clear_param_store()
+    called = []
+    for step in range(8):
+        elbo.loss_and_grads(model, guide, *map(array, args))
+        if step == 5:
+            network = next(iter(elbo._networks.modules.values()))
+            network.register_forward_hook(lambda *_: called.append(True))
+    assert len(called) == 2

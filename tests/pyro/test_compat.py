@@ -84,6 +84,23 @@ def test_there_is(module, name, used):
     assert hasattr(where, name), f"{module}.{name} has moved; {used}."
 
 
+HOOKS = {
+    "register_forward_hook": "_forward_hooks",
+    "register_forward_pre_hook": "_forward_pre_hooks",
+    "register_full_backward_hook": "_backward_hooks",
+    "register_full_backward_pre_hook": "_backward_pre_hooks",
+}
+
+
+@pytest.mark.parametrize("register", HOOKS)
+def test_a_module_keeps_its_hooks_where_perceptrons_look(register):
+    module = torch.nn.Linear(1, 1)
+    getattr(module, register)(lambda *_: None)
+    assert getattr(module, HOOKS[register]), (
+        f"torch keeps what {register} is given elsewhere than in `{HOOKS[register]}`; Perceptron.is_plain() in _baselines.py reads it."
+    )
+
+
 def test_an_enumerating_handler_keeps_the_depth_of_markov_sites():
     from pyro.poutine.enum_messenger import EnumMessenger
 

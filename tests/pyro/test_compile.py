@@ -525,3 +525,32 @@ def test_inductor_computes_what_was_recorded(name):
             results.append(train(elbo, *CASES[name].build(HOST), steps=8))
         assert graphs(elbo) == 1
     assert_same_training(*results)
+
+
+@pytest.mark.parametrize("change", ["hook", "forward", "hook of a layer"])
+def test_what_is_put_into_a_default_network_is_seen(change):
+    """Its parameters alone are found in the param store: the guard does not go through the modules of all sites."""
+    from pplgrad import NeuralBaseline, ScoreFunction
+
+    model, guide = CASES["chain"].build(HOST)
+    fresh(CASES["chain"])
+    chosen = {"*": ScoreFunction(NeuralBaseline())}
+    elbo = TraceGrad_ELBO(compile=CHEAP, max_plate_nesting=0, estimators=chosen)
+
+    def gradients(elbo):
+        pyro.set_rng_seed(1)
+        elbo.loss_and_grads(model, guide)
+        return gradient()
+
+    for _ in range(3):
+        before = gradients(elbo)
+    assert graphs(elbo) == 1
+    network = next(iter(elbo._networks.modules.values()))
+    if change == "hook":
+        network.register_forward_hook(lambda module, x, out: out + 3.0)
+    elif change == "forward":
+        network.forward = lambda x: x.new_full((*x.shape[:-1], 1), 3.0) + network[0](x)
+    else:
+        network[0].register_forward_hook(lambda module, x, out: out + 3.0)
+    after = gradients(elbo)
+    assert any(abs(after[name] - before[name]).max() > 1e-3 for name in after if "baseline" not in name)

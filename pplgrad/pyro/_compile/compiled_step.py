@@ -207,8 +207,8 @@ class CompiledStep:
                     leaf.grad = gradient.clone() if shared else gradient
                 else:
                     leaf.grad.add_(gradient)
-            for name, state in zip(self.states, others[len(leaves) :], strict=True):
-                params[name].copy_(state)
+            if self.states:
+                torch._foreach_copy_([params[name] for name in self.states], list(others[len(leaves) :]))
         if am_i_wrapped():
             for name in self.params:
                 # SVI learns in this way which parameters the step has.
@@ -262,6 +262,9 @@ class EagerSteps(Protocol):
 
     def reads(self) -> tuple:
         """Return the objects beside the program that a step reads."""
+
+    def networks(self) -> list:
+        """Return the networks of baselines that are the user's, or that are not as the ELBO made them."""
 
 
 class Compiler:
@@ -460,6 +463,8 @@ class Compiler:
             self._stay_eager(known, InputSources.reason(*roots))
             return None
         assert isinstance(guard, InputSources)
+        networks = eager.networks()
+        guard.also(lambda: all(x is y for x, y in zip(eager.networks(), networks, strict=True)))
         sources = Sources(guard, program)
         inputs = [sources.of(x) for x in captured]
         plain, written = GraphModule(torch.nn.Module(), copy.deepcopy(graph.graph)), any(map(writes, graph.graph.nodes))

@@ -116,6 +116,10 @@ class Guard(CodeVisits):
             return f"an object that raises {type(error).__name__}"
         return ""
 
+    def also(self, probe: Callable[[], bool]) -> None:
+        """Ask something else too, which is true now."""
+        self._probes.append(probe)
+
     def holds(self) -> bool:
         """Return whether everything is as it was."""
         try:
