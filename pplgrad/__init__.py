@@ -15,6 +15,7 @@ from pplgrad.baselines import (
 )
 from pplgrad.core.objectives import ELBO, IWAE, Expectation, Objective, Renyi, ReweightedWakeSleep
 from pplgrad.core.off_policy import LogVariance, TrajectoryBalance
+from pplgrad.core.thermodynamic import TVO
 from pplgrad.errors import (
     BaselineError,
     ConfigurationError,
@@ -109,6 +110,7 @@ __all__ = [
     "StickBreakingDisARM",
     "StraightThrough",
     "SumAndSample",
+    "TVO",
     "TrajectoryBalance",
     "TreeDisARM",
     "UnorderedSet",

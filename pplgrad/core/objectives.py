@@ -209,6 +209,13 @@ class MultiSample(Objective):
         scaled = log_weights if self.power == 1 else self.power * log_weights
         return xp.exp(scaled - xp.expand_dims(log_sum_exp(xp, scaled, axis), axis=axis))
 
+    def density_shares(self, xp: Any, log_weights: Array, axis: int) -> tuple[Array, Array] | None:
+        """Return the factors of each particle's ∇ log p and ∇ log q, where the estimate is no derivative of the bound.
+
+        None (the default): the estimate is the derivative of the bound with respect to the log weights.
+        """
+        return None
+
     def _check(self) -> None:
         if self.samples is not None and (not isinstance(self.samples, int) or self.samples < 1):
             raise ConfigurationError(
@@ -378,6 +385,11 @@ class ReweightedWakeSleep(MultiSample):
     def draws_are_constant(self) -> bool:
         """True: no gradient flows through draws, and sites have no estimator."""
         return True
+
+    def density_shares(self, xp: Any, log_weights: Array, axis: int) -> tuple[Array, Array]:
+        """Return the normalised weights for the model, and c times them for the guide."""
+        shares = self.shares(xp, log_weights, axis)
+        return shares, self.insomnia * shares
 
     @property
     def sleeps(self) -> bool:

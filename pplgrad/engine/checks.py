@@ -10,6 +10,7 @@ from typing import Any
 from pplgrad.core.estimator import Estimator
 from pplgrad.core.objectives import MultiSample, Objective
 from pplgrad.core.off_policy import OffPolicy
+from pplgrad.core.thermodynamic import TVO
 from pplgrad.engine.layout import Layout
 from pplgrad.errors import ConfigurationError, EstimatorError, ImpossibleValueError, ProgramError, first_line, listed
 
@@ -62,7 +63,7 @@ def checked_objective(objective: Any, particles: int, higher_order: bool = False
         raise ConfigurationError(f"TraceGrad_ELBO(objective={objective!r}): write an objective, such as {hint}.")
     if isinstance(objective, MultiSample):
         objective.combined(particles)
-    if isinstance(objective, OffPolicy) and higher_order:
+    if isinstance(objective, MultiSample) and objective.draws_are_constant and higher_order:
         raise ConfigurationError(
             f"{objective!r} takes its draws for constants, so that its second derivatives are those of no expectation; drop "
             "higher_order=True, or use ELBO()."
@@ -72,7 +73,7 @@ def checked_objective(objective: Any, particles: int, higher_order: bool = False
 
 def refuse_drawn_by_model(objective: Objective, names: Collection[str]) -> None:
     """Refuse a site that the model alone draws, under an objective in which the guide gives the density of every draw."""
-    if isinstance(objective, OffPolicy) and names:
+    if isinstance(objective, (OffPolicy, TVO)) and names:
         raise ProgramError(
             f"Site '{sorted(names)[0]}' is drawn by the model alone, and {objective!r} compares the densities of guide and model at the same "
             "draws; draw it in the guide as well, or observe it."
