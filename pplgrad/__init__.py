@@ -13,6 +13,7 @@ from pplgrad.baselines import (
     NeuralBaseline,
     OptimalConstant,
 )
+from pplgrad.core.filtering import FIVO
 from pplgrad.core.objectives import ELBO, IWAE, Expectation, Objective, Renyi, ReweightedWakeSleep
 from pplgrad.core.off_policy import LogVariance, TrajectoryBalance
 from pplgrad.core.thermodynamic import TVO
@@ -79,6 +80,7 @@ __all__ = [
     "Estimator",
     "EstimatorError",
     "Expectation",
+    "FIVO",
     "FunctionBaseline",
     "GappedStraightThrough",
     "GumbelRao",

@@ -189,14 +189,7 @@ class MultiSample(Objective):
         Raises:
             ConfigurationError: `particles` is not a multiple of `samples`.
         """
-        if self.samples is None:
-            return particles
-        if particles % self.samples:
-            raise ConfigurationError(
-                f"{self!r} combines {self.samples} particles, and the ELBO has num_particles={particles}; pass a multiple of "
-                f"{self.samples} (such as num_particles={self.samples}), or leave out samples to combine all of them."
-            )
-        return self.samples
+        return combined_particles(self, self.samples, particles)
 
     def bound(self, xp: Any, log_weights: Array, axis: int) -> Array:
         """Return the bound, by reducing the log weights over the axis of the particles."""
@@ -229,6 +222,18 @@ class MultiSample(Objective):
                 f'{type(self).__name__}(plates={self.plates!r}): give a tuple of names of plates, such as ("data",), or () '
                 "for one weight of the whole program."
             )
+
+
+def combined_particles(objective: Objective, samples: int | None, particles: int) -> int:
+    """Return how many particles an objective combines, all if `samples` is None, or refuse what is no multiple of it."""
+    if samples is None:
+        return particles
+    if particles % samples:
+        raise ConfigurationError(
+            f"{objective!r} combines {samples} particles, and the ELBO has num_particles={particles}; pass a multiple of "
+            f"{samples} (such as num_particles={samples}), or leave out samples to combine all of them."
+        )
+    return samples
 
 
 def log_sum_exp(xp: Any, x: Array, axis: int) -> Array:

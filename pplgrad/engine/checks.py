@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from pplgrad.core.estimator import Estimator
+from pplgrad.core.filtering import FIVO
 from pplgrad.core.objectives import MultiSample, Objective
 from pplgrad.core.off_policy import OffPolicy
 from pplgrad.core.thermodynamic import TVO
@@ -61,8 +62,12 @@ def checked_objective(objective: Any, particles: int, higher_order: bool = False
     if not isinstance(objective, Objective):
         hint = f"{objective.__name__}()" if isinstance(objective, type) else "ELBO(kl_weight=0.5) or Expectation()"
         raise ConfigurationError(f"TraceGrad_ELBO(objective={objective!r}): write an objective, such as {hint}.")
-    if isinstance(objective, MultiSample):
+    if isinstance(objective, (MultiSample, FIVO)):
         objective.combined(particles)
+    if isinstance(objective, FIVO) and higher_order:
+        raise ConfigurationError(
+            f"{objective!r} estimates first derivatives alone; drop higher_order=True, or use ELBO()."
+        )
     if isinstance(objective, MultiSample) and objective.draws_are_constant and higher_order:
         raise ConfigurationError(
             f"{objective!r} takes its draws for constants, so that its second derivatives are those of no expectation; drop "
