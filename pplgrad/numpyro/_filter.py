@@ -361,6 +361,11 @@ class _Rows:
         return jax.vmap(one)(carry, origin, self.keys)
 
 
+def descended(state: Any, flat: jax.Array) -> Any:
+    """Return what the particles carry, (particles, ...), each with that of its ancestor."""
+    return jax.tree.map(lambda x: x[flat], state)
+
+
 def _run(found: ParticleFilter, rows: _Rows, key: jax.Array) -> Step:
     """Run all steps, and return what the surrogate takes of them, stacked."""
     start, shape = rows.at_start(), (found.filters, found.particles)
@@ -373,7 +378,7 @@ def _run(found: ParticleFilter, rows: _Rows, key: jax.Array) -> Step:
         number, numbers = row
         moved = found.resampled(logs, numbers, number > 0)
         flat = jnp.reshape(moved.ancestors + offset, (-1,))
-        carry, origin = jax.tree.map(lambda x: x[flat], (carry, origin))
+        carry, origin = descended((carry, origin), flat)
         carry, increment, score = rows.advance(carry, origin, number)
         at_first = jnp.where(number == 0, 1.0, 0.0)
         increment = jnp.reshape(increment, shape) + jnp.where(number == 0, first, jnp.zeros_like(first))
