@@ -71,6 +71,15 @@ def refuse_held(objective: FIVO, own: Collection[str], estimators: Mapping[str, 
         )
 
 
+def changed_when_replayed(objective: FIVO) -> ProgramError:
+    """Return the error for a program that does not compute the same at the same values."""
+    return ProgramError(
+        f"Run again at the values of its particles' ancestors, the program has other log densities, and {objective!r} needs the same: it draws random "
+        "numbers outside of sample sites (dropout), keeps Python state between runs, or lets one particle read another; draw with pyro.sample, "
+        "and keep the particles' dimension apart."
+    )
+
+
 def impossible_bound(steps: Collection[int]) -> ImpossibleValueError:
     """Return the error for a bound that is NaN or infinite."""
     return ImpossibleValueError(
