@@ -124,7 +124,11 @@ def _choices(objective, carried, resampled):
     even = np.full(count, 1 / count)
     ends = np.concatenate([[0], np.cumsum(carried)])
     if single:
-        cuts = [0j, 1 + 0j, *(count * end - k for end in ends[1:-1] for k in range(count) if 0 < count * end.real - k < 1)]
+        cuts = [
+            0j,
+            1 + 0j,
+            *(count * end - k for end in ends[1:-1] for k in range(count) if 0 < count * end.real - k < 1),
+        ]
         cuts.sort(key=lambda cut: cut.real)
         for left, right in itertools.pairwise(cuts):
             if (right - left).real < 1e-12:
@@ -253,9 +257,7 @@ def ancestors_that_nothing_follows(patch):
 @mutant("score")
 def score_of_the_draws_lost(patch):
     plain = ParticleFilter.surrogate
-    patch.setattr(
-        ParticleFilter, "surrogate", lambda self, steps: plain(self, steps._replace(draws=0 * steps.draws))
-    )
+    patch.setattr(ParticleFilter, "surrogate", lambda self, steps: plain(self, steps._replace(draws=0 * steps.draws)))
 
 
 @mutant("score")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from pplgrad.core.objectives import CostWeights, Objective, combined_particles
@@ -13,7 +13,7 @@ RESAMPLING = ("multinomial", "systematic")
 RESAMPLING_GRADIENTS = ("score", "drop", "stop-gradient")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FIVO(Objective):
     r"""The filtering variational objective (FIVO, VSMC, AESMC): the log of a particle filter's estimate of the evidence.
 
@@ -93,6 +93,10 @@ class FIVO(Objective):
                 f"FIVO(threshold={self.threshold!r}): give a fraction of the particles from 0 to 1, such as 0.5, or None to resample "
                 "before every step."
             )
+
+    def __repr__(self) -> str:
+        given = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if getattr(self, f.name) != f.default]
+        return f"FIVO({', '.join(given)})"
 
     @property
     def unbiased(self) -> bool:

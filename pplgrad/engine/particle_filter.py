@@ -91,7 +91,11 @@ class ParticleFilter:
             fresh = fresh + taken - ops.stop_gradient(taken)
         score = xp.zeros_like(logs[:, 0])
         if objective.resampling_gradient == "score":
-            found = self._systematic_log_prob(cumulative, flat) if objective.resampling == "systematic" else xp.sum(taken, axis=1)
+            found = (
+                self._systematic_log_prob(cumulative, flat)
+                if objective.resampling == "systematic"
+                else xp.sum(taken, axis=1)
+            )
             score = xp.where(due, found, score)
         return Resampled(ancestors, xp.where(due[:, None], fresh, logs), score)
 
@@ -137,9 +141,7 @@ class ParticleFilter:
             return xp.zeros_like(ops.stop_gradient(joint))
         own = ops.constant(np.eye(self.particles), logs)[None] > 0
         lowest = xp.full_like(logs[:, None, :], -math.inf)
-        found = [
-            log_sum_exp(xp, xp.where(own, lowest, ops.stop_gradient(x)[:, None, :]), 2) for x in (joint, logs)
-        ]
+        found = [log_sum_exp(xp, xp.where(own, lowest, ops.stop_gradient(x)[:, None, :]), 2) for x in (joint, logs)]
         # Where all others are impossible there is nothing to compare with.
         alone = xp.isfinite(found[0]) & xp.isfinite(found[1])
         return xp.where(alone, found[0] - xp.where(alone, found[1], xp.zeros_like(found[1])), xp.zeros_like(found[0]))

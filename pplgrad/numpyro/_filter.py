@@ -154,14 +154,16 @@ class Filtered:
             self.seen.kept += [name for name, site in guide.items() if site["type"] == "mutable"]
             sides = {"guide": guide, "model": against}
             drawn = {side: {n: x for n, x in sites.items() if x["type"] == "sample"} for side, sites in sides.items()}
-            refuse_mismatch(drawn["guide"], drawn["model"], lambda site: False)
-            host_checks(against, guide)
-            self.seen.observed += [name for sites in drawn.values() for name, x in sites.items() if x["is_observed"]]
-            own = {n for n, x in guide.items() if x["type"] == "param"} - {n for n, x in against.items() if x["type"] == "param"}
-            refuse_held(self.objective, own, self.seen.estimators)
             for side, sites in drawn.items():
                 inside = {name for name, site in sites.items() if is_handed_out(site)}
                 refuse_after(side, (inside | _after(sites)) - self.seen.bodies[side], self.objective)
+            refuse_mismatch(drawn["guide"], drawn["model"], lambda site: False)
+            host_checks(against, guide)
+            self.seen.observed += [name for sites in drawn.values() for name, x in sites.items() if x["is_observed"]]
+            own = {n for n, x in guide.items() if x["type"] == "param"} - {
+                n for n, x in against.items() if x["type"] == "param"
+            }
+            refuse_held(self.objective, own, self.seen.estimators)
 
         jax.eval_shape(whole, key)
 
@@ -174,7 +176,9 @@ class Filtered:
         self._refuse_apart(drawn, met, "before the scan")
         refuse_lengths(guide.length, model.length, objective)
         if guide.reverse != model.reverse:
-            raise ProgramError(f"The scans of guide and model run in opposite directions, and {objective!r} steps through both at once.")
+            raise ProgramError(
+                f"The scans of guide and model run in opposite directions, and {objective!r} steps through both at once."
+            )
         seen.length = guide.length
         rows = (guide.xs, model.xs)
         rows = jax.tree.map(lambda x: jnp.asarray(x)[::-1] if guide.reverse else jnp.asarray(x), rows)
@@ -270,7 +274,9 @@ def _settled(step: Callable, carry: Any, row: Any, key: jax.Array) -> Any:
     carry = jax.tree.map(jnp.asarray, carry)
     after = jax.eval_shape(step, carry, row, key)[0]
     if jax.tree.structure(after) != jax.tree.structure(carry):
-        raise ProgramError("The body of a scan carries on something of another structure than it starts with; make both the same.")
+        raise ProgramError(
+            "The body of a scan carries on something of another structure than it starts with; make both the same."
+        )
     for old, new in zip(jax.tree.leaves(carry), jax.tree.leaves(after), strict=True):
         if old.shape != new.shape:
             raise ProgramError(
@@ -327,7 +333,7 @@ class _Rows:
         run = as_function(closed)
         own = jax.vmap(lambda k: [x for x, d in zip(run(k, *leaves), depends, strict=True) if d])(keys)
         shared = [x for x, d in zip(run(keys[0], *leaves), depends, strict=True) if not d]
-        self._leaves = [own.pop(0) if d else shared.pop(0) for d in depends]
+        self._leaves = [own.pop(0) if d else jnp.asarray(shared.pop(0)) for d in depends]
         self._is_own = depends
         self.keys = jax.vmap(lambda k: jax.random.split(k, 3)[2])(keys)
         self.seen = filtered.seen
@@ -339,7 +345,9 @@ class _Rows:
     def at_start(self) -> dict[str, Any]:
         """Return what each particle starts with: increment, score and carry, (particles, ...)."""
         count = len(self.keys)
-        every = [x if o else jnp.broadcast_to(x, (count, *x.shape)) for x, o in zip(self._leaves, self._is_own, strict=True)]
+        every = [
+            x if o else jnp.broadcast_to(x, (count, *x.shape)) for x, o in zip(self._leaves, self._is_own, strict=True)
+        ]
         found = self.tree(every)
         return {name: found[name] for name in ("increment", "score", "carry")}
 

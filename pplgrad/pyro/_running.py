@@ -146,21 +146,21 @@ class Runner:
                 "closed_form": bool(self._closed.kinds),
             },
         )
-        if together and self.max_plate_nesting == math.inf:
-            self._guess_max_plate_nesting(*program)
-        depth = int(self.max_plate_nesting) if together else 0
-        model, guide = watching_infer(program.model), program.guide
-        if together:
-            nesting = Nesting(depth - 1)
-            model, guide = (self._vectorized_num_particles(nesting(f)) for f in (model, guide))
-        shown = program._replace(model=model, guide=guide)
-        filtered = Filtered(shown, objective, self._resolve, self.num_particles, depth)
         with keeping_params():
+            if together and self.max_plate_nesting == math.inf:
+                self._guess_max_plate_nesting(*program)
+            depth = int(self.max_plate_nesting) if together else 0
+            model, guide = watching_infer(program.model), program.guide
+            if together:
+                nesting = Nesting(depth - 1)
+                model, guide = (self._vectorized_num_particles(nesting(f)) for f in (model, guide))
+            shown = program._replace(model=model, guide=guide)
+            filtered = Filtered(shown, objective, self._resolve, self.num_particles, depth)
             value, surrogate = filtered.run()
-        refuse_options(objective, {"config_estimators(watch=...)": watcher_of(filtered.mappings) is not None})
-        refuse_unmatched(self._mapping, filtered.estimators, filtered.observed, "TraceGrad_ELBO(estimators=...)")
-        for mapping in filtered.mappings:
-            refuse_unmatched(mapping, filtered.estimators, filtered.observed, "config_estimators")
+            refuse_options(objective, {"config_estimators(watch=...)": watcher_of(filtered.mappings) is not None})
+            refuse_unmatched(self._mapping, filtered.estimators, filtered.observed, "TraceGrad_ELBO(estimators=...)")
+            for mapping in filtered.mappings:
+                refuse_unmatched(mapping, filtered.estimators, filtered.observed, "config_estimators")
         return value, surrogate
 
     def _compare_summed(self, traces: Traces) -> None:

@@ -6,10 +6,24 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro import handlers
 from numpyro.contrib.control_flow import scan
 from numpyro.handlers import substitute
+from numpyro.infer import SVI
 
-from pplgrad.numpyro import TraceGrad_ELBO, _filter
+from pplgrad import (
+    FIVO,
+    VIMCO,
+    ConfigurationError,
+    DisARM,
+    Enumerate,
+    EstimatorError,
+    ImpossibleValueError,
+    LeaveOneOut,
+    ProgramError,
+    ScoreFunction,
+)
+from pplgrad.numpyro import TraceGrad_ELBO, _filter, check_gradients, config_estimators
 from pplgrad.testing.in_numpyro import KEY, array
 from tests import filtering as shared
 
@@ -91,9 +105,7 @@ def run_in(patch, steps=3):
             inner.setattr(_filter, "uniforms", lambda key, shape, dtype: array(uniforms).reshape(shape))
             xs = array(shared.X[:steps])
             params = {name: array(value) for name, value in shared.PARAMS.items()}
-            return jax.jit(
-                jax.value_and_grad(lambda p: elbo.loss(jax.random.key(KEY), p, model, guide, xs))
-            )(params)
+            return jax.jit(jax.value_and_grad(lambda p: elbo.loss(jax.random.key(KEY), p, model, guide, xs)))(params)
 
     return run
 
@@ -126,7 +138,9 @@ def test_mutant_paths_that_forget_what_stood_before_is_caught(monkeypatch):
     """The values of a site before the loop stay with the particle and do not follow its ancestors."""
     plain = _filter._Rows.advance
     monkeypatch.setattr(
-        _filter._Rows, "advance", lambda self, carry, origin, number: plain(self, carry, jnp.arange(len(origin)), number)
+        _filter._Rows,
+        "advance",
+        lambda self, carry, origin, number: plain(self, carry, jnp.arange(len(origin)), number),
     )
     with pytest.raises(AssertionError):
         shared.assert_exact(run_in(monkeypatch, 2), monkeypatch, "score", 2, "global")
@@ -143,3 +157,187 @@ def test_mutant_ancestors_of_one_side_alone_is_caught(monkeypatch):
     monkeypatch.setattr(_filter, "descended", descended)
     with pytest.raises(AssertionError):
         shared.assert_exact(run_in(monkeypatch, 2), monkeypatch, "score", 2)
+
+
+def test_other_filters_are_a_baseline():
+    """Two filters of two steps, each set against the other: unbiased over all their outcomes, and the mean of both bounds."""
+    objective = shared.OBJECTIVES["score"]
+    draws, uniforms, weights, _ = shared.table(objective, 1)
+    count = len(weights)
+    pairs = np.array([(i, j) for i in range(count) for j in range(count)])
+    xs = array(shared.X[:1])
+    params = {name: array(value) for name, value in shared.PARAMS.items()}
+    rows = draws.reshape(2, count, 2)[:, pairs].reshape(2, len(pairs), 4)
+    del uniforms
+
+    def one(forced):
+        model, guide = chain("discrete", forced, 4)
+        elbo = TraceGrad_ELBO(4, objective=objective)
+        return jax.value_and_grad(lambda p: elbo.loss(jax.random.key(KEY), p, model, guide, xs))(params)
+
+    losses, found = jax.jit(jax.vmap(one))(jnp.asarray(rows.transpose(1, 0, 2)))
+    chance = weights[pairs].prod(1)
+    np.testing.assert_allclose(-(chance @ losses), shared.expected_bound(shared.PARAMS, objective, 1).real, atol=1e-9)
+    for name, exact in shared.derivative(lambda p: shared.expected_bound(p, objective, 1)).items():
+        np.testing.assert_allclose(-np.tensordot(chance, found[name], 1), exact, atol=1e-9)
+
+
+def elbo_of(particles=4, objective=FIVO(), **given):  # noqa: B008
+    return TraceGrad_ELBO(particles, objective=objective, **given)
+
+
+XS = np.array([0.4, -0.3])
+PARAMS = shared.PARAMS
+
+
+def refused(error, words, model=None, guide=None, elbo=None, params=PARAMS):
+    model, guide = (given or plain for given, plain in zip((model, guide), chain(), strict=True))
+    with pytest.raises(error, match=words):
+        (elbo or elbo_of()).loss(jax.random.key(0), params, model, guide, XS)
+
+
+def test_options_are_refused():
+    for words, given in {
+        "vectorize_particles other than True": {"vectorize_particles": False},
+        "does not go with max_parallel": {"max_parallel": 4},
+        "does not go with closed_form": {"closed_form": {"z": "kl"}},
+        "does not go with sum_sites": {"sum_sites": False},
+        "multi_sample_guide": {"multi_sample_guide": True},
+    }.items():
+        refused(ConfigurationError, words, elbo=elbo_of(**given))
+    with pytest.raises(ConfigurationError, match="drop higher_order=True"):
+        elbo_of(higher_order=True)
+    with pytest.raises(ConfigurationError, match="combines 3 particles"):
+        elbo_of(4, FIVO(samples=3))
+    with pytest.raises(ConfigurationError, match="nothing can be checked"):
+        check_gradients(*chain(), XS, elbo=elbo_of())
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"samples": 0},
+        {"samples": True},
+        {"resampling": "stratified"},
+        {"threshold": 1.5},
+        {"resampling_gradient": "no"},
+    ],
+)
+def test_settings_are_refused(given):
+    with pytest.raises(ConfigurationError, match=rf"FIVO\({next(iter(given))}="):
+        FIVO(**given)
+
+
+def test_estimators_are_refused():
+    for estimator in (DisARM(), VIMCO(), ScoreFunction(LeaveOneOut()), Enumerate()):
+        refused(
+            EstimatorError, "brings baselines of its own.*use ScoreFunction", elbo=elbo_of(estimators={"z": estimator})
+        )
+    refused(ConfigurationError, "nobody", elbo=elbo_of(estimators={"nobody": ScoreFunction()}))
+
+    def own(xs):
+        p = numpyro.param("own", 0.5)
+        scanned(lambda x: numpyro.sample("z", dist.Bernoulli(logits=p)))(xs)
+
+    held = elbo_of(4, FIVO(resampling_gradient="stop-gradient"))
+    refused(ConfigurationError, "'own' is the guide's alone.*'score' or 'drop'", guide=own, elbo=held)
+
+
+def bernoulli(name="z"):
+    return numpyro.sample(name, dist.Bernoulli(array(0.5)))
+
+
+def scanned(body, **given):
+    """Return a program that scans a body over the data."""
+    return lambda xs: scan(lambda carried, x: (carried, body(x)), 0.0, xs, **given)
+
+
+def test_programs_are_refused():
+    def after(xs):
+        chain()[1](xs)
+        bernoulli("late")
+
+    def subsampled(x):
+        with numpyro.plate("data", 3, subsample_size=2):
+            bernoulli()
+
+    def growing(xs):
+        scan(lambda carried, x: (jnp.append(carried, bernoulli()), None), jnp.zeros(1), xs)
+
+    def conditioned(xs):
+        handlers.condition(scanned(lambda x: (bernoulli(), bernoulli("y"))[0]), data={"y": jnp.zeros(2)})(xs)
+
+    def scaled(xs):
+        with handlers.scale(scale=2.0):
+            scanned(lambda x: bernoulli())(xs)
+
+    def before(xs):
+        bernoulli()
+        scanned(lambda x: bernoulli("other"))(xs)
+
+    def impossible(x):
+        numpyro.factor("x", -jnp.inf * (1.0 + bernoulli()))
+
+    plain = scanned(lambda x: bernoulli())
+    refused(ProgramError, "The guide has no scan", guide=lambda xs: bernoulli())
+    refused(ProgramError, "'late' of the guide stands after the loop", model=after, guide=after)
+    refused(ProgramError, "has 1 steps and the model's has 2", guide=lambda xs: plain(xs[:1]))
+    refused(ProgramError, "run in opposite directions", guide=scanned(lambda x: bernoulli(), reverse=True))
+    refused(ProgramError, "Plate 'data' is subsampled", guide=scanned(subsampled))
+    refused(ProgramError, "shape", guide=growing)
+    refused(ProgramError, "stands under handlers.scale", guide=scaled)
+    refused(ProgramError, "stands under handlers.condition|sets values", model=conditioned, guide=plain)
+    refused(ProgramError, "'z' of the guide is drawn before the scan, and not there in the model", guide=before)
+    refused(ImpossibleValueError, "in step 0 ", model=scanned(impossible), guide=plain)
+    assert not jnp.isfinite(
+        jax.jit(lambda: elbo_of().loss(jax.random.key(0), PARAMS, scanned(impossible), plain, XS))()
+    )
+
+
+def test_second_derivatives_are_refused():
+    model, guide = chain()
+    with pytest.raises(EstimatorError, match="first ones alone"):
+        jax.hessian(lambda p: elbo_of().loss(jax.random.key(0), p, model, guide, XS))(PARAMS)
+
+
+def test_reversed_scans_step_backwards():
+    """A pair of programs that run backwards over the data is one that runs forwards over the data reversed."""
+
+    def programs(reverse):
+        def model(xs):
+            def step(carried, x):
+                z = numpyro.sample("z", dist.Normal(carried, 1.0))
+                numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+                return z, None
+
+            scan(step, 0.0, xs, reverse=reverse)
+
+        def guide(xs):
+            scan(
+                lambda carried, x: (numpyro.sample("z", dist.Normal(carried + x, 1.0)), None), 0.0, xs, reverse=reverse
+            )
+
+        return model, guide
+
+    found = [elbo_of().loss(jax.random.key(1), {}, *programs(flag), XS[::-1] if flag else XS) for flag in (False, True)]
+    np.testing.assert_allclose(*found)
+
+
+def test_described_and_trained():
+    model, guide = chain("mixed")
+    guide = config_estimators(guide, {"w": ScoreFunction()})
+    elbo = elbo_of(8, FIVO(samples=4, resampling_gradient="drop"))
+    rows = {row["site"]: row for row in elbo.describe(jax.random.key(0), PARAMS, model, guide, XS).rows}
+    assert rows["w"]["estimator"] == "ScoreFunction()" and rows["z"]["estimator"] == "Reparam()"
+    assert "biased: FIVO(" in rows["w"]["reason"]
+    svi = SVI(model, guide, numpyro.optim.Adam(0.02), elbo)
+    losses = svi.run(jax.random.key(0), 100, XS, progress_bar=False).losses
+    assert losses[-30:].mean() < losses[:30].mean()
+
+
+@pytest.mark.filterwarnings("ignore:shape requires ndarray")  # NumPyro's own, of state beside a scan.
+def test_state_that_a_wrapper_keeps_stays():
+    model, guide = chain()
+    svi = SVI(model, config_estimators(guide), numpyro.optim.Adam(0.02), elbo_of())
+    state = svi.init(jax.random.key(0), XS)
+    assert jax.tree.structure(svi.update(state, XS)[0]) == jax.tree.structure(state)

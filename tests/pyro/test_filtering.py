@@ -1,12 +1,28 @@
 """Particle filters through `pyro.markov`: exact over all draws and all ancestors of a hidden Markov model."""
 
+import math
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 
-from pplgrad.pyro import TraceGrad_ELBO, _filter
+from pplgrad import (
+    FIVO,
+    VIMCO,
+    ConfigurationError,
+    DisARM,
+    Enumerate,
+    EstimatorError,
+    ImpossibleValueError,
+    LeaveOneOut,
+    ProgramError,
+    ScoreFunction,
+    Watch,
+)
+from pplgrad.pyro import TraceGrad_ELBO, _filter, check_gradients, config_estimators
 from pplgrad.testing.in_pyro import Force, array, gradient
 from tests import filtering as shared
 
@@ -86,3 +102,189 @@ def test_mutant_is_caught(name, monkeypatch):
     apply(monkeypatch)
     with pytest.raises(AssertionError):
         check(run_in(monkeypatch, 2), monkeypatch, short, 2, kind)
+
+
+def test_mutant_values_that_follow_no_ancestor_is_caught(monkeypatch):
+    """The weights follow the ancestors, the values do not: the program has other densities when it runs again."""
+    monkeypatch.setattr(_filter.Filtered, "_descended", lambda self, values, flat: values)
+    with pytest.raises(ProgramError, match="other log densities"):
+        run_in(monkeypatch, 3)(shared.OBJECTIVES["score"], "discrete", *shared.table(shared.OBJECTIVES["score"])[:2])
+
+
+def elbo_of(particles=4, objective=FIVO(), **given):  # noqa: B008
+    given = {"vectorize_particles": True} | given
+    return TraceGrad_ELBO(particles, objective=objective, **given)
+
+
+XS = array([0.4, -0.3])
+
+
+def refused(error, words, model=None, guide=None, elbo=None):
+    model, guide = (given or plain for given, plain in zip((model, guide), chain(), strict=True))
+    pyro.clear_param_store()
+    with pytest.raises(error, match=words):
+        (elbo or elbo_of()).loss_and_grads(model, guide, XS)
+    assert not dict(pyro.get_param_store())
+
+
+def test_options_are_refused():
+    for words, given in {
+        "vectorize_particles=False": {"vectorize_particles": False},
+        "does not go with compile": {"compile": True},
+        "does not go with max_parallel": {"max_parallel": 4},
+        "does not go with closed_form": {"closed_form": {"z0": "kl"}},
+    }.items():
+        refused(ConfigurationError, words, elbo=elbo_of(**given))
+    with pytest.raises(ConfigurationError, match="drop higher_order=True"):
+        elbo_of(higher_order=True)
+    with pytest.raises(ConfigurationError, match="combines 3 particles"):
+        elbo_of(4, FIVO(samples=3))
+    with pytest.raises(ConfigurationError, match="nothing can be checked"):
+        check_gradients(*chain(), XS, elbo=elbo_of())
+    watched = config_estimators(chain()[1], watch=Watch(print))
+    refused(ConfigurationError, "watch", guide=watched)
+
+
+def test_estimators_are_refused():
+    for estimator in (DisARM(), VIMCO(), ScoreFunction(LeaveOneOut()), Enumerate()):
+        words = "brings baselines of its own.*use ScoreFunction"
+        refused(EstimatorError, words, elbo=elbo_of(estimators={"z*": estimator}))
+    refused(ConfigurationError, "nobody", elbo=elbo_of(estimators={"nobody": ScoreFunction()}))
+    refused(
+        ConfigurationError,
+        "'g' is the guide's alone.*'score' or 'drop'",
+        model=without("g"),
+        elbo=elbo_of(4, FIVO(resampling_gradient="stop-gradient")),
+    )
+
+
+def without(name):
+    """Return the model of `chain` without a parameter that it does not read."""
+
+    def model(xs):
+        with poutine.block(hide=[name]):
+            chain()[0](xs)
+
+    return model
+
+
+def test_programs_are_refused():
+    def no_loop(xs):
+        pyro.sample("z0", dist.Bernoulli(array(0.5)))
+
+    def after(xs):
+        chain()[1](xs)
+        pyro.sample("late", dist.Bernoulli(array(0.5)))
+
+    def twice(xs):
+        for part in (range(1), range(1, len(xs))):
+            for i in pyro.markov(part):
+                pyro.sample(f"z{i}", dist.Bernoulli(array(0.5)))
+
+    def unnamed(xs):
+        for _ in pyro.markov(range(len(xs))):
+            pyro.sample("z", dist.Bernoulli(array(0.5)))
+
+    def shorter(xs):
+        chain()[1](xs[:1])
+
+    def subsampled(xs):
+        for i in pyro.markov(range(len(xs))):
+            with pyro.plate(f"data{i}", 3, subsample_size=2):
+                pyro.sample(f"z{i}", dist.Bernoulli(array(0.5)))
+
+    def mixing(xs):
+        z = array(0.0)
+        for i in pyro.markov(range(len(xs) + 2)):
+            z = pyro.sample(f"z{i}", dist.Normal(z.mean() + 0 * z, 1.0))
+            pyro.sample(f"x{i}", dist.Normal(z, 1.0), obs=array(0.4))
+
+    def random(xs):
+        for i in pyro.markov(range(len(xs))):
+            z = pyro.sample(f"z{i}", dist.Bernoulli(array(0.5)))
+            pyro.sample(f"x{i}", dist.Normal(z + torch.randn(()), 1.0), obs=xs[i])
+
+    def as_the_mixing(xs):
+        for i in pyro.markov(range(len(xs) + 2)):
+            pyro.sample(f"z{i}", dist.Normal(array(0.0), 1.0))
+
+    def impossible(xs):
+        for i in pyro.markov(range(len(xs))):
+            z = pyro.sample(f"z{i}", dist.Bernoulli(array(0.5)))
+            pyro.factor(f"x{i}", (-math.inf if i else 0.0) * (1 + z))
+
+    def with_hint(xs):
+        pyro.sample("z0", dist.Bernoulli(array(0.5)), infer={"estimator": ScoreFunction()})
+
+    refused(ProgramError, "The guide has no pyro.markov loop", guide=no_loop)
+    refused(ProgramError, "The model has no pyro.markov loop", model=no_loop)
+    refused(ProgramError, "'late' of the guide stands after the loop", guide=after)
+    refused(ProgramError, "'z1' of the model stands after the loop over time, or in another one", model=twice)
+    refused(ProgramError, "several sites named 'z'", unnamed, unnamed, elbo=elbo_of(max_plate_nesting=0))
+    refused(ProgramError, r"'z1' of the model is drawn in step 1 .* not there in the guide", guide=shorter)
+    refused(ProgramError, "Plate 'data0' is subsampled", subsampled, subsampled)
+    refused(ProgramError, "other log densities", model=mixing, guide=as_the_mixing)
+    refused(ProgramError, "other log densities", model=random)
+    refused(ImpossibleValueError, "in step 1 ", model=impossible)
+    refused(EstimatorError, "estimators belong to the latent", model=with_hint)
+
+
+def test_losses_agree_and_second_derivatives_are_refused():
+    model, guide = chain()
+    found = []
+    for method in ("loss", "loss_and_grads", "differentiable_loss"):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(2)
+        found.append(torch.as_tensor(getattr(elbo_of(max_plate_nesting=0), method)(model, guide, XS)).item())
+    np.testing.assert_allclose(found, found[0])
+    loss = elbo_of().differentiable_loss(model, guide, XS)
+    with pytest.raises(EstimatorError, match="first ones alone"):
+        torch.autograd.grad(loss, [pyro.get_param_store()["g"]], create_graph=True)
+
+
+def test_one_particle_is_the_elbo():
+    model, guide = chain("mixed")
+    losses = []
+    for given in ({"objective": FIVO()}, {}):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(3)
+        losses.append(TraceGrad_ELBO(1, estimators={"w": ScoreFunction()}, **given).loss_and_grads(model, guide, XS))
+    np.testing.assert_allclose(*losses)
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_sequences_in_a_plate_and_of_several_lengths(mask):
+    """A step that is masked changes no weight: the bound is that of the shorter sequence."""
+    lengths = torch.tensor([3, 1])
+
+    def program(observed):
+        def run(xs, steps):
+            z = torch.zeros(())
+            with pyro.plate("sequences", 2):
+                for i in pyro.markov(range(steps)):
+                    with poutine.mask(mask=i < lengths if mask else True):
+                        z = pyro.sample(f"z{i}", dist.Normal(0.5 * z, 1.0))
+                        if observed:
+                            pyro.sample(f"x{i}", dist.Normal(z, 1.0), obs=xs[:, i])
+
+        return run
+
+    xs = torch.ones(2, 5)
+    losses = []
+    for steps in (3, 5):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(4)
+        losses.append(elbo_of(6, FIVO(threshold=0), max_plate_nesting=1).loss(program(True), program(False), xs, steps))
+    assert (abs(losses[0] - losses[1]) < 1e-5) == mask
+
+
+def test_described_and_trained():
+    model, guide = chain("mixed")
+    elbo = elbo_of(8, FIVO(samples=4, resampling_gradient="drop"))
+    pyro.clear_param_store()
+    rows = {row["site"]: row for row in elbo.describe(model, guide, XS).rows}
+    assert rows["w"]["estimator"] == "ScoreFunction()" and rows["z0"]["estimator"] == "Reparam()"
+    assert "biased: FIVO(" in rows["w"]["reason"]
+    svi = pyro.infer.SVI(model, config_estimators(guide, {"w": ScoreFunction()}), pyro.optim.Adam({"lr": 0.02}), elbo)
+    losses = [svi.step(XS) for _ in range(60)]
+    assert np.mean(losses[-20:]) < np.mean(losses[:20])
