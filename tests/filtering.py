@@ -187,7 +187,7 @@ def weigh(patch, weights, change=lambda xp, x: x):
         return ops.xp.sum(ops.constant(weights, x) * change(ops.xp, x))
 
     patch.setattr(particle_filter, "averaged", averaged)
-    patch.setattr(ParticleFilter, "_against_others", lambda self, signal: signal)
+    patch.setattr(ParticleFilter, "alone", True)
 
 
 def assert_exact(run, patch, short, steps=3, kind="discrete"):
@@ -270,6 +270,18 @@ def bound_with_the_particle_itself(patch):
         return found._replace(without=found.without + own)
 
     patch.setattr(ParticleFilter, "weighed", weighed)
+
+
+@mutant("score")
+def baseline_that_has_seen_the_choice(patch):
+    plain = ParticleFilter._centred
+    patch.setattr(
+        ParticleFilter,
+        "_centred",
+        lambda self, signal, past, known: plain(
+            self, signal, past + 0.3 * signal[..., :2].sum(-1) if known else past, known
+        ),
+    )
 
 
 @mutant("sometimes")

@@ -27,9 +27,11 @@ class FIVO(Objective):
     steps is a run of the program as far as that step, in which the earlier sites take the values of the particle's ancestors.
 
     Sites have `Reparam()` or `ScoreFunction()`, without a baseline of their own. The cost of a draw in step t is Σ_{s ≥ t} log Ẑ_s, less
-    the bound of step t without the particle, and with several filters less the mean of the other filters. The gradient of the ancestors' choice:
+    the bound of step t without the particle. From costs the mean of the other filters is subtracted, or, where there is one filter, what the mean
+    of the steps before makes of the steps to come. The first is by far the better. The gradient of the ancestors' choice:
 
-    - "score": the same with the log probability of the ancestors, at costs from the following step on. Unbiased for E[log Ẑ].
+    - "score": the same with the log probability of the ancestors, at costs from the following step on. Unbiased for E[log Ẑ], with a large
+      variance (with systematic resampling and continuous weights it has no finite one).
     - "drop": none. Biased; usual with reparameterized sites, because its variance is smaller.
     - "stop-gradient": a resampled particle carries the weight W / ⊥(W) / K, where ⊥ is a constant, and the density of a draw without a path
       is ⊥(q) in its weights. The gradient of Ẑ is unbiased for that of the evidence. That of log Ẑ is biased for E[log Ẑ], and converges to

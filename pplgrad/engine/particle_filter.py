@@ -102,16 +102,16 @@ class ParticleFilter:
     def surrogate(self, steps: Step) -> tuple[Array, Array]:
         """Return the objective and its surrogate, averaged over the filters, from all steps, stacked in front.
 
-        The log probability of a choice is multiplied by what follows it, as a constant: the objective from its own step on.
+        The log probability of a choice is multiplied by what follows it, as a constant: the objective from its own step on, less a baseline.
         """
         xp, ops = self.ops.xp, self.ops
         values = ops.stop_gradient(steps.value)
-        total = xp.sum(values, axis=0)
-        future = total - xp.cumulative_sum(values, axis=0) + values
-        at_draws = future[:, :, None] - steps.without
+        total, so_far = xp.sum(values, axis=0), xp.cumulative_sum(values, axis=0)
+        future, past = total - so_far + values, so_far - values
         summed = xp.sum(steps.value, axis=0)
-        summed = summed + xp.sum(steps.resampling * self._against_others(future), axis=0)
-        summed = summed + xp.sum(steps.draws * self._against_others(at_draws), axis=(0, 2))
+        summed = summed + xp.sum(steps.resampling * self._centred(future, past, 0), axis=0)
+        at_draws = self._centred(future[:, :, None] - steps.without, past, 1)
+        summed = summed + xp.sum(steps.draws * at_draws, axis=(0, 2))
         return averaged(ops, total), averaged(ops, summed)
 
     def stacked(self, steps: Sequence[Step]) -> Step:
@@ -146,14 +146,27 @@ class ParticleFilter:
         alone = xp.isfinite(found[0]) & xp.isfinite(found[1])
         return xp.where(alone, found[0] - xp.where(alone, found[1], xp.zeros_like(found[1])), xp.zeros_like(found[0]))
 
-    def _against_others(self, signal: Array) -> Array:
-        """Subtract from a signal, (steps, filters, ...), the mean of the other filters."""
-        if self.filters == 1:
-            return signal
-        xp = self.ops.xp
-        each = signal if len(signal.shape) == 2 else xp.mean(signal, axis=2)
-        others = (xp.sum(each, axis=1, keepdims=True) - each) / (self.filters - 1)
-        return signal - (others if len(signal.shape) == 2 else others[:, :, None])
+    @property
+    def alone(self) -> bool:
+        """Whether there are no other filters to compare with."""
+        return self.filters == 1
+
+    def _centred(self, signal: Array, past: Array, known: int) -> Array:
+        """Subtract from a signal, (steps, filters, ...), what it may be without the choice that it is the signal of.
+
+        That is the mean of the other filters. A filter alone takes the mean of its steps before the choice for each that is still to come, all but the
+        `known` first of them; the mean of n steps is drawn to 0 by the factor n / (n + 1).
+        """
+        xp, ops = self.ops.xp, self.ops
+        single = len(signal.shape) == 2
+        if self.alone:
+            count = signal.shape[0]
+            factor = (count - known - np.arange(count)) / (1 + np.arange(count))
+            expected = ops.constant(factor[:, None], past) * past
+        else:
+            each = signal if single else xp.mean(signal, axis=2)
+            expected = (xp.sum(each, axis=1, keepdims=True) - each) / (self.filters - 1)
+        return signal - (expected if single else expected[:, :, None])
 
 
 def averaged(ops: Ops, x: Array) -> Array:
