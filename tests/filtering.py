@@ -264,8 +264,8 @@ def score_of_the_draws_lost(patch):
 def bound_with_the_particle_itself(patch):
     plain = ParticleFilter.weighed
 
-    def weighed(self, logs, increments):
-        found = plain(self, logs, increments)
+    def weighed(self, logs, increments, scored):
+        found = plain(self, logs, increments, scored)
         own = self.ops.stop_gradient(increments)
         return found._replace(without=found.without + own)
 

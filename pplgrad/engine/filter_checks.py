@@ -62,6 +62,11 @@ def refuse_other_steps(guide: Collection[str], model: Collection[str], step: Any
         )
 
 
+def are_scored(objective: FIVO, estimators: Mapping[str, Any]) -> bool:
+    """Return whether the score of any draw is followed."""
+    return objective.resampling_gradient != "stop-gradient" and any(x.uses_score for x in estimators.values())
+
+
 def refuse_held(objective: FIVO, own: Collection[str], estimators: Mapping[str, Any]) -> None:
     """Refuse a guide whose own parameters would get no gradient: no draw has a path, and densities of draws are constants."""
     if objective.resampling_gradient == "stop-gradient" and own and all(x.uses_score for x in estimators.values()):

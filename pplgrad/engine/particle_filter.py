@@ -61,11 +61,12 @@ class ParticleFilter:
         """Return the normalised log weights of particles that nothing has weighed."""
         return self.ops.constant(np.full((self.filters, self.particles), -math.log(self.particles)), like)
 
-    def weighed(self, logs: Array, increments: Array) -> Weighed:
-        """Weigh the particles by the log weights of a step."""
+    def weighed(self, logs: Array, increments: Array, scored: bool = True) -> Weighed:
+        """Weigh the particles by the log weights of a step, in which draws are `scored` or none is."""
         xp, joint = self.ops.xp, logs + increments
         value = log_sum_exp(xp, joint, 1)
-        return Weighed(value, joint - value[:, None], self._without(logs, joint))
+        without = self._without(logs, joint) if scored else xp.zeros_like(self.ops.stop_gradient(joint))
+        return Weighed(value, joint - value[:, None], without)
 
     def resampled(self, logs: Array, uniforms: Array, wanted: Array) -> Resampled:
         """Choose ancestors by their normalised log weights where that is `wanted` and due.

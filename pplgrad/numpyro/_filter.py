@@ -16,8 +16,9 @@ from pplgrad.configuration import EstimatorMapping, collect_mappings
 from pplgrad.core.estimator import Estimator
 from pplgrad.core.filtering import FIVO
 from pplgrad.core.program import Program
-from pplgrad.engine.checks import refuse_mismatch
+from pplgrad.engine.checks import refuse_mismatch, refuse_model_estimator
 from pplgrad.engine.filter_checks import (
+    are_scored,
     impossible_bound,
     no_loop,
     refuse_after,
@@ -83,19 +84,15 @@ class _Watching(Messenger):
     """Stands outermost around a program or a body of it: binds estimators, makes draws constant, and refuses what is not filtered."""
 
     def __init__(self, objective: FIVO, seen: Seen, resolve: Resolve | None) -> None:
+        """`resolve` chooses a guide's estimators; the model has none."""
         super().__init__()
         self._objective, self._seen, self._resolve = objective, seen, resolve
 
     def process_message(self, msg: Any) -> None:
         stabilize_logits(msg)
-        if msg["type"] == "plate":
-            size, drawn = msg["args"]
-            refuse_subsampled(msg["name"], size, size if drawn is None else drawn, self._objective)
-        if msg["type"] == "mutable" and "pplgrad" not in msg:
-            raise ProgramError(
-                f"The program keeps mutable state ('{msg['name']}'), and {self._objective!r} runs its steps for several particles at once; use "
-                "parameters, or another objective."
-            )
+        if msg["type"] == "sample" and self._resolve is None:
+            refuse_model_estimator(msg)
+        _refuse_site(msg, self._objective)
 
     def postprocess_message(self, msg: Any) -> None:
         if self._resolve is None or msg["type"] != "sample" or msg["is_observed"]:
@@ -107,6 +104,18 @@ class _Watching(Messenger):
             )
         estimator = self._seen.estimators[msg["name"]] = self._resolve(msg["name"], msg, None)  # type: ignore[arg-type]
         make_constant(msg, estimator)
+
+
+def _refuse_site(msg: Any, objective: FIVO) -> None:
+    """Refuse a plate of a minibatch, and state."""
+    if msg["type"] == "plate":
+        size, drawn = msg["args"]
+        refuse_subsampled(msg["name"], size, size if drawn is None else drawn, objective)
+    if msg["type"] == "mutable" and "pplgrad" not in msg:
+        raise ProgramError(
+            f"The program keeps mutable state ('{msg['name']}'), and {objective!r} runs its steps for several particles at once; use "
+            "parameters, or another objective."
+        )
 
 
 class _UntilScan(Messenger):
@@ -121,9 +130,9 @@ class _UntilScan(Messenger):
             return
         between = [x for x in handlers_inside(self) if not isinstance(x, (FlowMessenger, trace))]
         if between or msg["kwargs"]["substitute_stack"]:
-            what = f"handlers.{type(between[0]).__name__}" if between else "a handler that sets values"
+            what = type(between[0]).__name__ if between else "a handler that sets values"
             raise ProgramError(
-                f"The scan of the {self._side} stands under {what}, which {self._objective!r} does not carry into its steps; put it inside the body "
+                f"The scan of the {self._side} stands inside of {what}, which {self._objective!r} does not carry into its steps; put it inside the body "
                 "(data are passed in as xs, and observed with obs=...)."
             )
         body, init, xs, length, reverse = msg["args"]
@@ -146,10 +155,12 @@ class Filtered:
         args, kwargs = self.program.args, self.program.kwargs
 
         def whole(key: jax.Array) -> None:
-            with _Watching(self.objective, self.seen, None), collect_mappings() as mappings:
+            with collect_mappings() as mappings:
                 guide = trace(substitute(seed(self.program.guide, key), data=self.params)).get_trace(*args, **kwargs)
                 model = replay(substitute(seed(self.program.model, key), data=self.params), trace=guide)
                 against = trace(model).get_trace(*args, **kwargs)
+            for site in (*guide.values(), *against.values()):
+                _refuse_site(site, self.objective)
             self.seen.mappings += mappings
             self.seen.kept += [name for name, site in guide.items() if site["type"] == "mutable"]
             sides = {"guide": guide, "model": against}
@@ -390,7 +401,7 @@ def _run(found: ParticleFilter, rows: _Rows, key: jax.Array) -> Step:
         carry, increment, score = rows.advance(carry, origin, number)
         at_first = jnp.where(number == 0, 1.0, 0.0)
         increment = jnp.reshape(increment, shape) + jnp.where(number == 0, first, jnp.zeros_like(first))
-        weighed = found.weighed(moved.logs, increment)
+        weighed = found.weighed(moved.logs, increment, are_scored(found.objective, rows.seen.estimators))
         score = jnp.reshape(score, shape) + at_first * scored
         return (carry, origin, weighed.logs), Step(weighed.value, moved.score, score, weighed.without)
 

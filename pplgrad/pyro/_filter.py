@@ -21,6 +21,7 @@ from pplgrad.core.estimator import Estimator
 from pplgrad.core.filtering import FIVO
 from pplgrad.core.program import Program
 from pplgrad.engine.filter_checks import (
+    are_scored,
     changed_when_replayed,
     impossible_bound,
     no_loop,
@@ -142,7 +143,7 @@ class Filtered:
             increment, draws = self._weighed(guide.at(number), model.at(number))
             increment, draws = (x.reshape(found.filters, count) for x in (increment, draws))
             logs = found.start(increment) if logs is None else logs
-            weighed = found.weighed(logs, increment)
+            weighed = found.weighed(logs, increment, are_scored(self.objective, self.estimators))
             steps.append(
                 Step(weighed.value, torch.zeros_like(weighed.value) if score is None else score, draws, weighed.without)
             )

@@ -7,7 +7,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro import handlers
-from numpyro.contrib.control_flow import scan
+from numpyro.contrib.control_flow import cond, scan
 from numpyro.handlers import substitute
 from numpyro.infer import SVI
 
@@ -110,23 +110,33 @@ def run_in(patch, steps=3):
     return run
 
 
-@pytest.mark.parametrize("short", ["score", "drop", "sometimes", "never", "systematic"])
+ALIKE = pytest.mark.exhaustive  # Of the filter itself, which Pyro's tests go through as well.
+
+
+@pytest.mark.parametrize(
+    "short", ["score", "sometimes", "systematic", pytest.param("drop", marks=ALIKE), pytest.param("never", marks=ALIKE)]
+)
 def test_exact(short, monkeypatch):
     shared.assert_exact(run_in(monkeypatch), monkeypatch, short)
 
 
-@pytest.mark.parametrize("short", ["score", "systematic"])
+@pytest.mark.parametrize("short", ["score", pytest.param("systematic", marks=ALIKE)])
 @pytest.mark.parametrize("kind", ["global", "mixed"])
 def test_sites_before_the_loop_and_reparameterized_ones_exact(kind, short, monkeypatch):
     shared.assert_exact(run_in(monkeypatch, 2), monkeypatch, short, 2, kind)
 
 
-@pytest.mark.parametrize("short", ["stop-gradient", "stop-gradient systematic"])
+@pytest.mark.parametrize("short", ["stop-gradient", pytest.param("stop-gradient systematic", marks=ALIKE)])
 def test_evidence_exact(short, monkeypatch):
     shared.assert_evidence_exact(run_in(monkeypatch), monkeypatch, short)
 
 
-@pytest.mark.parametrize("name", shared.MUTANTS)
+QUICK = ("score_of_the_ancestors_lost", "weights_that_are_not_reset")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=ALIKE) for name in shared.MUTANTS]
+)
 def test_mutant_is_caught(name, monkeypatch):
     apply, short, check, kind = shared.MUTANTS[name]
     apply(monkeypatch)
@@ -278,6 +288,12 @@ def test_programs_are_refused():
     def impossible(x):
         numpyro.factor("x", -jnp.inf * (1.0 + bernoulli()))
 
+    def hinted(x):
+        numpyro.sample("z", dist.Bernoulli(0.5), infer={"estimator": ScoreFunction()})
+
+    def branching(x):
+        return cond(x > 0, lambda _: bernoulli(), lambda _: bernoulli(), None)
+
     plain = scanned(lambda x: bernoulli())
     refused(ProgramError, "The guide has no scan", guide=lambda xs: bernoulli())
     refused(ProgramError, "'late' of the guide stands after the loop", model=after, guide=after)
@@ -285,10 +301,12 @@ def test_programs_are_refused():
     refused(ProgramError, "run in opposite directions", guide=scanned(lambda x: bernoulli(), reverse=True))
     refused(ProgramError, "Plate 'data' is subsampled", guide=scanned(subsampled))
     refused(ProgramError, "shape", guide=growing)
-    refused(ProgramError, "stands under handlers.scale", guide=scaled)
-    refused(ProgramError, "stands under handlers.condition|sets values", model=conditioned, guide=plain)
+    refused(ProgramError, "stands inside of scale", guide=scaled)
+    refused(ProgramError, "stands inside of condition", model=conditioned, guide=plain)
     refused(ProgramError, "'z' of the guide is drawn before the scan, and not there in the model", guide=before)
     refused(ImpossibleValueError, "in step 0 ", model=scanned(impossible), guide=plain)
+    refused(EstimatorError, "belong to the latent", model=scanned(hinted))
+    refused(ProgramError, "inside cond or an inner scan", guide=scanned(branching))
     assert not jnp.isfinite(
         jax.jit(lambda: elbo_of().loss(jax.random.key(0), PARAMS, scanned(impossible), plain, XS))()
     )
@@ -341,3 +359,39 @@ def test_state_that_a_wrapper_keeps_stays():
     svi = SVI(model, config_estimators(guide), numpyro.optim.Adam(0.02), elbo_of())
     state = svi.init(jax.random.key(0), XS)
     assert jax.tree.structure(svi.update(state, XS)[0]) == jax.tree.structure(state)
+
+
+@pytest.mark.parametrize("particles", [1, 6])
+def test_sequences_in_a_plate_and_of_several_lengths(particles):
+    """Steps that are masked change no weight: the bound is that of the shorter sequences. A scan may have no rows, and a key be a plain array."""
+    lengths, xs = jnp.array([3, 1]), jnp.ones((2, 5))
+
+    def program(observed, steps):
+        def step(carried, _):
+            z, number = carried
+            with numpyro.plate("sequences", 2), handlers.mask(mask=number < lengths):
+                z = numpyro.sample("z", dist.Normal(0.5 * z, 1.0))
+                if observed:
+                    numpyro.sample("x", dist.Normal(z, 1.0), obs=xs[:, number])
+            return (z, number + 1), None
+
+        return lambda: scan(step, (jnp.zeros(2), 0), None, length=steps)
+
+    def loss(steps):
+        elbo = elbo_of(particles, FIVO(threshold=0))
+        return elbo.loss(jax.random.PRNGKey(0), {}, program(True, steps), program(False, steps))
+
+    np.testing.assert_allclose(loss(3), loss(5), rtol=1e-12)
+
+
+def test_each_series_has_its_filter_under_vmap():
+    model, guide = chain()
+    elbo, keys = elbo_of(4, FIVO(resampling_gradient="drop")), jax.random.split(jax.random.key(0), 3)
+    series = jnp.asarray(np.linspace(-1, 1, 6).reshape(3, 2))
+
+    def one(key, xs):
+        return jax.value_and_grad(lambda p: elbo.loss(key, p, model, guide, xs))(PARAMS)
+
+    together, apart = jax.vmap(one)(keys, series), [one(key, xs) for key, xs in zip(keys, series, strict=True)]
+    for i, alone in enumerate(apart):
+        jax.tree.map(lambda x, y, i=i: np.testing.assert_allclose(x[i], y, rtol=1e-9), together, alone)
