@@ -184,7 +184,8 @@ def resolve(
         reason = f"no estimator: draws are constants under {type(site.objective).__name__}"
     if isinstance(site.objective, FIVO):
         refuse_unfiltered(site.name, found, site.objective)
-        reason = reason if site.objective.unbiased else f"{reason}; biased: {site.objective!r}"
+        if not site.objective.is_unbiased_at(site.is_discrete):
+            reason = f"{reason}; biased: {site.objective!r}"
     site = replace(site, higher_order=higher_order)
     found.check(site)
     if higher_order and found.declaration.derivatives is not None:

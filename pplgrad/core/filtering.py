@@ -41,8 +41,8 @@ class FIVO(Objective):
         samples: K, the number of particles of one filter. None (the default) takes all particles of the ELBO.
         resampling: "multinomial" (independent ancestors), or "systematic" (one uniform number for all K). Default: "multinomial".
         threshold: particles are resampled before a step where their effective sample size, 1 / Σ v², is below this fraction of K. None
-            (the default) resamples before every step, 0 never, which is `IWAE(plates=())`. With continuous sites a number between biases the gradient,
-            because it ignores that the decision moves with the parameters.
+            (the default) resamples before every step, 0 never, which is `IWAE(plates=())`. With continuous sites a number between 0 and 1 biases
+            the gradient, because it ignores that the decision moves with the parameters.
         resampling_gradient: "score" (the default), "drop" or "stop-gradient".
 
     Shapes:
@@ -65,10 +65,9 @@ class FIVO(Objective):
         False
 
     References:
-        Maddison, Lawson, Tucker, Heess, Norouzi, Mnih, Doucet and Teh (2017), section 3.
-        Naesseth, Linderman, Ranganath and Blei (2018), equations 5 and 7.
-        Le, Igl, Rainforth, Jin and Wood (2018), section 3.
-        Ścibior and Wood (2021), algorithm 2, for "stop-gradient".
+        Maddison, Lawson, Tucker, Heess, Norouzi, Mnih, Doucet and Teh (2017), with a threshold.
+        Naesseth, Linderman, Ranganath and Blei (2018), and Le, Igl, Rainforth, Jin and Wood (2018), without one.
+        Ścibior and Wood (2021), for "stop-gradient".
     """
 
     samples: int | None = None
@@ -102,8 +101,12 @@ class FIVO(Objective):
 
     @property
     def unbiased(self) -> bool:
-        """Whether the gradient is unbiased for E[log Ẑ], with a threshold between 0 and 1 where all draws are discrete."""
+        """Whether the gradient is unbiased for E[log Ẑ] where all draws are discrete."""
         return self.resampling_gradient == "score" or self.threshold == 0
+
+    def is_unbiased_at(self, is_discrete: bool) -> bool:
+        """Return whether the gradient is unbiased with a discrete or a continuous site: a decision by a threshold jumps along a continuous draw."""
+        return self.unbiased and (is_discrete or self.threshold in (None, 0, 1))
 
     def weights(self, args: tuple, kwargs: Mapping[str, Any]) -> CostWeights:
         """Return weight 1 for every log density."""

@@ -56,7 +56,7 @@ class TVO(MultiSample):
         (0.0, 0.3, 1.0)
 
     References:
-        Masrani, Le and Wood (2019), equations 9, 10 and 13, and appendix C (intervals of equal ratios).
+        Masrani, Le and Wood (2019), for both Riemann sums and the covariance form.
     """
 
     partitions: int | tuple[float, ...] = 5

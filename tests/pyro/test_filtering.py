@@ -285,6 +285,8 @@ def test_described_and_trained():
     rows = {row["site"]: row for row in elbo.describe(model, guide, XS).rows}
     assert rows["w"]["estimator"] == "ScoreFunction()" and rows["z0"]["estimator"] == "Reparam()"
     assert "biased: FIVO(" in rows["w"]["reason"]
+    rows = {row["site"]: row for row in elbo_of(8, FIVO(threshold=0.5)).describe(model, guide, XS).rows}
+    assert "biased" in rows["z0"]["reason"] and "biased" not in rows["w"]["reason"]
     svi = pyro.infer.SVI(model, config_estimators(guide, {"w": ScoreFunction()}), pyro.optim.Adam({"lr": 0.02}), elbo)
     losses = [svi.step(XS) for _ in range(60)]
     assert np.mean(losses[-20:]) < np.mean(losses[:20])
