@@ -395,3 +395,40 @@ def test_each_series_has_its_filter_under_vmap():
     together, apart = jax.vmap(one)(keys, series), [one(key, xs) for key, xs in zip(keys, series, strict=True)]
     for i, alone in enumerate(apart):
         jax.tree.map(lambda x, y, i=i: np.testing.assert_allclose(x[i], y, rtol=1e-9), together, alone)
+
+
+def test_what_depends_on_a_site_before_the_scan_follows_the_ancestors():
+    """Rows and constants of the scan that a global draw moves; the gradient is the slope of the loss along the same draws."""
+    masks = jnp.arange(4)[:, None] < jnp.array([4, 2])
+
+    def model(xs):
+        s, m = numpyro.sample("s", dist.LogNormal(0.0, 1.0)), numpyro.param("m", 0.3)
+
+        def step(carried, row):
+            z, number = carried
+            with numpyro.plate("series", 2), handlers.mask(mask=row[1]):
+                z = numpyro.sample("z", dist.Normal(m * z + 0.1 * number, 1.0))
+                numpyro.sample("x", dist.Normal(z, s), obs=row[0])
+            return (z, number + 1), None
+
+        scan(step, (jnp.zeros(2), 0), (xs, masks))
+
+    def guide(xs):
+        weights, q = numpyro.param("weights", 0.1 * jnp.ones((2, 2))), numpyro.param("q", jnp.array([0.1, -0.5]))
+        s = numpyro.sample("s", dist.LogNormal(q[0], jnp.exp(q[1])))
+        _, ahead = jax.lax.scan(lambda h, x: (jnp.tanh(weights @ h + x),) * 2, jnp.zeros(2), xs, reverse=True)
+
+        def step(z, row):
+            with numpyro.plate("series", 2), handlers.mask(mask=row[1]):
+                z = numpyro.sample("z", dist.Normal(0.3 * z + row[0] / s, 1.0))
+            return z, None
+
+        scan(step, jnp.zeros(2), (ahead / s, masks))
+
+    params = {"m": array(0.3), "weights": array(0.1 * np.ones((2, 2))), "q": array([0.1, -0.5])}
+    xs, elbo = array(np.linspace(-1, 1, 8).reshape(4, 2)), elbo_of(8, FIVO(4, "systematic", 0.5, "drop"))
+    loss = jax.jit(lambda p: elbo.loss(jax.random.key(3), p, model, guide, xs))
+    slopes = jax.grad(loss)(params)
+    for name, value in params.items():
+        ahead, back = (loss({**params, name: value + step}) for step in (1e-6, -1e-6))
+        np.testing.assert_allclose((ahead - back) / 2e-6, slopes[name].sum(), atol=1e-6)

@@ -290,3 +290,48 @@ def test_described_and_trained():
     svi = pyro.infer.SVI(model, config_estimators(guide, {"w": ScoreFunction()}), pyro.optim.Adam({"lr": 0.02}), elbo)
     losses = [svi.step(XS) for _ in range(60)]
     assert np.mean(losses[-20:]) < np.mean(losses[:20])
+
+
+def test_gradient_of_a_module_is_the_slope_along_the_draws():
+    """A recurrent network before the loop, a global draw, masks, and Python state that the steps count on."""
+    masks = torch.arange(4)[:, None] < torch.tensor([4, 2])
+
+    class Guide(pyro.nn.PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.ahead = torch.nn.GRU(2, 2).double()
+
+        def forward(self, xs):
+            s = pyro.sample("s", dist.LogNormal(array(0.1), 0.6))
+            found, z = self.ahead(xs)[0], array(np.zeros(2))
+            for i in pyro.markov(range(len(xs))):
+                with pyro.plate(f"series{i}", 2), poutine.mask(mask=masks[i]):
+                    z = pyro.sample(f"z{i}", dist.Normal(0.3 * z + found[i] / s, 1.0))
+
+    def model(xs):
+        s, z = pyro.sample("s", dist.LogNormal(array(0.0), 1.0)), array(np.zeros(2))
+        for i in pyro.markov(range(len(xs))):
+            with pyro.plate(f"series{i}", 2), poutine.mask(mask=masks[i]):
+                z = pyro.sample(f"z{i}", dist.Normal(pyro.param("m", array(0.3)) * z + 0.1 * i, 1.0))
+                pyro.sample(f"x{i}", dist.Normal(z, s), obs=xs[i])
+
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    guide, xs = Guide(), array(np.linspace(-1, 1, 8).reshape(4, 2))
+    elbo = elbo_of(8, FIVO(4, "systematic", 0.5, "drop"), max_plate_nesting=1)
+
+    def loss(method="loss"):
+        pyro.set_rng_seed(3)
+        return getattr(elbo, method)(model, guide, xs)
+
+    first = loss("differentiable_loss")
+    leaves = [pyro.param("m").unconstrained(), *guide.parameters()]
+    for leaf, slope in zip(leaves, torch.autograd.grad(first, leaves), strict=True):
+        ends = []
+        for step in (1e-6, -2e-6):
+            with torch.no_grad():
+                leaf += step
+            ends.append(loss())
+        with torch.no_grad():
+            leaf += 1e-6
+        np.testing.assert_allclose((ends[0] - ends[1]) / 2e-6, slope.sum(), atol=1e-6)
