@@ -220,12 +220,7 @@ class TraceGrad_ELBO(Trace_ELBO):
             },
         )
         filtered = Filtered(program, params, self.objective, self._resolve)
-        loss, seen = filtered_loss(key, self.num_particles, filtered)
-        for mapping in (self._mapping, *seen.mappings):
-            what = "TraceGrad_ELBO(estimators=...)" if mapping is self._mapping else "config_estimators"
-            refuse_unmatched(mapping, seen.estimators, seen.observed, what)
-        state = {name: params[name] for name in seen.kept if name in params}
-        return {"loss": loss, "mutable_state": state or None}
+        return filtered_loss(key, self.num_particles, filtered, self._mapping)
 
     def _evaluate(
         self, key: jax.Array, params: dict, program: Program, record: Record | None = None

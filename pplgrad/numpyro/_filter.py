@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from numpyro.handlers import replay, seed, substitute, trace
 from numpyro.primitives import Messenger
 
-from pplgrad.configuration import EstimatorMapping, collect_mappings
+from pplgrad.configuration import EstimatorMapping, collect_mappings, refuse_unmatched
 from pplgrad.core.estimator import Estimator
 from pplgrad.core.filtering import FIVO
 from pplgrad.core.program import Program
@@ -307,12 +307,16 @@ def uniforms(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
 
 
 @ours
-def filtered_loss(key: jax.Array, particles: int, filtered: Filtered) -> tuple[jax.Array, Seen]:
-    """Return the loss, whose gradient is the estimate, from `particles` particles, and what was seen of the program."""
+def filtered_loss(key: jax.Array, particles: int, filtered: Filtered, mapping: EstimatorMapping) -> dict[str, Any]:
+    """Return the loss, whose gradient is the estimate, and the state, which is as it was; `mapping` is the ELBO's own."""
     objective, key = filtered.objective, reused(key)
     keys = jax.random.split(key, particles)
     rows = _Rows(filtered, keys)
     filtered.look(key)
+    seen = filtered.seen
+    refuse_unmatched(mapping, seen.estimators, seen.observed, "TraceGrad_ELBO(estimators=...)")
+    for other in seen.mappings:
+        refuse_unmatched(other, seen.estimators, seen.observed, "config_estimators")
     found = ParticleFilter(OPS, objective, particles // objective.combined(particles), objective.combined(particles))
     steps = _run(found, rows, jax.random.fold_in(key, 0x5EED))
     value, surrogate = found.surrogate(steps)
@@ -325,7 +329,8 @@ def filtered_loss(key: jax.Array, particles: int, filtered: Filtered) -> tuple[j
         f"A second derivative was asked for, and the surrogate of {objective!r} is right for first ones alone; use ELBO() with "
         "higher_order=True."
     )
-    return attach(-value, OPS.first_order_only(-surrogate, message)), filtered.seen
+    state = {name: filtered.params[name] for name in seen.kept if name in filtered.params}
+    return {"loss": attach(-value, OPS.first_order_only(-surrogate, message)), "mutable_state": state or None}
 
 
 class _Rows:
