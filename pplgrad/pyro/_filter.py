@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from pyro.infer.util import is_validation_enabled
+from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 
@@ -36,7 +37,7 @@ from pplgrad.pyro._array_ops import OPS
 from pplgrad.pyro._compat import markov_step
 from pplgrad.pyro._distributions import unmasked
 from pplgrad.pyro._tracing.handlers import Resolve, SiteMessenger
-from pplgrad.pyro._tracing.host_checks import PARTICLES, broadcasting, check_shape
+from pplgrad.pyro._tracing.host_checks import PARTICLES, broadcasting, check_programs, check_shape
 from pplgrad.pyro._tracing.particle_trace import cost_of, log_prob, with_particles
 
 LOOP = "pyro.markov loop"
@@ -54,6 +55,13 @@ class Met:
     steps: dict[str, int] = field(default_factory=dict)
     params: set[str] = field(default_factory=set)
     ended: bool = True
+
+    def trace(self) -> Trace:
+        """Return the sites as Pyro's own checks take them."""
+        found = Trace()
+        for name, site in self.sites.items():
+            found.add_node(name, **site)
+        return found
 
     def at(self, step: int) -> list[Any]:
         """Return the sites of a step, those before the loop with the first."""
@@ -230,6 +238,7 @@ class Filtered:
     def _refuse(self, guide: Met, model: Met, last: int, paths: torch.Tensor | None) -> None:
         """Refuse what the last run shows: it has met every site, all but those of the last step at given values."""
         refuse_held(self.objective, guide.params - model.params, self.estimators)
+        check_programs(model.trace(), guide.trace(), self.depth or math.inf)
         with torch.no_grad():
             again, _ = self._weighed(list(guide.sites.values()), list(model.sites.values()))
         close = 1e4 * torch.finfo(again.dtype).eps

@@ -213,6 +213,15 @@ def test_programs_are_refused():
             z = pyro.sample(f"z{i}", dist.Bernoulli(array(0.5)))
             pyro.factor(f"x{i}", (-math.inf if i else 0.0) * (1 + z))
 
+    def narrow(xs):
+        for i in pyro.markov(range(len(xs))):
+            pyro.sample(f"z{i}", dist.Bernoulli(array(0.5)))
+
+    def wider(xs):
+        for i in pyro.markov(range(len(xs))):
+            with pyro.plate(f"data{i}", 2):
+                pyro.sample(f"z{i}", dist.Bernoulli(array(0.5)))
+
     def with_hint(xs):
         pyro.sample("z0", dist.Bernoulli(array(0.5)), infer={"estimator": ScoreFunction()})
 
@@ -223,6 +232,7 @@ def test_programs_are_refused():
     refused(ProgramError, "several sites named 'z'", unnamed, unnamed, elbo=elbo_of(max_plate_nesting=0))
     refused(ProgramError, r"'z1' of the model is drawn in step 1 .* not there in the guide", guide=shorter)
     refused(ProgramError, "Plate 'data0' is subsampled", subsampled, subsampled)
+    refused(ProgramError, "shapes disagree at site 'z0'", wider, guide=narrow, elbo=elbo_of(max_plate_nesting=1))
     refused(ProgramError, "other log densities", model=mixing, guide=as_the_mixing)
     refused(ProgramError, "other log densities", model=random)
     refused(ImpossibleValueError, "in step 1 ", model=impossible)
