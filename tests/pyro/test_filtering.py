@@ -232,7 +232,7 @@ def test_programs_are_refused():
     refused(ProgramError, "several sites named 'z'", unnamed, unnamed, elbo=elbo_of(max_plate_nesting=0))
     refused(ProgramError, r"'z1' of the model is drawn in step 1 .* not there in the guide", guide=shorter)
     refused(ProgramError, "Plate 'data0' is subsampled", subsampled, subsampled)
-    refused(ProgramError, "shapes disagree at site 'z0'", wider, guide=narrow, elbo=elbo_of(max_plate_nesting=1))
+    refused(ProgramError, "shapes disagree at site 'z[01]'", wider, guide=narrow, elbo=elbo_of(max_plate_nesting=1))
     refused(ProgramError, "other log densities", model=mixing, guide=as_the_mixing)
     refused(ProgramError, "other log densities", model=random)
     refused(ImpossibleValueError, "in step 1 ", model=impossible)
