@@ -13,8 +13,10 @@ from pplgrad.baselines import (
     NeuralBaseline,
     OptimalConstant,
 )
+from pplgrad.core.filtering import FIVO
 from pplgrad.core.objectives import ELBO, IWAE, Expectation, Objective, Renyi, ReweightedWakeSleep
 from pplgrad.core.off_policy import LogVariance, TrajectoryBalance
+from pplgrad.core.thermodynamic import TVO
 from pplgrad.errors import (
     BaselineError,
     ConfigurationError,
@@ -78,6 +80,7 @@ __all__ = [
     "Estimator",
     "EstimatorError",
     "Expectation",
+    "FIVO",
     "FunctionBaseline",
     "GappedStraightThrough",
     "GumbelRao",
@@ -109,6 +112,7 @@ __all__ = [
     "StickBreakingDisARM",
     "StraightThrough",
     "SumAndSample",
+    "TVO",
     "TrajectoryBalance",
     "TreeDisARM",
     "UnorderedSet",

@@ -15,6 +15,7 @@ from pplgrad.baselines.average import DecayingAverage
 from pplgrad.baselines.leave_one_out import LeaveOneOut
 from pplgrad.baselines.neural import NeuralBaseline
 from pplgrad.core.estimator import Estimator
+from pplgrad.core.filtering import FIVO
 from pplgrad.core.objectives import MultiSample
 from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import ConfigurationError, EstimatorError, listed
@@ -137,6 +138,15 @@ def report_mapping(mapping: EstimatorMapping) -> None:
         collected.append(mapping)
 
 
+def refuse_unfiltered(name: str, estimator: Any, objective: FIVO) -> None:
+    """Refuse what cannot estimate the gradient at a site whose draws decide which particles are resampled."""
+    if estimator not in (Reparam(), ScoreFunction()):
+        raise EstimatorError(
+            f"Site '{name}' has {estimator!r}, but the draws of a particle filter decide which particles go on, and it brings baselines of its "
+            f"own; under {objective!r} use ScoreFunction() there, or Reparam() where the distribution allows it."
+        )
+
+
 class Resolved(NamedTuple):
     """A site's estimator, why it has it, and the `Auto(measure=True)` that chooses it, if one does."""
 
@@ -172,6 +182,10 @@ def resolve(
         )
     if isinstance(site.objective, MultiSample) and site.objective.draws_are_constant:
         reason = f"no estimator: draws are constants under {type(site.objective).__name__}"
+    if isinstance(site.objective, FIVO):
+        refuse_unfiltered(site.name, found, site.objective)
+        if not site.objective.is_unbiased_at(site.is_discrete):
+            reason = f"{reason}; biased: {site.objective!r}"
     site = replace(site, higher_order=higher_order)
     found.check(site)
     if higher_order and found.declaration.derivatives is not None:
@@ -246,6 +260,8 @@ def default_estimator(site: SiteInfo, stateful: bool) -> Estimator:
         return ScoreFunction()
     if site.has_rsample:
         return Reparam()
+    if isinstance(site.objective, FIVO):
+        return ScoreFunction()
     if site.combined > 1:
         return VIMCO()
     if site.particles > 1 and not site.combined:

@@ -189,14 +189,7 @@ class MultiSample(Objective):
         Raises:
             ConfigurationError: `particles` is not a multiple of `samples`.
         """
-        if self.samples is None:
-            return particles
-        if particles % self.samples:
-            raise ConfigurationError(
-                f"{self!r} combines {self.samples} particles, and the ELBO has num_particles={particles}; pass a multiple of "
-                f"{self.samples} (such as num_particles={self.samples}), or leave out samples to combine all of them."
-            )
-        return self.samples
+        return combined_particles(self, self.samples, particles)
 
     def bound(self, xp: Any, log_weights: Array, axis: int) -> Array:
         """Return the bound, by reducing the log weights over the axis of the particles."""
@@ -208,6 +201,13 @@ class MultiSample(Objective):
         """Return the derivative of the bound with respect to each log weight: the normalised importance weights."""
         scaled = log_weights if self.power == 1 else self.power * log_weights
         return xp.exp(scaled - xp.expand_dims(log_sum_exp(xp, scaled, axis), axis=axis))
+
+    def density_shares(self, xp: Any, log_weights: Array, axis: int) -> tuple[Array, Array] | None:
+        """Return the factors of each particle's ∇ log p and ∇ log q, where the estimate is no derivative of the bound.
+
+        None (the default): the estimate is the derivative of the bound with respect to the log weights.
+        """
+        return None
 
     def _check(self) -> None:
         if self.samples is not None and (not isinstance(self.samples, int) or self.samples < 1):
@@ -222,6 +222,18 @@ class MultiSample(Objective):
                 f'{type(self).__name__}(plates={self.plates!r}): give a tuple of names of plates, such as ("data",), or () '
                 "for one weight of the whole program."
             )
+
+
+def combined_particles(objective: Objective, samples: int | None, particles: int) -> int:
+    """Return how many particles an objective combines, all if `samples` is None, or refuse what is no multiple of it."""
+    if samples is None:
+        return particles
+    if particles % samples:
+        raise ConfigurationError(
+            f"{objective!r} combines {samples} particles, and the ELBO has num_particles={particles}; pass a multiple of "
+            f"{samples} (such as num_particles={samples}), or leave out samples to combine all of them."
+        )
+    return samples
 
 
 def log_sum_exp(xp: Any, x: Array, axis: int) -> Array:
@@ -378,6 +390,11 @@ class ReweightedWakeSleep(MultiSample):
     def draws_are_constant(self) -> bool:
         """True: no gradient flows through draws, and sites have no estimator."""
         return True
+
+    def density_shares(self, xp: Any, log_weights: Array, axis: int) -> tuple[Array, Array]:
+        """Return the normalised weights for the model, and c times them for the guide."""
+        shares = self.shares(xp, log_weights, axis)
+        return shares, self.insomnia * shares
 
     @property
     def sleeps(self) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 
 from pplgrad.baselines.leave_one_out import LeaveOneOut
 from pplgrad.core.estimator import Estimator
+from pplgrad.core.filtering import FIVO
 from pplgrad.core.objectives import MultiSample, Objective
 from pplgrad.diagnostics.certificate import GradientCheck, Reference, certify, check_numbers
 from pplgrad.diagnostics.moments import Draws
@@ -129,6 +130,11 @@ def reference_of(
 
 def refuse_without_expectation(objective: Objective) -> None:
     """Refuse an objective whose gradient is that of no expectation over the guide's draws."""
+    if isinstance(objective, FIVO):
+        raise ConfigurationError(
+            f"{objective!r} resamples its particles, for which there is no reference, so that nothing can be checked; check the program under "
+            "IWAE(plates=())."
+        )
     if isinstance(objective, MultiSample) and objective.draws_are_constant:
         raise ConfigurationError(
             f"{objective!r} takes its draws for constants and is not the gradient of one objective over the guide's draws, so that "

@@ -8,8 +8,10 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from pplgrad.core.estimator import Estimator
+from pplgrad.core.filtering import FIVO
 from pplgrad.core.objectives import MultiSample, Objective
 from pplgrad.core.off_policy import OffPolicy
+from pplgrad.core.thermodynamic import TVO
 from pplgrad.engine.layout import Layout
 from pplgrad.errors import ConfigurationError, EstimatorError, ImpossibleValueError, ProgramError, first_line, listed
 
@@ -60,9 +62,13 @@ def checked_objective(objective: Any, particles: int, higher_order: bool = False
     if not isinstance(objective, Objective):
         hint = f"{objective.__name__}()" if isinstance(objective, type) else "ELBO(kl_weight=0.5) or Expectation()"
         raise ConfigurationError(f"TraceGrad_ELBO(objective={objective!r}): write an objective, such as {hint}.")
-    if isinstance(objective, MultiSample):
+    if isinstance(objective, (MultiSample, FIVO)):
         objective.combined(particles)
-    if isinstance(objective, OffPolicy) and higher_order:
+    if isinstance(objective, FIVO) and higher_order:
+        raise ConfigurationError(
+            f"{objective!r} estimates first derivatives alone; drop higher_order=True, or use ELBO()."
+        )
+    if isinstance(objective, MultiSample) and objective.draws_are_constant and higher_order:
         raise ConfigurationError(
             f"{objective!r} takes its draws for constants, so that its second derivatives are those of no expectation; drop "
             "higher_order=True, or use ELBO()."
@@ -72,7 +78,7 @@ def checked_objective(objective: Any, particles: int, higher_order: bool = False
 
 def refuse_drawn_by_model(objective: Objective, names: Collection[str]) -> None:
     """Refuse a site that the model alone draws, under an objective in which the guide gives the density of every draw."""
-    if isinstance(objective, OffPolicy) and names:
+    if isinstance(objective, (OffPolicy, TVO)) and names:
         raise ProgramError(
             f"Site '{sorted(names)[0]}' is drawn by the model alone, and {objective!r} compares the densities of guide and model at the same "
             "draws; draw it in the guide as well, or observe it."

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from pplgrad.core.array_ops import Array, Ops
-from pplgrad.core.objectives import MultiSample, ReweightedWakeSleep
+from pplgrad.core.objectives import MultiSample
 from pplgrad.core.off_policy import OffPolicy
 from pplgrad.core.shapes import to_shape
 from pplgrad.core.sites import Run
@@ -123,7 +123,7 @@ class Bounds:
                 _refuse_subsampled(other, objective)
             costs = [_model_held(ops, *pair) for pair in zip(self._layouts, costs, strict=True)]
         self._particles = [run.particles for _, run in runs]
-        sums = [self._summed(i, x, None) for i, x in enumerate(costs)]
+        sums = [self._summed(i, x) for i, x in enumerate(costs)]
         logs = xp.concat([x for x, _ in sums], axis=0) if len(sums) > 1 else sums[0][0]
         count = objective.combined(total)
         self.replicates = total // count
@@ -141,16 +141,17 @@ class Bounds:
             joint = xp.concat(scores, axis=0) if len(scores) > 1 else scores[0]
             bounds = bounds * xp.exp(xp.sum(xp.reshape(joint, logs.shape), axis=1))
         self.value = self.surrogate = self._scale * xp.sum(bounds) / self.replicates + beside
-        if isinstance(objective, ReweightedWakeSleep):
-            awake = [self._summed(i, x, objective.insomnia) for i, x in enumerate(costs)]
-            followed = xp.concat([x for x, _ in awake], axis=0) if len(awake) > 1 else awake[0][0]
-            shares = self._scale * objective.shares(xp, self._logs, 1)
-            self.surrogate = xp.sum(xp.reshape(followed, logs.shape) * shares) / self.replicates + beside
+        followed = objective.density_shares(xp, self._logs, 1)
+        if followed is not None:
+            model = [self._summed(i, x, guide=0.0)[0] for i, x in enumerate(costs)]
+            log_p = xp.reshape(xp.concat(model, axis=0) if len(model) > 1 else model[0], logs.shape)
+            of_model, of_guide = (self._scale * shares for shares in followed)
+            self.surrogate = xp.sum(of_model * log_p + of_guide * (log_p - logs)) / self.replicates + beside
 
-    def _summed(self, run: int, costs: Sequence[Array], guide: float | None) -> tuple[Array, Array]:
+    def _summed(self, run: int, costs: Sequence[Array], guide: float = -1.0) -> tuple[Array, Array]:
         """Return the unscaled log weights, (particles, *plates), and the sum of all that no draw changes and no plate has.
 
-        With `guide` the guide's log densities count with that sign and weight instead of −1.
+        The guide's log densities count with the sign and weight `guide`.
         """
         ops, layout = self._ops, self._layouts[run]
         shape = layout.weight_shape
@@ -158,7 +159,7 @@ class Bounds:
             return ops.xp.zeros((self._particles[run], *shape)), ops.xp.zeros(())
         total = beside = ops.constant(np.zeros(()), costs[0])
         for group in layout.cost_groups:
-            signs = group.signs if guide is None else np.where(group.signs < 0, guide, group.signs)
+            signs = np.where(group.signs < 0, -guide * group.signs, group.signs)
             stack = stacked_costs(ops, list(costs), group)
             summed = ops.contract(ops.constant(signs[None], stack), stack)[0]
             if all(plate in group.plates for plate in layout.weight_plates or ()):
@@ -204,11 +205,11 @@ class Bounds:
 
     def log_weights(self, run: int, costs: Sequence[Array]) -> Array:
         """Return the unscaled log weights that costs amount to: (particles, *plates)."""
-        return self._summed(run, costs, None)[0]
+        return self._summed(run, costs)[0]
 
     def _in_branches(self, run: int, costs: Sequence[Array], constant: bool) -> tuple[Array, Array]:
         """Return the log weights in branches, (particles, m, *plates), and all of each particle's bound, (particles, K, ...)."""
-        found, _ = self._summed(run, costs, None)
+        found, _ = self._summed(run, costs)
         particles = int(self._starts[run + 1] - self._starts[run])
         found = self._ops.xp.reshape(found, (particles, -1, *found.shape[1:]))
         bounds = np.arange(self._starts[run], self._starts[run + 1]) // self._logs.shape[1]

@@ -252,15 +252,19 @@ def root(name: str) -> str:
     return name
 
 
-def scopes_inside(handler: Any) -> list[Any]:
-    """Return the `scope` handlers that stand between the running statement and `handler`, innermost first."""
+def handlers_inside(handler: Any) -> list[Any]:
+    """Return the handlers that stand between the running statement and `handler`, innermost first."""
     found: list[Any] = []
     for other in reversed(_PYRO_STACK):
         if other is handler:
             break
-        if isinstance(other, scope):
-            found.append(other)
+        found.append(other)
     return found
+
+
+def scopes_inside(handler: Any) -> list[Any]:
+    """Return the `scope` handlers that stand between the running statement and `handler`, innermost first."""
+    return [other for other in handlers_inside(handler) if isinstance(other, scope)]
 
 
 def renamed(name: str, scopes: list[Any]) -> str:

@@ -23,6 +23,7 @@ from pplgrad.configuration import (
     watcher_of,
 )
 from pplgrad.core.estimator import Estimator
+from pplgrad.core.filtering import FIVO
 from pplgrad.core.objectives import ELBO, MultiSample, Objective, ReweightedWakeSleep
 from pplgrad.core.off_policy import OffPolicy
 from pplgrad.core.plates import Read
@@ -36,6 +37,7 @@ from pplgrad.engine.checks import (
 )
 from pplgrad.engine.closed_forms import ClosedForms, Counting
 from pplgrad.engine.description import Description, describe
+from pplgrad.engine.filter_checks import refuse_options
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.marginal_sites import refuse_unfollowed
 from pplgrad.engine.records import Record
@@ -55,6 +57,7 @@ from pplgrad.numpyro._evaluation import (
     with_gradient,
 )
 from pplgrad.numpyro._evaluator import Particle
+from pplgrad.numpyro._filter import Filtered, filtered_loss
 from pplgrad.numpyro._rerun.joint import NumPyroReruns
 from pplgrad.numpyro._rerun.monitoring import STEPS, counted, monitor
 from pplgrad.numpyro._rerun.wake_sleep import sleep_phase
@@ -179,6 +182,8 @@ class TraceGrad_ELBO(Trace_ELBO):
             self._refuse_scores(rng_key, param_map, Program(model, guide, args, kwargs))
             return super().loss_with_mutable_state(rng_key, param_map, model, guide, *args, **kwargs)
         program, param_map = Program(model, guide, args, kwargs), as_jax(param_map)
+        if isinstance(self.objective, FIVO):
+            return self._filtered(rng_key, param_map, program)
         result, runs = self._evaluate(rng_key, param_map, program)
         self._refuse_unmeasured()
         refuse_devices_alone(result)
@@ -200,6 +205,22 @@ class TraceGrad_ELBO(Trace_ELBO):
             )
             state = counted(state or {})
         return {"loss": loss, "mutable_state": state}
+
+    def _filtered(self, key: jax.Array, params: dict, program: Program) -> dict[str, Any]:
+        """Return the loss and the state, which is unchanged, where the particles are filtered."""
+        assert isinstance(self.objective, FIVO)
+        refuse_options(
+            self.objective,
+            {
+                "sum_sites=False": not self.sum_sites,
+                "vectorize_particles other than True": self.vectorize_particles is not True,
+                "max_parallel": self.max_parallel is not None,
+                "closed_form": bool(self._closed.kinds),
+                "config_estimators(watch=...)": STEPS in params,
+            },
+        )
+        filtered = Filtered(program, params, self.objective, self._resolve)
+        return filtered_loss(key, self.num_particles, filtered, self._mapping)
 
     def _evaluate(
         self, key: jax.Array, params: dict, program: Program, record: Record | None = None

@@ -18,6 +18,7 @@ from pyro.distributions.distribution import DistributionMeta
 from pyro.ops.einsum.adjoint import require_backward
 from pyro.optim import PyroOptim
 from pyro.poutine.block_messenger import BlockMessenger
+from pyro.poutine.markov_messenger import MarkovMessenger
 from pyro.poutine.runtime import _ENUM_ALLOCATOR, _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch.autograd import forward_ad
@@ -112,6 +113,14 @@ def keep_inverse(fn: Any, old: torch.Tensor, new: torch.Tensor) -> None:
 def is_outermost(handler: Any) -> bool:
     """Return whether no other handler of Pyro's stands around one."""
     return bool(_PYRO_STACK) and _PYRO_STACK[0] is handler
+
+
+def markov_step() -> tuple[Any, int]:
+    """Return the outermost `pyro.markov` loop that runs, and the number of its step; None and 0 outside of all."""
+    for handler in _PYRO_STACK:
+        if isinstance(handler, MarkovMessenger):
+            return handler, handler._pos
+    return None, 0
 
 
 def other_handlers() -> list[str]:

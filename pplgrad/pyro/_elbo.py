@@ -18,6 +18,7 @@ from pplgrad.configuration import (
     Resolved,
 )
 from pplgrad.core.estimator import Estimator
+from pplgrad.core.filtering import FIVO
 from pplgrad.core.objectives import ELBO, MultiSample, Objective, ReweightedWakeSleep
 from pplgrad.core.program import Program
 from pplgrad.core.sites import Run
@@ -28,7 +29,7 @@ from pplgrad.engine.layout import Layout
 from pplgrad.engine.records import Record
 from pplgrad.engine.signals import Bounds
 from pplgrad.engine.surrogate import averaged, estimate
-from pplgrad.errors import ConfigurationError, PplgradError
+from pplgrad.errors import ConfigurationError
 from pplgrad.monitoring.watch import Watcher
 from pplgrad.pyro._array_ops import OPS, attach
 from pplgrad.pyro._baselines import Networks, baselines_of, store_states
@@ -36,7 +37,7 @@ from pplgrad.pyro._diagnostics.measuring import measured
 from pplgrad.pyro._distributed import TorchDataParallel, TraceGradModule, data_parallel_of, refuse_own_gradients
 from pplgrad.pyro._distributions import family
 from pplgrad.pyro._evaluation import Evaluation, check_costs, objective_of
-from pplgrad.pyro._recreated_params import start_without_gradient
+from pplgrad.pyro._recreated_params import keeping_params
 from pplgrad.pyro._rerun.comparison import refuse_interaction
 from pplgrad.pyro._rerun.joint import PyroReruns
 from pplgrad.pyro._rerun.monitoring import monitor
@@ -173,6 +174,9 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
         # Particles that run together are looked at, as in a training step; one by one there is nothing to find.
         together = self.vectorize_particles and self.num_particles > 1
         program = Program(model, guide, args, kwargs)
+        if isinstance(self.objective, FIVO):
+            with torch.no_grad():
+                return -float(self._filtered(program, self.objective)[0])
         sums = any(found.estimator.enumerates for found in self._resolved.values())
         known = self._structures.find(program) if together or combined or sums else None
         value = self._bound if combined else self._mean_loss
@@ -236,6 +240,11 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
         """Return the loss in nats, and add its gradient estimate to the parameters' gradients."""
         refuse_own_gradients(self._peers)
         program = Program(model, guide, args, kwargs)
+        if isinstance(self.objective, FIVO):
+            value, surrogate = self._filtered(program, self.objective)
+            if surrogate.requires_grad:
+                (-surrogate).backward(retain_graph=self.retain_graph)
+            return -float(value)
         if self._compiler is not None and torch.is_grad_enabled():
             return self._compiler.step(_EagerSteps(self), program)
         return self._eager_step(program)
@@ -254,6 +263,9 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return the loss in nats as a tensor whose gradient is the estimate."""
         program = Program(model, guide, args, kwargs)
+        if isinstance(self.objective, FIVO):
+            value, surrogate = self._filtered(program, self.objective)
+            return attach(-value, -surrogate)
         evaluation, _ = self._step(program)
         self._watch(program)
         store_states(evaluation.result.states)
@@ -276,6 +288,9 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
 
     def diagnose(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> None:
         """Run one step without changing anything, and raise the error that names the site if something is wrong."""
+        if isinstance(self.objective, FIVO):
+            self._filtered(Program(model, guide, args, kwargs), self.objective)
+            return
         self._checked_estimate(Program(model, guide, args, kwargs), peers=self._silent())
 
     def _silent(self) -> TorchDataParallel | None:
@@ -404,16 +419,9 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
         peers: TorchDataParallel | None = None,
     ) -> tuple[Evaluation, float]:
         """Run the program and return the estimate and its value; if it raises, the param store is as it was."""
-        store = pyro.get_param_store()
-        before = set(store.keys())
-        try:
+        with keeping_params():
             evaluation = self._evaluate(program, record, known, peers)
             value = evaluation.checked(evaluation.numbers().tolist())
-        except PplgradError:
-            for name in [name for name in store.keys() if name not in before]:
-                del store[name]
-            raise
-        start_without_gradient(before)
         return evaluation, value
 
     def _evaluate(

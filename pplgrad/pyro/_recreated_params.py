@@ -7,14 +7,31 @@ trains anew then finds in `start` the last gradient of the time before, and the 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 
+import pyro
 import torch
 
+from pplgrad.errors import PplgradError
 from pplgrad.pyro._compat import unconstrained
 
 # By identity, since tensors compare by value. Nothing is kept alive.
 _leaves: dict[int, weakref.ref[torch.Tensor]] = {}
+
+
+@contextmanager
+def keeping_params() -> Iterator[None]:
+    """Run a program inside; if that is refused, the param store is as it was."""
+    store = pyro.get_param_store()
+    before = set(store.keys())
+    try:
+        yield
+    except PplgradError:
+        for name in [name for name in store.keys() if name not in before]:
+            del store[name]
+        raise
+    start_without_gradient(before)
 
 
 def start_without_gradient(before: Collection[str]) -> None:

@@ -20,15 +20,19 @@ from pplgrad.configuration import (
     watcher_of,
 )
 from pplgrad.core.estimator import Estimator
+from pplgrad.core.filtering import FIVO
 from pplgrad.core.objectives import MultiSample, Objective
 from pplgrad.core.off_policy import OffPolicy
 from pplgrad.core.program import Program, Proposed
 from pplgrad.core.sites import Run
 from pplgrad.engine.checks import refuse_drawn_by_model
 from pplgrad.engine.closed_forms import ClosedForms
+from pplgrad.engine.filter_checks import refuse_options
 from pplgrad.engine.layout import Layout
 from pplgrad.monitoring.watch import Watcher
 from pplgrad.pyro._baselines import state_of_functions
+from pplgrad.pyro._filter import Filtered
+from pplgrad.pyro._recreated_params import keeping_params
 from pplgrad.pyro._rerun.comparison import ParticlesInteract
 from pplgrad.pyro._rerun.joint import PyroReruns
 from pplgrad.pyro._rerun.summed_values import refuse_mixed_values
@@ -44,6 +48,7 @@ from pplgrad.pyro._tracing.particle_trace import (
     record,
     restore,
     run_traces,
+    watching_infer,
 )
 from pplgrad.pyro._tracing.provenance import Provenance
 from pplgrad.pyro._tracing.threads import OtherThreads
@@ -80,6 +85,8 @@ class Runner:
     _closed: ClosedForms
     _resolved: dict[Any, Resolved]
     _watcher: Watcher | None
+    _compiler: Any
+    _peers: Any
     _guess_max_plate_nesting: Callable
     _vectorized_num_particles: Callable
 
@@ -125,6 +132,36 @@ class Runner:
             if known is None or provenance is not None:
                 self._check(traces, mappings, provenance)
             yield traces, provenance
+
+    def _filtered(self, program: Program, objective: FIVO) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the objective and its surrogate where the particles are filtered; if it raises, the param store is as it was."""
+        together = self.num_particles > 1
+        refuse_options(
+            objective,
+            {
+                "vectorize_particles=False": together and not self.vectorize_particles,
+                "compile": self._compiler is not None,
+                "process_group": self._peers is not None,
+                "max_parallel": self.max_parallel is not None,
+                "closed_form": bool(self._closed.kinds),
+            },
+        )
+        with keeping_params():
+            if together and self.max_plate_nesting == math.inf:
+                self._guess_max_plate_nesting(*program)
+            depth = int(self.max_plate_nesting) if together else 0
+            model, guide = watching_infer(program.model), program.guide
+            if together:
+                nesting = Nesting(depth - 1)
+                model, guide = (self._vectorized_num_particles(nesting(f)) for f in (model, guide))
+            shown = program._replace(model=model, guide=guide)
+            filtered = Filtered(shown, objective, self._resolve, self.num_particles, depth)
+            value, surrogate = filtered.run()
+            refuse_options(objective, {"config_estimators(watch=...)": watcher_of(filtered.mappings) is not None})
+            refuse_unmatched(self._mapping, filtered.estimators, filtered.observed, "TraceGrad_ELBO(estimators=...)")
+            for mapping in filtered.mappings:
+                refuse_unmatched(mapping, filtered.estimators, filtered.observed, "config_estimators")
+        return value, surrogate
 
     def _compare_summed(self, traces: Traces) -> None:
         """Compare what sites that are summed out add to densities with the plain way."""

@@ -38,6 +38,7 @@ SIZES = {
     "scenes": {"most": 1, "scenes": 50, "components": 3, "hidden": 4},
     "semi_supervised": {"copies": 1, "style": 1, "strokes": 2, "hidden": 4},
     "spike_slab": {"features": 3},
+    "state_space": {"series": 8, "length": 4},
     "summed_hmm": {"years": 8},
     "summed_mixture": {},
     "switching": {"series": 10, "length": 4},

@@ -12,6 +12,7 @@ from numpyro.optim import Adam
 from pplgrad import (
     IWAE,
     REBAR,
+    TVO,
     ConfigurationError,
     DecayingAverage,
     FunctionBaseline,
@@ -138,7 +139,7 @@ def test_every_estimator_can_be_watched(estimator):
 def test_other_objectives_and_scans():
     from numpyro.contrib.control_flow import scan
 
-    for objective in (IWAE(plates=()), ReweightedWakeSleep(plates=())):
+    for objective in (IWAE(plates=()), ReweightedWakeSleep(plates=()), TVO(plates=())):
         seen = []
         train(1, {}, Watch(seen.append), elbo=TraceGrad_ELBO(3, objective=objective))
         assert np.isfinite(list(watching.flat(seen[0]).values())).all()

@@ -33,6 +33,7 @@ NAMES = [
     ("pyro.ops.packed", "pack", "_tracing/marginal_sites.py names the dimensions of densities by it"),
     ("pyro.poutine.block_messenger", "BlockMessenger", "other_handlers() in _compat.py leaves it out"),
     ("pyro.poutine.trace_messenger", "TraceMessenger", "other_handlers() in _compat.py leaves it out"),
+    ("pyro.poutine.markov_messenger", "MarkovMessenger", "markov_step() in _compat.py counts steps by its `_pos`"),
     ("torch._C", "DisableTorchFunction", "_tracing/provenance.py calls operations under it that no mode is to see"),
     ("torch._C", "_DisableTorchDispatch", "NoMode in _compat.py runs checks and known densities under it"),
     ("torch._C", "_set_grad_enabled", "_tracing/known_calls.py knows by it what no_grad() calls"),
@@ -383,3 +384,11 @@ def test_noise_is_held_still(name):
     assert all(torch.equal(x, found[0]) for x in found), (
         f"StillNoise in _rerun/still_noise.py does not hold torch's {name} still: programs that draw by it where values are compared are refused."
     )
+
+
+def test_markov_tells_its_step():
+    assert internals.markov_step() == (None, 0)
+    for outer in pyro.markov(range(2)):
+        for _ in pyro.markov(range(3)):
+            loop, step = internals.markov_step()
+            assert step == outer == loop._pos, "pyro.markov no longer keeps the number of its step in `_pos`."

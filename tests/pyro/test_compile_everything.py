@@ -10,6 +10,7 @@ import torch
 from pplgrad import (
     IWAE,
     RELAX,
+    TVO,
     DecayingAverage,
     DisARM,
     Expectation,
@@ -130,11 +131,12 @@ def test_every_estimator_of_continuous_sites(estimator, objective, one_generator
     [
         Renyi(0.5, plates=()),
         ReweightedWakeSleep(plates=()),
+        TVO(3, plates=()),
         ReweightedWakeSleep(insomnia=0.4, plates=(), dream=lambda drawn, x: (drawn["x"],), dreams=2),
         Expectation(),
         ELBO(kl_weight=0.5),
     ],
-    ids=["renyi", "wake", "sleep", "expectation", "elbo"],
+    ids=["renyi", "wake", "tvo", "sleep", "expectation", "elbo"],
 )
 def test_every_objective(objective, one_generator):
     assert_trains_like_eager(sleepers, 3, objective=objective)

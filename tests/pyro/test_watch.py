@@ -14,6 +14,7 @@ from pyro.optim import Adam
 from pplgrad import (
     IWAE,
     REBAR,
+    TVO,
     ConfigurationError,
     DecayingAverage,
     FunctionBaseline,
@@ -115,7 +116,7 @@ def test_every_estimator_can_be_watched(estimator):
 
 
 def test_other_objectives():
-    for objective in (IWAE(plates=()), ReweightedWakeSleep(plates=())):
+    for objective in (IWAE(plates=()), ReweightedWakeSleep(plates=()), TVO(plates=())):
         seen = []
         train(1, {}, Watch(seen.append), elbo=TraceGrad_ELBO(3, objective=objective))
         assert np.isfinite(list(watching.flat(seen[0]).values())).all()

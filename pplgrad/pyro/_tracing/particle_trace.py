@@ -154,7 +154,7 @@ def run_traces(
                     inner.estimators, inner.softens = outer.estimators, outer.softens
                 if any(found.relaxes for found in outer.estimators.values()):
                     stack.enter_context(ExtendedModelMessenger.of(outer.estimators))
-                shown = _checked(model) if provenance is not None else model
+                shown = watching_infer(model) if provenance is not None else model
                 model_trace = trace_against(shown, guide_trace, nesting, args, kwargs)
     for name, site in model_trace.nodes.items():
         if isinstance(site.get("fn"), Marginal):
@@ -182,7 +182,9 @@ def generators() -> dict[Any, torch.Tensor]:
     return states
 
 
-def _checked(model: Callable) -> Callable:
+def watching_infer(model: Callable) -> Callable:
+    """Return a model in which an estimator at a site is refused."""
+
     def checked(*args: Any, **kwargs: Any) -> Any:
         with ModelInferMessenger():
             return model(*args, **kwargs)

@@ -1,0 +1,123 @@
+"""The thermodynamic variational objective: exact over all tuples of outcomes."""
+
+import jax
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+
+from pplgrad import (
+    TVO,
+    VIMCO,
+    ConfigurationError,
+    EstimatorError,
+    LeaveOneOut,
+    ProgramError,
+    ReweightedWakeSleep,
+    ScoreFunction,
+)
+from pplgrad.numpyro import TraceGrad_ELBO, check_gradients
+from pplgrad.testing.in_numpyro import (
+    HOST,
+    KEY,
+    array,
+    assert_same,
+    exact_bound_gradient,
+    exact_gradient,
+    expected_gradient,
+    forced,
+    parameters,
+)
+from pplgrad.testing.programs import CASES
+from tests import thermodynamic as shared
+
+
+def assert_exact(name, short, particles=2):
+    case, found = CASES[name], TraceGrad_ELBO(particles, objective=shared.OBJECTIVES[short])
+    found = expected_gradient(case, found, particles, shared=True)
+    wanted = {}
+    for of_guide in (False, True):
+        combine = shared.followed(short, jax.lax.stop_gradient, of_guide)
+        exact = exact_bound_gradient(case, combine, particles, shared.CASES[name], draws_move=False)
+        wanted |= {n: g for n, g in exact.items() if (n in shared.GUIDE) == of_guide}
+    assert_same(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [("single", short) for short in shared.OBJECTIVES]
+    + [pytest.param(name, "left", marks=pytest.mark.slow) for name in ("event_in_plate", "minibatch")],
+)
+def test_exact(name, short):
+    assert_exact(name, short)
+
+
+@pytest.mark.slow
+def test_three_particles_exact():
+    assert_exact("single", "left", 3)
+
+
+@pytest.mark.parametrize("name", shared.MUTANTS)
+def test_mutant_is_caught(name, monkeypatch):
+    shared.MUTANTS[name](monkeypatch)
+    with pytest.raises(AssertionError):
+        assert_exact("single", "left")
+
+
+def test_one_partition_is_the_elbo():
+    """Unbiased, and on the same draws the gradient of the score function with leave-one-out."""
+    case = CASES["hierarchy"]
+    assert_same(expected_gradient(case, TraceGrad_ELBO(2, objective=TVO(1)), 2), exact_gradient(case))
+    single = CASES["single"]
+    model, guide = single.build(HOST)
+    guide = forced(guide, {"z": array([1.0, 0.0, 1.0])}, {}, 3)
+    estimators = {"*": ScoreFunction(LeaveOneOut())}
+    losses = [TraceGrad_ELBO(3, estimators=estimators), TraceGrad_ELBO(3, objective=TVO(1))]
+    plain, found = (
+        jax.value_and_grad(lambda p, elbo=elbo: elbo.loss(jax.random.key(KEY), p, model, guide))(parameters(single))
+        for elbo in losses
+    )
+    np.testing.assert_allclose(found[0], plain[0], atol=1e-12)
+    assert_same(found[1], plain[1])
+
+
+def test_continuous_draws_are_constants():
+    """With equal draws there is no covariance, and the guide's share of ∇ log q is that of all intervals but the first."""
+
+    def model():
+        numpyro.sample("x", dist.Normal(numpyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=0.4)
+
+    def guide():
+        numpyro.sample("z", dist.Normal(numpyro.param("m", array(0.3)), 1.0))
+
+    elbo = TraceGrad_ELBO(2, objective=shared.OBJECTIVES["left"])
+    guide = forced(guide, {}, {"z": np.array(0.5)}, 2)
+    found = jax.grad(lambda m: elbo.loss(jax.random.key(KEY), {"m": m}, model, guide))(array(0.3))
+    np.testing.assert_allclose(found, 0.8 * 0.5, atol=1e-12)
+
+
+def test_refused():
+    case = CASES["single"]
+    model, guide = case.build(HOST)
+
+    def refused(error, words, particles=2, **given):
+        with pytest.raises(error, match=words):
+            TraceGrad_ELBO(particles, objective=TVO(), **given).loss(jax.random.key(0), parameters(case), model, guide)
+
+    refused(ConfigurationError, "one particle has none", 1)
+    refused(ConfigurationError, "drop higher_order=True", higher_order=True)
+    refused(EstimatorError, "no site has an estimator", estimators={"z": VIMCO()})
+    with pytest.raises(ConfigurationError, match="drop higher_order=True"):
+        TraceGrad_ELBO(2, objective=ReweightedWakeSleep(), higher_order=True)
+    with pytest.raises(ConfigurationError, match="nothing can be checked"):
+        check_gradients(model, guide, objective=TVO(), num_particles=2)
+
+    def alone():
+        numpyro.sample("u", dist.Normal(0.0, 1.0))
+        model()
+
+    with (
+        pytest.warns(UserWarning, match="in model but not guide"),
+        pytest.raises(ProgramError, match="the model alone"),
+    ):
+        TraceGrad_ELBO(2, objective=TVO()).loss(jax.random.key(0), parameters(case), alone, guide)
