@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from pplgrad.core.array_ops import Array, Ops, bounded, few_categories, is_possible
+from pplgrad.core.mixtures import Mixture
 from pplgrad.core.noise import Noise
 from pplgrad.core.plates import Plate
 from pplgrad.core.shapes import Shape, to_shape
@@ -56,6 +57,9 @@ class HostDraw(Protocol):
         They have shape (particles, *B, *E), with the counts of the second in one more dimension behind. The first of them does not
         depend on the draw. Log q is −inf outside the support. `count` is what the site's estimator names as `num_counts`.
         """
+
+    def mixture(self) -> Mixture | None:
+        """Return the mixture that the value was drawn from, whose arrays have (particles, *B, *N) in front; None for other laws."""
 
 
 class Draw:
@@ -111,6 +115,24 @@ class Draw:
             elements=self.index.shape[-1],
         )
 
+    @cached_property
+    def _mixture(self) -> Mixture | None:
+        return self._host.mixture()
+
+    @property
+    def _element_dims(self) -> int:
+        """The number of dimensions of the value of one element."""
+        if self._host.is_vector:
+            return 1
+        return 0 if self._mixture is None else self._mixture.event_dim
+
+    @cached_property
+    def mixture(self) -> Mixture:
+        """Return the mixture that each element was drawn from: its arrays have (particles, *plates, elements) in front."""
+        if self._mixture is None:
+            raise EstimatorError(f"Site '{self.name}' is not a mixture whose components are known.")
+        return self._mixture.mapped(lambda x, behind: self._axes.gather(self.ops.xp, x, 1))
+
     @property
     def event_elements(self) -> int:
         """Return the number of elements of the event, the last of the elements; those of loose dimensions come before."""
@@ -135,7 +157,7 @@ class Draw:
     @cached_property
     def _axes(self) -> _Axes:
         value = self._host.value
-        shape = tuple(value.shape[1:-1] if self._host.is_vector else value.shape[1:])
+        shape = tuple(value.shape[1 : len(value.shape) - self._element_dims])
         events = len(shape) - (len(value.shape) - 1 - self._host.event_dim)
         return _Axes.of(shape, self._plates, self._shape, events)
 
@@ -203,8 +225,11 @@ class Draw:
         return self.ops.xp.reshape(numbers[:, None] == places, (1, -1, *(1 for _ in sizes), elements))
 
     def place(self, value: Array) -> Array:
-        """Return the site's values for numbers (particles, m, *plates, elements): undo `value`."""
-        return self._axes.scatter(self.ops.xp, value, 2)
+        """Return the site's values for numbers (particles, m, *plates, elements): undo `value`.
+
+        Of a mixture these are the values of elements, with their own dimensions behind.
+        """
+        return self._axes.scatter(self.ops.xp, value, 2, 0 if self._mixture is None else self._mixture.event_dim)
 
     @cached_property
     def parameters(self) -> Mapping[str, Array]:

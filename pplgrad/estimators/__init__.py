@@ -11,6 +11,7 @@ from pplgrad.estimators.enumerate import Enumerate
 from pplgrad.estimators.local_expectation import LocalExpectation
 from pplgrad.estimators.measure_valued import MeasureValued
 from pplgrad.estimators.mirrored import Mirrored
+from pplgrad.estimators.mixtures import ImplicitReparam, StratifiedMixture
 from pplgrad.estimators.multi_sample import OVIS, VIMCO, DReG
 from pplgrad.estimators.registry import register
 from pplgrad.estimators.relax import RELAX
@@ -38,6 +39,7 @@ __all__ = [
     "GumbelRao",
     "GumbelSoftmax",
     "IMLE",
+    "ImplicitReparam",
     "LocalExpectation",
     "MeasureValued",
     "Mirrored",
@@ -53,6 +55,7 @@ __all__ = [
     "SiteInfo",
     "StickBreakingDisARM",
     "StraightThrough",
+    "StratifiedMixture",
     "SumAndSample",
     "TreeDisARM",
     "UnorderedSet",

@@ -78,6 +78,9 @@ class TorchOps:
         moved = sum((slope * (x - x.detach())).sum() for slope, x in zip(slopes, learned, strict=True))
         return loss.detach() + moved
 
+    def normal_cdf(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.special.ndtr(x)
+
     def arange(self, n: int, like: torch.Tensor) -> torch.Tensor:
         return torch.arange(n, device=like.device)
 

@@ -15,6 +15,7 @@ from pplgrad.configuration import EstimatorMapping, collect_mappings
 from pplgrad.core.baseline import parts_of
 from pplgrad.core.estimator import Estimator
 from pplgrad.core.objectives import CostWeights
+from pplgrad.core.mixtures import Mixture
 from pplgrad.core.plates import Plate
 from pplgrad.core.program import Program, Proposed
 from pplgrad.engine.checks import impossible_log_prob, is_about_the_value
@@ -33,6 +34,7 @@ from pplgrad.numpyro._distributions import (
     is_reparameterized,
     parameters,
 )
+from pplgrad.numpyro._mixtures import components, mixture
 from pplgrad.numpyro._tracing.closed_forms import closed_form
 from pplgrad.numpyro._tracing.control_flow import Flow
 from pplgrad.numpyro._tracing.factors import Dims
@@ -95,7 +97,7 @@ class ParticleOutputs:
     """What one particle computes.
 
     `fresh_params` are baselines' parameters that the caller did not give, at their initial values; `probes` are the
-    arrays whose provenance tells what each density reads; `finite`, `again`, `parameters` and `counts` are there for
+    arrays whose provenance tells what each density reads; `finite`, `again`, `parameters`, `counts` and `mixtures` are there for
     sites whose estimators ask for branches.
     """
 
@@ -112,13 +114,14 @@ class ParticleOutputs:
     again: dict[str, tuple[jax.Array, jax.Array]]
     parameters: dict[str, dict[str, jax.Array]]
     counts: dict[str, tuple[jax.Array, jax.Array, jax.Array]]
+    mixtures: dict[str, Mixture]
     through: dict[str, jax.Array]
     weights_alone: dict[str, jax.Array]
 
 
 jax.tree_util.register_dataclass(
     ParticleOutputs,
-    "scores model_costs guide_costs squares values indices mutable fresh_params probes finite again parameters counts through weights_alone".split(),
+    "scores model_costs guide_costs squares values indices mutable fresh_params probes finite again parameters counts mixtures through weights_alone".split(),
     [],
 )
 
@@ -182,7 +185,9 @@ def _close(static: ParticleTrace, guide_trace: dict, against: dict, divergences:
             static.closed[name] = kind
 
 
-def _ask(arrays: ParticleOutputs, name: str, fn: Any, value: jax.Array, estimator: Estimator, key: jax.Array) -> None:
+def _ask(
+    arrays: ParticleOutputs, name: str, fn: Any, value: jax.Array, estimator: Estimator, key: jax.Array, scanned: bool
+) -> None:
     """Note what an estimator that runs branches wants to know of its site."""
     finite = finite_draw(fn, value)
     if finite is not None:
@@ -194,6 +199,9 @@ def _ask(arrays: ParticleOutputs, name: str, fn: Any, value: jax.Array, estimato
         arrays.parameters[name] = found
     if estimator.num_counts and is_count(fn):
         arrays.counts[name] = counts(fn, value, estimator.num_counts)
+    if components(fn) is not None:
+        # In a scan each step is a mixture.
+        arrays.mixtures[name] = (jax.vmap(mixture) if scanned else mixture)(fn, value)
 
 
 @ours
@@ -207,7 +215,7 @@ def _collected(
     counting: Counting,
 ) -> ParticleOutputs:
     """Return what a particle computes, and note in `static` what else its traces show."""
-    arrays = ParticleOutputs({}, {}, {}, {}, {}, {}, mutable, {}, {}, {}, {}, {}, {}, {}, {})
+    arrays = ParticleOutputs({}, {}, {}, {}, {}, {}, mutable, {}, {}, {}, {}, {}, {}, {}, {}, {})
     sizes = _note_marks(static, arrays, (*against.values(), *guide_trace.values()), given)
     static.summed = summed_sites(against)
     for site in sample_sites(against).values():
@@ -319,7 +327,7 @@ def _collect_draw(
     if estimator.needs_fixed_support:
         arrays.probes["bounds:" + name] = bounds(site["fn"])
     if estimator.uses_branches or estimator.enumerates:
-        _ask(arrays, name, bare, site["value"], estimator, again)
+        _ask(arrays, name, bare, site["value"], estimator, again, _is_scanned(static.guide_flows, name))
 
 
 def _marked(site: Any, name: str, flows: Mapping[str, Flow]) -> Any:

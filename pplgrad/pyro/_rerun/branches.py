@@ -24,6 +24,7 @@ from pplgrad.engine.branches import chunks, exists_or_not, with_other_sites
 from pplgrad.engine.checks import another_network
 from pplgrad.engine.layout import Layout
 from pplgrad.errors import CompileError, EstimatorError, ProgramError
+from pplgrad.estimators.mixtures import MixturePath
 from pplgrad.estimators.relaxed import Relaxation
 from pplgrad.pyro._array_ops import OPS, TorchNoise, placed
 from pplgrad.pyro._baselines import PREFIX, forgetting
@@ -35,7 +36,7 @@ from pplgrad.pyro._recording import is_recording, moved_generators
 from pplgrad.pyro._rerun.comparison import compare_rows, refuse_another_run, refuse_interaction, values_at
 from pplgrad.pyro._rerun.draws import PyroDraw
 from pplgrad.pyro._rerun.enumeration import Fixed
-from pplgrad.pyro._tracing.handlers import axes_of
+from pplgrad.pyro._tracing.handlers import axes_of, moved
 from pplgrad.pyro._tracing.host_checks import PARTICLES, Nesting, at_other_values, broadcasting
 from pplgrad.pyro._tracing.marginal_sites import trace_against, weight_of
 from pplgrad.pyro._tracing.particle_trace import (
@@ -124,6 +125,9 @@ class Intervention(Messenger):
         fresh: Fresh = lambda branch: drawn  # noqa: E731
         if isinstance(estimator, Relaxation):
             drawn, msg["fn"] = relaxed(name, fn, drawn, estimator.at(*self._arguments))
+        elif isinstance(estimator, MixturePath) and torch.is_grad_enabled() and self._temperatures is None:
+            along = moved(fn, drawn, estimator)
+            fresh = lambda branch: along  # noqa: E731
         elif self._temperatures is not None and is_relaxable(fn):
             temperatures = self._temperatures
             fresh = lambda branch: softened(name, fn, drawn, temperatures[branch.site])  # noqa: E731

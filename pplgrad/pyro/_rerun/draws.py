@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from pplgrad.core.mixtures import Mixture
 from pplgrad.pyro._distributions import (
     counted_parts,
     counts,
@@ -17,6 +18,7 @@ from pplgrad.pyro._distributions import (
     unmasked,
     values_of,
 )
+from pplgrad.pyro._mixtures import components, mixture
 
 
 class PyroDraw:
@@ -68,6 +70,13 @@ class PyroDraw:
         """Return consecutive counts around the mean, their log probabilities, and that of the draw."""
         first, log_probs, own = counts(self._fn, self.value if self._vectorized else self.value[0], count)
         return self._with_particles(first), self._with_particles(log_probs), self._with_particles(own)
+
+    def mixture(self) -> Mixture | None:
+        """Return the mixture that the value was drawn from, or None."""
+        if components(self._fn) is None:
+            return None
+        found = mixture(self._fn, self.value if self._vectorized else self.value[0])
+        return found.mapped(lambda x, behind: self._with_particles(x))
 
     def _with_particles(self, x: torch.Tensor) -> torch.Tensor:
         return x if self._vectorized else x[None]
