@@ -69,9 +69,7 @@ class Mixture:
     event_dim: int
 
     @classmethod
-    def of(
-        cls, ops: Ops, value: Array, log_weights: Array, parts: tuple[Components, ...], event_dim: int
-    ) -> Mixture:
+    def of(cls, ops: Ops, value: Array, log_weights: Array, parts: tuple[Components, ...], event_dim: int) -> Mixture:
         """Return a mixture whose arrays have all dimensions of the value (the hosts' may lack some)."""
         xp = ops.xp
         batch = tuple(value.shape[: len(value.shape) - event_dim])
@@ -86,9 +84,7 @@ class Mixture:
         """Return the mixture with a function of all arrays, which gets the number of dimensions behind those of the value's batch."""
         e = self.event_dim
         parts = tuple(part.mapped(lambda x, more: function(x, 1 + e + more)) for part in self.parts)
-        return replace(
-            self, value=function(self.value, e), log_weights=function(self.log_weights, 1), parts=parts
-        )
+        return replace(self, value=function(self.value, e), log_weights=function(self.log_weights, 1), parts=parts)
 
     @property
     def one_family(self) -> bool:

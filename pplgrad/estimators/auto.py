@@ -120,7 +120,10 @@ class Auto(Estimator):
             cost = site.elements * (site.components - 1)
             if cost <= self.budget:
                 plural = "" if cost == 1 else "s"
-                return StratifiedMixture(), f"{cost} evaluation{plural} for all components, within the budget of {self.budget}"
+                return (
+                    StratifiedMixture(),
+                    f"{cost} evaluation{plural} for all components, within the budget of {self.budget}",
+                )
         if not site.scanned and self.budget >= 1:
             return ScoreFunction(
                 samples=self.budget + 1

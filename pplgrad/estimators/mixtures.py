@@ -13,7 +13,7 @@ from pplgrad.core.mixtures import Mixture
 from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import EstimatorError
 from pplgrad.estimators.registry import remedy
-from pplgrad.estimators.site_requirements import require_steps
+from pplgrad.estimators.site_requirements import require_unscanned
 
 
 class MixturePath(Estimator):
@@ -29,11 +29,11 @@ class MixturePath(Estimator):
                 f"{self!r} cannot be used at site '{site.name}': {site.distribution} is no mixture of Normal, Laplace, Logistic, Gumbel, "
                 f"Cauchy, LogNormal or MultivariateNormal components; {remedy(site)}"
             )
-        if self.sticking_the_landing and site.combined:
-            raise EstimatorError(
-                f"{self!r} cannot be used at site '{site.name}' under {site.objective!r}, where the score that it leaves out "
-                f"has not mean zero; drop sticking_the_landing, or {remedy(site)}"
-            )
+
+    @property
+    def sticking_the_landing(self) -> bool:
+        """Return True: in a sum of costs the rest of the gradient of log q has mean zero (`engine.signals`)."""
+        return True
 
     @abstractmethod
     def moved(self, ops: Ops, mixture: Mixture) -> Array:
@@ -61,10 +61,8 @@ class StratifiedMixture(MixturePath):
     the same noise z where all are of one family, and with noise of their own elsewhere. The second term is the path of the draw, averaged
     over the component that it may have come from.
 
-    With `sticking_the_landing=True` the guide's log q(x; θ) is differentiated with respect to x only.
-
-    Args:
-        sticking_the_landing: whether the score term of the guide's log density is left out. Default: False.
+    In a sum of costs the guide's log q(x; θ) is differentiated with respect to x only: what is left out has mean zero. A bound of several
+    particles needs it.
 
     Shapes:
         Elements are the entries of `to_event` around the mixture, of batch dimensions that no plate declares, and of plates that a
@@ -77,8 +75,8 @@ class StratifiedMixture(MixturePath):
         the draw, as for `Reparam`: it may jump between modes, and the part of the gradient that comes from the weights needs no derivative.
 
     Raises:
-        EstimatorError: on a site that is no mixture of such components, or that is drawn inside a `scan` in the body of another one;
-            if a cost depends on the draw without a derivative; with `sticking_the_landing=True` under an objective that combines particles.
+        EstimatorError: on a site that is no mixture of such components, or that is drawn inside a `scan` or `cond`;
+            if a cost depends on the draw without a derivative.
 
     Example:
         >>> StratifiedMixture().declaration.evaluations
@@ -90,7 +88,6 @@ class StratifiedMixture(MixturePath):
         Titsias and Lázaro-Gredilla (2015), equation 8, for one element at a time.
     """
 
-    sticking_the_landing: bool = False  # type: ignore[misc]
     declaration: ClassVar[Declaration] = _declared(
         "mixtures of location-scale components", "elements × (components − 1)", "Morningstar et al. 2021"
     )
@@ -99,7 +96,7 @@ class StratifiedMixture(MixturePath):
     def check(self, site: SiteInfo) -> None:
         """Refuse a site that is no mixture of known components."""
         super().check(site)
-        require_steps(self, site)
+        require_unscanned(self, site)
 
     def moved(self, ops: Ops, mixture: Mixture) -> Array:
         """Return the draw with its gradient to the parameters of the components."""
@@ -160,10 +157,8 @@ class ImplicitReparam(MixturePath):
     variance of the weights' gradient grows there like ∫ (F_k − F_l)²/q: `StratifiedMixture` has no such term, and `Auto` never chooses this
     estimator.
 
-    With `sticking_the_landing=True` the guide's log q(x; θ) is differentiated with respect to x only.
-
-    Args:
-        sticking_the_landing: whether the score term of the guide's log density is left out. Default: False.
+    In a sum of costs the guide's log q(x; θ) is differentiated with respect to x only: what is left out has mean zero. A bound of several
+    particles needs it.
 
     Shapes:
         Any batch shape. The entries of a component's event are taken one after the other, so that a program with an event of D numbers has some
@@ -174,8 +169,7 @@ class ImplicitReparam(MixturePath):
         continuous along the draw and differentiable almost everywhere, as for `Reparam`: a cost that jumps between modes is biased.
 
     Raises:
-        EstimatorError: on a site that is no mixture of such components; if a cost depends on the draw without a derivative; with
-            `sticking_the_landing=True` under an objective that combines particles.
+        EstimatorError: on a site that is no mixture of such components; if a cost depends on the draw without a derivative.
 
     Example:
         >>> ImplicitReparam().declaration.evaluations
@@ -186,7 +180,6 @@ class ImplicitReparam(MixturePath):
         Graves (2016), section 2, for mixtures of several dimensions.
     """
 
-    sticking_the_landing: bool = False  # type: ignore[misc]
     declaration: ClassVar[Declaration] = _declared(
         "mixtures of independent location-scale components", 0, "Figurnov et al. 2018; Graves 2016"
     )

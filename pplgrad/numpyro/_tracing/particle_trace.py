@@ -14,8 +14,8 @@ from numpyro.handlers import seed, substitute, trace
 from pplgrad.configuration import EstimatorMapping, collect_mappings
 from pplgrad.core.baseline import parts_of
 from pplgrad.core.estimator import Estimator
-from pplgrad.core.objectives import CostWeights
 from pplgrad.core.mixtures import Mixture
+from pplgrad.core.objectives import CostWeights
 from pplgrad.core.plates import Plate
 from pplgrad.core.program import Program, Proposed
 from pplgrad.engine.checks import impossible_log_prob, is_about_the_value
@@ -34,7 +34,7 @@ from pplgrad.numpyro._distributions import (
     is_reparameterized,
     parameters,
 )
-from pplgrad.numpyro._mixtures import components, mixture
+from pplgrad.numpyro._mixtures import mixture
 from pplgrad.numpyro._tracing.closed_forms import closed_form
 from pplgrad.numpyro._tracing.control_flow import Flow
 from pplgrad.numpyro._tracing.factors import Dims
@@ -185,9 +185,7 @@ def _close(static: ParticleTrace, guide_trace: dict, against: dict, divergences:
             static.closed[name] = kind
 
 
-def _ask(
-    arrays: ParticleOutputs, name: str, fn: Any, value: jax.Array, estimator: Estimator, key: jax.Array, scanned: bool
-) -> None:
+def _ask(arrays: ParticleOutputs, name: str, fn: Any, value: jax.Array, estimator: Estimator, key: jax.Array) -> None:
     """Note what an estimator that runs branches wants to know of its site."""
     finite = finite_draw(fn, value)
     if finite is not None:
@@ -199,9 +197,8 @@ def _ask(
         arrays.parameters[name] = found
     if estimator.num_counts and is_count(fn):
         arrays.counts[name] = counts(fn, value, estimator.num_counts)
-    if components(fn) is not None:
-        # In a scan each step is a mixture.
-        arrays.mixtures[name] = (jax.vmap(mixture) if scanned else mixture)(fn, value)
+    if estimator.follows_mixture:
+        arrays.mixtures[name] = mixture(fn, value)
 
 
 @ours
@@ -327,7 +324,7 @@ def _collect_draw(
     if estimator.needs_fixed_support:
         arrays.probes["bounds:" + name] = bounds(site["fn"])
     if estimator.uses_branches or estimator.enumerates:
-        _ask(arrays, name, bare, site["value"], estimator, again, _is_scanned(static.guide_flows, name))
+        _ask(arrays, name, bare, site["value"], estimator, again)
 
 
 def _marked(site: Any, name: str, flows: Mapping[str, Flow]) -> Any:
