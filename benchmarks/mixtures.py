@@ -15,6 +15,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 
 from collections.abc import Callable
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,10 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.shared import in_turns
+from benchmarks.shared import ROOT, in_turns
 from pplgrad import ImplicitReparam, LeaveOneOut, ScoreFunction, StratifiedMixture
 from pplgrad.numpyro import TraceGrad_ELBO
 
@@ -91,13 +93,18 @@ def main() -> None:
     parser.add_argument("--dims", type=int, nargs="*", default=[1, 10], help="numbers of dimensions")
     parser.add_argument("--draws", type=int, default=20_000, help="gradients of each estimator")
     parser.add_argument("--seconds", type=float, default=5.0, help="timing for each target")
-    given = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "mixtures.csv")
+    given, rows = parser.parse_args(), []
     for dims, gap in product(given.dims, given.gaps):
         title = f"{dims} dimension{'s' if dims > 1 else ''}, modes {gap:g} apart in each"
         table = Table("estimator", "variance", "error / s.e.", "µs", "variance × ms", title=title)
         for name, variance, error, time in measured(gap, dims, given.draws, given.seconds):
             table.add_row(name, f"{variance:.3g}", f"{error:.1f}", f"{time:.0f}", f"{variance * time / 1e3:.3g}")
+            rows.append((dims, gap, name, variance, error, time))
         Console().print(table)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    frame = pd.DataFrame(rows, columns=["dims", "gap", "estimator", "variance", "error", "microseconds"])
+    frame.to_csv(given.out, index=False)
 
 
 if __name__ == "__main__":

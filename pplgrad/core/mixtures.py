@@ -132,7 +132,7 @@ class Mixture:
         Entry d moves by −Σ_k ∇w_k F_k(x_d) / q(x_d | x_<d). F_k is the distribution function of component k, and w_k its weight given the
         entries before d, which move too. Above the median F_k is replaced by F_k − 1, which is exact in the upper tail.
         """
-        xp, e = ops.xp, self.event_dim
+        xp = ops.xp
         logs = self.entry_log_densities(ops, z)
         tables = [self._functions(ops, part, x) for part, x in zip(self.parts, self._split(z), strict=True)]
         below, above, slopes = (self._joined(ops, list(column)) for column in zip(*tables, strict=True))
