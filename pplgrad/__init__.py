@@ -57,6 +57,7 @@ from pplgrad.estimators import (
     StratifiedMixture,
     SumAndSample,
     TreeDisARM,
+    TruncatedGumbelSoftmax,
     UnorderedSet,
 )
 from pplgrad.monitoring.watch import Watch
@@ -115,6 +116,7 @@ __all__ = [
     "SumAndSample",
     "TrajectoryBalance",
     "TreeDisARM",
+    "TruncatedGumbelSoftmax",
     "UnorderedSet",
     "VIMCO",
     "Watch",

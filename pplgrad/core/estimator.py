@@ -185,6 +185,7 @@ class Estimator(ABC):
         relaxes: whether the draw is replaced by weights of the categories.
         uses_slopes: whether the estimator requests the derivative of the cost at such weights.
         reweights_path: whether the score of the draw in the importance weights is reparameterized.
+        if_nan: what the site's log density in the guide is NaN for on purpose, and what to change, as a sentence; empty if nothing is.
     """
 
     declaration: ClassVar[Declaration]
@@ -195,6 +196,7 @@ class Estimator(ABC):
     relaxes: ClassVar[bool] = False
     uses_slopes: ClassVar[bool] = False
     reweights_path: ClassVar[bool] = False
+    if_nan: ClassVar[str] = ""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

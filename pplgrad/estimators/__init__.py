@@ -7,6 +7,7 @@ from pplgrad.estimators.antithetic_categorical import CARMS, StickBreakingDisARM
 from pplgrad.estimators.auto import Auto
 from pplgrad.estimators.control_variates import REBAR, DoubleCV, MuProp
 from pplgrad.estimators.count_difference import CountDifference
+from pplgrad.estimators.count_relaxations import TruncatedGumbelSoftmax
 from pplgrad.estimators.enumerate import Enumerate
 from pplgrad.estimators.local_expectation import LocalExpectation
 from pplgrad.estimators.measure_valued import MeasureValued
@@ -58,6 +59,7 @@ __all__ = [
     "StratifiedMixture",
     "SumAndSample",
     "TreeDisARM",
+    "TruncatedGumbelSoftmax",
     "UnorderedSet",
     "VIMCO",
 ]

@@ -52,7 +52,7 @@ from pplgrad.pyro._tracing.relaxations import (
     Extended,
     ExtendedModelMessenger,
     is_extended,
-    is_unchecked,
+    kind_of,
     relaxed,
     softened,
 )
@@ -435,7 +435,7 @@ class PyroBranches:
                 model_trace, guide_trace = effect.get_traces()
                 return guide_trace, model_trace
             guide_trace = poutine.trace(plated(guide)).get_trace(*args, **kwargs)
-        wide = {name: is_unchecked(x["fn"]) for name, x in guide_trace.nodes.items() if is_extended(x.get("fn"))}
+        wide = {name: kind_of(x["fn"]) for name, x in guide_trace.nodes.items() if is_extended(x.get("fn"))}
         nesting = self._traces.nesting if depth is None else depth
         with Intervention(self._traces.model), Fixed(own or {}), ExtendedModelMessenger(wide):
             return guide_trace, trace_against(plated(model), guide_trace, nesting, args, kwargs)
