@@ -58,6 +58,9 @@ class HostDraw(Protocol):
         depend on the draw. Log q is −inf outside the support. `count` is what the site's estimator names as `num_counts`.
         """
 
+    def throws(self) -> Array | None:
+        """Return log p of the categories of a Multinomial, with its gradient, of the value's shape; None for other laws."""
+
     def mixture(self) -> Mixture | None:
         """Return the mixture that the value was drawn from, whose arrays have (particles, *B, *N) in front; None for other laws."""
 
@@ -119,10 +122,26 @@ class Draw:
     def _mixture(self) -> Mixture | None:
         return self._host.mixture()
 
+    @cached_property
+    def _throws(self) -> Array | None:
+        return self._host.throws()
+
+    @property
+    def is_thrown(self) -> bool:
+        """Return whether an element is the counts of a Multinomial."""
+        return self._throws is not None
+
+    @property
+    def throws(self) -> Array:
+        """Return log p of the categories of a Multinomial, with its gradient: (particles, *plates, elements, categories)."""
+        if self._throws is None:
+            raise EstimatorError(f"Site '{self.name}' is no Multinomial.")
+        return self._axes.gather(self.ops.xp, self._throws, 1)
+
     @property
     def _element_dims(self) -> int:
         """The number of dimensions of the value of one element."""
-        if self._host.is_vector:
+        if self._host.is_vector or self.is_thrown:
             return 1
         return 0 if self._mixture is None else self._mixture.event_dim
 
@@ -227,9 +246,9 @@ class Draw:
     def place(self, value: Array) -> Array:
         """Return the site's values for numbers (particles, m, *plates, elements): undo `value`.
 
-        Of a mixture these are the values of elements, with their own dimensions behind.
+        Of a mixture or a Multinomial these are the values of elements, with their own dimensions behind.
         """
-        return self._axes.scatter(self.ops.xp, value, 2, 0 if self._mixture is None else self._mixture.event_dim)
+        return self._axes.scatter(self.ops.xp, value, 2, 0 if self._host.is_vector else self._element_dims)
 
     @cached_property
     def parameters(self) -> Mapping[str, Array]:

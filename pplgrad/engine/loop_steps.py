@@ -109,6 +109,11 @@ class StepDraw:
         first, log_probs, own = self._host.counts(count)
         return self._steps.merged(first), self._steps.merged(log_probs), self._steps.merged(own)
 
+    def throws(self) -> Array | None:
+        """Return log p of the categories of a Multinomial in each step."""
+        found = self._host.throws()
+        return None if found is None else self._steps.merged(found)
+
     def mixture(self) -> Mixture | None:
         """Return the mixture that each step was drawn from."""
         found = self._host.mixture()

@@ -33,6 +33,7 @@ from pplgrad.numpyro._distributions import (
     is_count,
     is_reparameterized,
     parameters,
+    throws,
 )
 from pplgrad.numpyro._mixtures import mixture
 from pplgrad.numpyro._tracing.closed_forms import closed_form
@@ -97,7 +98,7 @@ class ParticleOutputs:
     """What one particle computes.
 
     `fresh_params` are baselines' parameters that the caller did not give, at their initial values; `probes` are the
-    arrays whose provenance tells what each density reads; `finite`, `again`, `parameters`, `counts` and `mixtures` are there for
+    arrays whose provenance tells what each density reads; `finite`, `again`, `parameters`, `counts`, `mixtures` and `throws` are there for
     sites whose estimators ask for branches.
     """
 
@@ -115,13 +116,14 @@ class ParticleOutputs:
     parameters: dict[str, dict[str, jax.Array]]
     counts: dict[str, tuple[jax.Array, jax.Array, jax.Array]]
     mixtures: dict[str, Mixture]
+    throws: dict[str, jax.Array]
     through: dict[str, jax.Array]
     weights_alone: dict[str, jax.Array]
 
 
 jax.tree_util.register_dataclass(
     ParticleOutputs,
-    "scores model_costs guide_costs squares values indices mutable fresh_params probes finite again parameters counts mixtures through weights_alone".split(),
+    "scores model_costs guide_costs squares values indices mutable fresh_params probes finite again parameters counts mixtures throws through weights_alone".split(),
     [],
 )
 
@@ -197,6 +199,9 @@ def _ask(arrays: ParticleOutputs, name: str, fn: Any, value: jax.Array, estimato
         arrays.parameters[name] = found
     if estimator.num_counts and is_count(fn):
         arrays.counts[name] = counts(fn, value, estimator.num_counts)
+    thrown = throws(fn, value)
+    if thrown is not None:
+        arrays.throws[name] = thrown
     if estimator.follows_mixture:
         arrays.mixtures[name] = mixture(fn, value)
 
@@ -212,7 +217,7 @@ def _collected(
     counting: Counting,
 ) -> ParticleOutputs:
     """Return what a particle computes, and note in `static` what else its traces show."""
-    arrays = ParticleOutputs({}, {}, {}, {}, {}, {}, mutable, {}, {}, {}, {}, {}, {}, {}, {}, {})
+    arrays = ParticleOutputs({}, {}, {}, {}, {}, {}, mutable, {}, {}, {}, {}, {}, {}, {}, {}, {}, {})
     sizes = _note_marks(static, arrays, (*against.values(), *guide_trace.values()), given)
     static.summed = summed_sites(against)
     for site in sample_sites(against).values():

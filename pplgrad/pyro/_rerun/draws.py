@@ -15,6 +15,7 @@ from pplgrad.pyro._distributions import (
     is_vector,
     number_of,
     parameters,
+    throws,
     unmasked,
     values_of,
 )
@@ -70,6 +71,11 @@ class PyroDraw:
         """Return consecutive counts around the mean, their log probabilities, and that of the draw."""
         first, log_probs, own = counts(self._fn, self.value if self._vectorized else self.value[0], count)
         return self._with_particles(first), self._with_particles(log_probs), self._with_particles(own)
+
+    def throws(self) -> torch.Tensor | None:
+        """Return log p of the categories of a Multinomial, or None."""
+        found = throws(self._fn, self.value if self._vectorized else self.value[0])
+        return None if found is None else self._with_particles(found)
 
     def mixture(self) -> Mixture | None:
         """Return the mixture that the value was drawn from, or None."""
