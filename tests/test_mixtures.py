@@ -36,6 +36,7 @@ from pplgrad.numpyro._mixtures import mixture as in_numpyro_mixture
 from pplgrad.pyro import TraceGrad_ELBO as PyroELBO
 from pplgrad.pyro._array_ops import OPS as in_torch
 from pplgrad.pyro._mixtures import mixture as in_pyro_mixture
+from pplgrad.pyro._rerun import branches
 from pplgrad.testing import in_numpyro, in_pyro
 from tests.deciding import by_complex_steps
 from tests.mixing import HOSTS, LOG_DENSITIES, Family, Program
@@ -74,7 +75,7 @@ def cases():
             yield pytest.param(library, name, estimator, marks=marks, id=f"{library}-{name}-{estimator!r}")
 
 
-@pytest.mark.parametrize(("library", "name", "estimator"), cases())
+@pytest.mark.parametrize(("library", "name", "estimator"), list(cases()))
 def test_exact(library, name, estimator):
     assert Program(**PROGRAMS[name]).error(library, estimator) < 1e-8
 
@@ -144,6 +145,12 @@ def test_mutant_is_caught(name, monkeypatch):
 def test_between_a_parent_and_a_child(library, estimator, at_b):
     estimators = {"b": at_b, "x": estimator, "z": ScoreFunction()}
     assert Family().z_score(library, estimators) < 4.5
+
+
+def test_a_sum_whose_rows_do_not_move_is_caught(monkeypatch):
+    """What follows a summed site is drawn again in its rows, with its gradient."""
+    monkeypatch.setattr(branches, "MixturePath", type(None))
+    assert Family().z_score("pyro", {"b": Enumerate(), "x": StratifiedMixture(), "z": ScoreFunction()}) > 6
 
 
 @pytest.mark.parametrize("library", LIBRARIES)

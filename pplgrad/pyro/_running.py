@@ -29,6 +29,7 @@ from pplgrad.engine.closed_forms import ClosedForms
 from pplgrad.engine.layout import Layout
 from pplgrad.monitoring.watch import Watcher
 from pplgrad.pyro._baselines import state_of_functions
+from pplgrad.pyro._mixtures import components
 from pplgrad.pyro._rerun.comparison import ParticlesInteract
 from pplgrad.pyro._rerun.joint import PyroReruns
 from pplgrad.pyro._rerun.summed_values import refuse_mixed_values
@@ -153,7 +154,7 @@ class Runner:
 
     def _resolve(self, name: str, fn: Any, own: Estimator | None, plates: frozenset[int]) -> Estimator:
         """Choose a site's estimator: the ELBO's mapping, the site's own or the guide wrapper's, the default."""
-        key = (name, fn.__class__, fn.has_rsample, fn.shape(), own)
+        key = (name, fn.__class__, fn.has_rsample, fn.shape(), own, components(fn))
         found = self._resolved.get(key)
         if found is None:
             site = site_info(name, fn, self.num_particles, plates, self.objective)
