@@ -193,6 +193,30 @@ def _first_step(library, law, estimator):
         return objective.loss(jax.random.key(0), {}, *program(host.HOST, law, jnp.full(3, AT), linear))
 
 
+def test_compiled_as_eager():
+    with in_pyro.isolated():
+        h, found = in_pyro.HOST, []
+
+        def guide():
+            with pyro.plate("draws", 3):
+                pyro.sample("n", pyro_dist.Poisson(pyro.param("a", torch.tensor([1.0, 2.0, 0.5])).exp()))
+
+        def model():
+            with pyro.plate("draws", 3):
+                n = pyro.sample("n", pyro_dist.Poisson(h.array(3.0)))
+                pyro.sample("x", pyro_dist.Normal(n, 1.0), obs=h.array(0.3))
+
+        for options in ({}, {"compile": {"backend": "eager"}}):
+            pyro.clear_param_store()
+            elbo = in_pyro.TraceGrad_ELBO(2, estimators={"n": TruncatedGumbelSoftmax()}, **options)
+            for seed in range(3):
+                pyro.set_rng_seed(seed)
+                elbo.loss_and_grads(model, guide)
+                found.append(in_pyro.gradient())
+        for one, other in zip(found[:3], found[3:], strict=True):
+            in_pyro.assert_same(one, other, 1e-12)
+
+
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_refused(library):
     def binomial(h, a):

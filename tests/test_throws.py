@@ -59,8 +59,8 @@ def program(h, copies, count):
     return model, guide
 
 
-def error(library):
-    """Return the largest error of the expectation."""
+def draws():
+    """Return all draws and throws: the counts, the throws, their probabilities, and the parameters of each."""
     rows = [
         (z, throws)
         for z in itertools.product(COUNTS, repeat=2)
@@ -72,26 +72,36 @@ def error(library):
         * math.prod(part[k] / 3 for part, k in zip(z, throws, strict=True))
         for z, throws in rows
     ]
-    values = np.array([z for z, _ in rows], float)
     copies = {name: np.repeat(x[None], len(rows), 0) for name, x in PARAMS.items()}
-    chosen, host = {"n": LocalExpectation()}, HOSTS[library]
-    with host.isolated(), replaced_noise(lambda site, ops: Given(ops, np.array([throws for _, throws in rows]))):
+    return np.array([z for z, _ in rows], float), np.array([throws for _, throws in rows]), np.array(weights), copies
+
+
+def loss_in_numpyro(values, **options):
+    """Return the loss of the draws as a function of their parameters."""
+    objective = in_numpyro.TraceGrad_ELBO(estimators={"n": LocalExpectation()}, **options)
+
+    def at(arrays):
+        model, guide = program(in_numpyro.HOST, lambda name: arrays[name], len(values))
+        forced = in_numpyro.handlers.substitute(guide, data={"n": jnp.asarray(values)})
+        return objective.loss(jax.random.key(0), {}, model, forced)
+
+    return at
+
+
+def error(library):
+    """Return the largest error of the expectation."""
+    values, throws, weights, copies = draws()
+    host = HOSTS[library]
+    with host.isolated(), replaced_noise(lambda site, ops: Given(ops, throws)):
         if library == "pyro":
             tensors = {name: torch.tensor(x, requires_grad=True) for name, x in copies.items()}
             pyro.clear_param_store()
-            objective = in_pyro.TraceGrad_ELBO(max_plate_nesting=1, estimators=chosen)
+            objective = in_pyro.TraceGrad_ELBO(max_plate_nesting=1, estimators={"n": LocalExpectation()})
             with in_pyro.Force([{"n": values}], {}):
-                objective.loss_and_grads(*program(host.HOST, lambda name: tensors[name], len(rows)))
+                objective.loss_and_grads(*program(host.HOST, lambda name: tensors[name], len(values)))
             found = {name: x.grad.numpy() for name, x in tensors.items()}
         else:
-            objective = in_numpyro.TraceGrad_ELBO(estimators=chosen)
-
-            def at(arrays):
-                model, guide = program(host.HOST, lambda name: arrays[name], len(rows))
-                forced = in_numpyro.handlers.substitute(guide, data={"n": jnp.asarray(values)})
-                return objective.loss(jax.random.key(0), {}, model, forced)
-
-            found = jax.jit(jax.grad(at))({name: jnp.asarray(x) for name, x in copies.items()})
+            found = jax.jit(jax.grad(loss_in_numpyro(values)))({name: jnp.asarray(x) for name, x in copies.items()})
     wanted = by_complex_steps(loss, PARAMS)
     return max(np.abs(np.tensordot(weights, found[name], 1) - wanted[name]).max() for name in wanted)
 
@@ -99,6 +109,24 @@ def error(library):
 @pytest.mark.parametrize("library", HOSTS)
 def test_exact(library):
     assert error(library) < 1e-10
+
+
+@pytest.mark.slow
+def test_second_derivatives_exact():
+    """Along one direction, beside a difference of exact gradients."""
+    values, throws, weights, copies = draws()
+    along = {name: np.cos(np.arange(x.size)).reshape(x.shape) for name, x in PARAMS.items()}
+    with in_numpyro.isolated(), replaced_noise(lambda site, ops: Given(ops, throws)):
+        gradient = jax.grad(loss_in_numpyro(values, higher_order=True))
+        point = {name: jnp.asarray(x) for name, x in copies.items()}
+        tangent = {name: jnp.broadcast_to(along[name], x.shape) for name, x in point.items()}
+        found = jax.jit(lambda p, t: jax.jvp(gradient, (p,), (t,))[1])(point, tangent)
+    ahead, behind = (
+        by_complex_steps(loss, {name: x + step * along[name] for name, x in PARAMS.items()}) for step in (1e-5, -1e-5)
+    )
+    for name, x in found.items():
+        wanted = (ahead[name] - behind[name]) / 2e-5
+        np.testing.assert_allclose(np.tensordot(weights, np.asarray(x), 1), wanted, atol=1e-8)
 
 
 def once(self, terms):
