@@ -199,7 +199,7 @@ def _ask(arrays: ParticleOutputs, name: str, fn: Any, value: jax.Array, estimato
         arrays.parameters[name] = found
     if estimator.num_counts and is_count(fn):
         arrays.counts[name] = counts(fn, value, estimator.num_counts)
-    thrown = throws(fn, value)
+    thrown = throws(fn, value) if estimator.num_counts else None
     if thrown is not None:
         arrays.throws[name] = thrown
     if estimator.follows_mixture:
