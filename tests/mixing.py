@@ -176,7 +176,8 @@ class Program:
         model, guide = self.build(in_pyro.HOST, lambda name: values[name])
         pyro.clear_param_store()
         with in_pyro.Force([{"x": x} for x in self.x], {}):
-            objective = in_pyro.TraceGrad_ELBO(vectorize_particles=self.particles > 1, max_plate_nesting=1, **options)
+            options = {"vectorize_particles": self.particles > 1, **options}
+            objective = in_pyro.TraceGrad_ELBO(max_plate_nesting=1, **options)
             objective.loss_and_grads(model, guide)
         return {name: x.grad.numpy() for name, x in values.items()}
 

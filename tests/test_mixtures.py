@@ -87,6 +87,16 @@ def test_importance_weighted_exact(library, estimator):
     assert program.error(library, estimator, objective=IWAE()) < 1e-6
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_branches_in_chunks_are_those_one_by_one(library):
+    program = Program(elements=2, components=2, step=0.8)
+    found = program.expected(library, StratifiedMixture())
+    other = program.expected(library, StratifiedMixture(), vectorize_particles=True, max_parallel=1)
+    for name, x in found.items():
+        np.testing.assert_allclose(x, other[name], atol=1e-12)
+
+
 def rewritten(monkeypatch, owner, method, old, new):
     """Replace a part of a method's source."""
     source = textwrap.dedent(inspect.getsource(getattr(owner, method)))
