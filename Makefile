@@ -7,7 +7,7 @@ export MKL_NUM_THREADS = 1
 
 FUZZ_SEEDS ?= 0:40
 
-.PHONY: demo test test-all test-newest test-newest-pyro quick fuzz lint format storchastic bench bench-against bench-full bench-watching bench-marginal bench-memory bench-arithmetic bench-gpu bench-guards bench-passes variance study clean
+.PHONY: demo test test-all test-newest test-newest-pyro quick fuzz lint format storchastic bench bench-against bench-full bench-watching bench-marginal bench-memory bench-arithmetic bench-gpu bench-guards bench-passes bench-mixtures variance study clean
 
 # The stamp is newer than the files that say what to install, so that a second run installs nothing.
 .venv/installed: pyproject.toml constraints.txt
@@ -96,6 +96,9 @@ bench-guards: .venv/installed
 
 bench-marginal: .venv/installed
 	$(BIN)/python -m benchmarks.marginal
+
+bench-mixtures: .venv/installed
+	$(BIN)/python -m benchmarks.mixtures
 
 bench-memory: .venv/installed
 	$(BIN)/python -m benchmarks.memory

@@ -1,6 +1,7 @@
 """Every estimator at every kind of site: what a refusal recommends is accepted at that very site, in both libraries."""
 
 import re
+from functools import partial
 
 from pplgrad import PplgradError, estimators
 from pplgrad.estimators.registry import every_estimator
@@ -25,6 +26,15 @@ SITES = {
         h.array([0.0, 1.0]), scale_tril=h.array([[1.0, 0.0], [0.2, 1.0]])
     ),
 }
+
+
+def mixture(h, components):
+    """Return a mixture of so many numbers."""
+    where = h.array([0.5 * k for k in range(components)])
+    return h.dist.MixtureSameFamily(h.dist.Categorical(logits=where), h.dist.Normal(where, 1.0))
+
+
+SITES |= {f"mixture-{components}": partial(mixture, components=components) for components in (1, 3)}
 NAMES = {type(estimator).__name__ for estimator in every_estimator()}
 
 

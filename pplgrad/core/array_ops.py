@@ -61,6 +61,9 @@ class Ops(Protocol):
     def only(self, loss: Array, learned: list[Array]) -> Array:
         """Return `loss` with its gradient to the arrays in `learned`, and to nothing else."""
 
+    def normal_cdf(self, x: Array) -> Array:
+        """Return the standard normal distribution function, exact where it is small."""
+
     def arange(self, n: int, like: Array) -> Array:
         """Return the integers 0 to n - 1 on the device of `like`."""
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from pplgrad.core.array_ops import Array, Ops, bounded, few_categories, is_possible
+from pplgrad.core.mixtures import Mixture
 from pplgrad.core.noise import Noise
 from pplgrad.core.plates import Plate
 from pplgrad.core.shapes import Shape, to_shape
@@ -60,6 +61,12 @@ class HostDraw(Protocol):
         depend on the draw. Log q is −inf outside the support. `count` is what the site's estimator names as `num_counts`.
         """
 
+    def throws(self) -> Array | None:
+        """Return log p of the categories of a Multinomial, with its gradient, of the value's shape; None for other laws."""
+
+    def mixture(self) -> Mixture | None:
+        """Return the mixture that the value was drawn from, whose arrays have (particles, *B, *N) in front; None for other laws."""
+
 
 class Draw:
     """The draw of one site as estimators see it: (particles, *plates, elements).
@@ -93,7 +100,7 @@ class Draw:
     @cached_property
     def learned(self) -> Mapping[str, Array]:
         """Return what the estimator learns at the site, by name."""
-        count = self._host.value.shape[-1] ** self._vector_axes if self.is_ranking else self.log_probs.shape[-1]
+        count = self._host.value.shape[-1] ** self._element_dims if self.is_ranking else self.log_probs.shape[-1]
         starts = self._starts(self.event_elements, count)
         return {name: self._learned(name, start) for name, start in starts.items()}
 
@@ -115,16 +122,47 @@ class Draw:
             elements=self.index.shape[-1],
         )
 
+    @cached_property
+    def _mixture(self) -> Mixture | None:
+        return self._host.mixture()
+
+    @cached_property
+    def _throws(self) -> Array | None:
+        return self._host.throws()
+
+    @property
+    def is_thrown(self) -> bool:
+        """Return whether an element is the counts of a Multinomial."""
+        return self._throws is not None
+
+    @property
+    def throws(self) -> Array:
+        """Return log p of the categories of a Multinomial, with its gradient: (particles, *plates, elements, categories)."""
+        if self._throws is None:
+            raise EstimatorError(f"Site '{self.name}' is no Multinomial.")
+        return self._axes.gather(self.ops.xp, self._throws, 1)
+
+    @property
+    def _element_dims(self) -> int:
+        """The number of dimensions of the value of one element."""
+        if self.is_matrix:
+            return 2
+        if self._host.is_vector or self.is_thrown:
+            return 1
+        return 0 if self._mixture is None else self._mixture.event_dim
+
+    @cached_property
+    def mixture(self) -> Mixture:
+        """Return the mixture that each element was drawn from: its arrays have (particles, *plates, elements) in front."""
+        if self._mixture is None:
+            raise EstimatorError(f"Site '{self.name}' is not a mixture whose components are known.")
+        return self._mixture.mapped(lambda x, behind: self._axes.gather(self.ops.xp, x, 1))
+
     @property
     def event_elements(self) -> int:
         """Return the number of elements of the event, the last of the elements; those of loose dimensions come before."""
         shape, batch = self._host.value.shape, len(self._host.value.shape) - self._host.event_dim
-        return math.prod(shape[batch : len(shape) - self._vector_axes])
-
-    @property
-    def _vector_axes(self) -> int:
-        """How many of the last axes are the value of one element: one for a vector, two for a matrix."""
-        return 2 if self.is_matrix else int(self._host.is_vector)
+        return math.prod(shape[batch : len(shape) - self._element_dims])
 
     @property
     def is_finite(self) -> bool:
@@ -144,7 +182,7 @@ class Draw:
     @cached_property
     def _axes(self) -> _Axes:
         value = self._host.value
-        shape = tuple(value.shape[1 : len(value.shape) - self._vector_axes])
+        shape = tuple(value.shape[1 : len(value.shape) - self._element_dims])
         events = len(shape) - (len(value.shape) - 1 - self._host.event_dim)
         return _Axes.of(shape, self._plates, self._shape, events)
 
@@ -240,8 +278,11 @@ class Draw:
         return self.ops.xp.reshape(numbers[:, None] == places, (1, -1, *(1 for _ in sizes), elements))
 
     def place(self, value: Array) -> Array:
-        """Return the site's values for numbers (particles, m, *plates, elements): undo `value`."""
-        return self._axes.scatter(self.ops.xp, value, 2)
+        """Return the site's values for numbers (particles, m, *plates, elements): undo `value`.
+
+        Of a mixture or a Multinomial these are the values of elements, with their own dimensions behind.
+        """
+        return self._axes.scatter(self.ops.xp, value, 2, 0 if self._host.is_vector else self._element_dims)
 
     @cached_property
     def parameters(self) -> Mapping[str, Array]:

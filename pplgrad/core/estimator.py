@@ -184,18 +184,22 @@ class Estimator(ABC):
         uses_branches: whether the estimator requests, by `alternatives`, the downstream cost at other values of the site. It receives them
             in `branch_surrogate`, which is called instead of `surrogate`.
         enumerates: whether costs are averaged over all values of the site (`engine.joint_sums`); there is no other term at it.
+        follows_mixture: whether the draw of a mixture is given a gradient to the mixture's parameters, which the host's draw has not.
         relaxes: whether the draw is replaced by weights of the categories.
         uses_slopes: whether the estimator requests the derivative of the cost at such weights.
         reweights_path: whether the score of the draw in the importance weights is reparameterized.
+        if_nan: what the site's log density in the guide is NaN for on purpose, and what to change, as a sentence; empty if nothing is.
     """
 
     declaration: ClassVar[Declaration]
     uses_score: ClassVar[bool]
     uses_branches: ClassVar[bool] = False
     enumerates: ClassVar[bool] = False
+    follows_mixture: ClassVar[bool] = False
     relaxes: ClassVar[bool] = False
     uses_slopes: ClassVar[bool] = False
     reweights_path: ClassVar[bool] = False
+    if_nan: ClassVar[str] = ""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

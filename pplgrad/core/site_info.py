@@ -26,6 +26,8 @@ class SiteInfo:
         higher_order: whether derivatives of every order are estimated.
         nested: whether that loop is itself a step of another one.
         is_count: whether each element is one whole number, 0 or more, of a distribution that is not a choice among categories.
+        components: of a mixture whose components have locations and scales, their number, else None.
+        conditionals: whether the entries of such a component are independent, so that conditional distribution functions are known.
     """
 
     name: str
@@ -42,6 +44,8 @@ class SiteInfo:
     higher_order: bool = False
     nested: bool = False
     is_count: bool = False
+    components: int | None = None
+    conditionals: bool = False
 
     @property
     def combined(self) -> int:

@@ -192,8 +192,10 @@ def _where_relaxed(layout: Layout, name: str, soft: set[str], leading: set[str])
     return "there" if name in soft else f"at site '{above[0]}'" if above else None
 
 
-def impossible_cost(name: str, side: str, is_nan: bool) -> ImpossibleValueError:
-    """Return the error for a cost of the model or the guide (`side`) that is NaN or infinite."""
+def impossible_cost(name: str, side: str, is_nan: bool, estimator: Estimator | None = None) -> ImpossibleValueError:
+    """Return the error for a cost of the model or the guide (`side`) that is NaN or infinite; the estimator is that of the site."""
+    if is_nan and side == "guide" and estimator is not None and estimator.if_nan:
+        return ImpossibleValueError(f"The log density of site '{name}' in the guide is NaN. {estimator.if_nan}")
     return ImpossibleValueError(
         f"The log density of site '{name}' in the {side} is {'NaN' if is_nan else 'infinite'}: its value is impossible "
         "under its distribution, or a parameter has diverged; check the distribution's parameters and support there."

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pplgrad.core.array_ops import Array, Ops
 from pplgrad.core.draw import HostDraw
 from pplgrad.core.estimator import Values
+from pplgrad.core.mixtures import Mixture
 from pplgrad.core.plates import Plate
 from pplgrad.core.shapes import aligned, plate_shape
 
@@ -112,3 +113,13 @@ class StepDraw:
         """Return the consecutive counts around the mean, their log q, and log q of the draw."""
         first, log_probs, own = self._host.counts(count)
         return self._steps.merged(first), self._steps.merged(log_probs), self._steps.merged(own)
+
+    def throws(self) -> Array | None:
+        """Return log p of the categories of a Multinomial in each step."""
+        found = self._host.throws()
+        return None if found is None else self._steps.merged(found)
+
+    def mixture(self) -> Mixture | None:
+        """Return the mixture that each step was drawn from."""
+        found = self._host.mixture()
+        return None if found is None else found.mapped(lambda x, behind: self._steps.merged(x))

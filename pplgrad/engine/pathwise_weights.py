@@ -10,6 +10,7 @@ from pplgrad.core.shapes import to_shape
 from pplgrad.core.sites import Run
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.signals import Bounds
+from pplgrad.errors import EstimatorError
 
 
 class PathHost(Protocol):
@@ -29,6 +30,13 @@ def path_terms(ops: Ops, layout: Layout, run: Run, bounds: Bounds, number: int, 
     names = [site.name for site in layout.sites if site.estimator.reweights_path]
     if not names:
         return None
+    for site in layout.sites:
+        above = [name for name in names if name in layout.ancestors.get(site.name, {})]
+        if above and site.estimator.uses_branches and not site.estimator.uses_score:
+            raise EstimatorError(
+                f"Site '{site.name}' follows site '{above[0]}', whose DReG() differentiates the mean over what follows, and {site.estimator!r} "
+                f"has no score that this mean could be differentiated with; use ScoreFunction() at '{site.name}', or Reparam() at '{above[0]}'."
+            )
     shares, rates = bounds.share_rates(number)
 
     def weigh(costs: list[Array], scores: list[Array]) -> Array:

@@ -253,7 +253,7 @@ def _model_held(ops: Ops, layout: Layout, costs: Sequence[Array]) -> list[Array]
 
 
 def _own_density_held(ops: Ops, layout: Layout, run: Run, scores_too: bool) -> list[Array]:
-    """Return the costs without the gradient that the guide's densities are not to carry.
+    """Return the costs without the gradient that the guide's densities are not to carry; `scores_too` says that they are summed.
 
     A site that follows its path alone (sticking the landing) has no gradient through its density's parameters. In a sum of
     costs the density of a site with a score term has none at all, since E[∇ log q] = 0 given the parents; that of its scale and weight stays.
@@ -267,7 +267,7 @@ def _own_density_held(ops: Ops, layout: Layout, run: Run, scores_too: bool) -> l
         if scores_too and estimators[cost.name].uses_score:
             alone = run.weights_alone.get(cost.name)
             costs[number] = ops.stop_gradient(costs[number]) if alone is None else alone
-        elif cost.name in run.through:
+        elif cost.name in run.through and (scores_too or not estimators[cost.name].follows_mixture):
             through = run.through[cost.name]
             costs[number] = costs[number] - through + ops.stop_gradient(through)
     return costs

@@ -7,10 +7,12 @@ from pplgrad.estimators.antithetic_categorical import CARMS, StickBreakingDisARM
 from pplgrad.estimators.auto import Auto
 from pplgrad.estimators.control_variates import REBAR, DoubleCV, MuProp
 from pplgrad.estimators.count_difference import CountDifference
+from pplgrad.estimators.count_relaxations import TruncatedGumbelSoftmax
 from pplgrad.estimators.enumerate import Enumerate
 from pplgrad.estimators.local_expectation import LocalExpectation
 from pplgrad.estimators.measure_valued import MeasureValued
 from pplgrad.estimators.mirrored import Mirrored
+from pplgrad.estimators.mixtures import ImplicitReparam, StratifiedMixture
 from pplgrad.estimators.multi_sample import OVIS, VIMCO, DReG
 from pplgrad.estimators.registry import register
 from pplgrad.estimators.relax import RELAX
@@ -38,6 +40,7 @@ __all__ = [
     "GumbelRao",
     "GumbelSoftmax",
     "IMLE",
+    "ImplicitReparam",
     "LocalExpectation",
     "MeasureValued",
     "Mirrored",
@@ -53,8 +56,10 @@ __all__ = [
     "SiteInfo",
     "StickBreakingDisARM",
     "StraightThrough",
+    "StratifiedMixture",
     "SumAndSample",
     "TreeDisARM",
+    "TruncatedGumbelSoftmax",
     "UnorderedSet",
     "VIMCO",
 ]

@@ -11,6 +11,7 @@ from pplgrad.errors import ConfigurationError
 from pplgrad.estimators.antithetic import DisARM
 from pplgrad.estimators.count_difference import CountDifference
 from pplgrad.estimators.local_expectation import LocalExpectation
+from pplgrad.estimators.mixtures import StratifiedMixture
 from pplgrad.estimators.reparam import Reparam
 from pplgrad.estimators.score import ScoreFunction
 
@@ -25,8 +26,9 @@ class Auto(Estimator):
     2. `LocalExpectation()`, if the values of all elements cost at most `budget` evaluations.
     3. `DisARM()`, at a binary site with a budget of at least 1.
     4. `CountDifference()`, at a site of at most `budget` single counts that share their cost.
-    5. `ScoreFunction(samples=budget + 1)`, with a budget of at least 1.
-    6. The score function with the default baseline.
+    5. `StratifiedMixture()`, at a mixture all of whose components cost at most `budget` evaluations.
+    6. `ScoreFunction(samples=budget + 1)`, with a budget of at least 1.
+    7. The score function with the default baseline.
 
     `elbo.describe(...)` reports the choice and its reason.
 
@@ -114,6 +116,14 @@ class Auto(Estimator):
                 CountDifference(),
                 f"{site.elements} evaluation{plural} at the next count, within the budget of {self.budget}",
             )
+        if not site.scanned and site.components is not None:
+            cost = site.elements * (site.components - 1)
+            if cost <= self.budget:
+                plural = "" if cost == 1 else "s"
+                return (
+                    StratifiedMixture(),
+                    f"{cost} evaluation{plural} for all components, within the budget of {self.budget}",
+                )
         if not site.scanned and self.budget >= 1:
             return ScoreFunction(
                 samples=self.budget + 1

@@ -12,7 +12,8 @@ from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import ConfigurationError, EstimatorError
 from pplgrad.estimators.count_heads import Head
 from pplgrad.estimators.element_sampling import Part
-from pplgrad.estimators.site_requirements import require_finite_or_count
+from pplgrad.estimators.site_requirements import require_finite_or_count, require_unscanned
+from pplgrad.estimators.throws import Throw
 
 
 @dataclass(frozen=True, repr=False)
@@ -27,6 +28,9 @@ class LocalExpectation(Estimator):
     mean, and a draw outside of it has the score-function term: Σ_{k ∈ H} (f(k) − b) ∇q(k) + 1{z ∉ H} (f(z) − b) ∇log q(z), where b is
     the mean cost over H. The estimate is unbiased for every head.
 
+    A Multinomial draw holds the counts of n independent throws. One of them, in a category b drawn from z / n, is summed over all
+    categories c, and counts n times: n Σ_c ∇p_c f(z − e_b + e_c).
+
     With `elements=k` only k of a site's D elements are summed, drawn without replacement: element d with probability π_d, proportional to
     1 − Σ_v q_d(v)² where that is possible. Its sum is multiplied by 1 / π_d, which keeps the estimate unbiased (Horvitz and Thompson, 1952).
 
@@ -36,7 +40,8 @@ class LocalExpectation(Estimator):
 
     Shapes:
         Elements are the entries of `to_event`, of batch dimensions that no plate declares, and of plates that a downstream cost
-        does not have. Each element that is summed needs (categories − 1) evaluations of the program, or `head` of them for counts. All elements of the other plates change at
+        does not have. Each element that is summed needs (categories − 1) evaluations of the program, or `head` of them for counts. A Multinomial
+        vector is one element. All elements of the other plates change at
         once. Costs are in nats.
 
     Assumptions:
@@ -46,7 +51,7 @@ class LocalExpectation(Estimator):
 
     Raises:
         ConfigurationError: if `head` or `elements` is below 1.
-        EstimatorError: on a site whose elements are neither finite nor single counts; with `elements` on counts without a known end; on a site that is drawn inside a `scan` in the body of another one.
+        EstimatorError: on a site whose elements are neither finite nor single counts, and that is not Multinomial; with `elements` on counts without a known end; on a site that is drawn inside a `scan` in the body of another one.
 
     Example:
         >>> LocalExpectation().declaration.unbiased
@@ -60,7 +65,7 @@ class LocalExpectation(Estimator):
     elements: int | None = None
     declaration: ClassVar[Declaration] = Declaration(
         unbiased=True,
-        supports="finitely many values, single counts",
+        supports="finitely many values, single counts, Multinomial",
         evaluations="elements × (categories − 1), or × head",
         differentiable_costs=False,
         derivatives=None,
@@ -89,16 +94,21 @@ class LocalExpectation(Estimator):
         return self.head
 
     def check(self, site: SiteInfo) -> None:
-        """Refuse a site whose elements have neither finitely many values nor are single counts."""
-        require_finite_or_count(self, site)
+        """Refuse a site whose elements have neither finitely many values nor are single counts, or the counts of throws."""
+        if site.distribution == "Multinomial" and site.categories is None:
+            require_unscanned(self, site)
+        else:
+            require_finite_or_count(self, site)
         if self.elements is not None and site.categories is None:
             raise EstimatorError(
-                f"{self!r} at site '{site.name}' sums a part of the elements, which is for finitely many values, and {site.distribution} "
-                "has counts without a known end; drop elements."
+                f"{self!r} at site '{site.name}' sums a part of the elements, which is for elements of finitely many values each, and "
+                f"those of {site.distribution} are not listed; drop elements."
             )
 
     def alternatives(self, draw: Draw) -> Alternatives:
         """Return, for each element, the draw with every other value of that element, or with every count of its head."""
+        if draw.is_thrown:
+            return Throw.alternatives(draw)
         if not draw.is_finite:
             return Head.around_the_mean(draw, self.head).alternatives(draw)
         xp, index = draw.ops.xp, draw.index
@@ -118,7 +128,7 @@ class LocalExpectation(Estimator):
 
     def branch_surrogate(self, terms: BranchTerms) -> Array:
         """Return Σ_d Σ_v q_d(v) f(z with z_d = v)."""
-        if not terms.draw.is_finite:
+        if terms.draw.is_thrown or not terms.draw.is_finite:
             return terms.alternatives.kept.surrogate(terms)
         draw, xp, part = terms.draw, terms.ops.xp, terms.alternatives.kept
         index = draw.index if part is None else part.of_chosen(draw.index)

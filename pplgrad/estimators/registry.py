@@ -95,7 +95,7 @@ def recommended(site: SiteInfo) -> list[str]:
             continue
         if estimator.enumerates:
             continue  # Whether the sum is small enough, the sites around it decide.
-        if declared.differentiable_costs and (estimator.uses_branches or estimator.reweights_path):
+        if declared.differentiable_costs and (estimator.uses_slopes or estimator.reweights_path):
             continue
         if site.higher_order and declared.derivatives is not None:
             continue

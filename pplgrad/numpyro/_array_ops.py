@@ -119,6 +119,9 @@ class JaxOps:
         # The program's own parameters are constants in branches already.
         return loss
 
+    def normal_cdf(self, x: jax.Array) -> jax.Array:
+        return jax.scipy.special.ndtr(x)
+
     def arange(self, n: int, like: jax.Array) -> jax.Array:
         return jnp.arange(n)
 

@@ -22,6 +22,8 @@ from numpyro.distributions import (
     GeometricLogits,
     GeometricProbs,
     Independent,
+    MultinomialLogits,
+    MultinomialProbs,
     NegativeBinomial2,
     NegativeBinomialLogits,
     NegativeBinomialProbs,
@@ -111,6 +113,19 @@ def values_of(support: jax.Array, index: jax.Array, like: jax.Array, is_vector: 
     if is_vector and support.ndim == 1:
         return jax.nn.one_hot(index, support.shape[-1], dtype=like.dtype)
     return support[index]
+
+
+def throws(fn: Any, value: jax.Array) -> jax.Array | None:
+    """Return log p of the categories of a Multinomial, of the value's shape, or None for other laws."""
+    base = innermost(fn)
+    if not isinstance(base, (MultinomialLogits, MultinomialProbs)):
+        return None
+    if isinstance(base, MultinomialLogits):
+        found = jax.nn.log_softmax(base.logits, -1)
+    else:
+        possible = base.probs > 0
+        found = jnp.where(possible, jnp.log(jnp.where(possible, base.probs, 1.0)), -jnp.inf)
+    return jnp.broadcast_to(found, value.shape)
 
 
 def categories(fn: Any) -> int | None:

@@ -98,11 +98,11 @@ def refuse_impossible(result: Estimate, runs: list) -> None:
     if jnp.isfinite(value):
         refuse_impossible_branches(result)
         return
-    for arrays, _, _ in runs:
+    for arrays, static, _ in runs:
         for side, costs in (("model", arrays.model_costs), ("guide", arrays.guide_costs)):
             for name, cost in costs.items():
                 if not jnp.isfinite(cost).all():
-                    raise impossible_cost(name, side, bool(jnp.isnan(cost).any()))
+                    raise impossible_cost(name, side, bool(jnp.isnan(cost).any()), static.estimators.get(name))
     refuse_impossible_branches(result)
 
 

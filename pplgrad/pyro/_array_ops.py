@@ -78,6 +78,9 @@ class TorchOps:
         moved = sum((slope * (x - x.detach())).sum() for slope, x in zip(slopes, learned, strict=True))
         return loss.detach() + moved
 
+    def normal_cdf(self, x: torch.Tensor) -> torch.Tensor:
+        return 0.5 * torch.erfc(-(0.5**0.5) * x)  # torch's own is 0 in the lower tail of float32.
+
     def arange(self, n: int, like: torch.Tensor) -> torch.Tensor:
         return torch.arange(n, device=like.device)
 

@@ -312,6 +312,15 @@ def counts(fn: Any, value: torch.Tensor, count: int) -> tuple[torch.Tensor, torc
     return first, log_probs, base.log_prob(value)
 
 
+def throws(fn: Any, value: torch.Tensor) -> torch.Tensor | None:
+    """Return log p of the categories of a Multinomial, of the value's shape, or None for other laws."""
+    base = innermost(fn)
+    if not isinstance(base, torch.distributions.Multinomial) or family(fn) != "Multinomial":
+        return None
+    never = base.probs.detach() == 0  # Torch's logits give it a very small probability.
+    return torch.where(never, -torch.inf, torch.log_softmax(base.logits, -1)).expand(value.shape)
+
+
 def categories(fn: Any) -> int | None:
     """Return the number of values of one element, or None if there are not finitely many."""
     parts = counted_parts(unmasked(fn))

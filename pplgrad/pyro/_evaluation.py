@@ -66,4 +66,4 @@ def check_costs(total: float, traces: Traces, run: Run) -> None:
     names = [(name, "model") for name, _ in traces.model_sites] + [(name, "guide") for name, _ in traces.guide_sites]
     for (name, side), cost in zip(names, run.costs, strict=True):
         if not torch.isfinite(cost).all():
-            raise impossible_cost(name, side, bool(torch.isnan(cost).any()))
+            raise impossible_cost(name, side, bool(torch.isnan(cost).any()), traces.estimators.get(name))

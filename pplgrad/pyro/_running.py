@@ -32,6 +32,7 @@ from pplgrad.engine.layout import Layout
 from pplgrad.monitoring.watch import Watcher
 from pplgrad.pyro._baselines import state_of_functions
 from pplgrad.pyro._filter import Filtered
+from pplgrad.pyro._mixtures import components
 from pplgrad.pyro._recreated_params import keeping_params
 from pplgrad.pyro._rerun.comparison import ParticlesInteract
 from pplgrad.pyro._rerun.joint import PyroReruns
@@ -190,7 +191,7 @@ class Runner:
 
     def _resolve(self, name: str, fn: Any, own: Estimator | None, plates: frozenset[int]) -> Estimator:
         """Choose a site's estimator: the ELBO's mapping, the site's own or the guide wrapper's, the default."""
-        key = (name, fn.__class__, fn.has_rsample, fn.shape(), own)
+        key = (name, fn.__class__, fn.has_rsample, fn.shape(), own, components(fn))
         found = self._resolved.get(key)
         if found is None:
             site = site_info(name, fn, self.num_particles, plates, self.objective)

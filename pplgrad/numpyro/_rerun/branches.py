@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pplgrad.core.estimator import Values
+from pplgrad.core.mixtures import Mixture
 from pplgrad.core.noise import Noise
 from pplgrad.core.plates import AFTER, BEFORE, SAME
 from pplgrad.core.program import Program
@@ -46,6 +47,8 @@ class NumPyroDraw:
         self._again = arrays.again.get(name)
         self._parameters = arrays.parameters.get(name)
         self._counts = arrays.counts.get(name)
+        self._throws = arrays.throws.get(name)
+        self._mixture = arrays.mixtures.get(name)
 
     def finite(self) -> tuple[jax.Array, jax.Array] | None:
         """Return the log probabilities of all categories and the numbers drawn."""
@@ -73,6 +76,14 @@ class NumPyroDraw:
         """Return the consecutive counts that the primary run listed, their log probabilities, and that of the draw."""
         assert self._counts is not None and self._counts[1].shape[-1] == count
         return self._counts
+
+    def throws(self) -> jax.Array | None:
+        """Return log p of the categories of a Multinomial, or None."""
+        return self._throws
+
+    def mixture(self) -> Mixture | None:
+        """Return the mixture that the value was drawn from, or None."""
+        return self._mixture
 
 
 class NumPyroBranches:

@@ -13,7 +13,9 @@ from pplgrad.core.objectives import ELBO, Objective
 from pplgrad.core.site_info import SiteInfo
 from pplgrad.engine.checks import refuse_model_estimator
 from pplgrad.errors import ProgramError
+from pplgrad.estimators.mixtures import MixturePath
 from pplgrad.estimators.relaxed import Relaxation
+from pplgrad.numpyro._array_ops import OPS
 from pplgrad.numpyro._compat import (
     hand_out_changes,
     is_handed_out,
@@ -25,6 +27,7 @@ from pplgrad.numpyro._compat import (
     unmasked,
 )
 from pplgrad.numpyro._distributions import categories, elements, family, is_count, is_relaxable, is_reparameterized
+from pplgrad.numpyro._mixtures import components, mixture
 from pplgrad.numpyro._tracing.control_flow import FlowMessenger
 from pplgrad.numpyro._tracing.logits import with_stable_logits
 from pplgrad.numpyro._tracing.relaxations import Extended, extended_in_model, is_extended, relaxed, stacked
@@ -138,13 +141,16 @@ class SiteMessenger(FlowMessenger):
         msg["value"] = tag(name, msg["value"])
 
     def _change(self, name: str, msg: Any) -> None:
-        """Relax a draw, or let it be changed from outside."""
+        """Relax a draw, give that of a mixture its gradient, or let it be changed from outside."""
         estimator, value, fn = self._estimators[name], msg["value"], msg["fn"]
         # A value that was put there came without a key of its own.
         key = msg["kwargs"].get("rng_key")
         key = site_key(self._key, name) if key is None else key
         if isinstance(estimator, Relaxation):
             msg["value"], msg["fn"] = relaxed(name, fn, value, estimator.at(*self._arguments), key)
+        elif isinstance(estimator, MixturePath):
+            # NumPyro hands on which component has drawn the value, which its density does not read.
+            msg["value"], msg["intermediates"] = estimator.moved(OPS, mixture(fn, value)), []
         if self._intervene is not None:
             self._intervene(name, msg, key, self)
         if is_extended(msg["fn"]):
@@ -230,6 +236,7 @@ def site_info(
     plates = {frame.dim for frame in msg["cond_indep_stack"]}
     # A distribution of the user's own may not say what its support is.
     is_discrete = bool(getattr(fn.support, "is_discrete", False))
+    count, conditionals = components(fn) or (None, False)
     return SiteInfo(
         name,
         family(fn),
@@ -244,4 +251,6 @@ def site_info(
         elements(fn, ()),
         nested=where is not None and where.nested,
         is_count=is_count(fn),
+        components=count,
+        conditionals=conditionals,
     )

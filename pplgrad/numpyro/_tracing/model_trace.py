@@ -15,7 +15,7 @@ from pplgrad.numpyro._compat import host_checks
 from pplgrad.numpyro._distributions import is_reparameterized
 from pplgrad.numpyro._tracing.control_flow import Flow
 from pplgrad.numpyro._tracing.handlers import ModelInferMessenger, SiteMessenger, SummingMessenger
-from pplgrad.numpyro._tracing.relaxations import refuse_subsets
+from pplgrad.numpyro._tracing.relaxations import refuse_others
 
 Trace = dict[str, Any]
 Flows = dict[str, Flow]
@@ -52,7 +52,7 @@ def model_trace(program: Program, key: jax.Array, params: dict, drawn: Drawn, ch
         found = trace(_against(program, key, params, draws, innermost)).get_trace(*program.args, **program.kwargs)
     summed = frozenset(name for name, site in sample_sites(found).items() if _is_to_be_summed(site, guide))
     others = {name: site for name, site in found.items() if name not in summed}
-    refuse_subsets(sample_sites(guide), sample_sites(found))
+    refuse_others(sample_sites(guide), sample_sites(found))
     refuse_mismatch(sample_sites(guide), sample_sites(others), lambda site: is_reparameterized(site["fn"]))
     for name in sample_sites(others).keys() & messenger.flows.keys() - names:
         if not others[name]["is_observed"]:

@@ -14,6 +14,7 @@ from numpyro.handlers import seed, substitute, trace
 from pplgrad.configuration import EstimatorMapping, collect_mappings
 from pplgrad.core.baseline import parts_of
 from pplgrad.core.estimator import Estimator
+from pplgrad.core.mixtures import Mixture
 from pplgrad.core.objectives import CostWeights
 from pplgrad.core.plates import Plate
 from pplgrad.core.program import Program, Proposed
@@ -33,7 +34,9 @@ from pplgrad.numpyro._distributions import (
     is_reparameterized,
     parameters,
     ranking_logits,
+    throws,
 )
+from pplgrad.numpyro._mixtures import mixture
 from pplgrad.numpyro._tracing.closed_forms import closed_form
 from pplgrad.numpyro._tracing.control_flow import Flow
 from pplgrad.numpyro._tracing.factors import Dims
@@ -96,7 +99,7 @@ class ParticleOutputs:
     """What one particle computes.
 
     `fresh_params` are baselines' parameters that the caller did not give, at their initial values; `probes` are the
-    arrays whose provenance tells what each density reads; `finite`, `again`, `parameters`, `rankings` and `counts` are
+    arrays whose provenance tells what each density reads; `finite`, `again`, `parameters`, `rankings`, `counts`, `mixtures` and `throws` are
     there for sites whose estimators ask for branches.
     """
 
@@ -114,6 +117,8 @@ class ParticleOutputs:
     parameters: dict[str, dict[str, jax.Array]]
     counts: dict[str, tuple[jax.Array, jax.Array, jax.Array]]
     rankings: dict[str, jax.Array]
+    mixtures: dict[str, Mixture]
+    throws: dict[str, jax.Array]
     through: dict[str, jax.Array]
     weights_alone: dict[str, jax.Array]
 
@@ -199,6 +204,11 @@ def _ask(arrays: ParticleOutputs, name: str, fn: Any, value: jax.Array, estimato
         arrays.rankings[name] = ranking
     if estimator.num_counts and is_count(fn):
         arrays.counts[name] = counts(fn, value, estimator.num_counts)
+    thrown = throws(fn, value) if estimator.num_counts else None
+    if thrown is not None:
+        arrays.throws[name] = thrown
+    if estimator.follows_mixture:
+        arrays.mixtures[name] = mixture(fn, value)
 
 
 @ours
@@ -212,7 +222,7 @@ def _collected(
     counting: Counting,
 ) -> ParticleOutputs:
     """Return what a particle computes, and note in `static` what else its traces show."""
-    arrays = ParticleOutputs({}, {}, {}, {}, {}, {}, mutable, {}, {}, {}, {}, {}, {}, {}, {}, {})
+    arrays = ParticleOutputs({}, {}, {}, {}, {}, {}, mutable, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {})
     sizes = _note_marks(static, arrays, (*against.values(), *guide_trace.values()), given)
     static.summed = summed_sites(against)
     for site in sample_sites(against).values():

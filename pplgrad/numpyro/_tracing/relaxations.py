@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,12 +12,14 @@ from numpyro.distributions import Distribution, ExpandedDistribution, Independen
 
 from pplgrad.core.noise import noise_for
 from pplgrad.engine.checks import undefined_when_relaxed
+from pplgrad.estimators.count_relaxations import SMOOTH, HardCount, TruncatedGumbelSoftmax
 from pplgrad.estimators.relaxed import HardDraw, Relaxation, softmax, tempered
 from pplgrad.estimators.subset_relaxations import HardSubset, SubsetRelaxation
 from pplgrad.numpyro._array_ops import OPS, JaxNoise
 from pplgrad.numpyro._compat import unmasked
 from pplgrad.numpyro._distributions import (
     counted_parts,
+    counts,
     every_log_prob,
     family,
     innermost,
@@ -99,9 +102,46 @@ def is_relaxed_matrix(fn: Any) -> bool:
     return isinstance(innermost(unmasked(fn)), UncheckedMatrix)
 
 
+class RelaxedCount(Distribution):
+    """A law of counts at numbers between them: the host's formula of its log density, which is not asked for its support.
+
+    `fits` says of each element whether its draw can be relaxed; elsewhere the density is NaN.
+    """
+
+    pytree_data_fields = ("formula", "fits")
+
+    def __init__(self, fn: Any, fits: jax.Array | None = None) -> None:
+        self.fits = fits
+        self.formula = _unvalidated(fn)
+        super().__init__(fn.batch_shape, fn.event_shape, validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        return constraints.independent(constraints.real, self.event_dim)
+
+    def log_prob(self, value: jax.Array) -> jax.Array:
+        # JAX's xlogy compares its argument with 0: in a density that is no misuse of the value, and a product is no copy of it.
+        value = 1.0 * value
+        return self.formula.log_prob(value if self.fits is None else jnp.where(self.fits, value, jnp.nan))
+
+    def sample(self, key: jax.Array, sample_shape: tuple[int, ...] = ()) -> jax.Array:
+        return self.formula.sample(key, sample_shape).astype(float)
+
+
+def _unvalidated(fn: Any) -> Any:
+    """Return a copy of a distribution that checks no value, nor do those that it wraps."""
+    found = copy.copy(fn)
+    found._validate_args = False
+    if hasattr(fn, "base_dist"):
+        found.base_dist = _unvalidated(fn.base_dist)
+    return found
+
+
 def is_extended(fn: Any) -> bool:
     """Return whether a distribution scores weights in the place of a draw."""
-    return isinstance(unmasked(fn), Extended) or is_unchecked(fn) or is_relaxed_matrix(fn)
+    return (
+        isinstance(unmasked(fn), Extended) or isinstance(fn, RelaxedCount) or is_unchecked(fn) or is_relaxed_matrix(fn)
+    )
 
 
 def extended(fn: Any) -> Any:
@@ -149,6 +189,11 @@ def relaxed(site: str, fn: Any, value: jax.Array, estimator: Relaxation, key: ja
         logits = jnp.broadcast_to(law.logits, value.shape)
         value = value.astype(logits.dtype)
         return estimator.weights(HardSubset(OPS, logits, law.k, value, noise)), unchecked(fn)
+    if isinstance(estimator, TruncatedGumbelSoftmax):
+        first, log_probs, _ = counts(unmasked(fn), value, estimator.window)
+        hard = value.astype(log_probs.dtype)
+        count = HardCount(OPS, hard, first.astype(hard.dtype), log_probs, noise)
+        return estimator.weights(count), RelaxedCount(fn, count.fits)
     wide = extended(fn)
     bare = unmasked(wide)
     index = jnp.argmax(value, -1) if bare.one_hot else value.astype(int)
@@ -173,7 +218,9 @@ def softened(site: str, wide: Any, value: jax.Array, temperature: Any, key: jax.
 def extended_in_model(name: str, fn: Any, inside: bool = False) -> Any:
     """Return the extension of the model's distribution of a relaxed site, or refuse it; `inside` says that a scan draws it."""
     if is_subset(fn) and not inside:
-        return unchecked(fn)  # `refuse_subsets` sees to it that the guide's is one too.
+        return unchecked(fn)  # `refuse_others` sees to it that the guide's is one too.
+    if family(fn) in SMOOTH and not inside:
+        return RelaxedCount(fn)
     if is_matrix(fn):
         return unchecked(fn)
     if not is_relaxable(fn):
@@ -181,11 +228,17 @@ def extended_in_model(name: str, fn: Any, inside: bool = False) -> Any:
     return extended(fn)
 
 
-def refuse_subsets(guide: Mapping[str, Any], model: Mapping[str, Any]) -> None:
-    """Refuse subsets in the model of which the guide's draw is relaxed otherwise: they are not defined at its weights."""
+def refuse_others(guide: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+    """Refuse subsets or counts in the model of which the guide's draw is relaxed otherwise: they are not defined at its weights, and the reverse."""
     for name, site in model.items():
-        if name in guide and is_unchecked(site["fn"]) and not is_unchecked(guide[name]["fn"]):
-            raise undefined_when_relaxed(name, "Subset")
+        if name in guide and _kind(site["fn"]) != _kind(guide[name]["fn"]) and "weights" != _kind(site["fn"]):
+            raise undefined_when_relaxed(name, "Subset" if is_unchecked(site["fn"]) else family(site["fn"].formula))
+        if name in guide and isinstance(guide[name]["fn"], RelaxedCount) and not isinstance(site["fn"], RelaxedCount):
+            raise undefined_when_relaxed(name, family(site["fn"]))
+
+
+def _kind(fn: Any) -> str:
+    return "count" if isinstance(fn, RelaxedCount) else "subset" if is_unchecked(fn) else "weights"
 
 
 def _log(probs: jax.Array) -> jax.Array:

@@ -24,6 +24,7 @@ from pplgrad.engine.branches import chunks, exists_or_not, with_other_sites
 from pplgrad.engine.checks import another_network
 from pplgrad.engine.layout import Layout
 from pplgrad.errors import CompileError, EstimatorError, ProgramError
+from pplgrad.estimators.mixtures import MixturePath
 from pplgrad.estimators.relaxed import Relaxation
 from pplgrad.pyro._array_ops import OPS, TorchNoise, placed
 from pplgrad.pyro._baselines import PREFIX, forgetting
@@ -36,7 +37,7 @@ from pplgrad.pyro._recording import is_recording, moved_generators
 from pplgrad.pyro._rerun.comparison import compare_rows, refuse_another_run, refuse_interaction, values_at
 from pplgrad.pyro._rerun.draws import PyroDraw
 from pplgrad.pyro._rerun.enumeration import Fixed
-from pplgrad.pyro._tracing.handlers import axes_of
+from pplgrad.pyro._tracing.handlers import axes_of, moved
 from pplgrad.pyro._tracing.host_checks import PARTICLES, Nesting, at_other_values, broadcasting
 from pplgrad.pyro._tracing.marginal_sites import trace_against, weight_of
 from pplgrad.pyro._tracing.particle_trace import (
@@ -52,7 +53,7 @@ from pplgrad.pyro._tracing.relaxations import (
     Extended,
     ExtendedModelMessenger,
     is_extended,
-    is_unchecked,
+    kind_of,
     relaxed,
     softened,
     unchecked,
@@ -126,6 +127,9 @@ class Intervention(Messenger):
         fresh: Fresh = lambda branch: drawn  # noqa: E731
         if isinstance(estimator, Relaxation):
             drawn, msg["fn"] = relaxed(name, fn, drawn, estimator.at(*self._arguments))
+        elif isinstance(estimator, MixturePath) and torch.is_grad_enabled() and self._temperatures is None:
+            along = moved(fn, drawn, estimator)
+            fresh = lambda branch: along  # noqa: E731
         elif self._temperatures is not None and is_relaxable(fn):
             temperatures = self._temperatures
             fresh = lambda branch: softened(name, fn, drawn, temperatures[branch.site])  # noqa: E731
@@ -435,7 +439,7 @@ class PyroBranches:
                 model_trace, guide_trace = effect.get_traces()
                 return guide_trace, model_trace
             guide_trace = poutine.trace(plated(guide)).get_trace(*args, **kwargs)
-        wide = {name: is_unchecked(x["fn"]) for name, x in guide_trace.nodes.items() if is_extended(x.get("fn"))}
+        wide = {name: kind_of(x["fn"]) for name, x in guide_trace.nodes.items() if is_extended(x.get("fn"))}
         nesting = self._traces.nesting if depth is None else depth
         with Intervention(self._traces.model), Fixed(own or {}), ExtendedModelMessenger(wide):
             return guide_trace, trace_against(plated(model), guide_trace, nesting, args, kwargs)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from pplgrad.core.mixtures import Mixture
 from pplgrad.pyro._distributions import (
     counted_parts,
     counts,
@@ -15,9 +16,11 @@ from pplgrad.pyro._distributions import (
     number_of,
     parameters,
     ranking_logits,
+    throws,
     unmasked,
     values_of,
 )
+from pplgrad.pyro._mixtures import components, mixture
 
 
 class PyroDraw:
@@ -74,6 +77,18 @@ class PyroDraw:
         """Return consecutive counts around the mean, their log probabilities, and that of the draw."""
         first, log_probs, own = counts(self._fn, self.value if self._vectorized else self.value[0], count)
         return self._with_particles(first), self._with_particles(log_probs), self._with_particles(own)
+
+    def throws(self) -> torch.Tensor | None:
+        """Return log p of the categories of a Multinomial, or None."""
+        found = throws(self._fn, self.value if self._vectorized else self.value[0])
+        return None if found is None else self._with_particles(found)
+
+    def mixture(self) -> Mixture | None:
+        """Return the mixture that the value was drawn from, or None."""
+        if components(self._fn) is None:
+            return None
+        found = mixture(self._fn, self.value if self._vectorized else self.value[0])
+        return found.mapped(lambda x, behind: self._with_particles(x))
 
     def _with_particles(self, x: torch.Tensor) -> torch.Tensor:
         return x if self._vectorized else x[None]

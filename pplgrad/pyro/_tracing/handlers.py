@@ -13,7 +13,9 @@ from pplgrad.core.estimator import Estimator
 from pplgrad.core.objectives import Objective
 from pplgrad.core.site_info import SiteInfo
 from pplgrad.engine.checks import moving_support, refuse_model_estimator
+from pplgrad.estimators.mixtures import MixturePath
 from pplgrad.estimators.relaxed import Relaxation
+from pplgrad.pyro._array_ops import OPS
 from pplgrad.pyro._compat import WithoutFunctions, is_outermost, keep_inverse
 from pplgrad.pyro._distributions import (
     categories,
@@ -27,6 +29,7 @@ from pplgrad.pyro._distributions import (
     partly_reparameterized,
     unmasked,
 )
+from pplgrad.pyro._mixtures import components, mixture
 from pplgrad.pyro._recording import is_recording
 from pplgrad.pyro._tracing.host_checks import refuse_vectorized_markov
 from pplgrad.pyro._tracing.known_densities import draw
@@ -79,6 +82,8 @@ class SiteMessenger(Messenger):
                 msg["value"] = msg["value"].detach()
             if isinstance(estimator, Relaxation):
                 msg["value"], msg["fn"] = relaxed(msg["name"], msg["fn"], msg["value"], estimator.at(*self._arguments))
+            elif isinstance(estimator, MixturePath):
+                msg["value"] = moved(msg["fn"], msg["value"], estimator)
         if self._provenance is not None:
             plates = axes_of(msg["cond_indep_stack"], msg["fn"].event_dim)
             drawn = msg["value"]
@@ -94,7 +99,7 @@ class SiteMessenger(Messenger):
         fn, estimator = msg["fn"], self.estimators.get(msg["name"])
         if estimator is None or self.softens:
             return is_extended(fn) or is_relaxable(fn) or is_matrix(fn), fn.has_rsample
-        return False, fn.has_rsample and not estimator.uses_score
+        return False, (fn.has_rsample or estimator.follows_mixture) and not estimator.uses_score
 
     def _bind(self, msg: Any) -> Estimator:
         assert self._resolve is not None
@@ -108,6 +113,11 @@ class SiteMessenger(Messenger):
             fn = unmasked(msg["fn"])
             raise moving_support(msg["name"], family(fn), estimator, fn.has_rsample and not partly_reparameterized(fn))
         return estimator
+
+
+def moved(fn: Any, value: torch.Tensor, estimator: MixturePath) -> torch.Tensor:
+    """Return a mixture's draw with the gradient that an estimator gives it."""
+    return estimator.moved(OPS, mixture(fn, value))
 
 
 def axes_of(frames: Any, events: int) -> list[PlateAxis]:
@@ -138,6 +148,7 @@ class SharedMinibatch(Messenger):
 def site_info(name: str, fn: Any, particles: int, plates: Collection[int], objective: Objective) -> SiteInfo:
     """Return what an estimator needs to know of a site, given the dimensions of its plates."""
     reparameterized = fn.has_rsample and not partly_reparameterized(fn)
+    count, conditionals = components(fn) or (None, False)
     return SiteInfo(
         name,
         family(fn),
@@ -150,6 +161,8 @@ def site_info(name: str, fn: Any, particles: int, plates: Collection[int], objec
         objective=objective,
         reach=elements(fn, ()),
         is_count=is_count(fn),
+        components=count,
+        conditionals=conditionals,
     )
 
 

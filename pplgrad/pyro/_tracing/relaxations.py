@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,11 +15,13 @@ from torch.distributions import constraints
 from pplgrad.core.estimator import Estimator
 from pplgrad.core.noise import noise_for
 from pplgrad.engine.checks import undefined_when_relaxed
+from pplgrad.estimators.count_relaxations import SMOOTH, HardCount, TruncatedGumbelSoftmax
 from pplgrad.estimators.relaxed import HardDraw, Relaxation, softmax, tempered
 from pplgrad.estimators.subset_relaxations import HardSubset, SubsetRelaxation
 from pplgrad.pyro._array_ops import OPS, TorchNoise
 from pplgrad.pyro._distributions import (
     counted_parts,
+    counts,
     every_log_prob,
     family,
     innermost,
@@ -119,9 +122,51 @@ def is_relaxed_matrix(fn: Any) -> bool:
     return isinstance(innermost(unmasked(fn)), UncheckedMatrix)
 
 
+class RelaxedCount(TorchDistribution):
+    """A law of counts at numbers between them: the host's formula of its log density, which is not asked for its support.
+
+    `fits` says of each element whether its draw can be relaxed; elsewhere the density is NaN.
+    """
+
+    arg_constraints: dict = {}
+    has_rsample = True
+
+    def __init__(self, fn: Any, fits: torch.Tensor | None = None) -> None:
+        self._bare = fn
+        self._fits = fits
+        self._formula = _unvalidated(fn)
+        super().__init__(fn.batch_shape, fn.event_shape, validate_args=False)
+
+    @property
+    def support(self) -> Any:  # type: ignore[override]
+        return constraints.independent(constraints.real, self.event_dim)
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        if self._fits is not None:
+            value = torch.where(self._fits, value, torch.nan)
+        return self._formula.log_prob(value)
+
+    def rsample(self, sample_shape: Any = ()) -> torch.Tensor:
+        return self._bare.sample(sample_shape)
+
+
+def _unvalidated(fn: Any) -> Any:
+    """Return a copy of a distribution that checks no value, nor do those that it wraps."""
+    found = copy.copy(fn)
+    found._validate_args = False
+    if hasattr(fn, "base_dist"):
+        found.base_dist = _unvalidated(fn.base_dist)
+    return found
+
+
 def is_extended(fn: Any) -> bool:
     """Return whether a distribution scores weights in the place of a draw."""
-    return isinstance(fn, Extended) or is_unchecked(fn) or is_relaxed_matrix(fn)
+    return isinstance(fn, (Extended, RelaxedCount)) or is_unchecked(fn) or is_relaxed_matrix(fn)
+
+
+def kind_of(fn: Any) -> str:
+    """Return what a relaxed site draws: "subset", "count" or "weights"."""
+    return "count" if isinstance(fn, RelaxedCount) else "subset" if is_unchecked(fn) else "weights"
 
 
 def extension(fn: Any) -> Extended | None:
@@ -150,6 +195,11 @@ def relaxed(site: str, fn: Any, value: torch.Tensor, estimator: Relaxation) -> t
         value = value.to(law.logits.dtype)
         noise = noise_for(site, OPS, lambda _: TorchNoise())
         return estimator.weights(HardSubset(OPS, law.logits.expand(value.shape), law.k, value, noise)), unchecked(fn)
+    if isinstance(estimator, TruncatedGumbelSoftmax):
+        first, log_probs, _ = counts(unmasked(fn), value, estimator.window)
+        noise = noise_for(site, OPS, lambda _: TorchNoise())
+        count = HardCount(OPS, value, first, log_probs, noise)
+        return estimator.weights(count), RelaxedCount(fn, count.fits)
     extended = Extended(fn)
     log_probs = extended.categories()
     index = value.argmax(-1) if extended._base.event_shape else value.long()
@@ -173,28 +223,36 @@ def softened(site: str, fn: Any, value: torch.Tensor, temperature: Any) -> torch
 
 
 class ExtendedModelMessenger(Messenger):
-    """Extends the model's densities of relaxed sites to weights, given which of these are subsets in the guide."""
+    """Extends the model's densities of relaxed sites to what is drawn there, given which kind it is in the guide (`kind_of`)."""
 
-    def __init__(self, sites: Mapping[str, bool]) -> None:
+    def __init__(self, sites: Mapping[str, str]) -> None:
         super().__init__()
         self._sites = sites
 
     @classmethod
     def of(cls, estimators: Mapping[str, Estimator]) -> ExtendedModelMessenger:
         """Return the messenger for the sites whose estimators relax them."""
-        return cls({name: isinstance(x, SubsetRelaxation) for name, x in estimators.items() if x.relaxes})
+        return cls({name: _drawn_by(x) for name, x in estimators.items() if x.relaxes})
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] in self._sites:
             msg["fn"] = extended_in_model(msg["name"], msg["fn"], self._sites[msg["name"]])
 
 
-def extended_in_model(name: str, fn: Any, of_subset: bool) -> Any:
+def _drawn_by(estimator: Estimator) -> str:
+    if isinstance(estimator, TruncatedGumbelSoftmax):
+        return "count"
+    return "subset" if isinstance(estimator, SubsetRelaxation) else "weights"
+
+
+def extended_in_model(name: str, fn: Any, kind: str) -> Any:
     """Return the extension of the model's distribution of a relaxed site, or refuse it; a subset's draw alone fits a `Subset`."""
-    if of_subset and is_subset(fn):
+    if kind == "subset" and is_subset(fn):
         return unchecked(fn)
+    if kind == "count" and family(fn) in SMOOTH:
+        return RelaxedCount(fn)
     if is_matrix(fn):
         return unchecked(fn)
-    if not is_relaxable(fn):
+    if kind == "count" or not is_relaxable(fn):
         raise undefined_when_relaxed(name, family(fn))
     return Extended(fn)

@@ -1,0 +1,274 @@
+"""Mixtures as guides, the same in both libraries: the expected gradient by quadrature, in one step.
+
+Each element of a plate is one draw: a point of the quadrature for every particle, with the components that the elements of a site are taken
+to be drawn from. It has parameters of its own, so that one step returns the gradient at every draw, and their weighted sum is the expectation.
+"""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyro
+import torch
+
+from pplgrad.core.noise import Noise, replaced_noise
+from pplgrad.testing import in_numpyro, in_pyro
+from tests.deciding import by_complex_steps
+
+HOSTS = {"pyro": in_pyro, "numpyro": in_numpyro}
+PARAMS = {
+    "a": np.array([0.4, -0.3, 0.1]),
+    "m": np.array([[-1.1, 0.4], [0.6, -0.7], [1.5, 0.9]]),
+    "s": np.array([[-0.5, 0.2], [0.1, -0.3], [-0.2, -0.4]]),
+    "c": np.array(0.3),
+}
+LOG_DENSITIES = {
+    "Normal": lambda z: -0.5 * z**2 - 0.5 * np.log(2 * np.pi),
+    "Laplace": lambda z: -z * np.sign(z.real) - np.log(2),
+    "Logistic": lambda z: -z - 2 * np.log(1 + np.exp(-z)),
+    "Gumbel": lambda z: -z - np.exp(-z),
+}
+
+
+def gauss(kinks, low, high):
+    """Return nodes and weights of Gauss's rule on pieces between numbers at which an integrand has a kink."""
+    ends = np.unique(np.concatenate([np.arange(low, high + 0.5), kinks]))
+    x, w = np.polynomial.legendre.leggauss(12)
+    half, middle = np.diff(ends) / 2, (ends[1:] + ends[:-1]) / 2
+    return (middle[:, None] + half[:, None] * x).ravel(), (half[:, None] * w).ravel()
+
+
+def equal(step):
+    """Return equally spaced nodes, with the weights of the trapezoidal rule: as good for a smooth integrand that vanishes at both ends."""
+    x = np.arange(-12.0, 12.0, step)
+    return x, np.full_like(x, step)
+
+
+class Given(Noise):
+    """Makes the elements of the draws be drawn from given components, (particles, draws, elements)."""
+
+    def __init__(self, ops, numbers):
+        super().__init__(ops)
+        self.numbers = numbers
+
+    def uniform(self, shape, like):
+        raise TypeError("continuous noise")
+
+    def categorical(self, log_probs):
+        like = self.ops.arange(1, log_probs)
+        return self.ops.xp.reshape(self.ops.constant(self.numbers, like), log_probs.shape[:-1])
+
+
+class Program:
+    """A site of `elements` mixtures of a family, of log x or not, whose components have `dims` dimensions (0: numbers), correlated or not."""
+
+    def __init__(
+        self, law="Normal", dims=0, of_log=False, correlated=False, elements=1, components=3, particles=1, step=None
+    ):
+        self.law, self.dims, self.of_log, self.correlated = law, dims, of_log, correlated
+        self.elements, self.components, self.particles = elements, components, particles
+        width = max(dims, 1) * elements
+        self.params = {name: x if name == "c" else x[:components] for name, x in PARAMS.items()}
+        self.params |= {name: self.params[name][:, :width] for name in "ms"}
+        axes = [
+            equal(step) if step else gauss(m, *((-12, 12) if law == "Normal" else (-30, 40)))
+            for m in self.params["m"].T
+        ]
+        self.u = np.stack([x.ravel() for x in np.meshgrid(*[x for x, _ in axes], indexing="ij")], -1)
+        self.weights = np.prod(np.stack(np.meshgrid(*[w for _, w in axes], indexing="ij")), 0).ravel()
+        self._lay_out()
+
+    def _lay_out(self):
+        """Make the draws: for each particle every point with every choice of components, those of weight 0 left out."""
+        with np.errstate(over="ignore"):
+            near = self._each(self.params).max((1, 2)) > -60
+        self.u, self.weights = self.u[near], self.weights[near]
+        logs = self._each(self.params)
+        draws = []
+        for numbers in itertools.product(range(self.components), repeat=self.elements):
+            of = np.log(self.weights) + sum(logs[:, i, k] for i, k in enumerate(numbers))
+            draws += [(point, numbers, weight) for point, weight in enumerate(of) if weight > -41]
+        rows = np.array(list(itertools.product(range(len(draws)), repeat=self.particles)))
+        points, numbers, weights = (np.array(x) for x in zip(*draws, strict=True))
+        self.numbers = np.moveaxis(numbers[rows], 1, 0)
+        self.of_draw = np.exp(weights[rows].sum(1))
+        x = np.moveaxis((np.exp(self.u) if self.of_log else self.u)[points[rows]], 1, 0)
+        self.x = x if self.dims or self.elements > 1 else x[..., 0]
+
+    def _each(self, p):
+        """Return log π_k q_k of each element at all points, of u where x = exp u: (points, elements, components)."""
+        m, s = (np.reshape(p[name], (self.components, self.elements, -1)).swapaxes(0, 1) for name in "ms")
+        z = self.u.reshape(len(self.u), self.elements, 1, -1) - m
+        if self.correlated:
+            first = z[..., :1] / np.exp(s[..., :1])
+            z = np.concatenate([first, (z[..., 1:] - 0.5 * first) / np.exp(s[..., 1:])], -1)
+        else:
+            z = z / np.exp(s)
+        a = p["a"]
+        return (LOG_DENSITIES[self.law](z) - s).sum(-1) + a - np.log(np.exp(a).sum())
+
+    def loss(self, p):
+        """Return minus the bound by quadrature."""
+        log_q = np.log(np.exp(self._each(p)).sum(-1)).sum(-1)
+        normal, u = LOG_DENSITIES["Normal"], self.u
+        mean = np.sin(u.sum(-1)) * u[:, -1] + p["c"] * u[:, 0]
+        log_w = (normal(u / 1.5) - np.log(1.5)).sum(-1) + normal((0.4 - mean) / 0.8) - np.log(0.8) - log_q
+        weights = self.weights * np.exp(log_q)
+        if self.particles == 1:
+            return -np.sum(weights * log_w)
+        pair = np.log((np.exp(log_w)[:, None] + np.exp(log_w)) / 2)
+        return -np.sum(weights[:, None] * weights * pair)
+
+    def build(self, h, copies):
+        """Return model and guide of the host; `copies` has the parameters of each draw."""
+        # What Pyro finds in a program's closures is known to be no draw: not the whole of this object.
+        xp, count, elements, choices, correlated = (
+            h.xp,
+            len(self.of_draw),
+            self.elements,
+            self.components,
+            self.correlated,
+        )
+        vector, event = bool(self.dims or elements > 1), bool(self.dims)
+        positive, family = self.of_log, getattr(h.dist, "LogNormal" if self.of_log else self.law)
+        zero, data = h.array(np.zeros(self.u.shape[-1] if vector else ())), h.array(0.4)
+
+        def components():
+            m, s = copies("m"), copies("s")
+            if correlated:
+                rows = [xp.stack([xp.exp(s[..., 0]), 0 * s[..., 0]], -1)]
+                rows.append(xp.stack([0.5 + 0 * s[..., 0], xp.exp(s[..., 1])], -1))
+                return h.dist.MultivariateNormal(m, scale_tril=xp.stack(rows, -2))
+            if elements > 1:
+                return family(xp.moveaxis(m, -1, -2), xp.exp(xp.moveaxis(s, -1, -2)))
+            return family(m, xp.exp(s)).to_event(1) if event else family(m[..., 0], xp.exp(s[..., 0]))
+
+        def guide():
+            logits = copies("a")
+            if elements > 1:
+                logits = xp.broadcast_to(logits[..., None, :], (count, elements, choices))
+            mixture = h.dist.MixtureSameFamily(h.dist.Categorical(logits=logits), components())
+            with h.plate("draws", count, dim=-1):
+                h.sample("x", mixture.to_event(1) if elements > 1 else mixture)
+
+        def model():
+            law = (h.dist.LogNormal if positive else h.dist.Normal)(zero, 1.5)
+            with h.plate("draws", count, dim=-1):
+                x = h.sample("x", law.to_event(1) if vector else law)
+                u = xp.log(x) if positive else x
+                u = u if vector else u[..., None]
+                mean = xp.sin(u.sum(-1)) * u[..., -1] + copies("c") * u[..., 0]
+                h.sample("y", h.dist.Normal(mean, 0.8), obs=data)
+
+        return model, guide
+
+    def expected(self, library, estimator, **options):
+        """Return the expectation of the estimate."""
+        options = {"estimators": {"x": estimator}, "num_particles": self.particles, **options}
+        copies = {name: np.broadcast_to(x, (len(self.of_draw), *x.shape)) for name, x in self.params.items()}
+        with HOSTS[library].isolated(), replaced_noise(lambda site, ops: Given(ops, self.numbers)):
+            found = (self._pyro if library == "pyro" else self._numpyro)(copies, options)
+        return {name: np.tensordot(self.of_draw, x, 1) for name, x in found.items()}
+
+    def _pyro(self, copies, options):
+        values = {name: torch.tensor(x, requires_grad=True) for name, x in copies.items()}
+        model, guide = self.build(in_pyro.HOST, lambda name: values[name])
+        pyro.clear_param_store()
+        with in_pyro.Force([{"x": x} for x in self.x], {}):
+            options = {"vectorize_particles": self.particles > 1, **options}
+            objective = in_pyro.TraceGrad_ELBO(max_plate_nesting=1, **options)
+            objective.loss_and_grads(model, guide)
+        return {name: x.grad.numpy() for name, x in values.items()}
+
+    def _numpyro(self, copies, options):
+        objective, key = in_numpyro.TraceGrad_ELBO(**options), jax.random.key(in_numpyro.KEY)
+
+        def loss(values):
+            model, guide = self.build(in_numpyro.HOST, lambda name: values[name])
+            forced = in_numpyro.forced(guide, {"x": jnp.asarray(self.x)}, {}, self.particles)
+            return objective.loss(key, {}, model, forced)
+
+        return jax.jit(jax.grad(loss))({name: jnp.asarray(x) for name, x in copies.items()})
+
+    def error(self, library, estimator, **options):
+        """Return the largest error of the expectation."""
+        found, wanted = self.expected(library, estimator, **options), by_complex_steps(self.loss, self.params)
+        return max(np.abs(found[name] - wanted[name]).max() for name in wanted)
+
+
+DRAWS = 4000
+IN_A_FAMILY = {
+    "p": np.array(0.2),
+    "a": np.array([0.4, -0.3]),
+    "m": np.array([-1.1, 0.8]),
+    "s": np.array([-0.3, 0.1]),
+    "c": np.array(0.7),
+}
+
+
+class Family:
+    """A mixture between a binary parent and a binary child: independent draws, each with parameters of its own."""
+
+    def build(self, h, copies):
+        """Return model and guide of the host."""
+        xp, data, half, third = h.xp, h.array(0.4), h.array(0.5), h.array(0.3)
+
+        def guide():
+            with h.plate("draws", DRAWS, dim=-1):
+                b = h.sample("b", h.dist.Bernoulli(logits=copies("p")))
+                m = copies("m") + 0.8 * b[..., None]
+                a = copies("a") * (1 + b[..., None])
+                x = h.sample(
+                    "x", h.dist.MixtureSameFamily(h.dist.Categorical(logits=a), h.dist.Normal(m, xp.exp(copies("s"))))
+                )
+                h.sample("z", h.dist.Bernoulli(logits=copies("c") * x))
+
+        def model():
+            with h.plate("draws", DRAWS, dim=-1):
+                b = h.sample("b", h.dist.Bernoulli(probs=half))
+                x = h.sample("x", h.dist.Normal(b, 1.5))
+                z = h.sample("z", h.dist.Bernoulli(probs=third))
+                h.sample("y", h.dist.Normal(xp.sin(x) + z * x - b, 0.8), obs=data)
+
+        return model, guide
+
+    def loss(self, p):
+        """Return −E_q[log p − log q] by sums and quadrature."""
+        (x, weights), normal, total = equal(0.1), LOG_DENSITIES["Normal"], 0.0
+        for b, z in itertools.product((0, 1), repeat=2):
+            a, logit = p["a"] * (1 + b), p["c"] * x
+            each = normal((x[:, None] - p["m"] - 0.8 * b) / np.exp(p["s"])) - p["s"] + a - np.log(np.exp(a).sum())
+            log_q = np.log(np.exp(each).sum(-1)) + b * p["p"] - np.log(1 + np.exp(p["p"]))
+            log_q = log_q + z * logit - np.log(1 + np.exp(logit))
+            log_p = np.log(0.5) + normal((x - b) / 1.5) - np.log(1.5) + np.log(0.3 if z else 0.7)
+            log_p = log_p + normal((0.4 - (np.sin(x) + z * x - b)) / 0.8) - np.log(0.8)
+            total = total + np.sum(weights * np.exp(log_q) * (log_q - log_p))
+        return total
+
+    def z_score(self, library, estimators):
+        """Return the largest error of the mean of draws, in standard errors, over the parameters."""
+        copies = {name: np.broadcast_to(x, (DRAWS, *x.shape)) for name, x in IN_A_FAMILY.items()}
+        with HOSTS[library].isolated():
+            if library == "pyro":
+                pyro.set_rng_seed(0)
+                values = {name: torch.tensor(x, requires_grad=True) for name, x in copies.items()}
+                model, guide = self.build(in_pyro.HOST, lambda name: values[name])
+                in_pyro.TraceGrad_ELBO(max_plate_nesting=1, estimators=estimators).loss_and_grads(model, guide)
+                found = {name: x.grad.numpy() for name, x in values.items()}
+            else:
+                objective = in_numpyro.TraceGrad_ELBO(estimators=estimators)
+
+                def loss(values):
+                    return objective.loss(
+                        jax.random.key(1), {}, *self.build(in_numpyro.HOST, lambda name: values[name])
+                    )
+
+                found = jax.jit(jax.grad(loss))({name: jnp.asarray(x) for name, x in copies.items()})
+        exact = by_complex_steps(self.loss, IN_A_FAMILY)
+        scores = []
+        for name, x in found.items():
+            # A draw's own gradient is one part of the sum over the plate.
+            error = np.asarray(x).mean(0) - exact[name]
+            scores.append(np.abs(error / (np.asarray(x).std(0) / DRAWS**0.5)).max())
+        return max(scores)
