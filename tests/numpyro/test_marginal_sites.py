@@ -29,7 +29,7 @@ from pplgrad import (
     Renyi,
     ScoreFunction,
 )
-from pplgrad.numpyro import TraceGrad_ELBO, check_gradients, config_estimators
+from pplgrad.numpyro import TraceGrad_ELBO, _running, check_gradients, config_estimators
 from pplgrad.numpyro._compat import sub_jaxprs
 from pplgrad.numpyro._tracing import contraction, marginal_sites, specification
 from pplgrad.testing.in_numpyro import (
@@ -601,9 +601,7 @@ def reads_of_one_factor_alone(monkeypatch):
         found = plain(static, numbers, read, shapes)
         return {key: {} if key.startswith("model:") and "(summed" in key else value for key, value in found.items()}
 
-    from pplgrad.numpyro import _elbo
-
-    monkeypatch.setattr(_elbo, "densities_read", densities_read)
+    monkeypatch.setattr(_running, "densities_read", densities_read)
 
 
 def the_steps_before_are_left_out(monkeypatch):
