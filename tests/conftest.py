@@ -1,7 +1,9 @@
 """Settings of all tests."""
 
+import ctypes
 import gc
 import os
+import sys
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
@@ -41,3 +43,26 @@ def pytest_collection_finish(session):
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 20, 20)
+
+
+MOST_MEMORY = 1.5e9
+"""Bytes that a process may hold before it lets go of what earlier files of tests have compiled."""
+
+
+def pytest_runtest_teardown(item, nextitem):
+    """Let go of what JAX has compiled, between two files, where that has become much: nothing but time depends on it."""
+    between = nextitem is not None and nextitem.path != item.path
+    if between and "jax" in sys.modules and _resident() > MOST_MEMORY:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
+        with suppress(OSError, AttributeError):  # A C library without it keeps what was freed for itself.
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _resident():
+    """Return how many bytes of memory the process holds, 0 where the system does not say."""
+    try:
+        with open("/proc/self/statm") as numbers:
+            return int(numbers.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
