@@ -33,6 +33,13 @@ def refuse_lengths(guide: int, model: int, objective: FIVO) -> None:
         )
 
 
+def no_steps(side: str, objective: FIVO) -> ProgramError:
+    """Return the error for a loop over time of length 0."""
+    return ProgramError(
+        f"The {side}'s loop over time has no steps, and {objective!r} weighs particles in each of them; pass data of one step or more."
+    )
+
+
 def refuse_after(side: str, names: Collection[str], objective: FIVO) -> None:
     """Refuse sites that stand after the loop over time."""
     if names:

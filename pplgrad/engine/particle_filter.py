@@ -82,7 +82,8 @@ class ParticleFilter:
             positions = (uniforms + ops.constant(np.arange(self.particles), logs)) / self.particles
         ends = ops.stop_gradient(cumulative)
         chosen = xp.sum(xp.astype((positions * ends[:, -1:])[:, :, None] >= ends[:, None, :], own.dtype), axis=2)
-        chosen = xp.minimum(chosen, own[-1])
+        # A position that is rounded up to the end of all belongs to the last particle that has a weight.
+        chosen = xp.minimum(chosen, xp.sum(xp.astype(ends < ends[:, -1:], own.dtype), axis=1)[:, None])
         due = wanted & self._due(ops.stop_gradient(weights))
         ancestors = xp.where(due[:, None], chosen, own)
         flat = ancestors + self.particles * ops.arange(self.filters, logs)[:, None]

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from numpyro.handlers import replay, seed, substitute, trace
+from numpyro.handlers import block, replay, seed, substitute, trace
 from numpyro.primitives import Messenger
 
 from pplgrad.configuration import EstimatorMapping, collect_mappings, refuse_unmatched
@@ -21,6 +21,7 @@ from pplgrad.engine.filter_checks import (
     are_scored,
     impossible_bound,
     no_loop,
+    no_steps,
     refuse_after,
     refuse_held,
     refuse_lengths,
@@ -119,14 +120,18 @@ def _refuse_site(msg: Any, objective: FIVO) -> None:
 
 
 class _UntilScan(Messenger):
-    """Stands innermost of the library's handlers, and ends the run of a program at its scan."""
+    """Stands innermost of the library's handlers, and ends the run of a program at its first scan with a site."""
 
-    def __init__(self, side: str, objective: FIVO) -> None:
+    def __init__(self, side: str, objective: FIVO, params: dict) -> None:
         super().__init__()
-        self._side, self._objective = side, objective
+        self._side, self._objective, self._params = side, objective, params
 
     def process_message(self, msg: Any) -> None:
         if msg["type"] != "control_flow" or not is_scan(msg):
+            return
+        body, init, xs, length, reverse = msg["args"]
+        count = int(length if length is not None else jax.tree.leaves(xs)[0].shape[0])
+        if count and not _has_sites(body, init, xs, self._params):
             return
         between = [x for x in handlers_inside(self) if not isinstance(x, (FlowMessenger, trace))]
         if between or msg["kwargs"]["substitute_stack"]:
@@ -135,9 +140,17 @@ class _UntilScan(Messenger):
                 f"The scan of the {self._side} stands inside of {what}, which {self._objective!r} does not carry into its steps; put it inside the body "
                 "(data are passed in as xs, and observed with obs=...)."
             )
-        body, init, xs, length, reverse = msg["args"]
-        count = length if length is not None else jax.tree.leaves(xs)[0].shape[0]
-        raise _Reached(Loop(body, init, xs, int(count), bool(reverse)))
+        if not count:
+            raise no_steps(self._side, self._objective)
+        raise _Reached(Loop(body, init, xs, count, bool(reverse)))
+
+
+def _has_sites(body: Callable, init: Any, xs: Any, params: dict) -> bool:
+    """Return whether the body of a scan draws or observes anything; nothing is computed."""
+    row = jax.tree.map(lambda x: jnp.asarray(x)[0], xs)
+    with block(), trace() as sites, substitute(data=params), seed(rng_seed=0):
+        jax.eval_shape(body, jax.tree.map(jnp.asarray, init), row)
+    return any(site["type"] == "sample" for site in sites.values())
 
 
 @dataclass(frozen=True)
@@ -210,7 +223,7 @@ class Filtered:
                 trace() as sites,
                 substitute(data={**self.params, **values}),
                 seed(rng_seed=key),
-                _UntilScan(side, self.objective),
+                _UntilScan(side, self.objective, self.params),
             ):
                 run(*self.program.args, **self.program.kwargs)
         except _Reached as reached:

@@ -116,9 +116,12 @@ def is_outermost(handler: Any) -> bool:
 
 
 def markov_step() -> tuple[Any, int]:
-    """Return the outermost `pyro.markov` loop that runs, and the number of its step; None and 0 outside of all."""
+    """Return the outermost `pyro.markov` loop that runs, and the number of its step; None and 0 outside of all.
+
+    As a decorator or in a `with`, `pyro.markov` does not number steps.
+    """
     for handler in _PYRO_STACK:
-        if isinstance(handler, MarkovMessenger):
+        if isinstance(handler, MarkovMessenger) and handler._iterable is not None:
             return handler, handler._pos
     return None, 0
 

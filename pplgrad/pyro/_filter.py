@@ -85,6 +85,8 @@ class _UntilStep(Messenger):
                 size = msg["fn"].size
                 refuse_subsampled(msg["name"], size, size if drawn is None else drawn, self._objective)
             return
+        if _is_deterministic(msg):
+            return
         loop, number = markov_step()
         if loop is None:
             refuse_after(self._side, [msg["name"]] if self._loop is not None else [], self._objective)
@@ -98,7 +100,7 @@ class _UntilStep(Messenger):
             msg["value"], msg["done"] = self._given[msg["name"]], True
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if not site_is_subsample(msg):
+        if not (site_is_subsample(msg) or _is_deterministic(msg)):
             if msg["name"] in self.met.sites:
                 raise ProgramError(
                     f"The {self._side} has several sites named '{msg['name']}'; give the sites of each step names of their own, such as "
@@ -138,8 +140,8 @@ class Filtered:
         # Σ log w of each particle's path, to be found again when its sites are given their values.
         paths: torch.Tensor | None = None
         logs: torch.Tensor | None = None
+        number, empty = 0, 0
         while True:
-            number = len(steps)
             score = None
             if logs is not None:
                 assert paths is not None
@@ -148,7 +150,10 @@ class Filtered:
                 values = self._descended(values, flat)
                 logs, score, paths = moved.logs, moved.score, paths[flat]
             guide, model = self._met(number, values)
-            increment, draws = self._weighed(guide.at(number), model.at(number))
+            if logs is None and not (guide.at(number) or model.at(number)):
+                number, empty = number + 1, empty + 1
+                continue
+            increment, draws = self._weighed(guide.at(number), model.at(number), logs)
             increment, draws = (x.reshape(found.filters, count) for x in (increment, draws))
             logs = found.start(increment) if logs is None else logs
             weighed = found.weighed(logs, increment, are_scored(self.objective, self.estimators))
@@ -163,10 +168,13 @@ class Filtered:
                     values[name], self._axes[name] = site["value"], -self.depth - site["fn"].event_dim
             if guide.ended and model.ended:
                 break
+            number += 1
         self._refuse(guide, model, number, paths)
         value, surrogate = found.surrogate(found.stacked(steps))
         if not math.isfinite(float(value)):
-            raise impossible_bound([i for i, step in enumerate(steps) if not bool(torch.isfinite(step.value).all())])
+            raise impossible_bound(
+                [empty + i for i, step in enumerate(steps) if not bool(torch.isfinite(step.value).all())]
+            )
         message = (
             f"A second derivative was asked for, and the surrogate of {self.objective!r} is right for first ones alone; use ELBO() with "
             "higher_order=True."
@@ -207,8 +215,16 @@ class Filtered:
         self.observed += [name for name, site in until.met.sites.items() if site["is_observed"]]
         return until.met
 
-    def _weighed(self, drawn: list[Any], met: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return Σ log p − Σ log q of sites, and the log density of the draws that have a score, (particles,)."""
+    def _weighed(
+        self, drawn: list[Any], met: list[Any], like: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return Σ log p − Σ log q of sites, and the log density of the draws that have a score, (particles,).
+
+        In a step without sites both are zeros of the type of `like`.
+        """
+        if not (drawn or met):
+            assert like is not None
+            return like.new_zeros(self.particles), like.new_zeros(self.particles)
         costs = [self._by_particle(site, cost_of(site["name"], site)) for site in met]
         scores = []
         for site in drawn:
@@ -244,6 +260,11 @@ class Filtered:
         close = 1e4 * torch.finfo(again.dtype).eps
         if paths is not None and not torch.allclose(again, paths, close, close * (1 + last), equal_nan=True):
             raise changed_when_replayed(self.objective)
+
+
+def _is_deterministic(msg: Any) -> bool:
+    """Return whether a site is one of `pyro.deterministic`, which has no density."""
+    return bool(msg["infer"].get("_deterministic"))
 
 
 def _flat(found: ParticleFilter, ancestors: torch.Tensor) -> torch.Tensor:

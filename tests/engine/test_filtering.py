@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from pplgrad import FIVO
+from pplgrad.engine.particle_filter import ParticleFilter
 from tests import filtering as shared
 
 
@@ -21,3 +23,15 @@ def test_the_mean_is_the_evidence_and_the_bound_below_it(short):
     exact = shared.evidence(shared.PARAMS, 2).real
     np.testing.assert_allclose(sum(o.probability.real * np.exp(o.bound.real) for o in every), exact, atol=1e-12)
     assert sum(o.probability.real * o.bound.real for o in every) < np.log(exact)
+
+
+def test_a_particle_without_weight_has_no_descendants():
+    """In single precision the last of a thousand positions is rounded to 1."""
+    torch = pytest.importorskip("torch")
+    from pplgrad.pyro._array_ops import OPS
+
+    logs = torch.full((1, 1000), -torch.inf)
+    logs[0, :10] = -np.log(10.0)
+    found = ParticleFilter(OPS, FIVO(resampling="systematic"), 1, 1000)
+    moved = found.resampled(logs, torch.tensor([[0.99999]]), torch.tensor([True]))
+    assert moved.ancestors.max() == 9

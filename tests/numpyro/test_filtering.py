@@ -300,6 +300,7 @@ def test_programs_are_refused():
     refused(ProgramError, "has 1 steps and the model's has 2", guide=lambda xs: plain(xs[:1]))
     refused(ProgramError, "run in opposite directions", guide=scanned(lambda x: bernoulli(), reverse=True))
     refused(ProgramError, "Plate 'data' is subsampled", guide=scanned(subsampled))
+    refused(ProgramError, "guide's loop over time has no steps", guide=lambda xs: plain(xs[:0]))
     refused(ProgramError, "shape", guide=growing)
     refused(ProgramError, "stands inside of scale", guide=scaled)
     refused(ProgramError, "stands inside of condition", model=conditioned, guide=plain)
@@ -310,6 +311,31 @@ def test_programs_are_refused():
     assert not jnp.isfinite(
         jax.jit(lambda: elbo_of().loss(jax.random.key(0), PARAMS, scanned(impossible), plain, XS))()
     )
+
+
+def test_a_scan_that_draws_nothing_is_no_loop_over_time():
+    """A guide that reads ahead gives the same numbers whichever scan it reads with."""
+
+    def reading(by):
+        def guide(xs):
+            g = numpyro.param("g", array(0.3))
+            _, ahead = by(lambda h, x: (jnp.tanh(g * h + x),) * 2, array(0.0), xs, reverse=True)
+            scan(lambda z, h: (numpyro.sample("z", dist.Normal(g * z + h, 1.0)), None), array(0.0), ahead)
+
+        return guide
+
+    def model(xs):
+        def step(z, x):
+            z = numpyro.sample("z", dist.Normal(0.5 * z, 1.0))
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+            return z, None
+
+        scan(step, array(0.0), xs)
+
+    def found(by):
+        return jax.value_and_grad(lambda g: elbo_of().loss(jax.random.key(0), {"g": g}, model, reading(by), XS))(0.3)
+
+    np.testing.assert_allclose(found(scan), found(jax.lax.scan))
 
 
 def test_second_derivatives_are_refused():

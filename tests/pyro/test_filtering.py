@@ -222,11 +222,20 @@ def test_programs_are_refused():
             with pyro.plate(f"data{i}", 2):
                 pyro.sample(f"z{i}", dist.Bernoulli(array(0.5)))
 
+    def in_no_loop(xs):
+        @pyro.markov
+        def step(i):
+            pyro.sample(f"z{i}", dist.Bernoulli(array(0.5)))
+
+        for i in range(len(xs)):
+            step(i)
+
     def with_hint(xs):
         pyro.sample("z0", dist.Bernoulli(array(0.5)), infer={"estimator": ScoreFunction()})
 
     refused(ProgramError, "The guide has no pyro.markov loop", guide=no_loop)
     refused(ProgramError, "The model has no pyro.markov loop", model=no_loop)
+    refused(ProgramError, "The guide has no pyro.markov loop", in_no_loop, in_no_loop)
     refused(ProgramError, "'late' of the guide stands after the loop", guide=after)
     refused(ProgramError, "'z1' of the model stands after the loop over time, or in another one", model=twice)
     refused(ProgramError, "several sites named 'z'", unnamed, unnamed, elbo=elbo_of(max_plate_nesting=0))
@@ -237,6 +246,27 @@ def test_programs_are_refused():
     refused(ProgramError, "other log densities", model=random)
     refused(ImpossibleValueError, "in step 1 ", model=impossible)
     refused(EstimatorError, "estimators belong to the latent", model=with_hint)
+
+
+def test_steps_without_sites_weigh_nothing_and_deterministic_sites_stand_anywhere():
+    """The guide is the posterior, so that each weight is the density of an observation."""
+    seen = (1, 3)
+
+    def model(xs):
+        for i in pyro.markov(range(5)):
+            if i in seen:
+                z = pyro.sample(f"z{i}", dist.Normal(array(0.0), 1.0))
+                pyro.deterministic(f"twice{i}", 2 * z)
+                pyro.sample(f"x{i}", dist.Normal(z, 1.0), obs=xs[i // 2])
+        pyro.deterministic("last", z)
+
+    def guide(xs):
+        for i in pyro.markov(range(5)):
+            if i in seen:
+                pyro.sample(f"z{i}", dist.Normal(xs[i // 2] / 2, array(0.5).sqrt()))
+
+    exact = dist.Normal(array(0.0), array(2.0).sqrt()).log_prob(XS).sum()
+    np.testing.assert_allclose(elbo_of(max_plate_nesting=0).loss(model, guide, XS), -exact)
 
 
 def test_losses_agree_and_second_derivatives_are_refused():
