@@ -392,3 +392,4 @@ def test_markov_tells_its_step():
         for _ in pyro.markov(range(3)):
             loop, step = internals.markov_step()
             assert step == outer == loop._pos, "pyro.markov no longer keeps the number of its step in `_pos`."
+            assert loop._iterable is not None, "pyro.markov no longer keeps what it goes through in `_iterable`."
