@@ -37,7 +37,7 @@ def array(x: Any) -> torch.Tensor:
 
 
 def _mask(mask: Any) -> Any:
-    return poutine.mask(mask=torch.as_tensor(np.asarray(mask)))
+    return poutine.mask(mask=torch.as_tensor(mask))
 
 
 HOST = Host(

@@ -203,13 +203,13 @@ def nested_plates(h):
 @case({"z": ((2,), 2)}, {"a": (3,), "b": (2,)}, subsamples={"data": (3, 2)})
 def minibatch(h):
     """Local latents alone in a subsampled plate, and a mask of observations."""
-    data = np.array([0.3, -0.6, 1.4])
+    data, seen = np.array([0.3, -0.6, 1.4]), h.xp.asarray(np.array([True, False, True]))
 
     def model():
         b = values("minibatch", h)["b"]
         with h.plate("data", 3, subsample_size=2) as index:
             z = h.sample("z", bernoulli(h, b[0]))
-            with h.mask(np.array([True, False])):
+            with h.mask(seen[index]):
                 h.sample("x", h.dist.Normal(b[1] * z, 1.0), obs=h.array(data)[index])
             h.sample("y", h.dist.Normal(b[0] - z, 1.0), obs=h.array(data)[index])
 
