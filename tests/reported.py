@@ -69,7 +69,7 @@ def scaled_and_masked(h):
             with h.plate("data", 3, subsample_size=2) as index:
                 z = bernoulli(h, "z", p("b")[0] + w)
                 with h.mask(seen[index]):
-                    k = bernoulli(h, "k", p("b")[1] * z - w, infer=SUM)
+                    k = bernoulli(h, "k", p("b")[1] * z - w, infer=dict(SUM))
                     observed(h, "x", p("m") * k + 0.5 * z, x[index])
 
     def by_hand():
@@ -100,11 +100,11 @@ def more_global_than_the_guide(h):
     x, y, p = h.array([0.3, -1.1]), h.array(0.7), parameters(h, made)
 
     def summed():
-        g = h.sample("g", h.dist.Categorical(logits=p("b")), infer=SUM)
+        g = h.sample("g", h.dist.Categorical(logits=p("b")), infer=dict(SUM))
         observed(h, "y", p("m")[g], y)
         with h.plate("data", 2):
             z = bernoulli(h, "z", p("c")[0])
-            k = bernoulli(h, "k", p("c")[1] + z, infer=SUM)
+            k = bernoulli(h, "k", p("c")[1] + z, infer=dict(SUM))
             observed(h, "x", k * p("c")[2] - z, x)
 
     def by_hand():
@@ -134,11 +134,11 @@ def branches_in_a_plate(h):
         w = bernoulli(h, "w", h.array(0.4))
         with h.plate("rows", 2, dim=-2):
             z = bernoulli(h, "z", p("b")[0] + w)
-            k = bernoulli(h, "k", p("b")[1] + z, infer=SUM)
+            k = bernoulli(h, "k", p("b")[1] + z, infer=dict(SUM))
             observed(h, "x", p("m") * k, x)
-            j = bernoulli(h, "j", p("b")[2] - z, infer=SUM)
+            j = bernoulli(h, "j", p("b")[2] - z, infer=dict(SUM))
             with h.plate("columns", 2, dim=-1):
-                c = bernoulli(h, "c", p("b")[3] * j, infer=SUM)
+                c = bernoulli(h, "c", p("b")[3] * j, infer=dict(SUM))
                 observed(h, "y", c + j - 0.4 * z, y)
 
     def by_hand():
@@ -183,7 +183,7 @@ def beside_the_guides(h):
 
     def summed():
         with h.plate("data", 3, subsample_size=2) as index:
-            k = bernoulli(h, "k", p("b"), infer=SUM)
+            k = bernoulli(h, "k", p("b"), infer=dict(SUM))
             c = h.sample("c", h.dist.Categorical(logits=look_up(h, p("t"), k)))
             chosen = h.xp.where(c[..., None] == h.array([0, 1, 2]), look_up(h, p("m"), k), h.array(0.0))
             observed(h, "x", chosen.sum(-1), x[index])
@@ -216,7 +216,7 @@ def read_outside_of_their_plate(h):
         observe(h.xp.sum(z, axis=-1, keepdims=z.ndim > 1))
 
     def summed(total):
-        k = bernoulli(h, "k", p("b")[1] - 0.3 * total, infer=SUM)
+        k = bernoulli(h, "k", p("b")[1] - 0.3 * total, infer=dict(SUM))
         observed(h, "x", total + p("m") * k, x)
 
     def by_hand(total):

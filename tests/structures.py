@@ -166,8 +166,8 @@ def summed_out(h):
 
     def summed():
         w, t, s = start()
-        z = h.sample("z", h.subset(2, t), infer=SUM)
-        r = h.sample("r", h.ranking(s + z[..., :3]), infer=SUM)
+        z = h.sample("z", h.subset(2, t), infer=dict(SUM))
+        r = h.sample("r", h.ranking(s + z[..., :3]), infer=dict(SUM))
         h.sample("x", h.dist.Normal(h.xp.sum(z * weights, axis=-1) + gains[r[..., 0]] + w, 1.0), obs=h.array(0.7))
 
     def by_hand():

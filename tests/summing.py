@@ -8,6 +8,7 @@ import numpy as np
 from pplgrad.testing.programs import Case
 
 SUM = {"enumerate": "parallel"}
+"""What asks for a sum. A host may write into what a site is given: each site gets a copy."""
 
 
 @dataclass

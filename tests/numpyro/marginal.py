@@ -41,7 +41,7 @@ def mixture():
         with numpyro.plate("data", 3):
             z = bernoulli("z", p("b")[2])
             k = numpyro.sample(
-                "k", dist.Categorical(logits=jnp.stack([p("b")[0] * w, p("b")[1] * w, 0 * w], -1)), infer=SUM
+                "k", dist.Categorical(logits=jnp.stack([p("b")[0] * w, p("b")[1] * w, 0 * w], -1)), infer=dict(SUM)
             )
             numpyro.sample("x", dist.Normal(p("m")[k] + 0.5 * z, 1.0), obs=x)
 
@@ -72,7 +72,7 @@ def subsampled():
             inner(w, x[index])
 
     def local(w, x):
-        k = numpyro.sample("k", dist.Bernoulli(logits=p("b") + w), infer=SUM)
+        k = numpyro.sample("k", dist.Bernoulli(logits=p("b") + w), infer=dict(SUM))
         numpyro.sample("x", dist.Normal(p("m")[k], 1.0), obs=x)
 
     def by_hand(w, x):
@@ -107,7 +107,7 @@ def chain(mask=False):
         for t in markov(range(5)):
             with handlers.mask(mask=jnp.asarray(seen[t])):
                 logits = start if k is None else move[k]
-                k = numpyro.sample(f"k{t}", dist.Categorical(logits=logits), infer=SUM)
+                k = numpyro.sample(f"k{t}", dist.Categorical(logits=logits), infer=dict(SUM))
                 numpyro.sample(f"x{t}", dist.Normal(mean[k], 1.0), obs=x[t])
 
     def by_hand():
@@ -139,12 +139,12 @@ def tree():
 
     def summed():
         w = bernoulli("w", array(0.4))
-        k = numpyro.sample("k", dist.Bernoulli(logits=p("b")[0] + w), infer=SUM)
+        k = numpyro.sample("k", dist.Bernoulli(logits=p("b")[0] + w), infer=dict(SUM))
         with numpyro.plate("rows", 2, dim=-2):
-            r = numpyro.sample("r", dist.Bernoulli(logits=p("b")[1] * k), infer=SUM)
+            r = numpyro.sample("r", dist.Bernoulli(logits=p("b")[1] * k), infer=dict(SUM))
             z = bernoulli("z", p("b")[3])
             with numpyro.plate("columns", 2, dim=-1):
-                c = numpyro.sample("c", dist.Bernoulli(logits=p("b")[2] + r - k), infer=SUM)
+                c = numpyro.sample("c", dist.Bernoulli(logits=p("b")[2] + r - k), infer=dict(SUM))
                 numpyro.sample("x", dist.Normal(c + r * p("m") + z, 1.0), obs=x)
 
     def by_hand():
@@ -187,8 +187,8 @@ def factorial():
             a = b = array(0.0)
             for t in markov(range(3)):
                 with handlers.mask(mask=t < length):
-                    a = numpyro.sample(f"a{t}", dist.Bernoulli(logits=p("b")[0] * a + w), infer=SUM)
-                    b = numpyro.sample(f"b{t}", dist.Bernoulli(logits=p("b")[1] - b), infer=SUM)
+                    a = numpyro.sample(f"a{t}", dist.Bernoulli(logits=p("b")[0] * a + w), infer=dict(SUM))
+                    b = numpyro.sample(f"b{t}", dist.Bernoulli(logits=p("b")[1] - b), infer=dict(SUM))
                     numpyro.sample(f"x{t}", dist.Normal(a * p("m") + b, 1.0), obs=x[:, t])
 
     def by_hand():
@@ -223,7 +223,7 @@ def parent_in_the_guide():
 
     def summed():
         g = numpyro.sample("g", dist.Categorical(logits=p("b")))
-        k = numpyro.sample("k", dist.Categorical(logits=p("t")[g]), infer=SUM)
+        k = numpyro.sample("k", dist.Categorical(logits=p("t")[g]), infer=dict(SUM))
         h = bernoulli("h", p("m")[k])
         numpyro.sample("x", dist.Normal(h + p("m")[k], 1.0), obs=array(0.4))
 
@@ -266,18 +266,18 @@ def in_scan(draws=False, outer=False, mask=False):
     def summed():
         v = values("bmst")
         w = bernoulli("w", array(0.4))
-        c = numpyro.sample("c", dist.Bernoulli(logits=v["b"][0]), infer=SUM) if outer else array(0.0)
+        c = numpyro.sample("c", dist.Bernoulli(logits=v["b"][0]), infer=dict(SUM)) if outer else array(0.0)
 
         def body(before, row):
             x, seen = row
             z = latent(v)
-            k = numpyro.sample("k", dist.Categorical(logits=v["t"][before]), infer=SUM)
+            k = numpyro.sample("k", dist.Categorical(logits=v["t"][before]), infer=dict(SUM))
             mean = means(v, w, z, 0)[k] - 0.6 * c
             with handlers.mask(mask=seen):
                 numpyro.sample("x", dist.Normal(mean, 1.0), obs=x)
             return k, None
 
-        first = numpyro.sample("first", dist.Categorical(logits=start(v, w)), infer=SUM)
+        first = numpyro.sample("first", dist.Categorical(logits=start(v, w)), infer=dict(SUM))
         scan(body, first, (x, seen))
 
     def by_hand():
@@ -330,7 +330,7 @@ def second_order():
 
         def body(carry, x):
             older, old = carry
-            k = numpyro.sample("k", dist.Bernoulli(logits=v["b"][0] * older - v["b"][1] * old + w), infer=SUM)
+            k = numpyro.sample("k", dist.Bernoulli(logits=v["b"][0] * older - v["b"][1] * old + w), infer=dict(SUM))
             numpyro.sample("x", dist.Normal(v["m"] * k + 0.5 * older, 1.0), obs=x)
             return (old, k), None
 
@@ -369,9 +369,9 @@ def plated_scan():
             x, t = row
             a, b = carry
             with numpyro.plate("sequences", 2), handlers.mask(mask=t < length):
-                a = numpyro.sample("first", dist.Bernoulli(logits=v["b"][0] * a + w), infer=SUM)
-                b = numpyro.sample("second", dist.Bernoulli(logits=v["b"][1] - b), infer=SUM)
-                d = numpyro.sample("d", dist.Bernoulli(logits=v["b"][1] * a), infer=SUM)
+                a = numpyro.sample("first", dist.Bernoulli(logits=v["b"][0] * a + w), infer=dict(SUM))
+                b = numpyro.sample("second", dist.Bernoulli(logits=v["b"][1] - b), infer=dict(SUM))
+                d = numpyro.sample("d", dist.Bernoulli(logits=v["b"][1] * a), infer=dict(SUM))
                 numpyro.sample("x", dist.Normal(a * v["m"] + b - d, 1.0), obs=x)
             return (a, b), None
 

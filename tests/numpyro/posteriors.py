@@ -105,16 +105,16 @@ def tiny():
     def model():
         w = numpyro.sample("w", dist.Normal(0.2, 1.0))
         with numpyro.plate("one", 1, dim=-2):
-            hot = numpyro.sample("hot", HOST.one_hot(jnp.stack([w, -w, 0.3 * w], -1)), infer=SUM)
+            hot = numpyro.sample("hot", HOST.one_hot(jnp.stack([w, -w, 0.3 * w], -1)), infer=dict(SUM))
             with numpyro.plate("two", 2, dim=-1):
-                n = numpyro.sample("n", dist.Binomial(2, logits=hot @ array([0.3, -0.5, 1.0])), infer=SUM)
+                n = numpyro.sample("n", dist.Binomial(2, logits=hot @ array([0.3, -0.5, 1.0])), infer=dict(SUM))
                 numpyro.sample("x", dist.Normal(n + w, 1.0), obs=array([[0.3, 1.8]]))
-        same = numpyro.sample("same", dist.Categorical(jnp.ones(1)), infer=SUM)
-        b = numpyro.sample("b", dist.Bernoulli(0.3), infer=SUM)
+        same = numpyro.sample("same", dist.Categorical(jnp.ones(1)), infer=dict(SUM))
+        b = numpyro.sample("b", dist.Bernoulli(0.3), infer=dict(SUM))
         table = array([[0.0, 0.5, 0.5], [0.4, 0.6, 0.0]])
-        c = numpyro.sample("c", dist.Categorical(table[b]), infer=SUM)
+        c = numpyro.sample("c", dist.Categorical(table[b]), infer=dict(SUM))
         numpyro.sample("y", dist.Normal(c * w + same, 0.7), obs=0.6)
-        numpyro.sample("alone", dist.Categorical(array([0.2, 0.5, 0.3])), infer=SUM)
+        numpyro.sample("alone", dist.Categorical(array([0.2, 0.5, 0.3])), infer=dict(SUM))
 
     def guide():
         numpyro.sample("w", dist.Normal(0.1, 0.5))
@@ -128,7 +128,7 @@ def left_to_right(scanned=True):
     shown, seen = array([[1.0, 0.0], [0.7, 0.3], [0.2, 0.8]]), jnp.array([0, 1, 0, 1])
 
     def step(k, x, suffix=""):
-        k = numpyro.sample("k" + suffix, dist.Categorical(move[k]), infer=SUM)
+        k = numpyro.sample("k" + suffix, dist.Categorical(move[k]), infer=dict(SUM))
         numpyro.sample("x" + suffix, dist.Categorical(shown[k]), obs=x)
         return k, None
 
@@ -156,7 +156,7 @@ def padded(scanned=True):
         x, here = row
         with numpyro.plate("sequences", 3), handlers.mask(mask=here):
             law = dist.Bernoulli(probs=jnp.where(k == 1, 0.6, jnp.where(k == 0, 0.02, 0.45)))
-            k = numpyro.sample("k" + suffix, law, infer=SUM)
+            k = numpyro.sample("k" + suffix, law, infer=dict(SUM))
             numpyro.sample("x" + suffix, dist.Normal(k + 0.1 * w, 1.0), obs=x)
         return k, None
 
@@ -181,14 +181,14 @@ def local_in_scan():
 
     def model():
         w = numpyro.sample("w", dist.Normal(0.2, 1.0))
-        c = numpyro.sample("c", dist.Bernoulli(0.3), infer=SUM)
+        c = numpyro.sample("c", dist.Bernoulli(0.3), infer=dict(SUM))
 
         def body(k, x):
             k = numpyro.sample(
-                "k", dist.Categorical(logits=jnp.stack(jnp.broadcast_arrays(0 * c, k - c, w * k), -1)), infer=SUM
+                "k", dist.Categorical(logits=jnp.stack(jnp.broadcast_arrays(0 * c, k - c, w * k), -1)), infer=dict(SUM)
             )
             with numpyro.plate("data", 2):
-                j = numpyro.sample("j", dist.Bernoulli(logits=0.5 * k - c), infer=SUM)
+                j = numpyro.sample("j", dist.Bernoulli(logits=0.5 * k - c), infer=dict(SUM))
                 numpyro.sample("x", dist.Normal(k + j, 1.0), obs=x)
             return k, None
 
@@ -208,7 +208,7 @@ def short_scan(steps):
         w = numpyro.sample("w", dist.Normal(0.2, 1.0))
 
         def body(k, x):
-            k = numpyro.sample("k", dist.Bernoulli(logits=w - 1.5 * k), infer=SUM)
+            k = numpyro.sample("k", dist.Bernoulli(logits=w - 1.5 * k), infer=dict(SUM))
             numpyro.sample("x", dist.Normal(k, 1.0), obs=x)
             return k, None
 

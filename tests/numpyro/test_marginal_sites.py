@@ -182,7 +182,7 @@ def test_a_neural_baseline_in_svi():
         w = numpyro.sample("w", dist.Bernoulli(0.4))
         means = numpyro.param("means", jnp.array([-1.0, 1.0]))
         with numpyro.plate("data", 3):
-            k = numpyro.sample("k", dist.Bernoulli(logits=w), infer=SUM)
+            k = numpyro.sample("k", dist.Bernoulli(logits=w), infer=dict(SUM))
             numpyro.sample("x", dist.Normal(means[k], 1.0), obs=jnp.array([0.3, -1.1, 2.0]))
 
     def guide():
@@ -198,7 +198,7 @@ def test_a_scan_of_one_step_and_of_two():
 
         def model(steps=steps):
             def body(k, x):
-                k = numpyro.sample("k", dist.Bernoulli(logits=0.4 * k + 0.1), infer=SUM)
+                k = numpyro.sample("k", dist.Bernoulli(logits=0.4 * k + 0.1), infer=dict(SUM))
                 numpyro.sample("x", dist.Normal(k, 1.0), obs=x)
                 return k, None
 
@@ -217,7 +217,7 @@ def test_a_step_before_that_an_observed_site_alone_reads():
 
     def model():
         def body(before, x):
-            k = numpyro.sample("k", dist.Bernoulli(0.4), infer=SUM)
+            k = numpyro.sample("k", dist.Bernoulli(0.4), infer=dict(SUM))
             numpyro.sample("x", dist.Normal(k + 2.0 * before, 1.0), obs=x)
             return k, None
 
@@ -235,7 +235,7 @@ def test_a_scan_that_reads_nothing_summed_keeps_its_steps():
     """Only the scans that a sum reaches are enumerated; a site in another one keeps its own costs."""
 
     def model():
-        k = numpyro.sample("k", dist.Bernoulli(0.4), infer=SUM)
+        k = numpyro.sample("k", dist.Bernoulli(0.4), infer=dict(SUM))
         numpyro.sample("y", dist.Normal(k, 1.0), obs=0.3)
 
         def body(carry, x):
@@ -269,7 +269,7 @@ def test_the_program_does_not_grow_with_the_steps_of_a_scan():
     def size(steps):
         def model():
             def body(k, x):
-                k = numpyro.sample("k", dist.Categorical(logits=jnp.eye(3)[k]), infer=SUM)
+                k = numpyro.sample("k", dist.Categorical(logits=jnp.eye(3)[k]), infer=dict(SUM))
                 numpyro.sample("x", dist.Normal(k, 1.0), obs=x)
                 return k, None
 
@@ -288,12 +288,12 @@ def test_the_program_does_not_grow_with_the_steps_of_a_scan():
 def test_values_other_than_0_1_2(law):
     def model():
         if law == "one-hot":
-            k = numpyro.sample("k", HOST.one_hot(jnp.log(jnp.array([0.2, 0.5, 0.3]))), infer=SUM)
+            k = numpyro.sample("k", HOST.one_hot(jnp.log(jnp.array([0.2, 0.5, 0.3]))), infer=dict(SUM))
             mean = k @ jnp.array([3.0, 4.0, 5.0])
         elif law == "from 3":
-            mean = numpyro.sample("k", dist.DiscreteUniform(3, 5), infer=SUM)
+            mean = numpyro.sample("k", dist.DiscreteUniform(3, 5), infer=dict(SUM))
         else:
-            mean = 3 + numpyro.sample("k", dist.Binomial(2, 0.4), infer=SUM)
+            mean = 3 + numpyro.sample("k", dist.Binomial(2, 0.4), infer=dict(SUM))
         numpyro.sample("x", dist.Normal(mean, 1.0), obs=4.4)
 
     probs = {"one-hot": [0.2, 0.5, 0.3], "from 3": [1 / 3] * 3, "binomial": [0.36, 0.48, 0.16]}[law]
@@ -304,7 +304,7 @@ def test_values_other_than_0_1_2(law):
 def test_an_impossible_value_is_summed_with_weight_zero():
     def model():
         logits = numpyro.param("l", jnp.array([0.1, 0.3])) + jnp.array([0.0, -jnp.inf])
-        k = numpyro.sample("k", dist.Categorical(logits=logits), infer=SUM)
+        k = numpyro.sample("k", dist.Categorical(logits=logits), infer=dict(SUM))
         numpyro.sample("x", dist.Normal(k, 1.0), obs=0.3)
 
     loss, grads = jax.value_and_grad(TraceGrad_ELBO().loss, 1)(KEY, {"l": jnp.array([0.1, 0.3])}, model, lambda: None)
@@ -319,7 +319,7 @@ def test_states_that_cannot_be_reached_or_seen_leave_the_gradient_a_number(steps
     shown, seen = jnp.array([[1.0, 0.0], [0.7, 0.3], [0.2, 0.8]]), jnp.array([0, 1, 0, 1])
 
     def step(before, x, a, suffix=""):
-        k = numpyro.sample("k" + suffix, dist.Categorical(move[before]), infer=SUM)
+        k = numpyro.sample("k" + suffix, dist.Categorical(move[before]), infer=dict(SUM))
         numpyro.sample("x" + suffix, dist.Categorical(shown[k]), obs=x)
         numpyro.sample("y" + suffix, dist.Normal(k * a, 1.0), obs=0.5)
         return k, None
@@ -351,7 +351,7 @@ def test_densities_that_contradict_each_other_do_not_underflow():
     """Each value is impossible (in floating point) to one of the two observations beside what the other value is to it."""
 
     def model():
-        k = numpyro.sample("k", dist.Bernoulli(0.5), infer=SUM)
+        k = numpyro.sample("k", dist.Bernoulli(0.5), infer=dict(SUM))
         numpyro.sample("x", dist.Normal(numpyro.param("a") + 100 * k, 1.0), obs=0.0)
         numpyro.sample("y", dist.Normal(100 - 100 * k, 1.0), obs=0.0)
 
@@ -396,7 +396,7 @@ def one_by_one(**infer):
 
 def mixing(mix):
     def model():
-        k = numpyro.sample("k", dist.Categorical(jnp.ones(3) / 3), infer=SUM)
+        k = numpyro.sample("k", dist.Categorical(jnp.ones(3) / 3), infer=dict(SUM))
         numpyro.sample("x", dist.Normal(mix(k), 1.0), obs=0.3)
         small_guide()
 
@@ -405,7 +405,7 @@ def mixing(mix):
 
 def mixing_in_scan():
     def body(k, x):
-        k = numpyro.sample("k", dist.Bernoulli(0.3 + 0.1 * k.max()), infer=SUM)
+        k = numpyro.sample("k", dist.Bernoulli(0.3 + 0.1 * k.max()), infer=dict(SUM))
         numpyro.sample("x", dist.Normal(k, 1.0), obs=x)
         return k, None
 
@@ -414,14 +414,14 @@ def mixing_in_scan():
 
 
 def steered():
-    k = numpyro.sample("k", dist.Categorical(jnp.ones(3) / 3), infer=SUM)
+    k = numpyro.sample("k", dist.Categorical(jnp.ones(3) / 3), infer=dict(SUM))
     numpyro.sample("x", dist.Normal(k, 1.0), obs=0.3)
     numpyro.sample("z", dist.Normal(0.0, 1.0))
     numpyro.sample("y", dist.Normal(1.0 if numpyro.sample("b", dist.Bernoulli(0.3)) else 2.0, 1.0), obs=0.3)
 
 
 def scaled():
-    k = numpyro.sample("k", dist.Bernoulli(0.3), infer=SUM)
+    k = numpyro.sample("k", dist.Bernoulli(0.3), infer=dict(SUM))
     with handlers.scale(scale=2.0):
         numpyro.sample("x", dist.Normal(k, 1.0), obs=0.3)
     small_guide()
@@ -429,14 +429,14 @@ def scaled():
 
 def in_cond():
     def branch(probs):
-        return numpyro.sample("k", dist.Bernoulli(probs), infer=SUM)
+        return numpyro.sample("k", dist.Bernoulli(probs), infer=dict(SUM))
 
     cond(True, branch, branch, 0.3)
     small_guide()
 
 
 def in_reverse():
-    c = numpyro.sample("c", dist.Bernoulli(0.3), infer=SUM)
+    c = numpyro.sample("c", dist.Bernoulli(0.3), infer=dict(SUM))
 
     def body(carry, x):
         numpyro.sample("x", dist.Normal(c, 1.0), obs=x)
@@ -448,7 +448,7 @@ def in_reverse():
 
 def steps_add_up():
     def body(total, x):
-        total = total + numpyro.sample("k", dist.Bernoulli(0.3), infer=SUM)
+        total = total + numpyro.sample("k", dist.Bernoulli(0.3), infer=dict(SUM))
         numpyro.sample("x", dist.Normal(total, 1.0), obs=x)
         return total, None
 
@@ -458,9 +458,9 @@ def steps_add_up():
 
 def across_a_plate():
     def body(k, x):
-        k = numpyro.sample("k", dist.Bernoulli(0.3 + 0.2 * k), infer=SUM)
+        k = numpyro.sample("k", dist.Bernoulli(0.3 + 0.2 * k), infer=dict(SUM))
         with numpyro.plate("two", 2):
-            j = numpyro.sample("j", dist.Bernoulli(0.3 + 0.2 * k), infer=SUM)
+            j = numpyro.sample("j", dist.Bernoulli(0.3 + 0.2 * k), infer=dict(SUM))
             numpyro.sample("x", dist.Normal(j, 1.0), obs=x)
         return k + 0 * j.max(), None
 
@@ -511,13 +511,13 @@ def test_what_is_read_after_a_scan_is_put_into_its_body(steps, read):
 
     def end(k):
         if read == "summed":
-            k = numpyro.sample("e", dist.Bernoulli(0.3 + 0.4 * k), infer=SUM)
+            k = numpyro.sample("e", dist.Bernoulli(0.3 + 0.4 * k), infer=dict(SUM))
         numpyro.sample("y", dist.Normal(1.5 * k, 1.0), obs=0.7)
 
     def model(inside):
         def body(before, row):
             x, t = row
-            k = numpyro.sample("k", dist.Categorical(move[before]), infer=SUM)
+            k = numpyro.sample("k", dist.Categorical(move[before]), infer=dict(SUM))
             numpyro.sample("x", dist.Normal(k, 1.0), obs=x)
             if inside:
                 with handlers.mask(mask=t == steps - 1):
@@ -552,7 +552,7 @@ def test_a_sum_that_is_too_large_is_refused(monkeypatch):
     monkeypatch.setattr(marginal_sites, "MOST", 900)
 
     def model():
-        total = sum(numpyro.sample(f"k{i}", dist.Categorical(jnp.ones(10)), infer=SUM) for i in range(3))
+        total = sum(numpyro.sample(f"k{i}", dist.Categorical(jnp.ones(10)), infer=dict(SUM)) for i in range(3))
         numpyro.sample("x", dist.Normal(total, 1.0), obs=0.3)
 
     with pytest.raises(PplgradError, match="site 'x'.*1,000 numbers.*LocalExpectation.*ScoreFunction"):

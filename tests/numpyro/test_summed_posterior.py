@@ -166,7 +166,7 @@ def test_padding_leaves_a_path_as_it_is_alone():
             k = 2
             for t in range(length):
                 law = dist.Bernoulli(probs=jnp.where(k == 1, 0.6, jnp.where(k == 0, 0.02, 0.45)))
-                k = numpyro.sample(f"k{t}", law, infer=SUM)
+                k = numpyro.sample(f"k{t}", law, infer=dict(SUM))
                 numpyro.sample(f"x{t}", dist.Normal(k + 0.1 * w, 1.0), obs=x[i, t])
 
         for key, value in Posterior(alone, {}, {}).most_probable().items():
@@ -199,7 +199,7 @@ def test_the_program_does_not_grow_with_the_steps_of_a_scan():
     def size(steps, kind):
         def model():
             def body(k, x):
-                k = numpyro.sample("k", dist.Categorical(logits=jnp.eye(3)[k]), infer=SUM)
+                k = numpyro.sample("k", dist.Categorical(logits=jnp.eye(3)[k]), infer=dict(SUM))
                 numpyro.sample("x", dist.Normal(k, 1.0), obs=x)
                 return k, None
 
@@ -219,7 +219,7 @@ def test_the_program_does_not_grow_with_the_steps_of_a_scan():
 
 def small(x):
     b = numpyro.sample("b", dist.Bernoulli(0.5))
-    k = numpyro.sample("k", dist.Bernoulli(logits=b), infer=SUM)
+    k = numpyro.sample("k", dist.Bernoulli(logits=b), infer=dict(SUM))
     numpyro.sample("x", dist.Normal(k + b, 1.0), obs=x)
 
 
@@ -240,7 +240,7 @@ def test_the_guide_draws_what_it_is_and_not_what_an_estimator_relaxes():
 @pytest.mark.parametrize("wrap", [lambda guide: guide, lambda guide: config_estimators(guide, {"b": DisARM()})])
 def test_a_site_that_the_guide_enumerates_is_drawn(wrap):
     def guide(x):
-        numpyro.sample("b", dist.Bernoulli(0.5), infer=SUM)
+        numpyro.sample("b", dist.Bernoulli(0.5), infer=dict(SUM))
 
     found = summed_posterior(KEY, {}, config_enumerate(small), wrap(guide), 0.3, kind="marginals", num_samples=2)
     assert list(found) == ["k"] and found["k"].shape == (1, 2, 2)
@@ -277,7 +277,7 @@ def refused_model(kind):
         if kind == "steered" and w > 0:
             return
         law = dist.Categorical(array([0.2, 0.5, 0.3]))
-        k = numpyro.sample("k", law, infer=SUM)
+        k = numpyro.sample("k", law, infer=dict(SUM))
         mean = k.sum() if kind == "mixed" else k
         numpyro.factor("f", k * (jnp.nan if kind == "nan" else 0.0))
         with handlers.scale(scale=2.0 if kind == "scales" else 1.0):
@@ -316,7 +316,7 @@ def test_what_has_no_posterior_is_refused(kind):
 def mixture(x):
     numpyro.sample("w", dist.Normal(0.0, 1.0))
     with numpyro.plate("data", len(x)):
-        k = numpyro.sample("k", dist.Bernoulli(0.5), infer=SUM)
+        k = numpyro.sample("k", dist.Bernoulli(0.5), infer=dict(SUM))
         numpyro.sample("x", dist.Normal(8.0 * k, 1.0), obs=x)
 
 
@@ -357,9 +357,9 @@ def test_masked_data_say_nothing_and_a_masked_site_has_its_posterior():
     def model():
         numpyro.sample("w", dist.Normal(0.0, 1.0))
         with handlers.mask(mask=False):
-            k = numpyro.sample("k", dist.Bernoulli(0.2), infer=SUM)
+            k = numpyro.sample("k", dist.Bernoulli(0.2), infer=dict(SUM))
             numpyro.sample("x", dist.Normal(8.0 * k, 1.0), obs=8.0)
-        j = numpyro.sample("j", dist.Bernoulli(0.3 + 0.4 * k), infer=SUM)
+        j = numpyro.sample("j", dist.Bernoulli(0.3 + 0.4 * k), infer=dict(SUM))
         numpyro.sample("y", dist.Normal(j, 1.0), obs=1.0)
 
     def guide():
@@ -566,7 +566,7 @@ def test_a_known_label_is_what_was_observed(labels, law):
 
     def model():
         with numpyro.plate("data", 4):
-            y = numpyro.sample("y", fn, obs=seen, obs_mask=known, infer=SUM)
+            y = numpyro.sample("y", fn, obs=seen, obs_mask=known, infer=dict(SUM))
             number = y[..., 1] if law == "one-hot" else y
             numpyro.sample("x", dist.Normal(2.0 * number, 1.0), obs=x)
 

@@ -33,7 +33,7 @@ def mixture():
         with pyro.plate("data", 3):
             z = bernoulli("z", p("b")[2])
             k = pyro.sample(
-                "k", dist.Categorical(logits=torch.stack([p("b")[0] * w, p("b")[1] * w, 0 * w], -1)), infer=SUM
+                "k", dist.Categorical(logits=torch.stack([p("b")[0] * w, p("b")[1] * w, 0 * w], -1)), infer=dict(SUM)
             )
             pyro.sample("x", dist.Normal(p("m")[k] + 0.5 * z, 1.0), obs=x)
 
@@ -64,7 +64,7 @@ def subsampled():
             inner(w, x[index])
 
     def local(w, x):
-        k = pyro.sample("k", dist.Bernoulli(logits=p("b") + w), infer=SUM)
+        k = pyro.sample("k", dist.Bernoulli(logits=p("b") + w), infer=dict(SUM))
         pyro.sample("x", dist.Normal(p("m")[k.long()], 1.0), obs=x)
 
     def by_hand(w, x):
@@ -99,7 +99,7 @@ def chain(mask=False):
         for t in pyro.markov(range(5)):
             with poutine.mask(mask=seen[t]):
                 logits = start if k is None else Vindex(move)[k]
-                k = pyro.sample(f"k{t}", dist.Categorical(logits=logits), infer=SUM)
+                k = pyro.sample(f"k{t}", dist.Categorical(logits=logits), infer=dict(SUM))
                 pyro.sample(f"x{t}", dist.Normal(Vindex(mean)[..., k], 1.0), obs=x[t])
 
     def by_hand():
@@ -131,12 +131,12 @@ def tree():
 
     def summed():
         w = bernoulli("w", array(0.4))
-        k = pyro.sample("k", dist.Bernoulli(logits=p("b")[0] + w), infer=SUM)
+        k = pyro.sample("k", dist.Bernoulli(logits=p("b")[0] + w), infer=dict(SUM))
         with pyro.plate("rows", 2, dim=-2):
-            r = pyro.sample("r", dist.Bernoulli(logits=p("b")[1] * k), infer=SUM)
+            r = pyro.sample("r", dist.Bernoulli(logits=p("b")[1] * k), infer=dict(SUM))
             z = bernoulli("z", p("b")[3])
             with pyro.plate("columns", 2, dim=-1):
-                c = pyro.sample("c", dist.Bernoulli(logits=p("b")[2] + r - k), infer=SUM)
+                c = pyro.sample("c", dist.Bernoulli(logits=p("b")[2] + r - k), infer=dict(SUM))
                 pyro.sample("x", dist.Normal(c + r * p("m") + z, 1.0), obs=x)
 
     def by_hand():
@@ -181,8 +181,8 @@ def factorial():
             a = b = array(0.0)
             for t in pyro.markov(range(3)):
                 with poutine.mask(mask=t < length):
-                    a = pyro.sample(f"a{t}", dist.Bernoulli(logits=p("b")[0] * a + w), infer=SUM)
-                    b = pyro.sample(f"b{t}", dist.Bernoulli(logits=p("b")[1] - b), infer=SUM)
+                    a = pyro.sample(f"a{t}", dist.Bernoulli(logits=p("b")[0] * a + w), infer=dict(SUM))
+                    b = pyro.sample(f"b{t}", dist.Bernoulli(logits=p("b")[1] - b), infer=dict(SUM))
                     pyro.sample(f"x{t}", dist.Normal(a * p("m") + b, 1.0), obs=x[:, t])
 
     def by_hand():
@@ -217,7 +217,7 @@ def parent_in_the_guide():
 
     def summed():
         g = pyro.sample("g", dist.Categorical(logits=p("b")))
-        k = pyro.sample("k", dist.Categorical(logits=Vindex(p("t"))[g]), infer=SUM)
+        k = pyro.sample("k", dist.Categorical(logits=Vindex(p("t"))[g]), infer=dict(SUM))
         h = bernoulli("h", p("m")[k])
         pyro.sample("x", dist.Normal(h + Vindex(p("m"))[k], 1.0), obs=array(0.4))
 

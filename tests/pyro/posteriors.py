@@ -93,16 +93,16 @@ def tiny():
     def model():
         w = pyro.sample("w", dist.Normal(0.2, 1.0))
         with pyro.plate("one", 1, dim=-2):
-            hot = pyro.sample("hot", dist.OneHotCategorical(logits=torch.stack([w, -w, 0.3 * w], -1)), infer=SUM)
+            hot = pyro.sample("hot", dist.OneHotCategorical(logits=torch.stack([w, -w, 0.3 * w], -1)), infer=dict(SUM))
             with pyro.plate("two", 2, dim=-1):
-                n = pyro.sample("n", dist.Binomial(2, logits=hot @ torch.tensor([0.3, -0.5, 1.0])), infer=SUM)
+                n = pyro.sample("n", dist.Binomial(2, logits=hot @ torch.tensor([0.3, -0.5, 1.0])), infer=dict(SUM))
                 pyro.sample("x", dist.Normal(n + w, 1.0), obs=torch.tensor([[0.3, 1.8]]))
-        same = pyro.sample("same", dist.Categorical(torch.ones(1)), infer=SUM)
+        same = pyro.sample("same", dist.Categorical(torch.ones(1)), infer=dict(SUM))
         b = pyro.sample("b", dist.Bernoulli(0.3), infer={**SUM, "expand": True})
         table = torch.tensor([[0.0, 0.5, 0.5], [0.4, 0.6, 0.0]])
         c = pyro.sample("c", dist.Categorical(table[b.long()]), infer={**SUM, "expand": True})
         pyro.sample("y", dist.Normal(c * w + same, 0.7), obs=torch.tensor(0.6))
-        pyro.sample("alone", dist.Categorical(torch.tensor([0.2, 0.5, 0.3])), infer=SUM)
+        pyro.sample("alone", dist.Categorical(torch.tensor([0.2, 0.5, 0.3])), infer=dict(SUM))
 
     def guide():
         pyro.sample("w", dist.Normal(0.1, 0.5))
@@ -119,7 +119,7 @@ def left_to_right():
         pyro.sample("w", dist.Normal(0.2, 1.0))
         k = torch.tensor(0)
         for t, x in zip(pyro.markov(range(4)), [0.0, 1.0, 0.0, 1.0], strict=False):
-            k = pyro.sample(f"k{t}", dist.Categorical(Vindex(move)[k]), infer=SUM)
+            k = pyro.sample(f"k{t}", dist.Categorical(Vindex(move)[k]), infer=dict(SUM))
             pyro.sample(f"x{t}", dist.Categorical(Vindex(seen)[k]), obs=torch.tensor(x))
 
     def guide():
@@ -135,7 +135,7 @@ def second_order():
         w = pyro.sample("w", dist.Normal(0.2, 1.0))
         a = b = torch.tensor(0.0)
         for t in pyro.markov(range(4), history=2):
-            a, b = b, pyro.sample(f"b{t}", dist.Bernoulli(logits=0.8 * a - 1.1 * b + w), infer=SUM)
+            a, b = b, pyro.sample(f"b{t}", dist.Bernoulli(logits=0.8 * a - 1.1 * b + w), infer=dict(SUM))
             with pyro.plate(f"data{t}", 2):
                 pyro.sample(f"x{t}", dist.Normal(b - a, 1.0), obs=torch.tensor([0.2, 1.1 * t]))
 
@@ -157,10 +157,10 @@ def padded():
             for t in pyro.markov(range(3)):
                 law = dist.Bernoulli(probs=torch.where(k == 1, 0.6, 0.02))
                 if t == 2:
-                    k = pyro.sample("k2", law.mask(t < length), infer=SUM)
+                    k = pyro.sample("k2", law.mask(t < length), infer=dict(SUM))
                 else:
                     with poutine.mask(mask=t < length):
-                        k = pyro.sample(f"k{t}", dist.Bernoulli(0.45) if t == 0 else law, infer=SUM)
+                        k = pyro.sample(f"k{t}", dist.Bernoulli(0.45) if t == 0 else law, infer=dict(SUM))
                 with poutine.mask(mask=t < length):
                     pyro.sample(f"x{t}", dist.Normal(k + 0.1 * w, 1.0), obs=x[:, t])
 

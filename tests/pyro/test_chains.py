@@ -200,7 +200,7 @@ def test_mutant_is_caught(mutant, monkeypatch):
     def model():
         k = torch.tensor(0)
         for t in pyro.markov(range(8)):
-            k = pyro.sample(f"k{t}", dist.Categorical(logits=Vindex(move)[k]), infer=SUM)
+            k = pyro.sample(f"k{t}", dist.Categorical(logits=Vindex(move)[k]), infer=dict(SUM))
             pyro.sample(f"x{t}", dist.Normal(k.double(), 1.0), obs=x[t])
 
     def loss():

@@ -150,7 +150,7 @@ def small_guide():
 
 def mixing(mix):
     def model():
-        k = pyro.sample("k", dist.Categorical(torch.ones(3) / 3), infer=SUM)
+        k = pyro.sample("k", dist.Categorical(torch.ones(3) / 3), infer=dict(SUM))
         pyro.sample("x", dist.Normal(mix(1.0 * k), 1.0), obs=torch.tensor(0.3))
         small_guide()
 
@@ -160,7 +160,7 @@ def mixing(mix):
 def mixing_in_a_chain():
     k = torch.tensor(0)
     for t in pyro.markov(range(4)):
-        k = pyro.sample(f"k{t}", dist.Categorical(torch.ones(2, 2)[k.max()] / 2), infer=SUM)
+        k = pyro.sample(f"k{t}", dist.Categorical(torch.ones(2, 2)[k.max()] / 2), infer=dict(SUM))
         pyro.sample(f"x{t}", dist.Normal(k - ((1.0 * k).mean() if t == 3 else 0.0), 1.0), obs=torch.tensor(0.3))
     small_guide()
 
@@ -197,7 +197,7 @@ def test_draws_and_minibatches_of_the_model_are_the_same_where_values_are_compar
     def model():
         m = pyro.sample("m", dist.Normal(0.0, 1.0))  # in the model alone
         with pyro.plate("data", 6, subsample_size=2) as index:
-            k = pyro.sample("k", dist.Categorical(torch.ones(3) / 3), infer=SUM)
+            k = pyro.sample("k", dist.Categorical(torch.ones(3) / 3), infer=dict(SUM))
             pyro.sample("x", dist.Normal(k + m, 1.0), obs=torch.arange(6.0)[index])
 
     elbo = TraceGrad_ELBO(max_plate_nesting=1)
@@ -213,7 +213,7 @@ def test_comparing_values_hides_nothing_from_what_is_watched():
         b = pyro.sample("b", dist.Bernoulli(0.3))
         g = pyro.sample("g", dist.Normal(0.0, 1.0))
         with pyro.plate("data", 2):
-            k = pyro.sample("k", dist.Bernoulli(torch.sigmoid(g + b)), infer=SUM)
+            k = pyro.sample("k", dist.Bernoulli(torch.sigmoid(g + b)), infer=dict(SUM))
             pyro.sample("x", dist.Normal(k * g, 1.0), obs=torch.tensor([0.3, 1.0]))
 
     def guide():
@@ -246,7 +246,7 @@ def test_values_are_compared_beside_draws_outside_of_sites(name, mixes):
         w = pyro.sample("w", dist.Bernoulli(0.4))
         m = pyro.sample("m", dist.Normal(in_model(torch.ones(4)).sum(), 1.0))  # in the model alone
         with pyro.plate("data", 6, subsample_size=2):
-            k = pyro.sample("k", dist.Categorical(torch.ones(3) / 3), infer=SUM)
+            k = pyro.sample("k", dist.Categorical(torch.ones(3) / 3), infer=dict(SUM))
             loc = of_value(torch.eye(3)[k]) @ torch.tensor([0.0, 1.0, 2.0]) + w + m
             pyro.sample("x", dist.Normal(loc - loc.mean() if mixes else loc, 1.0), obs=torch.tensor(0.3))
 
@@ -272,7 +272,7 @@ def test_densities_of_other_types_of_numbers_are_summed_together(steps):
         w = pyro.sample("w", dist.Bernoulli(0.4))
         k = torch.tensor(0)
         for t in pyro.markov(range(steps)):
-            k = pyro.sample(f"k{t}", dist.Categorical(logits=Vindex(move)[k]), infer=SUM)
+            k = pyro.sample(f"k{t}", dist.Categorical(logits=Vindex(move)[k]), infer=dict(SUM))
             pyro.sample(f"x{t}", dist.Normal(k.double() + w, 1.0), obs=x[t])
 
     def guide():

@@ -106,7 +106,9 @@ def test_padding_leaves_a_path_as_it_is_alone():
         def alone(i=i, length=length):
             k = torch.tensor(0.0)
             for t in range(length):
-                k = pyro.sample(f"k{t}", dist.Bernoulli(0.45 if t == 0 else torch.where(k == 1, 0.6, 0.02)), infer=SUM)
+                k = pyro.sample(
+                    f"k{t}", dist.Bernoulli(0.45 if t == 0 else torch.where(k == 1, 0.6, 0.02)), infer=dict(SUM)
+                )
                 pyro.sample(f"x{t}", dist.Normal(k + 0.1 * w, 1.0), obs=x[i, t])
 
         for key, value in Posterior(alone, {}).most_probable().items():
@@ -126,7 +128,7 @@ def test_a_scale_around_everything_changes_nothing():
 def test_the_guide_draws_what_it_is_and_not_what_an_estimator_relaxes():
     def model():
         b = pyro.sample("b", dist.Bernoulli(0.5))
-        k = pyro.sample("k", dist.Bernoulli(logits=b), infer=SUM)
+        k = pyro.sample("k", dist.Bernoulli(logits=b), infer=dict(SUM))
         pyro.sample("x", dist.Normal(k + b, 1.0), obs=torch.tensor(0.3))
 
     def guide():
@@ -211,9 +213,9 @@ def test_draws_of_no_common_shape_are_refused():
     def model(late):
         b = pyro.sample("b", dist.Bernoulli(0.5))
         if late or b:
-            pyro.sample("k", dist.Bernoulli(0.5), infer=SUM)
+            pyro.sample("k", dist.Bernoulli(0.5), infer=dict(SUM))
         with pyro.plate("data", 1 + int(b), dim=-1):
-            pyro.sample("l", dist.Bernoulli(0.5), infer=SUM)
+            pyro.sample("l", dist.Bernoulli(0.5), infer=dict(SUM))
 
     def guide(late):
         pyro.sample("b", dist.Bernoulli(0.5))
@@ -226,7 +228,7 @@ def test_draws_of_no_common_shape_are_refused():
 def mixture(x):
     w = pyro.sample("w", dist.Normal(0.0, 1.0))
     with pyro.plate("data", len(x)):
-        k = pyro.sample("k", dist.Bernoulli(logits=w), infer=SUM)
+        k = pyro.sample("k", dist.Bernoulli(logits=w), infer=dict(SUM))
         pyro.sample("x", dist.Normal(8.0 * k, 1.0), obs=x)
 
 
@@ -422,7 +424,7 @@ def test_the_dict_is_laid_out_as_arviz_takes_it(kind):
 
 def test_a_name_that_looks_like_one_of_obs_mask_is_kept():
     def model():
-        y = pyro.sample("y_unobserved", dist.Bernoulli(0.3), infer=SUM)
+        y = pyro.sample("y_unobserved", dist.Bernoulli(0.3), infer=dict(SUM))
         y = pyro.deterministic("y", 2.0 * y)
         pyro.sample("x", dist.Normal(y, 0.1), obs=torch.tensor(2.0))
 
