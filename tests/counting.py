@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pplgrad import CountDifference, LocalExpectation, SumAndSample
+from pplgrad.core import estimator as contract
 from pplgrad.estimators import count_difference, count_heads
 from pplgrad.testing.counting import COUNTING
 
@@ -70,8 +71,9 @@ def at_every_count(h, law):
 
 
 def rewritten(patch, name, old, new):
-    """Put a function of `count_difference`, or a method of `Head`, there in which a piece of code is another."""
-    owner, module = (count_heads.Head, count_heads) if hasattr(count_heads.Head, name) else (count_difference,) * 2
+    """Put a function of `count_difference`, or a method of `Head` or `BranchTerms`, there in which a piece of code is another."""
+    owners = ((count_heads.Head, count_heads), (contract.BranchTerms, contract), (count_difference, count_difference))
+    owner, module = next((owner, module) for owner, module in owners if hasattr(owner, name))
     source = textwrap.dedent(inspect.getsource(getattr(owner, name)))
     assert source.count(old) == 1, old
     scope = dict(vars(module))
@@ -131,7 +133,7 @@ MUTANTS = {
     "elements_and_counts_exchanged": (
         "counts_totals",
         LocalExpectation(head=2),
-        "surrogate",
+        "costs_of_elements",
         "(-2, -1)",
         "(-1, -2)",
     ),

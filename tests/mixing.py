@@ -64,8 +64,19 @@ class Program:
     """A site of `elements` mixtures of a family, of log x or not, whose components have `dims` dimensions (0: numbers), correlated or not."""
 
     def __init__(
-        self, law="Normal", dims=0, of_log=False, correlated=False, elements=1, components=3, particles=1, step=None
+        self,
+        law="Normal",
+        dims=0,
+        of_log=False,
+        correlated=False,
+        elements=1,
+        components=3,
+        particles=1,
+        step=None,
+        of=1,
     ):
+        """The draws are a minibatch of `of` times as many."""
+        self.of = of
         self.law, self.dims, self.of_log, self.correlated = law, dims, of_log, correlated
         self.elements, self.components, self.particles = elements, components, particles
         width = max(dims, 1) * elements
@@ -130,7 +141,7 @@ class Program:
             self.components,
             self.correlated,
         )
-        vector, event = bool(self.dims or elements > 1), bool(self.dims)
+        vector, event, whole = bool(self.dims or elements > 1), bool(self.dims), count * self.of
         positive, family = self.of_log, getattr(h.dist, "LogNormal" if self.of_log else self.law)
         zero, data = h.array(np.zeros(self.u.shape[-1] if vector else ())), h.array(0.4)
 
@@ -149,12 +160,12 @@ class Program:
             if elements > 1:
                 logits = xp.broadcast_to(logits[..., None, :], (count, elements, choices))
             mixture = h.dist.MixtureSameFamily(h.dist.Categorical(logits=logits), components())
-            with h.plate("draws", count, dim=-1):
+            with h.plate("draws", whole, subsample_size=count, dim=-1):
                 h.sample("x", mixture.to_event(1) if elements > 1 else mixture)
 
         def model():
             law = (h.dist.LogNormal if positive else h.dist.Normal)(zero, 1.5)
-            with h.plate("draws", count, dim=-1):
+            with h.plate("draws", whole, subsample_size=count, dim=-1):
                 x = h.sample("x", law.to_event(1) if vector else law)
                 u = xp.log(x) if positive else x
                 u = u if vector else u[..., None]
@@ -169,7 +180,7 @@ class Program:
         copies = {name: np.broadcast_to(x, (len(self.of_draw), *x.shape)) for name, x in self.params.items()}
         with HOSTS[library].isolated(), replaced_noise(lambda site, ops: Given(ops, self.numbers)):
             found = (self._pyro if library == "pyro" else self._numpyro)(copies, options)
-        return {name: np.tensordot(self.of_draw, x, 1) for name, x in found.items()}
+        return {name: np.tensordot(self.of_draw, x, 1) / self.of for name, x in found.items()}
 
     def _pyro(self, copies, options):
         values = {name: torch.tensor(x, requires_grad=True) for name, x in copies.items()}

@@ -258,3 +258,7 @@ def the_first_in_a_ranking_alone_holds_the_others_down(patch):
         return keys, parts * ops.constant(np.eye(parts.shape[-1])[0], parts), shares
 
     patch.setattr(perturbed, "given_ranking", given)
+
+
+def keys_of_a_matrix_move_freely(patch):
+    patch.setattr(perturbed.PerturbedMatrix, "given", lambda self, along: along)

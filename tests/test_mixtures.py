@@ -52,6 +52,7 @@ PROGRAMS = {
     "positive vectors": dict(dims=2, of_log=True, components=2, step=0.2),
     "correlated": dict(dims=2, components=2, correlated=True, step=0.13),
     "elements": dict(elements=2, components=2, step=0.2),
+    "minibatch": dict(components=2, step=0.2, of=3),
     "kinks": dict(law="Laplace"),
 }
 
@@ -64,7 +65,7 @@ def fits(name, estimator):
 
 
 # The mathematics is the same in both libraries, and NumPyro compiles each program for a second or two.
-IN_BOTH = ("numbers", "vectors", "correlated", "elements")
+IN_BOTH = ("numbers", "vectors", "correlated", "elements", "minibatch")
 
 
 def cases():
@@ -134,6 +135,9 @@ MUTANTS = {
     "noise of another component": (
         StratifiedMixture(), "numbers", Stratified, "alternatives", "_of_component(xp, z, own[..., None], e)",
         "_of_component(xp, z, 0 * own[..., None], e)",
+    ),
+    "weights of a minibatch are not scaled": (
+        StratifiedMixture(), "minibatch", Stratified, "branch_surrogate", "return xp.sum(", "return xp.sum((1 / 3) * "
     ),
     "elements take other values at once": (
         StratifiedMixture(), "elements", Stratified, "alternatives", "xp.where(here, xp.take", "xp.where(here | True, xp.take"

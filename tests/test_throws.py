@@ -14,7 +14,7 @@ import pyro
 import pytest
 import torch
 
-from pplgrad import EstimatorError, LocalExpectation
+from pplgrad import EstimatorError, LocalExpectation, ScoreFunction
 from pplgrad.core.noise import replaced_noise
 from pplgrad.estimators.throws import Throw
 from pplgrad.testing import in_numpyro, in_pyro
@@ -22,7 +22,13 @@ from tests.deciding import by_complex_steps
 from tests.mixing import HOSTS, Given
 
 COUNTS = [(i, j, 3 - i - j) for i in range(4) for j in range(4 - i)]
-PARAMS = {"a": np.array([[0.3, -0.5, 0.2], [-0.4, 0.6, 0.1]]), "b": np.array([0.2, -0.1, 0.4])}
+PARAMS = {
+    "a": np.array([[0.3, -0.5, 0.2], [-0.4, 0.6, 0.1]]),
+    "b": np.array([0.2, -0.1, 0.4]),
+    "p": np.array(0.3),
+}
+OF = 3
+"""The draws are a minibatch of so many times as many."""
 
 
 def log_multinomial(logits, z):
@@ -32,28 +38,35 @@ def log_multinomial(logits, z):
 
 
 def loss(p):
-    """Return −E_q[log p − log q] of two draws that share a cost."""
+    """Return −E_q[log p − log q] of two draws that share a cost, under a decision."""
     total = 0.0
-    for z in itertools.product(COUNTS, repeat=2):
-        log_q = sum(log_multinomial(a, part) for a, part in zip(p["a"], z, strict=True))
-        log_p = sum(log_multinomial(p["b"], part) for part in z)
-        log_p += -0.5 * (0.7 - 0.3 * z[0][0] * z[1][1] - 0.2 * z[0][2]) ** 2 - 0.5 * np.log(2 * np.pi)
+    for g, *z in itertools.product((0, 1), COUNTS, COUNTS):
+        log_q = log_of_parent(p["p"], g)
+        log_q = log_q + sum(log_multinomial(a * (1 + g), part) for a, part in zip(p["a"], z, strict=True))
+        log_p = np.log(0.5) + sum(log_multinomial(p["b"], part) for part in z)
+        log_p += -0.5 * (0.7 - 0.3 * z[0][0] * z[1][1] - 0.2 * z[0][2] - g) ** 2 - 0.5 * np.log(2 * np.pi)
         total = total + np.exp(log_q) * (log_q - log_p)
     return total
 
 
+def log_of_parent(logit, g):
+    return g * logit - np.log(1 + np.exp(logit))
+
+
 def program(h, copies, count):
-    data = h.array(0.7)
+    data, half = h.array(0.7), h.array(0.5)
 
     def guide():
-        with h.plate("draws", count, dim=-1):
-            h.sample("n", h.dist.Multinomial(3, logits=copies("a")).to_event(1))
+        with h.plate("draws", count * OF, subsample_size=count, dim=-1):
+            g = h.sample("g", h.dist.Bernoulli(logits=copies("p")))
+            h.sample("n", h.dist.Multinomial(3, logits=copies("a") * (1 + g[..., None, None])).to_event(1))
 
     def model():
         b = copies("b")[..., None, :]
-        with h.plate("draws", count, dim=-1):
+        with h.plate("draws", count * OF, subsample_size=count, dim=-1):
+            g = h.sample("g", h.dist.Bernoulli(probs=half))
             n = h.sample("n", h.dist.Multinomial(3, logits=h.xp.concat([b, b], axis=-2)).to_event(1))
-            mean = 0.3 * n[..., 0, 0] * n[..., 1, 1] + 0.2 * n[..., 0, 2]
+            mean = 0.3 * n[..., 0, 0] * n[..., 1, 1] + 0.2 * n[..., 0, 2] + g
             h.sample("y", h.dist.Normal(mean, 1.0), obs=data)
 
     return model, guide
@@ -62,27 +75,31 @@ def program(h, copies, count):
 def draws():
     """Return all draws and throws: the counts, the throws, their probabilities, and the parameters of each."""
     rows = [
-        (z, throws)
+        (g, z, throws)
+        for g in (0, 1)
         for z in itertools.product(COUNTS, repeat=2)
         for throws in itertools.product(range(3), repeat=2)
         if all(part[k] for part, k in zip(z, throws, strict=True))
     ]
     weights = [
-        math.exp(sum(log_multinomial(a, part) for a, part in zip(PARAMS["a"], z, strict=True)))
+        math.exp(sum(log_multinomial(a * (1 + g), part) for a, part in zip(PARAMS["a"], z, strict=True)))
+        * math.exp(log_of_parent(PARAMS["p"], g))
         * math.prod(part[k] / 3 for part, k in zip(z, throws, strict=True))
-        for z, throws in rows
+        / OF
+        for g, z, throws in rows
     ]
     copies = {name: np.repeat(x[None], len(rows), 0) for name, x in PARAMS.items()}
-    return np.array([z for z, _ in rows], float), np.array([throws for _, throws in rows]), np.array(weights), copies
+    values = {"g": np.array([g for g, _, _ in rows], float), "n": np.array([z for _, z, _ in rows], float)}
+    return values, np.array([throws for _, _, throws in rows]), np.array(weights), copies
 
 
 def loss_in_numpyro(values, **options):
     """Return the loss of the draws as a function of their parameters."""
-    objective = in_numpyro.TraceGrad_ELBO(estimators={"n": LocalExpectation()}, **options)
+    objective = in_numpyro.TraceGrad_ELBO(estimators={"g": ScoreFunction(), "n": LocalExpectation()}, **options)
 
     def at(arrays):
-        model, guide = program(in_numpyro.HOST, lambda name: arrays[name], len(values))
-        forced = in_numpyro.handlers.substitute(guide, data={"n": jnp.asarray(values)})
+        model, guide = program(in_numpyro.HOST, lambda name: arrays[name], len(values["g"]))
+        forced = in_numpyro.handlers.substitute(guide, data={name: jnp.asarray(x) for name, x in values.items()})
         return objective.loss(jax.random.key(0), {}, model, forced)
 
     return at
@@ -96,9 +113,11 @@ def error(library):
         if library == "pyro":
             tensors = {name: torch.tensor(x, requires_grad=True) for name, x in copies.items()}
             pyro.clear_param_store()
-            objective = in_pyro.TraceGrad_ELBO(max_plate_nesting=1, estimators={"n": LocalExpectation()})
-            with in_pyro.Force([{"n": values}], {}):
-                objective.loss_and_grads(*program(host.HOST, lambda name: tensors[name], len(values)))
+            objective = in_pyro.TraceGrad_ELBO(
+                max_plate_nesting=1, estimators={"g": ScoreFunction(), "n": LocalExpectation()}
+            )
+            with in_pyro.Force([values], {}):
+                objective.loss_and_grads(*program(host.HOST, lambda name: tensors[name], len(values["g"])))
             found = {name: x.grad.numpy() for name, x in tensors.items()}
         else:
             found = jax.jit(jax.grad(loss_in_numpyro(values)))({name: jnp.asarray(x) for name, x in copies.items()})
@@ -122,7 +141,8 @@ def test_second_derivatives_exact():
         tangent = {name: jnp.broadcast_to(along[name], x.shape) for name, x in point.items()}
         found = jax.jit(lambda p, t: jax.jvp(gradient, (p,), (t,))[1])(point, tangent)
     ahead, behind = (
-        by_complex_steps(loss, {name: x + step * along[name] for name, x in PARAMS.items()}) for step in (1e-5, -1e-5)
+        by_complex_steps(loss, {name: np.asarray(x + step * along[name]) for name, x in PARAMS.items()})
+        for step in (1e-5, -1e-5)
     )
     for name, x in found.items():
         wanted = (ahead[name] - behind[name]) / 2e-5

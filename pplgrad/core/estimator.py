@@ -167,6 +167,12 @@ class BranchTerms:
         """The array operations."""
         return self.draw.ops
 
+    def costs_of_elements(self, elements: int) -> Array:
+        """Return the costs of alternatives that are numbered element by element: (particles, *plates, elements, alternatives of each)."""
+        xp, (particles, count, *plates) = self.ops.xp, self.costs.shape
+        by_element = xp.reshape(self.costs, (particles, elements, count // elements, *plates))
+        return xp.moveaxis(by_element, (1, 2), (-2, -1))
+
 
 _RENAMED = {"surrogate_of": "branch_surrogate", "draws_again": "num_resamples", "path_only": "sticking_the_landing"}
 """Parts of the contract that had other names, which estimators of a user's own may still define."""

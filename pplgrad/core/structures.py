@@ -16,6 +16,9 @@ import numpy as np
 from pplgrad.core.array_ops import Array, Ops, bounded, is_possible
 from pplgrad.core.noise import Noise
 
+LAWS = ("Subset", "PlackettLuce", "PermutationMatrix")
+"""The names of both plug-ins' distributions whose value is one vector or matrix, and no independent elements."""
+
 MOST_SUBSETS = 4096
 MOST_RANKED = 6
 

@@ -41,7 +41,7 @@ class Costs:
         signal, total = costs, None
         for number, part in enumerate(parts_of(baseline)):
             if not part.per_site:
-                signal, loss = self._at_once(str(number), part, signal)
+                signal, loss = self._at_once(part, signal)
             elif part.takes_sites and len(self.names) > 1:
                 signal, loss = self._stacked(str(number), part, signal)
             else:
@@ -50,7 +50,7 @@ class Costs:
                 total = loss if total is None else total + loss
         return BaselineValue(signal, total)
 
-    def _at_once(self, key: str, part: Baseline, signal: Array) -> tuple[Array, Array | None]:
+    def _at_once(self, part: Baseline, signal: Array) -> tuple[Array, Array | None]:
         """Subtract a part that keeps nothing."""
         terms = self._terms(self.names[0], signal, _stacked_squares(self.ops, self.squares))
         found = part.evaluate(terms)

@@ -86,7 +86,7 @@ class ParticleFilter:
         chosen = xp.minimum(chosen, xp.sum(xp.astype(ends < ends[:, -1:], own.dtype), axis=1)[:, None])
         due = wanted & self._due(ops.stop_gradient(weights))
         ancestors = xp.where(due[:, None], chosen, own)
-        flat = ancestors + self.particles * ops.arange(self.filters, logs)[:, None]
+        flat = self.among_all(ancestors)
         taken = ops.take(xp.reshape(logs, (-1,)), flat)
         fresh = self.start(logs)
         if objective.resampling_gradient == "stop-gradient":
@@ -115,6 +115,10 @@ class ParticleFilter:
         at_draws = self._centred(future[:, :, None] - steps.without, past, 1)
         summed = summed + xp.sum(steps.draws * at_draws, axis=(0, 2))
         return averaged(ops, total), averaged(ops, summed)
+
+    def among_all(self, ancestors: Array) -> Array:
+        """Return the ancestors' numbers among the particles of all filters, (filters, K)."""
+        return ancestors + self.particles * self.ops.arange(self.filters, ancestors)[:, None]
 
     def stacked(self, steps: Sequence[Step]) -> Step:
         """Return steps as one, stacked in front."""

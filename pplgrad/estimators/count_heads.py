@@ -56,9 +56,7 @@ class Head:
     def surrogate(self, terms: BranchTerms) -> Array:
         """Return Σ_{k ∈ H} q(k) (f(k) − b) + 1{z ∉ H} q(z) / q(z) (f(z) − b), of whose q all derivatives are right."""
         ops, xp = terms.ops, terms.ops.xp
-        elements, size = self.values.shape[-2:]
-        costs = xp.reshape(terms.costs, (terms.costs.shape[0], elements, size, *terms.costs.shape[2:]))
-        costs = xp.moveaxis(costs, (1, 2), (-2, -1))
+        costs = terms.costs_of_elements(self.values.shape[-2])
         probs, fixed = xp.exp(self.log_probs), xp.exp(ops.stop_gradient(self.log_probs))
         mass = xp.sum(fixed, axis=-1)
         baseline = xp.sum(fixed * costs, axis=-1) / xp.where(mass > 0, mass, xp.ones_like(mass))

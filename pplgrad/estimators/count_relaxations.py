@@ -11,7 +11,7 @@ from pplgrad.core.noise import Noise
 from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import ConfigurationError, EstimatorError
 from pplgrad.estimators.registry import remedy
-from pplgrad.estimators.relaxed import HardDraw, Relaxation, softmax, tempered
+from pplgrad.estimators.relaxed import HardDraw, Relaxation, check_temperature, softmax, tempered
 from pplgrad.estimators.site_requirements import require_unscanned
 
 SMOOTH = ("Poisson", "NegativeBinomial", "NegativeBinomial2", "GammaPoisson")
@@ -99,10 +99,7 @@ class TruncatedGumbelSoftmax(Relaxation):
     )
 
     def __post_init__(self) -> None:
-        if isinstance(self.temperature, (int, float)) and not self.temperature > 0:
-            raise ConfigurationError(
-                f"TruncatedGumbelSoftmax(temperature={self.temperature}): the temperature must be above 0."
-            )
+        check_temperature("TruncatedGumbelSoftmax", self.temperature)
         if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 2:
             raise ConfigurationError(
                 f"TruncatedGumbelSoftmax(window={self.window!r}): give a number of counts, 2 or more."

@@ -134,9 +134,7 @@ class LocalExpectation(Estimator):
         index = draw.index if part is None else part.of_chosen(draw.index)
         log_probs = draw.log_probs if part is None else part.of_chosen(draw.log_probs, 1)
         elements, categories = log_probs.shape[-2:]
-        # Costs of the other values, (particles, *plates, elements, categories - 1), by their shift from the draw.
-        others = xp.reshape(terms.costs, (index.shape[0], elements, categories - 1, *index.shape[1:-1]))
-        others = xp.moveaxis(others, (1, 2), (-2, -1))
+        others = terms.costs_of_elements(elements)  # By the other values' shift from the draw.
         own = xp.broadcast_to(terms.downstream[..., None, None], (*index.shape, 1))
         by_shift = xp.concat([own, others], axis=-1)
         shifts = (draw.ops.arange(categories, index) - index[..., None]) % categories

@@ -131,9 +131,7 @@ class StratifiedMixture(MixturePath):
     def branch_surrogate(self, terms: BranchTerms) -> Array:
         """Return Σ_d Σ_k π_k (f(x with x_d from component k) − f(x))."""
         xp, log_weights = terms.ops.xp, terms.alternatives.kept
-        elements, others = log_weights.shape[-2:]
-        costs = xp.reshape(terms.costs, (terms.costs.shape[0], elements, others, *terms.costs.shape[2:]))
-        costs = xp.moveaxis(costs, (1, 2), (-2, -1))
+        costs = terms.costs_of_elements(log_weights.shape[-2])
         return xp.sum(xp.exp(log_weights) * (costs - terms.downstream[..., None, None]))
 
 

@@ -115,6 +115,8 @@ class PerturbedRanking(_Softmax):
     ops: Ops
     draw: Draw
     keys: Array
+    places: Array
+    """The place of each item in the ranking, (..., n)."""
     shares: Array
     """exp(θ_π_r) / S_m for r ≥ m, else 0: (..., n, n) by m and r."""
     parts: Array
@@ -125,7 +127,8 @@ class PerturbedRanking(_Softmax):
         fixed = draw.ops.stop_gradient(draw.ranking_logits)
         ranked, parts, shares = given_ranking(draw.ops, draw.noise, fixed, draw.ranking)
         places = draw.ops.xp.argsort(draw.ranking, axis=-1)
-        return cls(draw.ops, draw, draw.ops.xp.take_along_axis(ranked, places, axis=-1), shares, parts)
+        keys = draw.ops.xp.take_along_axis(ranked, places, axis=-1)
+        return cls(draw.ops, draw, keys, places, shares, parts)
 
     @property
     def log_weights(self) -> Array:
@@ -144,8 +147,7 @@ class PerturbedRanking(_Softmax):
         return slopes
 
     def _by_item(self, ranked: Array) -> Array:
-        xp = self.ops.xp
-        return xp.take_along_axis(ranked, xp.argsort(self.draw.ranking, axis=-1), axis=-1)
+        return self.ops.xp.take_along_axis(ranked, self.places, axis=-1)
 
 
 @dataclass(frozen=True)

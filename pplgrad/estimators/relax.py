@@ -48,9 +48,9 @@ class RELAX(REBAR):
         weights is that of the relaxed cost. Categories of probability 0 have weight 0, and the derivative along them is not used.
 
     Raises:
-        EstimatorError: on a site that is neither Bernoulli nor one-hot nor a `PermutationMatrix` (with `through_cost=False`: neither finite nor a ranking), or that is
-            drawn inside a `scan` in the body of another one; with `through_cost=True` also if the program compares, rounds or indexes with the value of the site or of a downstream discrete
-            site, or reads it without its derivative.
+        EstimatorError: on a site that is neither Bernoulli nor one-hot nor a `PermutationMatrix` (with `through_cost=False`: neither finite
+            nor a ranking), or that is drawn inside a `scan` in the body of another one; with `through_cost=True` also if the program
+            compares, rounds or indexes with the value of the site or of a downstream discrete site, or reads it without its derivative.
         ConfigurationError: if the temperature is not above 0, `learn` is False, `hidden` is below 1, or `scale` is set with
             `through_cost=False`.
         BaselineError: in NumPyro, if the guide is not wrapped by `config_estimators`.

@@ -122,7 +122,8 @@ def _through(draw: HardDraw, soft: Array) -> Array:
     return draw.ops.stop_gradient(draw.one_hot - soft) + soft
 
 
-def _check_temperature(owner: str, temperature: Any) -> None:
+def check_temperature(owner: str, temperature: Any) -> None:
+    """Refuse a temperature that is a number and not above 0."""
     if isinstance(temperature, (int, float)) and not temperature > 0:
         raise ConfigurationError(f"{owner}(temperature={temperature}): the temperature must be above 0.")
 
@@ -176,7 +177,7 @@ class GumbelSoftmax(Relaxation):
     declaration: ClassVar[Declaration] = _declared(_SUPPORTS, "Jang et al. 2017; Maddison et al. 2017")
 
     def __post_init__(self) -> None:
-        _check_temperature("GumbelSoftmax", self.temperature)
+        check_temperature("GumbelSoftmax", self.temperature)
 
     def weights(self, draw: HardDraw) -> Array:
         """Return the softmax of the perturbed log probabilities, hard in front of it or not."""
@@ -253,7 +254,7 @@ class GumbelRao(Relaxation):
     declaration: ClassVar[Declaration] = _declared(_SUPPORTS, "Paulus et al. 2021")
 
     def __post_init__(self) -> None:
-        _check_temperature("GumbelRao", self.temperature)
+        check_temperature("GumbelRao", self.temperature)
         if not isinstance(self.k, int) or self.k < 1:
             raise ConfigurationError(f"GumbelRao(k={self.k!r}): k is the number of noises, an integer of at least 1.")
 
@@ -299,7 +300,7 @@ class ReinMax(Relaxation):
     declaration: ClassVar[Declaration] = _declared(_SUPPORTS, "Liu et al. 2023")
 
     def __post_init__(self) -> None:
-        _check_temperature("ReinMax", self.temperature)
+        check_temperature("ReinMax", self.temperature)
 
     def weights(self, draw: HardDraw) -> Array:
         """Return the draw with the gradient of 2 π₁ − ½ π."""
@@ -345,7 +346,7 @@ class GappedStraightThrough(Relaxation):
     declaration: ClassVar[Declaration] = _declared(_SUPPORTS, "Fan et al. 2022")
 
     def __post_init__(self) -> None:
-        _check_temperature("GappedStraightThrough", self.temperature)
+        check_temperature("GappedStraightThrough", self.temperature)
         if self.gap < 0:
             raise ConfigurationError(f"GappedStraightThrough(gap={self.gap}): the gap must be at least 0.")
 

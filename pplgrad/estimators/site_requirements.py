@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from pplgrad.core.estimator import Estimator
 from pplgrad.core.site_info import SiteInfo
+from pplgrad.core.structures import LAWS
 from pplgrad.errors import EstimatorError
 from pplgrad.estimators.registry import remedy
-
-_JOINT = ("Subset", "PlackettLuce", "PermutationMatrix")
-"""Laws whose value is one vector, of finitely many, which are listed if they are few."""
 
 
 def require_finite(estimator: Estimator, site: SiteInfo) -> None:
@@ -18,7 +16,7 @@ def require_finite(estimator: Estimator, site: SiteInfo) -> None:
         why = "does not have finitely many values"
         if site.distribution == "PermutationMatrix":
             why = "has values that are not listed; draw a PlackettLuce (of up to 6 items)"
-        elif site.distribution in _JOINT:
+        elif site.distribution in LAWS:
             why = "has too many values to list"
         raise EstimatorError(
             f"{estimator!r} cannot be used at site '{site.name}': {site.distribution} {why}; {remedy(site)}"
@@ -27,7 +25,7 @@ def require_finite(estimator: Estimator, site: SiteInfo) -> None:
 
 def require_finite_or_count(estimator: Estimator, site: SiteInfo) -> None:
     """Refuse a site whose elements have neither finitely many values nor are single counts."""
-    if site.distribution in _JOINT or site.categories is not None:
+    if site.distribution in LAWS or site.categories is not None:
         require_finite(estimator, site)
         return
     require_steps(estimator, site)

@@ -53,9 +53,7 @@ class Throw:
     def surrogate(self, terms: BranchTerms) -> Array:
         """Return n Σ_c p_c (f(z − e_b + e_c) − f(z)), of whose p all derivatives are right."""
         xp = terms.ops.xp
-        elements, others = self.others.shape[-2:]
-        costs = xp.reshape(terms.costs, (terms.costs.shape[0], elements, others, *terms.costs.shape[2:]))
-        costs = xp.moveaxis(costs, (1, 2), (-2, -1))
+        costs = terms.costs_of_elements(self.others.shape[-2])
         sums = xp.sum(xp.exp(self.others) * (costs - terms.downstream[..., None, None]), axis=-1)
         total = xp.sum(self.total * sums)
         if not terms.higher_order:

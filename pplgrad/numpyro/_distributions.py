@@ -30,6 +30,7 @@ from numpyro.distributions import (
 )
 
 from pplgrad.core.array_ops import FEW_CATEGORIES
+from pplgrad.core.structures import LAWS
 from pplgrad.numpyro._compat import TRACING_ERRORS, unmasked
 from pplgrad.numpyro._structures import PermutationMatrix, PlackettLuce, Structured, Subset, log_probs_of_all
 
@@ -203,12 +204,7 @@ def family(fn: Any) -> str:
     kind = type(innermost(unmasked(fn)))
     name = kind.__name__.removesuffix("Logits").removesuffix("Probs")
     ours = kind.__module__.partition(".")[0] in ("numpyro", "pplgrad")
-    known = hasattr(numpyro.distributions, name) or name in (
-        "OneHotCategorical",
-        "Subset",
-        "PlackettLuce",
-        "PermutationMatrix",
-    )
+    known = hasattr(numpyro.distributions, name) or name in ("OneHotCategorical", *LAWS)
     return name if ours or not known else f"{kind.__module__}.{kind.__qualname__}"
 
 

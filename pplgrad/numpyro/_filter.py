@@ -408,13 +408,12 @@ def _run(found: ParticleFilter, rows: _Rows, key: jax.Array) -> Step:
     start, shape = rows.at_start(), (found.filters, found.particles)
     first, scored = (jnp.reshape(start[name], shape) for name in ("increment", "score"))
     every = uniforms(key, (rows.seen.length, *found.uniforms), first.dtype)
-    offset = (found.particles * jnp.arange(found.filters))[:, None]
 
     def step(state: Any, row: Any) -> Any:
         carry, origin, logs = state
         number, numbers = row
         moved = found.resampled(logs, numbers, number > 0)
-        flat = jnp.reshape(moved.ancestors + offset, (-1,))
+        flat = jnp.reshape(found.among_all(moved.ancestors), (-1,))
         carry, origin = descended((carry, origin), flat)
         carry, increment, score = rows.advance(carry, origin, number)
         at_first = jnp.where(number == 0, 1.0, 0.0)

@@ -17,6 +17,7 @@ from torch.distributions import TransformedDistribution as TorchTransformed
 from torch.distributions.constraints import Constraint
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from pplgrad.core.structures import LAWS
 from pplgrad.engine.support import Classes, Support
 from pplgrad.errors import BaselineError
 from pplgrad.pyro._structures import PermutationMatrix, PlackettLuce, Structured, Subset, log_probs_of_all
@@ -211,7 +212,7 @@ def family(fn: Any) -> str:
     A class of the user's own that has the name of one of ours is another family: its name is given with its module's.
     """
     kind = type(innermost(unmasked(fn)))
-    ours = issubclass(kind, Structured) or kind.__name__ not in ("Subset", "PlackettLuce", "PermutationMatrix")
+    ours = issubclass(kind, Structured) or kind.__name__ not in LAWS
     return kind.__name__ if ours else f"{kind.__module__}.{kind.__qualname__}"
 
 

@@ -146,7 +146,7 @@ class Filtered:
             if logs is not None:
                 assert paths is not None
                 moved = found.resampled(logs, uniforms(found.uniforms, logs), torch.ones_like(logs[:, 0]) > 0)
-                flat = _flat(found, moved.ancestors)
+                flat = found.among_all(moved.ancestors).reshape(-1)
                 values = self._descended(values, flat)
                 logs, score, paths = moved.logs, moved.score, paths[flat]
             guide, model = self._met(number, values)
@@ -265,11 +265,6 @@ class Filtered:
 def _is_deterministic(msg: Any) -> bool:
     """Return whether a site is one of `pyro.deterministic`, which has no density."""
     return bool(msg["infer"].get("_deterministic"))
-
-
-def _flat(found: ParticleFilter, ancestors: torch.Tensor) -> torch.Tensor:
-    """Return the ancestors' numbers among the particles of all filters."""
-    return (ancestors + found.particles * torch.arange(found.filters, device=ancestors.device)[:, None]).reshape(-1)
 
 
 def uniforms(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:

@@ -168,21 +168,25 @@ def permutation(h):
     return model, guide
 
 
-@matrices({"r": ((2,), 2)}, {"a": (2, 2), "b": (2,), "c": (2,), "w": (2,)}, vectors={"r": np.eye(2)[TWO_RANKED]})
+@matrices(
+    {"r": ((2,), 2)},
+    {"a": (3, 2), "b": (2,), "c": (2,), "w": (2,)},
+    subsamples={"p": (3, 2)},
+    vectors={"r": np.eye(2)[TWO_RANKED]},
+)
 def permutation_plate(h):
-    """A permutation matrix for each element of a plate, under a cost that all of them share."""
+    """A permutation matrix for each element of a subsampled plate."""
 
     def model():
-        p = values("permutation_plate", h)
-        with h.plate("p", 2, dim=-1):
+        p, x = values("permutation_plate", h), h.array([0.7, -1.0, 0.2])
+        with h.plate("p", 3, subsample_size=2, dim=-1) as index:
             order = h.sample("r", h.permutation(p["b"]))
             gain = h.xp.sum(h.xp.sum(order * p["w"], axis=-1) * h.array(DISCOUNT[:2]), axis=-1)
-            h.sample("x", h.dist.Normal(gain**2 + p["c"][0], 1.0), obs=h.array([0.7, -1.0]))
-        total = h.xp.sum(order[..., 0, 0], axis=-1)
-        h.factor("f", p["c"][1] * total[..., None] ** 2 if total.ndim else p["c"][1] * total**2)
+            h.sample("x", h.dist.Normal(p["c"][1] * gain**2 + p["c"][0], 1.0), obs=x[index])
 
     def guide():
-        with h.plate("p", 2, dim=-1):
-            h.sample("r", h.permutation(values("permutation_plate", h)["a"]))
+        a = values("permutation_plate", h)["a"]
+        with h.plate("p", 3, subsample_size=2, dim=-1) as index:
+            h.sample("r", h.permutation(a[index]))
 
     return model, guide

@@ -326,3 +326,10 @@ def test_relaxed_matrices_move_with_their_keys_as_their_formula_says():
     np.testing.assert_allclose(weights.reshape(2, 4, 4).sum(-1), 1.0)
     cold = drawn.weights(1e-3).reshape(2, 4, 4)
     np.testing.assert_allclose(cold, jax.nn.one_hot(draw.ranking, 4), atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MATRICES)
+def test_mutant_of_matrices_is_seen_in_the_mean(name, monkeypatch):
+    structures.keys_of_a_matrix_move_freely(monkeypatch)
+    assert z_score(structures.MATRIX_RANDOM["rebar"], "numpyro", name, draws=50_000) > 4.5
