@@ -7,7 +7,7 @@ export MKL_NUM_THREADS = 1
 
 FUZZ_SEEDS ?= 0:40
 
-.PHONY: demo test test-all test-newest test-newest-pyro quick fuzz lint format storchastic bench bench-against bench-full bench-watching bench-marginal bench-memory bench-arithmetic bench-gpu bench-guards bench-passes bench-mixtures variance study clean
+.PHONY: bench-estimators demo test test-all test-newest test-newest-pyro quick fuzz lint format storchastic bench bench-against bench-full bench-watching bench-marginal bench-memory bench-arithmetic bench-gpu bench-guards bench-passes bench-mixtures variance study clean
 
 # The stamp is newer than the files that say what to install, so that a second run installs nothing.
 .venv/installed: pyproject.toml constraints.txt
@@ -76,6 +76,10 @@ storchastic: .venv-storchastic/installed
 bench: .venv/installed
 	-$(MAKE) storchastic
 	$(BIN)/python -m benchmarks.suite
+
+# Each estimator beside its limit, the other library and the versions by hand: the part of `make bench` that speaks of them.
+bench-estimators: .venv/installed
+	$(BIN)/python -m benchmarks.suite --suite estimators --out results/bench-estimators
 
 # This checkout's steps beside those of another one: `make bench-against OTHER=../before`.
 bench-against: .venv/installed

@@ -41,17 +41,22 @@ def arrays(data: dict, dtype: Any = jnp.float32) -> Arrays:
     return found
 
 
-def gradient_and_loss(work: Work, params: Arrays, data: Arrays, key: jax.Array) -> tuple[Arrays, jax.Array]:
-    """Return the gradient estimate and the loss."""
+Estimate = Callable[[Arrays, Arrays, jax.Array], Drawn]
+
+
+def gradient_and_loss(
+    work: Work, params: Arrays, data: Arrays, key: jax.Array, of: Estimate | None = None
+) -> tuple[Arrays, jax.Array]:
+    """Return the gradient estimate and the loss, by the score function or as `of` estimates it."""
 
     def surrogate(params: Arrays) -> Drawn:
-        loss, surrogate = estimate(work, params, data, key)
+        loss, surrogate = estimate(work, params, data, key) if of is None else of(params, data, key)
         return surrogate, loss
 
     return jax.grad(surrogate, has_aux=True)(params)
 
 
-def update(work: Work) -> tuple[Callable, Callable]:
+def update(work: Work, of: Estimate | None = None) -> tuple[Callable, Callable]:
     """Return `start(params, key)`, which gives a state, and `step(state, data)`, which gives the next one and the loss."""
     initial, advance, current = adam(1e-6)
 
@@ -61,7 +66,7 @@ def update(work: Work) -> tuple[Callable, Callable]:
     def step(state: tuple, data: Arrays) -> tuple[tuple, jax.Array]:
         number, optimized, key = state
         key, now = jax.random.split(key)
-        gradient, loss = gradient_and_loss(work, current(optimized), data, now)
+        gradient, loss = gradient_and_loss(work, current(optimized), data, now, of)
         return (number + 1, advance(number, gradient, optimized), key), loss
 
     return start, step

@@ -51,7 +51,7 @@ NUMPYRO = ("jax", "numpyro", "numpyro.infer", "numpyro.optim")
 
 
 def contestant(name: str) -> Contestant:
-    """Return a contestant by its name; `Pyro DisARM()` is `TraceGrad_ELBO` with that estimator at every site.
+    """Return a contestant by its name; `Pyro DisARM()` is `TraceGrad_ELBO` with that estimator at every site (`of_estimators.py`).
 
     `NumPyro TraceGrad_ELBO without scan fission` has a pass of its compiler turned off (`passes.py`).
     """
@@ -61,10 +61,9 @@ def contestant(name: str) -> Contestant:
         from benchmarks.passes import ablated
 
         return ablated(name)
-    library, text = name.split(" ", 1)
-    if library == "Pyro":
-        return Contestant(library, (*PYRO, "pplgrad.pyro"), partial(_pyro_estimator, text))
-    return Contestant(library, (*NUMPYRO, "pplgrad.numpyro"), partial(_numpyro_estimator, text))
+    from benchmarks import of_estimators
+
+    return of_estimators.contestant(name)
 
 
 def _pyro(name: str, work: Work, data: Arrays, seed: int) -> Ready:
@@ -75,7 +74,7 @@ def _pyro(name: str, work: Work, data: Arrays, seed: int) -> Ready:
     model, guide, args = pyro_program(work, data, seed)
     guide = config_enumerate(guide, "parallel") if name == "TraceEnum_ELBO" else guide
     given: dict[str, Any] = {"ignore_jit_warnings": True} if name.startswith("Jit") else {}
-    svi = SVI(model, guide, Adam(ADAM), getattr(pyro.infer, name)(**_particles(work, name), **given))
+    svi = SVI(model, guide, Adam(ADAM), getattr(pyro.infer, name)(**particles(work, name), **given))
     return Ready(lambda: svi.step(*args), note=_enumeration(work) if name == "TraceEnum_ELBO" else "")
 
 
@@ -84,7 +83,7 @@ def _enumeration(work: Work) -> str:
     return "score function: a vector is not enumerated" if work.kind == "sbn" else "exact, by enumeration"
 
 
-def _particles(work: Work, name: str = "") -> dict[str, Any]:
+def particles(work: Work, name: str = "") -> dict[str, Any]:
     if work.particles == 1 and name != "TraceEnum_ELBO":
         return {}
     return {
@@ -103,36 +102,9 @@ def _pyro_pplgrad(compiled: bool, joint: bool, work: Work, data: Arrays, seed: i
 
     model, guide, args = pyro_program(work, data, seed)
     given: dict[str, Any] = {"compile": True} if compiled else {}
-    elbo = TraceGrad_ELBO(**_particles(work), estimators={"*": ScoreFunction()}, **given)
+    elbo = TraceGrad_ELBO(**particles(work), estimators={"*": ScoreFunction()}, **given)
     svi = SVI(model, guide, joint_optimizer(Adam(ADAM)) if joint else Adam(ADAM), elbo)
     return Ready(lambda: svi.step(*args))
-
-
-def _pyro_estimator(text: str, work: Work, data: Arrays, seed: int) -> Ready:
-    import pyro
-    from pyro.infer import SVI
-    from pyro.optim import Adam
-
-    from pplgrad.lab.measure import evaluations
-    from pplgrad.lab.specs import specification
-    from pplgrad.pyro import TraceGrad_ELBO, config_estimators
-
-    model, guide, args = pyro_program(work, data, seed)
-    mapping = specification(text).mapping(("z*",))
-    # Vectorized for one particle too, so that the evaluations of a step run as one.
-    given = {**_particles(work), "vectorize_particles": True, "max_plate_nesting": work.plates}
-    elbo = TraceGrad_ELBO(**given, **_objective(text, work))
-    svi = SVI(model, config_estimators(guide, mapping), Adam(ADAM), elbo)
-    count = evaluations(elbo, elbo.describe(model, config_estimators(guide, mapping), *args))
-    pyro.clear_param_store()
-    return Ready(lambda: svi.step(*args), note=f"evaluations: {count}")
-
-
-def _objective(text: str, work: Work) -> dict[str, Any]:
-    """Return the objective that an estimator is made for: the bound, or the weighted one of ten samples."""
-    from pplgrad import IWAE
-
-    return {"objective": IWAE(), "num_particles": max(10, work.particles)} if text.startswith(("VIMCO", "OVIS")) else {}
 
 
 def _by_hand_torch(compiled: bool, work: Work, data: Arrays, seed: int) -> Ready:
@@ -158,13 +130,13 @@ def _by_hand_jax(gradient: bool, work: Work, data: Arrays, seed: int) -> Ready:
 
     params, arrays, key = by_hand.arrays(start(work, data, seed)), by_hand.arrays(data), jax.random.key(seed)
     if gradient:
-        return _jitted(
+        return jitted(
             lambda state, data: (state, by_hand.gradient_and_loss(work, state[0], data, state[1])),
             (params, key),
             arrays,
         )
     begin, step = by_hand.update(work)
-    return _jitted(step, begin(params, key), arrays)
+    return jitted(step, begin(params, key), arrays)
 
 
 def _numpyro(name: str, gradient: bool, work: Work, data: Arrays, seed: int) -> Ready:
@@ -186,7 +158,7 @@ def _numpyro(name: str, gradient: bool, work: Work, data: Arrays, seed: int) -> 
     note = {"Trace_ELBO": "no gradient for discrete sites", "TraceEnum_ELBO": _enumeration(work)}.get(name, "")
     if work.kind == "scan" and name in ("TraceGraph_ELBO", "TraceEnum_ELBO"):
         note = "wrong inside scan"  # Its gradient there; and a loss of 1.23 nats on three steps, where 3.33 is exact.
-    return _numpyro_step(model, guide, args, elbo, gradient, seed, note)
+    return numpyro_step(model, guide, args, elbo, gradient, seed, note)
 
 
 def _enumerated(guide: Callable) -> Callable:
@@ -199,21 +171,7 @@ def _enumerated(guide: Callable) -> Callable:
     return config_enumerate(guide, "parallel")
 
 
-def _numpyro_estimator(text: str, work: Work, data: Arrays, seed: int) -> Ready:
-    import jax
-
-    from pplgrad.lab.measure import evaluations
-    from pplgrad.lab.specs import specification
-    from pplgrad.numpyro import TraceGrad_ELBO, config_estimators
-
-    model, guide, args = numpyro_program(work, data, seed)
-    guide = config_estimators(guide, specification(text).mapping(("z*",)))
-    elbo = TraceGrad_ELBO(**{"num_particles": work.particles, **_objective(text, work)})
-    described = elbo.describe(jax.random.key(seed), start(work, data, seed), model, guide, *args)
-    return _numpyro_step(model, guide, args, elbo, False, seed, f"evaluations: {evaluations(elbo, described)}")
-
-
-def _numpyro_step(
+def numpyro_step(
     model: Callable, guide: Callable, args: tuple, elbo: Any, gradient: bool, seed: int, note: str
 ) -> Ready:
     import jax
@@ -223,20 +181,20 @@ def _numpyro_step(
     svi = SVI(model, guide, Adam(RATE), elbo)
     state = svi.init(jax.random.key(seed), *args)
     if not gradient:
-        return _jitted(svi.update, state, *args, note=note)
+        return jitted(svi.update, state, *args, note=note)
 
     def loss_and_gradient(state: Any, *args: Any) -> tuple[Any, Any]:
         params, key = state
         return state, jax.value_and_grad(lambda p: elbo.loss(key, p, model, guide, *args))(params)
 
-    return _jitted(loss_and_gradient, (svi.get_params(state), state.rng_key), *args, note=note)
+    return jitted(loss_and_gradient, (svi.get_params(state), state.rng_key), *args, note=note)
 
 
 REPEATED_BELOW_S = 3.0
 """Compiling is timed three times where it takes less than this."""
 
 
-def _jitted(step: Callable, state: Any, *args: Any, note: str = "") -> Ready:
+def jitted(step: Callable, state: Any, *args: Any, note: str = "") -> Ready:
     """Return a compiled step of the form (state, *args) -> (state, anything), with the times of tracing and of compiling it."""
     import jax
 

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from tqdm import tqdm
 
+from benchmarks import of_estimators
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.picture import draw
 from benchmarks.shared import ROOT
@@ -67,6 +68,7 @@ def quick() -> list[Cell]:
         Cell(Work("chain", 50), CORE, 90),
         Cell(Work("chain", 200), (*LONG, "NumPyro Trace_ELBO"), 400),
         Cell(Work("scan", 200), ("Pyro Trace_ELBO", "Pyro TraceGrad_ELBO", *IN_NUMPYRO), 60),
+        *estimators(),
     ]
 
 
@@ -79,19 +81,43 @@ def full() -> list[Cell]:
         for latents in (50, 200)
     ]
     cells.append(Cell(Work("plate", 200, batch=10_000), PLAIN, 120))
-    names = [f"{type(estimator).__name__}()" for estimator in every_estimator()]
-    names.remove(reference := "ScoreFunction()")
-    for library in ("Pyro", "NumPyro"):
-        for i in range(0, len(names), 8):
-            several = tuple(f"{library} {name}" for name in (reference, *names[i : i + 8]))
-            cells.append(Cell(Work("sbn", 200), several, 120))
+    cells += estimators()
     # The longest come last; at 1,000 sites many have to be given up.
     sizes = ((10, EVERYONE, 120), (50, EVERYONE, 120), (200, PLAIN, 240), (1000, PLAIN, 120))
     cells += [Cell(Work(kind, length), who, limit_s) for length, who, limit_s in sizes for kind in ("scan", "chain")]
     return cells
 
 
-SUITES = {"quick": quick, "full": full}
+ELSEWHERE = (
+    "CountDifference",
+    "DReG",
+    "Enumerate",
+    "IMLE",
+    "ImplicitReparam",
+    "Mirrored",
+    "Reparam",
+    "SIMPLE",
+    "StratifiedMixture",
+)
+ELSEWHERE += ("SumAndSample", "TruncatedGumbelSoftmax", "UnorderedSet")
+"""Estimators that a belief network of 200 Bernoulli latents has no place for."""
+
+
+def estimators() -> list[Cell]:
+    """Return each estimator on the belief network: what a user gets, its limit, and the versions by hand."""
+    names = [
+        "default",
+        *(f"{type(one).__name__}()" for one in every_estimator() if type(one).__name__ not in ELSEWHERE),
+    ]
+    texts = {name: Work("sbn", 200) for name in names}
+    texts |= {
+        "REBAR(learn=False)": Work("sbn", 200),
+        "ScoreFunction(baseline=LeaveOneOut())": Work("sbn", 200, particles=2),
+    }
+    return [Cell(work, who, 180) for work, who in of_estimators.cells(texts)]
+
+
+SUITES = {"quick": quick, "full": full, "estimators": estimators}
 
 
 @click.command(help=__doc__)

@@ -97,16 +97,35 @@ FEW_CATEGORIES = 4
 
 def sum_over_categories(xp: Any, x: Array) -> Array:
     """Return the sum over the categories, the last axis, which stays, of length 1."""
-    few = few_categories(x)
+    few = few_categories(xp, x)
     return xp.sum(x, axis=-1, keepdims=True) if few is None else reduce(operator.add, few)
 
 
 def max_over_categories(xp: Any, x: Array) -> Array:
     """Return the largest over the categories, the last axis, which stays, of length 1."""
-    few = few_categories(x)
+    few = few_categories(xp, x)
     return xp.max(x, axis=-1, keepdims=True) if few is None else reduce(xp.maximum, few)
 
 
-def few_categories(x: Array) -> list[Array] | None:
+def few_categories(xp: Any, x: Array) -> list[Array] | None:
     """Return the categories one by one, along the last axis, which stays, of length 1; None if there are many."""
-    return [x[..., i : i + 1] for i in range(x.shape[-1])] if x.shape[-1] <= FEW_CATEGORIES else None
+    # The derivative of `unstack` puts those of the parts together; that of an index would fill up each of them with zeros, and add them.
+    return [part[..., None] for part in xp.unstack(x, axis=-1)] if x.shape[-1] <= FEW_CATEGORIES else None
+
+
+def linear_density(xp: Any, weights: Array, log_probs: Array, is_pair: bool) -> Array:
+    """Return Σ_c w_c log q(c) over the categories, the last axis; `is_pair`: the weights are those of the second of two.
+
+    An impossible category has no part in it unless it has some of the weight: with all of it, the density is −inf.
+    """
+    few = few_categories(xp, log_probs)
+    if few is None:
+        possible = log_probs > -xp.inf
+        total = xp.sum(weights * xp.where(possible, log_probs, xp.zeros_like(log_probs)), axis=-1)
+        lost = xp.sum(xp.where(possible, xp.zeros_like(weights), weights), axis=-1)
+    else:
+        each = [1 - weights, weights] if is_pair else [part[..., 0] for part in few_categories(xp, weights) or ()]
+        pairs = [(w, part[..., 0]) for w, part in zip(each, few, strict=True)]
+        total = reduce(operator.add, [w * xp.where(x > -xp.inf, x, xp.zeros_like(x)) for w, x in pairs])
+        lost = reduce(operator.add, [xp.where(x > -xp.inf, xp.zeros_like(w), w) for w, x in pairs])
+    return total + xp.log(xp.clip(1 - lost, min=0))

@@ -230,7 +230,7 @@ class Draw:
         value = self._host.value
         return self._axes.gather(self.ops.xp, self.ops.xp.argmax(value, axis=-1) if self.is_matrix else value, 1)
 
-    @property
+    @cached_property
     def logits(self) -> Array:
         """Return the log odds of the second of two categories, with their gradient: (particles, *plates, elements).
 
@@ -242,8 +242,9 @@ class Draw:
                 f"Site '{self.name}' is not binary any more; it has {self.log_probs.shape[-1]} values."
             )
         xp = self.ops.xp
-        odds = self.log_probs[..., 1] - self.log_probs[..., 0]
-        return xp.where(self.possible[..., 0] & self.possible[..., 1], odds, xp.zeros_like(odds))
+        first, second = xp.unstack(self.log_probs, axis=-1)
+        odds = second - first
+        return xp.where(is_possible(xp, first) & is_possible(xp, second), odds, xp.zeros_like(odds))
 
     def embed(self, index: Array) -> Array:
         """Return the site's values at category numbers (particles, m, *plates, elements).
@@ -251,8 +252,24 @@ class Draw:
         An element whose category is impossible keeps the draw's: the program never runs at a value that the site cannot take,
         where a cost may be infinite or undefined. Whatever the estimator makes of that cost is multiplied by probability 0.
         """
-        can = is_possible(self.ops.xp, self.log_q(index))
+        can = self._of_category(self.possible, index)
         return self._host.embed(self._axes.scatter(self.ops.xp, self.ops.xp.where(can, index, self.index[:, None]), 2))
+
+    def embed_elements(self, index: Array) -> Callable[[Array, Array], Array]:
+        """Return a function that gives the site's values where some elements take other category numbers (particles, m, *plates, elements).
+
+        It takes which elements change, (particles or 1, n, *plates, elements), and which of the m numbers they take, (n). Each of the m is embedded
+        once, however many branches take it.
+        """
+        xp, behind = self.ops.xp, self._element_dims
+        others, own = self._axes.gather(xp, self.embed(index), 2), self._axes.gather(xp, self._host.value, 1)[:, None]
+
+        def at(here: Array, which: Array) -> Array:
+            taken = others if others.shape[1] == 1 else xp.take(others, which, axis=1)
+            here = xp.reshape(here, (*here.shape, *(1,) * behind))
+            return self._axes.scatter(xp, xp.where(here, taken, own), 2, behind)
+
+        return at
 
     def numbered(self, index: Array) -> Array:
         """Return category numbers (particles, m, *plates, elements), impossible ones among them, as (particles, m, *B, *N)."""
@@ -322,8 +339,12 @@ class Draw:
 
     def log_q(self, index: Array) -> Array:
         """Return log q of category numbers, with its gradient: both of shape (particles, m, *plates, elements)."""
+        return self._of_category(self.log_probs, index)
+
+    def _of_category(self, table: Array, index: Array) -> Array:
+        """Return what a table of all categories, (particles, *plates, elements, categories), has for numbers (particles, m, ...)."""
         xp = self.ops.xp
-        few = few_categories(self.log_probs[:, None])
+        few = few_categories(xp, table[:, None])
         if few is not None:
             first, *others = (part[..., 0] for part in few)
             found = xp.broadcast_to(first, index.shape)
@@ -332,7 +353,7 @@ class Draw:
                 found = xp.where(index == i, other, found)
             return found
         # The m alternatives stand where the categories do, so that no category is repeated for each of them.
-        return xp.moveaxis(xp.take_along_axis(self.log_probs, xp.moveaxis(index, 1, -1), axis=-1), -1, 1)
+        return xp.moveaxis(xp.take_along_axis(table, xp.moveaxis(index, 1, -1), axis=-1), -1, 1)
 
     def one_hot(self, index: Array) -> Array:
         """Return category numbers as weights of the categories, in one more dimension behind."""

@@ -115,14 +115,13 @@ class LocalExpectation(Estimator):
         elements, categories = index.shape[-1], draw.log_probs.shape[-1]
         part = None if self.elements is None or self.elements >= elements else Part.of(draw, self.elements)
 
+        shifts = xp.reshape(draw.ops.arange(categories - 1, index) + 1, (1, -1, *(1,) * (len(index.shape) - 1)))
+        values = draw.embed_elements((index[:, None] + shifts) % categories)
+
         def at(numbers: Array) -> Array:
-            number, shift = numbers // (categories - 1), numbers % (categories - 1) + 1
-            shift = xp.reshape(shift, (1, -1, *(1,) * (len(index.shape) - 1)))
-            if part is None:
-                here = draw.is_element(number)
-            else:
-                here = part.is_chosen(number, elements)
-            return draw.embed((index[:, None] + xp.where(here, shift, 0)) % categories)
+            number = numbers // (categories - 1)
+            here = draw.is_element(number) if part is None else part.is_chosen(number, elements)
+            return values(here, numbers % (categories - 1))
 
         return Alternatives(Values((self.elements if part else elements) * (categories - 1), at), part)
 

@@ -59,11 +59,14 @@ class HardDraw:
         """Return log probabilities plus Gumbel noise whose largest is the draw's; the noise is a constant.
 
         With `count` that many, independent given the draw, along a first axis.
-        Maddison and Tarlow (2017): the largest is standard Gumbel, and the others are truncated at it.
+        Maddison and Tarlow (2017): the largest is standard Gumbel, and the others are truncated at it. Of two categories the difference
+        alone is drawn, and the larger one is 0: nothing depends on more.
         """
         xp, ops = self.ops.xp, self.ops
         fixed = ops.stop_gradient(self.log_probs)
         shape = tuple(fixed.shape) if count is None else (count, *fixed.shape)
+        if shape[-1] == 2:
+            return self._perturbed_pair(fixed, shape)
         exponential = -xp.log(self.noise.uniform(shape, fixed))
         hard = self.one_hot
         top = sum_over_categories(xp, exponential * hard)
@@ -72,6 +75,17 @@ class HardDraw:
         values = -xp.log(xp.where(hard > 0, top, exponential / probs + top))
         every = self.log_probs if count is None else xp.broadcast_to(self.log_probs, shape)
         return only_possible(xp, every, every + ops.stop_gradient(values - fixed))
+
+    def _perturbed_pair(self, fixed: Array, shape: tuple[int, ...]) -> Array:
+        """Return the same for two categories: the other one is below the drawn one by D, with P(D > d) = 1 / (p + (1 − p) exp d)."""
+        xp, first = self.ops.xp, self.index == 0
+        u = self.noise.uniform(shape[:-1], fixed)
+        x = xp.log1p(-u) - xp.log(u) - xp.where(first, fixed[..., 1], fixed[..., 0])
+        apart = xp.clip(x, min=0) + xp.log1p(xp.exp(-xp.abs(x)))
+        zero = xp.zeros_like(apart)
+        values = xp.stack([xp.where(first, zero, -apart), xp.where(first, -apart, zero)], axis=-1)
+        every = xp.broadcast_to(self.log_probs, shape)
+        return only_possible(xp, every, every + self.ops.stop_gradient(values - fixed))
 
 
 class Relaxation(Estimator):
@@ -109,12 +123,24 @@ def tempered(xp: Any, x: Array, temperature: Any) -> Array:
 
 def softmax(xp: Any, x: Array) -> Array:
     """Return the softmax over the last axis."""
+    if x.shape[-1] == 2:
+        first, second = xp.unstack(x, axis=-1)
+        return xp.stack(list(_logistic(xp, second - first)), axis=-1)
     top = max_over_categories(xp, x)
     shifted = xp.exp(x - top)
     whole = sum_over_categories(xp, shifted)
-    few = few_categories(shifted)
+    few = few_categories(xp, shifted)
     # One by one, so that the derivative of what they are divided by is no reduction over few either.
     return shifted / whole if few is None else xp.concat([part / whole for part in few], axis=-1)
+
+
+def _logistic(xp: Any, odds: Array) -> tuple[Array, Array]:
+    """Return the probabilities of the first and the second of two at the log odds of the second, the smaller one exact."""
+    is_up = odds > 0
+    less = xp.exp(xp.where(is_up, -odds, odds))
+    large = 1 / (1 + less)
+    small = less * large
+    return xp.where(is_up, small, large), xp.where(is_up, large, small)
 
 
 def _through(draw: HardDraw, soft: Array) -> Array:

@@ -117,7 +117,15 @@ def is_vector(fn: Any) -> bool:
 
 def values_of(base: Any, support: torch.Tensor, index: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Return the values of a distribution's elements with these numbers."""
-    return torch.nn.functional.one_hot(index, len(support)).to(like.dtype) if is_one_hot(base) else support[index]
+    if is_one_hot(base):
+        return torch.nn.functional.one_hot(index, len(support)).to(like.dtype)
+    if type(innermost(base)).enumerate_support in _FROM_ZERO:
+        return index.to(support.dtype)  # Many times faster than numbers taken from a table, or found in it.
+    return support[index]
+
+
+_FROM_ZERO = {torch.distributions.Bernoulli.enumerate_support, torch.distributions.Categorical.enumerate_support}
+"""What lists the values 0, 1, 2 and so on."""
 
 
 def number_of(base: Any, support: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -126,6 +134,10 @@ def number_of(base: Any, support: torch.Tensor, value: torch.Tensor) -> torch.Te
         return value.argmax(-1)
     if is_structured(base):
         same = (support.reshape(len(support), *(1,) * (value.dim() - 1), -1) == value).all(-1)
+    elif type(innermost(base)).enumerate_support in _FROM_ZERO:
+        return value.to(torch.int64)
+    elif len(support) == 2:
+        return (value == support[1]).to(torch.int64)
     else:
         same = support.reshape(-1, *(1,) * value.dim()) == value
     return same.to(torch.int8).argmax(0)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from numpyro.distributions import Distribution, ExpandedDistribution, Independent, MaskedDistribution, constraints
 
+from pplgrad.core.array_ops import linear_density
 from pplgrad.core.noise import noise_for
 from pplgrad.engine.checks import undefined_when_relaxed
 from pplgrad.estimators.count_relaxations import SMOOTH, HardCount, TruncatedGumbelSoftmax
@@ -52,11 +53,7 @@ class Extended(Distribution):
         return constraints.independent(constraints.unit_interval, self.event_dim)
 
     def log_prob(self, value: jax.Array) -> jax.Array:
-        weights = value if self.one_hot else jnp.stack([1 - value, value], -1)
-        # An impossible category has no part in the density unless it has some of the weight: with all of it, that is −inf.
-        possible = self.log_probs > -jnp.inf
-        total = (weights * jnp.where(possible, self.log_probs, 0.0)).sum(-1)
-        total = total + jnp.log(jnp.maximum(1 - jnp.where(possible, 0.0, weights).sum(-1), 0.0))
+        total = linear_density(jnp, value, self.log_probs, not self.one_hot)
         if self.mask_of_elements is not None:
             total = jnp.where(self.mask_of_elements, total, 0.0)
         elements = self.event_dim - self.one_hot

@@ -12,6 +12,7 @@ from pyro.poutine.messenger import Messenger
 from torch.distributions import Independent as TorchIndependent
 from torch.distributions import constraints
 
+from pplgrad.core.array_ops import linear_density
 from pplgrad.core.estimator import Estimator
 from pplgrad.core.noise import noise_for
 from pplgrad.engine.checks import undefined_when_relaxed
@@ -69,12 +70,7 @@ class Extended(TorchDistribution):
         return every_log_prob(*parts).expand(*parts[0].batch_shape, -1)
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
-        weights = value if self._base.event_shape else torch.stack([1 - value, value], -1)
-        log_probs = self.categories()
-        # An impossible category has no part in the density unless it has some of the weight: with all of it, that is −inf.
-        possible = log_probs > -torch.inf
-        total = (weights * torch.where(possible, log_probs, 0.0)).sum(-1)
-        total = total + (1 - torch.where(possible, 0.0, weights).sum(-1)).clamp(min=0.0).log()
+        total = linear_density(OPS.xp, value, self.categories(), not self._base.event_shape)
         for mask, elements in self._masks:
             total = torch.where(mask.reshape(*mask.shape, *(1,) * elements), total, torch.zeros_like(total))
         return total.sum(tuple(range(-self._reinterpreted, 0))) if self._reinterpreted else total
