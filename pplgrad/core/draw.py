@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
+from pplgrad.core.alternatives import ElementValues, Values
 from pplgrad.core.array_ops import Array, Ops, bounded, few_categories, is_possible
 from pplgrad.core.mixtures import Mixture
 from pplgrad.core.noise import Noise
@@ -255,21 +256,26 @@ class Draw:
         can = self._of_category(self.possible, index)
         return self._host.embed(self._axes.scatter(self.ops.xp, self.ops.xp.where(can, index, self.index[:, None]), 2))
 
-    def embed_elements(self, index: Array) -> Callable[[Array, Array], Array]:
-        """Return a function that gives the site's values where some elements take other category numbers (particles, m, *plates, elements).
+    def changed_one_by_one(self, others: Array) -> Values:
+        """Return alternatives of the site in which one element takes one of its other values: number e · m + j gives element e its value j.
 
-        It takes which elements change, (particles or 1, n, *plates, elements), and which of the m numbers they take, (n). Each of the m is embedded
-        once, however many branches take it.
+        `others` has shape (particles, m, *plates, elements), with the dimensions of an element's value behind.
         """
-        xp, behind = self.ops.xp, self._element_dims
-        others, own = self._axes.gather(xp, self.embed(index), 2), self._axes.gather(xp, self._host.value, 1)[:, None]
+        xp, behind, each = self.ops.xp, self._element_dims, others.shape[1]
+        own = self._axes.gather(xp, self._host.value, 1)[:, None]
 
-        def at(here: Array, which: Array) -> Array:
-            taken = others if others.shape[1] == 1 else xp.take(others, which, axis=1)
+        def at(numbers: Array) -> Array:
+            here = self.is_element(numbers // each)
             here = xp.reshape(here, (*here.shape, *(1,) * behind))
+            taken = others if each == 1 else xp.take(others, numbers % each, axis=1)
             return self._axes.scatter(xp, xp.where(here, taken, own), 2, behind)
 
-        return at
+        every = ElementValues(self._axes.scatter(xp, others, 2, behind), self._axes.elements)
+        return Values(math.prod(self._axes.elements_shape) * each, at, elements=every)
+
+    def embed_each(self, index: Array) -> Array:
+        """Return the values of elements at category numbers, both (particles, m, *plates, elements), an element's own dimensions behind."""
+        return self._axes.gather(self.ops.xp, self.embed(index), 2)
 
     def numbered(self, index: Array) -> Array:
         """Return category numbers (particles, m, *plates, elements), impossible ones among them, as (particles, m, *B, *N)."""
@@ -374,13 +380,20 @@ class _Axes:
     order: tuple[int, ...]
     sizes: tuple[int, ...]
     shape: tuple[int, ...]
+    elements: tuple[int, ...]
+    """The dimensions of the elements, which `order` has at its end."""
+
+    @property
+    def elements_shape(self) -> tuple[int, ...]:
+        """Return the sizes of the elements' dimensions."""
+        return tuple(self.sizes[axis] for axis in self.elements)
 
     @classmethod
     def of(cls, sizes: tuple[int, ...], plates: Sequence[Plate], shape: tuple[int, ...], events: int) -> _Axes:
         batch = len(sizes) - events
         kept = sorted(batch + plate.dim for plate in plates)
         rest = [axis for axis in range(len(sizes)) if axis not in kept]
-        return cls((*kept, *rest), sizes, shape)
+        return cls((*kept, *rest), sizes, shape, tuple(rest))
 
     def gather(self, xp: Any, x: Array, lead: int) -> Array:
         """Bring the dimensions after the first `lead` ones to (*plates, elements); further ones stay behind."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+from pplgrad.core.alternatives import Alternatives
 from pplgrad.core.array_ops import Array, Ops
 from pplgrad.core.baseline import Baseline, parts_of
 from pplgrad.core.draw import Draw
@@ -91,46 +92,6 @@ class BaselineHost(Protocol):
 
     def check_finite(self, site: str, baseline: Any, value: Array) -> None:
         """Raise `BaselineError` if the value of a user's network or function is not finite (where that is known)."""
-
-
-@dataclass(frozen=True)
-class Values:
-    """Alternative values of a site, computed by number: `at(numbers)` has shape (particles, len(numbers), *B, *E).
-
-    The values are computed when they are needed, so that branches that run in chunks hold only the values of one chunk.
-
-    Attributes:
-        count: the number of alternative values.
-        at: the function from numbers to values.
-        per_step: of a site in a loop, the number of alternatives of each step. Number n is taken by step n // per_step alone.
-    """
-
-    count: int
-    at: Callable[[Array], Array]
-    per_step: int | None = None
-
-    @classmethod
-    def of(cls, values: Array | Values) -> Values:
-        """Return `Values` from an array of all alternatives, (particles, m, *B, *E)."""
-        return values if isinstance(values, Values) else cls(values.shape[1], lambda numbers: values[:, numbers])
-
-
-@dataclass(frozen=True)
-class Alternatives:
-    """The values of a site at which an estimator requests the downstream cost, and data that the estimator keeps for itself.
-
-    Attributes:
-        values: other values of the site, (particles, m, *B, *E) as `Draw.embed` returns them, or computed by number (`Values`).
-        kept: anything that the estimator needs again in `branch_surrogate`.
-        weights: weights of the categories, (particles, m', *plates, elements, categories), at which the derivative of the cost is requested
-            too. Downstream discrete sites are then relaxed as well.
-        temperature: the temperature at which downstream discrete sites are relaxed; None replaces them by their probabilities.
-    """
-
-    values: Array | Values | None = None
-    kept: Any = None
-    weights: Array | None = None
-    temperature: Any = None
 
 
 @dataclass(frozen=True)

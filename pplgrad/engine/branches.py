@@ -8,10 +8,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
+from pplgrad.core.alternatives import Alternatives, Values
 from pplgrad.core.array_ops import Array, Ops
 from pplgrad.core.data_parallel import DataParallel, share
 from pplgrad.core.draw import Draw, HostDraw
-from pplgrad.core.estimator import Alternatives, BranchTerms, Values
+from pplgrad.core.estimator import BranchTerms
 from pplgrad.core.noise import Noise, noise_for
 from pplgrad.core.shapes import plate_shape
 from pplgrad.core.sites import Run
@@ -175,7 +176,10 @@ def _where_possible(draw: Draw, slopes: Array) -> Array:
 
 
 def _constant(ops: Ops, values: Values) -> Values:
-    return replace(values, at=lambda numbers: ops.stop_gradient(values.at(numbers)))
+    elements = values.elements
+    if elements is not None:
+        elements = replace(elements, values=ops.stop_gradient(elements.values))
+    return replace(values, at=lambda numbers: ops.stop_gradient(values.at(numbers)), elements=elements)
 
 
 def with_other_sites(

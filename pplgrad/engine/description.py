@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, Protocol
 
+from pplgrad.core.alternatives import Values
 from pplgrad.core.array_ops import Ops
 from pplgrad.core.baseline import parts_of
-from pplgrad.core.estimator import Values
 from pplgrad.core.sites import Run
 from pplgrad.engine.branches import BranchHost, requested_values
 from pplgrad.engine.joint_sums import JointHost, evaluations

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from pplgrad.core.alternatives import Values
 from pplgrad.core.array_ops import Array, Ops
 from pplgrad.core.draw import Draw, HostDraw
-from pplgrad.core.estimator import Values
 from pplgrad.core.noise import Noise, noise_for
 from pplgrad.core.plates import Plate
 from pplgrad.core.shapes import aligned, plate_shape, to_shape

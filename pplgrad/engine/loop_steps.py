@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from pplgrad.core.alternatives import Values
 from pplgrad.core.array_ops import Array, Ops
 from pplgrad.core.draw import HostDraw
-from pplgrad.core.estimator import Values
 from pplgrad.core.mixtures import Mixture
 from pplgrad.core.plates import Plate
 from pplgrad.core.shapes import aligned, plate_shape
@@ -73,7 +73,7 @@ class LoopSteps:
             every = values.at(self.ops.arange(m, numbers))
             return xp.reshape(every, (self.particles, self.count * m, *every.shape[2:]))[:, numbers]
 
-        return replace(values, count=self.count * m, at=at, per_step=m)
+        return replace(values, count=self.count * m, at=at, per_step=m, elements=None)
 
 
 class StepDraw:

@@ -1,6 +1,7 @@
 """Estimators: one file for each family. The mathematics only; nothing here knows Pyro or NumPyro."""
 
-from pplgrad.core.estimator import Alternatives, Declaration, Estimator
+from pplgrad.core.alternatives import Alternatives
+from pplgrad.core.estimator import Declaration, Estimator
 from pplgrad.core.site_info import SiteInfo
 from pplgrad.estimators.antithetic import ARM, ARMS, DisARM
 from pplgrad.estimators.antithetic_categorical import CARMS, StickBreakingDisARM, TreeDisARM

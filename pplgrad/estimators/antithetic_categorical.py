@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from pplgrad.core.alternatives import Alternatives
 from pplgrad.core.array_ops import Array, Ops, is_possible, max_over_categories, sum_over_categories
 from pplgrad.core.draw import Draw
-from pplgrad.core.estimator import Alternatives, BranchTerms, Declaration, Estimator
+from pplgrad.core.estimator import BranchTerms, Declaration, Estimator
 from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import ConfigurationError
 from pplgrad.estimators.antithetic import coupled, partner_of, probability

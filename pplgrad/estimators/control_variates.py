@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from pplgrad.core.alternatives import Alternatives
 from pplgrad.core.array_ops import Array, sum_over_categories
 from pplgrad.core.draw import Draw
-from pplgrad.core.estimator import Alternatives, BranchTerms, Declaration, Estimator
+from pplgrad.core.estimator import BranchTerms, Declaration, Estimator
 from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import ConfigurationError
 from pplgrad.estimators.perturbed import perturbed

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from pplgrad.core.alternatives import Alternatives
 from pplgrad.core.array_ops import Array, is_possible
 from pplgrad.core.draw import Draw
-from pplgrad.core.estimator import Alternatives, BranchTerms, Declaration, Estimator, Values
+from pplgrad.core.estimator import BranchTerms, Declaration, Estimator
 from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import ConfigurationError
 from pplgrad.estimators.site_requirements import require_count
@@ -88,14 +89,8 @@ class CountDifference(Estimator):
 
     def alternatives(self, draw: Draw) -> Alternatives:
         """Return, for each element, the draw with the next count of that element."""
-        xp, value = draw.ops.xp, draw.value
         step = _closed_form(draw) if draw.has_parameters else _by_sums(draw, self.window)
-        elements = value.shape[-1]
-
-        def at(numbers: Array) -> Array:
-            return draw.place(xp.where(draw.is_element(numbers), step.other[:, None], value[:, None]))
-
-        return Alternatives(Values(elements, at), step)
+        return Alternatives(draw.changed_one_by_one(step.other[:, None]), step)
 
     def branch_surrogate(self, terms: BranchTerms) -> Array:
         """Return Σ_d weight_d · (f(z with the other count of d) − f(z))."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pplgrad.core.alternatives import Alternatives
 from pplgrad.core.array_ops import Array, is_possible
 from pplgrad.core.draw import Draw
-from pplgrad.core.estimator import Alternatives, BranchTerms, Values
+from pplgrad.core.estimator import BranchTerms
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,8 @@ class Head:
     def alternatives(self, draw: Draw) -> Alternatives:
         """Return, for each element, the draw with each of its counts; an impossible one is left at the draw."""
         xp, value = draw.ops.xp, draw.value
-        elements, size = self.values.shape[-2:]
         kept = xp.where(is_possible(xp, draw.ops.stop_gradient(self.log_probs)), self.values, value[..., None])
-
-        def at(numbers: Array) -> Array:
-            chosen = xp.moveaxis(xp.take(kept, numbers % size, axis=-1), -1, 1)
-            return draw.place(xp.where(draw.is_element(numbers // size), chosen, value[:, None]))
-
-        return Alternatives(Values(elements * size, at), self)
+        return Alternatives(draw.changed_one_by_one(xp.moveaxis(kept, -1, 1)), self)
 
     def surrogate(self, terms: BranchTerms) -> Array:
         """Return Σ_{k ∈ H} q(k) (f(k) − b) + 1{z ∉ H} q(z) / q(z) (f(z) − b), of whose q all derivatives are right."""

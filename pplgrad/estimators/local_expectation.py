@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
+from pplgrad.core.alternatives import Alternatives, Values
 from pplgrad.core.array_ops import Array
 from pplgrad.core.draw import Draw
-from pplgrad.core.estimator import Alternatives, BranchTerms, Declaration, Estimator, Values
+from pplgrad.core.estimator import BranchTerms, Declaration, Estimator
 from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import ConfigurationError, EstimatorError
 from pplgrad.estimators.count_heads import Head
@@ -113,17 +114,18 @@ class LocalExpectation(Estimator):
             return Head.around_the_mean(draw, self.head).alternatives(draw)
         xp, index = draw.ops.xp, draw.index
         elements, categories = index.shape[-1], draw.log_probs.shape[-1]
-        part = None if self.elements is None or self.elements >= elements else Part.of(draw, self.elements)
-
         shifts = xp.reshape(draw.ops.arange(categories - 1, index) + 1, (1, -1, *(1,) * (len(index.shape) - 1)))
-        values = draw.embed_elements((index[:, None] + shifts) % categories)
+        others = (index[:, None] + shifts) % categories
+        if self.elements is None or self.elements >= elements:
+            return Alternatives(draw.changed_one_by_one(draw.embed_each(others)))
+        part = Part.of(draw, self.elements)
 
         def at(numbers: Array) -> Array:
-            number = numbers // (categories - 1)
-            here = draw.is_element(number) if part is None else part.is_chosen(number, elements)
-            return values(here, numbers % (categories - 1))
+            taken = xp.take(others, numbers % (categories - 1), axis=1)
+            here = part.is_chosen(numbers // (categories - 1), elements)
+            return draw.embed(xp.where(here, taken, index[:, None]))
 
-        return Alternatives(Values((self.elements if part else elements) * (categories - 1), at), part)
+        return Alternatives(Values(self.elements * (categories - 1), at), part)
 
     def branch_surrogate(self, terms: BranchTerms) -> Array:
         """Return Σ_d Σ_v q_d(v) f(z with z_d = v)."""

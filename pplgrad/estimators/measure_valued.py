@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from pplgrad.core.alternatives import Alternatives
 from pplgrad.core.array_ops import Array
 from pplgrad.core.draw import Draw
-from pplgrad.core.estimator import Alternatives, BranchTerms, Declaration, Estimator
+from pplgrad.core.estimator import BranchTerms, Declaration, Estimator
 from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import EstimatorError
 from pplgrad.estimators.local_expectation import LocalExpectation
@@ -83,7 +84,7 @@ class MeasureValued(Estimator):
             others = [draw.value - ops.xp.log(_uniform(draw)) / fixed["rate"]]
         else:
             others = [draw.value + 1]
-        return Alternatives(draw.place(_one_at_a_time(draw, others)))
+        return Alternatives(draw.changed_one_by_one(ops.xp.stack(others, axis=1)))
 
     def branch_surrogate(self, terms: BranchTerms) -> Array:
         """Return Σ_d Σ_λ λ_d c_λ (f(x+) − f(x−))."""
@@ -121,13 +122,3 @@ def _normal(draw: Draw, loc: Array, scale: Array) -> list[Array]:
 
 def _uniform(draw: Draw) -> Array:
     return draw.noise.uniform(tuple(draw.value.shape), draw.score)
-
-
-def _one_at_a_time(draw: Draw, others: list[Array]) -> Array:
-    """Return values (particles, elements * alternatives, *plates, elements) in which one element is replaced."""
-    xp, value = draw.ops.xp, draw.value
-    elements = value.shape[-1]
-    chosen = draw.is_element(draw.ops.arange(elements, value))[:, :, None]
-    stacked: Any = xp.stack(others, axis=1)[:, None]
-    placed = xp.where(chosen, stacked, value[:, None, None])
-    return xp.reshape(placed, (value.shape[0], elements * len(others), *value.shape[1:]))

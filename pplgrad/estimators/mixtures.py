@@ -6,9 +6,10 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from pplgrad.core.alternatives import Alternatives, Values
 from pplgrad.core.array_ops import Array, Ops, is_possible
 from pplgrad.core.draw import Draw
-from pplgrad.core.estimator import Alternatives, BranchTerms, Declaration, Estimator, Values
+from pplgrad.core.estimator import BranchTerms, Declaration, Estimator
 from pplgrad.core.mixtures import Mixture
 from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import EstimatorError

@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from pplgrad.core.alternatives import Alternatives
 from pplgrad.core.array_ops import Array
 from pplgrad.core.draw import Draw
-from pplgrad.core.estimator import Alternatives, BranchTerms, Declaration, Estimator, GroupTerms
+from pplgrad.core.estimator import BranchTerms, Declaration, Estimator, GroupTerms
 from pplgrad.core.objectives import log_sum_exp
 from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import ConfigurationError, EstimatorError

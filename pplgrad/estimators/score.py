@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from pplgrad.core.alternatives import Alternatives
 from pplgrad.core.array_ops import Array
 from pplgrad.core.baseline import Baseline, parts_of
 from pplgrad.core.draw import Draw
-from pplgrad.core.estimator import Alternatives, BranchTerms, Declaration, Estimator, GroupTerms
+from pplgrad.core.estimator import BranchTerms, Declaration, Estimator, GroupTerms
 from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import ConfigurationError
 from pplgrad.estimators.site_requirements import require_steps

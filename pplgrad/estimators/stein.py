@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from pplgrad.core.alternatives import Alternatives
 from pplgrad.core.array_ops import Array, Ops, sum_over_categories
 from pplgrad.core.draw import Draw
-from pplgrad.core.estimator import Alternatives, BranchTerms, Declaration
+from pplgrad.core.estimator import BranchTerms, Declaration
 from pplgrad.errors import ConfigurationError
 from pplgrad.estimators.control_variates import WithSlopes, again_with_slopes
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pplgrad.core.alternatives import Alternatives
 from pplgrad.core.array_ops import Array, bounded, is_possible
 from pplgrad.core.draw import Draw
-from pplgrad.core.estimator import Alternatives, BranchTerms, Values
+from pplgrad.core.estimator import BranchTerms
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,8 @@ class Throw:
         kept = is_possible(xp, ops.stop_gradient(found)) & (total > 0)[..., None]
         values = xp.moveaxis(xp.where(kept[..., None], values, z[..., None, :]), -2, 1)
 
-        def at(numbers: Array) -> Array:
-            here = draw.is_element(numbers // (count - 1))[..., None]
-            return draw.place(xp.where(here, xp.take(values, numbers % (count - 1), axis=1), z[:, None]))
-
         throw = cls(xp.take_along_axis(log_probs, number[..., None], axis=-1)[..., 0], found, total)
-        return Alternatives(Values(number.shape[-1] * (count - 1), at), throw)
+        return Alternatives(draw.changed_one_by_one(values), throw)
 
     def surrogate(self, terms: BranchTerms) -> Array:
         """Return n Σ_c p_c (f(z − e_b + e_c) − f(z)), of whose p all derivatives are right."""

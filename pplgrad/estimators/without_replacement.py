@@ -9,9 +9,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from pplgrad.core.alternatives import Alternatives
 from pplgrad.core.array_ops import Array, Ops, bounded, is_possible
 from pplgrad.core.draw import Draw
-from pplgrad.core.estimator import Alternatives, BranchTerms, Declaration, Estimator
+from pplgrad.core.estimator import BranchTerms, Declaration, Estimator
 from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import ConfigurationError, EstimatorError
 from pplgrad.estimators.count_heads import Head

@@ -186,6 +186,7 @@ class Runner:
                     self._registered([runs[number]], params)[0],
                     self._counting(program),
                     None if self.max_parallel is None else self.max_parallel // self._vectorized_particles,
+                    self.fuse,
                 )
             )
         return result

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pplgrad.core.estimator import Values
+from pplgrad.core.alternatives import Values
 from pplgrad.core.mixtures import Mixture
 from pplgrad.core.noise import Noise
 from pplgrad.core.plates import AFTER, BEFORE, SAME
@@ -26,6 +26,7 @@ from pplgrad.numpyro._array_ops import OPS, JaxNoise
 from pplgrad.numpyro._baselines import ANEW
 from pplgrad.numpyro._compat import as_function, reused, unmasked
 from pplgrad.numpyro._distributions import family, is_matrix, is_relaxable, is_reparameterized, values_of
+from pplgrad.numpyro._fusion.changed_elements import by_rows, evaluated
 from pplgrad.numpyro._tracing.control_flow import FlowMessenger
 from pplgrad.numpyro._tracing.handlers import Intervene, Resolve, site_key
 from pplgrad.numpyro._tracing.particle_trace import ParticleOutputs, ParticleTrace, run_particle
@@ -104,9 +105,11 @@ class NumPyroBranches:
         learned: Mapping[tuple[str, str], jax.Array],
         counting: Counting,
         at_once: int | None,
+        fuse: bool,
     ) -> None:
         """`map_particles` maps a function over particles, None for a single one; a program that is not `traceable` runs
-        one branch after the other, and of others no more than `at_once` of each particle run at once."""
+        one branch after the other, and of others no more than `at_once` of each particle run at once. With `fuse`, what branches that change
+        one element each have in common is computed once."""
         self._program = program
         self._differentiated = dict(params)
         self._params = jax.lax.stop_gradient(dict(params))
@@ -121,6 +124,7 @@ class NumPyroBranches:
         self._learned = learned
         self._counting = counting
         self._at_once = at_once
+        self._fuse = fuse and traceable
 
     def draw(self, site: str) -> NumPyroDraw:
         """Return the draw of a site."""
@@ -146,7 +150,10 @@ class NumPyroBranches:
 
     def branch_costs(self, values: Mapping[str, Values]) -> dict[str, list[jax.Array]]:
         """Return the costs in all branches."""
-        found = self._run_all(values, None)
+        changing = {name: x for name, x in values.items() if self._fuse and x.elements is not None and x.elements.axes}
+        rest = {name: x for name, x in values.items() if name not in changing}
+        found = self._run_all(rest, None) if rest else {}
+        found.update((name, self._of_elements(name, x)) for name, x in changing.items())
         return {name: [jax.lax.stop_gradient(x) for x in costs] for name, costs in found.items()}
 
     def soft_costs(self, values: Mapping[str, Values], temperatures: Mapping[str, Any]) -> dict[str, list[jax.Array]]:
@@ -200,18 +207,49 @@ class NumPyroBranches:
             start += alternatives.count
         rows = partial(self._rows, values, places, temperatures)
         # Relaxed branches are few, and what is differentiated is held in any case.
-        at_once = self._at_once if self._traceable and temperatures is None else None
-        parts = chunks(start, at_once)
-        if len(parts) == 1:
-            found = rows(np.arange(start))
-        else:
-            # Chunks have one size: the last is filled up with copies of the last branch.
-            numbers = np.minimum(np.arange(len(parts) * parts[0][1]), start - 1).reshape(len(parts), -1)
-            found = [
-                jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])[:, :start]
-                for x in jax.lax.map(rows, jnp.asarray(numbers))
-            ]
+        found = self._in_chunks(rows, start, self._at_once if self._traceable and temperatures is None else None)
         return {name: [x[:, place].reshape(-1, *x.shape[2:]) for x in found] for name, place in places.items()}
+
+    def _in_chunks(self, rows: Callable[[Any], list[jax.Array]], count: int, at_once: int | None) -> list[jax.Array]:
+        """Return what a function of the branches' numbers gives for all, (particles, count, *batch), so many at once."""
+        parts = chunks(count, at_once)
+        if len(parts) == 1:
+            return rows(np.arange(count))
+        # Chunks have one size: the last is filled up with copies of the last branch.
+        numbers = np.minimum(np.arange(len(parts) * parts[0][1]), count - 1).reshape(len(parts), -1)
+        found = jax.lax.map(rows, jnp.asarray(numbers))
+        return [jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])[:, :count] for x in found]
+
+    def _of_elements(self, name: str, values: Values) -> list[jax.Array]:
+        """Return the costs in the branches of a site that change one element each: (particles * count, *batch)."""
+        elements = values.elements
+        assert elements is not None
+
+        def particle(numbers: Any, mine: tuple[jax.Array, jax.Array, jax.Array]) -> list[jax.Array]:
+            key, drawn, others = mine
+
+            def costs(value: jax.Array) -> list[jax.Array]:
+                def intervene(site: str, msg: Any, key: jax.Array, where: FlowMessenger) -> None:
+                    if site == name:
+                        msg["value"] = value.astype(msg["value"].dtype)
+
+                arrays, static = self._again(key, intervene)
+                self._refuse_others(static)
+                return self._in_order(arrays)
+
+            given = (jax.make_jaxpr(costs)(drawn), drawn, others.astype(drawn.dtype), elements.axes, numbers)
+            found = evaluated(*given)
+            return by_rows(*given) if found is None else found
+
+        def rows(numbers: Any) -> list[jax.Array]:
+            drawn = self._arrays.values[name]
+            one = partial(particle, numbers)
+            if self._map_particles is None:
+                return [x[None] for x in one((self._keys[0], drawn[0], elements.values[0]))]
+            return self._map_particles(one, (jnp.stack(list(self._keys)), drawn, elements.values))
+
+        found = self._in_chunks(rows, values.count, self._at_once)
+        return [x.reshape(-1, *x.shape[2:]) for x in found]
 
     def _rows(
         self,

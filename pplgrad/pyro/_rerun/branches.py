@@ -15,7 +15,8 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 
-from pplgrad.core.estimator import Estimator, Values
+from pplgrad.core.alternatives import Values
+from pplgrad.core.estimator import Estimator
 from pplgrad.core.noise import Noise
 from pplgrad.core.objectives import CostWeights
 from pplgrad.core.program import Program

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from pplgrad.core.alternatives import Values
 from pplgrad.core.array_ops import bounded, is_possible
-from pplgrad.core.estimator import Values
 from pplgrad.engine.branches import chunks
 from pplgrad.engine.joint_sums import JointRows, Request, another_number, places_of
 from pplgrad.pyro._array_ops import OPS, placed
