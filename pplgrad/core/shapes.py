@@ -3,11 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
+from typing import NamedTuple
 
 from pplgrad.core.array_ops import Array, Ops
 from pplgrad.core.plates import Plate
 
 Shape = tuple[int, ...]
+
+
+class Axis(NamedTuple):
+    """An axis along which the elements of a plate lie: element i at the indices a with (a // inner) % size == i.
+
+    With `at` below zero it is no axis of an array: the value is a step's, in the scan that deep, and reads its own element.
+    """
+
+    at: int
+    inner: int
+    size: int
+
+
+def reshaped(axis: Axis, before: Shape, after: Shape) -> Axis | None:
+    """Return where an axis is after a reshape: its elements stand a fixed distance apart in the row of all numbers."""
+    distance = axis.inner * prod(before[axis.at + 1 :])
+    for at, size in enumerate(after):
+        below = prod(after[at + 1 :])
+        if size > 1 and below and distance % below == 0 and (below * size) % (distance * axis.size) == 0:
+            return Axis(at, distance // below, axis.size)
+    return None
 
 
 def plate_shape(plates: Sequence[Plate]) -> Shape:

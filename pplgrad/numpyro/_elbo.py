@@ -75,7 +75,8 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
             the program at other values. It bounds memory, with the same result. Relaxed branches run at once. Default: None, no maximum.
         fuse: True (the default) evaluates a traced program in batches before it is compiled under `jit`. Operations that several sites
             share run once on all rows, draws that follow one another become loops, a `scan` is split into its sequential part and the
-            rest, and the random numbers of few sites are written out. The result is the same up to rounding. False compiles the program
+            rest, the random numbers of few sites are written out, and branches that change one element of a site share what they have in
+            common with the draw. The result is the same up to rounding. False compiles the program
             as JAX traced it, to see whether a surprising result comes from the fusion, or to keep the program's operations (profiles).
 
         The other arguments are those of `numpyro.infer.Trace_ELBO`.

@@ -83,8 +83,8 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
             eagerly, with a warning. A mapping sets `backend` (of `torch.compile`; "eager" runs the recorded operations), `fallback`,
             `graphs` (8) and `cuda_graph` (True). Values are validated in eager steps only. `loss` and `differentiable_loss` stay eager.
             Default: False.
-        reuse_structure: True (the default) reuses the dependencies that a tracked step has found, while all Python state that the program
-            reads is known to be unchanged. A program that reads what cannot be compared (a generator, a file, an extension's object) is
+        reuse_structure: True (the default) reuses the dependencies that a tracked step has found, and follows branches that change one element
+            of a site from the draw instead of running them, while all Python state that the program reads is known to be unchanged. A program that reads what cannot be compared (a generator, a file, an extension's object) is
             tracked at every step. False tracks every step. A reused structure is checked at its 2nd, 4th, 8th, ... and then every 500th
             use. A difference raises; with "warn" it warns, and every later step is tracked.
 

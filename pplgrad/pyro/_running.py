@@ -37,7 +37,7 @@ from pplgrad.pyro._recreated_params import keeping_params
 from pplgrad.pyro._rerun.comparison import ParticlesInteract
 from pplgrad.pyro._rerun.joint import PyroReruns
 from pplgrad.pyro._rerun.summed_values import refuse_mixed_values
-from pplgrad.pyro._reuse.dependency_structure import Structure
+from pplgrad.pyro._reuse.dependency_structure import Structure, Structures
 from pplgrad.pyro._reuse.guards import Guard
 from pplgrad.pyro._reuse.tensors_before import tensors_before
 from pplgrad.pyro._tracing.handlers import SharedMinibatch, site_info
@@ -88,6 +88,7 @@ class Runner:
     _watcher: Watcher | None
     _compiler: Any
     _peers: Any
+    _structures: Structures
     _guess_max_plate_nesting: Callable
     _vectorized_num_particles: Callable
 
@@ -239,4 +240,5 @@ class Runner:
         weights = self.objective.weights(program.args, program.kwargs)
         at_once = None if self.max_parallel is None else self.max_parallel // run.particles
         given = None if provenance is None else partial(self._given, program)
-        return PyroReruns(program, traces, layout, run, vectorized, depth, weights, at_once, given)
+        follow = self._structures.reuse is not False
+        return PyroReruns(program, traces, layout, run, vectorized, depth, weights, at_once, given, follow)

@@ -8,6 +8,7 @@ import numpyro.distributions as dist
 import pytest
 
 from pplgrad import CountDifference, LocalExpectation, MeasureValued
+from pplgrad.engine import changed_elements as shared
 from pplgrad.numpyro import OneHotCategorical, TraceGrad_ELBO
 from pplgrad.numpyro._fusion import changed_elements
 from pplgrad.numpyro._fusion.changed_elements import by_rows, evaluated
@@ -206,9 +207,14 @@ def test_random_programs(seed):
 
 
 MUTANTS = {
-    "the drawn entry is summed too": ("_sum_of_others", lambda x: jnp.broadcast_to(x.sum(-1, keepdims=True), x.shape)),
-    "only what comes before is summed": ("_sum_of_others", lambda x: jnp.cumsum(x, -1) - x),
+    "the drawn entry is summed too": (
+        shared,
+        "_sum_of_others",
+        lambda _, x: jnp.broadcast_to(x.sum(-1, keepdims=True), x.shape),
+    ),
+    "only what comes before is summed": (shared, "_sum_of_others", lambda _, x: jnp.cumsum(x, -1) - x),
     "no difference of infinite numbers is left out": (
+        changed_elements,
         "_FINITE",
         {*changed_elements._FINITE, "exp", "log", "div", "select_n"},
     ),
@@ -217,8 +223,7 @@ MUTANTS = {
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutants_are_caught(name, monkeypatch):
-    attribute, wrong = MUTANTS[name]
-    monkeypatch.setattr(changed_elements, attribute, wrong)
+    monkeypatch.setattr(*MUTANTS[name])
 
     def differs(program):
         try:

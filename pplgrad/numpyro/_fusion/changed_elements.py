@@ -1,25 +1,21 @@
-"""Branches that change one element of a site's value each, evaluated together: what they share with the draw is computed once.
+"""A program's operations in branches that change one element each (`engine/changed_elements.py`).
 
-In the branch of element e an array that follows the value element by element is the array at the draw, but for its entries of element e. All
-branches then need the array at the draw, and the array where every element takes another value, of which each reads its own entries (`Changed`).
-A sum over the elements is the sum of all others and the changed entry. A product that contracts the elements is that at the draw and the
-difference of one entry times one row. Only from there on do branches differ everywhere (`Rows`), as they do behind whatever is not
-known to keep the elements apart (`axis_rules`).
+What keeps the elements apart is known from `axis_rules`: there the operation runs at the draw, and where all elements are changed. Sums over the
+elements and products that contract them follow; behind whatever else there is, each branch has a row of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import reduce
 from math import prod
-from operator import and_
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pplgrad.engine.changed_elements import Changed, ChangedElements, Rows, elements_last
+from pplgrad.numpyro._array_ops import OPS
 from pplgrad.numpyro._compat import (
     alone,
     as_function,
@@ -29,7 +25,7 @@ from pplgrad.numpyro._compat import (
     is_literal,
     touches_state,
 )
-from pplgrad.numpyro._tracing.axis_rules import Axis, moved
+from pplgrad.numpyro._tracing.axis_rules import moved
 
 # Operations that give finite numbers where they get finite ones. A difference of infinite numbers would be none.
 _FINITE = set(
@@ -39,30 +35,6 @@ _FINITE = set(
     sort square squeeze stop_gradient sub tanh transpose xor
     """.split()
 )
-
-
-@dataclass(frozen=True)
-class Changed:
-    """An array that in each branch is the one at the draw, but for the entries of one element.
-
-    Attributes:
-        drawn: the array at the draw.
-        others: (alternatives of an element, *shape); a branch reads there the entries of its element.
-        axes: the axes along which the elements lie.
-        is_finite: whether it is finite wherever the draw and the program's constants are.
-    """
-
-    drawn: jax.Array
-    others: jax.Array
-    axes: tuple[Axis, ...]
-    is_finite: bool
-
-
-@dataclass(frozen=True)
-class Rows:
-    """An array that differs from branch to branch: (branches, *shape)."""
-
-    array: jax.Array
 
 
 Found = Any
@@ -78,21 +50,25 @@ def evaluated(
     """
     if any(touches_state(equation) for equation in closed.jaxpr.eqns):
         return None
-    sizes = [drawn.shape[axis] for axis in axes]
-    value = Changed(drawn, others, tuple(Axis(at, 1, size) for at, size in zip(axes, sizes, strict=True)), True)
-    branches = Branches(sizes, others.shape[0], numbers)
-    return [branches.rows(x) for x in branches.evaluate(closed.jaxpr, closed.consts, [value])]
+    branches = Branches(drawn, others, axes, numbers)
+    return [branches.rows(x) for x in branches.evaluate(closed.jaxpr, closed.consts, [branches.start])]
 
 
-class Branches:
+class Branches(ChangedElements):
     """The branches of some numbers, and the program's operations in them."""
 
-    def __init__(self, sizes: Sequence[int], alternatives: int, numbers: Any) -> None:
-        self._sizes, self._each = tuple(sizes), alternatives
-        every = prod(sizes) * alternatives
+    def __init__(self, drawn: jax.Array, others: jax.Array, axes: Sequence[int], numbers: Any) -> None:
+        sizes = [drawn.shape[axis] for axis in axes]
         # Of all branches in order nothing need be looked up.
-        self._is_all = isinstance(numbers, np.ndarray) and np.array_equal(numbers, np.arange(every))
-        self._numbers = jnp.asarray(numbers)
+        every = isinstance(numbers, np.ndarray) and np.array_equal(numbers, np.arange(prod(sizes) * others.shape[0]))
+        super().__init__(OPS, sizes, others.shape[0], None if every else jnp.asarray(numbers), drawn)
+        self.start = self.value(drawn, others, axes)
+
+    def rows(self, x: Found) -> jax.Array:
+        """Return an array of its own for each branch."""
+        if isinstance(x, (Changed, Rows)):
+            return super().rows(x)
+        return jnp.broadcast_to(x, (self.count, *jnp.shape(x)))
 
     def evaluate(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Found]) -> list[Found]:
         """Return the outputs of a program."""
@@ -138,19 +114,8 @@ class Branches:
         """Return a sum over the elements: that of the unchanged ones, from both sides, and the changed entry."""
         if equation.primitive.name != "reduce_sum":
             return None
-        (x,), gone = operands, {int(axis) for axis in equation.params["axes"]}
-        if not {axis.at for axis in x.axes} <= gone:
-            return None
-        order = _elements_last(x.axes, x.drawn.shape)
-        if order is None:
-            return None
-        left = sorted(gone - {axis.at for axis in x.axes})
-        drawn, others = (order(a, behind) for a, behind in ((x.drawn, 0), (x.others, 1)))
-        within = [axis - sum(axis > other.at for other in _one_each(x.axes)) for axis in left]
-        drawn = jnp.sum(drawn, tuple(within))
-        others = jnp.sum(others, tuple(axis + 1 for axis in within))
-        unchanged = _sum_of_others(drawn)
-        return [Rows(self._chosen(jnp.moveaxis(unchanged[None] + others, -1, 0)))]
+        found = self.sum_over(operands[0], {int(axis) for axis in equation.params["axes"]})
+        return None if found is None else [found]
 
     def _contracted(self, equation: Any, operands: list[Found]) -> list[Found] | None:
         """Return a product that contracts the elements: that at the draw, and the difference of each entry times its row."""
@@ -161,7 +126,7 @@ class Branches:
         contracted, batch = equation.params["dimension_numbers"]
         elements = sorted({axis.at for axis in x.axes})
         shape = tuple(x.drawn.shape[at] for at in elements)
-        order = _elements_last([axis._replace(at=elements.index(axis.at)) for axis in x.axes], shape)
+        order = elements_last(OPS, [axis._replace(at=elements.index(axis.at)) for axis in x.axes], shape)
         if not x.is_finite or order is None or not set(elements) <= set(contracted[side]):
             return None
         if x.drawn.dtype == bool or equation.params.get("out_sharding") is not None:
@@ -177,32 +142,9 @@ class Branches:
             return _product((difference, other) if side == 0 else (other, difference), left, beside)
 
         found = jax.vmap(rows)((x.others - x.drawn).astype(base.dtype))
-        # (alternatives, elements' dimensions, *shape) to (elements, alternatives, *shape).
+        # (alternatives, the elements' dimensions, *shape) to (alternatives, *shape, elements).
         behind = jnp.moveaxis(found, range(1, 1 + len(elements)), range(-len(elements), 0))
-        return [Rows(base + self._chosen(jnp.moveaxis(order(behind, behind.ndim - len(elements)), -1, 0)))]
-
-    def _chosen(self, every: jax.Array) -> jax.Array:
-        """Return (branches, *shape) of what has (elements, alternatives, *shape)."""
-        flat = every.reshape(-1, *every.shape[2:])
-        return flat if self._is_all else flat[self._numbers]
-
-    def rows(self, x: Found) -> jax.Array:
-        """Return an array of its own for each branch."""
-        if isinstance(x, Rows):
-            return x.array
-        count = self._numbers.shape[0]
-        if not isinstance(x, Changed):
-            return jnp.broadcast_to(x, (count, *jnp.shape(x)))
-        places = jnp.unravel_index(self._numbers // self._each, self._sizes)
-        shape = x.drawn.shape
-        here = []
-        for place, axis in zip(places, x.axes, strict=True):
-            lies = (np.arange(shape[axis.at]) // axis.inner) % axis.size
-            line = [1] * len(shape)
-            line[axis.at] = -1
-            here.append(place.reshape(-1, *(1,) * len(shape)) == lies.reshape(1, *line))
-        others = x.others if self._each == 1 else x.others[self._numbers % self._each]
-        return jnp.where(reduce(and_, here), others, x.drawn)
+        return [Rows(base + self.of_elements(order(behind, behind.ndim - len(elements))))]
 
 
 def _body(equation: Any) -> Any:
@@ -210,47 +152,6 @@ def _body(equation: Any) -> Any:
     body = equation.params.get("call_jaxpr") if has_own_derivative(equation) else call_body(equation)
     fits = hasattr(body, "jaxpr") and len(body.jaxpr.invars) == len(equation.invars)
     return body if fits else None
-
-
-def _one_each(axes: Sequence[Axis]) -> list[Axis]:
-    """Return one of the axes in each dimension."""
-    return list({axis.at: axis for axis in axes}.values())
-
-
-def _elements_last(axes: Sequence[Axis], shape: tuple[int, ...]) -> Any:
-    """Return a function that brings the elements, in their order, into one last dimension; None if a dimension has more than elements.
-
-    It takes an array and the number of its dimensions in front of those of `shape`.
-    """
-    split: list[list[int]] = [[size] for size in shape]
-    for at in {axis.at for axis in axes}:
-        mine = sorted((axis for axis in axes if axis.at == at), key=lambda axis: -axis.inner)
-        split[at] = [axis.size for axis in mine]
-        inner = [prod(split[at][i + 1 :]) for i in range(len(mine))]
-        if prod(split[at]) != shape[at] or inner != [axis.inner for axis in mine]:
-            return None
-    first = [sum(len(parts) for parts in split[:at]) for at in range(len(shape))]
-    places = []
-    for axis in axes:
-        mine = sorted((other for other in axes if other.at == axis.at), key=lambda other: -other.inner)
-        places.append(first[axis.at] + mine.index(axis))
-    rest = [first[at] for at in range(len(shape)) if at not in {axis.at for axis in axes}]
-    sizes = [size for parts in split for size in parts]
-
-    def bring(x: jax.Array, front: int) -> jax.Array:
-        apart = x.reshape(*x.shape[:front], *sizes)
-        ordered = apart.transpose(*range(front), *(front + at for at in (*rest, *places)))
-        return ordered.reshape(*ordered.shape[: front + len(rest)], -1)
-
-    return bring
-
-
-def _sum_of_others(x: jax.Array) -> jax.Array:
-    """Return for each entry along the last axis the sum of all others: without a subtraction, which of infinite entries would leave nothing."""
-    nothing = jnp.zeros((*x.shape[:-1], 1), x.dtype)
-    before = jnp.concatenate([nothing, jnp.cumsum(x[..., :-1], -1, dtype=x.dtype)], -1)
-    after = jnp.concatenate([jax.lax.cumsum(x[..., 1:], x.ndim - 1, reverse=True), nothing], -1)
-    return before + after
 
 
 def _product(pair: tuple[jax.Array, jax.Array], contracted: list[list[int]], beside: list[list[int]]) -> jax.Array:
@@ -266,6 +167,5 @@ def _product(pair: tuple[jax.Array, jax.Array], contracted: list[list[int]], bes
 
 def by_rows(closed: Any, drawn: jax.Array, others: jax.Array, axes: Sequence[int], numbers: Any) -> list[jax.Array]:
     """Return the same as `evaluated`, from a program run for each branch."""
-    sizes = [drawn.shape[axis] for axis in axes]
-    value = Changed(drawn, others, tuple(Axis(at, 1, size) for at, size in zip(axes, sizes, strict=True)), True)
-    return jax.vmap(as_function(closed))(Branches(sizes, others.shape[0], numbers).rows(value))
+    branches = Branches(drawn, others, axes, numbers)
+    return jax.vmap(as_function(closed))(branches.rows(branches.start))

@@ -7,28 +7,16 @@ index along it. What has no rule here, or a rule that does not fit the equation,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
+from pplgrad.core.shapes import Axis, Shape, reshaped
 from pplgrad.engine.black_box import BlackBox
 from pplgrad.numpyro._compat import called_back
 
-Shape = tuple[int, ...]
 Places = tuple[int | None, ...]
 """For each axis of an operand its place in the output, or None."""
 Rule = Callable[[Any, list[Shape], Shape], Sequence[Places]]
 """From an equation's parameters, the operands' shapes and the (first) output's shape to the places of each operand's axes."""
-
-
-class Axis(NamedTuple):
-    """An axis along which the elements of a plate lie: element i at the indices a with (a // inner) % size == i.
-
-    With `at` below zero it is no axis of an array: the value is a step's, in the scan that deep, and reads its own element.
-    """
-
-    at: int
-    inner: int
-    size: int
 
 
 def moved(equation: Any, operand: int, axis: Axis) -> Axis | None:
@@ -64,16 +52,9 @@ def _places(equation: Any) -> Sequence[Places] | None:
 
 
 def _reshaped(equation: Any, axis: Axis) -> Axis | None:
-    """Follow a plate through a reshape: its elements stand a fixed distance apart in the row of all numbers."""
-    before, after = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
     if equation.params.get("dimensions") is not None:
         return None
-    distance = axis.inner * prod(before[axis.at + 1 :])
-    for at, size in enumerate(after):
-        below = prod(after[at + 1 :])
-        if size > 1 and below and distance % below == 0 and (below * size) % (distance * axis.size) == 0:
-            return Axis(at, distance // below, axis.size)
-    return None
+    return reshaped(axis, equation.invars[0].aval.shape, equation.outvars[0].aval.shape)
 
 
 def _same(shape: Shape, out: Shape) -> Places:

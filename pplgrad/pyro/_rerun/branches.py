@@ -35,7 +35,14 @@ from pplgrad.pyro._distributions import (
     is_relaxable,
 )
 from pplgrad.pyro._recording import is_recording, moved_generators
-from pplgrad.pyro._rerun.comparison import compare_rows, refuse_another_run, refuse_interaction, values_at
+from pplgrad.pyro._rerun.changed_elements import ChangedRun, Unfollowed
+from pplgrad.pyro._rerun.comparison import (
+    compare_rows,
+    refuse_another_run,
+    refuse_interaction,
+    refuse_other_branches,
+    values_at,
+)
 from pplgrad.pyro._rerun.draws import PyroDraw
 from pplgrad.pyro._rerun.enumeration import Fixed
 from pplgrad.pyro._tracing.handlers import axes_of, moved
@@ -178,11 +185,13 @@ class PyroBranches:
         weights: CostWeights,
         at_once: int | None,
         given: Callable[[], Iterable[torch.Tensor]] | None = None,
+        follow: bool = True,
     ) -> None:
         """`depth` is the place of the particle plate where branches are vectorized, None where they run one by one.
 
         No more than `at_once` branches of each particle are in the plate. `given` returns the tensors that were there before, where
-        the step is watched: then branches are compared with the plain way (`_rerun/comparison.py`).
+        the step is watched: then branches are compared with the plain way (`_rerun/comparison.py`). With `follow`, branches that change one
+        element each are followed from the draw (`_rerun/changed_elements.py`) and not run.
         """
         self._program = program
         self._traces = traces
@@ -194,6 +203,7 @@ class PyroBranches:
         self._at_most = at_once
         self._before = run.costs
         self._given = given
+        self._follow = follow
         self._compared = given is None or traces.compared
 
     def draw(self, site: str) -> PyroDraw:
@@ -220,7 +230,52 @@ class PyroBranches:
     def branch_costs(self, values: Mapping[str, Values]) -> dict[str, list[torch.Tensor]]:
         """Return the costs in all branches."""
         with torch.no_grad():
-            return self._run_all(values, None)
+            found = {name: self._of_elements(name, x) for name, x in values.items() if self._follow}
+            followed = {name: costs for name, costs in found.items() if costs is not None}
+            rest = {name: x for name, x in values.items() if name not in followed or self._given is not None}
+            plain = self._run_all(rest, None) if rest else {}
+            for name in followed.keys() & plain.keys():
+                refuse_other_branches(self._layout, name, followed[name], plain[name])
+            return {**followed, **plain}
+
+    def _of_elements(self, name: str, values: Values) -> list[torch.Tensor] | None:
+        """Return the costs in branches that change one element each, (particles * count, *batch); None where all are run as rows."""
+        elements, others = values.elements, [site for site, _ in self._traces.guide_sites if site != name]
+        if elements is None or not elements.axes or self._depth is None:
+            return None
+        if self._traces.from_prior() or self._traces.hidden_draws or any(self._follows(site, name) for site in others):
+            return None
+        fn, depth = self._traces.guide.nodes[name]["fn"], self._depth
+        every = deep(elements.values, fn.event_dim, depth)
+        drawn = self._kept(name, fn.event_dim, depth).detach()[:, 0].to(every.dtype)
+        shift = every.dim() - elements.values.dim() + 1
+        axes = [at + shift for at in elements.axes]
+        found = []
+        try:
+            for first, last in chunks(values.count, self._at_most):
+                numbers = None if last - first == values.count else torch.arange(first, last, device=every.device)
+                found.append(self._followed(ChangedRun(drawn, every.movedim(1, 0), axes, numbers), name, depth))
+        except Unfollowed:
+            return None
+        costs = [torch.cat(column, 1) if len(column) > 1 else column[0] for column in zip(*found, strict=True)]
+        if not is_recording() and not all(bool(torch.isfinite(cost).all()) for cost in costs):
+            return None
+        return [x.reshape(self._particles * values.count, *x.shape[2:]) for x in costs]
+
+    def _followed(self, run: ChangedRun, site: str, depth: int) -> list[torch.Tensor]:
+        """Return the costs of a run at the draw in each of the branches that it follows: (particles, branches, *batch)."""
+
+        def replace(name: str, fresh: Fresh, fn: Any) -> torch.Tensor:
+            if name == site:
+                return run.value
+            return self._kept(name, fn.event_dim, depth).detach()[:, 0]
+
+        with moved_generators(), broadcasting(depth - 1, site), run:
+            traces = self._run(replace, None, self._particles, depth)
+            every = self._costs(*traces, None, self._particles, depth)
+        if run.failed:
+            raise Unfollowed
+        return [run.rows(x).movedim(0, 1) for x in every]
 
     def soft_costs(
         self, values: Mapping[str, Values], temperatures: Mapping[str, Any]

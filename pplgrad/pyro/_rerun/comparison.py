@@ -113,6 +113,19 @@ def refuse_another_run(
             )
 
 
+def refuse_other_branches(
+    layout: Layout, chosen: str, followed: Sequence[torch.Tensor], run: Sequence[torch.Tensor]
+) -> None:
+    """Refuse branches that were followed from the draw and are others than those that were run."""
+    for spec, x, y in zip(layout.costs, followed, run, strict=True):
+        if not agree(x, y):
+            raise ProgramError(
+                f"Branches of site '{chosen}' that change one element each were followed from the draw, and the density of site '{spec.name}' "
+                "is another one where they are run. The program computes something that pplgrad misreads; use reuse_structure=False, which "
+                "runs them at every step, and report the program."
+            )
+
+
 def agree(x: torch.Tensor, y: torch.Tensor) -> bool:
     """Return whether two densities are the same but for rounding; shapes may differ by dimensions that hold nothing."""
     x, y = x.detach().squeeze(), y.detach().squeeze()
