@@ -26,7 +26,10 @@ from pplgrad.testing.in_numpyro import (
     exact_gradient,
     expected_gradient,
     forced,
+    log_weight_and_objective,
+    outcomes,
     parameters,
+    stacked,
 )
 from pplgrad.testing.programs import CASES
 from tests import thermodynamic as shared
@@ -62,6 +65,50 @@ def test_mutant_is_caught(name, monkeypatch):
     shared.MUTANTS[name](monkeypatch)
     with pytest.raises(AssertionError):
         assert_exact("single", "left")
+
+
+def assert_whole(name, short):
+    case = CASES[name]
+    model, guide = case.build(HOST)
+    every = list(outcomes(case))
+    every = [row for row in every if all((row[plate] == every[-1][plate]).all() for plate in case.subsamples)]
+    params, draws = parameters(case), stacked(every)
+
+    def all_of(params):
+        def one(outcome):
+            log_q, f = log_weight_and_objective(case, params, outcome)
+            return f, log_weight_and_objective(case, params, outcome, shared.OF_MODEL)[1], log_q
+
+        return jax.vmap(one)(draws)
+
+    def flat(found, rows):
+        return np.concatenate([np.asarray(found[name]).reshape(*rows, -1) for name in params], -1)
+
+    slopes = [flat(found, (len(every),)) for found in jax.jacobian(all_of)(params)]
+    elbo = TraceGrad_ELBO(len(every), objective=shared.whole(short))
+    run = forced(guide, draws, {}, len(every))
+    found = flat(jax.grad(lambda p: elbo.loss(jax.random.key(KEY), p, model, run))(params), ())
+    f = np.asarray(all_of(params)[0])
+    np.testing.assert_allclose(found, -shared.once_each(f, *slopes, short), atol=1e-9)
+
+
+@pytest.mark.parametrize("short", ["left", "right"])
+@pytest.mark.parametrize("name", shared.COUNTED)
+def test_masks_and_scales_do_not_move_what_is_drawn(name, short):
+    assert_whole(name, short)
+
+
+@pytest.mark.parametrize("name", shared.COUNTED[:4])
+def test_draws_that_count_as_weighed_are_caught(name, monkeypatch):
+    shared.draws_that_count_as_weighed(monkeypatch)
+    with pytest.raises(AssertionError):
+        assert_whole(name, "left")
+
+
+@pytest.mark.parametrize("name", shared.COUNTED)
+def test_one_partition_is_unbiased(name):
+    elbo = TraceGrad_ELBO(2, objective=TVO(1, plates=()))
+    assert_same(expected_gradient(CASES[name], elbo, 2, shared=True), exact_gradient(CASES[name]))
 
 
 def test_one_partition_is_the_elbo():

@@ -10,6 +10,7 @@ from pplgrad import TVO, VIMCO, ConfigurationError, EstimatorError, LeaveOneOut,
 from pplgrad.pyro import TraceGrad_ELBO, check_gradients
 from pplgrad.testing.in_pyro import (
     HOST,
+    PLAIN,
     Force,
     array,
     assert_same,
@@ -18,6 +19,9 @@ from pplgrad.testing.in_pyro import (
     expected_gradient,
     fresh,
     gradient,
+    log_weight_and_objective,
+    outcomes,
+    subsamples,
 )
 from pplgrad.testing.programs import CASES
 from tests import thermodynamic as shared
@@ -55,6 +59,52 @@ def test_mutant_is_caught(name, monkeypatch):
     shared.MUTANTS[name](monkeypatch)
     with pytest.raises(AssertionError):
         assert_exact("single", "left")
+
+
+def assert_whole(name, short, vectorized=False):
+    case = CASES[name]
+    model, guide = case.build(HOST)
+    subset = subsamples(case)[-1]
+    every = [outcome | subset for outcome in outcomes(case)]
+
+    def slopes(weights, of_draws=False):
+        rows = []
+        for outcome in every:
+            fresh(case)
+            x = log_weight_and_objective(case, model, guide, outcome, weights)[0 if of_draws else 1]
+            x.backward()
+            rows.append((x.item(), np.concatenate([g.ravel() for g in gradient().values()])))
+        return np.array([x for x, _ in rows]), np.stack([slope for _, slope in rows])
+
+    (f, slopes_f), (_, slopes_p), (_, slopes_q) = slopes(PLAIN), slopes(shared.OF_MODEL), slopes(PLAIN, of_draws=True)
+    fresh(case)
+    elbo = TraceGrad_ELBO(len(every), vectorize_particles=vectorized, objective=shared.whole(short))
+    with Force(every, {}):
+        elbo.loss_and_grads(model, guide)
+    found = np.concatenate([g.ravel() for g in gradient().values()])
+    np.testing.assert_allclose(found, -shared.once_each(f, slopes_f, slopes_p, slopes_q, short), atol=1e-9)
+
+
+@pytest.mark.parametrize("short", ["left", "right"])
+@pytest.mark.parametrize("name", shared.COUNTED)
+def test_masks_and_scales_do_not_move_what_is_drawn(name, short):
+    assert_whole(name, short)
+    assert_whole(name, short, vectorized=True)
+
+
+@pytest.mark.parametrize("name", shared.COUNTED[:4])
+def test_draws_that_count_as_weighed_are_caught(name, monkeypatch):
+    shared.draws_that_count_as_weighed(monkeypatch)
+    with pytest.raises(AssertionError):
+        assert_whole(name, "left")
+
+
+@pytest.mark.parametrize("name", shared.COUNTED)
+def test_one_partition_is_unbiased(name):
+    objective = TVO(1, plates=())
+    assert_same(
+        expected_gradient(CASES[name], lambda: TraceGrad_ELBO(2, objective=objective), 2), exact_gradient(CASES[name])
+    )
 
 
 @pytest.mark.parametrize("vectorized", [True, False])
