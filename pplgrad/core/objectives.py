@@ -230,7 +230,9 @@ class MultiSample(Objective):
         return None
 
     def _check(self) -> None:
-        if self.samples is not None and (not isinstance(self.samples, int) or self.samples < 1):
+        if self.samples is not None and (
+            isinstance(self.samples, bool) or not isinstance(self.samples, int) or self.samples < 1
+        ):
             raise ConfigurationError(
                 f"{type(self).__name__}(samples={self.samples!r}): give the number of particles to combine, 1 or more, or "
                 "None for all of them."

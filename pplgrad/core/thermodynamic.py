@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from pplgrad.core.objectives import DensityShares, MultiSample, log_sum_exp
@@ -80,8 +81,8 @@ class TVO(MultiSample):
                 )
         elif given < 1:
             raise ConfigurationError(f"TVO(partitions={given}): give 1 interval or more.")
-        if not 0 < self.first < 1:
-            raise ConfigurationError(f"TVO(first={self.first}): give a number between 0 and 1, such as 0.025.")
+        if not isinstance(self.first, Real) or not 0 < self.first < 1:
+            raise ConfigurationError(f"TVO(first={self.first!r}): give a number between 0 and 1, such as 0.025.")
 
     @property
     def ends(self) -> tuple[float, ...]:
@@ -151,4 +152,5 @@ def _weighted(xp: Any, weights: Array, x: Array) -> Array:
 
 
 def _increasing(numbers: Sequence[float]) -> bool:
-    return len(numbers) > 1 and all(left < right for left, right in zip(numbers, numbers[1:], strict=False))
+    real = all(isinstance(number, Real) for number in numbers)
+    return real and len(numbers) > 1 and all(left < right for left, right in zip(numbers, numbers[1:], strict=False))

@@ -154,12 +154,20 @@ class Bounds:
         def joined(parts: Sequence[Array]) -> Array:
             return xp.reshape(xp.concat(list(parts), axis=0) if len(parts) > 1 else parts[0], logs.shape)
 
-        log_p = joined([self._summed(i, x, guide=0.0)[0] for i, x in enumerate(costs)])
-        total = xp.sum(shares.model * log_p + shares.guide * (log_p - logs))
+        # A particle without a weight has no share, and log p = −∞, of which 0 times is NaN.
+        weighs = xp.isfinite(self._logs)
+
+        def weighed(sums: Sequence[Array]) -> Array:
+            x = joined(sums)
+            return xp.where(weighs, x, xp.zeros_like(x))
+
+        log_w = xp.where(weighs, logs, xp.zeros_like(logs))
+        log_p = weighed([self._summed(i, x, guide=0.0)[0] for i, x in enumerate(costs)])
+        total = xp.sum(shares.model * log_p + shares.guide * (log_p - log_w))
         if shares.weight is not None and any(run.weights_alone for _, run in runs):
             held = [_own_density_held(ops, layout, run, scores_too=True) for layout, run in runs]
-            weighed = joined([self._summed(i, x)[0] for i, x in enumerate(held)])
-            total = total + xp.sum(shares.weight * (log_p - weighed))
+            log_w = weighed([self._summed(i, x)[0] for i, x in enumerate(held)])
+            total = total + xp.sum(shares.weight * (log_p - log_w))
         if shares.draws is not None:
             total = total + xp.sum(shares.draws * joined([_joint_score(ops, layout, run) for layout, run in runs]))
         return total

@@ -70,8 +70,12 @@ def test_weights_of_zero_have_no_part():
         {"partitions": (0.1, 1.0)},
         {"partitions": (0.0, 0.6, 0.5, 1.0)},
         {"partitions": (0.0,)},
+        {"partitions": (0, "half", 1)},
         {"first": 1.0},
+        {"first": "small"},
+        {"first": None},
         {"samples": 0},
+        {"samples": True},
         {"plates": "data"},
     ],
 )

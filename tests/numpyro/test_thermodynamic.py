@@ -143,6 +143,35 @@ def test_continuous_draws_are_constants():
     np.testing.assert_allclose(found, 0.8 * 0.5, atol=1e-12)
 
 
+@pytest.mark.parametrize("objective", [TVO(upper=True), ReweightedWakeSleep()])
+def test_particles_without_a_weight_have_no_part(objective):
+    """The loss is finite, and the gradient that of a factor far below 0 in the place of −∞."""
+    guide = forced(CASES["single"].build(HOST)[1], {"z": array([1.0, 0.0, 1.0])}, {}, 3)
+    found = []
+    for lowest in (-np.inf, -1e9):
+
+        def model(lowest=lowest):
+            z = numpyro.sample("z", dist.Bernoulli(0.5))
+            numpyro.factor("f", jax.numpy.where(z > 0, 0.0, lowest))
+            numpyro.sample("x", dist.Normal(numpyro.param("c", 0.2), 1.0), obs=0.5)
+
+        elbo, params = TraceGrad_ELBO(3, objective=objective), {"a": array(0.3), "c": array(0.2)}
+
+        def loss(p, elbo=elbo, model=model):
+            return elbo.loss(jax.random.key(KEY), p, model, guide)
+
+        found.append(jax.value_and_grad(loss)(params))
+    assert np.isfinite(found[0][0])
+    assert_same(found[0][1], found[1][1])
+
+
+def test_second_derivatives_are_refused_with_a_remedy():
+    model, guide = CASES["single"].build(HOST)
+    elbo = TraceGrad_ELBO(2, objective=TVO())
+    with pytest.raises(EstimatorError, match=r"use ELBO\(\) with higher_order=True"):
+        jax.hessian(lambda p: elbo.loss(jax.random.key(0), p, model, guide))(parameters(CASES["single"]))
+
+
 def test_refused():
     case = CASES["single"]
     model, guide = case.build(HOST)

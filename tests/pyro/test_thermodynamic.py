@@ -6,7 +6,16 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pplgrad import TVO, VIMCO, ConfigurationError, EstimatorError, LeaveOneOut, ProgramError, ScoreFunction
+from pplgrad import (
+    TVO,
+    VIMCO,
+    ConfigurationError,
+    EstimatorError,
+    LeaveOneOut,
+    ProgramError,
+    ReweightedWakeSleep,
+    ScoreFunction,
+)
 from pplgrad.pyro import TraceGrad_ELBO, check_gradients
 from pplgrad.testing.in_pyro import (
     HOST,
@@ -159,6 +168,36 @@ def test_loss_and_compiled_step():
         TraceGrad_ELBO(4, vectorize_particles=True, max_plate_nesting=0, objective=TVO(), compile={"backend": "eager"}),
     )
     assert np.isfinite([svi.step() for _ in range(5)]).all()
+
+
+@pytest.mark.parametrize("objective", [TVO(upper=True), ReweightedWakeSleep()])
+def test_particles_without_a_weight_have_no_part(objective):
+    """The loss is finite, and the gradient that of a factor far below 0 in the place of −∞."""
+    found = []
+    for lowest in (-np.inf, -1e9):
+
+        def model(lowest=lowest):
+            z = pyro.sample("z", dist.Bernoulli(array(0.5)))
+            pyro.factor("f", torch.where(z > 0, array(0.0), array(lowest)))
+            pyro.sample("x", dist.Normal(pyro.param("c", array(0.2)), 1.0), obs=array(0.5))
+
+        pyro.clear_param_store()
+        guide = CASES["single"].build(HOST)[1]
+        fresh(CASES["single"])
+        with Force([{"z": np.array(z)} for z in (1.0, 0.0, 1.0)], {}):
+            loss = TraceGrad_ELBO(3, objective=objective).differentiable_loss(model, guide)
+        loss.backward()
+        found.append((loss.item(), gradient()))
+    assert np.isfinite(found[0][0])
+    assert_same(found[0][1], found[1][1])
+
+
+def test_second_derivatives_are_refused_with_a_remedy():
+    model, guide = CASES["single"].build(HOST)
+    fresh(CASES["single"])
+    loss = TraceGrad_ELBO(2, objective=TVO()).differentiable_loss(model, guide)
+    with pytest.raises(EstimatorError, match=r"use ELBO\(\) with higher_order=True"):
+        torch.autograd.grad(loss, pyro.param("a"), create_graph=True)
 
 
 def test_refused():
