@@ -201,7 +201,7 @@ class Filtered:
         try:
             with (
                 collect_mappings() as mappings,
-                broadcasting(self.depth - 1) if self.depth else nullcontext(),
+                broadcasting(self.depth - 1, looped=False) if self.depth else nullcontext(),
                 outer,
                 until,
             ):

@@ -230,6 +230,10 @@ def test_programs_are_refused():
         for i in range(len(xs)):
             step(i)
 
+    def of_numbers(xs):
+        for i in pyro.markov(range(len(xs))):
+            float(pyro.sample(f"z{i}", dist.Bernoulli(array(0.5))))
+
     def with_hint(xs):
         pyro.sample("z0", dist.Bernoulli(array(0.5)), infer={"estimator": ScoreFunction()})
 
@@ -246,6 +250,7 @@ def test_programs_are_refused():
     refused(ProgramError, "other log densities", model=random)
     refused(ImpossibleValueError, "in step 1 ", model=impossible)
     refused(EstimatorError, "estimators belong to the latent", model=with_hint)
+    refused(ProgramError, r"write it so that it broadcasts\. \(", guide=of_numbers, elbo=elbo_of(max_plate_nesting=0))
 
 
 @pytest.mark.parametrize("objective", [FIVO(), FIVO(threshold=0), FIVO(samples=1)])
