@@ -3,6 +3,7 @@
 import numpy as np
 
 from pplgrad import DecayingAverage, LeaveOneOut, NeuralBaseline
+from pplgrad.core.baseline import Baseline, Evaluation
 
 BASELINES = {
     "average": (DecayingAverage(0.8), 1),
@@ -37,6 +38,22 @@ def program(h, data=True):
         chain(h.param("b", h.array(0.6)), p, x)
 
     return model, guide, (X,) if data else ()
+
+
+class MissingAxis(Baseline):
+    """Says that it takes several sites at once, and returns one number for each site without the axes of particles and plates."""
+
+    per_site = True
+    takes_sites = True
+
+    def __repr__(self):
+        return "MissingAxis()"
+
+    def state_shapes(self, plates):
+        return {"mean": ()}
+
+    def evaluate(self, terms):
+        return Evaluation(terms.state["mean"], None, {"mean": terms.state["mean"]})
 
 
 def one_by_one(patch):

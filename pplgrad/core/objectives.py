@@ -32,6 +32,26 @@ class CostWeights(NamedTuple):
     guide: Any
 
 
+class DensityShares(NamedTuple):
+    """The factors of each particle's gradients in an estimate that is no derivative of a bound.
+
+    Args:
+        model: the factor of ∇ log p, scaled and masked.
+        guide: the factor of ∇ log q, scaled and masked.
+        weight: the factor of ∇ log q where q is held and only its scale moves, which may be learned; None for none.
+        draws: the factor of ∇ log q of the draws themselves, which is neither scaled nor masked; None for none.
+
+    Example:
+        >>> DensityShares(0.3, 0.3).draws is None
+        True
+    """
+
+    model: Any
+    guide: Any
+    weight: Any = None
+    draws: Any = None
+
+
 class Objective(ABC):
     """Base class of objectives.
 
@@ -202,15 +222,17 @@ class MultiSample(Objective):
         scaled = log_weights if self.power == 1 else self.power * log_weights
         return xp.exp(scaled - xp.expand_dims(log_sum_exp(xp, scaled, axis), axis=axis))
 
-    def density_shares(self, xp: Any, log_weights: Array, axis: int) -> tuple[Array, Array] | None:
-        """Return the factors of each particle's ∇ log p and ∇ log q, where the estimate is no derivative of the bound.
+    def density_shares(self, xp: Any, log_weights: Array, axis: int) -> DensityShares | None:
+        """Return the factors of each particle's gradients, where the estimate is no derivative of the bound.
 
         None (the default): the estimate is the derivative of the bound with respect to the log weights.
         """
         return None
 
     def _check(self) -> None:
-        if self.samples is not None and (not isinstance(self.samples, int) or self.samples < 1):
+        if self.samples is not None and (
+            isinstance(self.samples, bool) or not isinstance(self.samples, int) or self.samples < 1
+        ):
             raise ConfigurationError(
                 f"{type(self).__name__}(samples={self.samples!r}): give the number of particles to combine, 1 or more, or "
                 "None for all of them."
@@ -391,10 +413,10 @@ class ReweightedWakeSleep(MultiSample):
         """True: no gradient flows through draws, and sites have no estimator."""
         return True
 
-    def density_shares(self, xp: Any, log_weights: Array, axis: int) -> tuple[Array, Array]:
+    def density_shares(self, xp: Any, log_weights: Array, axis: int) -> DensityShares:
         """Return the normalised weights for the model, and c times them for the guide."""
         shares = self.shares(xp, log_weights, axis)
-        return shares, self.insomnia * shares
+        return DensityShares(shares, self.insomnia * shares)
 
     @property
     def sleeps(self) -> bool:

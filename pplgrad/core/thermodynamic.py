@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-from pplgrad.core.objectives import MultiSample, log_sum_exp
+from pplgrad.core.objectives import DensityShares, MultiSample, log_sum_exp
 from pplgrad.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ class TVO(MultiSample):
     upper bound. The sum over i runs over the elements of the plates that all latent sites share. One partition is the ELBO.
 
     The expectations are averages over S particles of the guide with the weights w̃_s ∝ w_s^β. The gradient is that of the covariance form,
-    ∇ E_β[f] = E_β[∇ f] + Cov_β[∇ log π̃_β, f], with log π̃_β = (1 − β) log q + β log p and f = log w. The covariance is multiplied
-    by S / (S − 1). The draws are constants: discrete and continuous sites are treated alike, and no site has an estimator. The
+    ∇ E_β[f] = E_β[∇ f] + Cov_β[∇ log π̃_β, f], with f = log w and log π̃_β = log q + β f = (1 − β) log q + β log p. The covariance is
+    multiplied by S / (S − 1). A mask or a scale of a latent site changes f, and not the q that draws. The draws are constants: discrete and continuous sites are treated alike, and no site has an estimator. The
     model's and the guide's parameters follow the same objective.
 
     Args:
@@ -41,7 +42,7 @@ class TVO(MultiSample):
     Assumptions:
         The estimates of value and gradient are biased for finite S, because the weights are self-normalised. They are consistent. At
         β = 0 nothing is normalised: with one partition the gradient is unbiased, that of `ELBO()` with `ScoreFunction(LeaveOneOut())` and the
-        whole cost of an element, on the same draws (where no latent site is scaled).
+        whole cost of an element, on the same draws.
 
     Raises:
         ConfigurationError: `partitions` is neither a positive integer nor increasing numbers from 0 to 1, `first` is not between 0 and 1,
@@ -80,8 +81,8 @@ class TVO(MultiSample):
                 )
         elif given < 1:
             raise ConfigurationError(f"TVO(partitions={given}): give 1 interval or more.")
-        if not 0 < self.first < 1:
-            raise ConfigurationError(f"TVO(first={self.first}): give a number between 0 and 1, such as 0.025.")
+        if not isinstance(self.first, Real) or not 0 < self.first < 1:
+            raise ConfigurationError(f"TVO(first={self.first!r}): give a number between 0 and 1, such as 0.025.")
 
     @property
     def ends(self) -> tuple[float, ...]:
@@ -113,18 +114,22 @@ class TVO(MultiSample):
         ]
         return sum(parts[1:], parts[0])
 
-    def density_shares(self, xp: Any, log_weights: Array, axis: int) -> tuple[Array, Array]:
-        """Return the factors of each particle's ∇ log p and ∇ log q in the covariance form."""
+    def density_shares(self, xp: Any, log_weights: Array, axis: int) -> DensityShares:
+        """Return the factors of the covariance form, in which log π̃_β = log q + β f: here q is the density of the draws themselves.
+
+        f has the densities as they count. What scales or masks a latent site does not change what is drawn there.
+        """
         count = log_weights.shape[axis]
-        of_model, of_guide = xp.zeros_like(log_weights), xp.zeros_like(log_weights)
+        of_f, at_prior, of_draws = xp.zeros_like(log_weights), xp.zeros_like(log_weights), xp.zeros_like(log_weights)
         for size, end in self._terms:
             weights = self._at(xp, log_weights, axis, end)
             mean = xp.sum(_weighted(xp, weights, log_weights), axis=axis, keepdims=True)
             apart = _weighted(xp, weights, log_weights - mean) * (count / (count - 1))
-            of_model = of_model + size * (weights + end * apart)
+            of_draws = of_draws + size * apart
             # E_q[∇ log q] = 0 needs no estimate.
-            of_guide = of_guide + size * ((1 - end) * apart - (weights if end > 0 else 0.0))
-        return of_model, of_guide
+            at_prior = at_prior + (size * weights if end == 0 else 0.0)
+            of_f = of_f + (0.0 if end == 0 else size * (weights + end * apart))
+        return DensityShares(of_f + at_prior, -of_f, -at_prior, of_draws)
 
     @property
     def _terms(self) -> list[tuple[float, float]]:
@@ -147,4 +152,5 @@ def _weighted(xp: Any, weights: Array, x: Array) -> Array:
 
 
 def _increasing(numbers: Sequence[float]) -> bool:
-    return len(numbers) > 1 and all(left < right for left, right in zip(numbers, numbers[1:], strict=False))
+    real = all(isinstance(number, Real) for number in numbers)
+    return real and len(numbers) > 1 and all(left < right for left, right in zip(numbers, numbers[1:], strict=False))

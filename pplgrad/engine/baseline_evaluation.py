@@ -70,15 +70,16 @@ class Costs:
             sites=len(self.names),
         )
         found = part.evaluate(terms)
+        fitting = fitted(self.ops, part, self.names[0], found.value, tuple(signal.shape), self.plates)
         if part.calls_function and self.host is not None:
-            value = xp.broadcast_to(found.value, tuple(signal.shape))
+            value = xp.broadcast_to(fitting, tuple(signal.shape))
             for name, one in zip(self.names, xp.unstack(value, axis=1), strict=True):
                 self.host.check_finite(name, part, one)
         if found.state:
             entries = {entry: xp.unstack(x, axis=0) for entry, x in found.state.items()}
             for i, name in enumerate(self.names):
                 self.states[name, key] = {entry: parts[i] for entry, parts in entries.items()}
-        return self._subtracted(part, terms, found.value), found.loss
+        return self._subtracted(part, terms, fitting), found.loss
 
     def _one_by_one(self, key: str, part: Baseline, signal: Array) -> tuple[Array, Array | None]:
         """Subtract a part that keeps something for each site, at one site after the other."""

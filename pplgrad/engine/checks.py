@@ -237,7 +237,11 @@ def impossible_log_prob(name: str, fn: Any, error: Exception) -> ImpossibleValue
 
 def moving_support(name: str, distribution: str, estimator: Estimator, has_rsample: bool) -> EstimatorError:
     """Return the error for a site whose support moves with a parameter, under an estimator that takes it for fixed."""
-    remedy = "use Reparam() there, or " if has_rsample else ""
+    remedy = (
+        "use Reparam() there (and ELBO() or IWAE() in the place of an objective that takes draws for constants, such as TVO()), or "
+        if has_rsample
+        else ""
+    )
     return EstimatorError(
         f"{estimator!r} at site '{name}' ({distribution}) needs a support that stays where it is, but its bounds are computed from a "
         f"parameter, or from a draw that carries gradient, and then E[∇ log q] is not zero: {remedy}draw from a distribution with "

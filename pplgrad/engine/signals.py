@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from pplgrad.core.array_ops import Array, Ops
-from pplgrad.core.objectives import MultiSample
+from pplgrad.core.objectives import DensityShares, MultiSample
 from pplgrad.core.off_policy import OffPolicy
 from pplgrad.core.shapes import to_shape
 from pplgrad.core.sites import Run
@@ -143,10 +143,34 @@ class Bounds:
         self.value = self.surrogate = self._scale * xp.sum(bounds) / self.replicates + beside
         followed = objective.density_shares(xp, self._logs, 1)
         if followed is not None:
-            model = [self._summed(i, x, guide=0.0)[0] for i, x in enumerate(costs)]
-            log_p = xp.reshape(xp.concat(model, axis=0) if len(model) > 1 else model[0], logs.shape)
-            of_model, of_guide = (self._scale * shares for shares in followed)
-            self.surrogate = xp.sum(of_model * log_p + of_guide * (log_p - logs)) / self.replicates + beside
+            self.surrogate = self._scale * self._followed(runs, costs, logs, followed) / self.replicates + beside
+
+    def _followed(
+        self, runs: Sequence[tuple[Layout, Run]], costs: Sequence[list[Array]], logs: Array, shares: DensityShares
+    ) -> Array:
+        """Return the sum of the particles' log densities with their shares in an estimate that is no derivative of a bound."""
+        ops, xp = self._ops, self._ops.xp
+
+        def joined(parts: Sequence[Array]) -> Array:
+            return xp.reshape(xp.concat(list(parts), axis=0) if len(parts) > 1 else parts[0], logs.shape)
+
+        # A particle without a weight has no share, and log p = −∞, of which 0 times is NaN.
+        weighs = xp.isfinite(self._logs)
+
+        def weighed(sums: Sequence[Array]) -> Array:
+            x = joined(sums)
+            return xp.where(weighs, x, xp.zeros_like(x))
+
+        log_w = xp.where(weighs, logs, xp.zeros_like(logs))
+        log_p = weighed([self._summed(i, x, guide=0.0)[0] for i, x in enumerate(costs)])
+        total = xp.sum(shares.model * log_p + shares.guide * (log_p - log_w))
+        if shares.weight is not None and any(run.weights_alone for _, run in runs):
+            held = [_own_density_held(ops, layout, run, scores_too=True) for layout, run in runs]
+            log_w = weighed([self._summed(i, x)[0] for i, x in enumerate(held)])
+            total = total + xp.sum(shares.weight * (log_p - log_w))
+        if shares.draws is not None:
+            total = total + xp.sum(shares.draws * joined([_joint_score(ops, layout, run) for layout, run in runs]))
+        return total
 
     def _summed(self, run: int, costs: Sequence[Array], guide: float = -1.0) -> tuple[Array, Array]:
         """Return the unscaled log weights, (particles, *plates), and the sum of all that no draw changes and no plate has.

@@ -105,7 +105,7 @@ def estimate(
             for site in layout.sites:
                 starts = learned_scalars(site.estimator)
                 record.learned[site.name] = {name: rerun.learned(site.name, name, x) for name, x in starts.items()}
-    message = None if higher_order else _only_first(runs)
+    message = None if higher_order else _only_first(runs, objective)
     if message is not None:
         result.surrogate = ops.first_order_only(result.surrogate, message)
     return result
@@ -137,8 +137,13 @@ def averaged(
     return layout, summed(ops, layout.joint_sums, layout.sites, run, host, constant, finite)
 
 
-def _only_first(runs: Sequence[tuple[Layout, Run]]) -> str | None:
+def _only_first(runs: Sequence[tuple[Layout, Run]], objective: Objective | None) -> str | None:
     """Return why a second derivative would be wrong, or None."""
+    if isinstance(objective, MultiSample) and objective.draws_are_constant and any(layout.sites for layout, _ in runs):
+        return (
+            f"A second derivative was asked for, and {objective!r} takes its draws for constants, so that it has first ones alone; use ELBO() "
+            "with higher_order=True."
+        )
     for layout, _ in runs:
         for site in layout.sites:
             scored = site.estimator.uses_score and not site.estimator.enumerates

@@ -130,6 +130,7 @@ class Filtered:
     mappings: list[EstimatorMapping] = field(default_factory=list)
     observed: list[str] = field(default_factory=list)
     _axes: dict[str, int] = field(default_factory=dict)
+    _rounding: float = 0.0
 
     def run(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the objective and its surrogate."""
@@ -169,7 +170,7 @@ class Filtered:
             if guide.ended and model.ended:
                 break
             number += 1
-        self._refuse(guide, model, number, paths)
+        self._refuse(guide, model, number, values, paths)
         value, surrogate = found.surrogate(found.stacked(steps))
         if not math.isfinite(float(value)):
             raise impossible_bound(
@@ -200,7 +201,7 @@ class Filtered:
         try:
             with (
                 collect_mappings() as mappings,
-                broadcasting(self.depth - 1) if self.depth else nullcontext(),
+                broadcasting(self.depth - 1, looped=False) if self.depth else nullcontext(),
                 outer,
                 until,
             ):
@@ -241,6 +242,7 @@ class Filtered:
     def _by_particle(self, site: Any, x: torch.Tensor) -> torch.Tensor:
         if is_validation_enabled():
             check_shape(site, x, self.depth or math.inf)
+        self._rounding = max(self._rounding, torch.finfo(x.dtype).eps)
         if not self.depth:
             return x.sum()[None]
         return with_particles(site, x, self.particles, self.depth).reshape(self.particles, -1).sum(1)
@@ -251,14 +253,26 @@ class Filtered:
             return values
         return {name: value.index_select(self._axes[name], flat) for name, value in values.items()}
 
-    def _refuse(self, guide: Met, model: Met, last: int, paths: torch.Tensor | None) -> None:
-        """Refuse what the last run shows: it has met every site, all but those of the last step at given values."""
+    def _refuse(
+        self, guide: Met, model: Met, last: int, values: dict[str, torch.Tensor], paths: torch.Tensor | None
+    ) -> None:
+        """Refuse what the last run shows, which has met every site, and a program that is another one at the same values.
+
+        The program runs once more with half of the particles, each twice and in another place, which changes what is read of another
+        particle, or of all of them, whether or not particles were resampled.
+        """
         refuse_held(self.objective, guide.params - model.params, self.estimators)
         check_programs(model.trace(), guide.trace(), self.depth or math.inf)
         with torch.no_grad():
+            if self.depth and paths is not None:
+                places = self.particles - 1 - torch.arange(self.particles, device=paths.device) // 2
+                values, paths = self._descended(values, places), paths[places]
+                guide, model = self._met(last, values)
             again, _ = self._weighed(list(guide.sites.values()), list(model.sites.values()))
-        close = 1e4 * torch.finfo(again.dtype).eps
-        if paths is not None and not torch.allclose(again, paths, close, close * (1 + last), equal_nan=True):
+        close = 1e4 * self._rounding
+        if paths is not None and not torch.allclose(
+            again, paths.to(again.dtype), close, close * (1 + last), equal_nan=True
+        ):
             raise changed_when_replayed(self.objective)
 
 

@@ -18,11 +18,13 @@ def test_many_particles_are_the_exact_expectations(short):
     picked = np.repeat(np.arange(3), [250_000, 500_000, 250_000])
     logs = np.log(P / Q)[picked]
     objective = shared.OBJECTIVES[short]
-    of_model, of_guide = objective.density_shares(np, logs, 0)
+    of_model, of_guide, of_weight, of_draws = objective.density_shares(np, logs, 0)
+    ends = zip(shared.ENDS[short], shared.SIZES[short], strict=True)
     value, by_q, by_p = shared.limit(Q, P, SLOPES_Q - Q @ SLOPES_Q, SLOPES_P, short)
     np.testing.assert_allclose(objective.bound(np, logs, 0), value, atol=1e-9)
     np.testing.assert_allclose(of_model @ SLOPES_P[picked], by_p, atol=1e-5)
-    np.testing.assert_allclose(of_guide @ (SLOPES_Q - Q @ SLOPES_Q)[picked], by_q, atol=1e-5)
+    np.testing.assert_allclose(of_weight, -sum(size for end, size in ends if end == 0) / len(logs))
+    np.testing.assert_allclose((of_guide + of_draws) @ (SLOPES_Q - Q @ SLOPES_Q)[picked], by_q, atol=1e-5)
 
 
 @pytest.mark.parametrize("short", shared.OBJECTIVES)
@@ -68,8 +70,12 @@ def test_weights_of_zero_have_no_part():
         {"partitions": (0.1, 1.0)},
         {"partitions": (0.0, 0.6, 0.5, 1.0)},
         {"partitions": (0.0,)},
+        {"partitions": (0, "half", 1)},
         {"first": 1.0},
+        {"first": "small"},
+        {"first": None},
         {"samples": 0},
+        {"samples": True},
         {"plates": "data"},
     ],
 )

@@ -17,7 +17,7 @@ from numpyro import handlers
 from numpyro.infer import SVI, Predictive
 from numpyro.optim import Adam, ClippedAdam
 
-from pplgrad import DecayingAverage, FunctionBaseline, NeuralBaseline, OptimalConstant, ScoreFunction
+from pplgrad import BaselineError, DecayingAverage, FunctionBaseline, NeuralBaseline, OptimalConstant, ScoreFunction
 from pplgrad.numpyro import TraceGrad_ELBO, config_estimators, is_baseline_param, split_optimizer
 from pplgrad.numpyro._tracing.particle_trace import _score_squared
 from pplgrad.testing.in_numpyro import HOST, assert_same, exact_gradient, expected_gradient
@@ -305,6 +305,11 @@ def test_several_sites_at_once_are_as_one_by_one(kind, data, monkeypatch):
     found = stacked_training(*given)
     stacked_baselines.one_by_one(monkeypatch)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11), found, stacked_training(*given))
+
+
+def test_a_value_for_several_sites_at_once_that_does_not_fit_is_refused():
+    with pytest.raises(BaselineError, match=r"MissingAxis.* at site 'w0' returned shape \(2,\)"):
+        stacked_training(stacked_baselines.MissingAxis(), 2, True)
 
 
 @pytest.mark.parametrize("name", stacked_baselines.MUTANTS)

@@ -26,7 +26,10 @@ from pplgrad.testing.in_numpyro import (
     exact_gradient,
     expected_gradient,
     forced,
+    log_weight_and_objective,
+    outcomes,
     parameters,
+    stacked,
 )
 from pplgrad.testing.programs import CASES
 from tests import thermodynamic as shared
@@ -64,6 +67,50 @@ def test_mutant_is_caught(name, monkeypatch):
         assert_exact("single", "left")
 
 
+def assert_whole(name, short):
+    case = CASES[name]
+    model, guide = case.build(HOST)
+    every = list(outcomes(case))
+    every = [row for row in every if all((row[plate] == every[-1][plate]).all() for plate in case.subsamples)]
+    params, draws = parameters(case), stacked(every)
+
+    def all_of(params):
+        def one(outcome):
+            log_q, f = log_weight_and_objective(case, params, outcome)
+            return f, log_weight_and_objective(case, params, outcome, shared.OF_MODEL)[1], log_q
+
+        return jax.vmap(one)(draws)
+
+    def flat(found, rows):
+        return np.concatenate([np.asarray(found[name]).reshape(*rows, -1) for name in params], -1)
+
+    slopes = [flat(found, (len(every),)) for found in jax.jacobian(all_of)(params)]
+    elbo = TraceGrad_ELBO(len(every), objective=shared.whole(short))
+    run = forced(guide, draws, {}, len(every))
+    found = flat(jax.grad(lambda p: elbo.loss(jax.random.key(KEY), p, model, run))(params), ())
+    f = np.asarray(all_of(params)[0])
+    np.testing.assert_allclose(found, -shared.once_each(f, *slopes, short), atol=1e-9)
+
+
+@pytest.mark.parametrize("short", ["left", "right"])
+@pytest.mark.parametrize("name", shared.COUNTED)
+def test_masks_and_scales_do_not_move_what_is_drawn(name, short):
+    assert_whole(name, short)
+
+
+@pytest.mark.parametrize("name", shared.COUNTED[:4])
+def test_draws_that_count_as_weighed_are_caught(name, monkeypatch):
+    shared.draws_that_count_as_weighed(monkeypatch)
+    with pytest.raises(AssertionError):
+        assert_whole(name, "left")
+
+
+@pytest.mark.parametrize("name", shared.COUNTED)
+def test_one_partition_is_unbiased(name):
+    elbo = TraceGrad_ELBO(2, objective=TVO(1, plates=()))
+    assert_same(expected_gradient(CASES[name], elbo, 2, shared=True), exact_gradient(CASES[name]))
+
+
 def test_one_partition_is_the_elbo():
     """Unbiased, and on the same draws the gradient of the score function with leave-one-out."""
     case = CASES["hierarchy"]
@@ -94,6 +141,35 @@ def test_continuous_draws_are_constants():
     guide = forced(guide, {}, {"z": np.array(0.5)}, 2)
     found = jax.grad(lambda m: elbo.loss(jax.random.key(KEY), {"m": m}, model, guide))(array(0.3))
     np.testing.assert_allclose(found, 0.8 * 0.5, atol=1e-12)
+
+
+@pytest.mark.parametrize("objective", [TVO(upper=True), ReweightedWakeSleep()])
+def test_particles_without_a_weight_have_no_part(objective):
+    """The loss is finite, and the gradient that of a factor far below 0 in the place of −∞."""
+    guide = forced(CASES["single"].build(HOST)[1], {"z": array([1.0, 0.0, 1.0])}, {}, 3)
+    found = []
+    for lowest in (-np.inf, -1e9):
+
+        def model(lowest=lowest):
+            z = numpyro.sample("z", dist.Bernoulli(0.5))
+            numpyro.factor("f", jax.numpy.where(z > 0, 0.0, lowest))
+            numpyro.sample("x", dist.Normal(numpyro.param("c", 0.2), 1.0), obs=0.5)
+
+        elbo, params = TraceGrad_ELBO(3, objective=objective), {"a": array(0.3), "c": array(0.2)}
+
+        def loss(p, elbo=elbo, model=model):
+            return elbo.loss(jax.random.key(KEY), p, model, guide)
+
+        found.append(jax.value_and_grad(loss)(params))
+    assert np.isfinite(found[0][0])
+    assert_same(found[0][1], found[1][1])
+
+
+def test_second_derivatives_are_refused_with_a_remedy():
+    model, guide = CASES["single"].build(HOST)
+    elbo = TraceGrad_ELBO(2, objective=TVO())
+    with pytest.raises(EstimatorError, match=r"use ELBO\(\) with higher_order=True"):
+        jax.hessian(lambda p: elbo.loss(jax.random.key(0), p, model, guide))(parameters(CASES["single"]))
 
 
 def test_refused():

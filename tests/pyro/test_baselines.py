@@ -464,3 +464,29 @@ def test_a_network_that_somebody_put_something_into_is_called(monkeypatch):
             network = next(iter(elbo._networks.modules.values()))
             network.register_forward_hook(lambda *_: called.append(True))
     assert len(called) == 2
+
+
+def test_a_layer_that_somebody_replaced_is_that_of_its_network_alone(monkeypatch):
+    """The product of several networks' layers takes what has no parameters from the first one."""
+    model, guide, args = stacked_baselines.program(HOST)
+    found = []
+    for one_by_one in (False, True):
+        if one_by_one:
+            stacked_baselines.one_by_one(monkeypatch)
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        elbo = TraceGrad_ELBO(max_plate_nesting=1, estimators={"*": ScoreFunction(NeuralBaseline(hidden=(3,)))})
+        svi = SVI(model, guide, Adam({"lr": 0.1}), elbo)
+        for step in range(8):
+            pyro.set_rng_seed(step)
+            svi.step(*map(array, args))
+            if step == 5:
+                elbo._networks.modules["w0", "0"][1] = torch.nn.ReLU()
+        found.append({name: x.detach().numpy().copy() for name, x in pyro.get_param_store().items()})
+    for name, x in found[1].items():
+        np.testing.assert_allclose(found[0][name], x, atol=1e-12)
+
+
+def test_a_value_for_several_sites_at_once_that_does_not_fit_is_refused():
+    with pytest.raises(BaselineError, match=r"MissingAxis.* at site 'w0' returned shape \(2,\)"):
+        stacked_training(stacked_baselines.MissingAxis(), 2, True, True)

@@ -230,6 +230,10 @@ def test_programs_are_refused():
         for i in range(len(xs)):
             step(i)
 
+    def of_numbers(xs):
+        for i in pyro.markov(range(len(xs))):
+            float(pyro.sample(f"z{i}", dist.Bernoulli(array(0.5))))
+
     def with_hint(xs):
         pyro.sample("z0", dist.Bernoulli(array(0.5)), infer={"estimator": ScoreFunction()})
 
@@ -246,6 +250,43 @@ def test_programs_are_refused():
     refused(ProgramError, "other log densities", model=random)
     refused(ImpossibleValueError, "in step 1 ", model=impossible)
     refused(EstimatorError, "estimators belong to the latent", model=with_hint)
+    refused(ProgramError, r"write it so that it broadcasts\. \(", guide=of_numbers, elbo=elbo_of(max_plate_nesting=0))
+
+
+@pytest.mark.parametrize("objective", [FIVO(), FIVO(threshold=0), FIVO(samples=1)])
+@pytest.mark.parametrize("read", [lambda z: z.reshape(-1)[0], lambda z: z.mean(), lambda z: z.roll(1, 0)])
+def test_particles_that_read_each_other_are_refused_whoever_their_ancestors_are(read, objective):
+    def program(side):
+        def run(xs):
+            z = array(0.0)
+            for i in pyro.markov(range(5)):
+                z = pyro.sample(f"z{i}", dist.Normal(read(z) if side == "guide" and i else z, 1.0))
+                if side == "model":
+                    pyro.sample(f"x{i}", dist.Normal(z, 1.0), obs=xs[0])
+
+        return run
+
+    for seed in range(3):
+        pyro.set_rng_seed(seed)
+        elbo = elbo_of(20, objective, max_plate_nesting=0)
+        refused(ProgramError, "other log densities", program("model"), program("guide"), elbo)
+
+
+def test_densities_of_several_precisions():
+    """What single precision rounds is no other density."""
+
+    def program(side):
+        def run(xs):
+            z = array(0.0)
+            for i in pyro.markov(range(len(xs))):
+                z = pyro.sample(f"z{i}", dist.Normal(0.3 * (z.float() if i else z), 1.0))
+                if side == "model":
+                    pyro.sample(f"x{i}", dist.Normal(z, 1.0), obs=xs[i].to(z.dtype))
+
+        return run
+
+    loss = elbo_of(50, max_plate_nesting=0).loss(program("model"), program("guide"), array(np.linspace(-3, 3, 20)))
+    assert math.isfinite(loss)
 
 
 def test_steps_without_sites_weigh_nothing_and_deterministic_sites_stand_anywhere():

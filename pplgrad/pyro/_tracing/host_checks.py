@@ -41,8 +41,10 @@ class Nesting(Messenger):
 
 
 @contextmanager
-def broadcasting(most: int, site: str | None = None) -> Iterator[None]:
+def broadcasting(most: int, site: str | None = None, looped: bool = True) -> Iterator[None]:
     """Turn what a program raises because particles, or the branches of a site, are rows of a plate into an error that says so.
+
+    Particles may instead be `looped` over, unless they meet in a filter.
 
     The program's own error is chained to it: it may be another fault.
     """
@@ -58,10 +60,11 @@ def broadcasting(most: int, site: str | None = None) -> Iterator[None]:
                 f"program that this ELBO ran had it); try increasing max_plate_nesting. ({first_line(error)})"
             ) from error
         fault = "" if site is None else f", in {whose}"
-        other = "" if site is None else f", or ScoreFunction() at '{site}'"
+        other = ", or use vectorize_particles=False" if looped else ""
+        other += "" if site is None else f", or ScoreFunction() at '{site}'"
         raise ProgramError(
             f"The program cannot run under vectorize_particles=True{fault}, which adds a leading dimension to every value; write it so "
-            f"that it broadcasts, or use vectorize_particles=False{other}. ({first_line(error)})"
+            f"that it broadcasts{other}. ({first_line(error)})"
         ) from error
 
 
