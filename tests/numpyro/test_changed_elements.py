@@ -10,8 +10,8 @@ import pytest
 from pplgrad import CountDifference, LocalExpectation, MeasureValued
 from pplgrad.engine import changed_elements as shared
 from pplgrad.numpyro import OneHotCategorical, TraceGrad_ELBO
-from pplgrad.numpyro._fusion import changed_elements
-from pplgrad.numpyro._fusion.changed_elements import by_rows, evaluated
+from pplgrad.numpyro._rerun import changed_elements
+from pplgrad.numpyro._rerun.changed_elements import by_rows, evaluated
 
 RNG = np.random.default_rng(0)
 SHAPE = (2, 3, 4)  # a plate, and two dimensions of elements

@@ -26,7 +26,7 @@ from pplgrad.numpyro._array_ops import OPS, JaxNoise
 from pplgrad.numpyro._baselines import ANEW
 from pplgrad.numpyro._compat import as_function, reused, unmasked
 from pplgrad.numpyro._distributions import family, is_matrix, is_relaxable, is_reparameterized, values_of
-from pplgrad.numpyro._fusion.changed_elements import by_rows, evaluated
+from pplgrad.numpyro._rerun.changed_elements import by_rows, evaluated
 from pplgrad.numpyro._tracing.control_flow import FlowMessenger
 from pplgrad.numpyro._tracing.handlers import Intervene, Resolve, site_key
 from pplgrad.numpyro._tracing.particle_trace import ParticleOutputs, ParticleTrace, run_particle
