@@ -258,8 +258,6 @@ class PyroBranches:
         except Unfollowed:
             return None
         costs = [torch.cat(column, 1) if len(column) > 1 else column[0] for column in zip(*found, strict=True)]
-        if not is_recording() and not all(bool(torch.isfinite(cost).all()) for cost in costs):
-            return None
         return [x.reshape(self._particles * values.count, *x.shape[2:]) for x in costs]
 
     def _followed(self, run: ChangedRun, site: str, depth: int) -> list[torch.Tensor]:
