@@ -7,7 +7,7 @@ export MKL_NUM_THREADS = 1
 
 FUZZ_SEEDS ?= 0:40
 
-.PHONY: bench-estimators demo test test-all test-newest test-newest-pyro quick fuzz lint format storchastic bench bench-against bench-full bench-watching bench-marginal bench-memory bench-arithmetic bench-gpu bench-guards bench-passes bench-mixtures variance study clean
+.PHONY: bench-estimators bench-growth demo test test-all test-newest test-newest-pyro quick fuzz lint format storchastic bench bench-against bench-full bench-watching bench-marginal bench-memory bench-arithmetic bench-gpu bench-guards bench-passes bench-mixtures variance study clean
 
 # The stamp is newer than the files that say what to install, so that a second run installs nothing.
 .venv/installed: pyproject.toml constraints.txt
@@ -103,6 +103,9 @@ bench-marginal: .venv/installed
 
 bench-mixtures: .venv/installed
 	$(BIN)/python -m benchmarks.mixtures
+
+bench-growth: .venv/installed
+	$(BIN)/python -m benchmarks.growth
 
 bench-memory: .venv/installed
 	$(BIN)/python -m benchmarks.memory

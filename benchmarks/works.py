@@ -21,8 +21,8 @@ class Work:
     """One program at one size.
 
     `kind` is "sbn" (the belief network of models/sbn.py: `size` latents in each of `layers` layers, `batch` images), "chain" (`size`
-    sites, each with an observation, in a Python loop), "scan" (the same chain in NumPyro's `scan` and Pyro's `markov`), or "plate"
-    (`size` latents for each of `batch` rows, all independent).
+    sites, each with an observation, in a Python loop), "scan" (the same chain in NumPyro's `scan` and Pyro's `markov`), "plate"
+    (`size` latents for each of `batch` rows, all independent), or "categorical" (one latent of `size` categories for each of `batch` rows).
     """
 
     kind: str
@@ -41,7 +41,7 @@ class Work:
         words = [f"{self.kind} {self.size}"]
         if self.kind == "sbn":
             words.append(f"{self.layers} layer{'s' * (self.layers > 1)}")
-        if self.kind == "plate":
+        if self.kind in ("plate", "categorical"):
             words[0] += f" x {self.batch}"
         if self.particles > 1 or self.kind == "sbn":
             words.append(f"{self.particles} particle{'s' * (self.particles > 1)}")
@@ -50,7 +50,7 @@ class Work:
     @property
     def plates(self) -> int:
         """The number of nested plates."""
-        return {"sbn": 1, "plate": 2}.get(self.kind, 0)
+        return {"sbn": 1, "plate": 2, "categorical": 1}.get(self.kind, 0)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def arrays(work: Work, seed: int) -> Arrays:
         return {"x": train[: work.batch], "train": train}
     if work.kind == "plate":
         return {"x": rng.normal(size=(work.batch, work.size))}
-    return {"x": rng.normal(size=work.size)}
+    return {"x": rng.normal(size=work.batch if work.kind == "categorical" else work.size)}
 
 
 def start(work: Work, data: Arrays, seed: int) -> Arrays:
@@ -76,6 +76,9 @@ def start(work: Work, data: Arrays, seed: int) -> Arrays:
     if work.kind == "plate":
         rng = np.random.default_rng(seed)
         return {name: 0.3 + 0.1 * rng.normal(size=work.size) for name in ("prior", "mean", "intercept", "slope")}
+    if work.kind == "categorical":
+        rng = np.random.default_rng(seed)
+        return {name: 0.3 * rng.normal(size=work.size) for name in ("prior", "mean", "intercept", "slope")}
     return {"p": np.array([0.3, -0.5, 0.8]), "q": np.array([-0.4, 0.7])}
 
 
@@ -122,8 +125,8 @@ def _program(
     if work.kind == "sbn":
         return sbn().program(ppl, dist, xp, array, work.options, data["train"], seed)
     initial = {name: array(value) for name, value in start(work, data, seed).items()}
-    if work.kind == "plate":
-        return _plate(ppl, dist, initial)
+    if work.kind in ("plate", "categorical"):
+        return (_plate if work.kind == "plate" else _categorical)(ppl, dist, initial)
     return _chain(ppl, dist, array, initial, work.size, steps)
 
 
@@ -181,5 +184,20 @@ def _plate(ppl: Any, dist: Any, initial: dict) -> tuple[Callable, Callable]:
         intercept, slope = (ppl.param(name, initial[name]) for name in ("intercept", "slope"))
         with ppl.plate("latents", x.shape[-1], dim=-1), ppl.plate("data", x.shape[-2], dim=-2):
             ppl.sample("z", dist.Bernoulli(logits=intercept + slope * x))
+
+    return model, guide
+
+
+def _categorical(ppl: Any, dist: Any, initial: dict) -> tuple[Callable, Callable]:
+    def model(x: Any) -> None:
+        prior, mean = (ppl.param(name, initial[name]) for name in ("prior", "mean"))
+        with ppl.plate("data", len(x)):
+            z = ppl.sample("z", dist.Categorical(logits=prior))
+            ppl.sample("x", dist.Normal(mean[z], 1.0), obs=x)
+
+    def guide(x: Any) -> None:
+        intercept, slope = (ppl.param(name, initial[name]) for name in ("intercept", "slope"))
+        with ppl.plate("data", len(x)):
+            ppl.sample("z", dist.Categorical(logits=intercept + slope * x[:, None]))
 
     return model, guide

@@ -35,6 +35,7 @@ BELOW = {
     + ("of_estimators", "by_hand_estimators_jax", "by_hand_estimators_torch"),
     "in_storchastic": (),
     "gpu": (),
+    "growth": (),
     "guards": (),
     "marginal": (),
     "passes": (),
@@ -314,6 +315,16 @@ def test_jax_by_hand_gives_the_same_gradient(work):
         mine, loss = jax.grad(surrogate, has_aux=True)(params)
         assert float(loss) == pytest.approx(float(np.mean(losses)), rel=1e-12)
         assert_same(mine, {name: sum(g[name] for g in gradients) / work.particles for name in params})
+
+
+@pytest.mark.slow
+def test_growth(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.growth", "--axis", "categories", "--largest", "10", "--turns", "3"]
+    command += ["--seconds", "0.05", "--contestant", "NumPyro default", "--out", tmp_path]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    page = (tmp_path / "growth.md").read_text()
+    assert "| contestant | 2 | 10 | slope |" in page and page.count("| NumPyro default |") == 2
 
 
 def test_what_a_guard_costs():
