@@ -277,6 +277,10 @@ class Draw:
         places = self.ops.arange(elements, self._host.value)
         return self.ops.xp.reshape(numbers[:, None] == places, (1, -1, *(1 for _ in sizes), elements))
 
+    def of_elements(self, x: Array) -> Array:
+        """Return an array of the shape of the site's value, (particles, *B, *E), by elements: (particles, *plates, elements, ...)."""
+        return self._axes.gather(self.ops.xp, self.ops.xp.reshape(x, self._host.value.shape), 1)
+
     def place(self, value: Array) -> Array:
         """Return the site's values for numbers (particles, m, *plates, elements): undo `value`.
 

@@ -120,17 +120,29 @@ class Alternatives:
     """The values of a site at which an estimator requests the downstream cost, and data that the estimator keeps for itself.
 
     Attributes:
-        values: other values of the site, (particles, m, *B, *E) as `Draw.embed` returns them, or computed by number (`Values`).
+        values: other values of the site, (particles, m, *B, *E) as `Draw.embed` returns them, or computed by number (`Values`). With
+            `points` it is a function that returns them from an array like `points`.
+        points: an array from which the values are computed. The derivative of the sum of their costs with respect to it is
+            requested, and that of the draw's own cost along the draw.
         kept: anything that the estimator needs again in `branch_surrogate`.
         weights: weights of the categories, (particles, m', *plates, elements, categories), at which the derivative of the cost is requested
             too. Downstream discrete sites are then relaxed as well.
         temperature: the temperature at which downstream discrete sites are relaxed; None replaces them by their probabilities.
     """
 
-    values: Array | Values | None = None
+    values: Array | Values | Callable[[Array], Values] | None = None
     kept: Any = None
     weights: Array | None = None
     temperature: Any = None
+    points: Array | None = None
+
+    @property
+    def placed(self) -> Values | None:
+        """Return the values, computed from the points if there are any; None if no values are requested."""
+        if self.points is not None:
+            assert callable(self.values)
+            return self.values(self.points)
+        return None if self.values is None else Values.of(self.values)
 
 
 @dataclass(frozen=True)
@@ -147,6 +159,8 @@ class BranchTerms:
         soft_costs: the cost at each of the weights, of shape (particles, m', *plates).
         slopes: the derivative of the cost at the weights, of the shape of the weights. Slopes carry gradient to the quantities from which
             the weights were computed.
+        along_points: the derivative of the costs with respect to the points, of their shape, a constant.
+        along_draw: the derivative of the draw's cost along the draw, (particles, *plates, elements, *E), a constant, where there are points.
         shares: under an objective that combines particles, returns the normalised weights of the alternatives, of the shape of `costs`.
             Under such an objective a cost is the bound.
         higher_order: if True, the costs already contain the score of the draw, with derivatives of every order, and the estimator must
@@ -161,6 +175,8 @@ class BranchTerms:
     slopes: Array
     shares: Callable[[], Array] | None = None
     higher_order: bool = False
+    along_points: Array | None = None
+    along_draw: Array | None = None
 
     @property
     def ops(self) -> Ops:
@@ -191,9 +207,12 @@ class Estimator(ABC):
             in `branch_surrogate`, which is called instead of `surrogate`.
         enumerates: whether costs are averaged over all values of the site (`engine.joint_sums`); there is no other term at it.
         follows_mixture: whether the draw of a mixture is given a gradient to the mixture's parameters, which the host's draw has not.
+        differentiates_branches: whether the derivative of the costs along the values in branches is requested (`Alternatives.points`), so
+            that what follows the site has to be differentiable there without a score.
         relaxes: whether the draw is replaced by weights of the categories.
         uses_slopes: whether the estimator requests the derivative of the cost at such weights.
         reweights_path: whether the score of the draw in the importance weights is reparameterized.
+        if_undifferentiable: what to use where the program has no derivative at other draws of the site, which the estimator asks for.
         if_nan: what the site's log density in the guide is NaN for on purpose, and what to change, as a sentence; empty if nothing is.
     """
 
@@ -202,9 +221,11 @@ class Estimator(ABC):
     uses_branches: ClassVar[bool] = False
     enumerates: ClassVar[bool] = False
     follows_mixture: ClassVar[bool] = False
+    differentiates_branches: ClassVar[bool] = False
     relaxes: ClassVar[bool] = False
     uses_slopes: ClassVar[bool] = False
     reweights_path: ClassVar[bool] = False
+    if_undifferentiable: ClassVar[str] = "use ScoreFunction()"
     if_nan: ClassVar[str] = ""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -14,14 +14,15 @@ from pplgrad.core.draw import Draw, HostDraw
 from pplgrad.core.estimator import Alternatives, BranchTerms, Values
 from pplgrad.core.noise import Noise, noise_for
 from pplgrad.core.shapes import plate_shape
-from pplgrad.core.sites import Run
+from pplgrad.core.sites import Run, SiteSpec
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.loop_steps import LoopSteps, StepDraw
+from pplgrad.engine.pathwise_weights import PathHost
 from pplgrad.engine.signals import Signals
-from pplgrad.errors import ProgramError
+from pplgrad.errors import EstimatorError, ProgramError
 
 
-class BranchHost(Protocol):
+class BranchHost(PathHost, Protocol):
     """The part of a plug-in that runs branches and keeps the estimators' noise."""
 
     def draw(self, site: str) -> HostDraw:
@@ -36,6 +37,9 @@ class BranchHost(Protocol):
         `values` holds the m alternatives of each site; of a site in a loop those of each step, of which one branch changes one step.
         Costs come in the order of the layout's specifications.
         """
+
+    def value_costs(self, values: Mapping[str, Values]) -> Mapping[str, Sequence[Array]]:
+        """Return all costs like `branch_costs`, with their gradient to the values."""
 
     def soft_costs(
         self, values: Mapping[str, Values], temperatures: Mapping[str, Any]
@@ -57,6 +61,7 @@ def requested_values(
     for number, group in enumerate(layout.site_groups):
         site = layout.sites[group.members[0]]
         if site.estimator.uses_branches:
+            _refuse_scored(layout, site)
             noise, score = noise_for(site.name, ops, host.noise), run.scores[group.members[0]]
             mine = host.draw(site.name)
             steps = LoopSteps.of(ops, site.plates, group.plates, run.particles)
@@ -97,57 +102,31 @@ def branch_terms(
     draws = {n: draw for n, (draw, _, _) in found.items()}
     asked = {n: alternatives for n, (_, alternatives, _) in found.items()}
     loops = {n: steps for n, (_, _, steps) in found.items() if steps is not None}
-
-    def in_steps(values: Values, n: int) -> Values:
-        return loops[n].branches(values) if n in loops else values
-
+    larger = {n: share(peers, layout.site_groups[n].plates) for n in asked}
+    seen = _Seen(signals, number, loops, larger)
     values = {
-        draws[n].name: in_steps(_constant(ops, Values.of(a.values)), n)
+        draws[n].name: seen.in_steps(_constant(ops, a.placed), n)
         for n, a in asked.items()
-        if a.values is not None
+        if a.placed is not None and a.points is None
     }
     hard = _costs_at(host, run, values)
-    soft = [n for n, a in asked.items() if a.weights is not None]
-    larger = {n: share(peers, layout.site_groups[n].plates) for n in asked}
-
-    def of_one_process(cost: Array, n: int) -> Array:
-        return cost / larger[n] if larger[n] > 1 else cost
-
-    def shares(costs: Sequence[Array], n: int) -> Array:
-        found = of_one_process(signals.shares_in_branches(number, costs), n)
-        return loops[n].in_branches(found) if n in loops else found
-
-    def in_branches(costs: Sequence[Array], n: int, constant: bool = True) -> Array:
-        found = of_one_process(signals.in_branches(number, n, costs, constant), n)
-        return loops[n].in_branches(found) if n in loops else found
-
-    def at_draw(n: int) -> Array:
-        found = of_one_process(signals.at_draw(number, n)[:, 0], n)
-        return loops[n].at_draw(found) if n in loops else found
-
-    def at_weights(points: list[Array]) -> list[Array]:
-        placed = {
-            draws[n].name: in_steps(Values.of(draws[n].embed_weights(point)), n)
-            for n, point in zip(soft, points, strict=True)
-        }
-        costs = host.soft_costs(placed, {draws[n].name: asked[n].temperature for n in soft})
-        return [in_branches(costs[draws[n].name], n, False) for n in soft]
-
-    soft_costs, slopes = ops.value_and_grad(at_weights, [asked[n].weights for n in soft]) if soft else ([], [])
+    relaxed = _relaxed_costs(ops, host, draws, asked, seen)
+    sloped = _sloped_costs(ops, host, run, draws, asked, seen)
     total = loss = None
     for group, draw in draws.items():
         costs = hard.get(draw.name)
-        place = soft.index(group) if group in soft else None
         terms = BranchTerms(
             draw,
-            at_draw(group),
+            seen.at_draw(group),
             asked[group],
-            None if costs is None else in_branches(costs, group),
-            None if place is None else soft_costs[place],
-            None if place is None else _where_possible(draw, slopes[place]),
-            None if costs is None else partial(shares, costs, group),
+            None if costs is None else seen.in_branches(costs, group),
+            *relaxed.get(group, (None, None)),
+            None if costs is None else partial(seen.shares, costs, group),
             higher_order,
         )
+        if group in sloped:
+            costs, along_points, along_draw = sloped[group]
+            terms = replace(terms, costs=costs, along_points=along_points, along_draw=along_draw)
         estimator = layout.estimator(layout.site_groups[group])
         term, learning = estimator.branch_surrogate(terms), estimator.loss_of(terms)
         if finite is not None:
@@ -158,6 +137,109 @@ def branch_terms(
             loss = learning if loss is None else loss + learning
     assert total is not None
     return total, loss
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """The signals of a run as the estimators of its branches see them: those of one process, step by step in a loop.
+
+    `larger` says for each group of sites how many times less a cost of one process is.
+    """
+
+    signals: Signals
+    number: int
+    loops: Mapping[int, LoopSteps]
+    larger: Mapping[int, int]
+
+    def in_steps(self, values: Values, n: int) -> Values:
+        return self.loops[n].branches(values) if n in self.loops else values
+
+    def _of_one_process(self, cost: Array, n: int) -> Array:
+        return cost / self.larger[n] if self.larger[n] > 1 else cost
+
+    def shares(self, costs: Sequence[Array], n: int) -> Array:
+        found = self._of_one_process(self.signals.shares_in_branches(self.number, costs), n)
+        return self.loops[n].in_branches(found) if n in self.loops else found
+
+    def in_branches(self, costs: Sequence[Array], n: int, constant: bool = True) -> Array:
+        found = self._of_one_process(self.signals.in_branches(self.number, n, costs, constant), n)
+        return self.loops[n].in_branches(found) if n in self.loops else found
+
+    def at_draw(self, n: int) -> Array:
+        found = self._of_one_process(self.signals.at_draw(self.number, n)[:, 0], n)
+        return self.loops[n].at_draw(found) if n in self.loops else found
+
+
+def _relaxed_costs(
+    ops: Ops, host: BranchHost, draws: Mapping[int, Draw], asked: Mapping[int, Alternatives], seen: _Seen
+) -> dict[int, tuple[Array, Array]]:
+    """Return the costs at the weights that are asked for, and their derivative, by the number of the site's group."""
+    soft = [n for n, a in asked.items() if a.weights is not None]
+    if not soft:
+        return {}
+
+    def at_weights(points: list[Array]) -> list[Array]:
+        placed = {
+            draws[n].name: seen.in_steps(Values.of(draws[n].embed_weights(point)), n)
+            for n, point in zip(soft, points, strict=True)
+        }
+        costs = host.soft_costs(placed, {draws[n].name: asked[n].temperature for n in soft})
+        return [seen.in_branches(costs[draws[n].name], n, False) for n in soft]
+
+    costs, slopes = ops.value_and_grad(at_weights, [asked[n].weights for n in soft])
+    return {n: (cost, _where_possible(draws[n], slope)) for n, cost, slope in zip(soft, costs, slopes, strict=True)}
+
+
+def _sloped_costs(
+    ops: Ops,
+    host: BranchHost,
+    run: Run,
+    draws: Mapping[int, Draw],
+    asked: Mapping[int, Alternatives],
+    seen: _Seen,
+) -> dict[int, tuple[Array, Array, Array]]:
+    """Return the costs at values with points, their derivative along the points, and that of the draw's cost along the draw.
+
+    All are constants, by the number of the site's group. What Python reads of the draws stays as it is: a site's own branches alone are
+    differentiated, one site after the other at the draw, where the cost of one may depend on another.
+    """
+    sloped = [n for n, a in asked.items() if a.points is not None]
+    several = [n for n in sloped if asked[n].placed.count]  # type: ignore[union-attr]
+    drawn = run if run.drawn is None else replace(run, costs=run.drawn)
+
+    def at_points(points: list[Array]) -> list[Array]:
+        placed = {
+            draws[n].name: seen.in_steps(asked[n].values(point), n)  # type: ignore[operator, misc]
+            for n, point in zip(several, points, strict=True)
+        }
+        costs = host.value_costs(placed)
+        return [seen.in_branches(costs[draws[n].name], n, False) for n in several]
+
+    def along_draw(n: int) -> Array:
+        draw = draws[n]
+        found = host.path_slopes(drawn, [draw.name], lambda costs, _: ops.xp.sum(seen.in_branches(costs, n, False)))
+        # A draw that carries no gradient moves with nothing.
+        return draw.of_elements(found[0][1] if found else ops.xp.zeros_like(host.draw(draw.name).value))
+
+    costs, slopes = ops.value_and_grad(at_points, [asked[n].points for n in several]) if several else ([], [])
+    found = {
+        n: (seen.in_branches([cost[:0] for cost in drawn.costs], n), asked[n].points, along_draw(n)) for n in sloped
+    }
+    found |= {n: (cost, slope, found[n][2]) for n, cost, slope in zip(several, costs, slopes, strict=True)}
+    return {n: tuple(map(ops.stop_gradient, arrays)) for n, arrays in found.items()}  # type: ignore[misc]
+
+
+def _refuse_scored(layout: Layout, site: SiteSpec) -> None:
+    """Refuse a site that follows one whose branches are differentiated, if it needs a score there: the derivative would lack it."""
+    if not site.estimator.differentiates_branches:
+        return
+    for other in layout.sites:
+        scored = other.estimator.uses_score or other.estimator.uses_branches
+        if other.name != site.name and scored and site.name in layout.ancestors.get(other.name, {}):
+            raise EstimatorError(
+                f"Site '{other.name}' follows site '{site.name}', whose {site.estimator!r} differentiates the program at other values of it, "
+                f"where {other.estimator!r} has no derivative; {site.estimator.if_undifferentiable} at '{site.name}'."
+            )
 
 
 def _costs_at(host: BranchHost, run: Run, values: Mapping[str, Values]) -> dict[str, Sequence[Array]]:
@@ -174,7 +256,8 @@ def _where_possible(draw: Draw, slopes: Array) -> Array:
     return draw.ops.xp.where(draw.possible[:, None], slopes, draw.ops.xp.zeros_like(slopes))
 
 
-def _constant(ops: Ops, values: Values) -> Values:
+def _constant(ops: Ops, values: Values | None) -> Values:
+    assert values is not None
     return replace(values, at=lambda numbers: ops.stop_gradient(values.at(numbers)))
 
 

@@ -11,7 +11,7 @@ from pplgrad.core.draw import Draw
 from pplgrad.core.estimator import Alternatives, BranchTerms, Declaration, Estimator, Values
 from pplgrad.core.mixtures import Mixture
 from pplgrad.core.site_info import SiteInfo
-from pplgrad.errors import EstimatorError
+from pplgrad.errors import ConfigurationError, EstimatorError
 from pplgrad.estimators.registry import remedy
 from pplgrad.estimators.site_requirements import require_unscanned
 
@@ -52,22 +52,41 @@ def _declared(supports: str, evaluations: int | str, source: str) -> Declaration
 
 
 @dataclass(frozen=True)
+class _Strata:
+    """The components of each element beside that of the draw: their log weights, (..., elements, components - 1), and how they move.
+
+    `moved` are their values and that of the draw's own component, which is the last, (..., elements, components, *E): they have gradient to
+    the components' parameters. `weights` are the probabilities of those, constants.
+    """
+
+    log_weights: Array
+    weights: Array
+    moved: Array
+
+
+@dataclass(frozen=True)
 class StratifiedMixture(MixturePath):
     r"""Stratified sampling over the components of a mixture: every component is evaluated, weighted by its probability.
 
-    Estimates ∇θ E_q[f(x)] = E[Σ_k ∇θ π_k f(x_k)] + E_q[Σ_k r_k(x) ∇θ x_k · ∇f(x)], where x_k = μ_k + σ_k z is drawn from component k.
-    The first term is an exact sum over the components of one element at a time, with the others at their draw. In it the draw x stands
-    for a component that is drawn from r_k(x) = π_k q_k(x) / q(x), the probability that k has drawn x. The other components are drawn with
-    the same noise z where all are of one family, and with noise of their own elsewhere. The second term is the path of the draw, averaged
-    over the component that it may have come from.
+    With `paths="all"` it estimates ∇θ E_q[f(x)] = E[Σ_k (∇θ π_k f(x_k) + π_k ∇θ x_k · ∇f(x_k))], where x_k = μ_k + σ_k z is drawn from
+    component k. It is an exact sum over the components of one element at a time, with the others at their draw. In it the draw x stands for
+    a component that is drawn from r_k(x) = π_k q_k(x) / q(x), the probability that k has drawn x. The other components are drawn with the
+    same noise z where all are of one family, and with noise of their own elsewhere.
+
+    With `paths="draw"` the second term of the sum is replaced by E_q[Σ_k r_k(x) ∇θ x_k · ∇f(x)]: the path of the draw alone, averaged over
+    the component that it may have come from. The other components are evaluated without a derivative.
 
     In a sum of costs the guide's log q(x; θ) is differentiated with respect to x only: what is left out has mean zero. A bound of several
     particles needs it.
 
+    Args:
+        paths: the draws along which costs are differentiated: "draw" or "all". Default: "draw".
+
     Shapes:
         Elements are the entries of `to_event` around the mixture, of batch dimensions that no plate declares, and of plates that a
         downstream cost does not have. The event of a component is one element, whatever its shape. Each element needs (components − 1)
-        evaluations of the program. All elements of the other plates change at once. Costs are in nats.
+        evaluations of the program, with their derivative if `paths="all"`. All elements of the other plates change at once. Costs are in
+        nats.
 
     Assumptions:
         The components are Normal, Laplace, Logistic, Gumbel, Cauchy, LogNormal (with `to_event` or without) or MultivariateNormal. The
@@ -76,7 +95,9 @@ class StratifiedMixture(MixturePath):
 
     Raises:
         EstimatorError: on a site that is no mixture of such components, or that is drawn inside a `scan` or `cond`;
-            if a cost depends on the draw without a derivative.
+            if a cost depends on the draw without a derivative; with `paths="all"` also if a site that follows uses a score, and in NumPyro if
+            Python control flow of the program depends on a value.
+        ConfigurationError: if `paths` is neither "draw" nor "all".
 
     Example:
         >>> StratifiedMixture().declaration.evaluations
@@ -88,51 +109,91 @@ class StratifiedMixture(MixturePath):
         Titsias and Lázaro-Gredilla (2015), equation 8, for one element at a time.
     """
 
+    paths: str = "draw"
+
     declaration: ClassVar[Declaration] = _declared(
         "mixtures of location-scale components", "elements × (components − 1)", "Morningstar et al. 2021"
     )
     uses_branches: ClassVar[bool] = True
+    if_undifferentiable: ClassVar[str] = "use StratifiedMixture(paths='draw')"
+
+    def __post_init__(self) -> None:
+        if self.paths not in ("draw", "all"):
+            raise ConfigurationError(f'StratifiedMixture(paths={self.paths!r}): write "draw" or "all".')
 
     def check(self, site: SiteInfo) -> None:
         """Refuse a site that is no mixture of known components."""
         super().check(site)
         require_unscanned(self, site)
 
+    @property
+    def differentiates_branches(self) -> bool:  # type: ignore[override]
+        """Whether costs are differentiated along the draws of all components."""
+        return self.paths == "all"
+
     def moved(self, ops: Ops, mixture: Mixture) -> Array:
-        """Return the draw with its gradient to the parameters of the components."""
+        """Return the draw with its gradient to the parameters of the components.
+
+        Where the paths of all components are summed, that of the draw is among them, and counts for nothing here. The draw still carries
+        gradient, so that what is known of its derivative in the program stays known.
+        """
         z = mixture.noise(ops)
-        return mixture.value + mixture.moved_by_components(ops, z, mixture.log_responsibilities(ops, z))
+        along = mixture.moved_by_components(ops, z, mixture.log_responsibilities(ops, z))
+        return mixture.value + (0 * along if self.differentiates_branches else along)
 
     def alternatives(self, draw: Draw) -> Alternatives:
         """Return, for each element, the draw with that element drawn from every other component."""
         ops, xp, mixture = draw.ops, draw.ops.xp, draw.mixture
         z, e, count = mixture.noise(ops), mixture.event_dim, mixture.log_weights.shape[-1]
-        own = draw.noise.categorical(mixture.log_responsibilities(ops, z))
-        if mixture.one_family:
-            z = xp.broadcast_to(_of_component(xp, z, own[..., None], e), z.shape)
-        else:
-            z = mixture.fresh_noise(draw.noise)
-        # The components after the draw's own, in a cycle: (particles, *plates, elements, components - 1).
-        others = (own[..., None] + 1 + ops.arange(count - 1, own)) % count
-        log_weights = xp.take_along_axis(mixture.log_weights, others, axis=-1)
-        values = _of_component(xp, ops.stop_gradient(mixture.at(ops, z)), others, e)
-        possible = xp.reshape(is_possible(xp, log_weights), (*others.shape, *(1,) * e))
+        own = draw.noise.categorical(mixture.log_responsibilities(ops, z))[..., None]
+        z = _noise_of_all(draw, z, own)
+        # The components after the draw's own, in a cycle: (particles, *plates, elements, components - 1); its own is the last.
+        order = (own + 1 + ops.arange(count, own)) % count
+        log_weights = xp.take_along_axis(mixture.log_weights, order, axis=-1)
+        moved = _of_component(xp, mixture.at(ops, z), order, e)
+        others = (..., slice(None, -1), *(slice(None),) * e)
+        possible = is_possible(xp, log_weights[..., :-1])
+        possible = xp.reshape(possible, (*possible.shape, *(1,) * e))
         axis = -1 - e
-        values = xp.moveaxis(xp.where(possible, values, xp.expand_dims(mixture.value, axis=axis)), axis, 1)
+        values = xp.where(possible, ops.stop_gradient(moved)[others], xp.expand_dims(mixture.value, axis=axis))
+        values = xp.moveaxis(values, axis, 1)
         value = mixture.value[:, None]
 
-        def at(numbers: Array) -> Array:
-            here = draw.is_element(numbers // (count - 1))
-            here = xp.reshape(here, (*here.shape, *(1,) * e))
-            return draw.place(xp.where(here, xp.take(values, numbers % (count - 1), axis=1), value))
+        def placed(values: Array) -> Values:
+            def at(numbers: Array) -> Array:
+                here = draw.is_element(numbers // (count - 1))
+                here = xp.reshape(here, (*here.shape, *(1,) * e))
+                return draw.place(xp.where(here, xp.take(values, numbers % (count - 1), axis=1), value))
 
-        return Alternatives(Values(own.shape[-1] * (count - 1), at), log_weights)
+            return Values(own.shape[-2] * (count - 1), at)
+
+        kept = _Strata(log_weights[..., :-1], xp.exp(ops.stop_gradient(log_weights)), moved)
+        if self.differentiates_branches:
+            return Alternatives(placed, kept, points=values)
+        return Alternatives(placed(values), kept)
 
     def branch_surrogate(self, terms: BranchTerms) -> Array:
-        """Return Σ_d Σ_k π_k (f(x with x_d from component k) − f(x))."""
-        xp, log_weights = terms.ops.xp, terms.alternatives.kept
-        costs = terms.costs_of_elements(log_weights.shape[-2])
-        return xp.sum(xp.exp(log_weights) * (costs - terms.downstream[..., None, None]))
+        """Return Σ_d Σ_k π_k (f(x with x_d from component k) − f(x)), and Σ_d Σ_k π_k x_k · ∇f(x_k) if all paths are summed."""
+        xp, strata = terms.ops.xp, terms.alternatives.kept
+        costs = terms.costs_of_elements(strata.log_weights.shape[-2])
+        found = xp.sum(xp.exp(strata.log_weights) * (costs - terms.downstream[..., None, None]))
+        if terms.along_points is None:
+            return found
+        axis = len(strata.weights.shape) - 1
+        slopes = xp.moveaxis(terms.along_points, 1, axis)
+        slopes = xp.concat([slopes, xp.expand_dims(terms.along_draw, axis=axis)], axis=axis)
+        weights = xp.reshape(strata.weights, (*strata.weights.shape, *(1,) * (len(slopes.shape) - axis - 1)))
+        return found + xp.sum(weights * slopes * (strata.moved - terms.ops.stop_gradient(strata.moved)))
+
+
+def _noise_of_all(draw: Draw, z: Array, own: Array) -> Array:
+    """Return noise of every component, (..., components, *E), from that which gives each the draw: at its own component it stays."""
+    xp, mixture = draw.ops.xp, draw.mixture
+    if mixture.one_family:
+        return xp.broadcast_to(_of_component(xp, z, own, mixture.event_dim), z.shape)
+    is_own = own == draw.ops.arange(mixture.log_weights.shape[-1], own)
+    is_own = xp.reshape(is_own, (*is_own.shape, *(1,) * mixture.event_dim))
+    return xp.where(is_own, z, mixture.fresh_noise(draw.noise))
 
 
 def _of_component(xp: Any, x: Array, numbers: Array, event_dim: int) -> Array:

@@ -149,6 +149,11 @@ class NumPyroBranches:
         found = self._run_all(values, None)
         return {name: [jax.lax.stop_gradient(x) for x in costs] for name, costs in found.items()}
 
+    def value_costs(self, values: Mapping[str, Values]) -> dict[str, list[jax.Array]]:
+        """Return the costs in all branches, with their gradient."""
+        self._refuse_untraced(next(iter(values)))
+        return self._run_all(values, None)
+
     def soft_costs(self, values: Mapping[str, Values], temperatures: Mapping[str, Any]) -> dict[str, list[jax.Array]]:
         """Return the costs at relaxed values, with their gradient."""
         if not self._traceable:
@@ -162,11 +167,7 @@ class NumPyroBranches:
         self, run: Run, sites: Sequence[str], weigh: Callable[[list[jax.Array], list[jax.Array]], jax.Array]
     ) -> list[tuple[jax.Array, jax.Array]]:
         """Return the values of sites with their gradient, and the derivative with respect to them of what `weigh` makes."""
-        if not self._traceable:
-            raise EstimatorError(
-                f"DReG() at site '{sites[0]}' differentiates the program, whose Python control flow depends on a value; use "
-                "Reparam() there."
-            )
+        self._refuse_untraced(sites[0])
         values = {name: self._arrays.values[name] for name in sites}
 
         def shifted(shifts: dict[str, jax.Array]) -> jax.Array:
@@ -179,6 +180,15 @@ class NumPyroBranches:
 
         slopes = jax.grad(shifted)(jax.tree.map(jnp.zeros_like, values))
         return [(values[name], slopes[name]) for name in sites]
+
+    def _refuse_untraced(self, site: str) -> None:
+        """Refuse to differentiate a program at other values of a site, if which of its lines run depends on them."""
+        if not self._traceable:
+            found = next(spec.estimator for spec in self._layout.sites if spec.name == site)
+            raise EstimatorError(
+                f"{found!r} at site '{site}' differentiates the program, whose Python control flow depends on a value; "
+                f"{found.if_undifferentiable} there."
+            )
 
     def _shifted(self, mine: tuple[jax.Array, dict[str, jax.Array]]) -> tuple[list[jax.Array], list[jax.Array]]:
         """Return a particle's costs and scores where draws are moved by shifts."""

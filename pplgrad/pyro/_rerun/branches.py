@@ -221,6 +221,10 @@ class PyroBranches:
         with torch.no_grad():
             return self._run_all(values, None)
 
+    def value_costs(self, values: Mapping[str, Values]) -> dict[str, list[torch.Tensor]]:
+        """Return the costs in all branches, with their gradient."""
+        return self._run_all(values, None)
+
     def soft_costs(
         self, values: Mapping[str, Values], temperatures: Mapping[str, Any]
     ) -> dict[str, list[torch.Tensor]]:
@@ -250,6 +254,8 @@ class PyroBranches:
         if not values:
             return []
         total = weigh(run.costs, run.scores)
+        if not total.requires_grad:  # No cost depends on any draw.
+            return [(value, torch.zeros_like(value)) for value in values]
         slopes = torch.autograd.grad(total, values, retain_graph=True, materialize_grads=True)
         return list(zip(values, slopes, strict=True))
 
