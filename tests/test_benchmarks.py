@@ -26,7 +26,7 @@ SMALL = {
     "arithmetic": ["--latents", "4"],
     "watching": ["--latents", "4", "--seconds", "0.1", "--libraries", "numpyro"],
     "memory": ["--latents", "4", "--batch", "10", "--rows", "0", "2", "--libraries", "numpyro"],
-    "mixtures": ["--gaps", "2", "--dims", "1", "--draws", "20", "--seconds", "0.1"],
+    "mixtures": ["--gaps", "2", "--dims", "1", "--elements", "2", "--draws", "20", "--seconds", "0.1"],
     "variance": ["--latents", "4", "--stops", "0", "--draws", "4", "--seconds", "0.1"],
     "training": ["--latents", "4", "--seconds", "0.1", "--libraries", "pyro", "--estimators", "DisARM"],
 }

@@ -29,6 +29,7 @@ from pplgrad import (
     StratifiedMixture,
 )
 from pplgrad.core.mixtures import Mixture
+from pplgrad.estimators import mixtures
 from pplgrad.estimators.mixtures import StratifiedMixture as Stratified
 from pplgrad.numpyro import TraceGrad_ELBO as NumPyroELBO
 from pplgrad.numpyro._array_ops import OPS as in_jax
@@ -130,14 +131,13 @@ MUTANTS = {
         ImplicitReparam(), "positive", Mixture, "moved_by_weights", "found * self.value if", "found if"
     ),
     "components are not weighted": (
-        StratifiedMixture(), "numbers", Stratified, "branch_surrogate", "xp.exp(log_weights) *", "log_weights *"
+        StratifiedMixture(), "numbers", Stratified, "branch_surrogate", "xp.exp(strata.log_weights) *", "strata.log_weights *"
     ),
     "noise of another component": (
-        StratifiedMixture(), "numbers", Stratified, "alternatives", "_of_component(xp, z, own[..., None], e)",
-        "_of_component(xp, z, 0 * own[..., None], e)",
+        StratifiedMixture(), "numbers", mixtures, "_noise_of_all", "_of_component(xp, z, own, ", "_of_component(xp, z, 0 * own, "
     ),
     "weights of a minibatch are not scaled": (
-        StratifiedMixture(), "minibatch", Stratified, "branch_surrogate", "return xp.sum(", "return xp.sum((1 / 3) * "
+        StratifiedMixture(), "minibatch", Stratified, "branch_surrogate", "found = xp.sum(", "found = xp.sum((1 / 3) * "
     ),
     "elements take other values at once": (
         StratifiedMixture(), "elements", Stratified, "alternatives", "xp.where(here, xp.take", "xp.where(here | True, xp.take"
