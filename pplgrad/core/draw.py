@@ -85,12 +85,15 @@ class Draw:
         score: Array,
         learned: Callable[[str, Any], Array],
         starts: Callable[[int, int], Mapping[str, Any]],
+        differentiable: bool = False,
     ) -> None:
         self.ops = ops
         self.name = host.name
         self.noise = noise
         self.score = to_shape(ops, score, shape)
         """log q of the draw, with its gradient: (particles, *plates)."""
+        self.differentiable = differentiable
+        """Whether branches can be differentiated along other values of the site: no site that follows has a score."""
         self._learned = learned
         self._starts = starts
         self._host = host

@@ -109,6 +109,10 @@ class Values:
     at: Callable[[Array], Array]
     per_step: int | None = None
 
+    def between(self, first: int, last: int) -> Values:
+        """Return the values from one number up to another, which is not among them."""
+        return Values(last - first, lambda numbers: self.at(numbers + first))
+
     @classmethod
     def of(cls, values: Array | Values) -> Values:
         """Return `Values` from an array of all alternatives, (particles, m, *B, *E)."""
@@ -207,8 +211,8 @@ class Estimator(ABC):
             in `branch_surrogate`, which is called instead of `surrogate`.
         enumerates: whether costs are averaged over all values of the site (`engine.joint_sums`); there is no other term at it.
         follows_mixture: whether the draw of a mixture is given a gradient to the mixture's parameters, which the host's draw has not.
-        differentiates_branches: whether the derivative of the costs along the values in branches is requested (`Alternatives.points`), so
-            that what follows the site has to be differentiable there without a score.
+        differentiates_branches: whether the derivative of the costs along other values of the site is requested whatever the program is
+            (`Alternatives.points`): a site that follows may then have no score. See `Draw.differentiable`.
         relaxes: whether the draw is replaced by weights of the categories.
         uses_slopes: whether the estimator requests the derivative of the cost at such weights.
         reweights_path: whether the score of the draw in the importance weights is reparameterized.

@@ -25,6 +25,14 @@ from pplgrad.errors import EstimatorError, ProgramError
 class BranchHost(PathHost, Protocol):
     """The part of a plug-in that runs branches and keeps the estimators' noise."""
 
+    @property
+    def can_differentiate(self) -> bool:
+        """Whether branches can be differentiated."""
+
+    @property
+    def held_at_once(self) -> int | None:
+        """The number of differentiated branches of a particle that may be held at once; None for all, or where the host sees to it."""
+
     def draw(self, site: str) -> HostDraw:
         """Return the draw of a site."""
 
@@ -61,7 +69,8 @@ def requested_values(
     for number, group in enumerate(layout.site_groups):
         site = layout.sites[group.members[0]]
         if site.estimator.uses_branches:
-            _refuse_scored(layout, site)
+            scored = _with_score(layout, site)
+            _refuse_scored(site, scored)
             noise, score = noise_for(site.name, ops, host.noise), run.scores[group.members[0]]
             mine = host.draw(site.name)
             steps = LoopSteps.of(ops, site.plates, group.plates, run.particles)
@@ -77,6 +86,7 @@ def requested_values(
                 score,
                 partial(host.learned, site.name),
                 site.estimator.learned,
+                scored is None and host.can_differentiate,
             )
             found[number] = (draw, site.estimator.alternatives(draw), steps)
     return found
@@ -200,20 +210,26 @@ def _sloped_costs(
 ) -> dict[int, tuple[Array, Array, Array]]:
     """Return the costs at values with points, their derivative along the points, and that of the draw's cost along the draw.
 
-    All are constants, by the number of the site's group. What Python reads of the draws stays as it is: a site's own branches alone are
-    differentiated, one site after the other at the draw, where the cost of one may depend on another.
+    All are constants, by the number of the site's group. At the draw one site is differentiated after the other, where the cost of one may
+    depend on another.
     """
-    sloped = [n for n, a in asked.items() if a.points is not None]
-    several = [n for n in sloped if asked[n].placed.count]  # type: ignore[union-attr]
+    several = [n for n, a in asked.items() if a.points is not None and _count(a)]
     drawn = run if run.drawn is None else replace(run, costs=run.drawn)
 
-    def at_points(points: list[Array]) -> list[Array]:
-        placed = {
-            draws[n].name: seen.in_steps(asked[n].values(point), n)  # type: ignore[operator, misc]
-            for n, point in zip(several, points, strict=True)
-        }
-        costs = host.value_costs(placed)
-        return [seen.in_branches(costs[draws[n].name], n, False) for n in several]
+    def differentiated(numbers: Mapping[int, slice]) -> tuple[list[Array], list[Array]]:
+        def at_points(points: list[Array]) -> list[Array]:
+            placed = {}
+            for (n, part), point in zip(numbers.items(), points, strict=True):
+                values = asked[n].values(point).between(part.start, part.stop)  # type: ignore[operator, misc]
+                placed[draws[n].name] = seen.in_steps(values, n)
+            costs = host.value_costs(placed)
+            return [seen.in_branches(costs[draws[n].name], n, False) for n in numbers]
+
+        return ops.value_and_grad(at_points, [asked[n].points for n in numbers])
+
+    def in_parts(n: int) -> tuple[Array, Array]:
+        parts = [differentiated({n: slice(*part)}) for part in chunks(_count(asked[n]), host.held_at_once)]
+        return ops.xp.concat([cost for (cost,), _ in parts], axis=1), sum(slope for _, (slope,) in parts)
 
     def along_draw(n: int) -> Array:
         draw = draws[n]
@@ -221,25 +237,41 @@ def _sloped_costs(
         # A draw that carries no gradient moves with nothing.
         return draw.of_elements(found[0][1] if found else ops.xp.zeros_like(host.draw(draw.name).value))
 
-    costs, slopes = ops.value_and_grad(at_points, [asked[n].points for n in several]) if several else ([], [])
-    found = {
-        n: (seen.in_branches([cost[:0] for cost in drawn.costs], n), asked[n].points, along_draw(n)) for n in sloped
+    if several and host.held_at_once is None:
+        every = differentiated({n: slice(0, _count(asked[n])) for n in several})
+        found = dict(zip(several, zip(*every, strict=True), strict=True))
+    else:
+        found = {n: in_parts(n) for n in several}
+    alone = {
+        n: (seen.in_branches([cost[:0] for cost in drawn.costs], n), a.points)
+        for n, a in asked.items()
+        if a.points is not None and n not in found
     }
-    found |= {n: (cost, slope, found[n][2]) for n, cost, slope in zip(several, costs, slopes, strict=True)}
-    return {n: tuple(map(ops.stop_gradient, arrays)) for n, arrays in found.items()}  # type: ignore[misc]
+    every_site = {**found, **alone}
+    return {n: tuple(map(ops.stop_gradient, (*every_site[n], along_draw(n)))) for n in every_site}  # type: ignore[misc]
 
 
-def _refuse_scored(layout: Layout, site: SiteSpec) -> None:
-    """Refuse a site that follows one whose branches are differentiated, if it needs a score there: the derivative would lack it."""
-    if not site.estimator.differentiates_branches:
-        return
+def _count(asked: Alternatives) -> int:
+    placed = asked.placed
+    return 0 if placed is None else placed.count
+
+
+def _with_score(layout: Layout, site: SiteSpec) -> SiteSpec | None:
+    """Return a site that follows another one and has a score, or branches of its own: a derivative in branches would lack it."""
     for other in layout.sites:
         scored = other.estimator.uses_score or other.estimator.uses_branches
         if other.name != site.name and scored and site.name in layout.ancestors.get(other.name, {}):
-            raise EstimatorError(
-                f"Site '{other.name}' follows site '{site.name}', whose {site.estimator!r} differentiates the program at other values of it, "
-                f"where {other.estimator!r} has no derivative; {site.estimator.if_undifferentiable} at '{site.name}'."
-            )
+            return other
+    return None
+
+
+def _refuse_scored(site: SiteSpec, other: SiteSpec | None) -> None:
+    """Refuse a site under an estimator that differentiates branches in any case, if such a site follows it."""
+    if other is not None and site.estimator.differentiates_branches:
+        raise EstimatorError(
+            f"Site '{other.name}' follows site '{site.name}', whose {site.estimator!r} differentiates the program at other values of it, "
+            f"where {other.estimator!r} has no derivative; {site.estimator.if_undifferentiable} at '{site.name}'."
+        )
 
 
 def _costs_at(host: BranchHost, run: Run, values: Mapping[str, Values]) -> dict[str, Sequence[Array]]:

@@ -52,41 +52,51 @@ def _declared(supports: str, evaluations: int | str, source: str) -> Declaration
 
 
 @dataclass(frozen=True)
-class _Strata:
-    """The components of each element beside that of the draw: their log weights, (..., elements, components - 1), and how they move.
+class _Paths:
+    """The values of all components of each element, (..., elements, components, *E), with their gradient, the draw's own as the last.
 
-    `moved` are their values and that of the draw's own component, which is the last, (..., elements, components, *E): they have gradient to
-    the components' parameters. `weights` are the probabilities of those, constants.
+    `weights` are their probabilities, constants. `of_draw` is 0 with the gradient that the draw has.
     """
 
-    log_weights: Array
     weights: Array
-    moved: Array
+    values: Array
+    of_draw: Array
+
+
+@dataclass(frozen=True)
+class _Strata:
+    """The log weights of the components beside that of the draw, (..., elements, components - 1), and all paths where they are summed."""
+
+    log_weights: Array
+    paths: _Paths | None = None
 
 
 @dataclass(frozen=True)
 class StratifiedMixture(MixturePath):
     r"""Stratified sampling over the components of a mixture: every component is evaluated, weighted by its probability.
 
-    With `paths="all"` it estimates ∇θ E_q[f(x)] = E[Σ_k (∇θ π_k f(x_k) + π_k ∇θ x_k · ∇f(x_k))], where x_k = μ_k + σ_k z is drawn from
-    component k. It is an exact sum over the components of one element at a time, with the others at their draw. In it the draw x stands for
-    a component that is drawn from r_k(x) = π_k q_k(x) / q(x), the probability that k has drawn x. The other components are drawn with the
-    same noise z where all are of one family, and with noise of their own elsewhere.
+    Estimates ∇θ E_q[f(x)] = E[Σ_k (∇θ π_k f(x_k) + π_k ∇θ x_k · ∇f(x_k))], where x_k = μ_k + σ_k z is drawn from component k. It is an exact
+    sum over the components of one element at a time, with the others at their draw. In it the draw x stands for a component that is drawn
+    from r_k(x) = π_k q_k(x) / q(x), the probability that k has drawn x. The other components are drawn with the same noise z where all are
+    of one family, and with noise of their own elsewhere.
 
     With `paths="draw"` the second term of the sum is replaced by E_q[Σ_k r_k(x) ∇θ x_k · ∇f(x)]: the path of the draw alone, averaged over
-    the component that it may have come from. The other components are evaluated without a derivative.
+    the component that it may have come from. The other components are then evaluated without a derivative. `paths="auto"` sums all paths
+    where it can, and takes that of the draw elsewhere: where a site that follows has a score, or branches of its own, and in NumPyro where
+    Python control flow depends on a value. It is the default because of what was measured (`make bench-mixtures`): the sum of all
+    paths has less than half of the variance at two components and a fifteenth at ten, for at most twice the time of a step.
 
     In a sum of costs the guide's log q(x; θ) is differentiated with respect to x only: what is left out has mean zero. A bound of several
-    particles needs it.
+    particles needs it. Parameters that the costs hold, such as those of the model, get their gradient at the draw.
 
     Args:
-        paths: the draws along which costs are differentiated: "draw" or "all". Default: "draw".
+        paths: the draws along which costs are differentiated: "draw", "all" or "auto". Default: "auto".
 
     Shapes:
         Elements are the entries of `to_event` around the mixture, of batch dimensions that no plate declares, and of plates that a
         downstream cost does not have. The event of a component is one element, whatever its shape. Each element needs (components − 1)
-        evaluations of the program, with their derivative if `paths="all"`. All elements of the other plates change at once. Costs are in
-        nats.
+        evaluations of the program, with their derivative where all paths are summed. All elements of the other plates change at once.
+        Costs are in nats.
 
     Assumptions:
         The components are Normal, Laplace, Logistic, Gumbel, Cauchy, LogNormal (with `to_event` or without) or MultivariateNormal. The
@@ -95,9 +105,8 @@ class StratifiedMixture(MixturePath):
 
     Raises:
         EstimatorError: on a site that is no mixture of such components, or that is drawn inside a `scan` or `cond`;
-            if a cost depends on the draw without a derivative; with `paths="all"` also if a site that follows uses a score, and in NumPyro if
-            Python control flow of the program depends on a value.
-        ConfigurationError: if `paths` is neither "draw" nor "all".
+            if a cost depends on the draw without a derivative; with `paths="all"` where "auto" would take the path of the draw.
+        ConfigurationError: if `paths` is not one of the three.
 
     Example:
         >>> StratifiedMixture().declaration.evaluations
@@ -109,17 +118,17 @@ class StratifiedMixture(MixturePath):
         Titsias and Lázaro-Gredilla (2015), equation 8, for one element at a time.
     """
 
-    paths: str = "draw"
+    paths: str = "auto"
 
     declaration: ClassVar[Declaration] = _declared(
         "mixtures of location-scale components", "elements × (components − 1)", "Morningstar et al. 2021"
     )
     uses_branches: ClassVar[bool] = True
-    if_undifferentiable: ClassVar[str] = "use StratifiedMixture(paths='draw')"
+    if_undifferentiable: ClassVar[str] = "use StratifiedMixture()"
 
     def __post_init__(self) -> None:
-        if self.paths not in ("draw", "all"):
-            raise ConfigurationError(f'StratifiedMixture(paths={self.paths!r}): write "draw" or "all".')
+        if self.paths not in ("draw", "all", "auto"):
+            raise ConfigurationError(f'StratifiedMixture(paths={self.paths!r}): write "draw", "all" or "auto".')
 
     def check(self, site: SiteInfo) -> None:
         """Refuse a site that is no mixture of known components."""
@@ -128,35 +137,30 @@ class StratifiedMixture(MixturePath):
 
     @property
     def differentiates_branches(self) -> bool:  # type: ignore[override]
-        """Whether costs are differentiated along the draws of all components."""
+        """Whether costs are to be differentiated along the draws of all components in any case."""
         return self.paths == "all"
 
     def moved(self, ops: Ops, mixture: Mixture) -> Array:
-        """Return the draw with its gradient to the parameters of the components.
-
-        Where the paths of all components are summed, that of the draw is among them, and counts for nothing here. The draw still carries
-        gradient, so that what is known of its derivative in the program stays known.
-        """
+        """Return the draw with its gradient to the parameters of the components."""
         z = mixture.noise(ops)
-        along = mixture.moved_by_components(ops, z, mixture.log_responsibilities(ops, z))
-        return mixture.value + (0 * along if self.differentiates_branches else along)
+        return mixture.value + mixture.moved_by_components(ops, z, mixture.log_responsibilities(ops, z))
 
     def alternatives(self, draw: Draw) -> Alternatives:
         """Return, for each element, the draw with that element drawn from every other component."""
         ops, xp, mixture = draw.ops, draw.ops.xp, draw.mixture
         z, e, count = mixture.noise(ops), mixture.event_dim, mixture.log_weights.shape[-1]
-        own = draw.noise.categorical(mixture.log_responsibilities(ops, z))[..., None]
-        z = _noise_of_all(draw, z, own)
+        log_r = mixture.log_responsibilities(ops, z)
+        own = draw.noise.categorical(log_r)[..., None]
+        at_own = _noise_of_all(draw, z, own)
         # The components after the draw's own, in a cycle: (particles, *plates, elements, components - 1); its own is the last.
         order = (own + 1 + ops.arange(count, own)) % count
         log_weights = xp.take_along_axis(mixture.log_weights, order, axis=-1)
-        moved = _of_component(xp, mixture.at(ops, z), order, e)
-        others = (..., slice(None, -1), *(slice(None),) * e)
+        moved = _of_component(xp, mixture.at(ops, at_own), order, e)
         possible = is_possible(xp, log_weights[..., :-1])
         possible = xp.reshape(possible, (*possible.shape, *(1,) * e))
         axis = -1 - e
-        values = xp.where(possible, ops.stop_gradient(moved)[others], xp.expand_dims(mixture.value, axis=axis))
-        values = xp.moveaxis(values, axis, 1)
+        others = ops.stop_gradient(moved)[(..., slice(None, -1), *(slice(None),) * e)]
+        values = xp.moveaxis(xp.where(possible, others, xp.expand_dims(mixture.value, axis=axis)), axis, 1)
         value = mixture.value[:, None]
 
         def placed(values: Array) -> Values:
@@ -167,23 +171,28 @@ class StratifiedMixture(MixturePath):
 
             return Values(own.shape[-2] * (count - 1), at)
 
-        kept = _Strata(log_weights[..., :-1], xp.exp(ops.stop_gradient(log_weights)), moved)
-        if self.differentiates_branches:
-            return Alternatives(placed, kept, points=values)
-        return Alternatives(placed(values), kept)
+        if not (self.differentiates_branches or self.paths == "auto" and draw.differentiable):
+            return Alternatives(placed(values), _Strata(log_weights[..., :-1]))
+        of_draw = mixture.moved_by_components(ops, z, log_r)
+        paths = _Paths(xp.exp(ops.stop_gradient(log_weights)), moved, of_draw)
+        return Alternatives(placed, _Strata(log_weights[..., :-1], paths), points=values)
 
     def branch_surrogate(self, terms: BranchTerms) -> Array:
-        """Return Σ_d Σ_k π_k (f(x with x_d from component k) − f(x)), and Σ_d Σ_k π_k x_k · ∇f(x_k) if all paths are summed."""
+        """Return Σ_d Σ_k π_k (f(x with x_d from component k) − f(x)), with the paths of all components in the place of the draw's own."""
         xp, strata = terms.ops.xp, terms.alternatives.kept
         costs = terms.costs_of_elements(strata.log_weights.shape[-2])
         found = xp.sum(xp.exp(strata.log_weights) * (costs - terms.downstream[..., None, None]))
-        if terms.along_points is None:
-            return found
-        axis = len(strata.weights.shape) - 1
-        slopes = xp.moveaxis(terms.along_points, 1, axis)
-        slopes = xp.concat([slopes, xp.expand_dims(terms.along_draw, axis=axis)], axis=axis)
-        weights = xp.reshape(strata.weights, (*strata.weights.shape, *(1,) * (len(slopes.shape) - axis - 1)))
-        return found + xp.sum(weights * slopes * (strata.moved - terms.ops.stop_gradient(strata.moved)))
+        return found if strata.paths is None else found + _along_all(terms, strata.paths)
+
+
+def _along_all(terms: BranchTerms, paths: _Paths) -> Array:
+    """Return Σ_d (Σ_k π_k x_k · ∇f(x_k) − x · ∇f(x)): the costs at the draw x move with it already."""
+    xp, axis = terms.ops.xp, len(paths.weights.shape) - 1
+    others = xp.moveaxis(terms.along_points, 1, axis)
+    slopes = xp.concat([others, xp.expand_dims(terms.along_draw, axis=axis)], axis=axis)
+    weights = xp.reshape(paths.weights, (*paths.weights.shape, *(1,) * (len(slopes.shape) - axis - 1)))
+    moved = paths.values - terms.ops.stop_gradient(paths.values)
+    return xp.sum(weights * slopes * moved) - xp.sum(terms.along_draw * paths.of_draw)
 
 
 def _noise_of_all(draw: Draw, z: Array, own: Array) -> Array:

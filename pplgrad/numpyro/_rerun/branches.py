@@ -122,6 +122,16 @@ class NumPyroBranches:
         self._counting = counting
         self._at_once = at_once
 
+    @property
+    def can_differentiate(self) -> bool:
+        """Whether branches can be differentiated: not where Python's control flow depends on a value."""
+        return self._traceable
+
+    @property
+    def held_at_once(self) -> int | None:
+        """None: chunks of branches are computed again where their derivative is taken, and not held."""
+        return None
+
     def draw(self, site: str) -> NumPyroDraw:
         """Return the draw of a site."""
         return NumPyroDraw(site, self._arrays, self._event_dims[site])
@@ -152,7 +162,7 @@ class NumPyroBranches:
     def value_costs(self, values: Mapping[str, Values]) -> dict[str, list[jax.Array]]:
         """Return the costs in all branches, with their gradient."""
         self._refuse_untraced(next(iter(values)))
-        return self._run_all(values, None)
+        return self._run_all(values, None, held=False)
 
     def soft_costs(self, values: Mapping[str, Values], temperatures: Mapping[str, Any]) -> dict[str, list[jax.Array]]:
         """Return the costs at relaxed values, with their gradient."""
@@ -202,8 +212,9 @@ class NumPyroBranches:
         return self._in_order(arrays), [arrays.scores[site.name] for site in self._layout.sites]
 
     def _run_all(
-        self, values: Mapping[str, Values], temperatures: Mapping[str, Any] | None
+        self, values: Mapping[str, Values], temperatures: Mapping[str, Any] | None, held: bool = True
     ) -> dict[str, list[jax.Array]]:
+        """Run all branches; what a derivative needs of a chunk is `held`, or computed again."""
         places, start = {}, 0
         for name, alternatives in values.items():
             places[name] = slice(start, start + alternatives.count)
@@ -219,7 +230,7 @@ class NumPyroBranches:
             numbers = np.minimum(np.arange(len(parts) * parts[0][1]), start - 1).reshape(len(parts), -1)
             found = [
                 jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])[:, :start]
-                for x in jax.lax.map(rows, jnp.asarray(numbers))
+                for x in jax.lax.map(rows if held else jax.checkpoint(rows), jnp.asarray(numbers))
             ]
         return {name: [x[:, place].reshape(-1, *x.shape[2:]) for x in found] for name, place in places.items()}
 

@@ -72,8 +72,7 @@ class Branch:
     def between(self, first: int, last: int) -> Branch:
         """Return the part of the branch in a chunk of all rows, its place in the chunk and its alternatives there."""
         start, stop = (min(max(at, first), last) for at in (self.start, self.stop))
-        skipped = start - self.start
-        values = Values(stop - start, lambda numbers: self.values.at(numbers + skipped))
+        values = self.values.between(start - self.start, stop - self.start)
         return Branch(self.site, values, start - first, stop - first)
 
 
@@ -194,6 +193,16 @@ class PyroBranches:
         self._before = run.costs
         self._given = given
         self._compared = given is None or traces.compared
+
+    @property
+    def can_differentiate(self) -> bool:
+        """Whether branches can be differentiated."""
+        return True
+
+    @property
+    def held_at_once(self) -> int | None:
+        """The number of differentiated branches of a particle that may be held at once."""
+        return 1 if self._depth is None else self._at_most
 
     def draw(self, site: str) -> PyroDraw:
         """Return the draw of a site."""
