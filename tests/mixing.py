@@ -105,7 +105,12 @@ class Program:
         self.numbers = np.moveaxis(numbers[rows], 1, 0)
         self.of_draw = np.exp(weights[rows].sum(1))
         x = np.moveaxis((np.exp(self.u) if self.of_log else self.u)[points[rows]], 1, 0)
-        self.whole, self.x, self.noise = x, x if self.dims or self.elements > 1 else x[..., 0], {}
+        self.whole, self.noise = x, {}
+        self.values = {"x": x if self.dims or self.elements > 1 else x[..., 0]}
+
+    def components_of(self, site):
+        """Return the numbers of the components of a site's elements, (particles, draws, elements)."""
+        return self.numbers
 
     def _each(self, p):
         """Return log π_k q_k of each element at all points, of u where x = exp u: (points, elements, components)."""
@@ -176,12 +181,17 @@ class Program:
 
     def expected(self, library, estimator, **options):
         """Return the expectation of the estimate."""
-        options = {"estimators": {"x": estimator}, "num_particles": self.particles, **options}
+        options = {"estimators": {"x*": estimator}, "num_particles": self.particles, **options}
         copies = {name: np.broadcast_to(x, (len(self.of_draw), *x.shape)) for name, x in self.params.items()}
         # Particles that run one by one in Pyro ask for their own components one after the other.
         looped = library == "pyro" and options.get("vectorize_particles") is False
-        numbers = iter(self.numbers[:, None] if looped else [self.numbers])
-        with HOSTS[library].isolated(), replaced_noise(lambda site, ops: Given(ops, next(numbers))):
+        turn = itertools.count()
+
+        def given(site, ops):
+            numbers = self.components_of(site)
+            return Given(ops, numbers[next(turn)] if looped else numbers)
+
+        with HOSTS[library].isolated(), replaced_noise(given):
             found = (self._pyro if library == "pyro" else self._numpyro)(copies, options)
         return {name: np.tensordot(self.of_draw, x, 1) / self.of for name, x in found.items()}
 
@@ -189,7 +199,8 @@ class Program:
         values = {name: torch.tensor(x, requires_grad=True) for name, x in copies.items()}
         model, guide = self.build(in_pyro.HOST, lambda name: values[name])
         pyro.clear_param_store()
-        with in_pyro.Force([{"x": x} for x in self.x], self.noise):
+        rows = [{name: x[i] for name, x in self.values.items()} for i in range(self.particles)]
+        with in_pyro.Force(rows, self.noise):
             options = {"vectorize_particles": self.particles > 1, **options}
             objective = in_pyro.TraceGrad_ELBO(max_plate_nesting=1, **options)
             objective.loss_and_grads(model, guide)
@@ -200,7 +211,7 @@ class Program:
 
         def loss(values):
             model, guide = self.build(in_numpyro.HOST, lambda name: values[name])
-            forced = in_numpyro.forced(guide, {"x": jnp.asarray(self.x)}, self.noise, self.particles)
+            forced = in_numpyro.forced(guide, jax.tree.map(jnp.asarray, self.values), self.noise, self.particles)
             return objective.loss(key, {}, model, forced)
 
         return jax.jit(jax.grad(loss))({name: jnp.asarray(x) for name, x in copies.items()})
@@ -252,6 +263,37 @@ class Followed(Program):
                 x = h.sample("x", h.dist.Normal(h.array(0.0), 1.5))
                 w = h.sample("w", h.dist.Normal(0.3 * x, 1.0))
                 h.sample("y", h.dist.Normal(x * w, 2.0), obs=data)
+
+        return model, guide
+
+
+class Pair(Program):
+    """Two mixtures of numbers, neither of which follows the other, in sites of their own: the elements of one in `Program`."""
+
+    def __init__(self, step=0.1, particles=1):
+        super().__init__(elements=2, components=2, step=step, particles=particles)
+
+    def _lay_out(self):
+        super()._lay_out()
+        self.values = {"x0": self.whole[..., 0], "x1": self.whole[..., 1]}
+
+    def components_of(self, site):
+        return self.numbers[..., int(site[1:]) : int(site[1:]) + 1]
+
+    def build(self, h, copies):
+        """Return model and guide of the host."""
+        xp, count, data = h.xp, len(self.of_draw), h.array(0.4)
+
+        def guide():
+            with h.plate("draws", count, dim=-1):
+                for i in range(2):
+                    components = h.dist.Normal(copies("m")[..., i], xp.exp(copies("s")[..., i]))
+                    h.sample(f"x{i}", h.dist.MixtureSameFamily(h.dist.Categorical(logits=copies("a")), components))
+
+        def model():
+            with h.plate("draws", count, dim=-1):
+                x, y = (h.sample(f"x{i}", h.dist.Normal(h.array(0.0), 1.5)) for i in range(2))
+                h.sample("y", h.dist.Normal(xp.sin(x + y) * y + copies("c") * x, 0.8), obs=data)
 
         return model, guide
 

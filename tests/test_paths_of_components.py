@@ -31,7 +31,7 @@ from pplgrad.estimators import mixtures
 from pplgrad.numpyro import TraceGrad_ELBO as NumPyroELBO
 from pplgrad.pyro import TraceGrad_ELBO as PyroELBO
 from pplgrad.testing import in_pyro
-from tests.mixing import HOSTS, Family, Followed, Program
+from tests.mixing import HOSTS, Family, Followed, Pair, Program
 from tests.test_mixtures import LIBRARIES, PROGRAMS, in_a_plate, one_step, rewritten
 
 ALL, DRAW = StratifiedMixture(paths="all"), StratifiedMixture(paths="draw")
@@ -41,6 +41,12 @@ ALL, DRAW = StratifiedMixture(paths="all"), StratifiedMixture(paths="draw")
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_exact_where_a_draw_follows(library, estimator):
     assert Followed().error(library, estimator) < 1e-9
+
+
+@pytest.mark.parametrize("estimator", [ALL, DRAW, ImplicitReparam()], ids=str)
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_exact_at_two_sites_that_meet(library, estimator):
+    assert Pair().error(library, estimator) < 1e-9
 
 
 @pytest.mark.parametrize("library", LIBRARIES)

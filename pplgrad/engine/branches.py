@@ -164,19 +164,22 @@ class _Seen:
     def in_steps(self, values: Values, n: int) -> Values:
         return self.loops[n].branches(values) if n in self.loops else values
 
-    def _of_one_process(self, cost: Array, n: int) -> Array:
+    def of_one_process(self, cost: Array, n: int) -> Array:
         return cost / self.larger[n] if self.larger[n] > 1 else cost
 
+    def total(self, costs: Sequence[Array]) -> Array:
+        return self.signals.total_at_draw(self.number, costs)
+
     def shares(self, costs: Sequence[Array], n: int) -> Array:
-        found = self._of_one_process(self.signals.shares_in_branches(self.number, costs), n)
+        found = self.of_one_process(self.signals.shares_in_branches(self.number, costs), n)
         return self.loops[n].in_branches(found) if n in self.loops else found
 
     def in_branches(self, costs: Sequence[Array], n: int, constant: bool = True) -> Array:
-        found = self._of_one_process(self.signals.in_branches(self.number, n, costs, constant), n)
+        found = self.of_one_process(self.signals.in_branches(self.number, n, costs, constant), n)
         return self.loops[n].in_branches(found) if n in self.loops else found
 
     def at_draw(self, n: int) -> Array:
-        found = self._of_one_process(self.signals.at_draw(self.number, n)[:, 0], n)
+        found = self.of_one_process(self.signals.at_draw(self.number, n)[:, 0], n)
         return self.loops[n].at_draw(found) if n in self.loops else found
 
 
@@ -210,10 +213,13 @@ def _sloped_costs(
 ) -> dict[int, tuple[Array, Array, Array]]:
     """Return the costs at values with points, their derivative along the points, and that of the draw's cost along the draw.
 
-    All are constants, by the number of the site's group. At the draw one site is differentiated after the other, where the cost of one may
-    depend on another.
+    All are constants, by the number of the site's group. At the draw all sites are differentiated at once: what depends on a site is in
+    its own cost.
     """
-    several = [n for n, a in asked.items() if a.points is not None and _count(a)]
+    sloped = [n for n, a in asked.items() if a.points is not None]
+    if not sloped:
+        return {}
+    several = [n for n in sloped if _count(asked[n])]
     drawn = run if run.drawn is None else replace(run, costs=run.drawn)
 
     def differentiated(numbers: Mapping[int, slice]) -> tuple[list[Array], list[Array]]:
@@ -231,24 +237,19 @@ def _sloped_costs(
         parts = [differentiated({n: slice(*part)}) for part in chunks(_count(asked[n]), host.held_at_once)]
         return ops.xp.concat([cost for (cost,), _ in parts], axis=1), sum(slope for _, (slope,) in parts)
 
-    def along_draw(n: int) -> Array:
-        draw = draws[n]
-        found = host.path_slopes(drawn, [draw.name], lambda costs, _: ops.xp.sum(seen.in_branches(costs, n, False)))
-        # A draw that carries no gradient moves with nothing.
-        return draw.of_elements(found[0][1] if found else ops.xp.zeros_like(host.draw(draw.name).value))
-
     if several and host.held_at_once is None:
         every = differentiated({n: slice(0, _count(asked[n])) for n in several})
         found = dict(zip(several, zip(*every, strict=True), strict=True))
     else:
         found = {n: in_parts(n) for n in several}
-    alone = {
-        n: (seen.in_branches([cost[:0] for cost in drawn.costs], n), a.points)
-        for n, a in asked.items()
-        if a.points is not None and n not in found
-    }
-    every_site = {**found, **alone}
-    return {n: tuple(map(ops.stop_gradient, (*every_site[n], along_draw(n)))) for n in every_site}  # type: ignore[misc]
+    none = [cost[:0] for cost in drawn.costs]
+    slopes = host.path_slopes(drawn, [draws[n].name for n in sloped], lambda costs, _: seen.total(costs))
+    result = {}
+    for n, (_, slope) in zip(sloped, slopes, strict=True):
+        costs, along_points = found[n] if n in found else (seen.in_branches(none, n), asked[n].points)
+        along_draw = draws[n].of_elements(seen.of_one_process(slope, n))
+        result[n] = (ops.stop_gradient(costs), ops.stop_gradient(along_points), ops.stop_gradient(along_draw))
+    return result
 
 
 def _count(asked: Alternatives) -> int:

@@ -83,8 +83,9 @@ class StratifiedMixture(MixturePath):
     With `paths="draw"` the second term of the sum is replaced by E_q[Σ_k r_k(x) ∇θ x_k · ∇f(x)]: the path of the draw alone, averaged over
     the component that it may have come from. The other components are then evaluated without a derivative. `paths="auto"` sums all paths
     where it can, and takes that of the draw elsewhere: where a site that follows has a score, or branches of its own, and in NumPyro where
-    Python control flow depends on a value. It is the default because of what was measured (`make bench-mixtures`): the sum of all
-    paths has less than half of the variance at two components and a fifteenth at ten, for at most twice the time of a step.
+    Python control flow depends on a value. It is the default because of what was measured (`make bench-mixtures`): the sum of all paths
+    has about half of the variance at two components, and a tenth at ten components of one element, for at most twice the time of a
+    step. Where many elements share a cost and the weights' part makes most of the variance, "draw" is the better choice.
 
     In a sum of costs the guide's log q(x; θ) is differentiated with respect to x only: what is left out has mean zero. A bound of several
     particles needs it. Parameters that the costs hold, such as those of the model, get their gradient at the draw.

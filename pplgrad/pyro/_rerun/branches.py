@@ -259,14 +259,12 @@ class PyroBranches:
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return the values of sites with their gradient, and the derivative with respect to them of what `weigh` makes."""
         values = [self._traces.guide.nodes[name]["value"] for name in sites]
-        values = [value for value in values if value.requires_grad]
-        if not values:
-            return []
-        total = weigh(run.costs, run.scores)
-        if not total.requires_grad:  # No cost depends on any draw.
+        moving = [value for value in values if value.requires_grad]
+        total = weigh(run.costs, run.scores) if moving else None
+        if total is None or not total.requires_grad:  # No draw moves, or no cost depends on one.
             return [(value, torch.zeros_like(value)) for value in values]
-        slopes = torch.autograd.grad(total, values, retain_graph=True, materialize_grads=True)
-        return list(zip(values, slopes, strict=True))
+        slopes = iter(torch.autograd.grad(total, moving, retain_graph=True, materialize_grads=True))
+        return [(value, next(slopes) if value.requires_grad else torch.zeros_like(value)) for value in values]
 
     def _follows(self, site: str, chosen: str) -> bool:
         """Return whether a site's draw depends on the chosen site's; a site of this branch alone surely does."""
