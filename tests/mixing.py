@@ -105,7 +105,12 @@ class Program:
         self.numbers = np.moveaxis(numbers[rows], 1, 0)
         self.of_draw = np.exp(weights[rows].sum(1))
         x = np.moveaxis((np.exp(self.u) if self.of_log else self.u)[points[rows]], 1, 0)
-        self.x = x if self.dims or self.elements > 1 else x[..., 0]
+        self.whole, self.noise = x, {}
+        self.values = {"x": x if self.dims or self.elements > 1 else x[..., 0]}
+
+    def components_of(self, site):
+        """Return the numbers of the components of a site's elements, (particles, draws, elements)."""
+        return self.numbers
 
     def _each(self, p):
         """Return log π_k q_k of each element at all points, of u where x = exp u: (points, elements, components)."""
@@ -176,9 +181,17 @@ class Program:
 
     def expected(self, library, estimator, **options):
         """Return the expectation of the estimate."""
-        options = {"estimators": {"x": estimator}, "num_particles": self.particles, **options}
+        options = {"estimators": {"x*": estimator}, "num_particles": self.particles, **options}
         copies = {name: np.broadcast_to(x, (len(self.of_draw), *x.shape)) for name, x in self.params.items()}
-        with HOSTS[library].isolated(), replaced_noise(lambda site, ops: Given(ops, self.numbers)):
+        # Particles that run one by one in Pyro ask for their own components one after the other.
+        looped = library == "pyro" and options.get("vectorize_particles") is False
+        turn = itertools.count()
+
+        def given(site, ops):
+            numbers = self.components_of(site)
+            return Given(ops, numbers[next(turn)] if looped else numbers)
+
+        with HOSTS[library].isolated(), replaced_noise(given):
             found = (self._pyro if library == "pyro" else self._numpyro)(copies, options)
         return {name: np.tensordot(self.of_draw, x, 1) / self.of for name, x in found.items()}
 
@@ -186,7 +199,8 @@ class Program:
         values = {name: torch.tensor(x, requires_grad=True) for name, x in copies.items()}
         model, guide = self.build(in_pyro.HOST, lambda name: values[name])
         pyro.clear_param_store()
-        with in_pyro.Force([{"x": x} for x in self.x], {}):
+        rows = [{name: x[i] for name, x in self.values.items()} for i in range(self.particles)]
+        with in_pyro.Force(rows, self.noise):
             options = {"vectorize_particles": self.particles > 1, **options}
             objective = in_pyro.TraceGrad_ELBO(max_plate_nesting=1, **options)
             objective.loss_and_grads(model, guide)
@@ -197,7 +211,7 @@ class Program:
 
         def loss(values):
             model, guide = self.build(in_numpyro.HOST, lambda name: values[name])
-            forced = in_numpyro.forced(guide, {"x": jnp.asarray(self.x)}, {}, self.particles)
+            forced = in_numpyro.forced(guide, jax.tree.map(jnp.asarray, self.values), self.noise, self.particles)
             return objective.loss(key, {}, model, forced)
 
         return jax.jit(jax.grad(loss))({name: jnp.asarray(x) for name, x in copies.items()})
@@ -206,6 +220,82 @@ class Program:
         """Return the largest error of the expectation."""
         found, wanted = self.expected(library, estimator, **options), by_complex_steps(self.loss, self.params)
         return max(np.abs(found[name] - wanted[name]).max() for name in wanted)
+
+
+class Followed(Program):
+    """A mixture of numbers that a Normal draw follows, each draw with noise of its own."""
+
+    def __init__(self, step=0.1):
+        super().__init__(components=2, step=step)
+
+    def _lay_out(self):
+        noise, weights = np.polynomial.hermite_e.hermegauss(12)
+        self.u = np.stack([np.repeat(self.u[:, 0], len(noise)), np.tile(noise, len(self.u))], -1)
+        self.weights = np.repeat(self.weights, len(noise)) * np.tile(weights / weights.sum(), len(self.weights))
+        super()._lay_out()
+        self.noise = {"w": self.whole[0, :, 1]}
+
+    def _each(self, p):
+        x = self.u[:, :1, None]
+        each = LOG_DENSITIES["Normal"]((x - p["m"][:, 0]) / np.exp(p["s"][:, 0])) - p["s"][:, 0]
+        return each + p["a"] - np.log(np.exp(p["a"]).sum())
+
+    def loss(self, p):
+        """Return −E_q[log p − log q] by quadrature."""
+        (x, noise), normal = self.u.T, LOG_DENSITIES["Normal"]
+        log_q = np.log(np.exp(self._each(p)).sum(-1))[:, 0]
+        w = p["c"] * np.sin(x) + 0.7 * noise
+        log_p = normal(x / 1.5) - np.log(1.5) + normal(w - 0.3 * x) + normal((0.4 - x * w) / 2) - np.log(2)
+        return np.sum(self.weights * np.exp(log_q) * (log_q + normal(noise) - np.log(0.7) - log_p))
+
+    def build(self, h, copies):
+        """Return model and guide of the host."""
+        xp, count, data = h.xp, len(self.of_draw), h.array(0.4)
+
+        def guide():
+            with h.plate("draws", count, dim=-1):
+                components = h.dist.Normal(copies("m")[..., 0], xp.exp(copies("s")[..., 0]))
+                x = h.sample("x", h.dist.MixtureSameFamily(h.dist.Categorical(logits=copies("a")), components))
+                h.sample("w", h.dist.Normal(copies("c") * xp.sin(x), 0.7))
+
+        def model():
+            with h.plate("draws", count, dim=-1):
+                x = h.sample("x", h.dist.Normal(h.array(0.0), 1.5))
+                w = h.sample("w", h.dist.Normal(0.3 * x, 1.0))
+                h.sample("y", h.dist.Normal(x * w, 2.0), obs=data)
+
+        return model, guide
+
+
+class Pair(Program):
+    """Two mixtures of numbers, neither of which follows the other, in sites of their own: the elements of one in `Program`."""
+
+    def __init__(self, step=0.1, particles=1):
+        super().__init__(elements=2, components=2, step=step, particles=particles)
+
+    def _lay_out(self):
+        super()._lay_out()
+        self.values = {"x0": self.whole[..., 0], "x1": self.whole[..., 1]}
+
+    def components_of(self, site):
+        return self.numbers[..., int(site[1:]) : int(site[1:]) + 1]
+
+    def build(self, h, copies):
+        """Return model and guide of the host."""
+        xp, count, data = h.xp, len(self.of_draw), h.array(0.4)
+
+        def guide():
+            with h.plate("draws", count, dim=-1):
+                for i in range(2):
+                    components = h.dist.Normal(copies("m")[..., i], xp.exp(copies("s")[..., i]))
+                    h.sample(f"x{i}", h.dist.MixtureSameFamily(h.dist.Categorical(logits=copies("a")), components))
+
+        def model():
+            with h.plate("draws", count, dim=-1):
+                x, y = (h.sample(f"x{i}", h.dist.Normal(h.array(0.0), 1.5)) for i in range(2))
+                h.sample("y", h.dist.Normal(xp.sin(x + y) * y + copies("c") * x, 0.8), obs=data)
+
+        return model, guide
 
 
 DRAWS = 4000
@@ -219,11 +309,14 @@ IN_A_FAMILY = {
 
 
 class Family:
-    """A mixture between a binary parent and a binary child: independent draws, each with parameters of its own."""
+    """A mixture between a binary parent and a child: independent draws, each with parameters of its own. The child is binary, or `smooth`."""
+
+    def __init__(self, smooth=False):
+        self.smooth = smooth
 
     def build(self, h, copies):
         """Return model and guide of the host."""
-        xp, data, half, third = h.xp, h.array(0.4), h.array(0.5), h.array(0.3)
+        xp, data, half, third, smooth = h.xp, h.array(0.4), h.array(0.5), h.array(0.3), self.smooth
 
         def guide():
             with h.plate("draws", DRAWS, dim=-1):
@@ -233,13 +326,15 @@ class Family:
                 x = h.sample(
                     "x", h.dist.MixtureSameFamily(h.dist.Categorical(logits=a), h.dist.Normal(m, xp.exp(copies("s"))))
                 )
-                h.sample("z", h.dist.Bernoulli(logits=copies("c") * x))
+                h.sample(
+                    "z", h.dist.Normal(copies("c") * x, 0.7) if smooth else h.dist.Bernoulli(logits=copies("c") * x)
+                )
 
         def model():
             with h.plate("draws", DRAWS, dim=-1):
                 b = h.sample("b", h.dist.Bernoulli(probs=half))
                 x = h.sample("x", h.dist.Normal(b, 1.5))
-                z = h.sample("z", h.dist.Bernoulli(probs=third))
+                z = h.sample("z", h.dist.Normal(third, 1.0) if smooth else h.dist.Bernoulli(probs=third))
                 h.sample("y", h.dist.Normal(xp.sin(x) + z * x - b, 0.8), obs=data)
 
         return model, guide
@@ -247,14 +342,22 @@ class Family:
     def loss(self, p):
         """Return −E_q[log p − log q] by sums and quadrature."""
         (x, weights), normal, total = equal(0.1), LOG_DENSITIES["Normal"], 0.0
-        for b, z in itertools.product((0, 1), repeat=2):
+        noise, of_noise = np.polynomial.hermite_e.hermegauss(20) if self.smooth else ((0, 1), (1.0, 1.0))
+        for b, (z, of_z) in itertools.product((0, 1), zip(noise, of_noise, strict=True)):
             a, logit = p["a"] * (1 + b), p["c"] * x
             each = normal((x[:, None] - p["m"] - 0.8 * b) / np.exp(p["s"])) - p["s"] + a - np.log(np.exp(a).sum())
             log_q = np.log(np.exp(each).sum(-1)) + b * p["p"] - np.log(1 + np.exp(p["p"]))
-            log_q = log_q + z * logit - np.log(1 + np.exp(logit))
-            log_p = np.log(0.5) + normal((x - b) / 1.5) - np.log(1.5) + np.log(0.3 if z else 0.7)
+            log_p = np.log(0.5) + normal((x - b) / 1.5) - np.log(1.5)
+            if self.smooth:
+                # The density of the noise is in the weights of the quadrature.
+                of_z, log_of_z, z = of_z / np.sum(of_noise), normal(z) - np.log(0.7), logit + 0.7 * z
+                log_p = log_p + normal(z - 0.3)
+            else:
+                log_of_z = 0
+                log_q = log_q + z * logit - np.log(1 + np.exp(logit))
+                log_p = log_p + np.log(0.3 if z else 0.7)
             log_p = log_p + normal((0.4 - (np.sin(x) + z * x - b)) / 0.8) - np.log(0.8)
-            total = total + np.sum(weights * np.exp(log_q) * (log_q - log_p))
+            total = total + of_z * np.sum(weights * np.exp(log_q) * (log_q + log_of_z - log_p))
         return total
 
     def z_score(self, library, estimators):

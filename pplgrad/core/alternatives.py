@@ -40,6 +40,10 @@ class Values:
     per_step: int | None = None
     elements: ElementValues | None = None
 
+    def between(self, first: int, last: int) -> Values:
+        """Return the values from one number up to another, which is not among them."""
+        return Values(last - first, lambda numbers: self.at(numbers + first))
+
     @classmethod
     def of(cls, values: Array | Values) -> Values:
         """Return `Values` from an array of all alternatives, (particles, m, *B, *E)."""
@@ -51,14 +55,26 @@ class Alternatives:
     """The values of a site at which an estimator requests the downstream cost, and data that the estimator keeps for itself.
 
     Attributes:
-        values: other values of the site, (particles, m, *B, *E) as `Draw.embed` returns them, or computed by number (`Values`).
+        values: other values of the site, (particles, m, *B, *E) as `Draw.embed` returns them, or computed by number (`Values`). With
+            `points` it is a function that returns them from an array like `points`.
+        points: an array from which the values are computed. The derivative of the sum of their costs with respect to it is
+            requested, and that of the draw's own cost along the draw.
         kept: anything that the estimator needs again in `branch_surrogate`.
         weights: weights of the categories, (particles, m', *plates, elements, categories), at which the derivative of the cost is requested
             too. Downstream discrete sites are then relaxed as well.
         temperature: the temperature at which downstream discrete sites are relaxed; None replaces them by their probabilities.
     """
 
-    values: Array | Values | None = None
+    values: Array | Values | Callable[[Array], Values] | None = None
     kept: Any = None
     weights: Array | None = None
     temperature: Any = None
+    points: Array | None = None
+
+    @property
+    def placed(self) -> Values | None:
+        """Return the values, computed from the points if there are any; None if no values are requested."""
+        if self.points is not None:
+            assert callable(self.values)
+            return self.values(self.points)
+        return None if self.values is None else Values.of(self.values)

@@ -86,12 +86,15 @@ class Draw:
         score: Array,
         learned: Callable[[str, Any], Array],
         starts: Callable[[int, int], Mapping[str, Any]],
+        differentiable: bool = False,
     ) -> None:
         self.ops = ops
         self.name = host.name
         self.noise = noise
         self.score = to_shape(ops, score, shape)
         """log q of the draw, with its gradient: (particles, *plates)."""
+        self.differentiable = differentiable
+        """Whether branches can be differentiated along other values of the site: no site that follows has a score."""
         self._learned = learned
         self._starts = starts
         self._host = host
@@ -299,6 +302,10 @@ class Draw:
         elements = math.prod(self._axes.sizes) // math.prod(sizes)
         places = self.ops.arange(elements, self._host.value)
         return self.ops.xp.reshape(numbers[:, None] == places, (1, -1, *(1 for _ in sizes), elements))
+
+    def of_elements(self, x: Array) -> Array:
+        """Return an array of the shape of the site's value, (particles, *B, *E), by elements: (particles, *plates, elements, ...)."""
+        return self._axes.gather(self.ops.xp, self.ops.xp.reshape(x, self._host.value.shape), 1)
 
     def place(self, value: Array) -> Array:
         """Return the site's values for numbers (particles, m, *plates, elements): undo `value`.

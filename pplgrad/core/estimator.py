@@ -108,6 +108,8 @@ class BranchTerms:
         soft_costs: the cost at each of the weights, of shape (particles, m', *plates).
         slopes: the derivative of the cost at the weights, of the shape of the weights. Slopes carry gradient to the quantities from which
             the weights were computed.
+        along_points: the derivative of the costs with respect to the points, of their shape, a constant.
+        along_draw: the derivative of the draw's cost along the draw, (particles, *plates, elements, *E), a constant, where there are points.
         shares: under an objective that combines particles, returns the normalised weights of the alternatives, of the shape of `costs`.
             Under such an objective a cost is the bound.
         higher_order: if True, the costs already contain the score of the draw, with derivatives of every order, and the estimator must
@@ -122,6 +124,8 @@ class BranchTerms:
     slopes: Array
     shares: Callable[[], Array] | None = None
     higher_order: bool = False
+    along_points: Array | None = None
+    along_draw: Array | None = None
 
     @property
     def ops(self) -> Ops:
@@ -152,9 +156,12 @@ class Estimator(ABC):
             in `branch_surrogate`, which is called instead of `surrogate`.
         enumerates: whether costs are averaged over all values of the site (`engine.joint_sums`); there is no other term at it.
         follows_mixture: whether the draw of a mixture is given a gradient to the mixture's parameters, which the host's draw has not.
+        differentiates_branches: whether the derivative of the costs along other values of the site is requested whatever the program is
+            (`Alternatives.points`): a site that follows may then have no score. See `Draw.differentiable`.
         relaxes: whether the draw is replaced by weights of the categories.
         uses_slopes: whether the estimator requests the derivative of the cost at such weights.
         reweights_path: whether the score of the draw in the importance weights is reparameterized.
+        if_undifferentiable: what to use where the program has no derivative at other draws of the site, which the estimator asks for.
         if_nan: what the site's log density in the guide is NaN for on purpose, and what to change, as a sentence; empty if nothing is.
     """
 
@@ -163,9 +170,11 @@ class Estimator(ABC):
     uses_branches: ClassVar[bool] = False
     enumerates: ClassVar[bool] = False
     follows_mixture: ClassVar[bool] = False
+    differentiates_branches: ClassVar[bool] = False
     relaxes: ClassVar[bool] = False
     uses_slopes: ClassVar[bool] = False
     reweights_path: ClassVar[bool] = False
+    if_undifferentiable: ClassVar[str] = "use ScoreFunction()"
     if_nan: ClassVar[str] = ""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

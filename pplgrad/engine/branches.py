@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -15,15 +15,24 @@ from pplgrad.core.draw import Draw, HostDraw
 from pplgrad.core.estimator import BranchTerms
 from pplgrad.core.noise import Noise, noise_for
 from pplgrad.core.shapes import plate_shape
-from pplgrad.core.sites import Run
+from pplgrad.core.sites import Run, SiteSpec
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.loop_steps import LoopSteps, StepDraw
+from pplgrad.engine.pathwise_weights import PathHost
 from pplgrad.engine.signals import Signals
-from pplgrad.errors import ProgramError
+from pplgrad.errors import EstimatorError, ProgramError
 
 
-class BranchHost(Protocol):
+class BranchHost(PathHost, Protocol):
     """The part of a plug-in that runs branches and keeps the estimators' noise."""
+
+    @property
+    def can_differentiate(self) -> bool:
+        """Whether branches can be differentiated."""
+
+    @property
+    def held_at_once(self) -> int | None:
+        """The number of differentiated branches of a particle that may be held at once; None for all, or where the host sees to it."""
 
     def draw(self, site: str) -> HostDraw:
         """Return the draw of a site."""
@@ -37,6 +46,9 @@ class BranchHost(Protocol):
         `values` holds the m alternatives of each site; of a site in a loop those of each step, of which one branch changes one step.
         Costs come in the order of the layout's specifications.
         """
+
+    def value_costs(self, values: Mapping[str, Values]) -> Mapping[str, Sequence[Array]]:
+        """Return all costs like `branch_costs`, with their gradient to the values."""
 
     def soft_costs(
         self, values: Mapping[str, Values], temperatures: Mapping[str, Any]
@@ -58,6 +70,8 @@ def requested_values(
     for number, group in enumerate(layout.site_groups):
         site = layout.sites[group.members[0]]
         if site.estimator.uses_branches:
+            scored = _with_score(layout, site)
+            _refuse_scored(site, scored)
             noise, score = noise_for(site.name, ops, host.noise), run.scores[group.members[0]]
             mine = host.draw(site.name)
             steps = LoopSteps.of(ops, site.plates, group.plates, run.particles)
@@ -73,6 +87,7 @@ def requested_values(
                 score,
                 partial(host.learned, site.name),
                 site.estimator.learned,
+                scored is None and host.can_differentiate,
             )
             found[number] = (draw, site.estimator.alternatives(draw), steps)
     return found
@@ -98,57 +113,31 @@ def branch_terms(
     draws = {n: draw for n, (draw, _, _) in found.items()}
     asked = {n: alternatives for n, (_, alternatives, _) in found.items()}
     loops = {n: steps for n, (_, _, steps) in found.items() if steps is not None}
-
-    def in_steps(values: Values, n: int) -> Values:
-        return loops[n].branches(values) if n in loops else values
-
+    larger = {n: share(peers, layout.site_groups[n].plates) for n in asked}
+    seen = _Seen(signals, number, loops, larger)
     values = {
-        draws[n].name: in_steps(_constant(ops, Values.of(a.values)), n)
+        draws[n].name: seen.in_steps(_constant(ops, a.placed), n)
         for n, a in asked.items()
-        if a.values is not None
+        if a.placed is not None and a.points is None
     }
     hard = _costs_at(host, run, values)
-    soft = [n for n, a in asked.items() if a.weights is not None]
-    larger = {n: share(peers, layout.site_groups[n].plates) for n in asked}
-
-    def of_one_process(cost: Array, n: int) -> Array:
-        return cost / larger[n] if larger[n] > 1 else cost
-
-    def shares(costs: Sequence[Array], n: int) -> Array:
-        found = of_one_process(signals.shares_in_branches(number, costs), n)
-        return loops[n].in_branches(found) if n in loops else found
-
-    def in_branches(costs: Sequence[Array], n: int, constant: bool = True) -> Array:
-        found = of_one_process(signals.in_branches(number, n, costs, constant), n)
-        return loops[n].in_branches(found) if n in loops else found
-
-    def at_draw(n: int) -> Array:
-        found = of_one_process(signals.at_draw(number, n)[:, 0], n)
-        return loops[n].at_draw(found) if n in loops else found
-
-    def at_weights(points: list[Array]) -> list[Array]:
-        placed = {
-            draws[n].name: in_steps(Values.of(draws[n].embed_weights(point)), n)
-            for n, point in zip(soft, points, strict=True)
-        }
-        costs = host.soft_costs(placed, {draws[n].name: asked[n].temperature for n in soft})
-        return [in_branches(costs[draws[n].name], n, False) for n in soft]
-
-    soft_costs, slopes = ops.value_and_grad(at_weights, [asked[n].weights for n in soft]) if soft else ([], [])
+    relaxed = _relaxed_costs(ops, host, draws, asked, seen)
+    sloped = _sloped_costs(ops, host, run, draws, asked, seen)
     total = loss = None
     for group, draw in draws.items():
         costs = hard.get(draw.name)
-        place = soft.index(group) if group in soft else None
         terms = BranchTerms(
             draw,
-            at_draw(group),
+            seen.at_draw(group),
             asked[group],
-            None if costs is None else in_branches(costs, group),
-            None if place is None else soft_costs[place],
-            None if place is None else _where_possible(draw, slopes[place]),
-            None if costs is None else partial(shares, costs, group),
+            None if costs is None else seen.in_branches(costs, group),
+            *relaxed.get(group, (None, None)),
+            None if costs is None else partial(seen.shares, costs, group),
             higher_order,
         )
+        if group in sloped:
+            costs, along_points, along_draw = sloped[group]
+            terms = replace(terms, costs=costs, along_points=along_points, along_draw=along_draw)
         estimator = layout.estimator(layout.site_groups[group])
         term, learning = estimator.branch_surrogate(terms), estimator.loss_of(terms)
         if finite is not None:
@@ -159,6 +148,132 @@ def branch_terms(
             loss = learning if loss is None else loss + learning
     assert total is not None
     return total, loss
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """The signals of a run as the estimators of its branches see them: those of one process, step by step in a loop.
+
+    `larger` says for each group of sites how many times less a cost of one process is.
+    """
+
+    signals: Signals
+    number: int
+    loops: Mapping[int, LoopSteps]
+    larger: Mapping[int, int]
+
+    def in_steps(self, values: Values, n: int) -> Values:
+        return self.loops[n].branches(values) if n in self.loops else values
+
+    def of_one_process(self, cost: Array, n: int) -> Array:
+        return cost / self.larger[n] if self.larger[n] > 1 else cost
+
+    def total(self, costs: Sequence[Array]) -> Array:
+        return self.signals.total_at_draw(self.number, costs)
+
+    def shares(self, costs: Sequence[Array], n: int) -> Array:
+        found = self.of_one_process(self.signals.shares_in_branches(self.number, costs), n)
+        return self.loops[n].in_branches(found) if n in self.loops else found
+
+    def in_branches(self, costs: Sequence[Array], n: int, constant: bool = True) -> Array:
+        found = self.of_one_process(self.signals.in_branches(self.number, n, costs, constant), n)
+        return self.loops[n].in_branches(found) if n in self.loops else found
+
+    def at_draw(self, n: int) -> Array:
+        found = self.of_one_process(self.signals.at_draw(self.number, n)[:, 0], n)
+        return self.loops[n].at_draw(found) if n in self.loops else found
+
+
+def _relaxed_costs(
+    ops: Ops, host: BranchHost, draws: Mapping[int, Draw], asked: Mapping[int, Alternatives], seen: _Seen
+) -> dict[int, tuple[Array, Array]]:
+    """Return the costs at the weights that are asked for, and their derivative, by the number of the site's group."""
+    soft = [n for n, a in asked.items() if a.weights is not None]
+    if not soft:
+        return {}
+
+    def at_weights(points: list[Array]) -> list[Array]:
+        placed = {
+            draws[n].name: seen.in_steps(Values.of(draws[n].embed_weights(point)), n)
+            for n, point in zip(soft, points, strict=True)
+        }
+        costs = host.soft_costs(placed, {draws[n].name: asked[n].temperature for n in soft})
+        return [seen.in_branches(costs[draws[n].name], n, False) for n in soft]
+
+    costs, slopes = ops.value_and_grad(at_weights, [asked[n].weights for n in soft])
+    return {n: (cost, _where_possible(draws[n], slope)) for n, cost, slope in zip(soft, costs, slopes, strict=True)}
+
+
+def _sloped_costs(
+    ops: Ops,
+    host: BranchHost,
+    run: Run,
+    draws: Mapping[int, Draw],
+    asked: Mapping[int, Alternatives],
+    seen: _Seen,
+) -> dict[int, tuple[Array, Array, Array]]:
+    """Return the costs at values with points, their derivative along the points, and that of the draw's cost along the draw.
+
+    All are constants, by the number of the site's group. At the draw all sites are differentiated at once: what depends on a site is in
+    its own cost.
+    """
+    sloped = [n for n, a in asked.items() if a.points is not None]
+    if not sloped:
+        return {}
+    several = [n for n in sloped if _count(asked[n])]
+    drawn = run if run.drawn is None else replace(run, costs=run.drawn)
+
+    def differentiated(numbers: Mapping[int, slice]) -> tuple[list[Array], list[Array]]:
+        def at_points(points: list[Array]) -> list[Array]:
+            placed = {}
+            for (n, part), point in zip(numbers.items(), points, strict=True):
+                values = asked[n].values(point).between(part.start, part.stop)  # type: ignore[operator, misc]
+                placed[draws[n].name] = seen.in_steps(values, n)
+            costs = host.value_costs(placed)
+            return [seen.in_branches(costs[draws[n].name], n, False) for n in numbers]
+
+        return ops.value_and_grad(at_points, [asked[n].points for n in numbers])
+
+    def in_parts(n: int) -> tuple[Array, Array]:
+        parts = [differentiated({n: slice(*part)}) for part in chunks(_count(asked[n]), host.held_at_once)]
+        return ops.xp.concat([cost for (cost,), _ in parts], axis=1), sum(slope for _, (slope,) in parts)
+
+    if several and host.held_at_once is None:
+        every = differentiated({n: slice(0, _count(asked[n])) for n in several})
+        found = dict(zip(several, zip(*every, strict=True), strict=True))
+    else:
+        found = {n: in_parts(n) for n in several}
+    none = [cost[:0] for cost in drawn.costs]
+    slopes = host.path_slopes(drawn, [draws[n].name for n in sloped], lambda costs, _: seen.total(costs))
+    result = {}
+    for n, (_, slope) in zip(sloped, slopes, strict=True):
+        costs, along_points = found[n] if n in found else (seen.in_branches(none, n), asked[n].points)
+        along_draw = draws[n].of_elements(seen.of_one_process(slope, n))
+        result[n] = (ops.stop_gradient(costs), ops.stop_gradient(along_points), ops.stop_gradient(along_draw))
+    return result
+
+
+def _count(asked: Alternatives) -> int:
+    placed = asked.placed
+    return 0 if placed is None else placed.count
+
+
+def _with_score(layout: Layout, site: SiteSpec) -> SiteSpec | None:
+    """Return a site that follows another one and has a score, or branches of its own: a derivative in branches would lack it."""
+    for other in layout.sites:
+        scored = other.estimator.uses_score or other.estimator.uses_branches
+        if other.name != site.name and scored and site.name in layout.ancestors.get(other.name, {}):
+            return other
+    return None
+
+
+def _refuse_scored(site: SiteSpec, other: SiteSpec | None) -> None:
+    """Refuse a site under an estimator that differentiates branches in any case, if such a site follows it."""
+    if other is not None and site.estimator.differentiates_branches:
+        raise EstimatorError(
+            f"Site '{other.name}' follows site '{site.name}', whose {site.estimator!r} differentiates the program at other values of it, "
+            f"where {other.estimator!r} has no derivative; {site.estimator.if_undifferentiable} at '{site.name}'."
+        )
 
 
 def _costs_at(host: BranchHost, run: Run, values: Mapping[str, Values]) -> dict[str, Sequence[Array]]:
@@ -175,7 +290,8 @@ def _where_possible(draw: Draw, slopes: Array) -> Array:
     return draw.ops.xp.where(draw.possible[:, None], slopes, draw.ops.xp.zeros_like(slopes))
 
 
-def _constant(ops: Ops, values: Values) -> Values:
+def _constant(ops: Ops, values: Values | None) -> Values:
+    assert values is not None
     elements = values.elements
     if elements is not None:
         elements = replace(elements, values=ops.stop_gradient(elements.values))

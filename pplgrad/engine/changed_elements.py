@@ -96,6 +96,12 @@ class ChangedElements:
         flat = xp.reshape(each, (-1, *each.shape[2:]))
         return flat if self._chosen is None else xp.take(flat, self._chosen, axis=0)
 
+    def of_each(self, x: Array) -> Array:
+        """Return what an array (*shape, elements), the same for all alternatives, holds for each branch: (branches, *shape)."""
+        xp = self.ops.xp
+        each = xp.moveaxis(x, -1, 0)
+        return each if self._chosen is None and self.each == 1 else xp.take(each, self._numbers // self.each, axis=0)
+
 
 def elements_last(ops: Ops, axes: Sequence[Axis], shape: tuple[int, ...]) -> Callable[[Array, int], Array] | None:
     """Return a function that brings the elements, in their order, into one last dimension; None if a dimension has more than elements.

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, Protocol
 
-from pplgrad.core.alternatives import Values
 from pplgrad.core.array_ops import Ops
 from pplgrad.core.baseline import parts_of
 from pplgrad.core.sites import Run
@@ -101,5 +100,5 @@ def brief(specification: Any) -> str:
 
 
 def _count(asked: Any) -> int:
-    values = 0 if asked.values is None else Values.of(asked.values).count
-    return values + (0 if asked.weights is None else asked.weights.shape[1])
+    placed = asked.placed
+    return (0 if placed is None else placed.count) + (0 if asked.weights is None else asked.weights.shape[1])

@@ -48,4 +48,4 @@ def path_terms(ops: Ops, layout: Layout, run: Run, bounds: Bounds, number: int, 
 
     found = host.path_slopes(run, names, weigh)
     terms = [ops.xp.sum(ops.stop_gradient(slope) * value) for value, slope in found]
-    return -sum(terms[1:], terms[0]) if terms else None
+    return -sum(terms[1:], terms[0])

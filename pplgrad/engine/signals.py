@@ -35,6 +35,12 @@ class Signals(Protocol):
     def in_branches(self, run: int, group: int, costs: Sequence[Array], constant: bool) -> Array:
         """Return the signal in branches, (particles, m, *plates), from all costs in them: (particles * m, *batch)."""
 
+    def total_at_draw(self, run: int, costs: Sequence[Array]) -> Array:
+        """Return the sum of the signals of all particles, from all costs of the draw, with their gradient: one number.
+
+        Each particle's own costs are differentiated, with those of the others as constants.
+        """
+
     def shares_in_branches(self, run: int, costs: Sequence[Array]) -> Array:
         """Return the particle's own share of the importance weights in its branches, (particles, m, *plates)."""
 
@@ -83,6 +89,11 @@ class Downstream:
         stacks = [joined_costs(self._ops, list(costs), members) for members in layout.cost_groups]
         found = downstream(self._ops, layout, group, stacks, constant)[:, 0]
         return self._ops.xp.reshape(found, (self._stacks[run][0].shape[1], -1, *found.shape[1:]))
+
+    def total_at_draw(self, run: int, costs: Sequence[Array]) -> Array:
+        """Return the sum of all costs."""
+        parts = [spec.sign * self._ops.xp.sum(x) for spec, x in zip(self._layouts[run].costs, costs, strict=True)]
+        return sum(parts[1:], parts[0])
 
     def shares_in_branches(self, run: int, costs: Sequence[Array]) -> Array:
         """Particles are only averaged: nothing is shared."""
@@ -211,6 +222,10 @@ class Bounds:
         """Return the bound with the particle's own weight replaced by that of the branch."""
         found, others = self._in_branches(run, costs, constant)
         return self._scale * self._objective.bound(self._ops.xp, self._set_in(others, found, run), 1)
+
+    def total_at_draw(self, run: int, costs: Sequence[Array]) -> Array:
+        """Return the sum of the bounds in which each particle is, once for each particle."""
+        return self._ops.xp.sum(self.in_branches(run, 0, costs, False))
 
     def shares_in_branches(self, run: int, costs: Sequence[Array]) -> Array:
         """Return the particle's own share of the weights in its branches, (particles, m, *plates)."""

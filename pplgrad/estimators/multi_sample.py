@@ -236,6 +236,7 @@ class DReG(Estimator):
     )
     uses_score: ClassVar[bool] = False
     reweights_path: ClassVar[bool] = True
+    if_undifferentiable: ClassVar[str] = "use Reparam()"
 
     @property
     def sticking_the_landing(self) -> bool:

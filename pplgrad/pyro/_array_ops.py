@@ -55,7 +55,10 @@ class TorchOps:
             points = [point if point.requires_grad else point.detach().requires_grad_() for point in points]
             outputs = function(points)
             total = sum(x.sum() for x in outputs)
-            slopes = torch.autograd.grad(total, points, create_graph=goes_on, materialize_grads=True)
+            if total.requires_grad:
+                slopes = torch.autograd.grad(total, points, create_graph=goes_on, materialize_grads=True)
+            else:  # No output depends on any point.
+                slopes = [torch.zeros_like(point) for point in points]
         # The program's own parameters must get no gradient from here: what goes on is the slope along the points alone.
         return [x.detach() for x in outputs], list(slopes)
 

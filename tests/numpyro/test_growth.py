@@ -148,13 +148,15 @@ def test_chunks_bound_the_memory():
         with numpyro.plate("data", batch):
             numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("a", jnp.ones(latents))).to_event(1))
 
-    def size(at_once):
-        elbo = TraceGrad_ELBO(estimators={"z": LocalExpectation()}, max_parallel=at_once)
+    def size(at_once, fuse):
+        elbo = TraceGrad_ELBO(estimators={"z": LocalExpectation()}, max_parallel=at_once, fuse=fuse)
         params = {"a": jnp.full(latents, 0.1), "w": jnp.ones((latents, 8))}
         return largest(jax.make_jaxpr(jax.grad(lambda p: elbo.loss(KEY, p, model, guide)))(params).jaxpr)
 
     # The categories' tables have two entries for each latent.
-    assert size(4) <= 2 * 4 * batch * latents < latents * batch * latents <= size(None)
+    assert size(4, False) <= 2 * 4 * batch * latents < latents * batch * latents <= size(None, False)
+    # What branches share needs no rows; the pixels of all branches are left.
+    assert size(4, True) <= 2 * batch * latents < latents * batch * 8 <= size(None, True) < latents * batch * latents
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,16 @@ class NumPyroBranches:
         self._at_once = at_once
         self._fuse = fuse and traceable
 
+    @property
+    def can_differentiate(self) -> bool:
+        """Whether branches can be differentiated: not where Python's control flow depends on a value."""
+        return self._traceable
+
+    @property
+    def held_at_once(self) -> int | None:
+        """None: chunks of branches are computed again where their derivative is taken, and not held."""
+        return None
+
     def draw(self, site: str) -> NumPyroDraw:
         """Return the draw of a site."""
         return NumPyroDraw(site, self._arrays, self._event_dims[site])
@@ -156,6 +166,11 @@ class NumPyroBranches:
         found.update((name, self._of_elements(name, x)) for name, x in changing.items())
         return {name: [jax.lax.stop_gradient(x) for x in costs] for name, costs in found.items()}
 
+    def value_costs(self, values: Mapping[str, Values]) -> dict[str, list[jax.Array]]:
+        """Return the costs in all branches, with their gradient."""
+        self._refuse_untraced(next(iter(values)))
+        return self._run_all(values, None, held=False)
+
     def soft_costs(self, values: Mapping[str, Values], temperatures: Mapping[str, Any]) -> dict[str, list[jax.Array]]:
         """Return the costs at relaxed values, with their gradient."""
         if not self._traceable:
@@ -169,11 +184,7 @@ class NumPyroBranches:
         self, run: Run, sites: Sequence[str], weigh: Callable[[list[jax.Array], list[jax.Array]], jax.Array]
     ) -> list[tuple[jax.Array, jax.Array]]:
         """Return the values of sites with their gradient, and the derivative with respect to them of what `weigh` makes."""
-        if not self._traceable:
-            raise EstimatorError(
-                f"DReG() at site '{sites[0]}' differentiates the program, whose Python control flow depends on a value; use "
-                "Reparam() there."
-            )
+        self._refuse_untraced(sites[0])
         values = {name: self._arrays.values[name] for name in sites}
 
         def shifted(shifts: dict[str, jax.Array]) -> jax.Array:
@@ -187,6 +198,15 @@ class NumPyroBranches:
         slopes = jax.grad(shifted)(jax.tree.map(jnp.zeros_like, values))
         return [(values[name], slopes[name]) for name in sites]
 
+    def _refuse_untraced(self, site: str) -> None:
+        """Refuse to differentiate a program at other values of a site, if which of its lines run depends on them."""
+        if not self._traceable:
+            found = next(spec.estimator for spec in self._layout.sites if spec.name == site)
+            raise EstimatorError(
+                f"{found!r} at site '{site}' differentiates the program, whose Python control flow depends on a value; "
+                f"{found.if_undifferentiable} there."
+            )
+
     def _shifted(self, mine: tuple[jax.Array, dict[str, jax.Array]]) -> tuple[list[jax.Array], list[jax.Array]]:
         """Return a particle's costs and scores where draws are moved by shifts."""
         key, shifts = mine
@@ -199,15 +219,17 @@ class NumPyroBranches:
         return self._in_order(arrays), [arrays.scores[site.name] for site in self._layout.sites]
 
     def _run_all(
-        self, values: Mapping[str, Values], temperatures: Mapping[str, Any] | None
+        self, values: Mapping[str, Values], temperatures: Mapping[str, Any] | None, held: bool = True
     ) -> dict[str, list[jax.Array]]:
+        """Run all branches; what a derivative needs of a chunk is `held`, or computed again."""
         places, start = {}, 0
         for name, alternatives in values.items():
             places[name] = slice(start, start + alternatives.count)
             start += alternatives.count
         rows = partial(self._rows, values, places, temperatures)
         # Relaxed branches are few, and what is differentiated is held in any case.
-        found = self._in_chunks(rows, start, self._at_once if self._traceable and temperatures is None else None)
+        at_once = self._at_once if self._traceable and temperatures is None else None
+        found = self._in_chunks(rows if held else jax.checkpoint(rows), start, at_once)
         return {name: [x[:, place].reshape(-1, *x.shape[2:]) for x in found] for name, place in places.items()}
 
     def _in_chunks(self, rows: Callable[[Any], list[jax.Array]], count: int, at_once: int | None) -> list[jax.Array]:

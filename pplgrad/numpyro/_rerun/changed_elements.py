@@ -124,27 +124,24 @@ class Branches(ChangedElements):
         side = 0 if isinstance(operands[0], Changed) else 1
         x, fixed = operands[side], operands[1 - side]
         contracted, batch = equation.params["dimension_numbers"]
-        elements = sorted({axis.at for axis in x.axes})
-        shape = tuple(x.drawn.shape[at] for at in elements)
-        order = elements_last(OPS, [axis._replace(at=elements.index(axis.at)) for axis in x.axes], shape)
-        if not x.is_finite or order is None or not set(elements) <= set(contracted[side]):
+        partner = {int(a): int(b) for a, b in zip(contracted[side], contracted[1 - side], strict=True)}
+        if not x.is_finite or not {axis.at for axis in x.axes} <= partner.keys() or x.drawn.dtype == bool:
             return None
-        if x.drawn.dtype == bool or equation.params.get("out_sharding") is not None:
+        theirs = tuple(axis._replace(at=partner[axis.at]) for axis in x.axes)
+        orders = elements_last(OPS, x.axes, x.drawn.shape), elements_last(OPS, theirs, fixed.shape)
+        if None in orders or equation.params.get("out_sharding") is not None:
             return None
         base = alone(equation)(*(x.drawn if i == side else fixed for i in (0, 1)))[0]
-        partners = [int(contracted[1 - side][tuple(contracted[side]).index(at)]) for at in elements]
-        ours = (elements, partners) if side == 0 else (partners, elements)
-        left = [[int(a) for a in contracted[i] if int(a) not in ours[i]] for i in (0, 1)]
-        beside = [[*ours[i], *(int(a) for a in batch[i])] for i in (0, 1)]
-
-        def rows(difference: jax.Array) -> jax.Array:
-            other = fixed.astype(base.dtype)
-            return _product((difference, other) if side == 0 else (other, difference), left, beside)
-
-        found = jax.vmap(rows)((x.others - x.drawn).astype(base.dtype))
-        # (alternatives, the elements' dimensions, *shape) to (alternatives, *shape, elements).
-        behind = jnp.moveaxis(found, range(1, 1 + len(elements)), range(-len(elements), 0))
-        return [Rows(base + self.of_elements(order(behind, behind.ndim - len(elements))))]
+        moves = self.of_elements(orders[0]((x.others - x.drawn).astype(base.dtype), 1))  # type: ignore[misc]
+        taken = self.of_each(orders[1](fixed.astype(base.dtype), 0))  # type: ignore[misc]
+        pair, gone = (moves, taken), ({axis.at for axis in x.axes}, {axis.at for axis in theirs})
+        pair, gone = (pair, gone) if side == 0 else (pair[::-1], gone[::-1])
+        # Of each operand the branches are the first dimension, and the elements' are no more.
+        left, beside = (
+            [[1 + at - sum(g < at for g in gone[i]) for at in map(int, dims[i]) if at not in gone[i]] for i in (0, 1)]
+            for dims in (contracted, batch)
+        )
+        return [Rows(base + _product(pair, left, [[0, *beside[0]], [0, *beside[1]]]))]
 
 
 def _body(equation: Any) -> Any:

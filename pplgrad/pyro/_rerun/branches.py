@@ -80,8 +80,7 @@ class Branch:
     def between(self, first: int, last: int) -> Branch:
         """Return the part of the branch in a chunk of all rows, its place in the chunk and its alternatives there."""
         start, stop = (min(max(at, first), last) for at in (self.start, self.stop))
-        skipped = start - self.start
-        values = Values(stop - start, lambda numbers: self.values.at(numbers + skipped))
+        values = self.values.between(start - self.start, stop - self.start)
         return Branch(self.site, values, start - first, stop - first)
 
 
@@ -206,6 +205,16 @@ class PyroBranches:
         self._follow = follow
         self._compared = given is None or traces.compared
 
+    @property
+    def can_differentiate(self) -> bool:
+        """Whether branches can be differentiated."""
+        return True
+
+    @property
+    def held_at_once(self) -> int | None:
+        """The number of differentiated branches of a particle that may be held at once."""
+        return 1 if self._depth is None else self._at_most
+
     def draw(self, site: str) -> PyroDraw:
         """Return the draw of a site."""
         return PyroDraw(site, self._traces.guide.nodes[site], self._vectorized)
@@ -275,6 +284,10 @@ class PyroBranches:
             raise Unfollowed
         return [run.rows(x).movedim(0, 1) for x in every]
 
+    def value_costs(self, values: Mapping[str, Values]) -> dict[str, list[torch.Tensor]]:
+        """Return the costs in all branches, with their gradient."""
+        return self._run_all(values, None)
+
     def soft_costs(
         self, values: Mapping[str, Values], temperatures: Mapping[str, Any]
     ) -> dict[str, list[torch.Tensor]]:
@@ -300,12 +313,12 @@ class PyroBranches:
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return the values of sites with their gradient, and the derivative with respect to them of what `weigh` makes."""
         values = [self._traces.guide.nodes[name]["value"] for name in sites]
-        values = [value for value in values if value.requires_grad]
-        if not values:
-            return []
-        total = weigh(run.costs, run.scores)
-        slopes = torch.autograd.grad(total, values, retain_graph=True, materialize_grads=True)
-        return list(zip(values, slopes, strict=True))
+        moving = [value for value in values if value.requires_grad]
+        total = weigh(run.costs, run.scores) if moving else None
+        if total is None or not total.requires_grad:  # No draw moves, or no cost depends on one.
+            return [(value, torch.zeros_like(value)) for value in values]
+        slopes = iter(torch.autograd.grad(total, moving, retain_graph=True, materialize_grads=True))
+        return [(value, next(slopes) if value.requires_grad else torch.zeros_like(value)) for value in values]
 
     def _follows(self, site: str, chosen: str) -> bool:
         """Return whether a site's draw depends on the chosen site's; a site of this branch alone surely does."""

@@ -191,8 +191,7 @@ class ChangedRun(TorchDispatchMode):
         """Return the difference that each branch makes to a product, (branches, *shape of the product)."""
         moves = self._branches.of_elements((x.others - x.drawn).to(fixed.dtype).movedim(at + 1, -1))
         along = fixed.dim() - (1 if side == 1 or fixed.dim() == 1 else 2)
-        partners = fixed.movedim(along, -1).expand(self._branches.each, *(-1,) * fixed.dim())
-        taken = self._branches.of_elements(partners)
+        taken = self._branches.of_each(fixed.movedim(along, -1))
         # (branches, [batch], rows) and (branches, [batch], columns).
         if fixed.dim() == 1:
             return moves * taken[:, None]
