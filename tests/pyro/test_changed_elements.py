@@ -253,10 +253,20 @@ def gradients(case, options, **more):
 
 
 @pytest.mark.grid
-@pytest.mark.parametrize("options", [{}, {"num_particles": 3}, {"max_parallel": 4}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"vectorize_particles": True},
+        {"vectorize_particles": True, "num_particles": 3},
+        {"vectorize_particles": True, "max_parallel": 4},
+        {},
+        {"num_particles": 2},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("case", ESTIMATORS)
 def test_the_gradient_is_the_one_without_it(case, options, monkeypatch):
-    options, used = {"vectorize_particles": True, **options}, []
+    used = []
     network_state = RNG.bit_generator.state
     expected = gradients(case, options, reuse_structure=False)
     RNG.bit_generator.state = network_state

@@ -248,38 +248,47 @@ class PyroBranches:
             return {**followed, **plain}
 
     def _of_elements(self, name: str, values: Values) -> list[torch.Tensor] | None:
-        """Return the costs in branches that change one element each, (particles * count, *batch); None where all are run as rows."""
+        """Return the costs in branches that change one element each, (particles * count, *batch); None where all are run."""
         elements, others = values.elements, [site for site, _ in self._traces.guide_sites if site != name]
-        if elements is None or not elements.axes or self._depth is None:
+        if elements is None or not elements.axes or self._traces.from_prior() or self._traces.hidden_draws:
             return None
-        if self._traces.from_prior() or self._traces.hidden_draws or any(self._follows(site, name) for site in others):
+        if any(self._follows(site, name) for site in others):
             return None
-        fn, depth = self._traces.guide.nodes[name]["fn"], self._depth
-        every = deep(elements.values, fn.event_dim, depth)
-        drawn = self._kept(name, fn.event_dim, depth).detach()[:, 0].to(every.dtype)
-        shift = every.dim() - elements.values.dim() + 1
-        axes = [at + shift for at in elements.axes]
+        event, every = self._traces.guide.nodes[name]["fn"].event_dim, elements.values
+        every = every[0] if self._depth is None else deep(every, event, self._depth).movedim(1, 0)
+        drawn = self._at_draw(name, event).to(every.dtype)
+        # In a plate of particles the value has its dimension, and more of size 1 in front of its own.
+        before = drawn.dim() - (elements.values.dim() - 2)
+        axes = [at + before for at in elements.axes]
         found = []
         try:
             for first, last in chunks(values.count, self._at_most):
                 numbers = None if last - first == values.count else torch.arange(first, last, device=every.device)
-                found.append(self._followed(ChangedRun(drawn, every.movedim(1, 0), axes, numbers), name, depth))
+                found.append(self._followed(ChangedRun(drawn, every, axes, numbers), name))
         except Unfollowed:
             return None
         costs = [torch.cat(column, 1) if len(column) > 1 else column[0] for column in zip(*found, strict=True)]
         return [x.reshape(self._particles * values.count, *x.shape[2:]) for x in costs]
 
-    def _followed(self, run: ChangedRun, site: str, depth: int) -> list[torch.Tensor]:
+    def _at_draw(self, name: str, event: int) -> torch.Tensor:
+        """Return the draw of a site as the program has it, in a plate of all particles or without one."""
+        if self._depth is None:
+            return self._traces.guide.nodes[name]["value"].detach()
+        return self._kept(name, event, self._depth).detach()[:, 0]
+
+    def _followed(self, run: ChangedRun, site: str) -> list[torch.Tensor]:
         """Return the costs of a run at the draw in each of the branches that it follows: (particles, branches, *batch)."""
+        rows, depth = (1, None) if self._depth is None else (self._particles, self._depth)
 
         def replace(name: str, fresh: Fresh, fn: Any) -> torch.Tensor:
-            if name == site:
-                return run.value
-            return self._kept(name, fn.event_dim, depth).detach()[:, 0]
+            return run.value if name == site else self._at_draw(name, fn.event_dim)
 
-        with moved_generators(), broadcasting(depth - 1, site), run:
-            traces = self._run(replace, None, self._particles, depth)
-            every = self._costs(*traces, None, self._particles, depth)
+        apart = nullcontext() if depth is None else broadcasting(depth - 1, site)
+        # What is drawn here is of no use: without a plate the generators go on from where they are.
+        held = torch.random.fork_rng(devices=self._traces.rng_devices()) if depth is None else nullcontext()
+        with moved_generators(), held, apart, run:
+            traces = self._run(replace, None, rows, depth)
+            every = self._costs(*traces, None, rows, depth)
         if run.failed:
             raise Unfollowed
         return [run.rows(x).movedim(0, 1) for x in every]
