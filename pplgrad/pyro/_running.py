@@ -240,5 +240,5 @@ class Runner:
         weights = self.objective.weights(program.args, program.kwargs)
         at_once = None if self.max_parallel is None else self.max_parallel // run.particles
         given = None if provenance is None else partial(self._given, program)
-        follow = self._structures.reuse is not False
-        return PyroReruns(program, traces, layout, run, vectorized, depth, weights, at_once, given, follow)
+        unfollowed = self._structures.unfollowed(program)
+        return PyroReruns(program, traces, layout, run, vectorized, depth, weights, at_once, given, unfollowed)

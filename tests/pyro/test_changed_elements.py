@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pplgrad import CountDifference, LocalExpectation, MeasureValued, ProgramError
+from pplgrad import CountDifference, LocalExpectation, MeasureValued
 from pplgrad.engine import changed_elements as shared
 from pplgrad.pyro import TraceGrad_ELBO
 from pplgrad.pyro._recording import is_recording
@@ -281,12 +281,41 @@ def test_the_gradient_is_the_one_without_it(case, options, monkeypatch):
             torch.testing.assert_close(one[name], other[name], rtol=1e-9, atol=1e-9)
 
 
-def test_a_watched_step_compares():
-    """Were the rules wrong, the first step would say so."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shared, "_sum_of_others", MUTANTS["only what comes before is summed"][2])
-        with pytest.raises(ProgramError, match="'z' that change one element .* reuse_structure=False"):
-            gradients("binary", {"vectorize_particles": True})
+def test_a_watched_step_compares(monkeypatch):
+    """Were the rules wrong, the first step would say so, and the branches would be run from then on."""
+    state = RNG.bit_generator.state
+    expected = gradients("binary", {}, reuse_structure=False)
+    RNG.bit_generator.state = state
+    monkeypatch.setattr(shared, "_sum_of_others", MUTANTS["only what comes before is summed"][2])
+    with pytest.warns(UserWarning, match="'z' that change one element .* reuse_structure=False") as seen:
+        found = gradients("binary", {})
+    assert len(seen) == 1
+    for one, other in zip(found, expected, strict=True):
+        for name in other:
+            torch.testing.assert_close(one[name], other[name], rtol=1e-9, atol=1e-9)
+
+
+def test_what_cannot_be_followed_is_tried_once(monkeypatch):
+    tried = []
+
+    def model():
+        with pyro.plate("data", 2):
+            z = pyro.sample("z", dist.Bernoulli(torch.full((3,), 0.4)).to_event(1))
+            pyro.sample(
+                "x", dist.Normal(torch.linalg.svdvals(z[..., None] * torch.ones(3))[..., 0], 1.0), obs=torch.ones(2)
+            )
+
+    def guide():
+        with pyro.plate("data", 2):
+            pyro.sample("z", dist.Bernoulli(pyro.param("q", torch.full((3,), 0.6))).to_event(1))
+
+    follow = branches.PyroBranches._followed
+    monkeypatch.setattr(branches.PyroBranches, "_followed", lambda *args: tried.append(0) or follow(*args))
+    pyro.clear_param_store()
+    elbo = TraceGrad_ELBO(estimators={"z": LocalExpectation()})
+    for _ in range(4):
+        elbo.loss_and_grads(model, guide)
+    assert len(tried) == 1
 
 
 @pytest.mark.slow

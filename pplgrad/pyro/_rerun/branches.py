@@ -40,7 +40,7 @@ from pplgrad.pyro._rerun.comparison import (
     compare_rows,
     refuse_another_run,
     refuse_interaction,
-    refuse_other_branches,
+    same_branches,
     values_at,
 )
 from pplgrad.pyro._rerun.draws import PyroDraw
@@ -184,13 +184,14 @@ class PyroBranches:
         weights: CostWeights,
         at_once: int | None,
         given: Callable[[], Iterable[torch.Tensor]] | None = None,
-        follow: bool = True,
+        unfollowed: set[str] | None = None,
     ) -> None:
         """`depth` is the place of the particle plate where branches are vectorized, None where they run one by one.
 
         No more than `at_once` branches of each particle are in the plate. `given` returns the tensors that were there before, where
-        the step is watched: then branches are compared with the plain way (`_rerun/comparison.py`). With `follow`, branches that change one
-        element each are followed from the draw (`_rerun/changed_elements.py`) and not run.
+        the step is watched: then branches are compared with the plain way (`_rerun/comparison.py`). Branches that change one element each are
+        followed from the draw (`_rerun/changed_elements.py`) and not run, but those of the sites that are `unfollowed`, to which this adds; None
+        stands for all.
         """
         self._program = program
         self._traces = traces
@@ -202,7 +203,7 @@ class PyroBranches:
         self._at_most = at_once
         self._before = run.costs
         self._given = given
-        self._follow = follow
+        self._unfollowed = unfollowed
         self._compared = given is None or traces.compared
 
     @property
@@ -239,12 +240,16 @@ class PyroBranches:
     def branch_costs(self, values: Mapping[str, Values]) -> dict[str, list[torch.Tensor]]:
         """Return the costs in all branches."""
         with torch.no_grad():
-            found = {name: self._of_elements(name, x) for name, x in values.items() if self._follow}
-            followed = {name: costs for name, costs in found.items() if costs is not None}
+            followed = {}
+            for name, x in values.items():
+                costs = None if self._unfollowed is None or name in self._unfollowed else self._of_elements(name, x)
+                if costs is not None:
+                    followed[name] = costs
             rest = {name: x for name, x in values.items() if name not in followed or self._given is not None}
             plain = self._run_all(rest, None) if rest else {}
             for name in followed.keys() & plain.keys():
-                refuse_other_branches(self._layout, name, followed[name], plain[name])
+                if not same_branches(self._layout, name, followed[name], plain[name]):
+                    self._unfollowed.add(name)  # type: ignore[union-attr]
             return {**followed, **plain}
 
     def _of_elements(self, name: str, values: Values) -> list[torch.Tensor] | None:
@@ -266,6 +271,7 @@ class PyroBranches:
                 numbers = None if last - first == values.count else torch.arange(first, last, device=every.device)
                 found.append(self._followed(ChangedRun(drawn, every, axes, numbers), name))
         except Unfollowed:
+            self._unfollowed.add(name)  # type: ignore[union-attr]
             return None
         costs = [torch.cat(column, 1) if len(column) > 1 else column[0] for column in zip(*found, strict=True)]
         return [x.reshape(self._particles * values.count, *x.shape[2:]) for x in costs]

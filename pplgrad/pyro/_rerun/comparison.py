@@ -7,6 +7,7 @@ program's Python again, which is right as long as that computes the same from th
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
@@ -113,17 +114,18 @@ def refuse_another_run(
             )
 
 
-def refuse_other_branches(
-    layout: Layout, chosen: str, followed: Sequence[torch.Tensor], run: Sequence[torch.Tensor]
-) -> None:
-    """Refuse branches that were followed from the draw and are others than those that were run."""
+def same_branches(layout: Layout, chosen: str, followed: Sequence[torch.Tensor], run: Sequence[torch.Tensor]) -> bool:
+    """Return whether branches that were followed from the draw are those that were run; warn if they are others."""
     for spec, x, y in zip(layout.costs, followed, run, strict=True):
         if not agree(x, y):
-            raise ProgramError(
+            warnings.warn(
                 f"Branches of site '{chosen}' that change one element each were followed from the draw, and the density of site '{spec.name}' "
-                "is another one where they are run. The program computes something that pplgrad misreads; use reuse_structure=False, which "
-                "runs them at every step, and report the program."
+                "is another one where they are run. The program computes something that pplgrad does not see. The branches are run from here on, "
+                "which is right and slower; reuse_structure=False does so without this warning.",
+                stacklevel=2,
             )
+            return False
+    return True
 
 
 def agree(x: torch.Tensor, y: torch.Tensor) -> bool:

@@ -206,6 +206,15 @@ class Structures:
         self.reuse = reuse
         self._estimators = tuple(estimators)
         self._known: OrderedDict[Any, Structure] = OrderedDict()
+        self._unfollowed: dict[tuple[int, int], set[str]] = {}
+
+    def unfollowed(self, program: Program) -> set[str] | None:
+        """Return the sites of a program whose branches have turned out to need a run of their own; None where all have one."""
+        if self.reuse is False:
+            return None
+        if len(self._unfollowed) > _KEPT:  # Programs that are made anew at every step.
+            self._unfollowed.clear()
+        return self._unfollowed.setdefault((id(program.model), id(program.guide)), set())
 
     def empty_copy(self, estimators: Iterable[Estimator]) -> Structures:
         """Return what knows of no program yet, for an ELBO with these estimators."""
