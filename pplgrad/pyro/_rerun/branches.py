@@ -245,6 +245,8 @@ class PyroBranches:
             return None
         if self._traces.from_prior() or self._traces.hidden_draws or any(self._follows(site, name) for site in others):
             return None
+        if self._traces.unseen:  # What another thread computes is followed by nothing.
+            return None
         fn, depth = self._traces.guide.nodes[name]["fn"], self._depth
         every = deep(elements.values, fn.event_dim, depth)
         drawn = self._kept(name, fn.event_dim, depth).detach()[:, 0].to(every.dtype)
