@@ -21,6 +21,16 @@ W, U, V = RNG.normal(size=(4, 5)), RNG.normal(size=(3, 4, 5)), RNG.normal(size=S
 TABLE = RNG.normal(size=(3, 6))
 
 
+HALF = np.linspace(0.01, 1.0, 60).reshape(12, 5)
+
+
+def product(z, kind, wide):
+    """Return a product of small integers that is summed up in a wider type."""
+    weights = (jnp.arange(60) % 7).astype(kind).reshape(12, 5)
+    numbers = (((1,), (0,)), ((), ()))
+    return jax.lax.dot_general(z.astype(kind).reshape(2, 12), weights, numbers, preferred_element_type=wide)
+
+
 @jax.custom_jvp
 def doubled(x):
     return 2 * x
@@ -68,6 +78,18 @@ PROGRAMS = {
     "infinite": lambda z: jnp.where(z == 1, -jnp.inf, z * V).sum((1, 2)),
     "infinite and contracted": lambda z: jnp.einsum("bij,ijk->bk", jnp.log(z * 1.0), np.abs(U)),
     "integers": lambda z: z.sum((1, 2)),
+    "small integers in a product of larger ones": lambda z: product(z * 100 - 100, jnp.int8, jnp.int32),
+    "integers without a sign in a product with one": lambda z: product(z, jnp.uint8, jnp.int32),
+    "integers in a product of floats": lambda z: product(z, jnp.uint8, jnp.float32) * 1.0,
+    "a power that is infinite": lambda z: jax.nn.sigmoid((z * 1.0).reshape(2, -1) ** -1 @ HALF),
+    "a table that is infinite": lambda z: jax.nn.sigmoid(jnp.array([-jnp.inf, 1.0, 2.0])[z].reshape(2, -1) @ HALF),
+    "infinite weights": lambda z: jax.nn.sigmoid((z - 0.5).reshape(2, -1) @ jnp.where(HALF > 0.9, jnp.inf, HALF)),
+    "weights of probability 0": lambda z: jax.nn.sigmoid(
+        (z - 0.5).reshape(2, -1) @ jnp.log(jnp.maximum(HALF - 0.5, 0))
+    ),
+    "an infinity that a condition lets in": lambda z: jnp.nan_to_num(
+        jnp.where(z == 1, jnp.inf, 1.0).reshape(2, -1) @ HALF, posinf=3.0
+    ),
 }
 AXES = {"both": (1, 2), "the last": (2,), "the middle": (1,), "the plate too": (0, 1, 2)}
 
@@ -213,6 +235,12 @@ MUTANTS = {
         lambda _, x: jnp.broadcast_to(x.sum(-1, keepdims=True), x.shape),
     ),
     "only what comes before is summed": (shared, "_sum_of_others", lambda _, x: jnp.cumsum(x, -1) - x),
+    "constants count as finite": (changed_elements.Branches, "_is_finite", lambda _, x: getattr(x, "is_finite", True)),
+    "powers count as finite": (
+        changed_elements,
+        "_keeps_finite",
+        lambda equation: equation.primitive.name in changed_elements._FINITE,
+    ),
     "no difference of infinite numbers is left out": (
         changed_elements,
         "_FINITE",

@@ -1,5 +1,7 @@
 """Branches that change one element each, followed from the draw: what a program run for each of them gives."""
 
+import copy
+import threading
 import warnings
 
 import numpy as np
@@ -23,6 +25,7 @@ DRAWN = torch.tensor(RNG.integers(0, 3, SHAPE))
 OTHERS = torch.stack([(DRAWN + 1) % 3, (DRAWN + 2) % 3])
 W, U, V = (torch.tensor(RNG.normal(size=shape)) for shape in ((4, 5), (3, 4, 5), SHAPE))
 TABLE = torch.tensor(RNG.normal(size=(3, 6)))
+HALF = torch.linspace(0.01, 1.0, 60, dtype=torch.float64).reshape(12, 5)
 
 PROGRAMS = {
     "density": lambda z: -functional.binary_cross_entropy_with_logits(V, z * 0.5, reduction="none").sum((-1, -2)),
@@ -57,18 +60,47 @@ PROGRAMS = {
     "infinite": lambda z: torch.where(z == 1, -torch.inf, z * V).sum((1, 2)),
     "infinite and contracted": lambda z: (z * 1.0).log().reshape(2, -1) @ U.reshape(12, 5).abs(),
     "integers": lambda z: z.sum((1, 2)),
+    "one-hot": lambda z: functional.one_hot(z, 3).double().flatten(1) @ torch.cat([HALF] * 3),
+    "a difference of infinite numbers, decided": lambda z: (
+        (torch.where(z == 1, -torch.inf, 1.0).flatten(1) @ HALF < 0) * 1.0
+    ),
+    "infinite weights": lambda z: torch.sigmoid((z - 0.5).flatten(1) @ torch.where(HALF > 0.9, torch.inf, HALF)),
+    "a number beside arrays": lambda z: torch.tensor([0.1, 0.2], dtype=torch.float32) == z.sum() * 0.0 + 0.1,
+    "a small number beside another": lambda z: z.sum().float() / 3 == torch.tensor(7 / 3, dtype=torch.float64),
+    "whole numbers of two sizes": lambda z: torch.tensor([100, -100], dtype=torch.int8) > z.sum() * 50,
+    "nothing is added": lambda z: torch.addmm(W[0] * torch.nan, (z * V).sum(1), W, beta=0),
     "in a condition that all branches share": lambda z: z * V if bool((z < 9).all()) else V,
 }
 AXES = {"both": (1, 2), "the last": (2,), "the middle": (1,), "the plate too": (0, 1, 2)}
 NOT = {
-    "reads the largest value": lambda z: functional.one_hot(z, 3),
+    "reads the largest value": lambda z: functional.one_hot(z),
     "reads a value": lambda z: z * (2.0 if z[0, 0, 0] == DRAWN[0, 0, 0] else 1.0),
     "draws": lambda z: torch.bernoulli(torch.sigmoid(z * V)),
     "writes": lambda z: (z * V).add_(z),
     "writes into a buffer": lambda z: torch.zeros(SHAPE, dtype=torch.float64).copy_(z),
     "an operation without a rule": lambda z: torch.linalg.svdvals(z * V),
     "catches everything": lambda z: caught(z),
+    "goes through NumPy": lambda z: torch.tensor(z.numpy()) * V,
+    "goes through an array": lambda z: torch.from_numpy(np.asarray(z * V)),
+    "goes through a list": lambda z: torch.tensor(z.tolist()) * V,
+    "becomes a parameter": lambda z: torch.nn.Parameter(z * V) * 2,
+    "is copied by Python": lambda z: copy.deepcopy(z) * V,
+    "lends its storage": lambda z: torch.tensor([], dtype=z.dtype).set_(z.untyped_storage(), 0, SHAPE) * V,
+    "replaces a tensor's elements": lambda z: replaced(z),
+    "is computed with in Python": lambda z: (z * V).clone().apply_(lambda x: x * x),
+    "views more numbers of a smaller type": lambda z: (z * V).view(torch.int32),
 }
+
+
+def test_a_view_of_a_smaller_type_is_no_reshape():
+    with pytest.raises(Unfollowed):
+        followed(NOT["views more numbers of a smaller type"], (2,))
+
+
+def replaced(z):
+    x = torch.zeros(SHAPE, dtype=torch.float64)
+    x.data = z * V
+    return x * 1.0
 
 
 def caught(z):
@@ -103,7 +135,7 @@ def followed(program, axes, numbers=None):
 
 def assert_as_run(program, axes, numbers=None):
     expected = torch.stack([program(row) for row in rows_of(axes, numbers)])
-    torch.testing.assert_close(followed(program, axes, numbers), expected, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(followed(program, axes, numbers), expected, rtol=1e-11, atol=1e-11, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -169,7 +201,8 @@ def test_no_array_of_all_branches_before_a_sum(name):
 MUTANTS = {
     "the drawn entry is summed too": (shared, "_sum_of_others", lambda _, x: x.sum(-1, keepdim=True).expand(x.shape)),
     "only what comes before is summed": (shared, "_sum_of_others", lambda _, x: x.cumsum(-1) - x),
-    "differences of infinite numbers": (changed_elements, "_FINITE", {*changed_elements._FINITE, "log", "where"}),
+    "products are not looked at": (changed_elements, "is_recording", lambda: True),
+    "a number by itself is an array": (changed_elements, "as_type", lambda x, kind: x),
     "an operation on rows along the wrong dimension": (
         changed_elements,
         "of_rows",
@@ -316,6 +349,54 @@ def test_what_cannot_be_followed_is_tried_once(monkeypatch):
     for _ in range(4):
         elbo.loss_and_grads(model, guide)
     assert len(tried) == 1
+
+
+def in_thread(z):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(torch.tanh(z) * 0.5))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+LEAVING = {
+    "NumPy": lambda z: torch.tensor(np.tanh(z.detach().numpy())),
+    "a list": lambda z: torch.tensor(z.tolist(), dtype=torch.float64),
+    "a parameter": lambda z: torch.nn.Parameter(z * 1.0).detach(),
+    "a thread": in_thread,
+}
+
+
+@pytest.mark.parametrize("way", LEAVING)
+def test_a_program_that_leaves_torch_runs_each_branch(way):
+    """Nothing shows what is computed there in another branch. The first step compared both, and refused the program."""
+
+    def run(**more):
+        def model():
+            w = pyro.param("w", W[:3].clone())
+            with pyro.plate("data", 2):
+                z = pyro.sample("z", dist.Bernoulli(logits=torch.zeros(3, dtype=torch.float64)).to_event(1))
+                pyro.sample(
+                    "x", dist.Normal(LEAVING[way](z) @ w, 1.0).to_event(1), obs=torch.ones(2, 5, dtype=torch.float64)
+                )
+
+        def guide():
+            b = pyro.param("b", torch.ones(3, dtype=torch.float64))
+            with pyro.plate("data", 2):
+                pyro.sample("z", dist.Bernoulli(logits=b).to_event(1))
+
+        pyro.clear_param_store()
+        elbo = TraceGrad_ELBO(
+            max_plate_nesting=1, estimators={"z": LocalExpectation()}, vectorize_particles=True, **more
+        )
+        for step in range(3):
+            pyro.set_rng_seed(step)
+            elbo.loss_and_grads(model, guide)
+        return {name: x.grad.clone() for name, x in pyro.get_param_store().named_parameters()}
+
+    found, expected = run(), run(reuse_structure=False)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.slow

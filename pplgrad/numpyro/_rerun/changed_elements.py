@@ -35,6 +35,10 @@ _FINITE = set(
     sort square squeeze stop_gradient sub tanh transpose xor
     """.split()
 )
+# Operations whose results are finite whatever they get.
+_BOUNDED = set("and eq erf ge gt is_finite le logistic lt ne not or sign tanh xor".split())
+# Operations that give infinite numbers of ordinary ones, as the logarithm of a probability of 0 is.
+_OPENING = set("digamma lgamma log".split())
 
 
 Found = Any
@@ -63,6 +67,8 @@ class Branches(ChangedElements):
         every = isinstance(numbers, np.ndarray) and np.array_equal(numbers, np.arange(prod(sizes) * others.shape[0]))
         super().__init__(OPS, sizes, others.shape[0], None if every else jnp.asarray(numbers), drawn)
         self.start = self.value(drawn, others, axes)
+        # What is the same in all branches and may be infinite, by its identity, kept so that this stays its own.
+        self._infinite: dict[int, Any] = {}
 
     def rows(self, x: Found) -> jax.Array:
         """Return an array of its own for each branch."""
@@ -84,7 +90,10 @@ class Branches(ChangedElements):
 
     def _operation(self, equation: Any, operands: list[Found]) -> list[Found]:
         if not any(isinstance(x, (Changed, Rows)) for x in operands):
-            return alone(equation)(*operands)
+            shared = alone(equation)(*operands)
+            if not self._gives_finite(equation, operands):
+                self._infinite.update((id(x), x) for x in shared)
+            return shared
         body = _body(equation)
         if body is not None:
             return self.evaluate(body.jaxpr, body.consts, operands)
@@ -97,6 +106,21 @@ class Branches(ChangedElements):
         over = tuple(0 if isinstance(x, (Changed, Rows)) else None for x in operands)
         return [Rows(x) for x in jax.vmap(alone(equation), over)(*rows)]
 
+    def _is_finite(self, x: Found) -> bool:
+        """Return whether all entries are finite, as far as is known: parameters and data count as finite, and constants are looked at."""
+        if isinstance(x, (Changed, Rows)):
+            return isinstance(x, Changed) and x.is_finite
+        if id(x) in self._infinite:
+            return False
+        if isinstance(x, jax.core.Tracer) or not jnp.issubdtype(jnp.result_type(x), jnp.inexact):
+            return True
+        return bool(np.isfinite(x).all())
+
+    def _gives_finite(self, equation: Any, operands: list[Found]) -> bool:
+        """Return whether an operation on what all branches share gives finite numbers, as far as is known."""
+        name = equation.primitive.name
+        return name in _BOUNDED or (name not in _OPENING and all(self._is_finite(x) for x in operands))
+
     def _beside(self, equation: Any, operands: list[Found]) -> list[Found] | None:
         """Return the outputs of an operation that keeps the elements apart: at the draw, and where all are changed."""
         changed = [(i, x) for i, x in enumerate(operands) if isinstance(x, Changed)]
@@ -107,7 +131,7 @@ class Branches(ChangedElements):
         drawn = function(*(x.drawn if isinstance(x, Changed) else x for x in operands))
         over = tuple(0 if isinstance(x, Changed) else None for x in operands)
         others = jax.vmap(function, over)(*(x.others if isinstance(x, Changed) else x for x in operands))
-        is_finite = equation.primitive.name in _FINITE and all(x.is_finite for _, x in changed)
+        is_finite = _keeps_finite(equation) and all(self._is_finite(x) for x in operands)
         return [Changed(one, other, axes, is_finite) for one, other in zip(drawn, others, strict=True)]  # type: ignore[arg-type]
 
     def _summed(self, equation: Any, operands: list[Found]) -> list[Found] | None:
@@ -125,14 +149,17 @@ class Branches(ChangedElements):
         x, fixed = operands[side], operands[1 - side]
         contracted, batch = equation.params["dimension_numbers"]
         partner = {int(a): int(b) for a, b in zip(contracted[side], contracted[1 - side], strict=True)}
-        if not x.is_finite or not {axis.at for axis in x.axes} <= partner.keys() or x.drawn.dtype == bool:
+        if not (x.is_finite and self._is_finite(fixed)) or not {axis.at for axis in x.axes} <= partner.keys():
+            return None
+        if x.drawn.dtype == bool:
             return None
         theirs = tuple(axis._replace(at=partner[axis.at]) for axis in x.axes)
         orders = elements_last(OPS, x.axes, x.drawn.shape), elements_last(OPS, theirs, fixed.shape)
         if None in orders or equation.params.get("out_sharding") is not None:
             return None
         base = alone(equation)(*(x.drawn if i == side else fixed for i in (0, 1)))[0]
-        moves = self.of_elements(orders[0]((x.others - x.drawn).astype(base.dtype), 1))  # type: ignore[misc]
+        # The product may be of a wider type than what is multiplied, in which alone there is room for a difference.
+        moves = self.of_elements(orders[0](x.others.astype(base.dtype) - x.drawn.astype(base.dtype), 1))  # type: ignore[misc]
         taken = self.of_each(orders[1](fixed.astype(base.dtype), 0))  # type: ignore[misc]
         pair, gone = (moves, taken), ({axis.at for axis in x.axes}, {axis.at for axis in theirs})
         pair, gone = (pair, gone) if side == 0 else (pair[::-1], gone[::-1])
@@ -141,7 +168,13 @@ class Branches(ChangedElements):
             [[1 + at - sum(g < at for g in gone[i]) for at in map(int, dims[i]) if at not in gone[i]] for i in (0, 1)]
             for dims in (contracted, batch)
         )
-        return [Rows(base + _product(pair, left, [[0, *beside[0]], [0, *beside[1]]]))]
+        precision = equation.params.get("precision")
+        return [Rows(base + _product(pair, left, [[0, *beside[0]], [0, *beside[1]]], precision))]
+
+
+def _keeps_finite(equation: Any) -> bool:
+    """Return whether an operation gives finite numbers where it gets finite ones; a negative power of 0 is none."""
+    return equation.primitive.name in _FINITE and equation.params.get("y", 0) >= 0
 
 
 def _body(equation: Any) -> Any:
@@ -151,10 +184,13 @@ def _body(equation: Any) -> Any:
     return body if fits else None
 
 
-def _product(pair: tuple[jax.Array, jax.Array], contracted: list[list[int]], beside: list[list[int]]) -> jax.Array:
+def _product(
+    pair: tuple[jax.Array, jax.Array], contracted: list[list[int]], beside: list[list[int]], precision: Any
+) -> jax.Array:
     """Return a product of two arrays: the dimensions beside each other first, then the free ones of each."""
     if contracted[0]:
-        return jax.lax.dot_general(*pair, ((contracted[0], contracted[1]), (beside[0], beside[1])))
+        numbers = ((contracted[0], contracted[1]), (beside[0], beside[1]))
+        return jax.lax.dot_general(*pair, numbers, precision=precision)
     free = [[a for a in range(x.ndim) if a not in together] for x, together in zip(pair, beside, strict=True)]
     first, second = (x.transpose(*beside[i], *free[i]) for i, x in enumerate(pair))
     count = len(beside[0])

@@ -259,6 +259,8 @@ class PyroBranches:
             return None
         if any(self._follows(site, name) for site in others):
             return None
+        if self._traces.unseen:  # What another thread computes is followed by nothing.
+            return None
         event, every = self._traces.guide.nodes[name]["fn"].event_dim, elements.values
         every = every[0] if self._depth is None else deep(every, event, self._depth).movedim(1, 0)
         drawn = self._at_draw(name, event).to(every.dtype)

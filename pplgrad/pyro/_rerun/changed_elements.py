@@ -18,10 +18,22 @@ from pplgrad.core.shapes import Axis, reshaped
 from pplgrad.engine.changed_elements import Changed, ChangedElements, Rows
 from pplgrad.pyro._array_ops import OPS
 from pplgrad.pyro._recording import is_recording
-from pplgrad.pyro._rerun.operations_of_rows import RESHAPES, Unfollowed, name_of, of_rows, padded, product_of_rows
+from pplgrad.pyro._rerun.leaving_branches import leaving
+from pplgrad.pyro._rerun.operations_of_rows import (
+    Unfollowed,
+    as_type,
+    common_type,
+    is_reshape,
+    name_of,
+    of_rows,
+    padded,
+    product_of_rows,
+)
 from pplgrad.pyro._tracing.axes import follows, reads_no_element
 from pplgrad.pyro._tracing.axis_rules import ARRAYS, NONE, Call
+from pplgrad.pyro._tracing.escapes import Leaving
 from pplgrad.pyro._tracing.operations import facts_of, is_view, operands_of, tensors_in
+from pplgrad.pyro._tracing.storage_axes import key_of
 
 # Operations that give finite numbers where they get finite ones. A difference of infinite numbers would be none.
 _FINITE = set(
@@ -48,8 +60,30 @@ class ChangedRun(TorchDispatchMode):
         # A tensor of its own: nothing else has its memory. A freed tensor's identity may be given to another, so all are kept alive.
         self.value = drawn.clone()
         self._known: dict[int, tuple[torch.Tensor, State]] = {}
+        self._storages: set[int] = set()
         self.failed = False
         self._keep(self.value, self._branches.value(self.value, others, axes))
+        # What refers back to this is there only while it is active.
+        self._leaving: Leaving | None = None
+
+    def __enter__(self) -> ChangedRun:
+        self._leaving = leaving(self._is_followed, self._stop)
+        self._leaving.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        super().__exit__(*exc)
+        assert self._leaving is not None
+        self._leaving.__exit__(*exc)
+        self._leaving = None
+
+    def _is_followed(self, x: torch.Tensor) -> bool:
+        return id(x) in self._known or key_of(x) in self._storages
+
+    def _stop(self) -> None:
+        self.failed = True  # The program may catch the error.
+        raise Unfollowed
 
     def rows(self, x: torch.Tensor) -> torch.Tensor:
         """Return what a tensor is in each branch, (branches, *shape)."""
@@ -57,14 +91,23 @@ class ChangedRun(TorchDispatchMode):
         return x.expand(self._branches.count, *x.shape) if known is None else self._branches.rows(known[1])
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        if any(id(x) in self._known for x in tensors_in((args, kwargs))) and not reads_no_element(func):
-            try:
-                self._follow(func, args, kwargs, out)
-            except (Unfollowed, RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
-                self.failed = True  # The program may catch the error.
-                raise Unfollowed from error
+        with torch._C.DisableTorchFunction():
+            return self._dispatched(func, args, kwargs or {})
+
+    def _dispatched(self, func: Any, args: Any, kwargs: Any) -> Any:
+        out, taken = func(*args, **kwargs), tensors_in((args, kwargs))
+        if self._leaving is not None:
+            for x in taken:
+                self._leaving.note(x)
+        if reads_no_element(func) or not any(self._is_followed(x) for x in taken):
+            return out
+        try:
+            if any(id(x) not in self._known and key_of(x) in self._storages for x in taken):
+                raise Unfollowed  # The elements of a followed tensor, handed on by no operation.
+            self._follow(func, args, kwargs, out)
+        except (Unfollowed, RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
+            self.failed = True  # The program may catch the error.
+            raise Unfollowed from error
         return out
 
     def _keep(self, x: torch.Tensor, state: State) -> None:
@@ -72,6 +115,8 @@ class ChangedRun(TorchDispatchMode):
         if shape != x.shape:
             raise Unfollowed
         self._known[id(x)] = (x, state)
+        if key := key_of(x):
+            self._storages.add(key)
 
     def _follow(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         facts = facts_of(func)
@@ -122,19 +167,19 @@ class ChangedRun(TorchDispatchMode):
             found.append(next(iter(places)))
         others = [self._at_others(func, args, kwargs, j) for j in range(self._branches.each)]
         states = [self._known[id(x)][1] for x in tensors_in(args) if id(x) in self._known]
-        is_finite = (name_of(func) in _FINITE or is_view(func)) and all(state.is_finite for state in states)  # type: ignore[union-attr]
+        is_finite = _keeps_finite(func) and all(state.is_finite for state in states)  # type: ignore[union-attr]
         stacked = [torch.stack([one[i] for one in others]) for i in range(len(outs))]
         return [Changed(*each, is_finite) for each in zip(outs, stacked, found, strict=True)]  # type: ignore[arg-type]
 
     def _at_others(self, func: Any, args: Any, kwargs: Any, alternative: int) -> list[torch.Tensor]:
         """Return an operation's outputs where every element takes an alternative."""
-        is_reshape = name_of(func) in RESHAPES
+        in_order = is_reshape(func)
 
         def changed(x: Any) -> Any:
             state = self._state(x)
             if not isinstance(state, Changed):
                 return x
-            return state.others[alternative].contiguous() if is_reshape else state.others[alternative]
+            return state.others[alternative].contiguous() if in_order else state.others[alternative]
 
         leaves, form = tree_flatten(args)
         out = func(*tree_unflatten([changed(x) for x in leaves], form), **kwargs)
@@ -185,7 +230,10 @@ class ChangedRun(TorchDispatchMode):
             return None
         rows = self._products(x, fixed, side, at)
         alpha = kwargs.get("alpha", 1)
-        return [Rows(outs[0] + (rows if alpha == 1 else alpha * rows))]
+        found = outs[0] + (rows if alpha == 1 else alpha * rows)
+        if not (is_recording() or bool(torch.isfinite(found).all())):
+            return None  # A difference of infinite numbers, of the draw or of what it is multiplied with.
+        return [Rows(found)]
 
     def _products(self, x: Changed, fixed: torch.Tensor, side: int, at: int) -> torch.Tensor:
         """Return the difference that each branch makes to a product, (branches, *shape of the product)."""
@@ -207,11 +255,13 @@ class ChangedRun(TorchDispatchMode):
         rows = [x if state is None else self._branches.rows(state) for x, state in zip(leaves, states, strict=True)]
         if torch.Tag.pointwise in func.tags or name_of(func) in _BROADCASTING:
             ndim = max(x.dim() for x in leaves if isinstance(x, torch.Tensor))
-            rows = [x if state is None else padded(x, ndim) for x, state in zip(rows, states, strict=True)]
+            kind = common_type([x for x in leaves if isinstance(x, torch.Tensor)])
+            rows = [
+                x if state is None else padded(as_type(x, kind), ndim) for x, state in zip(rows, states, strict=True)
+            ]
             if name_of(func) in _OF_ONE_SHAPE:
                 count = self._branches.count
                 rows = [x.expand(count, *outs[0].shape) if isinstance(x, torch.Tensor) else x for x in rows]
-            # A number by itself yields to the type of arrays, and one in each branch does not.
             found = func(*tree_unflatten(rows, form), **kwargs)
             return [Rows(found.expand(-1, *outs[0].shape).to(outs[0].dtype))]
         given = tree_unflatten(rows, form)
@@ -224,12 +274,21 @@ class ChangedRun(TorchDispatchMode):
         raise Unfollowed
 
 
+def _keeps_finite(func: Any) -> bool:
+    """Return whether an operation gives finite numbers where it gets finite ones.
+
+    What is recorded cannot look at a product later: `where` may let in an infinity that stands in the program.
+    """
+    name = name_of(func)
+    return is_view(func) or (name in _FINITE and not (name == "where" and is_recording()))
+
+
 def _moved(
     call: Call, x: torch.Tensor, place: int, out: torch.Tensor, axes: tuple[Axis, ...]
 ) -> tuple[Axis, ...] | None:
     """Return where the elements' axes are in a result, if they are there."""
     name = name_of(call.func)
-    if name in RESHAPES:
+    if is_reshape(call.func):
         found = [reshaped(axis, tuple(x.shape), tuple(out.shape)) for axis in axes]
         return None if None in found else tuple(found)  # type: ignore[arg-type]
     if is_view(call.func):

@@ -5,7 +5,8 @@ A closed list: what has no entry is not run on rows (`Unfollowed`). `torch.vmap`
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, reduce
 from typing import Any
 
 import torch
@@ -17,8 +18,7 @@ class Unfollowed(Exception):
     """Something that cannot be followed from the draw to the branches."""
 
 
-RESHAPES = set("view _unsafe_view reshape _reshape_alias squeeze unsqueeze unflatten".split())
-"""Operations that leave the elements in their order."""
+_RESHAPES = set("view _unsafe_view reshape _reshape_alias squeeze unsqueeze unflatten".split())
 
 _AS_FOR_ONE = set("sum mean prod amax amin all any logsumexp var std".split())
 _ALONG = set(
@@ -32,15 +32,41 @@ def name_of(func: Any) -> str:
     return func._schema.name.removeprefix("aten::")
 
 
+@cache
+def is_reshape(func: Any) -> bool:
+    """Return whether an operation leaves the elements in their order. A view as another type has others, and perhaps more of them."""
+    return name_of(func) in _RESHAPES and func._schema.overload_name != "dtype"
+
+
 def padded(rows: torch.Tensor, ndim: int) -> torch.Tensor:
     """Return rows of arrays with dimensions of size 1 in front, so that they have `ndim`."""
     return rows.reshape(len(rows), *(1,) * (ndim + 1 - rows.dim()), *rows.shape[1:])
 
 
+def common_type(tensors: Sequence[torch.Tensor]) -> torch.dtype:
+    """Return the type in which an operation computes with tensors: a number by itself yields to arrays, and one in each row would not."""
+    arrays, numbers = (
+        reduce(torch.promote_types, kinds) if kinds else None
+        for kinds in ([x.dtype for x in tensors if x.dim()], [x.dtype for x in tensors if not x.dim()])
+    )
+    if arrays is None or numbers is None:
+        return arrays or numbers  # type: ignore[return-value]
+    return numbers if _category(numbers) > _category(arrays) else arrays
+
+
+def _category(kind: torch.dtype) -> int:
+    return 3 if kind.is_complex else 2 if kind.is_floating_point else int(kind != torch.bool)
+
+
+def as_type(x: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
+    """Return a tensor as a type; conditions, which are no numbers, yield to every type."""
+    return x if x.dtype == torch.bool else x.to(kind)
+
+
 def of_rows(func: Any, args: Any, rows: torch.Tensor, outs: list[torch.Tensor]) -> Any:
     """Return an operation of one array on each row, given how it was called on one and what it returned."""
     name, call, ndim = name_of(func), Call(func, args, {}), rows.dim() - 1
-    if name in RESHAPES:
+    if is_reshape(func):
         return rows.reshape(len(rows), *outs[0].shape)
     if name == "expand":
         return padded(rows, outs[0].dim()).expand(-1, *outs[0].shape)
@@ -85,6 +111,10 @@ def product_of_rows(func: Any, args: Any, kwargs: Any, has_rows: list[bool], out
     if name == "mv":
         return torch.matmul(args[0], args[1][..., None])[..., 0]
     if name in ("addmm", "baddbmm"):
-        added = padded(args[0], out.dim()) if has_rows[0] else args[0]
-        return kwargs.get("beta", 1) * added + kwargs.get("alpha", 1) * torch.matmul(args[1], args[2])
+        product = kwargs.get("alpha", 1) * torch.matmul(args[1], args[2])
+        if (
+            beta := kwargs.get("beta", 1)
+        ) == 0:  # Of what is then added torch reads nothing, not even what is no number.
+            return product
+        return beta * (padded(args[0], out.dim()) if has_rows[0] else args[0]) + product
     return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, Protocol
 
@@ -66,9 +66,11 @@ class Followed(Knows, Protocol):
 class Leaving(TorchFunctionMode):
     """Sees the ways out of torch that no dispatched operation shows, and what copies elements without one."""
 
-    def __init__(self, provenance: Followed) -> None:
+    def __init__(self, provenance: Followed, known_calls: Mapping[Any, Any] = KNOWN_CALLS) -> None:
+        """`known_calls` are those of which all is known without a look inside."""
         super().__init__()
         self._provenance = provenance
+        self._known_calls = known_calls
         self._calls: list[tuple] = []
         self._dispatched: list[set[int]] = []
 
@@ -88,7 +90,7 @@ class Leaving(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        known = KNOWN_CALLS.get(func)
+        known = self._known_calls.get(func)
         if known is not None and not self._calls:
             found = known(func, args, kwargs, self._provenance)
             if found is not WATCH:
