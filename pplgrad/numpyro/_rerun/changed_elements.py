@@ -90,10 +90,10 @@ class Branches(ChangedElements):
 
     def _operation(self, equation: Any, operands: list[Found]) -> list[Found]:
         if not any(isinstance(x, (Changed, Rows)) for x in operands):
-            found = alone(equation)(*operands)
+            shared = alone(equation)(*operands)
             if not self._gives_finite(equation, operands):
-                self._infinite.update((id(x), x) for x in found)
-            return found
+                self._infinite.update((id(x), x) for x in shared)
+            return shared
         body = _body(equation)
         if body is not None:
             return self.evaluate(body.jaxpr, body.consts, operands)

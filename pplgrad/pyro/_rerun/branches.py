@@ -205,6 +205,7 @@ class PyroBranches:
         self._given = given
         self._follow = follow
         self._compared = given is None or traces.compared
+        self._rounding = 0.0
 
     def draw(self, site: str) -> PyroDraw:
         """Return the draw of a site."""
@@ -235,7 +236,7 @@ class PyroBranches:
             rest = {name: x for name, x in values.items() if name not in followed or self._given is not None}
             plain = self._run_all(rest, None) if rest else {}
             for name in followed.keys() & plain.keys():
-                refuse_other_branches(self._layout, name, followed[name], plain[name])
+                refuse_other_branches(self._layout, name, followed[name], plain[name], self._rounding)
             return {**followed, **plain}
 
     def _of_elements(self, name: str, values: Values) -> list[torch.Tensor] | None:
@@ -277,6 +278,7 @@ class PyroBranches:
             every = self._costs(*traces, None, self._particles, depth)
         if run.failed:
             raise Unfollowed
+        self._rounding = max(self._rounding, run.rounding)
         return [run.rows(x).movedim(0, 1) for x in every]
 
     def soft_costs(
