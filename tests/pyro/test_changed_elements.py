@@ -367,36 +367,50 @@ LEAVING = {
 }
 
 
+def last_gradients(way, **more):
+    """Return the gradients of a few steps of a program with `way` between its latents and its data."""
+
+    def model():
+        w = pyro.param("w", W[:3].clone())
+        with pyro.plate("data", 2):
+            z = pyro.sample("z", dist.Bernoulli(logits=torch.zeros(3, dtype=torch.float64)).to_event(1))
+            data = torch.ones(2, 5, dtype=torch.float64)
+            pyro.sample("x", dist.Normal(way(z) @ w, 1.0).to_event(1), obs=data)
+
+    def guide():
+        b = pyro.param("b", torch.ones(3, dtype=torch.float64))
+        with pyro.plate("data", 2):
+            pyro.sample("z", dist.Bernoulli(logits=b).to_event(1))
+
+    pyro.clear_param_store()
+    estimators = {"z": LocalExpectation()}
+    elbo = TraceGrad_ELBO(max_plate_nesting=1, estimators=estimators, vectorize_particles=True, **more)
+    for step in range(3):
+        pyro.set_rng_seed(step)
+        elbo.loss_and_grads(model, guide)
+    return {name: x.grad.clone() for name, x in pyro.get_param_store().named_parameters()}
+
+
 @pytest.mark.parametrize("way", LEAVING)
 def test_a_program_that_leaves_torch_runs_each_branch(way):
     """Nothing shows what is computed there in another branch. The first step compared both, and refused the program."""
-
-    def run(**more):
-        def model():
-            w = pyro.param("w", W[:3].clone())
-            with pyro.plate("data", 2):
-                z = pyro.sample("z", dist.Bernoulli(logits=torch.zeros(3, dtype=torch.float64)).to_event(1))
-                pyro.sample(
-                    "x", dist.Normal(LEAVING[way](z) @ w, 1.0).to_event(1), obs=torch.ones(2, 5, dtype=torch.float64)
-                )
-
-        def guide():
-            b = pyro.param("b", torch.ones(3, dtype=torch.float64))
-            with pyro.plate("data", 2):
-                pyro.sample("z", dist.Bernoulli(logits=b).to_event(1))
-
-        pyro.clear_param_store()
-        elbo = TraceGrad_ELBO(
-            max_plate_nesting=1, estimators={"z": LocalExpectation()}, vectorize_particles=True, **more
-        )
-        for step in range(3):
-            pyro.set_rng_seed(step)
-            elbo.loss_and_grads(model, guide)
-        return {name: x.grad.clone() for name, x in pyro.get_param_store().named_parameters()}
-
-    found, expected = run(), run(reuse_structure=False)
+    found, expected = last_gradients(LEAVING[way]), last_gradients(LEAVING[way], reuse_structure=False)
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=str)
+def test_a_network_of_a_coarser_type_is_compared_as_one(kind):
+    """Its rounding is no misreading."""
+    layer = torch.linspace(-1.1, 1.7, 9).reshape(3, 3).to(kind)
+
+    def way(z):
+        return torch.tanh(z.to(kind) @ layer).double()
+
+    found, expected = last_gradients(way), last_gradients(way, reuse_structure=False)
+    within = torch.finfo(kind).eps * 20
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=within, atol=within)
 
 
 @pytest.mark.slow

@@ -205,6 +205,7 @@ class PyroBranches:
         self._given = given
         self._unfollowed = unfollowed
         self._compared = given is None or traces.compared
+        self._rounding = 0.0
 
     @property
     def can_differentiate(self) -> bool:
@@ -248,7 +249,7 @@ class PyroBranches:
             rest = {name: x for name, x in values.items() if name not in followed or self._given is not None}
             plain = self._run_all(rest, None) if rest else {}
             for name in followed.keys() & plain.keys():
-                if not same_branches(self._layout, name, followed[name], plain[name]):
+                if not same_branches(self._layout, name, followed[name], plain[name], self._rounding):
                     self._unfollowed.add(name)  # type: ignore[union-attr]
             return {**followed, **plain}
 
@@ -299,6 +300,7 @@ class PyroBranches:
             every = self._costs(*traces, None, rows, depth)
         if run.failed:
             raise Unfollowed
+        self._rounding = max(self._rounding, run.rounding)
         return [run.rows(x).movedim(0, 1) for x in every]
 
     def value_costs(self, values: Mapping[str, Values]) -> dict[str, list[torch.Tensor]]:

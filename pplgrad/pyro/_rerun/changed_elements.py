@@ -62,6 +62,8 @@ class ChangedRun(TorchDispatchMode):
         self._known: dict[int, tuple[torch.Tensor, State]] = {}
         self._storages: set[int] = set()
         self.failed = False
+        self.rounding = 0.0
+        """That of the coarsest type of numbers that were computed."""
         self._keep(self.value, self._branches.value(self.value, others, axes))
         # What refers back to this is there only while it is active.
         self._leaving: Leaving | None = None
@@ -115,6 +117,8 @@ class ChangedRun(TorchDispatchMode):
         if shape != x.shape:
             raise Unfollowed
         self._known[id(x)] = (x, state)
+        if x.dtype.is_floating_point or x.dtype.is_complex:
+            self.rounding = max(self.rounding, torch.finfo(x.dtype).eps)
         if key := key_of(x):
             self._storages.add(key)
 

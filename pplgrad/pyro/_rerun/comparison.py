@@ -114,10 +114,15 @@ def refuse_another_run(
             )
 
 
-def same_branches(layout: Layout, chosen: str, followed: Sequence[torch.Tensor], run: Sequence[torch.Tensor]) -> bool:
-    """Return whether branches that were followed from the draw are those that were run; warn if they are others."""
+def same_branches(
+    layout: Layout, chosen: str, followed: Sequence[torch.Tensor], run: Sequence[torch.Tensor], rounding: float
+) -> bool:
+    """Return whether branches that were followed from the draw are those that were run; warn if they are others.
+
+    `rounding` is that of the coarsest type on the way: a network of single precision may stand before densities of double.
+    """
     for spec, x, y in zip(layout.costs, followed, run, strict=True):
-        if not agree(x, y):
+        if not agree(x, y, rounding):
             warnings.warn(
                 f"Branches of site '{chosen}' that change one element each were followed from the draw, and the density of site '{spec.name}' "
                 "is another one where they are run. The program computes something that pplgrad does not see. The branches are run from here on, "
@@ -128,15 +133,15 @@ def same_branches(layout: Layout, chosen: str, followed: Sequence[torch.Tensor],
     return True
 
 
-def agree(x: torch.Tensor, y: torch.Tensor) -> bool:
-    """Return whether two densities are the same but for rounding; shapes may differ by dimensions that hold nothing."""
+def agree(x: torch.Tensor, y: torch.Tensor, rounding: float = 0.0) -> bool:
+    """Return whether two densities are the same but for rounding, their own or a coarser one; shapes may differ by dimensions that hold nothing."""
     x, y = x.detach().squeeze(), y.detach().squeeze()
     if x.shape != y.shape:
         try:
             x, y = torch.broadcast_tensors(x, y)
         except RuntimeError:
             x, y = x.sum(), y.sum()
-    scale = torch.finfo(x.dtype).eps ** 0.5 if x.dtype.is_floating_point else 0.0
+    scale = max(torch.finfo(x.dtype).eps, rounding) ** 0.5 if x.dtype.is_floating_point else 0.0
     size = x.abs()[torch.isfinite(x)]
     within = scale * (1.0 + (float(size.max()) if size.numel() else 0.0))
     return torch.allclose(x, y.to(x.dtype), rtol=scale, atol=within, equal_nan=True)
