@@ -216,6 +216,7 @@ def test_certificate_by_enumeration():
     assert found.status == "unbiased"
 
 
+@pytest.mark.grid(together="mutants of structures")
 @pytest.mark.parametrize("name", structures.MUTANTS)
 def test_mutant_is_caught(name, monkeypatch):
     assert structures.law_error(Subset, PlackettLuce, jnp.asarray) < 1e-11

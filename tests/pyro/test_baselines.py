@@ -444,6 +444,7 @@ def test_several_sites_at_once_are_as_one_by_one(kind, vectorized, data, monkeyp
         np.testing.assert_allclose(found[1][name], wanted[1][name], rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.grid(together="mutants of stacked baselines")
 @pytest.mark.parametrize("name", stacked_baselines.MUTANTS)
 def test_mutant_of_several_sites_at_once_is_caught(name, monkeypatch):
     given = (*stacked_baselines.BASELINES["average+neural"], True, True)

@@ -256,6 +256,7 @@ def test_misfits_are_refused(estimator, distribution, words):
     assert "'z'" in str(error.value)
 
 
+@pytest.mark.grid(together="mutants of branches")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_caught(name, monkeypatch):

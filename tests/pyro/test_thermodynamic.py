@@ -63,6 +63,7 @@ def test_three_particles_exact():
     assert_exact("single", "left", 3)
 
 
+@pytest.mark.grid(together="mutants of thermodynamic bounds")
 @pytest.mark.parametrize("name", shared.MUTANTS)
 def test_mutant_is_caught(name, monkeypatch):
     shared.MUTANTS[name](monkeypatch)
