@@ -31,6 +31,7 @@ def expected(case, estimator, particles=1, together=True):
     return over(case, TraceGrad_ELBO(particles, vectorize_particles=together, estimators=chosen), particles)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("vectorized", [False, True], ids=["each", "whole"])
 @pytest.mark.parametrize("estimator", [ScoreFunction(), LocalExpectation(), DisARM()], ids=repr)
 def test_exact(estimator, vectorized):
@@ -38,6 +39,7 @@ def test_exact(estimator, vectorized):
     assert_same(expected(case, estimator), exact_gradient(case))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("together", [False, True], ids=["apart", "together"])
 @pytest.mark.parametrize("case", [plated(black_box), mixed(black_box)], ids=["plated", "mixed"])
 def test_exact_with_particles(case, together):
@@ -84,6 +86,7 @@ SHAPED = {
 }
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("exact", [True, False], ids=["64 bits", "32 bits"])
 @pytest.mark.parametrize("name", SHAPED)
 def test_axes(name, exact):

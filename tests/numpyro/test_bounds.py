@@ -171,7 +171,7 @@ def means(program, objective, draws):
     return rows.mean(0), rows.std(0) / np.sqrt(draws)
 
 
-@pytest.mark.grid
+@pytest.mark.grid(together="doubly reparameterized")
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", [IWAE(), Renyi(0.4)])
 @pytest.mark.parametrize("discrete", [False, True], ids=["continuous", "mixed"])

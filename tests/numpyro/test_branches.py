@@ -64,7 +64,7 @@ def test_two_particles_exact(short, vectorize):
     assert_same(found, exact_gradient(case))
 
 
-@pytest.mark.grid
+@pytest.mark.grid(together="unbiased branches")
 @pytest.mark.slow
 @pytest.mark.parametrize(("short", "name"), random_pairs(ALIKE))
 def test_unbiased(short, name):
@@ -98,6 +98,7 @@ def known_moments(law):
     return moments(TraceGrad_ELBO(8, estimators={"x": plain, "w": LocalExpectation()}), law, 20_000)
 
 
+@pytest.mark.grid(together="numbers in branches")
 @pytest.mark.slow
 @pytest.mark.parametrize("family", NUMBERS)
 def test_numbers_unbiased(family):

@@ -149,6 +149,7 @@ ENTROPIES = {
 }
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("law", ENTROPIES)
 def test_one_scale_for_many_locations_counts_for_each(law, masked):

@@ -154,6 +154,7 @@ def coin(**infer):
     return lambda: numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("a", 0.4)), infer=infer)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("how", ["parallel", "sequential"])
 @pytest.mark.parametrize("wrap", [lambda guide: guide, config_estimators], ids=["plain", "wrapped"])
 def test_the_hosts_mark_asks_for_it(wrap, how):

@@ -120,6 +120,7 @@ def test_exact(short, monkeypatch):
     shared.assert_exact(run_in(monkeypatch), monkeypatch, short)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("short", ["score", pytest.param("systematic", marks=ALIKE)])
 @pytest.mark.parametrize("kind", ["global", "mixed"])
 def test_sites_before_the_loop_and_reparameterized_ones_exact(kind, short, monkeypatch):

@@ -39,6 +39,7 @@ def observed():
     numpyro.sample("x", dist.Normal(numpyro.param("m", jnp.array(0.5)), 1.0), obs=jnp.array(1.0))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("objective", [ELBO(), Expectation(), IWAE(), Renyi(0.5)], ids=repr)
 @pytest.mark.parametrize("particles", [1, 2])
 @pytest.mark.parametrize("vectorized", [False, True])
@@ -51,6 +52,7 @@ def test_a_program_without_a_site_has_loss_0(objective, particles, vectorized):
         elbo.diagnose(jax.random.key(0), {}, nothing, guide)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("objective", [ELBO(), Expectation(), IWAE(), Renyi(0.5)], ids=repr)
 @pytest.mark.parametrize("particles", [1, 2])
 @pytest.mark.parametrize("vectorized", [False, True])
@@ -80,6 +82,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("case", REFUSED)
 @pytest.mark.parametrize("particles", [1, 2])
 def test_a_guide_of_another_shape_is_refused(case, particles):
@@ -98,6 +101,7 @@ def test_a_plate_of_the_guide_that_the_model_has_not_is_warned_of():
         TraceGrad_ELBO().loss(jax.random.key(0), {}, lambda: numpyro.sample("z", dist.Bernoulli(0.5)), guide)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("particles", [1, 2])
 @pytest.mark.parametrize("vectorized", [False, True])
 def test_mutable_state_of_several_particles_is_warned_of(particles, vectorized):
@@ -157,6 +161,7 @@ def listed():
     numpyro.sample("x", dist.Normal([0.0, 2.0][n], 1.0), obs=1.0)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("model", [own(""), integers, listed], ids=["own", "integers", "listed"])
 @pytest.mark.parametrize("particles", [1, 3])
 def test_python_control_flow_in_a_density_is_followed(model, particles):
@@ -283,6 +288,7 @@ def test_a_baseline_inside_scan_has_a_number_for_each_step(plates):
     assert own != scanned_gradient(None, plates)
 
 
+@pytest.mark.grid
 @pytest.mark.slow
 @pytest.mark.parametrize("plates", [False, True])
 @pytest.mark.parametrize("shape", [(4,), (5, 7), (2, 5, 1, 1, 1, 1, 1, 1, 7)])

@@ -19,6 +19,7 @@ def both(x, validate=True):
     return fn, found
 
 
+@pytest.mark.grid
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Out-of-support values")
 @pytest.mark.parametrize("validate", [False, True])
@@ -50,6 +51,7 @@ def test_numbers_that_are_none_are_not_hidden():
     assert np.isnan(found.log_prob(jnp.array([0, 1]))).tolist() == [True, False]
 
 
+@pytest.mark.grid
 @pytest.mark.slow
 @pytest.mark.parametrize("x", [x for x in LOGITS if np.isfinite(x)])
 @pytest.mark.parametrize("value", [0.0, 1.0])
@@ -63,6 +65,7 @@ def test_derivatives(x, value):
     assert relaxed(value) == x
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("x", [-np.inf, np.inf])
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_a_sure_value_has_no_derivative(x, value):

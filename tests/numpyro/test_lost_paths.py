@@ -58,6 +58,7 @@ def gradient(elbo, model, guide):
     return jax.grad(lambda params: elbo.loss(KEY, params, model, guide))({"m": 0.3})["m"]
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("estimators", [None, {"z": Reparam()}], ids=["default", "Reparam"])
 @pytest.mark.parametrize("name", LOST)
 def test_a_cost_without_a_derivative_is_refused(name, estimators):
@@ -87,6 +88,7 @@ def shifted(w):
     numpyro.sample("z", dist.Normal(w, 1.0))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("by", ["argument", "closure"])
 @pytest.mark.parametrize("way", WAYS)
 def test_parameters_that_are_differentiated_from_outside(way, by):

@@ -503,6 +503,7 @@ def test_what_cannot_be_summed_is_refused(name):
         TraceGrad_ELBO(**given).loss(KEY, {"m": 0.1, "l": 0.1}, model, small_guide)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("read", ["carry", "steps", "summed"])
 @pytest.mark.parametrize("steps", [1, 2, pytest.param(5, marks=pytest.mark.exhaustive)])
 def test_what_is_read_after_a_scan_is_put_into_its_body(steps, read):

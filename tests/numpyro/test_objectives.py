@@ -33,6 +33,7 @@ OBJECTIVES = {
 
 
 # The entropy's three weights differ, and none of the others shows more of a program.
+@pytest.mark.grid
 @pytest.mark.parametrize(
     ("short", "name"),
     [*((short, "hierarchy") for short in OBJECTIVES), ("entropy", "mixed"), ("entropy", "subsampled")],
@@ -81,6 +82,7 @@ LEARNED = {
 }
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("estimator", [ScoreFunction(), LocalExpectation()], ids=["score", "local"])
 @pytest.mark.parametrize("kind", LEARNED)
 def test_a_weight_may_be_learned(kind, estimator):

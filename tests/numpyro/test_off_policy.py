@@ -233,6 +233,7 @@ def assert_draws_are_constant(objective_of, proposed):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-9), found, wanted)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("proposed", [False, True])
 @pytest.mark.parametrize("objective_of", [LogVariance, TrajectoryBalance])
 def test_draws_are_constant(objective_of, proposed):

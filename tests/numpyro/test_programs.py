@@ -354,6 +354,7 @@ def test_guide_and_model_share_the_minibatch():
     np.testing.assert_allclose(TraceGrad_ELBO().loss(KEY, {}, model, guide), wanted, rtol=1e-12)
 
 
+@pytest.mark.grid
 @pytest.mark.slow
 @pytest.mark.parametrize("wrap", [lambda fn: fn, lambda fn: fn.mask(True), lambda fn: fn.expand([2, 3]).to_event(1)])
 @pytest.mark.parametrize("family", [dist.Bernoulli, lambda logits: dist.Binomial(2, logits=logits)])

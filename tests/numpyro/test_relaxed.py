@@ -130,6 +130,7 @@ MISUSES = {
 }
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("estimator", [GumbelSoftmax(), StraightThrough()])
 @pytest.mark.parametrize("misuse", MISUSES)
 def test_misuse_is_refused(misuse, estimator):

@@ -67,6 +67,7 @@ def step(change, estimator):
     return elbo.loss(jax.random.key(0), {"a": jnp.array(0.3)}, *program(change))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("estimator", [REBAR(learn=False), GumbelSoftmax(), MuProp()], ids=lambda e: type(e).__name__)
 @pytest.mark.parametrize("name", STEERED)
 def test_what_is_steered_by_a_relaxed_value_is_refused(name, estimator):
@@ -121,6 +122,7 @@ def derivative(change, estimator):
     return svi.update(svi.init(jax.random.key(0)))[1]
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("estimator", [REBAR(learn=False), RELAX()], ids=lambda e: type(e).__name__)
 @pytest.mark.parametrize("name", CUT)
 def test_a_derivative_that_is_cut_is_refused_where_it_is_needed(name, estimator):
@@ -151,6 +153,7 @@ def test_what_jumps_is_a_cut(name):
     assert found.get("z")
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("estimator", [REBAR(), REBAR(learn=False), RELAX()], ids=["rebar", "fixed", "relax"])
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if n in SEVERAL else pytest.mark.slow) for n in JUMPING if n != "float8"]
@@ -225,6 +228,7 @@ FOLLOWING = {
 }
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("above", [True, False])
 @pytest.mark.parametrize("name", FOLLOWING)
 def test_a_continuous_site_that_follows(name, above):

@@ -289,6 +289,7 @@ def test_subsets_and_rankings_are_summed_out_of_a_model():
     assert_same(expected_gradient(made.case, TraceGrad_ELBO(), 1), exact_gradient(made.by_hand))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", MATRICES)
 @pytest.mark.parametrize("short", structures.MATRIX)
 def test_exact_gradient_of_matrices(name, short):
@@ -296,6 +297,7 @@ def test_exact_gradient_of_matrices(name, short):
     assert gradient_error(estimator, "numpyro", name, particles=particles) < 1e-9
 
 
+@pytest.mark.grid
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MATRICES)
 @pytest.mark.parametrize("short", structures.MATRIX_RANDOM)

@@ -93,6 +93,7 @@ def assert_whole(name, short):
     np.testing.assert_allclose(found, -shared.once_each(f, *slopes, short), atol=1e-9)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("short", ["left", "right"])
 @pytest.mark.parametrize("name", shared.COUNTED)
 def test_masks_and_scales_do_not_move_what_is_drawn(name, short):

@@ -51,13 +51,17 @@ def test_every_program_gives_the_same(name, monkeypatch):
     assert difference(monkeypatch, case.build(HOST), parameters(case)) < 1e-12
 
 
+def alone(name, estimator, particles):
+    """Return whether leave-one-out has no other particles."""
+    return particles == 1 and estimator == ScoreFunction(LeaveOneOut())
+
+
+@pytest.mark.grid(without=alone)
 @pytest.mark.slow
 @pytest.mark.parametrize("particles", [1, 3])
 @pytest.mark.parametrize("estimator", [ScoreFunction(LeaveOneOut()), DisARM(), LocalExpectation()], ids=repr)
 @pytest.mark.parametrize("name", ["hierarchy", "mixed", "subsampled", "event_in_plate"])
 def test_every_estimator_gives_the_same(name, estimator, particles, monkeypatch):
-    if particles == 1 and estimator == ScoreFunction(LeaveOneOut()):
-        pytest.skip("leave-one-out needs particles")
     case = CASES[name]
     elbo = TraceGrad_ELBO(particles, estimators={site: estimator for site in case.latents})
     try:
@@ -190,6 +194,7 @@ def test_every_loop_gives_the_same(name, monkeypatch):
     assert difference(monkeypatch, program, start(program), rows=(2, 5)) < 1e-12
 
 
+@pytest.mark.grid
 @pytest.mark.slow
 @pytest.mark.parametrize("vectorize", [True, False, lambda f, keys: jax.vmap(f)(keys)], ids=["vmap", "map", "own"])
 @pytest.mark.parametrize("name", ["chain", "two_back", "switching"])

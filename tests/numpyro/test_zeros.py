@@ -81,6 +81,7 @@ def test_unbiased(short, name):
         assert z_of(np.asarray(found[parameter]), value) < 4.5, parameter
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", ["one_hot", "binary"])
 @pytest.mark.parametrize("short", BIASED)
 def test_relaxations_are_finite(short, name):

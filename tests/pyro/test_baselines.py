@@ -289,6 +289,7 @@ def kept(of_this_step):
     return model, guide
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("particles", [1, 2])
 @pytest.mark.parametrize("kind", ["number", "tensor"])
 @pytest.mark.parametrize("of_this_step", [False, True])
@@ -427,6 +428,7 @@ def stacked_training(baseline, particles, vectorized, data):
     return seen, {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("data", [True, False], ids=["inputs", "numbers"])
 @pytest.mark.parametrize("vectorized", [True, False], ids=["vectorized", "looped"])
 @pytest.mark.parametrize("kind", stacked_baselines.BASELINES)

@@ -146,7 +146,7 @@ def means(program, estimator, objective, steps):
     return rows.mean(0), rows.std(0) / steps**0.5
 
 
-@pytest.mark.grid
+@pytest.mark.grid(together="doubly reparameterized")
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", [IWAE(), Renyi(0.4)])
 @pytest.mark.parametrize("discrete", [False, True], ids=["continuous", "mixed"])

@@ -79,6 +79,7 @@ def test_estimators_are_checked_on_the_objective_that_is_given():
     assert check_gradients(*program("single"), **choice).status != "biased"
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", ["single", "event_in_plate"])
 @pytest.mark.parametrize(("objective", "power"), [(IWAE(), 1.0), (Renyi(0.5), 0.5)])
 def test_the_reference_of_a_bound(name, objective, power):

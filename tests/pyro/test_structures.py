@@ -238,6 +238,7 @@ def test_compiled_steps(name, estimator):
     assert_like_eager({**STRUCTURED, **MATRICES}[name], estimators={"*": estimator}, steps=4)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", MATRICES)
 @pytest.mark.parametrize("short", structures.MATRIX)
 def test_exact_gradient_of_matrices(name, short):

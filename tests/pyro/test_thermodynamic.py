@@ -95,6 +95,7 @@ def assert_whole(name, short, vectorized=False):
     np.testing.assert_allclose(found, -shared.once_each(f, slopes_f, slopes_p, slopes_q, short), atol=1e-9)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("short", ["left", "right"])
 @pytest.mark.parametrize("name", shared.COUNTED)
 def test_masks_and_scales_do_not_move_what_is_drawn(name, short):
