@@ -216,23 +216,24 @@ def test_what_another_estimator_has_learned_is_refused(case):
     params = first.get_params(first.init(jax.random.key(0)))
     with pytest.raises((EstimatorError, BaselineError), match="at site 'z' learns .*begin with svi.init"):
         second.loss.loss(jax.random.key(0), params, second.model, second.guide)
-    second.update(second.init(jax.random.key(0)))  # The remedy.
+    jax.jit(second.update)(second.init(jax.random.key(0)))  # The remedy.
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("estimator", [None, RELAX(), score(8, 3)], ids=["default", "relax", "network"])
 def test_the_state_can_be_saved(estimator, tmp_path):
     svi = svi_of(estimator)
-    state, _ = svi.update(svi.init(jax.random.PRNGKey(0)))
+    update = jax.jit(svi.update)
+    state, _ = update(svi.init(jax.random.PRNGKey(0)))
     assert all(x.size for x in jax.tree.leaves(state))
-    _, wanted = svi.update(state)
-    _, found = svi.update(pickle.loads(pickle.dumps(state)))
+    _, wanted = update(state)
+    _, found = update(pickle.loads(pickle.dumps(state)))
     assert found == wanted
     ocp = pytest.importorskip("orbax.checkpoint")
     with ocp.StandardCheckpointer() as saver:
         saver.save(tmp_path / "state", state)
         saver.wait_until_finished()
-        _, found = svi.update(saver.restore(tmp_path / "state", state))
+        _, found = update(saver.restore(tmp_path / "state", state))
     assert found == wanted
     flax = pytest.importorskip("flax.serialization")
     params = svi.get_params(state)
@@ -273,7 +274,7 @@ def scanned_gradient(baseline, plates):
     guide = config_estimators(guide, {"z": ScoreFunction(baseline)})
     svi = SVI(model, guide, numpyro.optim.Adam(0.1), elbo)
     params = svi.get_params(svi.init(jax.random.key(0)))
-    return jax.grad(lambda p: elbo.loss(jax.random.key(1), p, model, guide))(params)["a"]
+    return jax.jit(jax.grad(lambda p: elbo.loss(jax.random.key(1), p, model, guide)))(params)["a"]
 
 
 @pytest.mark.slow

@@ -55,7 +55,7 @@ def program(change):
 
 
 def gradient(elbo, model, guide):
-    return jax.grad(lambda params: elbo.loss(KEY, params, model, guide))({"m": 0.3})["m"]
+    return jax.jit(jax.grad(lambda params: elbo.loss(KEY, params, model, guide)))({"m": 0.3})["m"]
 
 
 @pytest.mark.grid

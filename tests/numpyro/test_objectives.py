@@ -96,7 +96,7 @@ def test_a_weight_may_be_learned(kind, estimator):
         log_w, value = jax.vmap(lambda o: log_weight_and_objective(case, params, o, weighed))(every)
         return -(jnp.exp(log_w) * value).sum()
 
-    wanted = jax.grad(loss)(parameters(case))
+    wanted = jax.jit(jax.grad(loss))(parameters(case))
     elbo = Weighed(estimators={"z": estimator}, objective=objective)
     over = expected_gradient_over_cells if estimator.uses_branches else expected_gradient
     assert abs(wanted["b"]) > 1e-3

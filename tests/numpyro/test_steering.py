@@ -191,6 +191,7 @@ EXACT = {
 }
 
 
+@pytest.mark.grid(together="gradients of what is continuous")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXACT)
 def test_the_gradient_of_what_is_continuous(name):

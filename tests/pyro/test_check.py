@@ -199,8 +199,8 @@ def test_mutants_with_branches_and_of_bounds_are_caught(name, monkeypatch):
 @pytest.mark.parametrize(
     ("estimator", "particles"),
     [
-        (ScoreFunction(), 1),
-        (ScoreFunction(LeaveOneOut()), 2),
+        pytest.param(ScoreFunction(), 1, marks=pytest.mark.exhaustive),  # NumPyro's test has these too.
+        pytest.param(ScoreFunction(LeaveOneOut()), 2, marks=pytest.mark.exhaustive),
         (ScoreFunction(DecayingAverage() + NeuralBaseline()), 1),
         (DisARM(), 1),
     ],

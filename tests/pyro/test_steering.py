@@ -150,6 +150,7 @@ def seeded(function, x):
 EXACT = ("leaky_relu", "largest", "order statistics", "logsumexp", "matrices")
 
 
+@pytest.mark.grid(together="gradients of what is continuous")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXACT)
 def test_the_gradient_of_what_is_continuous(name):
