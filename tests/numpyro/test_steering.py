@@ -64,7 +64,7 @@ def program(change):
 
 def step(change, estimator):
     elbo = TraceGrad_ELBO(estimators={"z": estimator})
-    return elbo.loss(jax.random.key(0), {"a": jnp.array(0.3)}, *program(change))
+    return jax.jit(lambda a: elbo.loss(jax.random.key(0), {"a": a}, *program(change)))(jnp.array(0.3))
 
 
 @pytest.mark.grid
@@ -119,7 +119,7 @@ LOGGED = []
 def derivative(change, estimator):
     model, guide = program(change)
     svi = SVI(model, config_estimators(guide, {"z": estimator}), numpyro.optim.Adam(0.1), TraceGrad_ELBO())
-    return svi.update(svi.init(jax.random.key(0)))[1]
+    return jax.jit(svi.update)(svi.init(jax.random.key(0)))[1]
 
 
 @pytest.mark.grid
