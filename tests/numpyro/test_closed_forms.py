@@ -197,6 +197,7 @@ def test_a_series_that_is_cut_off_is_no_closed_form():
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit", [False, True])
 def test_as_many_values_are_not_the_same_values(jit):
     def binomial(a):

@@ -163,6 +163,7 @@ def test_fuse_switches_all_of_it_off(build, monkeypatch):
     assert TraceGrad_ELBO(fuse=False).with_estimators({}).fuse is False
 
 
+@pytest.mark.slow
 def test_the_default_is_fused():
     assert TraceGrad_ELBO().fuse is True
     assert jnp.isfinite(TraceGrad_ELBO(2).loss(jax.random.key(0), {}, *nasty.program(lambda i, x: x)))

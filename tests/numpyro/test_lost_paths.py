@@ -96,6 +96,7 @@ def test_parameters_that_are_differentiated_from_outside(way, by):
         WAYS[way](handed(TraceGrad_ELBO(), KEY, jumping, shifted)[by])(jnp.array(0.3))
 
 
+@pytest.mark.slow
 def test_data_beside_a_parameter_have_nothing_to_lose():
     def model(w):
         jumping(w)
@@ -111,6 +112,7 @@ def test_data_beside_a_parameter_have_nothing_to_lose():
     assert jnp.isfinite(svi.run(KEY, 2, w, progress_bar=False).losses).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("auto", [AutoNormal, AutoDiagonalNormal, AutoDelta])
 def test_densities_compare_values_with_their_bounds(auto):
     """A Uniform prior and the Delta sites of guides read a value by comparisons of their own, in which no derivative is lost."""

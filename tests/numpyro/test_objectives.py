@@ -82,6 +82,7 @@ LEARNED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.grid
 @pytest.mark.parametrize("estimator", [ScoreFunction(), LocalExpectation()], ids=["score", "local"])
 @pytest.mark.parametrize("kind", LEARNED)
@@ -103,6 +104,7 @@ def test_a_weight_may_be_learned(kind, estimator):
     assert_same(over(case, elbo, 1), wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["kl", "scale"])
 def test_sticking_the_landing_leaves_a_learned_weight_its_gradient(kind):
     """At given noise: the weight's gradient is the bound's, and the mean's is that of the path alone."""

@@ -297,6 +297,7 @@ def test_relax_without_the_cost_needs_no_derivative():
         losses(RELAX())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", [REBAR(), RELAX()], ids=["rebar", "relax"])
 def test_learning_leaves_the_gradient_of_arguments_alone(estimator):
     """Parameters that are the program's arguments are not among those that branches hold constant by name."""

@@ -20,6 +20,7 @@ def made(program, estimator, particles=1, **given):
     return TraceGrad_ELBO(particles, **given)
 
 
+@pytest.mark.slow
 @pytest.mark.grid(without=not_binary)
 @pytest.mark.parametrize("short", ESTIMATORS)
 @pytest.mark.parametrize("name", REPORTED)
@@ -29,6 +30,7 @@ def test_exact(name, short):
     assert_same(over(program.case, made(program, estimator), 1), exact_gradient(program.by_hand))
 
 
+@pytest.mark.slow
 @pytest.mark.grid
 @pytest.mark.parametrize("name", REPORTED)
 def test_particles_together(name):

@@ -37,6 +37,7 @@ def exact(b):
     return total.sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [lambda guide: guide, config_estimators], ids=["plain", "wrapped"])
 def test_an_enumerated_site_of_the_guide_is_summed_over(wrap):
     b, asking = jnp.array([0.2, -0.5, 0.1]), wrap(guide(enumerate="parallel"))
