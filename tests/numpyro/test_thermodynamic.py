@@ -85,11 +85,12 @@ def assert_whole(name, short):
     def flat(found, rows):
         return np.concatenate([np.asarray(found[name]).reshape(*rows, -1) for name in params], -1)
 
-    slopes = [flat(found, (len(every),)) for found in jax.jacobian(all_of)(params)]
+    slopes = [flat(found, (len(every),)) for found in jax.jit(jax.jacobian(all_of))(params)]
     elbo = TraceGrad_ELBO(len(every), objective=shared.whole(short))
     run = forced(guide, draws, {}, len(every))
-    found = flat(jax.grad(lambda p: elbo.loss(jax.random.key(KEY), p, model, run))(params), ())
-    f = np.asarray(all_of(params)[0])
+    gradient = jax.jit(jax.grad(lambda p: elbo.loss(jax.random.key(KEY), p, model, run)))
+    found = flat(gradient(params), ())
+    f = np.asarray(jax.jit(all_of)(params)[0])
     np.testing.assert_allclose(found, -shared.once_each(f, *slopes, short), atol=1e-9)
 
 

@@ -21,6 +21,15 @@ from pplgrad.testing.programs import CASES
 NEVER = 10**9
 KEYS = 12
 QUICK = ("hierarchy", "mixed", "masked")
+LARGE = ("five", "chain", "nested_plates", "categorical_index", "one_hot", "subsampled", "scaled")
+"""The programs with most to do together; the others are run by `make test-all`."""
+
+
+def alike(name):
+    """Return the marks of a program with little to do together."""
+    return () if name in LARGE else [pytest.mark.exhaustive]
+
+
 pytestmark = pytest.mark.filterwarnings("ignore:Missing a plate statement", "ignore:Currently, SVI")
 
 
@@ -45,7 +54,9 @@ def difference(monkeypatch, program, params, elbo=None, rows=(2,), args=(), keys
     return max(x for found in together for x in jax.tree.leaves(jax.tree.map(gap, found, alone)))
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CASES])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in QUICK else [pytest.mark.slow, *alike(n)]) for n in CASES]
+)
 def test_every_program_gives_the_same(name, monkeypatch):
     case = CASES[name]
     assert difference(monkeypatch, case.build(HOST), parameters(case)) < 1e-12

@@ -47,7 +47,7 @@ def wanted(case, objective):
     return host.exact_gradient(case, weights)
 
 
-@pytest.mark.grid
+@pytest.mark.grid(together="impossible values")
 @pytest.mark.parametrize(("objective", "short", "estimator", "name"), ROWS)
 def test_exact(objective, short, estimator, name):
     case, (chosen, particles, _) = CASES[name], OBJECTIVES[objective]
