@@ -27,8 +27,9 @@ test: .venv/installed
 test-all: .venv/installed
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup --all-cases
 
+# Of each test that takes under a second, two cases.
 quick: .venv/installed
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not slow" --most-cases 2
 
 # Python 3.13 if there is one, on the path or among pyenv's, else the newest there is; and on it the newest hosts that pyproject.toml
 # allows: nothing is pinned. Kept quick: the files that together touch every private name of a host. CI runs it after `make test`.

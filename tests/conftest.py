@@ -28,12 +28,14 @@ def pytest_addoption(parser):
     parser.addoption(
         "--all-cases", action="store_true", help="Run every case of the tests marked `grid`, not a cover of them."
     )
+    parser.addoption("--most-cases", type=int, default=0, help="Run at most so many cases of each test function.")
 
 
 @pytest.hookimpl(trylast=True)  # After what -m and -k deselect, so that what remains is covered.
 def pytest_collection_modifyitems(config, items):
     """Leave out the cases of a grid that its cover does not need, unless all are asked for, or one by its name."""
-    out = left_out(items, config.getoption("--all-cases") or any("[" in given for given in config.args))
+    named = any("[" in given for given in config.args)
+    out = left_out(items, config.getoption("--all-cases") or named, 0 if named else config.getoption("--most-cases"))
     config.hook.pytest_deselected(items=[items[number] for number in sorted(out)])
     items[:] = [item for number, item in enumerate(items) if number not in out]
 

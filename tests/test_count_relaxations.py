@@ -97,6 +97,7 @@ def score(found, other):
     return abs(found.mean() - other.mean()) / (found.var() / len(found) + other.var() / len(other)) ** 0.5
 
 
+@pytest.mark.grid
 @pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.4, 1.5])
 @pytest.mark.parametrize("name", LAWS)

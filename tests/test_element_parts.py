@@ -21,6 +21,7 @@ def error(library, name, count):
         return host.gradient_error(PARTS[name], LocalExpectation(elements=count), 1, False)
 
 
+@pytest.mark.grid
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "count"),

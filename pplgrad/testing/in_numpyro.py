@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -426,9 +427,11 @@ def worst(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> float:
 def isolated() -> Iterator[None]:
     """Run in float64, and put the switch back.
 
-    The switch is the process's: JAX runs callbacks in threads of its own, which `jax.enable_x64` does not reach.
+    The switch is the process's: JAX runs callbacks in threads of its own, which `jax.enable_x64` does not reach. A new thread
+    has what the process has, where this one may stand inside `jax.enable_x64`.
     """
-    before = jax.config.jax_enable_x64
+    with ThreadPoolExecutor(1) as thread:
+        before = thread.submit(lambda: jax.config.jax_enable_x64).result()
     jax.config.update("jax_enable_x64", True)
     try:
         yield

@@ -1,11 +1,8 @@
 """The stories of latent structure run from the command line to their picture; what they find is tested beside."""
 
-import subprocess
-import sys
-
 import pytest
 
-from tests.examples.loading import EXAMPLES
+from tests.examples.stories import shown
 
 STORIES = {
     "spike_slab": ("--backend", "pyro"),
@@ -25,6 +22,4 @@ STORIES = {
 @pytest.mark.parametrize("name", STORIES)
 def test_story(name, tmp_path):
     out = tmp_path / "picture.png"
-    command = [sys.executable, EXAMPLES / f"{name}.py", *STORIES[name], "--steps", "2", "--seed", "1", "--out", out]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert out.exists() and f"written: {out}" in shown
+    assert f"written: {out}" in shown(name, out, *STORIES[name], "--steps", 2, "--seed", 1)

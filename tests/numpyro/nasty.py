@@ -126,21 +126,27 @@ def _changed(x: Any, n: int) -> Any:
     return first + held[...] + held[...]
 
 
-def program(read: Any, sites: int = 6) -> tuple:
-    """Return a model and a guide of a chain of draws, a state that is reparameterized, and what they read of parameters."""
+def program(*reads: Any, sites: int = 6) -> tuple:
+    """Return a model and a guide of a chain of draws, a state that is reparameterized, and what they read of parameters.
+
+    What several functions read is added up, with weights of their own.
+    """
+
+    def together(i: int, x: Any) -> Any:
+        return sum(jnp.tanh(read(i, x)) * (1 + 0.3 * k) for k, read in enumerate(reads))
 
     def model() -> None:
         p, z, h = numpyro.param("p", jnp.array([0.3, -0.4, 0.7])), 0.0, 0.0
         for i in range(sites):
             z = numpyro.sample(f"z{i}", dist.Bernoulli(logits=0.2 - 0.5 * z)) * 1.0
             h = numpyro.sample(f"h{i}", dist.Normal(0.5 * h, 1.0))
-            found = jnp.tanh(read(i, p + z - 0.3 * h))
+            found = together(i, p + z - 0.3 * h)
             numpyro.sample(f"x{i}", dist.Normal(found, 1.0).to_event(1), obs=jnp.array([0.1, 0.5, -0.2]))
 
     def guide() -> None:
         q, z = numpyro.param("q", jnp.array([-0.5, 0.9, 0.2])), 0.0
         for i in range(sites):
-            z = numpyro.sample(f"z{i}", dist.Bernoulli(logits=jnp.tanh(read(i, q + z)).sum())) * 1.0
+            z = numpyro.sample(f"z{i}", dist.Bernoulli(logits=together(i, q + z).sum())) * 1.0
             numpyro.sample(f"h{i}", dist.Normal(q[1] + z, 0.5))
 
     return model, guide

@@ -69,7 +69,7 @@ def test_an_autoguide_of_the_continuous_part_is_fitted_as_to_the_sum_by_hand(aut
         def loss(params, elbo=elbo, model=model, guide=guide):
             return elbo.loss(jax.random.PRNGKey(3), params, model, guide)
 
-        found.append((params, *jax.value_and_grad(loss)(params)))
+        found.append((params, *jax.jit(jax.value_and_grad(loss))(params)))
     (_, loss, gradient), (_, expected, its_gradient) = found
     np.testing.assert_allclose(loss, expected, rtol=1e-9)
     np.testing.assert_allclose(ravel_pytree(gradient)[0], ravel_pytree(its_gradient)[0], rtol=1e-9, atol=1e-9)

@@ -298,6 +298,7 @@ def stacked_training(baseline, particles, data):
     return seen
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("data", [True, False], ids=["inputs", "numbers"])
 @pytest.mark.parametrize("kind", stacked_baselines.BASELINES)
 def test_several_sites_at_once_are_as_one_by_one(kind, data, monkeypatch):
@@ -312,6 +313,7 @@ def test_a_value_for_several_sites_at_once_that_does_not_fit_is_refused():
         stacked_training(stacked_baselines.MissingAxis(), 2, True)
 
 
+@pytest.mark.grid(together="mutants of stacked baselines")
 @pytest.mark.parametrize("name", stacked_baselines.MUTANTS)
 def test_mutant_of_several_sites_at_once_is_caught(name, monkeypatch):
     given = (*stacked_baselines.BASELINES["average+neural"], True)

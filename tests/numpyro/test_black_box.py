@@ -31,6 +31,7 @@ def expected(case, estimator, particles=1, together=True):
     return over(case, TraceGrad_ELBO(particles, vectorize_particles=together, estimators=chosen), particles)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("vectorized", [False, True], ids=["each", "whole"])
 @pytest.mark.parametrize("estimator", [ScoreFunction(), LocalExpectation(), DisARM()], ids=repr)
 def test_exact(estimator, vectorized):
@@ -38,12 +39,14 @@ def test_exact(estimator, vectorized):
     assert_same(expected(case, estimator), exact_gradient(case))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("together", [False, True], ids=["apart", "together"])
 @pytest.mark.parametrize("case", [plated(black_box), mixed(black_box)], ids=["plated", "mixed"])
 def test_exact_with_particles(case, together):
     assert_same(expected(case, ScoreFunction(), 2, together), exact_gradient(case))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", [ScoreFunction(), LocalExpectation()], ids=repr)
 def test_what_reads_the_whole_plate_is_charged_whole(estimator, monkeypatch):
     """And a rule that took it for elementwise would be seen."""
@@ -55,6 +58,7 @@ def test_what_reads_the_whole_plate_is_charged_whole(estimator, monkeypatch):
     assert max(np.abs(found[name] - wanted[name]).max() for name in wanted) > 1e-3
 
 
+@pytest.mark.slow
 def test_elements_stay_apart(monkeypatch):
     made, plain = [], Layout.build.__func__
 
@@ -84,6 +88,7 @@ SHAPED = {
 }
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("exact", [True, False], ids=["64 bits", "32 bits"])
 @pytest.mark.parametrize("name", SHAPED)
 def test_axes(name, exact):
@@ -160,6 +165,7 @@ def test_rows_that_are_mixed_are_found_later():
         run(jnp.arange(2.0)).block_until_ready()
 
 
+@pytest.mark.slow
 def test_inside_scan():
     """The score function of a chain whose rewards NumPy computes, against the derivative of the enumerated mean."""
     rewards = np.array([0.3, 1.7])

@@ -79,6 +79,7 @@ def test_branches_exact(objective, name, short):
     assert_same(found, wanted(name, power, 2, 0))
 
 
+@pytest.mark.grid
 @pytest.mark.slow
 @pytest.mark.parametrize("vectorize", [True, False, lambda f, xs: jax.lax.map(f, xs)], ids=["vmap", "map", "callable"])
 @pytest.mark.parametrize("name", ["single", "shared_parameter"])
@@ -170,6 +171,7 @@ def means(program, objective, draws):
     return rows.mean(0), rows.std(0) / np.sqrt(draws)
 
 
+@pytest.mark.grid(together="doubly reparameterized")
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", [IWAE(), Renyi(0.4)])
 @pytest.mark.parametrize("discrete", [False, True], ids=["continuous", "mixed"])
@@ -193,7 +195,7 @@ def test_doubly_reparameterized_of_one_site():
 
     objective = TraceGrad_ELBO(3, estimators={"z": DReG()}, objective=IWAE())
     params, key = {"m": jnp.array(0.2), "s": jnp.array(-0.3)}, jax.random.key(2)
-    found = jax.grad(lambda p: objective.loss(key, p, model, guide))(params)
+    found = jax.jit(jax.grad(lambda p: objective.loss(key, p, model, guide)))(params)
     values = []
     for k in jax.random.split(key, 3):
         run = numpyro.handlers.substitute(numpyro.handlers.seed(guide, jax.random.split(k)[1]), data=params)
@@ -217,7 +219,7 @@ def test_the_value_is_that_of_the_hosts_bound():
     params = {"p": jnp.array([0.3, -0.2, 0.4, 0.1, 0.6])}
     keys = jax.random.split(jax.random.key(9), 400)
     found, wanted = (
-        np.asarray(jax.vmap(lambda k, o=o: o.loss(k, params, model, guide))(keys))
+        np.asarray(jax.jit(jax.vmap(lambda k, o=o: o.loss(k, params, model, guide)))(keys))
         for o in (TraceGrad_ELBO(5, objective=Renyi(0.5)), RenyiELBO(alpha=0.5, num_particles=5))
     )
     assert abs(found.mean() - wanted.mean()) < 4.5 * np.sqrt((found.var() + wanted.var()) / 400)
@@ -237,10 +239,8 @@ def test_particles_share_the_minibatch():
         with numpyro.plate("data", 2, subsample_size=1):
             numpyro.sample("z", dist.Bernoulli(0.5))
 
-    losses = {
-        round(float(TraceGrad_ELBO(8, objective=IWAE()).loss(jax.random.key(k), {}, model, guide))) for k in range(8)
-    }
-    assert losses == {2, 10_002}
+    loss = jax.jit(lambda key: TraceGrad_ELBO(8, objective=IWAE()).loss(key, {}, model, guide))
+    assert {round(float(loss(jax.random.key(k)))) for k in range(8)} == {2, 10_002}
 
 
 @pytest.mark.slow
@@ -287,6 +287,7 @@ def test_numbers_of_particles():
             wrong()
 
 
+@pytest.mark.grid(together="mutants of bounds")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_caught(name, monkeypatch):

@@ -1,5 +1,7 @@
 """Estimators that run the program at other values: exact over their finite noise, z-tests over the rest."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,13 +41,13 @@ def elbo(name, estimator, particles=1, vectorize=True):
     return TraceGrad_ELBO(particles, vectorize, estimators=dict.fromkeys(CASES[name].latents, estimator))
 
 
-@pytest.mark.grid
+@pytest.mark.grid(together="exact branches in NumPyro")
 @pytest.mark.parametrize(("short", "name"), exact_pairs(ALIKE, ("local", "disarm", "muprop", "set2")))
 def test_exact(short, name):
     assert gradient_error(EXACT[short][0], "numpyro", name) < 1e-9
 
 
-@pytest.mark.grid
+@pytest.mark.grid(together="exact branches in NumPyro")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("short", "vectorize"),
@@ -62,7 +64,7 @@ def test_two_particles_exact(short, vectorize):
     assert_same(found, exact_gradient(case))
 
 
-@pytest.mark.grid
+@pytest.mark.grid(together="unbiased branches")
 @pytest.mark.slow
 @pytest.mark.parametrize(("short", "name"), random_pairs(ALIKE))
 def test_unbiased(short, name):
@@ -89,14 +91,21 @@ def moments(objective, family, draws):
     return rows.mean(0), rows.std(0) / np.sqrt(draws)
 
 
+@cache
+def known_moments(law):
+    """Return the moments that are known to be right of a family, for all its estimators."""
+    plain = ScoreFunction(LeaveOneOut()) if law == "poisson" else Reparam()
+    return moments(TraceGrad_ELBO(8, estimators={"x": plain, "w": LocalExpectation()}), law, 20_000)
+
+
+@pytest.mark.grid(together="numbers in branches")
 @pytest.mark.slow
 @pytest.mark.parametrize("family", NUMBERS)
 def test_numbers_unbiased(family):
     """Against the mean of the score function with a leave-one-out baseline, or of the reparameterized gradient."""
-    plain = ScoreFunction(LeaveOneOut()) if "poisson" in family else Reparam()
-    known = TraceGrad_ELBO(8, estimators={"x": plain, "w": LocalExpectation()})
+    wanted, error = known_moments(family.split("-")[0])
     chosen = TraceGrad_ELBO(estimators={"x": NUMBERS[family], "w": LocalExpectation()})
-    (wanted, error), (found, spread) = moments(known, family, 20_000), moments(chosen, family, 20_000)
+    found, spread = moments(chosen, family, 20_000)
     assert np.all(np.abs(found - wanted) < 4.5 * np.sqrt(error**2 + spread**2) + 1e-12)
 
 
@@ -214,6 +223,7 @@ def proved(mutant):
     return any(table[short][0] == mutant.estimator and name == mutant.case for short, name in pairs)
 
 
+@pytest.mark.grid(together="mutants of branches")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_caught(name, monkeypatch):

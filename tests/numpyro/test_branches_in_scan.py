@@ -142,6 +142,7 @@ def earlier_steps_alternatives(monkeypatch):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "broken", [one_at_wrong_step, handed_out_as_drawn, another_steps_costs, earlier_steps_alternatives]
 )
@@ -225,6 +226,7 @@ def test_numbers_unbiased(law, estimator):
     assert np.all(np.abs(found - wanted) < 4.5 * np.sqrt(error**2 + its_error**2))
 
 
+@pytest.mark.slow
 def test_each_step_is_counted():
     case = as_case("forward")
     model, guide = case.build(None)
@@ -293,6 +295,7 @@ def test_relaxed_as_in_a_loop(estimator):
     np.testing.assert_allclose(found[1], wanted[1], rtol=0.05)
 
 
+@pytest.mark.slow
 def test_learned_numbers_are_shared_by_the_steps():
     case = fractions(True)
     model, guide = case.build(None)
@@ -304,6 +307,7 @@ def test_learned_numbers_are_shared_by_the_steps():
     assert result.params["z$pplgrad.log_temperature"].shape == () and result.params["z$pplgrad.in"].shape == (3, 2)
 
 
+@pytest.mark.slow
 def test_a_carry_of_whole_numbers_is_refused():
     model, guide = as_case("two-steps").build(None)
     with pytest.raises(

@@ -112,6 +112,7 @@ def test_as_run_for_each_branch(name):
     assert_close(*compared(PROGRAMS[name], (1, 2)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", [axes for axes in AXES.values() if axes != (1, 2)], ids=str)
 def test_elements_along_other_axes(axes):
     for name in (

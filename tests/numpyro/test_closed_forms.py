@@ -149,6 +149,7 @@ ENTROPIES = {
 }
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("law", ENTROPIES)
 def test_one_scale_for_many_locations_counts_for_each(law, masked):
@@ -196,6 +197,7 @@ def test_a_series_that_is_cut_off_is_no_closed_form():
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit", [False, True])
 def test_as_many_values_are_not_the_same_values(jit):
     def binomial(a):

@@ -29,6 +29,7 @@ def error(count=3):
     return np.abs(rows("observed", {"z": LocalExpectation()}, count)["a"] - exact("observed")["a"]).max()
 
 
+@pytest.mark.slow
 def test_exact_whatever_is_drawn():
     assert error() < 1e-9
 
@@ -37,6 +38,7 @@ def without_the_others(ops, layout, site, found, drawn):
     return [found.get((spec.name, spec.sign), x * 0) for spec, x in zip(layout.costs, drawn, strict=True)]
 
 
+@pytest.mark.slow
 def test_mutant_is_caught(monkeypatch):
     monkeypatch.setattr(branches, "with_other_sites", without_the_others)
     assert error() > 1e-3

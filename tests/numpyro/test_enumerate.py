@@ -125,6 +125,7 @@ def test_between_other_estimators(name):
     assert_same(over(name, TraceGrad_ELBO(estimators=chosen(name))), exact_gradient(ALL["beside_others"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", mostly(sorted(MUTANTS)[:2], MUTANTS))
 def test_mutants_are_caught(name, monkeypatch):
     shown_by = MUTANTS[name].shown_by
@@ -154,6 +155,8 @@ def coin(**infer):
     return lambda: numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("a", 0.4)), infer=infer)
 
 
+@pytest.mark.slow
+@pytest.mark.grid
 @pytest.mark.parametrize("how", ["parallel", "sequential"])
 @pytest.mark.parametrize("wrap", [lambda guide: guide, config_estimators], ids=["plain", "wrapped"])
 def test_the_hosts_mark_asks_for_it(wrap, how):
@@ -280,6 +283,7 @@ def test_a_cost_that_is_infinite_at_a_possible_value_names_the_site():
     assert jnp.isnan(jax.jit(lambda a: elbo.loss(jax.random.key(0), {"a": a}, model, coin()))(-9.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "behind", [Reparam(), Reparam(sticking_the_landing=True), ScoreFunction()], ids=["path", "landing", "score"]
 )

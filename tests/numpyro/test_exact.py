@@ -20,12 +20,14 @@ def discrete(name, estimator):
     return dict.fromkeys(CASES[name].latents, estimator)
 
 
+@pytest.mark.grid(together="exact in NumPyro")
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CASES])
 def test_one_particle(name):
     elbo = TraceGrad_ELBO(estimators=discrete(name, ScoreFunction(Constant(-1.7))))
     assert_same(expected_gradient(CASES[name], elbo, 1), exact_gradient(CASES[name]))
 
 
+@pytest.mark.grid(together="exact in NumPyro")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_one_particle_by_default(name):
@@ -41,7 +43,7 @@ def by_hand(f, keys):
 MAPS = {"vmap": True, "lax.map": False, "function": by_hand}
 
 
-@pytest.mark.grid
+@pytest.mark.grid(together="exact in NumPyro")
 @pytest.mark.slow
 @pytest.mark.parametrize("how", MAPS)
 @pytest.mark.parametrize(
@@ -56,6 +58,7 @@ def test_two_particles(name, estimator, how):
     assert_same(expected_gradient(CASES[name], elbo, 2), exact_gradient(CASES[name]))
 
 
+@pytest.mark.grid(together="exact in NumPyro")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_two_particles_by_default(name):
@@ -63,6 +66,7 @@ def test_two_particles_by_default(name):
     assert_same(expected_gradient(CASES[name], elbo, 2), exact_gradient(CASES[name]))
 
 
+@pytest.mark.grid(together="exact in NumPyro")
 @pytest.mark.slow
 @pytest.mark.parametrize("how", MAPS)
 @pytest.mark.parametrize("name", ["single", "both_kinds_in_one_plate"])

@@ -113,6 +113,7 @@ def run_in(patch, steps=3):
 ALIKE = pytest.mark.exhaustive  # Of the filter itself, which Pyro's tests go through as well.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "short", ["score", "sometimes", "systematic", pytest.param("drop", marks=ALIKE), pytest.param("never", marks=ALIKE)]
 )
@@ -120,12 +121,15 @@ def test_exact(short, monkeypatch):
     shared.assert_exact(run_in(monkeypatch), monkeypatch, short)
 
 
+@pytest.mark.slow
+@pytest.mark.grid
 @pytest.mark.parametrize("short", ["score", pytest.param("systematic", marks=ALIKE)])
 @pytest.mark.parametrize("kind", ["global", "mixed"])
 def test_sites_before_the_loop_and_reparameterized_ones_exact(kind, short, monkeypatch):
     shared.assert_exact(run_in(monkeypatch, 2), monkeypatch, short, 2, kind)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("short", ["stop-gradient", pytest.param("stop-gradient systematic", marks=ALIKE)])
 def test_evidence_exact(short, monkeypatch):
     shared.assert_evidence_exact(run_in(monkeypatch), monkeypatch, short)
@@ -134,6 +138,7 @@ def test_evidence_exact(short, monkeypatch):
 QUICK = ("score_of_the_ancestors_lost", "weights_that_are_not_reset")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=ALIKE) for name in shared.MUTANTS]
 )
@@ -262,6 +267,7 @@ def scanned(body, **given):
     return lambda xs: scan(lambda carried, x: (carried, body(x)), 0.0, xs, **given)
 
 
+@pytest.mark.slow
 def test_programs_are_refused():
     def after(xs):
         chain()[1](xs)
@@ -313,6 +319,7 @@ def test_programs_are_refused():
     )
 
 
+@pytest.mark.slow
 def test_a_scan_that_draws_nothing_is_no_loop_over_time():
     """A guide that reads ahead gives the same numbers whichever scan it reads with."""
 
@@ -338,6 +345,7 @@ def test_a_scan_that_draws_nothing_is_no_loop_over_time():
     np.testing.assert_allclose(found(scan), found(jax.lax.scan))
 
 
+@pytest.mark.slow
 def test_second_derivatives_are_refused():
     model, guide = chain()
     with pytest.raises(EstimatorError, match="first ones alone"):
@@ -367,6 +375,7 @@ def test_reversed_scans_step_backwards():
     np.testing.assert_allclose(*found)
 
 
+@pytest.mark.slow
 def test_described_and_trained():
     model, guide = chain("mixed")
     guide = config_estimators(guide, {"w": ScoreFunction()})
@@ -379,6 +388,7 @@ def test_described_and_trained():
     assert losses[-30:].mean() < losses[:30].mean()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:shape requires ndarray")  # NumPyro's own, of state beside a scan.
 def test_state_that_a_wrapper_keeps_stays():
     model, guide = chain()
@@ -387,6 +397,7 @@ def test_state_that_a_wrapper_keeps_stays():
     assert jax.tree.structure(svi.update(state, XS)[0]) == jax.tree.structure(state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("particles", [1, 6])
 def test_sequences_in_a_plate_and_of_several_lengths(particles):
     """Steps that are masked change no weight: the bound is that of the shorter sequences. A scan may have no rows, and a key be a plain array."""
@@ -410,6 +421,7 @@ def test_sequences_in_a_plate_and_of_several_lengths(particles):
     np.testing.assert_allclose(loss(3), loss(5), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_each_series_has_its_filter_under_vmap():
     model, guide = chain()
     elbo, keys = elbo_of(4, FIVO(resampling_gradient="drop")), jax.random.split(jax.random.key(0), 3)
@@ -423,6 +435,7 @@ def test_each_series_has_its_filter_under_vmap():
         jax.tree.map(lambda x, y, i=i: np.testing.assert_allclose(x[i], y, rtol=1e-9), together, alone)
 
 
+@pytest.mark.slow
 def test_what_depends_on_a_site_before_the_scan_follows_the_ancestors():
     """Rows and constants of the scan that a global draw moves; the gradient is the slope of the loss along the same draws."""
     masks = jnp.arange(4)[:, None] < jnp.array([4, 2])

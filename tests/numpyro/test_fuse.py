@@ -17,7 +17,10 @@ from tests.numpyro.test_steps import PROGRAMS as SCANS
 from tests.numpyro.test_together import PROGRAMS, start
 
 QUICK = ("functions that print alike", "rules that print alike", "counted otherwise", "references", "known zeros")
-NAMES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in nasty.READS]
+ALONE = ("references", "called outside", "counted otherwise", "keys of other kinds", "a function of keys", "given away")
+"""These may keep a program from being fused, or their numbers from being drawn together."""
+JOINED = [name for name in nasty.READS if name not in ALONE]
+GROUPS = [JOINED[start::9] for start in range(9)]
 
 
 def found(program, fuse, particles=1, compiled=True, **settings):
@@ -40,8 +43,17 @@ def assert_close(first, second):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_what_looks_alike_gives_the_same_fused_and_plain(name):
+@pytest.mark.parametrize("names", [*GROUPS, *([name] for name in ALONE)], ids=", ".join)
+def test_what_looks_alike_gives_the_same_fused_and_plain(names):
+    """Several in one program, most of whose compilation is the same for all."""
+    program = nasty.program(*(nasty.READS[name] for name in names))
+    assert_close(found(program, True), found(program, False))
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", JOINED)
+def test_each_that_looks_alike_gives_the_same_fused_and_plain(name):
     program = nasty.program(nasty.READS[name])
     assert_close(found(program, True), found(program, False))
 
@@ -151,6 +163,7 @@ def test_fuse_switches_all_of_it_off(build, monkeypatch):
     assert TraceGrad_ELBO(fuse=False).with_estimators({}).fuse is False
 
 
+@pytest.mark.slow
 def test_the_default_is_fused():
     assert TraceGrad_ELBO().fuse is True
     assert jnp.isfinite(TraceGrad_ELBO(2).loss(jax.random.key(0), {}, *nasty.program(lambda i, x: x)))

@@ -46,6 +46,7 @@ def constants(request):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # The next test has twice as many.
 @pytest.mark.parametrize("direction", [forwards, backwards])
 def test_random_programs(direction, constants):
     direction(12)()

@@ -116,6 +116,7 @@ def test_the_variance_of_a_step_stays_flat(monkeypatch):
     assert growth() > 5
 
 
+@pytest.mark.grid
 @pytest.mark.slow
 @pytest.mark.parametrize(("particles", "vectorize"), [(1, True), (3, True), (3, False)])
 @pytest.mark.parametrize("estimator", [LocalExpectation(), DisARM()])

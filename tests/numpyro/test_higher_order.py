@@ -27,6 +27,7 @@ from pplgrad.testing.in_numpyro import (
 )
 from pplgrad.testing.programs import CASES
 from tests.bounds import bound
+from tests.covering import mostly
 
 
 def make(name, estimator, particles=1, **given):
@@ -42,8 +43,15 @@ def same(found, wanted):
 QUICK = ("shared_parameter",)
 
 
+SOME = ["shared_parameter", "hierarchy", "mixed", "subsampled", "masked", "categorical_index"]
+"""Pyro's test runs every program, at a third of the time."""
+
+
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CASES if n != "nested_plates"]
+    "name",
+    mostly(
+        SOME, [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CASES if n != "nested_plates"]
+    ),
 )
 def test_hessian_exact(name):
     found = expected_gradient(CASES[name], make(name, ScoreFunction(Constant(0.7))), 1, derive=jax.hessian)

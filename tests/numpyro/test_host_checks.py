@@ -39,6 +39,7 @@ def observed():
     numpyro.sample("x", dist.Normal(numpyro.param("m", jnp.array(0.5)), 1.0), obs=jnp.array(1.0))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("objective", [ELBO(), Expectation(), IWAE(), Renyi(0.5)], ids=repr)
 @pytest.mark.parametrize("particles", [1, 2])
 @pytest.mark.parametrize("vectorized", [False, True])
@@ -51,6 +52,7 @@ def test_a_program_without_a_site_has_loss_0(objective, particles, vectorized):
         elbo.diagnose(jax.random.key(0), {}, nothing, guide)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("objective", [ELBO(), Expectation(), IWAE(), Renyi(0.5)], ids=repr)
 @pytest.mark.parametrize("particles", [1, 2])
 @pytest.mark.parametrize("vectorized", [False, True])
@@ -80,6 +82,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("case", REFUSED)
 @pytest.mark.parametrize("particles", [1, 2])
 def test_a_guide_of_another_shape_is_refused(case, particles):
@@ -98,6 +101,7 @@ def test_a_plate_of_the_guide_that_the_model_has_not_is_warned_of():
         TraceGrad_ELBO().loss(jax.random.key(0), {}, lambda: numpyro.sample("z", dist.Bernoulli(0.5)), guide)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("particles", [1, 2])
 @pytest.mark.parametrize("vectorized", [False, True])
 def test_mutable_state_of_several_particles_is_warned_of(particles, vectorized):
@@ -157,6 +161,7 @@ def listed():
     numpyro.sample("x", dist.Normal([0.0, 2.0][n], 1.0), obs=1.0)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("model", [own(""), integers, listed], ids=["own", "integers", "listed"])
 @pytest.mark.parametrize("particles", [1, 3])
 def test_python_control_flow_in_a_density_is_followed(model, particles):
@@ -211,23 +216,24 @@ def test_what_another_estimator_has_learned_is_refused(case):
     params = first.get_params(first.init(jax.random.key(0)))
     with pytest.raises((EstimatorError, BaselineError), match="at site 'z' learns .*begin with svi.init"):
         second.loss.loss(jax.random.key(0), params, second.model, second.guide)
-    second.update(second.init(jax.random.key(0)))  # The remedy.
+    jax.jit(second.update)(second.init(jax.random.key(0)))  # The remedy.
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("estimator", [None, RELAX(), score(8, 3)], ids=["default", "relax", "network"])
 def test_the_state_can_be_saved(estimator, tmp_path):
     svi = svi_of(estimator)
-    state, _ = svi.update(svi.init(jax.random.PRNGKey(0)))
+    update = jax.jit(svi.update)
+    state, _ = update(svi.init(jax.random.PRNGKey(0)))
     assert all(x.size for x in jax.tree.leaves(state))
-    _, wanted = svi.update(state)
-    _, found = svi.update(pickle.loads(pickle.dumps(state)))
+    _, wanted = update(state)
+    _, found = update(pickle.loads(pickle.dumps(state)))
     assert found == wanted
     ocp = pytest.importorskip("orbax.checkpoint")
     with ocp.StandardCheckpointer() as saver:
         saver.save(tmp_path / "state", state)
         saver.wait_until_finished()
-        _, found = svi.update(saver.restore(tmp_path / "state", state))
+        _, found = update(saver.restore(tmp_path / "state", state))
     assert found == wanted
     flax = pytest.importorskip("flax.serialization")
     params = svi.get_params(state)
@@ -268,7 +274,7 @@ def scanned_gradient(baseline, plates):
     guide = config_estimators(guide, {"z": ScoreFunction(baseline)})
     svi = SVI(model, guide, numpyro.optim.Adam(0.1), elbo)
     params = svi.get_params(svi.init(jax.random.key(0)))
-    return jax.grad(lambda p: elbo.loss(jax.random.key(1), p, model, guide))(params)["a"]
+    return jax.jit(jax.grad(lambda p: elbo.loss(jax.random.key(1), p, model, guide)))(params)["a"]
 
 
 @pytest.mark.slow
@@ -283,6 +289,7 @@ def test_a_baseline_inside_scan_has_a_number_for_each_step(plates):
     assert own != scanned_gradient(None, plates)
 
 
+@pytest.mark.grid
 @pytest.mark.slow
 @pytest.mark.parametrize("plates", [False, True])
 @pytest.mark.parametrize("shape", [(4,), (5, 7), (2, 5, 1, 1, 1, 1, 1, 1, 7)])

@@ -55,9 +55,10 @@ def program(change):
 
 
 def gradient(elbo, model, guide):
-    return jax.grad(lambda params: elbo.loss(KEY, params, model, guide))({"m": 0.3})["m"]
+    return jax.jit(jax.grad(lambda params: elbo.loss(KEY, params, model, guide)))({"m": 0.3})["m"]
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("estimators", [None, {"z": Reparam()}], ids=["default", "Reparam"])
 @pytest.mark.parametrize("name", LOST)
 def test_a_cost_without_a_derivative_is_refused(name, estimators):
@@ -87,6 +88,7 @@ def shifted(w):
     numpyro.sample("z", dist.Normal(w, 1.0))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("by", ["argument", "closure"])
 @pytest.mark.parametrize("way", WAYS)
 def test_parameters_that_are_differentiated_from_outside(way, by):
@@ -94,6 +96,7 @@ def test_parameters_that_are_differentiated_from_outside(way, by):
         WAYS[way](handed(TraceGrad_ELBO(), KEY, jumping, shifted)[by])(jnp.array(0.3))
 
 
+@pytest.mark.slow
 def test_data_beside_a_parameter_have_nothing_to_lose():
     def model(w):
         jumping(w)
@@ -109,6 +112,7 @@ def test_data_beside_a_parameter_have_nothing_to_lose():
     assert jnp.isfinite(svi.run(KEY, 2, w, progress_bar=False).losses).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("auto", [AutoNormal, AutoDiagonalNormal, AutoDelta])
 def test_densities_compare_values_with_their_bounds(auto):
     """A Uniform prior and the Delta sites of guides read a value by comparisons of their own, in which no derivative is lost."""

@@ -78,12 +78,14 @@ def test_exact(name, short):
     assert_same(over(program.case, made(program, estimator), 1), exact_gradient(program.by_hand))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["subsampled", "scan with draws", "parent in the guide"])
 def test_particles(name):
     program = PROGRAMS[name]()
     assert_same(expected_gradient(program.case, made(program, None, 2), 2), exact_gradient(program.by_hand))
 
 
+@pytest.mark.slow
 @pytest.mark.grid
 @pytest.mark.parametrize(("objective", "power"), [(IWAE(), 1.0), (Renyi(0.4), 0.6)])
 @pytest.mark.parametrize("name", ["subsampled", "chain", "scan", "parent in the guide"])
@@ -95,6 +97,7 @@ def test_bounds(name, objective, power):
     assert_same(expected_gradient(program.case, elbo, 2, shared=shared), wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("short", [pytest.param("rebar", marks=pytest.mark.exhaustive), "gumbel"])
 def test_relaxed_sites_are_followed_into_a_sum(short):
     """The derivative of a sum with respect to a relaxed site that it reads is that of the sum written by hand."""
@@ -129,6 +132,7 @@ def test_the_hosts_config_enumerate_asks_for_it():
     assert infer == {"enumerate": "parallel"}
 
 
+@pytest.mark.slow
 def test_what_the_hosts_tools_left_in_infer_is_not_read():
     """NumPyro's `infer_discrete` writes names of dimensions into the user's dict, which sites share: its own checks would look them up."""
     infer = dict(SUM)
@@ -149,6 +153,7 @@ def test_what_the_hosts_tools_left_in_infer_is_not_read():
     np.testing.assert_allclose(TraceGrad_ELBO().loss(KEY, {}, model, lambda: None), wanted, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_describe_names_what_is_summed_out():
     program = PROGRAMS["tree"]()
     found = TraceGrad_ELBO().describe(KEY, parameters(program.case), program.summed, program.guide)
@@ -165,12 +170,14 @@ def test_describe_names_what_is_summed_out():
     assert list(rows) == ["w", "z", "k", "r", "c"]
 
 
+@pytest.mark.slow
 def test_each_site_of_a_scan_has_one_row():
     program = PROGRAMS["scan"]()
     found = TraceGrad_ELBO().describe(KEY, parameters(program.case), program.summed, program.guide)
     assert [row["site"] for row in found.rows] == ["w", "first", "k"]
 
 
+@pytest.mark.slow
 def test_check_gradients_enumerates_the_sampled_sites():
     program = PROGRAMS["subsampled"]()
     found = check_gradients(program.summed, program.guide, params=parameters(program.case), draws=100, warm_up=0)
@@ -193,6 +200,7 @@ def test_a_neural_baseline_in_svi():
     assert np.isfinite(svi.run(KEY, 5, progress_bar=False).losses).all()
 
 
+@pytest.mark.slow
 def test_a_scan_of_one_step_and_of_two():
     for steps in (1, 2):
 
@@ -212,6 +220,7 @@ def test_a_scan_of_one_step_and_of_two():
         np.testing.assert_allclose(TraceGrad_ELBO().loss(KEY, {}, model, lambda: None), -lse(total), atol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_step_before_that_an_observed_site_alone_reads():
     x = jnp.array([0.1, 1.4, -0.3, 0.8])
 
@@ -312,6 +321,7 @@ def test_an_impossible_value_is_summed_with_weight_zero():
     np.testing.assert_allclose(grads["l"], 0.0, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", ["scan", "markov"])
 def test_states_that_cannot_be_reached_or_seen_leave_the_gradient_a_number(steps):
     """Left to right, with values that one state cannot show: some messages of the recursion are impossible as a whole."""
@@ -503,6 +513,7 @@ def test_what_cannot_be_summed_is_refused(name):
         TraceGrad_ELBO(**given).loss(KEY, {"m": 0.1, "l": 0.1}, model, small_guide)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("read", ["carry", "steps", "summed"])
 @pytest.mark.parametrize("steps", [1, 2, pytest.param(5, marks=pytest.mark.exhaustive)])
 def test_what_is_read_after_a_scan_is_put_into_its_body(steps, read):
@@ -628,6 +639,7 @@ def test_mutant_is_caught(mutant, monkeypatch):
     assert worst(found, exact_gradient(program.by_hand)) > 1e-6
 
 
+@pytest.mark.slow
 def test_torch_may_have_taken_funsor_before():
     """funsor has one backend for the whole process, and whoever imports pyro.contrib.funsor takes it."""
     pytest.importorskip("torch")

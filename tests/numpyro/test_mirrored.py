@@ -44,6 +44,7 @@ def test_exact_in_a_subsampled_plate():
     assert error() < 1e-9
 
 
+@pytest.mark.grid(together="mutants of mirrored draws")
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_mutant_is_caught(mutant, monkeypatch):

@@ -39,6 +39,7 @@ def error(name, estimator, particles, stateful=False):
     return max(np.abs(found[key] - wanted[key]).max() for key in wanted)
 
 
+@pytest.mark.grid(together="mutants")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_caught(name, monkeypatch):

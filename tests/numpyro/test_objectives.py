@@ -33,6 +33,7 @@ OBJECTIVES = {
 
 
 # The entropy's three weights differ, and none of the others shows more of a program.
+@pytest.mark.grid
 @pytest.mark.parametrize(
     ("short", "name"),
     [*((short, "hierarchy") for short in OBJECTIVES), ("entropy", "mixed"), ("entropy", "subsampled")],
@@ -81,6 +82,8 @@ LEARNED = {
 }
 
 
+@pytest.mark.slow
+@pytest.mark.grid
 @pytest.mark.parametrize("estimator", [ScoreFunction(), LocalExpectation()], ids=["score", "local"])
 @pytest.mark.parametrize("kind", LEARNED)
 def test_a_weight_may_be_learned(kind, estimator):
@@ -94,13 +97,14 @@ def test_a_weight_may_be_learned(kind, estimator):
         log_w, value = jax.vmap(lambda o: log_weight_and_objective(case, params, o, weighed))(every)
         return -(jnp.exp(log_w) * value).sum()
 
-    wanted = jax.grad(loss)(parameters(case))
+    wanted = jax.jit(jax.grad(loss))(parameters(case))
     elbo = Weighed(estimators={"z": estimator}, objective=objective)
     over = expected_gradient_over_cells if estimator.uses_branches else expected_gradient
     assert abs(wanted["b"]) > 1e-3
     assert_same(over(case, elbo, 1), wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["kl", "scale"])
 def test_sticking_the_landing_leaves_a_learned_weight_its_gradient(kind):
     """At given noise: the weight's gradient is the bound's, and the mean's is that of the path alone."""

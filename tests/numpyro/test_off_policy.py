@@ -165,6 +165,7 @@ def one_site():
     return model, guide
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vectorized", [False, True])
 def test_on_the_guides_draws_is_leave_one_out(vectorized):
     """VarGrad is the gradient of the evidence lower bound with leave-one-out, also under a proposal that is the guide."""
@@ -233,6 +234,8 @@ def assert_draws_are_constant(objective_of, proposed):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-9), found, wanted)
 
 
+@pytest.mark.slow
+@pytest.mark.grid
 @pytest.mark.parametrize("proposed", [False, True])
 @pytest.mark.parametrize("objective_of", [LogVariance, TrajectoryBalance])
 def test_draws_are_constant(objective_of, proposed):
@@ -280,6 +283,7 @@ def chain():
     return program("model"), program("guide"), program("proposal")
 
 
+@pytest.mark.slow
 def test_steps_of_a_scan():
     """The values of a proposal go into the steps of the guide's scan."""
     model, guide, proposal = chain()
@@ -340,6 +344,7 @@ def test_what_is_refused():
     )
 
 
+@pytest.mark.slow
 def test_minibatches_that_would_be_squared_are_refused():
     def model():
         with numpyro.plate("data", 3, subsample_size=2) as index:

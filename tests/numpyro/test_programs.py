@@ -23,6 +23,7 @@ from pplgrad.core.program import Program
 from pplgrad.numpyro import TraceGrad_ELBO, config_estimators
 from pplgrad.testing.in_numpyro import HOST, array, parameters
 from pplgrad.testing.programs import CASES
+from tests.covering import mostly
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Missing a plate statement"),
@@ -32,8 +33,12 @@ pytestmark = [
 KEY = jax.random.key(3)
 
 
+SOME = ["hierarchy", "mixed", "subsampled", "batch_without_plate", "event_in_plate", "masked", "categorical_index"]
+"""Pyro's test runs the other programs, at a tenth of the time."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", mostly(SOME, CASES))
 def test_same_draws_and_same_loss_as_trace_elbo(name):
     model, guide = CASES[name].build(HOST)
     params = parameters(CASES[name])
@@ -354,6 +359,7 @@ def test_guide_and_model_share_the_minibatch():
     np.testing.assert_allclose(TraceGrad_ELBO().loss(KEY, {}, model, guide), wanted, rtol=1e-12)
 
 
+@pytest.mark.grid
 @pytest.mark.slow
 @pytest.mark.parametrize("wrap", [lambda fn: fn, lambda fn: fn.mask(True), lambda fn: fn.expand([2, 3]).to_event(1)])
 @pytest.mark.parametrize("family", [dist.Bernoulli, lambda logits: dist.Binomial(2, logits=logits)])

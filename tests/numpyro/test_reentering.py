@@ -35,12 +35,13 @@ from tests.reentering import BASELINES, BRANCHED, LEARNED, PAIRS, RANDOM, REFUSE
 pytestmark = pytest.mark.filterwarnings("ignore:Missing a plate statement")
 
 
+@pytest.mark.grid(together="reentered in NumPyro")
 @pytest.mark.parametrize("name", scored())
 def test_exact(name):
     assert gradient_error(REENTERED[name], ScoreFunction(), 1, False) < 1e-9
 
 
-@pytest.mark.grid
+@pytest.mark.grid(together="reentered in NumPyro")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PAIRS)
 @pytest.mark.parametrize("kind", BASELINES)
@@ -67,19 +68,21 @@ def test_exact_with_what_a_baseline_has_learned(kind, name):
     assert_same(found, exact_gradient(case))
 
 
-@pytest.mark.grid
+@pytest.mark.grid(together="reentered in NumPyro")
 @pytest.mark.slow
 @pytest.mark.parametrize(("short", "name"), pairs(BRANCHED))
 def test_exact_with_branches(short, name):
     assert gradient_error(REENTERED[name], BRANCHED[short][0], 1, False) < 1e-9
 
 
+@pytest.mark.grid(together="reentered in NumPyro")
 @pytest.mark.slow
 @pytest.mark.parametrize(("short", "name"), pairs(RANDOM))
 def test_unbiased(short, name):
     assert z_score(REENTERED[name], RANDOM[short][0], 1, False, 20_000, 0) < 4.5
 
 
+@pytest.mark.grid
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.parametrize("objective", [IWAE(), Renyi(0.5)], ids=["iwae", "renyi"])

@@ -23,7 +23,7 @@ ROWS = [
 ]
 
 
-@pytest.mark.grid
+@pytest.mark.grid(together="remedies")
 @pytest.mark.parametrize(("site", "short"), ROWS)
 def test_remedies_are_accepted(site, short):
     run = program(HOST, site)

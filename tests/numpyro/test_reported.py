@@ -20,6 +20,7 @@ def made(program, estimator, particles=1, **given):
     return TraceGrad_ELBO(particles, **given)
 
 
+@pytest.mark.slow
 @pytest.mark.grid(without=not_binary)
 @pytest.mark.parametrize("short", ESTIMATORS)
 @pytest.mark.parametrize("name", REPORTED)
@@ -29,6 +30,7 @@ def test_exact(name, short):
     assert_same(over(program.case, made(program, estimator), 1), exact_gradient(program.by_hand))
 
 
+@pytest.mark.slow
 @pytest.mark.grid
 @pytest.mark.parametrize("name", REPORTED)
 def test_particles_together(name):
@@ -36,6 +38,7 @@ def test_particles_together(name):
     assert_same(expected_gradient(program.case, made(program, None, 2), 2), exact_gradient(program.by_hand))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("at_once", [1, 3])
 @pytest.mark.parametrize(
     ("name", "estimator"),

@@ -64,9 +64,10 @@ def program(change):
 
 def step(change, estimator):
     elbo = TraceGrad_ELBO(estimators={"z": estimator})
-    return elbo.loss(jax.random.key(0), {"a": jnp.array(0.3)}, *program(change))
+    return jax.jit(lambda a: elbo.loss(jax.random.key(0), {"a": a}, *program(change)))(jnp.array(0.3))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("estimator", [REBAR(learn=False), GumbelSoftmax(), MuProp()], ids=lambda e: type(e).__name__)
 @pytest.mark.parametrize("name", STEERED)
 def test_what_is_steered_by_a_relaxed_value_is_refused(name, estimator):
@@ -118,9 +119,10 @@ LOGGED = []
 def derivative(change, estimator):
     model, guide = program(change)
     svi = SVI(model, config_estimators(guide, {"z": estimator}), numpyro.optim.Adam(0.1), TraceGrad_ELBO())
-    return svi.update(svi.init(jax.random.key(0)))[1]
+    return jax.jit(svi.update)(svi.init(jax.random.key(0)))[1]
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("estimator", [REBAR(learn=False), RELAX()], ids=lambda e: type(e).__name__)
 @pytest.mark.parametrize("name", CUT)
 def test_a_derivative_that_is_cut_is_refused_where_it_is_needed(name, estimator):
@@ -151,6 +153,7 @@ def test_what_jumps_is_a_cut(name):
     assert found.get("z")
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("estimator", [REBAR(), REBAR(learn=False), RELAX()], ids=["rebar", "fixed", "relax"])
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if n in SEVERAL else pytest.mark.slow) for n in JUMPING if n != "float8"]
@@ -188,6 +191,7 @@ EXACT = {
 }
 
 
+@pytest.mark.grid(together="gradients of what is continuous")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXACT)
 def test_the_gradient_of_what_is_continuous(name):
@@ -225,6 +229,7 @@ FOLLOWING = {
 }
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("above", [True, False])
 @pytest.mark.parametrize("name", FOLLOWING)
 def test_a_continuous_site_that_follows(name, above):

@@ -218,6 +218,7 @@ def test_every_scan_gives_the_same(name, monkeypatch):
     assert difference(monkeypatch, program, start(program), elbo) < 1e-12
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("start", [3, lambda x: x.sum().astype(np.int8)], ids=["a number", "known when it runs"])
 @pytest.mark.parametrize("reverse", [True, False])
 def test_a_counter_begins_again_after_its_largest_number(start, reverse):
@@ -232,6 +233,7 @@ def test_a_counter_begins_again_after_its_largest_number(start, reverse):
     assert gap(program, arguments()) < 1e-12
 
 
+@pytest.mark.grid
 @pytest.mark.slow
 @pytest.mark.parametrize("vectorize", [True, False])
 @pytest.mark.parametrize("name", ["chain", "hidden_state"])

@@ -31,6 +31,7 @@ from pplgrad.testing.structured import MATRICES, STRUCTURED
 from tests import structures
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(("n", "k"), structures.LAWS)
 @pytest.mark.parametrize("impossible", [False, True])
 def test_law_of_subsets(n, k, impossible):
@@ -174,6 +175,7 @@ def test_what_does_not_fit_is_refused(law, estimator):
         TraceGrad_ELBO(estimators={"z": estimator}).loss(jax.random.key(0), {}, model, guide)
 
 
+@pytest.mark.slow
 def test_a_long_subset_is_not_listed():
     def model():
         numpyro.factor("f", numpyro.sample("z", Subset(20, jnp.zeros(40)))[0])
@@ -207,6 +209,7 @@ def test_misuse_of_a_relaxed_subset_is_refused():
         TraceGrad_ELBO(estimators={"z": SIMPLE()}).loss(jax.random.key(0), {"a": jnp.zeros(4)}, model, guide)
 
 
+@pytest.mark.slow
 def test_certificate_by_enumeration():
     model, guide = learn(pairs)
     estimators = {"z": ScoreFunction(LeaveOneOut())}
@@ -216,6 +219,8 @@ def test_certificate_by_enumeration():
     assert found.status == "unbiased"
 
 
+@pytest.mark.slow
+@pytest.mark.grid(together="mutants of structures")
 @pytest.mark.parametrize("name", structures.MUTANTS)
 def test_mutant_is_caught(name, monkeypatch):
     assert structures.law_error(Subset, PlackettLuce, jnp.asarray) < 1e-11
@@ -238,6 +243,7 @@ def drawn_ranking(logits, order, key):
     ), uniform
 
 
+@pytest.mark.slow
 def test_keys_given_a_ranking_move_as_their_formula_says():
     logits = jnp.asarray(structures.some_logits(5, False))
     order = jnp.stack([jnp.array([3, 0, 4, 1, 2]), jnp.array([1, 2, 3, 4, 0])])
@@ -283,11 +289,13 @@ def test_keys_that_move_freely_are_seen_in_the_mean(monkeypatch):
     assert z_score(structures.NETWORK, "numpyro", "ranking", draws=400_000) > 4.5
 
 
+@pytest.mark.slow
 def test_subsets_and_rankings_are_summed_out_of_a_model():
     made = structures.summed_out(HOST)
     assert_same(expected_gradient(made.case, TraceGrad_ELBO(), 1), exact_gradient(made.by_hand))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", MATRICES)
 @pytest.mark.parametrize("short", structures.MATRIX)
 def test_exact_gradient_of_matrices(name, short):
@@ -295,6 +303,7 @@ def test_exact_gradient_of_matrices(name, short):
     assert gradient_error(estimator, "numpyro", name, particles=particles) < 1e-9
 
 
+@pytest.mark.grid
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MATRICES)
 @pytest.mark.parametrize("short", structures.MATRIX_RANDOM)
@@ -302,6 +311,7 @@ def test_relaxed_matrices_are_a_control_variate(name, short):
     assert z_score(structures.MATRIX_RANDOM[short], "numpyro", name, draws=50_000) < 4.5
 
 
+@pytest.mark.slow
 def test_law_of_matrices():
     logits = jnp.asarray(structures.some_logits(4, False))
     order = PlackettLuce(logits).sample(jax.random.key(0), (7,))
@@ -315,6 +325,7 @@ def test_law_of_matrices():
     assert not law.has_enumerate_support
 
 
+@pytest.mark.slow
 def test_relaxed_matrices_move_with_their_keys_as_their_formula_says():
     logits = jnp.asarray(structures.some_logits(4, False))
     draw, _ = drawn_ranking(logits, jnp.array([[3, 0, 1, 2], [1, 2, 3, 0]]), 0)

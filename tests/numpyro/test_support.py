@@ -116,11 +116,15 @@ def step(make, estimator, upstream=False, guide=None, **kwargs):
     return jax.grad(loss)({"m": jnp.array(0.3)})
 
 
+def without_a_sampler(case, estimator):
+    """Return whether a case has no reparameterized sampler to refuse."""
+    return isinstance(estimator, Reparam) and case in ("own", "mixture")
+
+
+@pytest.mark.grid(without=without_a_sampler)
 @pytest.mark.parametrize("estimator", [ScoreFunction(), ScoreFunction(samples=2), Reparam(sticking_the_landing=True)])
 @pytest.mark.parametrize("case", MOVING)
 def test_moving(case, estimator):
-    if isinstance(estimator, Reparam) and case in ("own", "mixture"):
-        pytest.skip("no reparameterized sampler")
     with pytest.raises(EstimatorError, match=REFUSED) as caught:
         step(MOVING[case], estimator, case == "upstream")
     assert ("use Reparam() there" in str(caught.value)) == (case not in ("own", "mixture"))
@@ -153,6 +157,7 @@ def test_bounds_from_data_and_from_mutable_state_are_constant():
     assert jnp.isfinite(svi.run(jax.random.key(0), 2, jnp.array(2.0), progress_bar=False).losses).all()
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("by", ["argument", "closure"])
 @pytest.mark.parametrize("way", WAYS)
 def test_bounds_that_are_differentiated_from_outside(way, by):

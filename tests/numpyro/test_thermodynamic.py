@@ -60,6 +60,7 @@ def test_three_particles_exact():
     assert_exact("single", "left", 3)
 
 
+@pytest.mark.grid(together="mutants of thermodynamic bounds")
 @pytest.mark.parametrize("name", shared.MUTANTS)
 def test_mutant_is_caught(name, monkeypatch):
     shared.MUTANTS[name](monkeypatch)
@@ -84,14 +85,16 @@ def assert_whole(name, short):
     def flat(found, rows):
         return np.concatenate([np.asarray(found[name]).reshape(*rows, -1) for name in params], -1)
 
-    slopes = [flat(found, (len(every),)) for found in jax.jacobian(all_of)(params)]
+    slopes = [flat(found, (len(every),)) for found in jax.jit(jax.jacobian(all_of))(params)]
     elbo = TraceGrad_ELBO(len(every), objective=shared.whole(short))
     run = forced(guide, draws, {}, len(every))
-    found = flat(jax.grad(lambda p: elbo.loss(jax.random.key(KEY), p, model, run))(params), ())
-    f = np.asarray(all_of(params)[0])
+    gradient = jax.jit(jax.grad(lambda p: elbo.loss(jax.random.key(KEY), p, model, run)))
+    found = flat(gradient(params), ())
+    f = np.asarray(jax.jit(all_of)(params)[0])
     np.testing.assert_allclose(found, -shared.once_each(f, *slopes, short), atol=1e-9)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("short", ["left", "right"])
 @pytest.mark.parametrize("name", shared.COUNTED)
 def test_masks_and_scales_do_not_move_what_is_drawn(name, short):

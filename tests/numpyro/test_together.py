@@ -21,6 +21,15 @@ from pplgrad.testing.programs import CASES
 NEVER = 10**9
 KEYS = 12
 QUICK = ("hierarchy", "mixed", "masked")
+LARGE = ("five", "chain", "nested_plates", "categorical_index", "one_hot", "subsampled", "scaled")
+"""The programs with most to do together; the others are run by `make test-all`."""
+
+
+def alike(name):
+    """Return the marks of a program with little to do together."""
+    return () if name in LARGE else [pytest.mark.exhaustive]
+
+
 pytestmark = pytest.mark.filterwarnings("ignore:Missing a plate statement", "ignore:Currently, SVI")
 
 
@@ -45,19 +54,25 @@ def difference(monkeypatch, program, params, elbo=None, rows=(2,), args=(), keys
     return max(x for found in together for x in jax.tree.leaves(jax.tree.map(gap, found, alone)))
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CASES])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in QUICK else [pytest.mark.slow, *alike(n)]) for n in CASES]
+)
 def test_every_program_gives_the_same(name, monkeypatch):
     case = CASES[name]
     assert difference(monkeypatch, case.build(HOST), parameters(case)) < 1e-12
 
 
+def alone(name, estimator, particles):
+    """Return whether leave-one-out has no other particles."""
+    return particles == 1 and estimator == ScoreFunction(LeaveOneOut())
+
+
+@pytest.mark.grid(without=alone)
 @pytest.mark.slow
 @pytest.mark.parametrize("particles", [1, 3])
 @pytest.mark.parametrize("estimator", [ScoreFunction(LeaveOneOut()), DisARM(), LocalExpectation()], ids=repr)
 @pytest.mark.parametrize("name", ["hierarchy", "mixed", "subsampled", "event_in_plate"])
 def test_every_estimator_gives_the_same(name, estimator, particles, monkeypatch):
-    if particles == 1 and estimator == ScoreFunction(LeaveOneOut()):
-        pytest.skip("leave-one-out needs particles")
     case = CASES[name]
     elbo = TraceGrad_ELBO(particles, estimators={site: estimator for site in case.latents})
     try:
@@ -190,6 +205,7 @@ def test_every_loop_gives_the_same(name, monkeypatch):
     assert difference(monkeypatch, program, start(program), rows=(2, 5)) < 1e-12
 
 
+@pytest.mark.grid
 @pytest.mark.slow
 @pytest.mark.parametrize("vectorize", [True, False, lambda f, keys: jax.vmap(f)(keys)], ids=["vmap", "map", "own"])
 @pytest.mark.parametrize("name", ["chain", "two_back", "switching"])

@@ -39,7 +39,7 @@ def elbo(case, objective, estimator):
     return TraceGrad_ELBO(particles, objective=chosen, estimators=dict.fromkeys(case.latents, estimator))
 
 
-@pytest.mark.grid
+@pytest.mark.grid(together="impossible values")
 @pytest.mark.parametrize(("objective", "estimator", "name"), ROWS)
 def test_exact(objective, estimator, name):
     case, particles = CASES[name], OBJECTIVES[objective][1]
@@ -70,6 +70,7 @@ def drawn(case, estimator, draws, particles=1):
     return jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), draws))
 
 
+@pytest.mark.grid
 @pytest.mark.slow
 @pytest.mark.parametrize(("short", "name"), [(short, name) for short, (_, names) in RANDOM.items() for name in names])
 def test_unbiased(short, name):
@@ -81,6 +82,7 @@ def test_unbiased(short, name):
         assert z_of(np.asarray(found[parameter]), value) < 4.5, parameter
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", ["one_hot", "binary"])
 @pytest.mark.parametrize("short", BIASED)
 def test_relaxations_are_finite(short, name):

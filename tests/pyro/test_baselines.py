@@ -289,6 +289,7 @@ def kept(of_this_step):
     return model, guide
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("particles", [1, 2])
 @pytest.mark.parametrize("kind", ["number", "tensor"])
 @pytest.mark.parametrize("of_this_step", [False, True])
@@ -427,6 +428,7 @@ def stacked_training(baseline, particles, vectorized, data):
     return seen, {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("data", [True, False], ids=["inputs", "numbers"])
 @pytest.mark.parametrize("vectorized", [True, False], ids=["vectorized", "looped"])
 @pytest.mark.parametrize("kind", stacked_baselines.BASELINES)
@@ -444,6 +446,7 @@ def test_several_sites_at_once_are_as_one_by_one(kind, vectorized, data, monkeyp
         np.testing.assert_allclose(found[1][name], wanted[1][name], rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.grid(together="mutants of stacked baselines")
 @pytest.mark.parametrize("name", stacked_baselines.MUTANTS)
 def test_mutant_of_several_sites_at_once_is_caught(name, monkeypatch):
     given = (*stacked_baselines.BASELINES["average+neural"], True, True)

@@ -35,6 +35,7 @@ def expected(case, estimator, particles=1, together=False):
     return over(case, lambda: elbo, particles)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("vectorized", [False, True], ids=["each", "whole"])
 @pytest.mark.parametrize(
     "estimator", [pytest.param(e, marks=[pytest.mark.slow] * isinstance(e, DisARM)) for e in ESTIMATORS], ids=repr

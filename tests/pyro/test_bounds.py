@@ -62,6 +62,7 @@ def test_branches_exact(objective, name, short):
     assert_same(found, exact_bound_gradient(CASES[name], bound(power), 2, 0))
 
 
+@pytest.mark.grid
 @pytest.mark.slow
 @pytest.mark.parametrize("vectorized", [True, False])
 @pytest.mark.parametrize("name", ["single", "shared_parameter"])
@@ -145,6 +146,7 @@ def means(program, estimator, objective, steps):
     return rows.mean(0), rows.std(0) / steps**0.5
 
 
+@pytest.mark.grid(together="doubly reparameterized")
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", [IWAE(), Renyi(0.4)])
 @pytest.mark.parametrize("discrete", [False, True], ids=["continuous", "mixed"])
@@ -237,6 +239,7 @@ def test_numbers_of_particles():
         TraceGrad_ELBO(3, objective=IWAE(2))
 
 
+@pytest.mark.grid(together="mutants of bounds")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_caught(name, monkeypatch):

@@ -56,6 +56,7 @@ def test_every_program_with_learned_baselines(name):
     assert_like_eager(CASES[name], estimators=chosen, steps=4)
 
 
+@pytest.mark.grid
 @pytest.mark.slow
 @pytest.mark.parametrize("vectorized", [False, True], ids=["looped", "vectorized"])
 @pytest.mark.parametrize("name", ["mixed", "subsampled", "both_kinds_in_one_plate"])

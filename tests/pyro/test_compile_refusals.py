@@ -150,6 +150,7 @@ class Reads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("given", [False, CHEAP], ids=["eager", "compiled"])
 @pytest.mark.parametrize("estimator", [LEARNED, DisARM()], ids=["learned", "disarm"])
 def test_a_step_reads_one_number(given, estimator):

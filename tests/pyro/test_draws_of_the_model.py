@@ -113,6 +113,7 @@ def continuous_guide():
     pyro.sample("u", dist.Normal(p("m"), p("s").exp()))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("host", [Trace_ELBO, TraceGraph_ELBO])
 @pytest.mark.parametrize("particles", [1, 3])
 def test_the_same_draws_give_the_hosts_loss_and_gradient(host, particles):

@@ -141,6 +141,7 @@ def three(b):
     return model, guide
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("how", ["parallel", "sequential"])
 @pytest.mark.parametrize(
     "options",

@@ -44,6 +44,7 @@ def fails(error, match, model=model, guide=guide, elbo=None, kwargs=None):
         assert not optimizer.optim_objs
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("where", ["elbo", "wrapper"])
 @pytest.mark.parametrize("key", ["y", "layer*"])
 def test_unknown_site_or_pattern(where, key):
@@ -118,6 +119,7 @@ def test_site_missing_from_the_model_or_the_guide():
     fails(ProgramError, "'z' is in the model but not in the guide", guide=less)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(("value", "kind"), [(float("nan"), "NaN"), (-float("inf"), "infinite")])
 @pytest.mark.parametrize("after", [0, 4])
 def test_impossible_cost(value, kind, after):

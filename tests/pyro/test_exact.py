@@ -17,7 +17,7 @@ def discrete(name, estimator):
     return dict.fromkeys(CASES[name].latents, estimator)
 
 
-@pytest.mark.grid
+@pytest.mark.grid(together="exact in Pyro")
 @pytest.mark.parametrize("estimator", [ScoreFunction(), ScoreFunction(Constant(-1.7))], ids=["score", "constant"])
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CASES])
 def test_one_particle(name, estimator):
@@ -26,7 +26,9 @@ def test_one_particle(name, estimator):
 
 
 # What is left out is refused: see test_errors.
-@pytest.mark.grid(without=lambda name, vectorized, estimator: name == "batch_without_plate" and vectorized)
+@pytest.mark.grid(
+    together="exact in Pyro", without=lambda name, vectorized, estimator: name == "batch_without_plate" and vectorized
+)
 @pytest.mark.parametrize("vectorized", [False, True], ids=["looped", "vectorized"])
 @pytest.mark.parametrize(
     "estimator",
@@ -42,6 +44,7 @@ def test_two_particles(name, estimator, vectorized):
     assert_same(expected_gradient(CASES[name], elbo, 2), exact_gradient(CASES[name]))
 
 
+@pytest.mark.grid(together="exact in Pyro")
 @pytest.mark.parametrize("vectorized", [False, True], ids=["looped", "vectorized"])
 @pytest.mark.parametrize("name", ["single", "shared_parameter", "mixed", "both_kinds_in_one_plate"])
 def test_three_particles(name, vectorized):

@@ -351,6 +351,7 @@ def law_of(name, kinds, exempting, monkeypatch, caught=False):
         return found, drawn_from, value.tolist(), escaped, provenance.hidden_draws
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", LAWS)
 @pytest.mark.parametrize("kinds", KINDS)
 @pytest.mark.parametrize("caught", [False, True])

@@ -85,6 +85,7 @@ def test_exact(short, monkeypatch):
     shared.assert_exact(run_in(monkeypatch), monkeypatch, short)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("short", ["score", "systematic"])
 @pytest.mark.parametrize("kind", ["global", "mixed"])
 def test_sites_before_the_loop_and_reparameterized_ones_exact(kind, short, monkeypatch):
@@ -253,6 +254,7 @@ def test_programs_are_refused():
     refused(ProgramError, r"write it so that it broadcasts\. \(", guide=of_numbers, elbo=elbo_of(max_plate_nesting=0))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("objective", [FIVO(), FIVO(threshold=0), FIVO(samples=1)])
 @pytest.mark.parametrize("read", [lambda z: z.reshape(-1)[0], lambda z: z.mean(), lambda z: z.roll(1, 0)])
 def test_particles_that_read_each_other_are_refused_whoever_their_ancestors_are(read, objective):

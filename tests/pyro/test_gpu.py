@@ -165,6 +165,7 @@ def waits(function):
     return [str(w.filename) + ":" + str(w.lineno) for w in seen if "called a synchronizing" in str(w.message)]
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("given", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("estimator", list(KINDS.values()), ids=list(KINDS))
 def test_a_step_waits_for_its_loss_alone(estimator, given):

@@ -88,6 +88,7 @@ def test_an_earlier_cost_is_not_charged_to_a_later_draw():
     assert (found[0][:2] != found[1][:2]).all()
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("at_once", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("estimator", [LocalExpectation(), pytest.param(DisARM(), marks=pytest.mark.slow)])
 def test_chunks_are_exact(estimator, at_once):

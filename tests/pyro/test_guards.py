@@ -47,6 +47,7 @@ def elbo_leaf():
     return dict(pyro.get_param_store().named_parameters())["l"]
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("compiled", [False, CHEAP], ids=["eager", "compiled"])
 @pytest.mark.parametrize("name", names(EVERYTHING))
 def test_what_a_program_reads_is_never_stale(name, compiled):

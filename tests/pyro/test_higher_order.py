@@ -102,6 +102,7 @@ def test_hessian_exact(name):
     np.testing.assert_allclose(found, exact_hessian(CASES[name]), atol=1e-9)
 
 
+@pytest.mark.grid
 @pytest.mark.slow
 @pytest.mark.parametrize("vectorized", [True, False])
 @pytest.mark.parametrize("name", ["single", "shared_parameter"])
@@ -110,6 +111,7 @@ def test_hessian_with_leave_one_out_exact(name, vectorized):
     np.testing.assert_allclose(found, exact_hessian(CASES[name]), atol=1e-9)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("vectorized", [True, False])
 @pytest.mark.parametrize(
     "name", ["shared_parameter", *(pytest.param(n, marks=pytest.mark.slow) for n in ("mixed", "event"))]

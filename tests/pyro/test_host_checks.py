@@ -37,6 +37,7 @@ def observed():
     pyro.sample("x", dist.Normal(pyro.param("m", torch.tensor(0.5)), 1.0), obs=torch.tensor(1.0))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("objective", [ELBO(), Expectation(), IWAE(), Renyi(0.5)], ids=repr)
 @pytest.mark.parametrize("particles", [1, 2])
 @pytest.mark.parametrize("vectorized", [False, True])
@@ -51,6 +52,7 @@ def test_a_program_without_a_site_has_loss_0(objective, particles, vectorized, h
         elbo.diagnose(nothing, guide)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("objective", [ELBO(), Expectation(), IWAE(), Renyi(0.5)], ids=repr)
 @pytest.mark.parametrize("particles", [1, 2])
 @pytest.mark.parametrize("vectorized", [False, True])
@@ -123,6 +125,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("case", REFUSED)
 @pytest.mark.parametrize("particles", [1, 2])
 @pytest.mark.parametrize("vectorized", [False, True])
@@ -221,6 +224,7 @@ def test_a_factor_beside_a_hidden_draw_is_none_of_its_density():
     TraceGrad_ELBO(estimators={"z": ScoreFunction()}).loss_and_grads(model, guide)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("particles", [1, 2, 3])
 @pytest.mark.parametrize("grad", [False, True])
 def test_more_plates_than_the_first_program_had(particles, grad):
@@ -256,6 +260,7 @@ class Own(dist.Normal):
     failure = RuntimeError
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(("what", "error"), [("own", ValueError), ("shape", RuntimeError), ("message", RuntimeError)])
 @pytest.mark.parametrize("grad", [False, True])
 def test_an_error_of_the_users_own_density_passes_as_it_is(what, error, grad):

@@ -55,6 +55,7 @@ def program(change):
     return model, guide
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("estimators", [None, {"z": Reparam()}], ids=["default", "Reparam"])
 @pytest.mark.parametrize("name", LOST)
 def test_a_cost_without_a_derivative_is_refused(name, estimators):

@@ -236,6 +236,7 @@ HIDDEN = {
 }
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("mixes", [False, True])
 @pytest.mark.parametrize("name", HIDDEN)
 def test_values_are_compared_beside_draws_outside_of_sites(name, mixes):

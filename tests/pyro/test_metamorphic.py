@@ -40,6 +40,7 @@ def test_a_constant_more_in_the_baseline():
         assert_same(found, exact_gradient(CASES["hierarchy"]))
 
 
+@pytest.mark.grid(together="known orders")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "short", ["DisARM, ARM", "ARMS, leave-one-out", "unordered set, samples", "local expectation, score"]

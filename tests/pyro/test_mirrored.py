@@ -45,6 +45,7 @@ def test_exact_in_a_subsampled_plate(vectorized):
     assert all(np.abs(value).min() > 1e-2 for value in wanted.values())
 
 
+@pytest.mark.grid(together="mutants of mirrored draws")
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_mutant_is_caught(mutant, monkeypatch):

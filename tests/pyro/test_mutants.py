@@ -44,6 +44,7 @@ def error(name, estimator, particles, stateful=False):
 SLOW = ("guide_costs_with_the_wrong_sign",)
 
 
+@pytest.mark.grid(together="mutants")
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in MUTANTS])
 def test_mutant_is_caught(name, monkeypatch):
     mutant = MUTANTS[name]

@@ -34,6 +34,7 @@ OBJECTIVES = {
 
 
 # The entropy's three weights differ, and of the other objectives the other programs show no more.
+@pytest.mark.grid
 @pytest.mark.parametrize(
     ("short", "name"),
     [
@@ -85,6 +86,7 @@ LEARNED = {
 }
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("estimator", [ScoreFunction(), LocalExpectation()], ids=["score", "local"])
 @pytest.mark.parametrize("kind", LEARNED)
 def test_a_weight_may_be_learned(kind, estimator):

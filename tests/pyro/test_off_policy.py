@@ -233,6 +233,7 @@ def assert_draws_are_constant(objective_of, proposed, vectorized=False):
         np.testing.assert_allclose(found["log_normalizer"], number.grad, atol=1e-9)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("vectorized", [False, True])
 @pytest.mark.parametrize("proposed", [False, True])
 @pytest.mark.parametrize("objective_of", [LogVariance, TrajectoryBalance])

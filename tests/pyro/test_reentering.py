@@ -31,18 +31,20 @@ SMALL = {
 }
 
 
+@pytest.mark.grid(together="reentered in Pyro")
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in REENTERED])
 def test_exact(name):
     assert gradient_error(ScoreFunction(), "pyro", name) < 1e-9
 
 
-@pytest.mark.grid
+@pytest.mark.grid(together="reentered in Pyro")
 @pytest.mark.slow
 @pytest.mark.parametrize(("short", "name"), [(s, n) for s, (_, names) in BRANCHED.items() for n in names if n in SMALL])
 def test_exact_with_branches(short, name):
     assert gradient_error(BRANCHED[short][0], "pyro", name) < 1e-9
 
 
+@pytest.mark.grid(together="reentered in Pyro")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("short", "name"),
@@ -52,6 +54,7 @@ def test_unbiased(short, name):
     assert z_score(RANDOM[short][0], "pyro", name, draws=4000) < 4.5
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.parametrize("objective", [IWAE(), Renyi(0.5)], ids=["iwae", "renyi"])
 def test_weights_of_elements_are_refused(name, objective):

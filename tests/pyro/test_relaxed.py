@@ -117,6 +117,7 @@ MISUSES = {
 }
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("estimator", [GumbelSoftmax(), StraightThrough()], ids=["soft", "hard"])
 @pytest.mark.parametrize("misuse", MISUSES)
 def test_misuse_is_refused(misuse, estimator):
@@ -203,6 +204,7 @@ def test_learning_follows_the_gradient_of_the_squared_gradient(short):
     np.testing.assert_allclose(sum((found[n] * unit[n]).sum() for n in learned), wanted, rtol=1e-5)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("vectorized", [False, True])
 @pytest.mark.parametrize(
     "estimator", [MuProp(), DoubleCV(learn=False), REBAR(learn=False)], ids=["muprop", "double", "rebar"]

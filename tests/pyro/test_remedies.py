@@ -16,7 +16,7 @@ def too_many(site, order, particles, **_):
     return site == "categorical-5000" and (order or particles > 1)
 
 
-@pytest.mark.grid(without=too_many)
+@pytest.mark.grid(together="remedies", without=too_many)
 @pytest.mark.parametrize(
     ("objective", "particles", "order"),
     [(ELBO(), 1, False), (ELBO(), 1, True), (ELBO(), 2, False), (IWAE(), 1, False), (IWAE(), 2, False)],

@@ -206,6 +206,7 @@ def restored():
     os.environ.pop("PPLGRAD_TEST_FLAG", None)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("given", [False, CHEAP], ids=["eager", "compiled"])
 @pytest.mark.parametrize("name", [name for name, *_ in states()])
 def test_a_change_of_any_state_is_seen(name, given):
@@ -270,6 +271,7 @@ def programs_that_are_reused():
     yield "functional", lambda: torch.nn.functional.softplus(offset)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", [name for name, _ in programs_that_are_reused()])
 @pytest.mark.parametrize("auto", [False, True], ids=["guide", "AutoNormal"])
 def test_programs_that_are_reused(name, auto):
@@ -387,6 +389,7 @@ def test_a_baseline_that_comes_to_see_its_own_site_is_refused(where):
         elbo.loss_and_grads(model, guide)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("given", [False, CHEAP], ids=["eager", "compiled"])
 @pytest.mark.parametrize("compare", ["two arguments", "one that is held", "a key", "strides", "is_leaf"])
 def test_which_tensors_the_arguments_are_is_seen(compare, given):

@@ -50,6 +50,7 @@ def step(change, estimator):
     return TraceGrad_ELBO(estimators={"z": estimator}).loss_and_grads(model, guide)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("estimator", [REBAR(learn=False), GumbelSoftmax(), MuProp()], ids=lambda e: type(e).__name__)
 @pytest.mark.parametrize("name", STEERED)
 def test_what_is_steered_by_a_relaxed_value_is_refused(name, estimator):
@@ -102,6 +103,7 @@ WHOLE = {
 }
 
 
+@pytest.mark.grid
 @pytest.mark.filterwarnings("ignore:Converting a tensor")
 @pytest.mark.parametrize("estimator", [REBAR(learn=False), RELAX()], ids=lambda e: type(e).__name__)
 @pytest.mark.parametrize("name", CUT)
@@ -118,6 +120,7 @@ def test_a_derivative_that_is_whole_is_not_refused(name):
     step(WHOLE[name], REBAR(learn=False))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("estimator", [REBAR(), REBAR(learn=False), RELAX()], ids=["rebar", "fixed", "relax"])
 @pytest.mark.parametrize("name", JUMPING)
 def test_what_jumps_is_refused(name, estimator):
@@ -147,6 +150,7 @@ def seeded(function, x):
 EXACT = ("leaky_relu", "largest", "order statistics", "logsumexp", "matrices")
 
 
+@pytest.mark.grid(together="gradients of what is continuous")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXACT)
 def test_the_gradient_of_what_is_continuous(name):
@@ -208,6 +212,7 @@ FOLLOWING = {
 }
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("above", [True, False])
 @pytest.mark.parametrize("name", FOLLOWING)
 def test_a_continuous_site_that_follows(name, above):

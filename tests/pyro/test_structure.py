@@ -151,6 +151,7 @@ PROGRAMS = [
 ]
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("body", PROGRAMS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("fresh_elbo", [True, False], ids=["first-step", "one-elbo"])
 def test_every_way_a_value_travels(body, fresh_elbo):

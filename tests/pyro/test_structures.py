@@ -208,6 +208,7 @@ def test_certificate_by_enumeration():
     assert found.status == "unbiased"
 
 
+@pytest.mark.grid(together="mutants of structures")
 @pytest.mark.parametrize("name", structures.MUTANTS)
 def test_mutant_is_caught(name, monkeypatch):
     assert structures.law_error(Subset, PlackettLuce, torch.tensor) < 1e-11
@@ -237,6 +238,7 @@ def test_compiled_steps(name, estimator):
     assert_like_eager({**STRUCTURED, **MATRICES}[name], estimators={"*": estimator}, steps=4)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", MATRICES)
 @pytest.mark.parametrize("short", structures.MATRIX)
 def test_exact_gradient_of_matrices(name, short):

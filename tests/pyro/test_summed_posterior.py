@@ -379,6 +379,7 @@ def test_mutant_of_samples_is_caught(mutant, monkeypatch):
 LABELS = {"some": [True, False, True, False], "all": [True] * 4, "none": [False] * 4}
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("law", ["Bernoulli", "OneHotCategorical", "Categorical"])
 @pytest.mark.parametrize("labels", LABELS)
 def test_a_known_label_is_what_was_observed(labels, law):

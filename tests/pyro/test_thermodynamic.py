@@ -63,6 +63,7 @@ def test_three_particles_exact():
     assert_exact("single", "left", 3)
 
 
+@pytest.mark.grid(together="mutants of thermodynamic bounds")
 @pytest.mark.parametrize("name", shared.MUTANTS)
 def test_mutant_is_caught(name, monkeypatch):
     shared.MUTANTS[name](monkeypatch)
@@ -94,6 +95,7 @@ def assert_whole(name, short, vectorized=False):
     np.testing.assert_allclose(found, -shared.once_each(f, slopes_f, slopes_p, slopes_q, short), atol=1e-9)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("short", ["left", "right"])
 @pytest.mark.parametrize("name", shared.COUNTED)
 def test_masks_and_scales_do_not_move_what_is_drawn(name, short):

@@ -99,6 +99,7 @@ def value_caught(z):
     return False
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("steer", [caught, value_caught])
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_a_check_that_the_program_may_catch_steers_it(steer, value):

@@ -106,6 +106,7 @@ STEERING = [numpy_s_view, numpy_s_memory, memory_held_outside, an_address, by_dl
 STEERING += [a_check, suppressed, caught_further_out]
 
 
+@pytest.mark.grid
 @pytest.mark.filterwarnings("ignore:The given buffer")
 @pytest.mark.parametrize("outcome", [0, 1])
 @pytest.mark.parametrize("way", STEERING, ids=lambda way: way.__name__)

@@ -47,7 +47,7 @@ def wanted(case, objective):
     return host.exact_gradient(case, weights)
 
 
-@pytest.mark.grid
+@pytest.mark.grid(together="impossible values")
 @pytest.mark.parametrize(("objective", "short", "estimator", "name"), ROWS)
 def test_exact(objective, short, estimator, name):
     case, (chosen, particles, _) = CASES[name], OBJECTIVES[objective]
@@ -67,6 +67,7 @@ def test_exact(objective, short, estimator, name):
         assert np.isfinite(wanted(case, objective)["a"]).all()
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("vectorized", [False, True])
 @pytest.mark.parametrize("compiled", [False, {"backend": "eager"}])
 def test_an_infinite_cost_in_a_branch_is_refused(vectorized, compiled):
@@ -85,6 +86,7 @@ def test_an_infinite_cost_in_a_branch_is_refused(vectorized, compiled):
             assert all(x.grad is None for _, x in pyro.get_param_store().named_parameters())
 
 
+@pytest.mark.grid
 @pytest.mark.slow
 @pytest.mark.parametrize("short", BIASED)
 @pytest.mark.parametrize("name", ["one_hot", "binary"])
@@ -136,6 +138,7 @@ def test_what_needs_no_chance_is_exact_at_every_draw(estimator, name, options):
             np.testing.assert_allclose(host.gradient()["a"], right, atol=1e-9)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("estimator", [LocalExpectation(), ScoreFunction()])
 @pytest.mark.parametrize("name", ["five", "probs", "binary_cost"])
 def test_of_higher_order(name, estimator):
@@ -149,6 +152,7 @@ def test_of_higher_order(name, estimator):
         host.assert_same(over(case, make, 1), host.exact_gradient(case))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("baseline", [DecayingAverage(0.9), OptimalConstant(decay=0.9), NeuralBaseline()])
 @pytest.mark.parametrize("name", ["logits", "probs", "binary_cost"])
 def test_baselines_stay_finite(baseline, name):
