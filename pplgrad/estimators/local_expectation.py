@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from pplgrad.core.alternatives import Alternatives, Values
-from pplgrad.core.array_ops import Array
+from pplgrad.core.array_ops import Array, Ops, few_categories
 from pplgrad.core.draw import Draw
 from pplgrad.core.estimator import BranchTerms, Declaration, Estimator
 from pplgrad.core.site_info import SiteInfo
@@ -136,15 +136,27 @@ class LocalExpectation(Estimator):
         log_probs = draw.log_probs if part is None else part.of_chosen(draw.log_probs, 1)
         elements, categories = log_probs.shape[-2:]
         others = terms.costs_of_elements(elements)  # By the other values' shift from the draw.
-        own = xp.broadcast_to(terms.downstream[..., None, None], (*index.shape, 1))
-        by_shift = xp.concat([own, others], axis=-1)
-        shifts = (draw.ops.arange(categories, index) - index[..., None]) % categories
-        cost = xp.take_along_axis(by_shift, shifts, axis=-1)
+        own = terms.downstream[..., None]
         # Only differences between values count: without the draw's own cost the sums stay small.
-        sums = xp.sum(xp.exp(log_probs) * (cost - own), axis=-1)
+        moved = _by_category(draw.ops, index, others - own[..., None])
+        sums = xp.sum(xp.exp(log_probs) * moved, axis=-1)
         total = xp.sum(sums if part is None else sums / part.probabilities)
         if not terms.higher_order:
             return total
         # Of the sum over the values and of the score at the draw all derivatives have the same mean.
         log_q = xp.take_along_axis(draw.log_probs, draw.index[..., None], axis=-1)[..., 0]
         return total - xp.sum(xp.exp(log_q - terms.ops.stop_gradient(log_q)) * terms.downstream[..., None])
+
+
+def _by_category(ops: Ops, index: Array, others: Array) -> Array:
+    """Return what each category adds to the draw's own cost, from what the others add by their shift from the draw; the draw's own adds 0."""
+    xp, categories = ops.xp, others.shape[-1] + 1
+    shifts = (ops.arange(categories, index) - index[..., None]) % categories
+    few = few_categories(xp, others)
+    if few is None:
+        by_shift = xp.concat([xp.zeros_like(others[..., :1]), others], axis=-1)
+        return xp.take_along_axis(by_shift, shifts, axis=-1)
+    found = xp.zeros_like(xp.broadcast_to(few[0], shifts.shape))
+    for shift, other in enumerate(few, 1):
+        found = xp.where(shifts == shift, other, found)
+    return found
