@@ -139,6 +139,7 @@ def test_mutant_is_caught(broken, monkeypatch):
     assert score(found, relaxed_draws(poisson, 0.4, curved)) > 8
 
 
+@pytest.mark.slow
 def test_the_hosts_formulas_have_their_derivative_between_counts():
     z, step = np.array([0.3, 2.6, 7.1]), 1e-5
     rate, shape = np.array([1.5, 2.0, 4.0]), np.array([2.0, 5.0, 3.0])
@@ -179,6 +180,7 @@ def test_hard_draws_are_counts(library):
         assert torch.allclose(seen[0], seen[0].round(), atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_a_window_that_is_too_small_is_an_error(library):
     with pytest.raises(PplgradError, match="'n' in the guide is NaN. .* pass a larger window"):

@@ -219,6 +219,7 @@ def described(library, law, estimator=None, particles=1, **options):
         return NumPyroELBO(particles, **given).describe(jax.random.key(0), {}, program, program).rows[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_what_auto_and_the_default_choose(library):
     auto = described(library, mixed, Auto())

@@ -29,6 +29,7 @@ def test_importing_one_library_does_not_import_the_other(module, absent):
     assert result.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_importing_changes_no_global_setting():
     code = (
         "import torch, pyro, jax; before = (torch.get_default_dtype(), torch.is_grad_enabled(), jax.config.jax_enable_x64,"

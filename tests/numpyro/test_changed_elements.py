@@ -309,6 +309,7 @@ ESTIMATORS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.grid
 @pytest.mark.parametrize("options", [{}, {"num_particles": 3}, {"max_parallel": 4}], ids=str)
 @pytest.mark.parametrize("case", ESTIMATORS)

@@ -124,6 +124,7 @@ def test_estimators_of_first_order_are_refused():
     hessian(ScoreFunction(), higher_order=True)
 
 
+@pytest.mark.slow
 def test_reparameterized_programs_need_nothing():
     def guide():
         numpyro.sample("x", dist.Normal(numpyro.param("m", 0.1), 1.3))

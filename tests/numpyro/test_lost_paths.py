@@ -139,6 +139,7 @@ def test_a_jump_in_the_guide():
         gradient(TraceGrad_ELBO(), model, guide)
 
 
+@pytest.mark.slow
 def test_a_point_mass_stands_for_the_draws_behind_it():
     """What an automatic guide hands out is a point mass at a function of its draw: the draw is what is at fault, if there is one."""
 

@@ -111,6 +111,7 @@ def test_relaxed_sites_are_followed_into_a_sum(short):
     assert_same(*found)
 
 
+@pytest.mark.slow
 def test_the_hosts_config_enumerate_asks_for_it():
     def model():
         w = numpyro.sample("w", dist.Bernoulli(logits=0.3))

@@ -242,6 +242,7 @@ def test_draws_are_constant(objective_of, proposed):
     assert_draws_are_constant(objective_of, proposed)
 
 
+@pytest.mark.slow
 def test_draws_that_move_are_caught(monkeypatch):
     shared.draws_that_move(monkeypatch)
     with pytest.raises(AssertionError):

@@ -163,6 +163,7 @@ def test_a_relaxed_value_may_be_a_parameter_of_a_distribution():
     assert jnp.isfinite(slope) and slope != 0
 
 
+@pytest.mark.slow
 def test_what_is_computed_from_a_relaxed_value_may_be_compared():
     def guide():
         numpyro.sample("z", dist.Bernoulli(logits=0.3))

@@ -82,6 +82,7 @@ def test_what_the_user_forbids_is_forbidden_in_the_program():
         TraceGrad_ELBO(estimators={"z": ScoreFunction()}).loss(jax.random.key(0), {}, broad, broad)
 
 
+@pytest.mark.slow
 @pytest.mark.grid
 @pytest.mark.parametrize("fuse", [True, False], ids=["fused", "plain"])
 @pytest.mark.parametrize("particles", [1, 2])

@@ -31,6 +31,7 @@ from pplgrad.testing.structured import MATRICES, STRUCTURED
 from tests import structures
 
 
+@pytest.mark.slow
 @pytest.mark.grid
 @pytest.mark.parametrize(("n", "k"), structures.LAWS)
 @pytest.mark.parametrize("impossible", [False, True])

@@ -114,6 +114,7 @@ def test_one_partition_is_unbiased(name):
     assert_same(expected_gradient(CASES[name], elbo, 2, shared=True), exact_gradient(CASES[name]))
 
 
+@pytest.mark.slow
 def test_one_partition_is_the_elbo():
     """Unbiased, and on the same draws the gradient of the score function with leave-one-out."""
     case = CASES["hierarchy"]
@@ -168,6 +169,7 @@ def test_particles_without_a_weight_have_no_part(objective):
     assert_same(found[0][1], found[1][1])
 
 
+@pytest.mark.slow
 def test_second_derivatives_are_refused_with_a_remedy():
     model, guide = CASES["single"].build(HOST)
     elbo = TraceGrad_ELBO(2, objective=TVO())

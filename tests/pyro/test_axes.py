@@ -123,6 +123,7 @@ def checked(names=CALLS, inference=False):
     return checking
 
 
+@pytest.mark.slow
 def test_no_axis_is_said_to_be_followed_where_it_is_not():
     """What is followed is followed in truth, every rule is tried, and says something."""
     # In inference mode operations are seen that torch otherwise decomposes.

@@ -272,6 +272,7 @@ def test_a_kink_under_reparameterization_is_found():
     assert check_gradients(model, guide, estimators={"w": Reparam()}, draws=1500).status == "biased"
 
 
+@pytest.mark.slow
 def test_nothing_is_left_changed():
     model, guide = program("hierarchy")
     store = pyro.get_param_store()

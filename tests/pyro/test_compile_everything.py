@@ -71,6 +71,7 @@ def test_branches_one_after_the_other(estimator, one_generator):
     assert_like_eager(CASES["hierarchy"], 2, estimators={"*": estimator}, steps=4)
 
 
+@pytest.mark.slow
 def test_relaxations_and_bounds():
     assert_like_eager(CASES["hierarchy"], estimators={"*": GumbelSoftmax(0.5)})
     assert_like_eager(CASES["hierarchy"], 3, objective=IWAE())

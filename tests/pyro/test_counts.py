@@ -197,6 +197,7 @@ def test_less_variance_than_the_score_function():
     assert 4 * spread[0] < spread[1]
 
 
+@pytest.mark.slow
 def test_auto_and_check_gradients():
     model, guide = COUNTING["counts_event"].build(HOST)
     fresh(COUNTING["counts_event"])

@@ -195,6 +195,7 @@ def test_bounds_weigh_it_as_a_prior():
     assert_same({"loss": np.array(loss), **found}, {"loss": wanted.detach().numpy(), **gradient()})
 
 
+@pytest.mark.slow
 def test_training_and_checks():
     case = local()
     fresh(case)

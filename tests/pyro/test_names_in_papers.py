@@ -74,6 +74,7 @@ def test_u2g_is_disarm():
     assert 3 < apart < 18
 
 
+@pytest.mark.slow
 def test_the_rate_of_pairs_is_that_of_u2g():
     """z₁ = 1[u > σ(−a)] and z₂ = 1[u < σ(a)] differ with probability 1 − |2 σ(a) − 1|."""
     count = 0

@@ -126,6 +126,7 @@ class Number(torch.nn.Module):
         return self.layer(x)[..., 0]
 
 
+@pytest.mark.slow
 def test_a_network_learns_the_cost_as_under_tracegraph_elbo():
     """Under a constant cost the network's output is that cost, and the site's gradient is gone."""
 

@@ -199,6 +199,7 @@ def test_misuse_of_a_relaxed_subset_is_refused():
         TraceGrad_ELBO(estimators={"z": SIMPLE()}).loss_and_grads(model, guide)
 
 
+@pytest.mark.slow
 def test_certificate_by_enumeration():
     model, guide = learn(pairs)
     estimators = {"z": ScoreFunction(LeaveOneOut())}

@@ -83,6 +83,7 @@ def excess(name, draws):
     return float(((seen - wanted) ** 2 / wanted).sum() - (cells - 1)) / math.sqrt(2 * (cells - 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", mostly(["padded"], ["tree", "second order", "left to right", "tiny", "padded"]))
 def test_joint_samples_have_their_frequencies(name):
     assert abs(excess(name, DRAWS)) < 4
@@ -368,6 +369,7 @@ def samples_of_the_prior_of_plates(monkeypatch):
     monkeypatch.setattr(f"{HERE}.marginal_sites._log_prob", lambda site: plain(site) * (site["name"] != "x"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mutant", [samples_of_each_site_by_itself, samples_of_the_prior_of_plates], ids=lambda x: x.__name__
 )
