@@ -14,11 +14,9 @@ import click
 import pandas as pd
 from rich.console import Console
 from rich.markdown import Markdown
-from tqdm import tqdm
 
 from benchmarks.shared import ROOT
 from benchmarks.tables import short, table
-from benchmarks.turns import Rules
 from benchmarks.works import Work
 
 NAMES = (
@@ -90,7 +88,7 @@ def markdown(frame: pd.DataFrame) -> str:
 def main(
     axes: tuple[str, ...], largest: int | None, names: tuple[str, ...], turns: int, seconds: float, out: Path
 ) -> None:
-    from benchmarks.suite import FILE, Cell, chosen, digest, measure
+    from benchmarks.suite import Cell, chosen, measured
 
     cells = [
         Cell(work, contestants(work), LIMITS.get(axis, 60.0))
@@ -98,14 +96,7 @@ def main(
         for n, work in works.items()
         if (not axes or axis in axes) and (largest is None or n <= largest)
     ]
-    cells = chosen(cells, (), names)
-    out.mkdir(parents=True, exist_ok=True)
-    for cell in (bar := tqdm(cells, unit="work")):
-        bar.set_postfix_str(cell.work.name)
-        measure(cell, Rules(turns, seconds, cell.limit_s), 0, out)
-    frame = pd.read_parquet(out / FILE)
-    frame = frame[frame["cell"].isin([digest(cell, Rules(turns, seconds, cell.limit_s), 0) for cell in cells])]
-    text = markdown(frame)
+    text = markdown(measured(chosen(cells, (), names), turns, seconds, 0, out))
     (out / "growth.md").write_text(text)
     Console().print(Markdown(text))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from benchmarks.contestants import (
@@ -71,11 +72,10 @@ def contestant(name: str) -> Contestant:
             "JAX": (("jax", "jax.example_libraries.optimizers"), _by_hand_jax),
         }
         imports, build = made[library]
-        return Contestant(library, imports, lambda work, data, seed: build(text, work, data, seed))
+        return Contestant(library, imports, partial(build, text))
     library, text = name.split(" ", 1)
     if library == "NumPyro":
-        build_numpyro: Callable = lambda work, data, seed: _numpyro(text, work, data, seed)  # noqa: E731
-        return Contestant(library, (*NUMPYRO, "pplgrad.numpyro"), build_numpyro)
+        return Contestant(library, (*NUMPYRO, "pplgrad.numpyro"), partial(_numpyro, text))
     row = _Pyro.of(text)
     return Contestant(library, (*PYRO, "pplgrad.pyro"), row.build)
 

@@ -14,7 +14,6 @@ import click
 import pandas as pd
 from rich.console import Console
 from rich.markdown import Markdown
-from tqdm import tqdm
 
 from benchmarks.contestants import CONTESTANTS, Contestant, Ready
 from benchmarks.shared import ROOT
@@ -150,18 +149,11 @@ def _median(frame: pd.DataFrame, contestant: str, quantities: tuple[str, ...]) -
 @click.option("--seconds", default=1.0, show_default=True, help="Measuring time of each contestant on a work.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=ROOT / "results" / "bench-passes")
 def main(patterns: tuple[str, ...], turns: int, seconds: float, out: Path) -> None:
-    from benchmarks.suite import FILE, Cell, chosen, digest, measure
-    from benchmarks.turns import Rules
+    from benchmarks.suite import Cell, chosen, measured
 
     names = {whole: (whole, *(f"{whole} without {name}" for name in passes)) for whole, passes in PASSES.items()}
     cells = chosen([Cell(work, several, 600) for work in WORKS for several in names.values()], patterns, ())
-    out.mkdir(parents=True, exist_ok=True)
-    rules = Rules(turns, seconds, 600)
-    for cell in (bar := tqdm(cells, unit="work")):
-        bar.set_postfix_str(cell.work.name)
-        measure(cell, rules, 0, out)
-    frame = pd.read_parquet(out / FILE)
-    text = table(frame[frame["cell"].isin([digest(cell, rules, 0) for cell in cells])])
+    text = table(measured(cells, turns, seconds, 0, out))
     (out / "passes.md").write_text(text + "\n")
     Console().print(Markdown(text))
 

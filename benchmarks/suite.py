@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
@@ -152,16 +153,7 @@ def main(
         cells = [both for both in (beside(cell, against) for cell in cells) if both.contestants]
     if not cells:
         raise click.UsageError("No work has a contestant that matches; see --suite, --work and --contestant.")
-    out.mkdir(parents=True, exist_ok=True)
-    bar = tqdm(cells, unit="work")
-    for cell in bar:
-        bar.set_postfix_str(cell.work.name)
-        rules = Rules(turns, seconds, cell.limit_s if limit is None else limit, memory)
-        measure(cell, rules, seed, out)
-    wanted = [digest(c, Rules(turns, seconds, c.limit_s if limit is None else limit, memory), seed) for c in cells]
-    frame = pd.read_parquet(out / FILE)
-    found = frame[frame["cell"].isin(wanted)]
-    found = found.sort_values("cell", key=lambda names: names.map(wanted.index), kind="stable")
+    found = measured(cells, turns, seconds, seed, out, limit, memory)
     if against is not None:
         (out / "against.md").write_text(text := beside_another(found))
         click.echo(text)
@@ -206,6 +198,28 @@ def machine() -> dict[str, str]:
         named = [line.split(":")[1].strip() for line in information.read_text().splitlines() if "model name" in line]
         processor = named[0] if named else processor
     return {"processor": processor, "cores": str(os.cpu_count()), "system": f"{platform.system()} {platform.machine()}"}
+
+
+def measured(
+    cells: Sequence[Cell],
+    turns: int,
+    seconds: float,
+    seed: int,
+    out: Path,
+    limit: float | None = None,
+    memory: float = Rules.limit_gib,
+) -> pd.DataFrame:
+    """Measure cells one after the other; return what was found of them, in their order. A cell's own limit stands unless one is given."""
+    out.mkdir(parents=True, exist_ok=True)
+    wanted = []
+    for cell in (bar := tqdm(cells, unit="work")):
+        bar.set_postfix_str(cell.work.name)
+        rules = Rules(turns, seconds, cell.limit_s if limit is None else limit, memory)
+        measure(cell, rules, seed, out)
+        wanted.append(digest(cell, rules, seed))
+    frame = pd.read_parquet(out / FILE)
+    found = frame[frame["cell"].isin(wanted)]
+    return found.sort_values("cell", key=lambda names: names.map(wanted.index), kind="stable")
 
 
 def measure(cell: Cell, rules: Rules, seed: int, out: Path) -> None:

@@ -9,6 +9,7 @@ from pplgrad import (
     REBAR,
     RELAX,
     RODEO,
+    CountDifference,
     DisARM,
     DoubleCV,
     LocalExpectation,
@@ -86,6 +87,16 @@ NUMBERS = {
     "poisson-samples": ScoreFunction(samples=2),
 }
 """Estimators of sites with infinitely many values, by the site's family: see `numbers`."""
+
+OF_ELEMENTS = {
+    "binary": LocalExpectation(),
+    "one-hot": LocalExpectation(),
+    "categorical": LocalExpectation(),
+    "counts": CountDifference(),
+    "counts, head": LocalExpectation(head=6),
+    "counts, measure": MeasureValued(),
+}
+"""Estimators whose branches change one element each, by the family of the latents in test_changed_elements.py."""
 
 
 def numbers(h, family):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from pplgrad.core.array_ops import Array
@@ -71,10 +72,15 @@ class Alternatives:
     temperature: Any = None
     points: Array | None = None
 
-    @property
+    @cached_property
     def placed(self) -> Values | None:
         """Return the values, computed from the points if there are any; None if no values are requested."""
         if self.points is not None:
             assert callable(self.values)
             return self.values(self.points)
         return None if self.values is None else Values.of(self.values)
+
+    @property
+    def count(self) -> int:
+        """Return the number of values that are requested, without the weights."""
+        return 0 if self.placed is None else self.placed.count

@@ -118,14 +118,28 @@ def linear_density(xp: Any, weights: Array, log_probs: Array, is_pair: bool) -> 
 
     An impossible category has no part in it unless it has some of the weight: with all of it, the density is −inf.
     """
+
+    def parts(w: Array, x: Array) -> tuple[Array, Array]:
+        """Return what categories add to the density, and their weight if they are impossible."""
+        possible = x > -xp.inf
+        return w * xp.where(possible, x, xp.zeros_like(x)), xp.where(possible, xp.zeros_like(w), w)
+
     few = few_categories(xp, log_probs)
     if few is None:
-        possible = log_probs > -xp.inf
-        total = xp.sum(weights * xp.where(possible, log_probs, xp.zeros_like(log_probs)), axis=-1)
-        lost = xp.sum(xp.where(possible, xp.zeros_like(weights), weights), axis=-1)
+        total, lost = (xp.sum(x, axis=-1) for x in parts(weights, log_probs))
     else:
         each = [1 - weights, weights] if is_pair else [part[..., 0] for part in few_categories(xp, weights) or ()]
-        pairs = [(w, part[..., 0]) for w, part in zip(each, few, strict=True)]
-        total = reduce(operator.add, [w * xp.where(x > -xp.inf, x, xp.zeros_like(x)) for w, x in pairs])
-        lost = reduce(operator.add, [xp.where(x > -xp.inf, xp.zeros_like(w), w) for w, x in pairs])
+        found = [parts(w, part[..., 0]) for w, part in zip(each, few, strict=True)]
+        total, lost = (reduce(operator.add, x) for x in zip(*found, strict=True))
     return total + xp.log(xp.clip(1 - lost, min=0))
+
+
+def chosen(xp: Any, few: Sequence[Array], index: Array) -> Array:
+    """Return, element by element, the array of that number, all of which broadcast with `index`.
+
+    The derivative of a choice is a choice; that of an element taken by its number is added up one by one.
+    """
+    found = xp.broadcast_to(few[0], index.shape)
+    for i, other in enumerate(few[1:], 1):
+        found = xp.where(index == i, other, found)
+    return found

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from pplgrad.core.alternatives import ElementValues, Values
-from pplgrad.core.array_ops import Array, Ops, bounded, few_categories, is_possible
+from pplgrad.core.array_ops import Array, Ops, bounded, chosen, few_categories, is_possible
 from pplgrad.core.mixtures import Mixture
 from pplgrad.core.noise import Noise
 from pplgrad.core.plates import Plate
@@ -359,12 +359,7 @@ class Draw:
         xp = self.ops.xp
         few = few_categories(xp, table[:, None])
         if few is not None:
-            first, *others = (part[..., 0] for part in few)
-            found = xp.broadcast_to(first, index.shape)
-            for i, other in enumerate(others, 1):
-                # The derivative of a choice is a choice; that of an element taken by its number is added up one by one.
-                found = xp.where(index == i, other, found)
-            return found
+            return chosen(xp, [part[..., 0] for part in few], index)
         # The m alternatives stand where the categories do, so that no category is repeated for each of them.
         return xp.moveaxis(xp.take_along_axis(table, xp.moveaxis(index, 1, -1), axis=-1), -1, 1)
 

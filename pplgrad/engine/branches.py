@@ -118,7 +118,7 @@ def branch_terms(
     values = {
         draws[n].name: seen.in_steps(_constant(ops, a.placed), n)
         for n, a in asked.items()
-        if a.placed is not None and a.points is None
+        if a.points is None and a.placed is not None
     }
     hard = _costs_at(host, run, values)
     relaxed = _relaxed_costs(ops, host, draws, asked, seen)
@@ -220,7 +220,7 @@ def _sloped_costs(
     sloped = [n for n, a in asked.items() if a.points is not None]
     if not sloped:
         return {}
-    several = [n for n in sloped if _count(asked[n])]
+    several = [n for n in sloped if asked[n].count]
     drawn = run if run.drawn is None else replace(run, costs=run.drawn)
 
     def differentiated(numbers: Mapping[int, slice]) -> tuple[list[Array], list[Array]]:
@@ -235,11 +235,11 @@ def _sloped_costs(
         return ops.value_and_grad(at_points, [asked[n].points for n in numbers])
 
     def in_parts(n: int) -> tuple[Array, Array]:
-        parts = [differentiated({n: slice(*part)}) for part in chunks(_count(asked[n]), host.held_at_once)]
+        parts = [differentiated({n: slice(*part)}) for part in chunks(asked[n].count, host.held_at_once)]
         return ops.xp.concat([cost for (cost,), _ in parts], axis=1), sum(slope for _, (slope,) in parts)
 
     if several and host.held_at_once is None:
-        every = differentiated({n: slice(0, _count(asked[n])) for n in several})
+        every = differentiated({n: slice(0, asked[n].count) for n in several})
         found = dict(zip(several, zip(*every, strict=True), strict=True))
     else:
         found = {n: in_parts(n) for n in several}
@@ -251,11 +251,6 @@ def _sloped_costs(
         along_draw = draws[n].of_elements(seen.of_one_process(slope, n))
         result[n] = (ops.stop_gradient(costs), ops.stop_gradient(along_points), ops.stop_gradient(along_draw))
     return result
-
-
-def _count(asked: Alternatives) -> int:
-    placed = asked.placed
-    return 0 if placed is None else placed.count
 
 
 def _with_score(layout: Layout, site: SiteSpec) -> SiteSpec | None:
@@ -290,8 +285,7 @@ def _where_possible(draw: Draw, slopes: Array) -> Array:
     return draw.ops.xp.where(draw.possible[:, None], slopes, draw.ops.xp.zeros_like(slopes))
 
 
-def _constant(ops: Ops, values: Values | None) -> Values:
-    assert values is not None
+def _constant(ops: Ops, values: Values) -> Values:
     elements = values.elements
     if elements is not None:
         elements = replace(elements, values=ops.stop_gradient(elements.values))

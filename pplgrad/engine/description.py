@@ -100,5 +100,4 @@ def brief(specification: Any) -> str:
 
 
 def _count(asked: Any) -> int:
-    placed = asked.placed
-    return (0 if placed is None else placed.count) + (0 if asked.weights is None else asked.weights.shape[1])
+    return asked.count + (0 if asked.weights is None else asked.weights.shape[1])

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from pplgrad.core.alternatives import Alternatives, Values
-from pplgrad.core.array_ops import Array, Ops, few_categories
+from pplgrad.core.array_ops import Array, Ops, chosen, few_categories
 from pplgrad.core.draw import Draw
 from pplgrad.core.estimator import BranchTerms, Declaration, Estimator
 from pplgrad.core.site_info import SiteInfo
@@ -156,7 +156,4 @@ def _by_category(ops: Ops, index: Array, others: Array) -> Array:
     if few is None:
         by_shift = xp.concat([xp.zeros_like(others[..., :1]), others], axis=-1)
         return xp.take_along_axis(by_shift, shifts, axis=-1)
-    found = xp.zeros_like(xp.broadcast_to(few[0], shifts.shape))
-    for shift, other in enumerate(few, 1):
-        found = xp.where(shifts == shift, other, found)
-    return found
+    return chosen(xp, [xp.zeros_like(few[0]), *few], shifts)

@@ -30,7 +30,7 @@ from numpyro.distributions import (
     NegativeBinomialProbs,
 )
 
-from pplgrad.core.array_ops import FEW_CATEGORIES
+from pplgrad.core.array_ops import FEW_CATEGORIES, chosen
 from pplgrad.core.structures import LAWS
 from pplgrad.numpyro._compat import TRACING_ERRORS, unmasked
 from pplgrad.numpyro._structures import PermutationMatrix, PlackettLuce, Structured, Subset, log_probs_of_all
@@ -116,11 +116,7 @@ def values_of(support: jax.Array, index: jax.Array, like: jax.Array, is_vector: 
         return jax.nn.one_hot(index, support.shape[-1], dtype=like.dtype)
     if support.ndim > 1 or len(support) > FEW_CATEGORIES:
         return support[index]
-    # Choices are several times faster than numbers taken from a table.
-    found = jnp.broadcast_to(support[0], index.shape)
-    for i in range(1, len(support)):
-        found = jnp.where(index == i, support[i], found)
-    return found
+    return chosen(jnp, list(support), index)  # Several times faster than numbers taken from a table.
 
 
 def _number_of(base: Any, support: jax.Array, value: jax.Array) -> jax.Array:

@@ -7,11 +7,11 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 
-from pplgrad import CountDifference, LocalExpectation, MeasureValued
 from pplgrad.engine import changed_elements as shared
 from pplgrad.numpyro import OneHotCategorical, TraceGrad_ELBO
 from pplgrad.numpyro._rerun import changed_elements
 from pplgrad.numpyro._rerun.changed_elements import by_rows, evaluated
+from tests.branching import OF_ELEMENTS
 
 RNG = np.random.default_rng(0)
 SHAPE = (2, 3, 4)  # a plate, and two dimensions of elements
@@ -299,23 +299,13 @@ def network(family):
     return model, guide
 
 
-ESTIMATORS = {
-    "binary": LocalExpectation(),
-    "one-hot": LocalExpectation(),
-    "categorical": LocalExpectation(),
-    "counts": CountDifference(),
-    "counts, head": LocalExpectation(head=6),
-    "counts, measure": MeasureValued(),
-}
-
-
 @pytest.mark.slow
 @pytest.mark.grid
 @pytest.mark.parametrize("options", [{}, {"num_particles": 3}, {"max_parallel": 4}], ids=str)
-@pytest.mark.parametrize("case", ESTIMATORS)
+@pytest.mark.parametrize("case", OF_ELEMENTS)
 def test_the_gradient_is_the_one_without_it(case, options):
     model, guide = network(case.partition(",")[0])
-    key, estimators = jax.random.key(4), {"*": ESTIMATORS[case]}
+    key, estimators = jax.random.key(4), {"*": OF_ELEMENTS[case]}
     params = {"w": jnp.asarray(RNG.normal(size=(3, 4))), "q": jnp.asarray(RNG.normal(size=(3, 4))), "b": jnp.eye(3)}
     grads = []
     for fuse in (True, False):

@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pplgrad import CountDifference, LocalExpectation, MeasureValued
+from pplgrad import LocalExpectation
 from pplgrad.engine import changed_elements as shared
 from pplgrad.pyro import TraceGrad_ELBO
 from pplgrad.pyro._recording import is_recording
 from pplgrad.pyro._rerun import branches, changed_elements
 from pplgrad.pyro._rerun.changed_elements import ChangedRun
 from pplgrad.pyro._rerun.operations_of_rows import Unfollowed
+from tests.branching import OF_ELEMENTS
 
 RNG = np.random.default_rng(0)
 SHAPE = (2, 3, 4)  # a plate, and two dimensions of elements
@@ -258,14 +259,6 @@ def network(family):
     return model, guide
 
 
-ESTIMATORS = {
-    "binary": LocalExpectation(),
-    "one-hot": LocalExpectation(),
-    "categorical": LocalExpectation(),
-    "counts": CountDifference(),
-    "counts, head": LocalExpectation(head=6),
-    "counts, measure": MeasureValued(),
-}
 STEPS = 8
 
 
@@ -273,7 +266,7 @@ def gradients(case, options, **more):
     model, guide = network(case.partition(",")[0])
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
-    elbo = TraceGrad_ELBO(max_plate_nesting=1, estimators={"z": ESTIMATORS[case]}, **options, **more)
+    elbo = TraceGrad_ELBO(max_plate_nesting=1, estimators={"z": OF_ELEMENTS[case]}, **options, **more)
     found = []
     for step in range(STEPS):
         pyro.set_rng_seed(step)
@@ -297,7 +290,7 @@ def gradients(case, options, **more):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("case", ESTIMATORS)
+@pytest.mark.parametrize("case", OF_ELEMENTS)
 def test_the_gradient_is_the_one_without_it(case, options, monkeypatch):
     used = []
     network_state = RNG.bit_generator.state

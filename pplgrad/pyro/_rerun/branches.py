@@ -241,17 +241,20 @@ class PyroBranches:
     def branch_costs(self, values: Mapping[str, Values]) -> dict[str, list[torch.Tensor]]:
         """Return the costs in all branches."""
         with torch.no_grad():
-            followed = {}
-            for name, x in values.items():
-                costs = None if self._unfollowed is None or name in self._unfollowed else self._of_elements(name, x)
-                if costs is not None:
-                    followed[name] = costs
+            unfollowed = values.keys() if self._unfollowed is None else self._unfollowed
+            found = {name: self._of_elements(name, x) for name, x in values.items() if name not in unfollowed}
+            followed = {name: costs for name, costs in found.items() if costs is not None}
             rest = {name: x for name, x in values.items() if name not in followed or self._given is not None}
             plain = self._run_all(rest, None) if rest else {}
             for name in followed.keys() & plain.keys():
                 if not same_branches(self._layout, name, followed[name], plain[name], self._rounding):
-                    self._unfollowed.add(name)  # type: ignore[union-attr]
+                    self._leave_alone(name)
             return {**followed, **plain}
+
+    def _leave_alone(self, name: str) -> None:
+        """Run the branches of a site from here on."""
+        if self._unfollowed is not None:
+            self._unfollowed.add(name)
 
     def _of_elements(self, name: str, values: Values) -> list[torch.Tensor] | None:
         """Return the costs in branches that change one element each, (particles * count, *batch); None where all are run."""
@@ -274,7 +277,7 @@ class PyroBranches:
                 numbers = None if last - first == values.count else torch.arange(first, last, device=every.device)
                 found.append(self._followed(ChangedRun(drawn, every, axes, numbers), name))
         except Unfollowed:
-            self._unfollowed.add(name)  # type: ignore[union-attr]
+            self._leave_alone(name)
             return None
         costs = [torch.cat(column, 1) if len(column) > 1 else column[0] for column in zip(*found, strict=True)]
         return [x.reshape(self._particles * values.count, *x.shape[2:]) for x in costs]

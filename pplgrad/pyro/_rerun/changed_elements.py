@@ -125,27 +125,22 @@ class ChangedRun(TorchDispatchMode):
     def _follow(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         facts = facts_of(func)
         if facts.reads:
-            self._compare_read(args, out)
+            self._compare_read(args)
             return
         if facts.random or facts.written or facts.sets or facts.undeclared:
             raise Unfollowed
         if any(id(x) in self._known for x in tensors_in(kwargs)):
             raise Unfollowed
         outs = [out] if isinstance(out, torch.Tensor) else list(out)
-        states = {id(x): self._known[id(x)][1] for x in tensors_in(args) if id(x) in self._known}
-        if all(isinstance(state, Changed) for state in states.values()):
-            for rule in (self._beside, self._summed, self._decided, self._contracted):
-                found = rule(func, args, kwargs, outs)
-                if found is not None:
-                    break
-        else:
-            found = None
-        if found is None:
-            found = self._row_by_row(func, args, kwargs, outs)
-        for x, state in zip(outs, found, strict=True):
+        states = self._states(args)
+        rules = (self._beside, self._summed, self._decided, self._contracted)
+        found = None
+        if all(isinstance(state, Changed) for state in states):
+            found = next((x for rule in rules if (x := rule(func, args, kwargs, outs)) is not None), None)
+        for x, state in zip(outs, found or self._row_by_row(func, args, kwargs, outs), strict=True):
             self._keep(x, state)
 
-    def _compare_read(self, args: Any, out: Any) -> None:
+    def _compare_read(self, args: Any) -> None:
         """Let Python read a number that is the same in all branches, such as whether all values are in a support."""
         if is_recording():  # What is recorded reads nothing but in the hosts' checks, which a compiled step leaves out.
             return
@@ -156,6 +151,10 @@ class ChangedRun(TorchDispatchMode):
     def _state(self, x: Any) -> State | None:
         known = self._known.get(id(x)) if isinstance(x, torch.Tensor) else None
         return None if known is None else known[1]
+
+    def _states(self, args: Any) -> list[State]:
+        """Return what is followed of an operation's arguments."""
+        return [state for x in tensors_in(args) if (state := self._state(x)) is not None]
 
     def _beside(self, func: Any, args: Any, kwargs: Any, outs: list[torch.Tensor]) -> list[State] | None:
         """Return the outputs of an operation that keeps the elements apart: at the draw, and where all are changed."""
@@ -170,7 +169,7 @@ class ChangedRun(TorchDispatchMode):
                 return None
             found.append(next(iter(places)))
         others = [self._at_others(func, args, kwargs, j) for j in range(self._branches.each)]
-        states = [self._known[id(x)][1] for x in tensors_in(args) if id(x) in self._known]
+        states = self._states(args)
         is_finite = _keeps_finite(func) and all(state.is_finite for state in states)  # type: ignore[union-attr]
         stacked = [torch.stack([one[i] for one in others]) for i in range(len(outs))]
         return [Changed(*each, is_finite) for each in zip(outs, stacked, found, strict=True)]  # type: ignore[arg-type]

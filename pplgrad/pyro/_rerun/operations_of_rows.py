@@ -80,13 +80,11 @@ def of_rows(func: Any, args: Any, rows: torch.Tensor, outs: list[torch.Tensor]) 
         flat = rows.reshape(len(rows), -1)
         return flat.all(1) if name == "_is_all_true" else flat.any(1)
     if name in _AS_FOR_ONE | _ALONG and ndim:
-        return _along_other_dimensions(func, name, call, args, rows, outs)
+        return _along_other_dimensions(func, name, call, args, rows)
     raise Unfollowed
 
 
-def _along_other_dimensions(
-    func: Any, name: str, call: Call, args: Any, rows: torch.Tensor, outs: list[torch.Tensor]
-) -> Any:
+def _along_other_dimensions(func: Any, name: str, call: Call, args: Any, rows: torch.Tensor) -> Any:
     """Return an operation that names its dimensions, each counted from behind the rows."""
     ndim, given = rows.dim() - 1, call["dim"] if call.has("dim") else None
     if name in _AS_FOR_ONE and (given is None or given == []):
