@@ -74,6 +74,8 @@ def requested_values(
             _refuse_scored(site, scored)
             noise, score = noise_for(site.name, ops, host.noise), run.scores[group.members[0]]
             mine = host.draw(site.name)
+            if 0 in mine.value.shape:
+                continue  # A site without elements has no other value, and no gradient.
             steps = LoopSteps.of(ops, site.plates, group.plates, run.particles)
             if steps is not None:
                 mine, score = StepDraw(mine, steps), steps.merged(score)
@@ -103,10 +105,10 @@ def branch_terms(
     higher_order: bool = False,
     peers: DataParallel | None = None,
     finite: dict[str, Array] | None = None,
-) -> tuple[Array, Array | None]:
+) -> tuple[Array | None, Array | None]:
     """Run the branches of all sites of a run (the one of that number) that ask for them.
 
-    Return the sum of their terms of the surrogate, and the loss that trains what estimators learn, or None. Whether a site's
+    Return the sum of their terms of the surrogate, and the loss that trains what estimators learn, or None where there is neither. Whether a site's
     term is finite is noted in `finite`: a cost may be infinite in a branch alone.
     """
     found = requested_values(ops, layout, run, host)
@@ -146,7 +148,6 @@ def branch_terms(
         total = term if total is None else total + term
         if learning is not None:
             loss = learning if loss is None else loss + learning
-    assert total is not None
     return total, loss
 
 

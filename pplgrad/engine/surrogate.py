@@ -177,16 +177,15 @@ def _add_sites(
             )
             _add(result, term, loss, signals.replicates)
         if isinstance(signals, Bounds) and branches:
-            path = path_terms(ops, layout, run, signals, number, branches[number])
-            if path is not None:
-                _add(result, path, None, signals.replicates)
+            _add(result, path_terms(ops, layout, run, signals, number, branches[number]), None, signals.replicates)
     for group in _merged(ops, groups):
         _add_group(ops, group, host, signals.replicates, higher_order, result, peers)
 
 
-def _add(result: Estimate, term: Array, loss: Array | None, replicates: int) -> None:
+def _add(result: Estimate, term: Array | None, loss: Array | None, replicates: int) -> None:
     """Add terms to the surrogate and to the loss of what is learned."""
-    result.surrogate = result.surrogate + term / replicates
+    if term is not None:
+        result.surrogate = result.surrogate + term / replicates
     if loss is not None:
         loss = loss / replicates
         result.baseline_loss = loss if result.baseline_loss is None else result.baseline_loss + loss

@@ -7,6 +7,7 @@ from the same number, as NumPyro's do with the same key; the expectation is a su
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +29,7 @@ def cells(probabilities: Arrays) -> Iterator[tuple[Arrays, float]]:
     shapes = {name: table.shape[1:-1] for name, table in probabilities.items()}
     choices: list[list[tuple[float, float]]] = []
     for table in probabilities.values():
-        cuts = np.cumsum(table, -1)[..., :-1].reshape(len(table), -1, table.shape[-1] - 1)
+        cuts = np.cumsum(table, -1)[..., :-1].reshape(len(table), math.prod(table.shape[1:-1]), table.shape[-1] - 1)
         for element in range(cuts.shape[1]):
             edges = np.unique(np.concatenate([[0.0, 1.0], cuts[:, element].ravel()]))
             choices.append([((a + b) / 2, b - a) for a, b in itertools.pairwise(edges) if b - a > 1e-13])
