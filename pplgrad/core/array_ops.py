@@ -67,6 +67,18 @@ class Ops(Protocol):
     def arange(self, n: int, like: Array) -> Array:
         """Return the integers 0 to n - 1 on the device of `like`."""
 
+    def softplus(self, x: Array) -> Array:
+        """Return log(1 + exp x)."""
+
+    def sigmoid(self, x: Array) -> Array:
+        """Return 1 / (1 + exp −x)."""
+
+    def bernoulli_log_prob(self, weights: Array, logits: Array) -> Array:
+        """Return w log σ(x) + (1 − w) log σ(−x) at finite logits, by the host's own formula."""
+
+    def known_finite(self, x: Array) -> bool:
+        """Return whether all numbers are known to be finite; False where that cannot be known without waiting for a device, or at all."""
+
 
 def bounded(xp: Any, log_probs: Array) -> Array:
     """Return log probabilities in which that of an impossible value is a constant: finite, and exp of it 0.
@@ -132,6 +144,18 @@ def linear_density(xp: Any, weights: Array, log_probs: Array, is_pair: bool) -> 
         found = [parts(w, part[..., 0]) for w, part in zip(each, few, strict=True)]
         total, lost = (reduce(operator.add, x) for x in zip(*found, strict=True))
     return total + xp.log(xp.clip(1 - lost, min=0))
+
+
+def pair_density(ops: Ops, weights: Array, odds: Array) -> Array:
+    """Return the same of two categories, from the log odds of the second, infinite where one is impossible, and the weights of the second."""
+    if ops.known_finite(odds):
+        return ops.bernoulli_log_prob(weights, odds)
+    xp, finite = ops.xp, ops.xp.isfinite(odds)
+    # Of an impossible category the weight alone counts. What is not chosen here has a finite derivative.
+    left = xp.where(odds > 0, weights, 1 - weights)
+    left = xp.where(finite, xp.ones_like(left), xp.clip(left, min=0))
+    plain = ops.bernoulli_log_prob(weights, xp.where(finite, odds, xp.zeros_like(odds)))
+    return xp.where(finite, plain, xp.log(left))
 
 
 def chosen(xp: Any, few: Sequence[Array], index: Array) -> Array:

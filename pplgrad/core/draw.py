@@ -18,6 +18,35 @@ from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import EstimatorError
 
 
+@dataclass(frozen=True)
+class Finite:
+    """A draw whose elements have finitely many values; B is the batch shape, N are the independent elements of the event.
+
+    N is E for a Bernoulli with `to_event`, and nothing for a one-hot vector or a subset. What is not asked for is not computed.
+    """
+
+    index: Array
+    """The numbers drawn, (particles, *B, *N)."""
+    categories: int
+    log_probs: Callable[[], Array]
+    """The log probabilities of all values, with their gradient: (particles, *B, *N, categories)."""
+    odds: Callable[[], Array] | None = None
+    """The log odds of the second of two values, with their gradient, of the shape of `index`; ±∞ where one is impossible.
+
+    None where the law does not have them as such.
+    """
+
+    def mapped(self, change: Callable[[Array], Array]) -> Finite:
+        """Return the draw with another order or shape of its leading dimensions."""
+        odds = self.odds
+        return Finite(
+            change(self.index),
+            self.categories,
+            lambda: change(self.log_probs()),
+            None if odds is None else lambda: change(odds()),
+        )
+
+
 class HostDraw(Protocol):
     """What a plug-in tells of the draw at one site; B is the batch shape, E the event shape."""
 
@@ -28,12 +57,8 @@ class HostDraw(Protocol):
     is_vector: bool
     """Whether the value of one element is a vector: one-hot, a subset, a ranking."""
 
-    def finite(self) -> tuple[Array, Array] | None:
-        """Return the log probabilities (particles, *B, *N, categories) and the number drawn (particles, *B, *N).
-
-        N are the independent elements of the event: E for a Bernoulli with `to_event`, nothing for a one-hot vector or a subset.
-        None if the elements do not have finitely many values.
-        """
+    def finite(self) -> Finite | None:
+        """Return the draw as one among finitely many values of each element, or None if it is not."""
 
     def embed(self, index: Array) -> Array:
         """Return the values (particles, m, *B, *E) that category numbers (particles, m, *B, *N) stand for."""
@@ -104,7 +129,7 @@ class Draw:
     @cached_property
     def learned(self) -> Mapping[str, Array]:
         """Return what the estimator learns at the site, by name."""
-        count = self._host.value.shape[-1] ** self._element_dims if self.is_ranking else self.log_probs.shape[-1]
+        count = self._host.value.shape[-1] ** self._element_dims if self.is_ranking else self.categories
         starts = self._starts(self.event_elements, count)
         return {name: self._learned(name, start) for name, start in starts.items()}
 
@@ -114,14 +139,14 @@ class Draw:
         if not self.is_finite:
             return SiteInfo(self.name, "its distribution", False, True, 1)
         # Other vectors that are one value, such as subsets, are in general not as long as they are many.
-        is_weights = self._host.is_vector and self._host.value.shape[-1] == self._finite[0].shape[-1]
+        is_weights = self._host.is_vector and self._host.value.shape[-1] == self.categories
         return SiteInfo(
             self.name,
             "OneHotCategorical" if is_weights else "its distribution",
             has_rsample=False,
             is_discrete=True,
             particles=1,
-            categories=self._finite[0].shape[-1],
+            categories=self.categories,
             relaxable=is_weights,
             elements=self.index.shape[-1],
         )
@@ -174,11 +199,11 @@ class Draw:
         return self._listed is not None
 
     @cached_property
-    def _listed(self) -> tuple[Array, Array] | None:
+    def _listed(self) -> Finite | None:
         return self._host.finite()
 
     @property
-    def _finite(self) -> tuple[Array, Array]:
+    def _finite(self) -> Finite:
         if self._listed is None:
             raise EstimatorError(f"Site '{self.name}' does not have finitely many values.")
         return self._listed
@@ -190,13 +215,18 @@ class Draw:
         events = len(shape) - (len(value.shape) - 1 - self._host.event_dim)
         return _Axes.of(shape, self._plates, self._shape, events)
 
+    @property
+    def categories(self) -> int:
+        """Return how many values each element has."""
+        return self._finite.categories
+
     @cached_property
     def log_probs(self) -> Array:
         """Return log q of every category, with its gradient, of shape (particles, *plates, elements, categories).
 
         That of an impossible category is a constant far below all others, whose exponential is 0.
         """
-        return bounded(self.ops.xp, self._axes.gather(self.ops.xp, self._finite[0], 1))
+        return bounded(self.ops.xp, self._axes.gather(self.ops.xp, self._finite.log_probs(), 1))
 
     @cached_property
     def possible(self) -> Array:
@@ -206,7 +236,7 @@ class Draw:
     @cached_property
     def index(self) -> Array:
         """Return the number of the category drawn, of shape (particles, *plates, elements)."""
-        return self._axes.gather(self.ops.xp, self._finite[1], 1)
+        return self._axes.gather(self.ops.xp, self._finite.index, 1)
 
     @cached_property
     def _ranked(self) -> Array | None:
@@ -241,14 +271,27 @@ class Draw:
         Where one of the two is impossible nothing is left to estimate: the log odds there are the constant 0, so that what
         they multiply counts for nothing.
         """
-        if self.log_probs.shape[-1] != 2:
-            raise EstimatorError(
-                f"Site '{self.name}' is not binary any more; it has {self.log_probs.shape[-1]} values."
-            )
+        if self.categories != 2:
+            raise EstimatorError(f"Site '{self.name}' is not binary any more; it has {self.categories} values.")
         xp = self.ops.xp
+        if self._odds is not None:
+            certain = self._are_certain
+            return self._odds if certain is None else xp.where(certain, xp.zeros_like(self._odds), self._odds)
         first, second = xp.unstack(self.log_probs, axis=-1)
         odds = second - first
         return xp.where(is_possible(xp, first) & is_possible(xp, second), odds, xp.zeros_like(odds))
+
+    @cached_property
+    def _odds(self) -> Array | None:
+        """The log odds of the second of two values, ±∞ where one is impossible, if the law has them as such."""
+        odds = self._finite.odds
+        return None if odds is None else self._axes.gather(self.ops.xp, odds(), 1)
+
+    @cached_property
+    def _are_certain(self) -> Array | None:
+        """Whether elements with known log odds have one possible value; None if none of them is known to."""
+        assert self._odds is not None
+        return None if self.ops.known_finite(self._odds) else ~self.ops.xp.isfinite(self._odds)
 
     def embed(self, index: Array) -> Array:
         """Return the site's values at category numbers (particles, m, *plates, elements).
@@ -256,8 +299,12 @@ class Draw:
         An element whose category is impossible keeps the draw's: the program never runs at a value that the site cannot take,
         where a cost may be infinite or undefined. Whatever the estimator makes of that cost is multiplied by probability 0.
         """
-        can = self._of_category(self.possible, index)
-        return self._host.embed(self._axes.scatter(self.ops.xp, self.ops.xp.where(can, index, self.index[:, None]), 2))
+        own = self.index[:, None]
+        if self._odds is None:
+            index = self.ops.xp.where(self._of_category(self.possible, index), index, own)
+        elif self._are_certain is not None:
+            index = self.ops.xp.where(self._are_certain[:, None], own, index)
+        return self._host.embed(self._axes.scatter(self.ops.xp, index, 2))
 
     def changed_one_by_one(self, others: Array) -> Values:
         """Return alternatives of the site in which one element takes one of its other values: number e · m + j gives element e its value j.

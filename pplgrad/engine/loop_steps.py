@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from pplgrad.core.alternatives import Values
 from pplgrad.core.array_ops import Array, Ops
-from pplgrad.core.draw import HostDraw
+from pplgrad.core.draw import Finite, HostDraw
 from pplgrad.core.mixtures import Mixture
 from pplgrad.core.plates import Plate
 from pplgrad.core.shapes import aligned, plate_shape
@@ -85,10 +85,10 @@ class StepDraw:
         self.name, self.event_dim, self.is_vector = host.name, host.event_dim, host.is_vector
         self.value = steps.merged(host.value)
 
-    def finite(self) -> tuple[Array, Array] | None:
-        """Return the log probabilities of all categories and the numbers drawn."""
+    def finite(self) -> Finite | None:
+        """Return the numbers drawn, and how probable each was."""
         found = self._host.finite()
-        return None if found is None else (self._steps.merged(found[0]), self._steps.merged(found[1]))
+        return None if found is None else found.mapped(self._steps.merged)
 
     def embed(self, index: Array) -> Array:
         """Return the values that category numbers stand for."""

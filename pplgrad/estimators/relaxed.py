@@ -88,6 +88,47 @@ class HardDraw:
         return only_possible(xp, every, every + self.ops.stop_gradient(values - fixed))
 
 
+@dataclass(frozen=True)
+class HardPair:
+    """A draw of one of two values that is to be relaxed: the log odds of the second (...), with their gradient, and the draw, 0 or 1.
+
+    Infinite log odds, where one value is impossible, are made constants: weights there are exactly 0 or 1.
+    """
+
+    ops: Ops
+    odds: Array
+    value: Array
+    noise: Noise
+
+    def __post_init__(self) -> None:
+        if not self.ops.known_finite(self.odds):
+            most = float(self.ops.xp.finfo(self.odds.dtype).max) / 1024
+            object.__setattr__(self, "odds", self.ops.xp.clip(self.odds, min=-most, max=most))
+
+    @property
+    def listed(self) -> HardDraw:
+        """Return the same draw by the log probabilities of both values."""
+        ops, xp = self.ops, self.ops.xp
+        log_probs = xp.stack([-ops.softplus(self.odds), -ops.softplus(-self.odds)], axis=-1)
+        return HardDraw(ops, log_probs, xp.astype(self.value, ops.arange(1, self.odds).dtype), self.noise)
+
+    def concrete(self, temperature: Any, count: int | None = None) -> Array:
+        """Return the weight of the second value, relaxed at a temperature given the draw; `count` of them along a first axis.
+
+        It is the logistic function of the log odds plus logistic noise, a constant, by its law given the draw: the other value lies
+        below the drawn one by D, with P(D > d) = 1 / (p + (1 − p) exp d).
+        """
+        ops, xp = self.ops, self.ops.xp
+        fixed, side = ops.stop_gradient(self.odds), 2 * self.value - 1
+        u = self.noise.uniform(tuple(fixed.shape) if count is None else (count, *fixed.shape), fixed)
+        apart = ops.softplus(xp.log1p(-u) - xp.log(u) + ops.softplus(side * fixed))
+        return ops.sigmoid((ops.stop_gradient(side * apart) + (self.odds - fixed)) / temperature)
+
+    def through(self, soft: Array) -> Array:
+        """Return the hard draw with the gradient of `soft`."""
+        return self.ops.stop_gradient(self.value - soft) + soft
+
+
 class Relaxation(Estimator):
     """Base class of estimators that put weights of the categories in the place of a discrete draw.
 
@@ -113,6 +154,11 @@ class Relaxation(Estimator):
     @abstractmethod
     def weights(self, draw: Any) -> Array:
         """Return the weights of the categories, (..., categories), of a `HardDraw`, with their gradient."""
+
+    def weight_of_second(self, pair: HardPair) -> Array:
+        """Return the weight of the second of two values, (...), with its gradient: what `weights` gives for it."""
+        draw = pair.listed
+        return draw.cut(self.weights(draw))[..., 1]
 
 
 def tempered(xp: Any, x: Array, temperature: Any) -> Array:
@@ -210,6 +256,11 @@ class GumbelSoftmax(Relaxation):
         soft = softmax(draw.ops.xp, tempered(draw.ops.xp, draw.perturbed(), self.temperature))
         return _through(draw, soft) if self.hard else soft
 
+    def weight_of_second(self, pair: HardPair) -> Array:
+        """Return the same of the second of two values."""
+        soft = pair.concrete(self.temperature)
+        return pair.through(soft) if self.hard else soft
+
 
 @dataclass(frozen=True)
 class StraightThrough(Relaxation):
@@ -242,6 +293,10 @@ class StraightThrough(Relaxation):
     def weights(self, draw: HardDraw) -> Array:
         """Return the draw with the gradient of its probabilities."""
         return _through(draw, draw.ops.xp.exp(draw.log_probs))
+
+    def weight_of_second(self, pair: HardPair) -> Array:
+        """Return the same of the second of two values."""
+        return pair.through(pair.ops.sigmoid(pair.odds))
 
 
 @dataclass(frozen=True)
@@ -289,6 +344,10 @@ class GumbelRao(Relaxation):
         xp = draw.ops.xp
         soft = softmax(xp, tempered(xp, draw.perturbed(self.k), self.temperature))
         return _through(draw, xp.sum(soft, axis=0) / self.k)
+
+    def weight_of_second(self, pair: HardPair) -> Array:
+        """Return the same of the second of two values."""
+        return pair.through(pair.ops.xp.sum(pair.concrete(self.temperature, self.k), axis=0) / self.k)
 
 
 @dataclass(frozen=True)

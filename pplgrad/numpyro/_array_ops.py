@@ -125,6 +125,18 @@ class JaxOps:
     def arange(self, n: int, like: jax.Array) -> jax.Array:
         return jnp.arange(n)
 
+    def softplus(self, x: jax.Array) -> jax.Array:
+        return jax.nn.softplus(x)
+
+    def sigmoid(self, x: jax.Array) -> jax.Array:
+        return jax.nn.sigmoid(x)
+
+    def bernoulli_log_prob(self, weights: jax.Array, logits: jax.Array) -> jax.Array:
+        return -(jnp.clip(logits, min=0) - weights * logits + jnp.log1p(jnp.exp(-jnp.abs(logits))))
+
+    def known_finite(self, x: jax.Array) -> bool:
+        return False
+
 
 OPS = JaxOps()
 

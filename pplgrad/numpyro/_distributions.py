@@ -43,12 +43,13 @@ class FiniteDraw(NamedTuple):
 
     `log_probs` has shape (*batch, *elements, categories), −inf where a category is impossible, and `index` (*batch, *elements);
     `support` has the values of one element, (categories), or their numbers where they are one-hot vectors; vectors that are one joint
-    value are rows, (categories, n).
+    value are rows, (categories, n). `odds` are the log odds of 1 of a Bernoulli, of the shape of `index`.
     """
 
     log_probs: jax.Array
     index: jax.Array
     support: jax.Array
+    odds: jax.Array | None = None
 
 
 def finite_parts(fn: Any) -> tuple[Any, jax.Array] | None:
@@ -190,6 +191,22 @@ def _never_drawn(base: Any, support: jax.Array, log_probs: jax.Array) -> jax.Arr
     return jnp.where(never, -jnp.inf, log_probs)
 
 
+def is_bernoulli(base: Any) -> bool:
+    """Return whether an element's law is the host's Bernoulli."""
+    return type(innermost(base)) in (BernoulliLogits, BernoulliProbs)
+
+
+def log_odds(base: Any) -> jax.Array:
+    """Return the log odds of 1 of a Bernoulli, of its batch shape, infinite where the sampler always draws the same."""
+    if isinstance(base, ExpandedDistribution):
+        return jnp.broadcast_to(log_odds(base.base_dist), base.batch_shape)
+    if type(base) is BernoulliLogits:
+        return jnp.broadcast_to(base.logits, base.batch_shape)
+    probs = jnp.asarray(base.probs)
+    odds = jnp.where(probs == 0, -jnp.inf, jnp.where(probs == 1, jnp.inf, base.logits))
+    return jnp.broadcast_to(odds, base.batch_shape)
+
+
 def finite_draw(fn: Any, value: jax.Array) -> FiniteDraw | None:
     """Return the log probabilities of all categories and the numbers drawn, or None."""
     parts = counted_parts(fn)
@@ -198,7 +215,8 @@ def finite_draw(fn: Any, value: jax.Array) -> FiniteDraw | None:
     base, support = parts
     index = _number_of(base, support, value)
     log_probs = every_log_prob(base, support)
-    return FiniteDraw(jnp.broadcast_to(log_probs, (*index.shape, len(support))), index, support)
+    odds = jnp.broadcast_to(log_odds(base), index.shape) if is_bernoulli(base) else None
+    return FiniteDraw(jnp.broadcast_to(log_probs, (*index.shape, len(support))), index, support, odds)
 
 
 _PARAMETERS = {"Normal": ("loc", "scale"), "Poisson": ("rate",), "Gamma": ("concentration", "rate")}

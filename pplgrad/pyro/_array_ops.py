@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from pplgrad.core.noise import Noise
 from pplgrad.errors import EstimatorError
+from pplgrad.pyro._compat import nothing_looks_on
 from pplgrad.pyro._recording import is_recording
 
 
@@ -86,6 +88,21 @@ class TorchOps:
 
     def arange(self, n: int, like: torch.Tensor) -> torch.Tensor:
         return torch.arange(n, device=like.device)
+
+    def softplus(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.softplus(x, threshold=80.0)  # Above 20, torch's own limit, float64 is not exact.
+
+    def sigmoid(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(x)
+
+    def bernoulli_log_prob(self, weights: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        logits, weights = torch.broadcast_tensors(logits, weights)
+        return -torch.nn.functional.binary_cross_entropy_with_logits(logits, weights, reduction="none")
+
+    def known_finite(self, x: torch.Tensor) -> bool:
+        if x.device.type != "cpu" or is_recording() or not nothing_looks_on():
+            return False
+        return math.isfinite(x.detach().sum().item())  # That of finite numbers may overflow: it is not known then.
 
 
 OPS = TorchOps()

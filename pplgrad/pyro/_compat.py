@@ -328,6 +328,11 @@ def only_ours(functions: int = 0) -> bool:
     )
 
 
+def nothing_looks_on() -> bool:
+    """Return whether no mode, transformation or trace sees the operations that run now."""
+    return _dispatch_modes() == 0 and _function_modes() == 0 and _functorch_level() is None and _tracing() is None
+
+
 def unwrapped(tensor: torch.Tensor) -> torch.Tensor:
     """Return the tensor that operations see in the place of one that `torch.vmap` or `torch.func` hands to a function."""
     while is_wrapped(tensor):

@@ -159,6 +159,21 @@ def every_log_prob(base: Any, support: torch.Tensor) -> torch.Tensor:
     return _never_drawn(base, support, found)
 
 
+def is_bernoulli(base: Any) -> bool:
+    """Return whether an element's law is the host's Bernoulli."""
+    return type(innermost(base)) in (distributions.Bernoulli, torch.distributions.Bernoulli)
+
+
+def log_odds(base: Any) -> torch.Tensor:
+    """Return the log odds of 1 of a Bernoulli, of its batch shape, infinite where the sampler always draws the same."""
+    if isinstance(base, ExpandedDistribution):
+        return log_odds(base.base_dist).expand(base.batch_shape)
+    if base._param is not base.__dict__.get("probs"):
+        return base.logits
+    probs = base.probs.detach()
+    return torch.where(probs == 0, -torch.inf, torch.where(probs == 1, torch.inf, base.logits))
+
+
 _NORMALISED = {
     distributions.Categorical.log_prob,
     torch.distributions.Categorical.log_prob,

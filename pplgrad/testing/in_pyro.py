@@ -365,7 +365,7 @@ def probabilities(case: Case, guide: Callable, every: list[Outcome]) -> Outcome:
                 listed = support.reshape(-1, *(1,) * site["value"].dim()).expand(-1, *site["value"].shape)
                 tables.append(probability_of(base, listed).movedim(0, -1).numpy())
             else:
-                tables.append(draw[0][0].detach().exp().cpu().numpy())
+                tables.append(draw.log_probs()[0].detach().exp().cpu().numpy())
     return {name: np.stack(tables) for name, tables in found.items()}
 
 

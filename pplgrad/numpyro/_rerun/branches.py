@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pplgrad.core.alternatives import Values
+from pplgrad.core.draw import Finite
 from pplgrad.core.mixtures import Mixture
 from pplgrad.core.noise import Noise
 from pplgrad.core.plates import AFTER, BEFORE, SAME
@@ -51,9 +52,15 @@ class NumPyroDraw:
         self._throws = arrays.throws.get(name)
         self._mixture = arrays.mixtures.get(name)
 
-    def finite(self) -> tuple[jax.Array, jax.Array] | None:
-        """Return the log probabilities of all categories and the numbers drawn."""
-        return None if self._finite is None else (self._finite.log_probs, self._finite.index)
+    def finite(self) -> Finite | None:
+        """Return the numbers drawn, and how probable each was."""
+        found = self._finite
+        if found is None:
+            return None
+        odds = found.odds
+        return Finite(
+            found.index, found.log_probs.shape[-1], lambda: found.log_probs, None if odds is None else lambda: odds
+        )
 
     def embed(self, index: jax.Array) -> jax.Array:
         """Return the values that category numbers stand for."""

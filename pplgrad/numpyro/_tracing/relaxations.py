@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from numpyro.distributions import Distribution, ExpandedDistribution, Independent, MaskedDistribution, constraints
 
-from pplgrad.core.array_ops import linear_density
-from pplgrad.core.noise import noise_for
+from pplgrad.core.array_ops import linear_density, pair_density
+from pplgrad.core.noise import Noise, noise_for
 from pplgrad.engine.checks import undefined_when_relaxed
 from pplgrad.estimators.count_relaxations import SMOOTH, HardCount, TruncatedGumbelSoftmax
-from pplgrad.estimators.relaxed import HardDraw, Relaxation, softmax, tempered
+from pplgrad.estimators.relaxed import HardDraw, HardPair, Relaxation, softmax, tempered
 from pplgrad.estimators.subset_relaxations import HardSubset, SubsetRelaxation
 from pplgrad.numpyro._array_ops import OPS, JaxNoise
 from pplgrad.numpyro._compat import unmasked
@@ -24,9 +24,11 @@ from pplgrad.numpyro._distributions import (
     every_log_prob,
     family,
     innermost,
+    is_bernoulli,
     is_matrix,
     is_relaxable,
     is_subset,
+    log_odds,
 )
 from pplgrad.numpyro._structures import PermutationMatrix, Subset
 
@@ -35,14 +37,18 @@ class Extended(Distribution):
     """A Bernoulli or one-hot distribution whose log density is linear in the weights of the categories.
 
     log q(w) = Σ_c w_c log q(c): the density itself at hard values. A Bernoulli's value is the weight of 1.
-    `log_probs` has shape (*batch, *elements, categories), and `mask`, if elements of the event are masked, (*batch, *elements).
+    `log_probs` has shape (*batch, *elements, categories); `odds`, those of 1 of a Bernoulli, and `mask`, if elements of the event are
+    masked, have (*batch, *elements).
     """
 
-    pytree_data_fields = ("log_probs", "mask_of_elements")
+    pytree_data_fields = ("log_probs", "mask_of_elements", "odds")
     pytree_aux_fields = ("one_hot",)
 
-    def __init__(self, log_probs: jax.Array, one_hot: bool, event_shape: tuple[int, ...], mask: Any = None) -> None:
+    def __init__(
+        self, log_probs: jax.Array, one_hot: bool, event_shape: tuple[int, ...], mask: Any = None, odds: Any = None
+    ) -> None:
         self.log_probs = log_probs
+        self.odds = odds
         self.mask_of_elements = mask
         self.one_hot = one_hot
         shape = log_probs.shape if one_hot else log_probs.shape[:-1]
@@ -53,7 +59,10 @@ class Extended(Distribution):
         return constraints.independent(constraints.unit_interval, self.event_dim)
 
     def log_prob(self, value: jax.Array) -> jax.Array:
-        total = linear_density(jnp, value, self.log_probs, not self.one_hot)
+        if self.odds is None:
+            total = linear_density(jnp, value, self.log_probs, not self.one_hot)
+        else:
+            total = pair_density(OPS, value, self.odds)
         if self.mask_of_elements is not None:
             total = jnp.where(self.mask_of_elements, total, 0.0)
         elements = self.event_dim - self.one_hot
@@ -153,7 +162,8 @@ def extended(fn: Any) -> Any:
         if fn.event_dim - bool(base.event_shape) > inside:
             mask = jnp.reshape(mask, (*jnp.shape(mask), *(1,) * inside))
             elements = mask if elements is None else elements & mask
-    found = Extended(log_probs, bool(base.event_shape), fn.event_shape, elements)
+    odds = log_odds(base) if is_bernoulli(base) else None
+    found = Extended(log_probs, bool(base.event_shape), fn.event_shape, elements, odds)
     while isinstance(fn, MaskedDistribution):
         found, fn = found.mask(fn._mask), fn.base_dist
     return found
@@ -163,7 +173,7 @@ def stacked(fn: Any) -> Any:
     """Return the extension of all steps of a scan, which has stacked the arrays of that of one step, and left its shape."""
     if isinstance(fn, MaskedDistribution):
         return stacked(fn.base_dist).mask(fn._mask)
-    return Extended(fn.log_probs, fn.one_hot, fn.event_shape, fn.mask_of_elements)
+    return Extended(fn.log_probs, fn.one_hot, fn.event_shape, fn.mask_of_elements, fn.odds)
 
 
 def _masks_of(fn: Any) -> Iterator[tuple[Any, int]]:
@@ -193,15 +203,25 @@ def relaxed(site: str, fn: Any, value: jax.Array, estimator: Relaxation, key: ja
         return estimator.weights(count), RelaxedCount(fn, count.fits)
     wide = extended(fn)
     bare = unmasked(wide)
+    if bare.odds is not None:
+        return estimator.weight_of_second(_pair(bare, value, noise)), wide
     index = jnp.argmax(value, -1) if bare.one_hot else value.astype(int)
     draw = HardDraw(OPS, bare.log_probs, index, noise)
     weights = draw.cut(estimator.weights(draw))
     return (weights if bare.one_hot else weights[..., 1]), wide
 
 
+def _pair(bare: Extended, value: jax.Array, noise: Noise) -> HardPair:
+    return HardPair(OPS, bare.odds, value.astype(bare.odds.dtype), noise)
+
+
 def softened(site: str, wide: Any, value: jax.Array, temperature: Any, key: jax.Array) -> jax.Array:
     """Return a draw's relaxation at a temperature, or the probabilities if it is None; `wide` is its extended law."""
     bare = unmasked(wide)
+    if bare.odds is not None:
+        noise = noise_for(site, OPS, lambda _: JaxNoise(jax.random.fold_in(key, 1)))
+        pair = _pair(bare, value, noise)
+        return OPS.sigmoid(pair.odds) if temperature is None else pair.concrete(temperature)
     if temperature is None:
         weights = jnp.where(bare.log_probs > -jnp.inf, jnp.exp(bare.log_probs), 0.0)
     else:

@@ -7,12 +7,15 @@ from typing import Any
 
 import torch
 
+from pplgrad.core.draw import Finite
 from pplgrad.core.mixtures import Mixture
 from pplgrad.pyro._distributions import (
     counted_parts,
     counts,
     every_log_prob,
+    is_bernoulli,
     is_vector,
+    log_odds,
     number_of,
     parameters,
     ranking_logits,
@@ -39,14 +42,20 @@ class PyroDraw:
         # Listing the values may read how many there are, which a recorded step cannot always do: only where they are needed.
         return counted_parts(self._fn)
 
-    def finite(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Return the log probabilities of all categories and the numbers drawn."""
+    def finite(self) -> Finite | None:
+        """Return the numbers drawn, and how probable each was."""
         if self._counted is None:
             return None
         base, support = self._counted
         value = self.value if self._vectorized else self.value[0]
         index = number_of(base, support, value)
-        return self._with_particles(every_log_prob(base, support).expand(*index.shape, -1)), self._with_particles(index)
+        has_odds = is_bernoulli(base)
+        return Finite(
+            self._with_particles(index),
+            len(support),
+            lambda: self._with_particles(every_log_prob(base, support).expand(*index.shape, -1)),
+            (lambda: self._with_particles(log_odds(base).expand(index.shape))) if has_odds else None,
+        )
 
     def embed(self, index: torch.Tensor) -> torch.Tensor:
         """Return the values that category numbers stand for."""

@@ -12,12 +12,12 @@ from pyro.poutine.messenger import Messenger
 from torch.distributions import Independent as TorchIndependent
 from torch.distributions import constraints
 
-from pplgrad.core.array_ops import linear_density
+from pplgrad.core.array_ops import linear_density, pair_density
 from pplgrad.core.estimator import Estimator
 from pplgrad.core.noise import noise_for
 from pplgrad.engine.checks import undefined_when_relaxed
 from pplgrad.estimators.count_relaxations import SMOOTH, HardCount, TruncatedGumbelSoftmax
-from pplgrad.estimators.relaxed import HardDraw, Relaxation, softmax, tempered
+from pplgrad.estimators.relaxed import HardDraw, HardPair, Relaxation, softmax, tempered
 from pplgrad.estimators.subset_relaxations import HardSubset, SubsetRelaxation
 from pplgrad.pyro._array_ops import OPS, TorchNoise
 from pplgrad.pyro._distributions import (
@@ -26,9 +26,11 @@ from pplgrad.pyro._distributions import (
     every_log_prob,
     family,
     innermost,
+    is_bernoulli,
     is_matrix,
     is_relaxable,
     is_subset,
+    log_odds,
     unmasked,
 )
 from pplgrad.pyro._structures import PermutationMatrix, Subset
@@ -69,8 +71,16 @@ class Extended(TorchDistribution):
         assert parts is not None
         return every_log_prob(*parts).expand(*parts[0].batch_shape, -1)
 
+    def odds(self) -> torch.Tensor | None:
+        """Return the log odds of 1 of a Bernoulli, (*batch, *elements); None for others."""
+        return log_odds(self._base) if is_bernoulli(self._base) else None
+
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
-        total = linear_density(OPS.xp, value, self.categories(), not self._base.event_shape)
+        odds = self.odds()
+        if odds is not None:
+            total = pair_density(OPS, value, odds)
+        else:
+            total = linear_density(OPS.xp, value, self.categories(), not self._base.event_shape)
         for mask, elements in self._masks:
             total = torch.where(mask.reshape(*mask.shape, *(1,) * elements), total, torch.zeros_like(total))
         return total.sum(tuple(range(-self._reinterpreted, 0))) if self._reinterpreted else total
@@ -197,9 +207,13 @@ def relaxed(site: str, fn: Any, value: torch.Tensor, estimator: Relaxation) -> t
         count = HardCount(OPS, value, first, log_probs, noise)
         return estimator.weights(count), RelaxedCount(fn, count.fits)
     extended = Extended(fn)
+    noise = noise_for(site, OPS, lambda _: TorchNoise())
+    odds = extended.odds()
+    if odds is not None:
+        return estimator.weight_of_second(HardPair(OPS, odds, value, noise)), extended
     log_probs = extended.categories()
     index = value.argmax(-1) if extended._base.event_shape else value.long()
-    draw = HardDraw(OPS, log_probs, index, noise_for(site, OPS, lambda _: TorchNoise()))
+    draw = HardDraw(OPS, log_probs, index, noise)
     weights = draw.cut(estimator.weights(draw))
     return (weights if extended._base.event_shape else weights[..., 1]), extended
 
@@ -207,12 +221,16 @@ def relaxed(site: str, fn: Any, value: torch.Tensor, estimator: Relaxation) -> t
 def softened(site: str, fn: Any, value: torch.Tensor, temperature: Any) -> torch.Tensor:
     """Return a draw's relaxation at a temperature, or the probabilities if it is None."""
     extended = Extended(fn)
+    noise = noise_for(site, OPS, lambda _: TorchNoise())
+    odds = extended.odds()
+    if odds is not None:
+        pair = HardPair(OPS, odds, value, noise)
+        return OPS.sigmoid(pair.odds) if temperature is None else pair.concrete(temperature)
     log_probs, one_hot = extended.categories(), bool(extended._base.event_shape)
     if temperature is None:
         weights = torch.where(log_probs > -torch.inf, log_probs.exp(), 0.0)
     else:
         index = value.argmax(-1) if one_hot else value.long()
-        noise = noise_for(site, OPS, lambda _: TorchNoise())
         draw = HardDraw(OPS, log_probs, index, noise)
         weights = draw.cut(softmax(OPS.xp, tempered(OPS.xp, draw.perturbed(), temperature)))
     return weights if one_hot else weights[..., 1]
