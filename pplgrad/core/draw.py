@@ -277,9 +277,16 @@ class Draw:
         if self._odds is not None:
             certain = self._are_certain
             return self._odds if certain is None else xp.where(certain, xp.zeros_like(self._odds), self._odds)
-        first, second = xp.unstack(self.log_probs, axis=-1)
-        odds = second - first
-        return xp.where(is_possible(xp, first) & is_possible(xp, second), odds, xp.zeros_like(odds))
+        both = self.possible[..., 0] & self.possible[..., 1]
+        return xp.where(both, self.odds, xp.zeros_like(self.odds))
+
+    @property
+    def odds(self) -> Array:
+        """Return the same, very large or infinite where one of the two is impossible."""
+        if self._odds is not None:
+            return self._odds
+        first, second = self.ops.xp.unstack(self.log_probs, axis=-1)
+        return second - first
 
     @cached_property
     def _odds(self) -> Array | None:

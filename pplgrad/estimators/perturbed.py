@@ -15,7 +15,7 @@ import numpy as np
 from pplgrad.core.array_ops import Array, Ops, max_over_categories, sum_over_categories
 from pplgrad.core.draw import Draw
 from pplgrad.core.structures import given_ranking
-from pplgrad.estimators.relaxed import HardDraw, softmax, tempered
+from pplgrad.estimators.relaxed import HardDraw, HardPair, softmax, tempered
 
 
 class Perturbed(Protocol):
@@ -49,7 +49,9 @@ def perturbed(draw: Draw) -> Perturbed:
     """Return the draw of a site with noise that is conditional on it."""
     if draw.is_matrix:
         return PerturbedMatrix.of(draw)
-    return PerturbedRanking.of(draw) if draw.is_ranking else PerturbedChoice.of(draw)
+    if draw.is_ranking:
+        return PerturbedRanking.of(draw)
+    return PerturbedPair.of(draw) if draw.categories == 2 else PerturbedChoice.of(draw)
 
 
 class _Softmax:
@@ -102,6 +104,58 @@ def _given_choice(ops: Any, keys: Array) -> Array:
     The largest does not move; another one, −log(e/π + e_top), moves at 1 − exp(z − z_top).
     """
     return 1 - ops.xp.exp(keys - max_over_categories(ops.xp, keys))
+
+
+@dataclass(frozen=True)
+class PerturbedPair:
+    """A choice between two; θ are the log odds of the second, and the key is how far the second lies above the first: n = 1.
+
+    The two logits of a choice move against each other, so that a derivative with respect to both is √2 times as long.
+    """
+
+    ops: Ops
+    draw: Draw
+    keys: Array
+
+    @classmethod
+    def of(cls, draw: Draw) -> PerturbedPair:
+        ops, value = draw.ops, draw.ops.xp.astype(draw.index, draw.odds.dtype)
+        return cls(ops, draw, HardPair(ops, ops.stop_gradient(draw.odds), value, draw.noise).keys()[..., None])
+
+    @property
+    def log_weights(self) -> Array:
+        return self.draw.logits[..., None]
+
+    @cached_property
+    def _side(self) -> Array:
+        return 2 * self.ops.xp.astype(self.draw.index, self.keys.dtype)[..., None] - 1
+
+    @cached_property
+    def _against(self) -> Array:
+        """The probability of what was not drawn."""
+        return self.ops.sigmoid(-self._side * self.ops.stop_gradient(self.log_weights))
+
+    def score(self) -> Array:
+        return 2**0.5 * self._side * self._against
+
+    def given(self, along: Array) -> Array:
+        # The key, ±log(1 + (1 − u) / (u (1 − p))), moves at (1 − exp −|z|) p, where p is the probability of the drawn one.
+        return (1 - self.ops.xp.exp(-self.ops.xp.abs(self.keys))) * (1 - self._against) * along
+
+    def to_logits(self, slopes: Array) -> Array:
+        return 2**0.5 * slopes
+
+    def weights(self, temperature: Any) -> Array:
+        second = self.ops.sigmoid(self.keys / temperature)
+        return self.ops.xp.concat([1 - second, second], axis=-1)
+
+    def along_keys(self, slopes: Array, weights: Array, temperature: Any) -> Array:
+        xp = self.ops.xp
+        (first, second), (of_first, of_second) = (xp.unstack(x, axis=-1) for x in (weights, slopes))
+        both = first * second
+        # A weight that is exactly 0 or 1 stays so, whatever the slope of the cost there.
+        along = xp.where(both > 0, both * (of_second - of_first), xp.zeros_like(both))[..., None]
+        return along / temperature
 
 
 @dataclass(frozen=True)

@@ -112,17 +112,26 @@ class HardPair:
         log_probs = xp.stack([-ops.softplus(self.odds), -ops.softplus(-self.odds)], axis=-1)
         return HardDraw(ops, log_probs, xp.astype(self.value, ops.arange(1, self.odds).dtype), self.noise)
 
-    def concrete(self, temperature: Any, count: int | None = None) -> Array:
-        """Return the weight of the second value, relaxed at a temperature given the draw; `count` of them along a first axis.
+    def keys(self, count: int | None = None) -> Array:
+        """Return the log odds plus logistic noise given the draw, a constant; `count` of them along a first axis.
 
-        It is the logistic function of the log odds plus logistic noise, a constant, by its law given the draw: the other value lies
-        below the drawn one by D, with P(D > d) = 1 / (p + (1 − p) exp d).
+        The other value lies below the drawn one by D = log(1 + (1 − u) / (u (1 − p))), where p is the probability of the drawn one.
         """
-        ops, xp = self.ops, self.ops.xp
-        fixed, side = ops.stop_gradient(self.odds), 2 * self.value - 1
+        xp, fixed = self.ops.xp, self.ops.stop_gradient(self.odds)
         u = self.noise.uniform(tuple(fixed.shape) if count is None else (count, *fixed.shape), fixed)
-        apart = ops.softplus(xp.log1p(-u) - xp.log(u) + ops.softplus(side * fixed))
-        return ops.sigmoid((ops.stop_gradient(side * apart) + (self.odds - fixed)) / temperature)
+        side = 2 * self.value - 1
+        return self.ops.stop_gradient(side * xp.log1p((1 - u) / u * (1 + xp.exp(side * fixed))))
+
+    def concrete(self, temperature: Any, count: int | None = None) -> Array:
+        """Return the weight of the second value, relaxed at a temperature given the draw; `count` of them along a first axis."""
+        moved = self.odds - self.ops.stop_gradient(self.odds)
+        return self.ops.sigmoid((self.keys(count) + moved) / temperature)
+
+    def concrete_anew(self, temperature: Any) -> Array:
+        """Return the same of another draw, which the relaxation stands in the place of."""
+        xp, fixed = self.ops.xp, self.ops.stop_gradient(self.odds)
+        u = self.noise.uniform(tuple(fixed.shape), fixed)
+        return self.ops.sigmoid((xp.log(u) - xp.log1p(-u) + self.odds) / temperature)
 
     def through(self, soft: Array) -> Array:
         """Return the hard draw with the gradient of `soft`."""
@@ -258,8 +267,7 @@ class GumbelSoftmax(Relaxation):
 
     def weight_of_second(self, pair: HardPair) -> Array:
         """Return the same of the second of two values."""
-        soft = pair.concrete(self.temperature)
-        return pair.through(soft) if self.hard else soft
+        return pair.through(pair.concrete(self.temperature)) if self.hard else pair.concrete_anew(self.temperature)
 
 
 @dataclass(frozen=True)

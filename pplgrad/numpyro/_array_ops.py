@@ -39,6 +39,30 @@ def ours(function: Callable) -> Callable:
     return run
 
 
+@jax.custom_jvp
+def softplus(x: jax.Array) -> jax.Array:
+    """Return log(1 + exp(x)); function and derivative share one exponential."""
+    return jnp.maximum(x, 0.0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+
+
+@softplus.defjvp
+def _softplus_jvp(primals: tuple, tangents: tuple) -> tuple:
+    return softplus(*primals), sigmoid(*primals) * tangents[0]
+
+
+@jax.custom_jvp
+def sigmoid(x: jax.Array) -> jax.Array:
+    """Return 1 / (1 + exp(-x)), with a derivative of its own value."""
+    e = jnp.exp(-jnp.abs(x))
+    return jnp.where(x > 0, 1.0, e) / (1.0 + e)
+
+
+@sigmoid.defjvp
+def _sigmoid_jvp(primals: tuple, tangents: tuple) -> tuple:
+    p = sigmoid(*primals)
+    return p, p * (1.0 - p) * tangents[0]
+
+
 class JaxOps:
     """`pplgrad.core.array_ops.Ops` for JAX."""
 
@@ -126,13 +150,13 @@ class JaxOps:
         return jnp.arange(n)
 
     def softplus(self, x: jax.Array) -> jax.Array:
-        return jax.nn.softplus(x)
+        return softplus(x)
 
     def sigmoid(self, x: jax.Array) -> jax.Array:
-        return jax.nn.sigmoid(x)
+        return sigmoid(x)
 
     def bernoulli_log_prob(self, weights: jax.Array, logits: jax.Array) -> jax.Array:
-        return -(jnp.clip(logits, min=0) - weights * logits + jnp.log1p(jnp.exp(-jnp.abs(logits))))
+        return weights * logits - softplus(logits)
 
     def known_finite(self, x: jax.Array) -> bool:
         return False

@@ -33,6 +33,7 @@ from numpyro.distributions import (
 from pplgrad.core.array_ops import FEW_CATEGORIES, chosen
 from pplgrad.core.structures import LAWS
 from pplgrad.numpyro._compat import TRACING_ERRORS, unmasked
+from pplgrad.numpyro._logits import BernoulliLogits as StableBernoulli
 from pplgrad.numpyro._structures import PermutationMatrix, PlackettLuce, Structured, Subset, log_probs_of_all
 
 _UNLISTED: tuple[type[Exception], ...] = (NotImplementedError, *TRACING_ERRORS)
@@ -193,14 +194,14 @@ def _never_drawn(base: Any, support: jax.Array, log_probs: jax.Array) -> jax.Arr
 
 def is_bernoulli(base: Any) -> bool:
     """Return whether an element's law is the host's Bernoulli."""
-    return type(innermost(base)) in (BernoulliLogits, BernoulliProbs)
+    return type(innermost(base)) in (BernoulliLogits, BernoulliProbs, StableBernoulli)
 
 
 def log_odds(base: Any) -> jax.Array:
     """Return the log odds of 1 of a Bernoulli, of its batch shape, infinite where the sampler always draws the same."""
     if isinstance(base, ExpandedDistribution):
         return jnp.broadcast_to(log_odds(base.base_dist), base.batch_shape)
-    if type(base) is BernoulliLogits:
+    if isinstance(base, BernoulliLogits):
         return jnp.broadcast_to(base.logits, base.batch_shape)
     probs = jnp.asarray(base.probs)
     odds = jnp.where(probs == 0, -jnp.inf, jnp.where(probs == 1, jnp.inf, base.logits))

@@ -6,7 +6,7 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 
-from pplgrad.numpyro._tracing.logits import BernoulliLogits, with_stable_logits
+from pplgrad.numpyro._logits import BernoulliLogits, with_stable_logits
 
 LOGITS = [-np.inf, -800.0, -3.0, -1e-300, 0.0, 1e-300, 0.7, 800.0, np.inf]
 

@@ -386,7 +386,7 @@ def test_log_odds_of_exactly_zero_have_the_right_gradient(family, wrap):
 def test_the_host_still_differentiates_wrongly_at_zero():
     slope = jax.grad(lambda a: dist.Bernoulli(logits=a).log_prob(1.0))(0.0)
     if slope == 0.5:
-        pytest.skip("NumPyro has mended the derivative at zero log odds: _tracing/logits.py may go")
+        pytest.skip("NumPyro has mended the derivative at zero log odds: _logits.py may go")
     assert slope == 1.0
 
 

@@ -27,9 +27,9 @@ from pplgrad.numpyro._compat import (
     unmasked,
 )
 from pplgrad.numpyro._distributions import categories, elements, family, is_count, is_relaxable, is_reparameterized
+from pplgrad.numpyro._logits import with_stable_logits
 from pplgrad.numpyro._mixtures import components, mixture
 from pplgrad.numpyro._tracing.control_flow import FlowMessenger
-from pplgrad.numpyro._tracing.logits import with_stable_logits
 from pplgrad.numpyro._tracing.relaxations import Extended, extended_in_model, is_extended, relaxed, stacked
 
 Resolve = Callable[[str, Any, FlowMessenger], Estimator]

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from numpyro import distributions as host
 from numpyro.distributions import BinomialLogits
 
+from pplgrad.numpyro._array_ops import softplus
+
 
 class BernoulliLogits(host.BernoulliLogits):
     """NumPyro's, with a density whose derivative is a product of the value and one of the log odds alone."""
@@ -25,34 +27,11 @@ class BernoulliLogits(host.BernoulliLogits):
             super().log_prob(value)  # Which warns of values that cannot be.
         sure = jnp.isinf(x)
         safe = jnp.where(sure, 0.0, x)
-        log_prob = value * safe - jnp.where(sure, 0.0, _softplus(safe))
+        log_prob = value * safe - jnp.where(sure, 0.0, softplus(safe))
         # Infinite log odds are sure of one value; the other, or one that is neither if that is checked, is impossible.
         likelier = (x > 0).astype(value.dtype)
         open_to = (value == 1 - likelier) & ~sure if self._validate_args else ~sure
         return log_prob + jnp.where((value == likelier) | open_to, 0.0, -jnp.inf)
-
-
-@jax.custom_jvp
-def _softplus(x: jax.Array) -> jax.Array:
-    """Return log(1 + exp(x)); function and derivative share one exponential."""
-    return jnp.maximum(x, 0.0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
-
-
-@_softplus.defjvp
-def _softplus_jvp(primals: tuple, tangents: tuple) -> tuple:
-    return _softplus(*primals), _sigmoid(*primals) * tangents[0]
-
-
-@jax.custom_jvp
-def _sigmoid(x: jax.Array) -> jax.Array:
-    e = jnp.exp(-jnp.abs(x))
-    return jnp.where(x > 0, 1.0, e) / (1.0 + e)
-
-
-@_sigmoid.defjvp
-def _sigmoid_jvp(primals: tuple, tangents: tuple) -> tuple:
-    p = _sigmoid(*primals)
-    return p, p * (1.0 - p) * tangents[0]
 
 
 def with_stable_logits(fn: Any) -> Any:
