@@ -35,16 +35,18 @@ class Finite:
 
     None where the law does not have them as such.
     """
+    uniform: Callable[[], Array] | None = None
+    """The uniform numbers u by which a Bernoulli was drawn, of the shape of `index`: 1 where u < p. None where they are not known."""
 
     def mapped(self, change: Callable[[Array], Array]) -> Finite:
         """Return the draw with another order or shape of its leading dimensions."""
-        odds = self.odds
-        return Finite(
-            change(self.index),
-            self.categories,
-            lambda: change(self.log_probs()),
-            None if odds is None else lambda: change(odds()),
-        )
+
+        def changed(part: Callable[[], Array] | None) -> Callable[[], Array] | None:
+            return None if part is None else lambda: change(part())
+
+        log_probs, odds, uniform = map(changed, (self.log_probs, self.odds, self.uniform))
+        assert log_probs is not None
+        return Finite(change(self.index), self.categories, log_probs, odds, uniform)
 
 
 class HostDraw(Protocol):
@@ -233,6 +235,16 @@ class Draw:
         """Return whether each category can be drawn, (particles, *plates, elements, categories)."""
         return is_possible(self.ops.xp, self.log_probs)
 
+    def where_possible(self, x: Array) -> Array:
+        """Return numbers of the categories, (particles, m, *plates, elements, categories), with 0 for impossible ones.
+
+        Both are 0 where a pair with known log odds has one possible value: what is moved along either comes to nothing.
+        """
+        if self._odds is None:
+            return self.ops.xp.where(self.possible[:, None], x, self.ops.xp.zeros_like(x))
+        certain = self._are_certain
+        return x if certain is None else self.ops.xp.where(certain[:, None, ..., None], self.ops.xp.zeros_like(x), x)
+
     @cached_property
     def index(self) -> Array:
         """Return the number of the category drawn, of shape (particles, *plates, elements)."""
@@ -299,6 +311,19 @@ class Draw:
         """Whether elements with known log odds have one possible value; None if none of them is known to."""
         assert self._odds is not None
         return None if self.ops.known_finite(self._odds) else ~self.ops.xp.isfinite(self._odds)
+
+    def uniform(self, probs: Array) -> Array | None:
+        """Return the uniform numbers by which binary elements were drawn, given the probabilities of 1, or None if they are not known.
+
+        They lie below p where the draw is 1. One that does not, because something else has put the value there, is moved to the right side of p.
+        """
+        if self._finite.uniform is None:
+            return None
+        xp, is_one = self.ops.xp, self.index == 1
+        u = self._axes.gather(xp, self._finite.uniform(), 1)
+        u = xp.clip(u, min=xp.finfo(u.dtype).tiny)
+        moved = xp.where(is_one, probs * (u - probs) / (1 - probs), probs + (1 - probs) * u / probs)
+        return xp.where((u < probs) == is_one, u, moved)
 
     def embed(self, index: Array) -> Array:
         """Return the site's values at category numbers (particles, m, *plates, elements).

@@ -283,7 +283,7 @@ def _where_possible(draw: Draw, slopes: Array) -> Array:
     """Return slopes with those along impossible categories, where they may be anything, replaced by 0."""
     if draw.is_matrix:
         return slopes  # The logits of a ranking are finite.
-    return draw.ops.xp.where(draw.possible[:, None], slopes, draw.ops.xp.zeros_like(slopes))
+    return draw.where_possible(slopes)
 
 
 def _constant(ops: Ops, values: Values) -> Values:

@@ -59,8 +59,10 @@ class ARM(Estimator):
     def alternatives(self, draw: Draw) -> Alternatives:
         """Return the partner: 1 where the uniform lies above σ(−α)."""
         xp, probs = draw.ops.xp, probability(draw.ops, draw.logits)
-        below = draw.noise.uniform(tuple(probs.shape), probs)
-        uniform = xp.where(draw.index == 1, below * probs, probs + below * (1 - probs))
+        uniform = draw.uniform(probs)
+        if uniform is None:
+            below = draw.noise.uniform(tuple(probs.shape), probs)
+            uniform = xp.where(draw.index == 1, below * probs, probs + below * (1 - probs))
         partner = xp.astype(uniform > 1 - probs, draw.index.dtype)
         return Alternatives(draw.embed(partner[:, None]), uniform)
 
@@ -116,7 +118,11 @@ class DisARM(Estimator):
     def alternatives(self, draw: Draw) -> Alternatives:
         """Return the antithetic partner, drawn given the draw."""
         xp, probs = draw.ops.xp, probability(draw.ops, draw.logits)
-        partner = partner_of(draw.noise, xp, probs, draw.index == 1)
+        uniform = draw.uniform(probs)
+        if uniform is None:
+            partner = partner_of(draw.noise, xp, probs, draw.index == 1)
+        else:
+            partner = xp.astype(uniform > 1 - probs, probs.dtype)
         return Alternatives(draw.embed(xp.astype(partner, draw.index.dtype)[:, None]), partner)
 
     def branch_surrogate(self, terms: BranchTerms) -> Array:
@@ -214,21 +220,20 @@ class ARMS(Estimator):
 
 def partner_of(noise: Noise, xp: Any, probs: Array, drawn: Array) -> Array:
     """Return the antithetic partner of binary draws, given which of them are 1: 1 or 0 in the dtype of `probs`."""
-    # Given 1 the uniform lies in (0, p), and the partner is 1 where it is above 1 - p; given 0, in (p, 1).
-    one = xp.ones_like(probs)
-    both = xp.clip(2 * probs - 1, min=0) / xp.where(probs > 0, probs, one)
-    only = 1 - xp.clip(1 - 2 * probs, min=0) / xp.where(probs < 1, 1 - probs, one)
-    return noise.bernoulli(xp.where(drawn, both, only))
+    # Given 1 the uniform lies in (0, p), and the partner is 1 too where it is above 1 - p: with max(0, 2 p - 1) / p; alike given 0.
+    own = xp.where(drawn, probs, 1 - probs)
+    agrees = noise.bernoulli(2 - 1 / xp.clip(own, min=0.5))
+    return xp.where(drawn, agrees, 1 - agrees)
 
 
 def coupled(ops: Ops, odds: Array, apart: Array, difference: Array) -> Array:
     """Return Σ α ½ (f − f̃) (b − b̃) σ(|α|) for log odds α, `apart` = b − b̃ and `difference` = f − f̃."""
     xp = ops.xp
-    return xp.sum(odds * (0.5 * apart / (1 + xp.exp(-xp.abs(ops.stop_gradient(odds)))) * difference))
+    return xp.sum(odds * (apart * ops.sigmoid(xp.abs(ops.stop_gradient(odds))) * (0.5 * difference)))
 
 
 def probability(ops: Ops, odds: Array) -> Array:
     """Return the probability of 1 at log odds, as a constant, strictly inside (0, 1)."""
-    probs = 1 / (1 + ops.xp.exp(-ops.stop_gradient(odds)))
+    probs = ops.sigmoid(ops.stop_gradient(odds))
     tiny = ops.xp.finfo(probs.dtype).eps
     return ops.xp.clip(probs, min=tiny, max=1 - tiny)

@@ -316,5 +316,5 @@ class REBAR(WithSlopes):
         value, slopes = self.control(terms, weights[:, 0], known)
         along = drawn.along_keys(slopes, weights[:, 0], temperature)
         left = (terms.downstream - value)[..., None, None]
-        gradient = left * drawn.score() + (along - drawn.to_logits(drawn.given(along)))
+        gradient = left * drawn.score() + drawn.to_logits(along - drawn.given(along))
         return ops.only(xp.mean(xp.sum(gradient**2, axis=-1)), list(known.values()))

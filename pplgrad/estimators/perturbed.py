@@ -15,7 +15,7 @@ import numpy as np
 from pplgrad.core.array_ops import Array, Ops, max_over_categories, sum_over_categories
 from pplgrad.core.draw import Draw
 from pplgrad.core.structures import given_ranking
-from pplgrad.estimators.relaxed import HardDraw, HardPair, softmax, tempered
+from pplgrad.estimators.relaxed import HardDraw, HardPair, finite_odds, softmax, tempered
 
 
 class Perturbed(Protocol):
@@ -119,8 +119,13 @@ class PerturbedPair:
 
     @classmethod
     def of(cls, draw: Draw) -> PerturbedPair:
-        ops, value = draw.ops, draw.ops.xp.astype(draw.index, draw.odds.dtype)
-        return cls(ops, draw, HardPair(ops, ops.stop_gradient(draw.odds), value, draw.noise).keys()[..., None])
+        ops, xp, odds = draw.ops, draw.ops.xp, finite_odds(draw.ops, draw.ops.stop_gradient(draw.odds))
+        uniform = draw.uniform(ops.sigmoid(odds))
+        if uniform is None:
+            keys = HardPair(ops, odds, xp.astype(draw.index, odds.dtype), draw.noise).keys()
+        else:
+            keys = odds + xp.log1p(-uniform) - xp.log(uniform)
+        return cls(ops, draw, keys[..., None])
 
     @property
     def log_weights(self) -> Array:

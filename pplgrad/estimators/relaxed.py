@@ -88,6 +88,14 @@ class HardDraw:
         return only_possible(xp, every, every + self.ops.stop_gradient(values - fixed))
 
 
+def finite_odds(ops: Ops, odds: Array) -> Array:
+    """Return log odds with infinite ones made constants, whose logistic function is 0 or 1, and derivatives of it 0, at any temperature."""
+    if ops.known_finite(odds):
+        return odds
+    most = float(ops.xp.finfo(odds.dtype).max) ** 0.5
+    return ops.xp.clip(odds, min=-most, max=most)
+
+
 @dataclass(frozen=True)
 class HardPair:
     """A draw of one of two values that is to be relaxed: the log odds of the second (...), with their gradient, and the draw, 0 or 1.
@@ -101,9 +109,7 @@ class HardPair:
     noise: Noise
 
     def __post_init__(self) -> None:
-        if not self.ops.known_finite(self.odds):
-            most = float(self.ops.xp.finfo(self.odds.dtype).max) / 1024
-            object.__setattr__(self, "odds", self.ops.xp.clip(self.odds, min=-most, max=most))
+        object.__setattr__(self, "odds", finite_odds(self.ops, self.odds))
 
     @property
     def listed(self) -> HardDraw:
@@ -119,8 +125,12 @@ class HardPair:
         """
         xp, fixed = self.ops.xp, self.ops.stop_gradient(self.odds)
         u = self.noise.uniform(tuple(fixed.shape) if count is None else (count, *fixed.shape), fixed)
+        u = xp.clip(u, min=xp.finfo(fixed.dtype).eps)
         side = 2 * self.value - 1
-        return self.ops.stop_gradient(side * xp.log1p((1 - u) / u * (1 + xp.exp(side * fixed))))
+        odds = side * fixed  # Of the drawn one. Above 60 nothing but their exponential counts, which would overflow.
+        small = xp.clip(odds, max=60.0)
+        apart = xp.log1p((1 - u) / u * (1 + xp.exp(small))) + (odds - small)
+        return self.ops.stop_gradient(side * apart)
 
     def concrete(self, temperature: Any, count: int | None = None) -> Array:
         """Return the weight of the second value, relaxed at a temperature given the draw; `count` of them along a first axis."""

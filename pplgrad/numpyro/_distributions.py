@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -32,7 +33,7 @@ from numpyro.distributions import (
 
 from pplgrad.core.array_ops import FEW_CATEGORIES, chosen
 from pplgrad.core.structures import LAWS
-from pplgrad.numpyro._compat import TRACING_ERRORS, unmasked
+from pplgrad.numpyro._compat import TRACING_ERRORS, reused, unmasked
 from pplgrad.numpyro._logits import BernoulliLogits as StableBernoulli
 from pplgrad.numpyro._structures import PermutationMatrix, PlackettLuce, Structured, Subset, log_probs_of_all
 
@@ -44,13 +45,15 @@ class FiniteDraw(NamedTuple):
 
     `log_probs` has shape (*batch, *elements, categories), −inf where a category is impossible, and `index` (*batch, *elements);
     `support` has the values of one element, (categories), or their numbers where they are one-hot vectors; vectors that are one joint
-    value are rows, (categories, n). `odds` are the log odds of 1 of a Bernoulli, of the shape of `index`.
+    value are rows, (categories, n). `odds` are the log odds of 1 of a Bernoulli, and `uniform` the numbers that it was drawn by, of the
+    shape of `index`.
     """
 
     log_probs: jax.Array
     index: jax.Array
     support: jax.Array
     odds: jax.Array | None = None
+    uniform: jax.Array | None = None
 
 
 def finite_parts(fn: Any) -> tuple[Any, jax.Array] | None:
@@ -208,8 +211,33 @@ def log_odds(base: Any) -> jax.Array:
     return jnp.broadcast_to(odds, base.batch_shape)
 
 
-def finite_draw(fn: Any, value: jax.Array) -> FiniteDraw | None:
-    """Return the log probabilities of all categories and the numbers drawn, or None."""
+def _uniforms(base: Any, shape: tuple[int, ...], key: jax.Array) -> jax.Array | None:
+    """Return the uniform numbers u by which the host has drawn from a Bernoulli with a key, 1 where u < p; None for other laws.
+
+    The compiler finds that these are the numbers of the draw, and computes them once.
+    """
+    if not is_bernoulli(base) or isinstance(base, ExpandedDistribution) or base.batch_shape != shape:
+        return None
+    return jax.random.uniform(reused(key), shape, jnp.result_type(float, base.probs)) if _draws_by_uniforms() else None
+
+
+@lru_cache
+def _draws_by_uniforms() -> bool:
+    """Return whether the host draws a Bernoulli value by one uniform number, which is below p for 1: tried once."""
+    try:
+        with jax.ensure_compile_time_eval():
+            key, x = jax.random.key(7), jnp.linspace(0.1, 0.9, 64, dtype=jnp.float32)
+            below = jax.random.uniform(key, x.shape, x.dtype) < x
+            by_probs, logits = BernoulliProbs(x).sample(key), jnp.log(x) - jnp.log1p(-x)
+            by_logits = StableBernoulli(logits).sample(key)
+            agree = jax.random.uniform(key, x.shape, x.dtype) < jax.nn.sigmoid(logits)
+            return bool((below == by_probs).all() & (agree == by_logits).all())
+    except Exception:  # What cannot be tried here is not known.
+        return False
+
+
+def finite_draw(fn: Any, value: jax.Array, key: jax.Array | None = None) -> FiniteDraw | None:
+    """Return the log probabilities of all categories and the numbers drawn, or None; `key` is what the host drew with, if it did."""
     parts = counted_parts(fn)
     if parts is None:
         return None
@@ -217,7 +245,8 @@ def finite_draw(fn: Any, value: jax.Array) -> FiniteDraw | None:
     index = _number_of(base, support, value)
     log_probs = every_log_prob(base, support)
     odds = jnp.broadcast_to(log_odds(base), index.shape) if is_bernoulli(base) else None
-    return FiniteDraw(jnp.broadcast_to(log_probs, (*index.shape, len(support))), index, support, odds)
+    uniform = None if key is None else _uniforms(base, index.shape, key)
+    return FiniteDraw(jnp.broadcast_to(log_probs, (*index.shape, len(support))), index, support, odds, uniform)
 
 
 _PARAMETERS = {"Normal": ("loc", "scale"), "Poisson": ("rate",), "Gamma": ("concentration", "rate")}

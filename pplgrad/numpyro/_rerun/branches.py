@@ -57,9 +57,13 @@ class NumPyroDraw:
         found = self._finite
         if found is None:
             return None
-        odds = found.odds
+        odds, uniform = found.odds, found.uniform
         return Finite(
-            found.index, found.log_probs.shape[-1], lambda: found.log_probs, None if odds is None else lambda: odds
+            found.index,
+            found.log_probs.shape[-1],
+            lambda: found.log_probs,
+            None if odds is None else lambda: odds,
+            None if uniform is None else lambda: uniform,
         )
 
     def embed(self, index: jax.Array) -> jax.Array:

@@ -189,9 +189,15 @@ def _close(static: ParticleTrace, guide_trace: dict, against: dict, divergences:
             static.closed[name] = kind
 
 
-def _ask(arrays: ParticleOutputs, name: str, fn: Any, value: jax.Array, estimator: Estimator, key: jax.Array) -> None:
+def _drawn_with(site: Any) -> Any:
+    """Return the key that the host has drawn a site's value with; None if the value was put there."""
+    return None if site["kwargs"].get("sample_shape") else site["kwargs"].get("rng_key")
+
+
+def _ask(arrays: ParticleOutputs, site: Any, fn: Any, estimator: Estimator, key: jax.Array, in_body: bool) -> None:
     """Note what an estimator that runs branches wants to know of its site."""
-    finite = finite_draw(fn, value)
+    name, value = site["name"], site["value"]
+    finite = finite_draw(fn, value, None if in_body else _drawn_with(site))
     if finite is not None:
         arrays.finite[name] = finite
     elif estimator.num_resamples:
@@ -334,7 +340,7 @@ def _collect_draw(
     if estimator.needs_fixed_support:
         arrays.probes["bounds:" + name] = bounds(site["fn"])
     if estimator.uses_branches or estimator.enumerates:
-        _ask(arrays, name, bare, site["value"], estimator, again)
+        _ask(arrays, site, bare, estimator, again, flow is not None)
 
 
 def _marked(site: Any, name: str, flows: Mapping[str, Flow]) -> Any:
