@@ -9,6 +9,7 @@ BASELINES = {
     "average": (DecayingAverage(0.8), 1),
     "neural": (NeuralBaseline(hidden=(3, 2)), 1),
     "average+neural": (DecayingAverage(0.8) + NeuralBaseline(hidden=(3,)), 2),
+    "shared": (DecayingAverage(0.8) + NeuralBaseline(hidden=(3,), share="loop"), 2),
     "others+neural": (LeaveOneOut() + NeuralBaseline(hidden=(3,)), 3),
     "normalised": (DecayingAverage(0.8) + NeuralBaseline(hidden=(3,), normalize_variance=True), 2),
     "per element": (DecayingAverage(0.8, per_element=True) + NeuralBaseline(hidden=(3,)), 1),
@@ -81,6 +82,11 @@ def one_average_for_all_sites(patch):
         return plain(terms, mean, decay, per_element)
 
     patch.setattr(average, "update_averages", update)
+
+
+@mutant
+def shared_networks_that_know_no_number(patch):
+    patch.setattr(NeuralBaseline, "numbers", lambda self, site: [0.0] if self.share == "loop" else [])
 
 
 @mutant

@@ -44,6 +44,7 @@ def is_baseline_param(name: str) -> bool:
 
 
 def network_inputs(
+    site: str,
     baseline: NeuralBaseline,
     plates: tuple[Plate, ...],
     indices: Mapping[str, jax.Array],
@@ -53,6 +54,22 @@ def network_inputs(
     dtype: Any,
 ) -> jax.Array:
     """Return the inputs of a baseline's network, of shape (*batch, features), as a constant."""
+    found, numbers = _own_inputs(baseline, plates, indices, args, kwargs, sites, dtype), baseline.numbers(site)
+    if not numbers:
+        return found
+    further = jnp.broadcast_to(jnp.asarray(numbers, found.dtype), (*found.shape[:-1], len(numbers)))
+    return jnp.concatenate([found, further], -1)
+
+
+def _own_inputs(
+    baseline: NeuralBaseline,
+    plates: tuple[Plate, ...],
+    indices: Mapping[str, jax.Array],
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    sites: Any,
+    dtype: Any,
+) -> jax.Array:
     if baseline.inputs is None:
         arrays = [jnp.asarray(a) for a in (*args, *kwargs.values()) if _is_numbers(a)]
         found = default_inputs(OPS, plates, indices, arrays)
@@ -133,7 +150,7 @@ class NumPyroBaselines:
             )
         params = self._registered(self._params, site, key, baseline)
         x = network_inputs(
-            baseline, plates, self._indices, self._program.args, self._program.kwargs, sites, self._dtype
+            site, baseline, plates, self._indices, self._program.args, self._program.kwargs, sites, self._dtype
         )
         net = network(baseline.net, baseline.hidden, site)
         self._refuse_another(site, baseline, net, params, x)

@@ -78,8 +78,11 @@ class ConfiguredGuide:
         if self._mapping.watcher is not None:
             register_counter()
         # After the body, so that its draws are those of the bare guide.
+        networks: Networks = {}
         for name, msg in messenger.seen.items():
-            _register(name, msg, messenger, args, kwargs)
+            _register(name, msg, messenger, args, kwargs, networks)
+        for param, (init, marks) in networks.items():
+            numpyro.param(param, init, pplgrad=tuple(marks))
         return value
 
     def __getattr__(self, name: str) -> Any:
@@ -91,8 +94,14 @@ class ConfiguredGuide:
         return f"config_estimators({self.__wrapped__!r}, {self._mapping.estimators!r})"
 
 
-def _register(name: str, msg: Any, messenger: EstimatorMessenger, args: tuple, kwargs: dict) -> None:
-    """Register the parameters and the state of one site's baselines, lazily where they depend on the data."""
+Networks = dict[str, tuple[Callable, list]]
+"""How each network's parameters begin, by their name, and which sites' baselines it belongs to."""
+
+
+def _register(
+    name: str, msg: Any, messenger: EstimatorMessenger, args: tuple, kwargs: dict, networks: Networks
+) -> None:
+    """Register the parameters and the state of one site's baselines, and note its networks: lazily where they depend on the data."""
     estimator = msg["infer"].get("estimator")
     if estimator is None or isinstance(estimator, Auto):
         site = site_info(msg, name, 1)
@@ -107,17 +116,18 @@ def _register(name: str, msg: Any, messenger: EstimatorMessenger, args: tuple, k
     token = msg["infer"]["pplgrad"]
     dtype = jnp.result_type(float)
     for key, start in estimator.learned(event_elements(msg["fn"]), values_of_element(msg["fn"])).items():
-        numpyro.param(f"{name}{MARK}{key}", jnp.asarray(start, dtype), pplgrad=(token, key))
+        numpyro.param(f"{name}{MARK}{key}", jnp.asarray(start, dtype), pplgrad=((token, key),))
     for number, part in enumerate(parts_of(estimator.baseline)):
         mark = (token, str(number))
         if isinstance(part, NeuralBaseline):
             net = network(part.net, part.hidden, name)
 
             def init(key: jax.Array, part: NeuralBaseline = part, net: Any = net) -> Any:
-                x = network_inputs(part, plates, _indices(messenger), args, kwargs, _values(messenger, plates), dtype)
+                values = _values(messenger, plates)
+                x = network_inputs(name, part, plates, _indices(messenger), args, kwargs, values, dtype)
                 return net.init(key, x)
 
-            numpyro.param(f"{name}{MARK}{number}", init, pplgrad=mark)
+            networks.setdefault(f"{part.owner(name)}{MARK}{number}", (init, []))[1].append(mark)
         shapes = part.state_shapes(plates)
         if shapes:
             state = {key: jnp.zeros(shape, dtype) for key, shape in shapes.items()}

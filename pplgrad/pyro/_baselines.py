@@ -233,9 +233,20 @@ class PyroBaselines:
         if self._provenance is not None or asks or hooks_of_all_modules():
             return None
         x = self._inputs(sites[0], baseline)
+        if baseline.share == "loop":
+            return self._predict_shared(sites, key, baseline, x)
         networks = [self._networks.get(site, key, baseline, x) for site in sites]
         plain = all(isinstance(network, Perceptron) and network.is_plain() for network in networks)
         return _outputs(networks, x) if plain else None
+
+    def _predict_shared(self, sites: Sequence[str], key: str, baseline: Any, x: torch.Tensor) -> torch.Tensor | None:
+        """Return the outputs of the one default network of several sites of a loop."""
+        if len(set(map(baseline.owner, sites))) > 1:
+            return None
+        every = torch.stack([with_numbers(x, baseline.numbers(site)) for site in sites])
+        network = self._networks.get(baseline.owner(sites[0]), key, baseline, every)
+        plain = isinstance(network, Perceptron) and network.is_plain()
+        return network(every)[..., 0] if plain else None
 
     def check_functions(self) -> None:
         """Refuse functions of the user's that compute a baseline from its site's own draw."""
@@ -267,8 +278,8 @@ class PyroBaselines:
                 out = call_with_sites(baseline.function, self._program.args, self._program.kwargs, self._upstream(site))
                 return torch.as_tensor(out, dtype=self._like.dtype, device=self._like.device)
         with self._provenance or nullcontext():
-            x = self._inputs(site, baseline)
-        module = self._networks.get(site, key, baseline, x)
+            x = with_numbers(self._inputs(site, baseline), baseline.numbers(site))
+        module = self._networks.get(baseline.owner(site), key, baseline, x)
         if self._provenance is not None:
             self._provenance.give(*module.parameters(), *module.buffers())
         with self._provenance or nullcontext():
@@ -317,6 +328,14 @@ class PyroBaselines:
             batch = (1,) * (depth - len(batch)) + batch
             aligned[name] = value.detach().reshape(value.shape[0], *batch, *value.shape[value.dim() - event_dim :])
         return UpstreamSites(site, aligned, self._ancestors)
+
+
+def with_numbers(x: torch.Tensor, numbers: Sequence[float]) -> torch.Tensor:
+    """Return a network's inputs (*batch, features) with more of them, the same for all elements."""
+    if not numbers:
+        return x
+    further = torch.tensor(numbers, dtype=x.dtype, device=x.device)
+    return torch.cat([x, further.expand(*x.shape[:-1], -1)], -1)
 
 
 def _innermost(batch: Sequence[int], depth: int) -> tuple[int, ...]:

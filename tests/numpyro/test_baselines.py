@@ -46,6 +46,14 @@ def test_unbiased_with_a_network():
     check_unbiased(DecayingAverage(0.8) + NeuralBaseline(hidden=(3,)), "both_kinds_in_one_plate")
 
 
+def test_sites_of_a_loop_share_a_network():
+    shared = NeuralBaseline(hidden=(3,), share="loop")
+    check_unbiased(DecayingAverage(0.8) + shared, "chain")
+    kept = stacked_training(shared, 2, True)[-1][1]
+    assert {name for name in kept if is_baseline_param(name)} == {"z*$pplgrad.0", "w*$pplgrad.0"}
+    assert (kept["z*$pplgrad.0"][-1]["weight"] != 0).any()
+
+
 def check_unbiased(baseline, name):
     case = CASES[name]
     chosen = dict.fromkeys(case.latents, ScoreFunction(baseline))
@@ -316,7 +324,7 @@ def test_a_value_for_several_sites_at_once_that_does_not_fit_is_refused():
 @pytest.mark.grid(together="mutants of stacked baselines")
 @pytest.mark.parametrize("name", stacked_baselines.MUTANTS)
 def test_mutant_of_several_sites_at_once_is_caught(name, monkeypatch):
-    given = (*stacked_baselines.BASELINES["average+neural"], True)
+    given = (*stacked_baselines.BASELINES["shared" if "shared" in name else "average+neural"], True)
     wanted = stacked_training(*given)[-1][1]["p"]
     stacked_baselines.MUTANTS[name](monkeypatch)
     assert abs(stacked_training(*given)[-1][1]["p"] - wanted).max() > 1e-6

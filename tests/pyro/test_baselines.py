@@ -31,6 +31,7 @@ STATEFUL = {
     "optimal-past": OptimalConstant(decay=0.7),
     "optimal-past-per-element": OptimalConstant(decay=0.7, per_element=True),
     "neural": NeuralBaseline(hidden=(3,)),
+    "neural-shared": NeuralBaseline(hidden=(3,), share="loop"),
     "average+neural": DecayingAverage(0.8) + NeuralBaseline(),
     "function": FunctionBaseline(lambda: torch.tensor(0.7)),
 }
@@ -449,10 +450,20 @@ def test_several_sites_at_once_are_as_one_by_one(kind, vectorized, data, monkeyp
 @pytest.mark.grid(together="mutants of stacked baselines")
 @pytest.mark.parametrize("name", stacked_baselines.MUTANTS)
 def test_mutant_of_several_sites_at_once_is_caught(name, monkeypatch):
-    given = (*stacked_baselines.BASELINES["average+neural"], True, True)
+    given = (*stacked_baselines.BASELINES["shared" if "shared" in name else "average+neural"], True, True)
     wanted = stacked_training(*given)[0][-1]
     stacked_baselines.MUTANTS[name](monkeypatch)
     assert abs(stacked_training(*given)[0][-1]["p"] - wanted["p"]).max() > 1e-6
+
+
+def test_sites_of_a_loop_share_a_network():
+    baseline = NeuralBaseline(hidden=(3,), share="loop")
+    _, kept = stacked_training(baseline, 2, True, True)
+    assert {name.rsplit("$", 1)[0] for name in kept if is_baseline_param(name)} == {
+        "pplgrad.baseline.z*.0$$",
+        "pplgrad.baseline.w*.0$$",
+    }
+    assert (kept["pplgrad.baseline.z*.0$$$2.weight"] != 0).any()
 
 
 def test_a_network_that_somebody_put_something_into_is_called(monkeypatch):

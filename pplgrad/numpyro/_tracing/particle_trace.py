@@ -247,7 +247,7 @@ def _note_marks(static: ParticleTrace, arrays: ParticleOutputs, sites: Sequence[
             if site["value"].shape[0] != site["args"][0]:
                 arrays.indices[site["name"]] = site["value"]
         elif site["type"] == "param" and "pplgrad" in site["kwargs"]:
-            static.params[site["kwargs"]["pplgrad"]] = site["name"]
+            static.params.update(dict.fromkeys(site["kwargs"]["pplgrad"], site["name"]))
             if site["name"] not in given:
                 arrays.fresh_params[site["name"]] = site["value"]
         elif site["type"] == "mutable" and "pplgrad" in site:
