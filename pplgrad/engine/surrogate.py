@@ -39,7 +39,7 @@ class Estimate:
     `value` is the objective (to be maximised), `surrogate` the scalar whose gradient estimates the objective's,
     `baseline_loss` the regression loss of learned baselines (to be minimised, None without any), `states` the
     new state of each stateful baseline by (site, key), `record` what a watch wants to know, `finite` whether the term of each site
-    with branches is finite. Values are averages over particles.
+    with branches is finite, `first_only` why a second derivative would be wrong, or None. Values are averages over particles.
     """
 
     value: Array
@@ -48,6 +48,11 @@ class Estimate:
     states: dict[tuple[str, str], Mapping[str, Array]] = field(default_factory=dict)
     record: Record | None = None
     finite: dict[str, Array] = field(default_factory=dict)
+    first_only: str | None = None
+
+    def guarded_surrogate(self, ops: Ops) -> Array:
+        """Return the surrogate, which refuses a second derivative that would be wrong: for whoever may ask for one."""
+        return self.surrogate if self.first_only is None else ops.first_order_only(self.surrogate, self.first_only)
 
 
 @dataclass
@@ -105,9 +110,7 @@ def estimate(
             for site in layout.sites:
                 starts = learned_scalars(site.estimator)
                 record.learned[site.name] = {name: rerun.learned(site.name, name, x) for name, x in starts.items()}
-    message = None if higher_order else _only_first(runs, objective)
-    if message is not None:
-        result.surrogate = ops.first_order_only(result.surrogate, message)
+    result.first_only = None if higher_order else _only_first(runs, objective)
     return result
 
 

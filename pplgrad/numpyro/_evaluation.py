@@ -54,7 +54,7 @@ def laid_out(
 @ours
 def with_gradient(result: Estimate) -> jax.Array:
     """Return the loss, whose gradient is the estimate; an infinite one is NaN."""
-    surrogate = -result.surrogate
+    surrogate = -result.guarded_surrogate(OPS)
     if result.baseline_loss is not None:
         surrogate = surrogate + result.baseline_loss
     value = -result.value

@@ -269,7 +269,7 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
         evaluation, _ = self._step(program)
         self._watch(program)
         store_states(evaluation.result.states)
-        return attach(-evaluation.result.value, evaluation.loss)
+        return attach(-evaluation.result.value, evaluation.guarded_loss)
 
     def _watch(self, program: Program) -> None:
         """Count a training step, and look at it if the guide's watch says so."""

@@ -11,6 +11,7 @@ import torch
 from pplgrad.core.sites import Run
 from pplgrad.engine.checks import impossible_branch, impossible_cost
 from pplgrad.engine.surrogate import Estimate
+from pplgrad.pyro._array_ops import OPS
 from pplgrad.pyro._baselines import PyroBaselines
 from pplgrad.pyro._tracing.particle_trace import Traces
 
@@ -27,7 +28,14 @@ class Evaluation:
     @property
     def loss(self) -> torch.Tensor:
         """The scalar whose gradient is added to the parameters'."""
-        loss = -self.result.surrogate
+        return self._with_baselines(-self.result.surrogate)
+
+    @property
+    def guarded_loss(self) -> torch.Tensor:
+        """The same for whoever may differentiate it twice, which it refuses where that would be wrong."""
+        return self._with_baselines(-self.result.guarded_surrogate(OPS))
+
+    def _with_baselines(self, loss: torch.Tensor) -> torch.Tensor:
         return loss if self.result.baseline_loss is None else loss + self.result.baseline_loss
 
     def numbers(self) -> torch.Tensor:
