@@ -97,6 +97,9 @@ class TorchOps:
 
     def bernoulli_log_prob(self, weights: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         logits, weights = torch.broadcast_tensors(logits, weights)
+        if logits.dtype != weights.dtype:  # The result would have the weights' type.
+            widest = torch.promote_types(logits.dtype, weights.dtype)
+            logits, weights = logits.to(widest), weights.to(widest)
         return -torch.nn.functional.binary_cross_entropy_with_logits(logits, weights, reduction="none")
 
     def known_finite(self, x: torch.Tensor) -> bool:

@@ -301,6 +301,8 @@ class PyroBaselines:
             if found is None:
                 return self._like.new_zeros((*(1 for _ in plate_shape(self._sites[site].plates)), 0))
             found = found.detach().to(self._like.dtype)
+            if OPS.known_finite(found):
+                return found
             return torch.where(torch.isfinite(found), found, 0.0)  # Missing values of the data carry no information.
         raw = call_with_sites(baseline.inputs, self._program.args, self._program.kwargs, self._upstream(site))
         arrays = [a.detach().to(self._like.dtype) for a in (raw if isinstance(raw, (tuple, list)) else [raw])]
