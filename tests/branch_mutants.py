@@ -216,6 +216,7 @@ def double_cv_with_the_wrong_sign(patch):
 def rebar_whose_noise_given_the_draw_moves_freely(patch):
     """s̃ has the gradient of s: the control variate's correction is missing."""
     patch.setattr(perturbed, "_given_choice", lambda ops, keys: keys * 0 + 1)
+    patch.setattr(perturbed.PerturbedPair, "given", lambda self, along: along)
 
 
 @mutant("chain", REBAR(0.5, 1.5, learn=False), exact=False)
@@ -229,7 +230,12 @@ def rebar_with_noise_that_forgets_the_draw(patch):
         xp, fixed = self.ops.xp, self.ops.stop_gradient(self.log_probs)
         return self.log_probs - xp.log(-xp.log(self.noise.uniform(tuple(fixed.shape), fixed)))
 
+    def keys(self, count=None):
+        u = self.noise.uniform(tuple(self.odds.shape), self.odds)
+        return self.ops.stop_gradient(self.odds) + self.ops.xp.log(u) - self.ops.xp.log1p(-u)
+
     patch.setattr(relaxed.HardDraw, "perturbed", perturbed)
+    patch.setattr(relaxed.HardPair, "keys", keys)
 
 
 @mutant("single", MeasureValued())

@@ -38,7 +38,7 @@ from pplgrad.numpyro._mixtures import mixture as in_numpyro_mixture
 from pplgrad.pyro import TraceGrad_ELBO as PyroELBO
 from pplgrad.pyro._array_ops import OPS as in_torch
 from pplgrad.pyro._mixtures import mixture as in_pyro_mixture
-from pplgrad.pyro._rerun import branches
+from pplgrad.pyro._rerun import interventions
 from pplgrad.testing import in_numpyro, in_pyro
 from tests.deciding import by_complex_steps
 from tests.mixing import HOSTS, LOG_DENSITIES, Family, Program
@@ -166,7 +166,7 @@ def test_between_a_parent_and_a_child(library, estimator, at_b):
 
 def test_a_sum_whose_rows_do_not_move_is_caught(monkeypatch):
     """What follows a summed site is drawn again in its rows, with its gradient."""
-    monkeypatch.setattr(branches, "MixturePath", type(None))
+    monkeypatch.setattr(interventions, "MixturePath", type(None))
     assert Family().z_score("pyro", {"b": Enumerate(), "x": StratifiedMixture(), "z": ScoreFunction()}) > 6
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,10 +12,8 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 
 from pplgrad.core.alternatives import Values
-from pplgrad.core.estimator import Estimator
 from pplgrad.core.noise import Noise
 from pplgrad.core.objectives import CostWeights
 from pplgrad.core.program import Program
@@ -29,11 +26,6 @@ from pplgrad.estimators.mixtures import MixturePath
 from pplgrad.estimators.relaxed import Relaxation
 from pplgrad.pyro._array_ops import OPS, TorchNoise, placed
 from pplgrad.pyro._baselines import PREFIX, forgetting
-from pplgrad.pyro._distributions import (
-    family,
-    is_matrix,
-    is_relaxable,
-)
 from pplgrad.pyro._recording import is_recording, moved_generators
 from pplgrad.pyro._rerun.changed_elements import ChangedRun, Unfollowed
 from pplgrad.pyro._rerun.comparison import (
@@ -45,7 +37,7 @@ from pplgrad.pyro._rerun.comparison import (
 )
 from pplgrad.pyro._rerun.draws import PyroDraw
 from pplgrad.pyro._rerun.enumeration import Fixed
-from pplgrad.pyro._tracing.handlers import axes_of, moved
+from pplgrad.pyro._rerun.interventions import Branch, Fresh, Intervention, Replace, deep, joined
 from pplgrad.pyro._tracing.host_checks import PARTICLES, Nesting, at_other_values, broadcasting
 from pplgrad.pyro._tracing.marginal_sites import trace_against, weight_of
 from pplgrad.pyro._tracing.particle_trace import (
@@ -57,117 +49,7 @@ from pplgrad.pyro._tracing.particle_trace import (
     without_shapes,
 )
 from pplgrad.pyro._tracing.provenance import Provenance
-from pplgrad.pyro._tracing.relaxations import (
-    Extended,
-    ExtendedModelMessenger,
-    is_extended,
-    kind_of,
-    relaxed,
-    softened,
-    unchecked,
-)
-
-
-@dataclass(frozen=True)
-class Branch:
-    """One site's part of the branches: rows `start` to `stop` of each particle take its alternatives."""
-
-    site: str
-    values: Values
-    start: int
-    stop: int
-
-    def between(self, first: int, last: int) -> Branch:
-        """Return the part of the branch in a chunk of all rows, its place in the chunk and its alternatives there."""
-        start, stop = (min(max(at, first), last) for at in (self.start, self.stop))
-        values = self.values.between(start - self.start, stop - self.start)
-        return Branch(self.site, values, start - first, stop - first)
-
-
-Fresh = Callable[[Branch], torch.Tensor]
-"""From a branch to the value that a site drew there: as it was drawn, or relaxed as the branch's estimator asks."""
-
-
-Replace = Callable[[str, Fresh, Any], torch.Tensor]
-"""From a site's name, its draw and its distribution to the value that it takes."""
-
-
-class Intervention(Messenger):
-    """Puts alternatives in the place of draws, keeps the primary draw of what does not follow, and shares the minibatch.
-
-    Values are replaced after the draw, so that the generator goes on as in the primary run. With `temperatures` (by the
-    branch's site) discrete sites are relaxed, and their densities extended to weights.
-    """
-
-    def __init__(
-        self,
-        primary: Any,
-        replace: Replace | None = None,
-        estimators: Mapping[str, Estimator] | None = None,
-        temperatures: Mapping[str, Any] | None = None,
-        arguments: tuple[tuple, Mapping[str, Any]] = ((), {}),
-        provenance: Provenance | None = None,
-    ) -> None:
-        super().__init__()
-        self._arguments = arguments
-        self._provenance = provenance
-        self._primary = primary
-        self._replace = replace
-        self._estimators = estimators or {}
-        self._temperatures = temperatures
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if self._provenance is not None:
-            self._provenance.drawing = True
-        if site_is_subsample(msg) and not msg["done"] and msg["name"] in self._primary.nodes:
-            msg["value"], msg["done"] = self._primary.nodes[msg["name"]]["value"], True
-            if self._provenance is not None:
-                self._provenance.give(msg["value"])
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if self._provenance is not None:
-            self._provenance.drawing = False
-        if self._replace is None or site_is_subsample(msg) or msg["is_observed"]:
-            return
-        name, fn, drawn = msg["name"], msg["fn"], msg["value"]
-        estimator = self._estimators.get(name)
-        fresh: Fresh = lambda branch: drawn  # noqa: E731
-        if isinstance(estimator, Relaxation):
-            drawn, msg["fn"] = relaxed(name, fn, drawn, estimator.at(*self._arguments))
-        elif isinstance(estimator, MixturePath) and torch.is_grad_enabled() and self._temperatures is None:
-            along = moved(fn, drawn, estimator)
-            fresh = lambda branch: along  # noqa: E731
-        elif self._temperatures is not None and is_relaxable(fn):
-            temperatures = self._temperatures
-            fresh = lambda branch: softened(name, fn, drawn, temperatures[branch.site])  # noqa: E731
-            msg["fn"] = Extended(fn)
-        elif self._temperatures is not None and not fn.has_rsample:
-            if is_matrix(fn):
-                msg["fn"] = unchecked(fn)
-            fresh = lambda branch: _unrelaxable(name, fn, branch)  # noqa: E731
-        msg["value"] = self._replace(name, fresh, fn)
-        if self._provenance is not None:
-            plates = axes_of(msg["cond_indep_stack"], fn.event_dim)
-            msg["value"] = self._provenance.tag(name, msg["value"], plates)
-
-
-def deep(value: torch.Tensor, event: int, depth: int) -> torch.Tensor:
-    """Bring (particles, m, *B, *E) to as many batch dimensions as the particle plate asks for."""
-    batch, shape = value.dim() - 2 - event, tuple(value.shape)
-    return value.reshape(*shape[:2], *(1,) * (depth - 1 - batch), *shape[2:])
-
-
-def joined(parts: Sequence[torch.Tensor], particles: int) -> torch.Tensor:
-    """Join values of rows, (particles, m, *batch), as those of one plate: (rows, *batch)."""
-    shape = torch.broadcast_shapes(*(part.shape[2:] for part in parts))
-    return torch.cat([part.expand(particles, -1, *shape) for part in parts], 1).reshape(-1, *shape)
-
-
-def _unrelaxable(name: str, fn: Any, branch: Branch) -> torch.Tensor:
-    raise EstimatorError(
-        f"Site '{name}' follows site '{branch.site}', whose estimator relaxes what follows, and {family(fn)} cannot be "
-        f"relaxed; use ScoreFunction() or LocalExpectation() at '{branch.site}'."
-    )
+from pplgrad.pyro._tracing.relaxations import ExtendedModelMessenger, is_extended, kind_of
 
 
 class PyroBranches:
@@ -440,7 +322,19 @@ class PyroBranches:
                 parts.append(part.expand(-1, branch.stop - branch.start, *part.shape[2:]))
             return joined(parts, particles)
 
-        return self._costs_of_rows(replace, temperatures, count, depth, branches[0].site)
+        return self._costs_of_rows(replace, temperatures, count, depth, branches[0].site, self._never_drawn(branches))
+
+    def _never_drawn(self, branches: Sequence[Branch]) -> list[str]:
+        """Return the sites whose draw no branch takes: all that follow none, and whose estimator makes nothing of the draw."""
+        if self._given is not None:
+            return []  # A step that is watched is the plain one.
+        chosen = [branch.site for branch in branches if branch.start < branch.stop]
+        return [
+            name
+            for name, estimator in self._traces.estimators.items()
+            if not isinstance(estimator, (Relaxation, MixturePath))
+            and not any(self._follows(name, site) for site in chosen if site != name)
+        ]
 
     def _kept(self, name: str, event: int, depth: int) -> torch.Tensor:
         """Return the draw of a site for all rows: (particles, 1, *batch, *E)."""
@@ -448,7 +342,13 @@ class PyroBranches:
         return deep((value if self._vectorized else value[None])[:, None], event, depth)
 
     def _costs_of_rows(
-        self, replace: Replace, temperatures: Mapping[str, Any] | None, count: int, depth: int, site: str
+        self,
+        replace: Replace,
+        temperatures: Mapping[str, Any] | None,
+        count: int,
+        depth: int,
+        site: str,
+        undrawn: Collection[str] = (),
     ) -> list[torch.Tensor]:
         """Run rows of all particles in one plate, `count` of each particle: (particles, count, *batch).
 
@@ -459,7 +359,7 @@ class PyroBranches:
         follow = self._given is not None and not self._vectorized and temperatures is None
         provenance = Provenance(self._given()) if follow and self._given is not None else None
         with broadcasting(depth - 1, site), provenance or nullcontext():
-            traces = self._run(replace, temperatures, particles * count, depth, provenance)
+            traces = self._run(replace, temperatures, particles * count, depth, provenance, undrawn=undrawn)
             every = self._costs(*traces, None, particles * count, depth)
         if provenance is not None:
             refuse_interaction(self._layout, every, provenance, partial(self.alone, *traces))
@@ -500,6 +400,7 @@ class PyroBranches:
         depth: int | None,
         provenance: Provenance | None = None,
         own: Mapping[str, torch.Tensor] | None = None,
+        undrawn: Collection[str] = (),
     ) -> tuple[Any, Any]:
         """Return the traces of guide and model with `replace` standing outside of everything.
 
@@ -515,7 +416,7 @@ class PyroBranches:
             return run if depth is not None else function
 
         chosen = self._traces.estimators
-        with Intervention(self._traces.guide, replace, chosen, temperatures, (args, kwargs), provenance):
+        with Intervention(self._traces.guide, replace, chosen, temperatures, (args, kwargs), provenance, undrawn):
             effect = poutine.unwrap(guide)
             if isinstance(effect, Messenger):
                 # A guide that is a handler runs the model itself, and keeps both traces.

@@ -15,7 +15,8 @@ from pplgrad.engine.joint_sums import JointRows, Request, another_number, places
 from pplgrad.pyro._array_ops import OPS, placed
 from pplgrad.pyro._distributions import counted_parts, every_log_prob, is_vector, unmasked, values_of
 from pplgrad.pyro._recording import moved_generators
-from pplgrad.pyro._rerun.branches import Fresh, PyroBranches, Replace, deep, joined
+from pplgrad.pyro._rerun.branches import PyroBranches
+from pplgrad.pyro._rerun.interventions import Fresh, Replace, deep, joined
 from pplgrad.pyro._tracing.host_checks import at_other_values
 
 
