@@ -43,25 +43,15 @@ def is_baseline_param(name: str) -> bool:
     return MARK in name
 
 
-def network_inputs(
-    site: str,
-    baseline: NeuralBaseline,
-    plates: tuple[Plate, ...],
-    indices: Mapping[str, jax.Array],
-    args: tuple,
-    kwargs: Mapping[str, Any],
-    sites: Any,
-    dtype: Any,
-) -> jax.Array:
-    """Return the inputs of a baseline's network, of shape (*batch, features), as a constant."""
-    found, numbers = _own_inputs(baseline, plates, indices, args, kwargs, sites, dtype), baseline.numbers(site)
+def with_numbers(x: jax.Array, numbers: Sequence[float]) -> jax.Array:
+    """Return a network's inputs (*batch, features) with more of them, the same for all elements."""
     if not numbers:
-        return found
-    further = jnp.broadcast_to(jnp.asarray(numbers, found.dtype), (*found.shape[:-1], len(numbers)))
-    return jnp.concatenate([found, further], -1)
+        return x
+    further = jnp.broadcast_to(jnp.asarray(numbers, x.dtype), (*x.shape[:-1], len(numbers)))
+    return jnp.concatenate([x, further], -1)
 
 
-def _own_inputs(
+def network_inputs(
     baseline: NeuralBaseline,
     plates: tuple[Plate, ...],
     indices: Mapping[str, jax.Array],
@@ -70,6 +60,7 @@ def _own_inputs(
     sites: Any,
     dtype: Any,
 ) -> jax.Array:
+    """Return what a baseline's network gets of the program, of shape (*batch, features), as a constant."""
     if baseline.inputs is None:
         arrays = [jnp.asarray(a) for a in (*args, *kwargs.values()) if _is_numbers(a)]
         found = default_inputs(OPS, plates, indices, arrays)
@@ -150,8 +141,9 @@ class NumPyroBaselines:
             )
         params = self._registered(self._params, site, key, baseline)
         x = network_inputs(
-            site, baseline, plates, self._indices, self._program.args, self._program.kwargs, sites, self._dtype
+            baseline, plates, self._indices, self._program.args, self._program.kwargs, sites, self._dtype
         )
+        x = with_numbers(x, baseline.numbers(site))
         net = network(baseline.net, baseline.hidden, site)
         self._refuse_another(site, baseline, net, params, x)
         out = net.apply(params, x)
