@@ -229,7 +229,8 @@ def partner_of(noise: Noise, xp: Any, probs: Array, drawn: Array) -> Array:
 def coupled(ops: Ops, odds: Array, apart: Array, difference: Array) -> Array:
     """Return Σ α ½ (f − f̃) (b − b̃) σ(|α|) for log odds α, `apart` = b − b̃ and `difference` = f − f̃."""
     xp = ops.xp
-    return xp.sum(odds * (apart * ops.sigmoid(xp.abs(ops.stop_gradient(odds))) * (0.5 * difference)))
+    probs = probability(ops, odds)
+    return xp.sum(odds * (apart * xp.maximum(probs, 1 - probs) * (0.5 * difference)))
 
 
 def probability(ops: Ops, odds: Array) -> Array:

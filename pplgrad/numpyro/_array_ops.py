@@ -153,7 +153,7 @@ class JaxOps:
         return softplus(x)
 
     def sigmoid(self, x: jax.Array) -> jax.Array:
-        return sigmoid(x)
+        return jax.nn.sigmoid(x)  # As the host does, so that the compiler finds what it has computed already.
 
     def bernoulli_log_prob(self, weights: jax.Array, logits: jax.Array) -> jax.Array:
         return weights * logits - softplus(logits)
