@@ -62,7 +62,8 @@ def test_loss_by_site_and_its_gradient():
     params = parameters(CASES["hierarchy"])
     elbo = TraceGrad_ELBO(sum_sites=False, estimators={"*": ScoreFunction()})
     by_site, found = (
-        jax.jit(lambda p, one=one: one.loss(KEY, p, model, guide))(params) for one in (Trace_ELBO(sum_sites=False), elbo)
+        jax.jit(lambda p, one=one: one.loss(KEY, p, model, guide))(params)
+        for one in (Trace_ELBO(sum_sites=False), elbo)
     )
     assert found.keys() == by_site.keys()
     for name, value in by_site.items():
