@@ -3,7 +3,9 @@
 import ctypes
 import gc
 import os
+import shutil
 import sys
+import tempfile
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
@@ -45,6 +47,20 @@ def pytest_collection_finish(session):
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 20, 20)
+    if "jax" in sys.modules:
+        _keep_what_jax_compiles(session.config)
+
+
+def _keep_what_jax_compiles(config):
+    """Let JAX keep on disk what it compiles: many tests compile the same small functions, and all do once it has let go of them.
+
+    Each process has a folder of its own, since JAX does not write a file in one piece, and another process might read a half of it.
+    """
+    jax, folder = sys.modules["jax"], tempfile.mkdtemp(prefix="pplgrad-tests-")
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 MOST_MEMORY = 1.5e9

@@ -1,7 +1,7 @@
 """Every estimator at every kind of site: what a refusal recommends is accepted at that very site, in both libraries."""
 
 import re
-from functools import partial
+from functools import cache, partial
 
 from pplgrad import PplgradError, estimators
 from pplgrad.estimators.registry import every_estimator
@@ -12,7 +12,8 @@ SITES = {
     "bernoulli-many": lambda h: h.dist.Bernoulli(probs=h.array([0.3] * 13)).to_event(1),
     "categorical-2": lambda h: h.dist.Categorical(probs=h.array([0.3, 0.7])),
     "categorical-3": lambda h: h.dist.Categorical(probs=h.array([0.3, 0.2, 0.5])),
-    "categorical-5000": lambda h: h.dist.Categorical(logits=h.array([0.0] * 5000)),
+    # More than any estimator lists at once, which is 4,096.
+    "categorical-4100": lambda h: h.dist.Categorical(logits=h.array([0.0] * 4100)),
     "categorical-1": lambda h: h.dist.Categorical(probs=h.array([1.0])),
     "categorical-event": lambda h: h.dist.Categorical(logits=h.array([[0.0, 1.0, 0.4]] * 2)).to_event(1),
     "one-hot": lambda h: h.one_hot(h.array([0.1, 0.4, 0.2])),
@@ -51,6 +52,7 @@ def advice(message):
 def wrong_advice(refusal):
     """Return the estimators that a refusal recommends and that are refused too; `refusal(estimator)` is its text or None."""
     recommended: dict[str, str] = {}
+    refusal = cache(refusal)  # Many of those that are recommended have been tried before.
     for estimator in every_estimator():
         message = refusal(estimator)
         if message is None:

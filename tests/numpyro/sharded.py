@@ -2,7 +2,7 @@
 
 import json
 import sys
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from pplgrad import (
 from pplgrad.numpyro import TraceGrad_ELBO, config_estimators
 
 DATA = np.random.default_rng(0).normal(size=(8, 3))
+KEY = jax.random.key(1)
 # Estimators of the two sites, particles, objective, elements of the data in a step.
 CASES = {
     "leave-one-out, neural": ({"z": ScoreFunction(LeaveOneOut()), "y": ScoreFunction(NeuralBaseline())}, 3, ELBO(), 8),
@@ -81,10 +82,16 @@ def svi_of(name):
     return SVI(own, wrapped, numpyro.optim.SGD(0.05), TraceGrad_ELBO(particles, objective=objective), size=size)
 
 
+@cache
+def started(name):
+    """Return a case's SVI and its state before the first step, which one device and two begin with."""
+    svi = svi_of(name)
+    return svi, svi.init(jax.random.key(0), jnp.asarray(DATA))
+
+
 def trained(name, mesh):
     """Return the losses of three steps and the last state; the data is split over the mesh if there is one."""
-    svi, x = svi_of(name), jnp.asarray(DATA)
-    state = svi.init(jax.random.key(0), x)
+    (svi, state), x = started(name), jnp.asarray(DATA)
     if mesh is not None:
         state, x = jax.device_put(state, NamedSharding(mesh, P())), jax.device_put(x, NamedSharding(mesh, P("data")))
     update, losses = jax.jit(svi.update), []
@@ -149,11 +156,11 @@ def scan_guide(x):
     scan(step, 0.0 * x[:, 0], x.T)
 
 
+@cache
 def program_of(name):
     """Return an ELBO, a model and a guide for data, and the parameters that the two have."""
     if name in CASES:
-        svi, x = svi_of(name), jnp.asarray(DATA)
-        state = svi.init(jax.random.key(0), x)
+        svi, state = started(name)
         params = svi.get_params(state) | (state.mutable_state or {})
         return svi.loss, partial(model, size=4), partial(svi.guide, size=4), params
     own, other = (loop_model, loop_guide) if name == "loop" else (scan_model, scan_guide)
@@ -161,25 +168,38 @@ def program_of(name):
     return svi.loss, own, other, svi.get_params(svi.init(jax.random.key(0), jnp.asarray(DATA)))
 
 
-def shard_mapped(name, mesh, given):
-    """Return what becomes of a step inside shard_map: the sum of the gradients, or the refusal; its key is given or a constant."""
+def gradient_of(name):
+    """Return a function from data, parameters and a key to their gradient, and the parameters."""
     elbo, own, other, params = program_of(name)
-    x, key = jnp.asarray(DATA), jax.random.key(1)
     learned = {k: v for k, v in params.items() if isinstance(v, jax.Array)}
 
-    def gradient(x, learned, key=key):
+    def gradient(x, learned, key=KEY):
         loss = elbo.loss_with_mutable_state
         return jax.grad(lambda p: loss(key, params | p, own, other, x)["loss"])(learned)
 
-    keys = [key] if given else []
+    return gradient, learned
+
+
+@cache
+def sum_of_halves(name):
+    """Return the sum of the gradients of both halves of the data, each of them alone."""
+    gradient, learned = gradient_of(name)
+    alone = jax.jit(gradient)
+    return jax.tree.map(jnp.add, *(alone(half, learned) for half in (DATA[:4], DATA[4:])))
+
+
+def shard_mapped(name, mesh, given):
+    """Return what becomes of a step inside shard_map: the sum of the gradients, or the refusal; its key is given or a constant."""
+    gradient, learned = gradient_of(name)
+    x = jnp.asarray(DATA)
+    keys = [KEY] if given else []
     try:
         split = jax.shard_map(gradient, mesh=mesh, in_specs=(P("data"), P(), *(P() for _ in keys)), out_specs=P())
         found = jax.jit(split)(x, learned, *keys)
     except ConfigurationError as error:
         return {"refused": str(error)}
-    halves = [gradient(half, learned) for half in (x[:4], x[4:])]
-    expected = jax.tree.map(jnp.add, *halves)
-    return {"difference": max(jax.tree.leaves(jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), found, expected)))}
+    apart = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), found, sum_of_halves(name))
+    return {"difference": max(jax.tree.leaves(apart))}
 
 
 def main():

@@ -355,7 +355,9 @@ def test_sleep_phase_at_log_odds_of_zero():
             numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("a", jnp.zeros(2))))
 
     elbo = TraceGrad_ELBO(2, objective=ReweightedWakeSleep(insomnia=0.0, dream=lambda drawn, x: (drawn["x"],)))
-    found = jax.grad(lambda a: elbo.loss(jax.random.key(0), {"a": a}, model, guide, jnp.zeros(2)))(jnp.zeros(2))
+    found = jax.jit(jax.grad(lambda a: elbo.loss(jax.random.key(0), {"a": a}, model, guide, jnp.zeros(2))))(
+        jnp.zeros(2)
+    )
     np.testing.assert_allclose(np.abs(found), 0.5, rtol=1e-12)
 
 

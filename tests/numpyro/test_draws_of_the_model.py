@@ -117,7 +117,7 @@ def test_the_same_draws_give_the_hosts_loss_and_gradient(host, particles):
             return elbo.loss(jax.random.key(3), params, continuous, continuous_guide)
 
         with pytest.warns(UserWarning, match=FOUND):
-            value, found = jax.value_and_grad(loss)({name: jnp.asarray(PARAMS[name]) for name in ("m", "s")})
+            value, found = jax.jit(jax.value_and_grad(loss))({name: jnp.asarray(PARAMS[name]) for name in ("m", "s")})
         results.append({"loss": np.array(value), **{name: np.array(x) for name, x in found.items()}})
     assert_same(*results)
 

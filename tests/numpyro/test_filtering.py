@@ -340,7 +340,8 @@ def test_a_scan_that_draws_nothing_is_no_loop_over_time():
         scan(step, array(0.0), xs)
 
     def found(by):
-        return jax.value_and_grad(lambda g: elbo_of().loss(jax.random.key(0), {"g": g}, model, reading(by), XS))(0.3)
+        run = jax.value_and_grad(lambda g: elbo_of().loss(jax.random.key(0), {"g": g}, model, reading(by), XS))
+        return jax.jit(run)(0.3)
 
     np.testing.assert_allclose(found(scan), found(jax.lax.scan))
 
@@ -430,7 +431,9 @@ def test_each_series_has_its_filter_under_vmap():
     def one(key, xs):
         return jax.value_and_grad(lambda p: elbo.loss(key, p, model, guide, xs))(PARAMS)
 
-    together, apart = jax.vmap(one)(keys, series), [one(key, xs) for key, xs in zip(keys, series, strict=True)]
+    single = jax.jit(one)
+    together = jax.jit(jax.vmap(one))(keys, series)
+    apart = [single(key, xs) for key, xs in zip(keys, series, strict=True)]
     for i, alone in enumerate(apart):
         jax.tree.map(lambda x, y, i=i: np.testing.assert_allclose(x[i], y, rtol=1e-9), together, alone)
 

@@ -14,7 +14,7 @@ ELBOS = {
     "higher": (ELBO(), 1, True),
     "iwae-2": (IWAE(), 2, False),
 }
-MAIN = ("bernoulli-event", "categorical-5000", "one-hot", "poisson", "normal")
+MAIN = ("bernoulli-event", "categorical-4100", "one-hot", "poisson", "normal")
 ROWS = [
     pytest.param(site, short, marks=() if (site, short) == ("one-hot", "elbo") else pytest.mark.slow)
     for short in ELBOS

@@ -278,4 +278,5 @@ def test_mutant_is_caught(name, monkeypatch):
     if mutant.exact:
         assert gradient_error(mutant.estimator, "pyro", mutant.case) > 1e-6
     else:
-        assert z_score(mutant.estimator, "pyro", mutant.case, **MANY) > 8
+        # A score of 8 is no chance after few draws either, which suffice for most.
+        assert any(z_score(mutant.estimator, "pyro", mutant.case, **MANY | {"draws": n}) > 8 for n in (20, 100))

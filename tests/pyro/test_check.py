@@ -255,9 +255,10 @@ def test_enumeration_of_the_host_is_exact():
 @pytest.mark.parametrize("reference", ["score", "whole"])
 def test_other_references_agree(reference):
     model, guide = program("single", 0.7)
-    given = dict(reference=reference, draws=1000, tolerance=0.6)
-    assert check_gradients(model, guide, estimators={"*": ScoreFunction()}, **given).status == "unbiased"
-    assert check_gradients(model, guide, estimators={"*": GumbelSoftmax(5.0)}, **given).status == "biased"
+    given = dict(reference=reference, tolerance=0.6)
+    assert check_gradients(model, guide, estimators={"*": ScoreFunction()}, draws=500, **given).status == "unbiased"
+    # Off by a quarter of the gradient, which few draws show: z = 7 to 10 over seeds, and 26 to 30 with the gradient of the whole.
+    assert check_gradients(model, guide, estimators={"*": GumbelSoftmax(5.0)}, draws=250, **given).status == "biased"
 
 
 @pytest.mark.slow

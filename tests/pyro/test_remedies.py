@@ -13,7 +13,7 @@ from tests.remedies import SITES, program, text_of, wrong_advice
 
 def too_many(site, order, particles, **_):
     """Return whether there are as many branches again, with the same refusals."""
-    return site == "categorical-5000" and (order or particles > 1)
+    return site == "categorical-4100" and (order or particles > 1)
 
 
 @pytest.mark.grid(together="remedies", without=too_many)
