@@ -412,6 +412,15 @@ class ReinMax(Relaxation):
         shift = ops.stop_gradient(xp.log(xp.clip(middle, min=xp.finfo(middle.dtype).tiny)) - log_probs)
         return _through(draw, 2 * softmax(xp, draw.only_possible(log_probs + shift)) - 0.5 * xp.exp(log_probs))
 
+    def weight_of_second(self, pair: HardPair) -> Array:
+        """Return the same of the second of two values."""
+        ops, xp, odds, fixed = pair.ops, pair.ops.xp, pair.odds, pair.ops.stop_gradient(pair.odds)
+        side, tiny = 2 * pair.value - 1, xp.finfo(fixed.dtype).tiny
+        # The mean of the draw and of its probability, of the drawn one and of the other.
+        other = ops.stop_gradient(xp.clip(ops.sigmoid(-side * fixed / self.temperature) / 2, min=tiny))
+        middle = side * (xp.log1p(-other) - xp.log(other))
+        return pair.through(2 * ops.sigmoid(middle + (odds - fixed)) - 0.5 * ops.sigmoid(odds))
+
 
 @dataclass(frozen=True)
 class GappedStraightThrough(Relaxation):
@@ -462,3 +471,9 @@ class GappedStraightThrough(Relaxation):
         down = (1 - hard) * xp.clip(fixed + self.gap - top, min=0)
         moved = draw.only_possible(draw.log_probs + up - down)
         return _through(draw, softmax(xp, tempered(xp, moved, self.temperature)))
+
+    def weight_of_second(self, pair: HardPair) -> Array:
+        """Return the same of the second of two values."""
+        fixed, side = pair.ops.stop_gradient(pair.odds), 2 * pair.value - 1
+        apart = side * pair.ops.xp.clip(side * fixed, min=self.gap)
+        return pair.through(pair.ops.sigmoid((apart + (pair.odds - fixed)) / self.temperature))
