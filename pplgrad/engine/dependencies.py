@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from pplgrad.core.plates import AFTER, BEFORE, EVERY, OWN, SAME, Dependencies, Plate, Read
 from pplgrad.core.sites import CostSpec, SiteSpec
@@ -27,6 +28,7 @@ def compose(first: int, second: int) -> int:
     return flags
 
 
+@lru_cache(maxsize=1 << 12)  # A long chain has millions of dependencies of a few kinds: equal ones are one object.
 def through(read: Read, site: Read, left: frozenset[str]) -> Read:
     """Return how something depends on a draw by way of a site that it reads, whose own draw depends on it as `site` says.
 
@@ -91,4 +93,11 @@ def site_dependencies(sites: Sequence[SiteSpec]) -> dict[str, dict[str, Read]]:
 def cost_dependencies(sites: Sequence[SiteSpec], costs: Sequence[CostSpec], closed: Closed) -> list[dict[str, Read]]:
     """Return, for each cost, every site whose draw it depends on, with the way of the dependency."""
     plates = plates_of(sites)
-    return [close(cost.reads, closed, plates) for cost in costs]
+    known: dict[frozenset, dict[str, Read]] = {}  # The costs of a site in guide and model often read the same.
+    found = []
+    for cost in costs:
+        reads = frozenset(cost.reads.items())
+        if reads not in known:
+            known[reads] = close(cost.reads, closed, plates)
+        found.append(known[reads])
+    return found
