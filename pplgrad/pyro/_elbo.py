@@ -6,7 +6,6 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyro
@@ -38,7 +37,6 @@ from pplgrad.pyro._distributed import TorchDataParallel, TraceGradModule, data_p
 from pplgrad.pyro._distributions import family
 from pplgrad.pyro._evaluation import Evaluation, check_costs, objective_of
 from pplgrad.pyro._recreated_params import keeping_params
-from pplgrad.pyro._rerun.comparison import refuse_interaction
 from pplgrad.pyro._rerun.joint import PyroReruns
 from pplgrad.pyro._rerun.monitoring import monitor
 from pplgrad.pyro._rerun.wake_sleep import sleep_phase
@@ -216,8 +214,7 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
         """Return the layout of a run whose particles stay apart, or raise `ParticlesInteract`."""
         layout = known.layout(traces, run, provenance, self.objective)
         if provenance is not None and traces.particles > 1:
-            host = self._branches(program, traces, layout, run, provenance)
-            refuse_interaction(layout, run.costs, provenance, partial(host.alone, traces.guide, traces.model))
+            self._branches(program, traces, layout, run, provenance).refuse_particles_that_meet(provenance)
         return layout
 
     def _bound(self, program: Program, known: Structure | None) -> float:
@@ -461,9 +458,7 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
             if not traces.compared:
                 self._compare_summed(traces)
             if provenance is not None and traces.particles > 1:
-                refuse_interaction(
-                    layouts[-1], run.costs, provenance, partial(branches[-1].alone, traces.guide, traces.model)
-                )
+                branches[-1].refuse_particles_that_meet(provenance)
             if provenance is not None and self.num_particles > traces.particles:
                 alone = baselines_of(self._networks, layouts[-1:], [run], [traces], provenance, program)
                 if alone is not None:

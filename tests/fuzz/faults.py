@@ -96,11 +96,9 @@ def a_structure_is_used_for_ever(patch: Any) -> None:
 
 def particles_that_meet_are_not_noticed(patch: Any) -> None:
     """What runs together is taken to stay apart."""
-    from pplgrad.pyro import _elbo
     from pplgrad.pyro._rerun import branches
 
-    for module in (branches, _elbo):
-        patch.setattr(module, "refuse_interaction", lambda *given: None)
+    patch.setattr(branches, "refuse_interaction", lambda *given: None)
 
 
 def supports_are_taken_for_fixed(patch: Any) -> None:

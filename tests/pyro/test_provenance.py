@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 from tqdm._monitor import TMonitor
 
-from pplgrad import REBAR, LocalExpectation, ScoreFunction
+from pplgrad import REBAR, DisARM, Expectation, LocalExpectation, ScoreFunction
 from pplgrad.engine.layout import Layout
 from pplgrad.pyro import TraceGrad_ELBO
 from pplgrad.pyro._tracing import provenance as provenance_room
@@ -269,6 +269,35 @@ def test_reductions_over_particles_run_apart():
     assert found == pytest.approx(wanted, rel=1e-5)
 
 
+def averaging_guide():
+    """Return a guide whose second draw depends on a sum over all that runs together."""
+    with pyro.plate("p", 2):
+        z = pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor([0.4, -0.3]))))
+    pyro.sample("w", dist.Bernoulli(logits=pyro.param("b", torch.tensor(-1.0)) + 2 * z.sum()))
+
+
+def cost_of_both():
+    w, rows = pyro.sample("w", dist.Bernoulli(0.5)), pyro.plate("p", 2)
+    with rows:
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.sample("x", dist.Normal(2 * w + z, 1.0), obs=torch.tensor([2.5, -0.3]))
+
+
+@pytest.mark.parametrize("particles", [1, 3])
+@pytest.mark.parametrize("estimator", [LocalExpectation(), DisARM()], ids=repr)
+def test_draws_that_meet_run_apart_where_their_density_does_not_count(estimator, particles):
+    def step(vectorized):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        given = {"vectorize_particles": vectorized, "max_plate_nesting": 1, "objective": Expectation()}
+        TraceGrad_ELBO(particles, estimators={"*": estimator}, **given).loss_and_grads(cost_of_both, averaging_guide)
+        return [pyro.get_param_store()._params[name].grad for name in "ab"]
+
+    with pytest.warns(UserWarning, match="site 'w' mixes particles.*one by one"):
+        found = step(True)
+    torch.testing.assert_close(found, step(False))
+
+
 def test_relaxed_branches_that_meet_run_apart():
     """One particle is compared with nothing; its relaxed branches, which run together, are compared with each by itself."""
 
@@ -305,10 +334,22 @@ def test_a_program_that_moves_on_when_it_runs_again_is_refused():
     def guide():
         pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor(0.3))))
 
+    def moving_guide():
+        first = pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor(0.3))))
+        pyro.sample("w", dist.Bernoulli(logits=first + 0.1 * float(next(counter))))
+
+    def still_model():
+        z, w = (pyro.sample(name, dist.Bernoulli(0.5)) for name in "zw")
+        pyro.sample("x", dist.Normal(z + w, 1.0), obs=torch.tensor(0.7))
+
     for vectorized in (False, True):
-        elbo = TraceGrad_ELBO(estimators={"z": LocalExpectation()}, vectorize_particles=vectorized, max_plate_nesting=0)
+        given = {"vectorize_particles": vectorized, "max_plate_nesting": 0, "estimators": {"*": LocalExpectation()}}
+        elbo = TraceGrad_ELBO(**given)
         with pytest.raises(ProgramError, match="Site 'x' has another density when the program runs again"):
             elbo.loss_and_grads(model, guide)
+        elbo = TraceGrad_ELBO(**given, objective=Expectation())
+        with pytest.raises(ProgramError, match="Site 'w' has another density when the program runs again"):
+            elbo.loss_and_grads(still_model, moving_guide)
     TraceGrad_ELBO(estimators={"z": ScoreFunction()}).loss_and_grads(model, guide)
 
 

@@ -242,7 +242,7 @@ class PyroBranches:
                     with at_other_values(branch.site, self._traces.estimators[branch.site]):
                         traces = self._run(self._replacing(branch, number), temperatures, 1, None)
                         if temperatures is None:
-                            found = self._costs_found(*traces)
+                            found = self._costs_found(*traces, 1, None, self._weights)
                             rows.append(with_other_sites(OPS, self._layout, branch.site, found, self._before))
                         else:
                             rows.append(self._costs(*traces, branch.site))
@@ -361,11 +361,20 @@ class PyroBranches:
         with broadcasting(depth - 1, site), provenance or nullcontext():
             traces = self._run(replace, temperatures, particles * count, depth, provenance, undrawn=undrawn)
             every = self._costs(*traces, None, particles * count, depth)
+            watched = self._given is not None and not self._vectorized
+            seen = self.every_cost(*traces, every, particles * count, depth) if watched else every
         if provenance is not None:
-            refuse_interaction(self._layout, every, provenance, partial(self.alone, *traces))
-        elif self._given is not None and not self._vectorized:
-            compare_rows(self._layout, every, partial(self.alone, *traces, temperatures=temperatures))
+            refuse_interaction(self._layout, seen, provenance, partial(self.alone, *traces))
+        elif watched:
+            compare_rows(self._layout, seen, partial(self.alone, *traces, temperatures=temperatures))
         return [x.reshape(particles, count, *x.shape[1:]) for x in every]
+
+    def refuse_particles_that_meet(self, provenance: Provenance) -> None:
+        """Raise `ParticlesInteract` where particles of the primary run, which is watched, depend on each other."""
+        guide, model = self._traces.guide, self._traces.model
+        with provenance:
+            costs = self.every_cost(guide, model, self._before, self._particles, self._depth)
+        refuse_interaction(self._layout, costs, provenance, partial(self.alone, guide, model))
 
     def alone(
         self, guide: Any, model: Any, row: int, temperatures: Mapping[str, Any] | None = None
@@ -376,7 +385,7 @@ class PyroBranches:
         try:
             with moved_generators(), torch.random.fork_rng(devices=self._traces.rng_devices()), torch.no_grad():
                 traces = self._run(lambda name, fresh, event: values[name], temperatures, 1, None, own=own)
-                return self._costs(*traces, None)
+                return self._costs(*traces, None, weights=self._all_seen)
         except (RuntimeError, IndexError, ValueError, KeyError, TypeError, AssertionError):
             return None
 
@@ -388,8 +397,9 @@ class PyroBranches:
         with moved_generators(), torch.random.fork_rng(devices=self._traces.rng_devices()), torch.no_grad():
             self._traces.restore_rng()
             traces = self._run(lambda name, fresh, event: nodes[name]["value"].detach(), None, rows, depth)
-            again = self._costs(*traces, chosen, rows, depth)
-        refuse_another_run(self._layout, self._before, again, chosen)
+            again = self._costs(*traces, chosen, rows, depth, self._all_seen)
+            before = self.every_cost(self._traces.guide, self._traces.model, self._before, rows, depth)
+        refuse_another_run(self._layout, before, again, chosen)
 
     @without_shapes()
     def _run(
@@ -434,11 +444,31 @@ class PyroBranches:
         with Intervention(self._traces.model), Fixed(own or {}), ExtendedModelMessenger(wide):
             return guide_trace, trace_against(plated(model), guide_trace, nesting, args, kwargs)
 
+    def every_cost(
+        self, guide: Any, model: Any, costs: list[torch.Tensor], rows: int, depth: int | None
+    ) -> list[torch.Tensor]:
+        """Return the costs of a run as they are compared: those that the objective leaves out too, on which draws depend."""
+        if self._all_seen is self._weights:
+            return costs
+        return self._costs(guide, model, None, rows, depth, self._all_seen)
+
+    @property
+    def _all_seen(self) -> CostWeights:
+        """The objective's weights, or 1 for all densities if it leaves some out."""
+        leaves_out = any(not isinstance(weight, (int, float)) or weight == 0 for weight in self._weights)
+        return CostWeights(1.0, 1.0, 1.0) if leaves_out else self._weights
+
     def _costs(
-        self, guide: Any, model: Any, site: str | None, rows: int = 1, depth: int | None = None
+        self,
+        guide: Any,
+        model: Any,
+        site: str | None,
+        rows: int = 1,
+        depth: int | None = None,
+        weights: CostWeights | None = None,
     ) -> list[torch.Tensor]:
         """Return the costs in the order of the layout, or refuse a run with other sites."""
-        found = self._costs_found(guide, model, rows, depth)
+        found = self._costs_found(guide, model, rows, depth, weights or self._weights)
         wanted = [(spec.name, spec.sign) for spec in self._layout.costs]
         changed = found.keys() ^ wanted
         if changed:
@@ -447,19 +477,19 @@ class PyroBranches:
         return [found[key] for key in wanted]
 
     def _costs_found(
-        self, guide: Any, model: Any, rows: int = 1, depth: int | None = None
+        self, guide: Any, model: Any, rows: int, depth: int | None, weights: CostWeights
     ) -> dict[tuple[str, float], torch.Tensor]:
         """Return the costs of a run by name and sign, those of sites that the layout does not know among them."""
         found = {}
         for sign, side in ((1.0, model), (-1.0, guide)):
             for name, node in samples_of(side):
                 if sign > 0:
-                    weight = weight_of(node, self._weights)
+                    weight = weight_of(node, weights)
                 else:
-                    weight = self._weights.observed if node["is_observed"] else self._weights.guide
+                    weight = weights.observed if node["is_observed"] else weights.guide
                 closed = self._traces.closed.get(name)
                 if closed is not None and sign < 0:
-                    cost = closed_cost(name, closed, guide, model, self._weights)
+                    cost = closed_cost(name, closed, guide, model, weights)
                 else:
                     cost = cost_of(name, node, weight, closed)
                 found[name, sign] = cost[None] if depth is None else with_particles(node, cost, rows, depth)
