@@ -15,7 +15,7 @@ from pplgrad.errors import PplgradError
 from pplgrad.estimators import registry
 from pplgrad.lab import cli_check, cli_choose, cli_compare
 from pplgrad.lab.cli_faults import FAULT, details_of, say
-from pplgrad.lab.cli_shared import need, show_json
+from pplgrad.lab.cli_shared import Interrupted, need, show_json
 from pplgrad.lab.faults import shortened
 
 _INTERRUPTED = 130
@@ -23,7 +23,7 @@ _INTERRUPTED = 130
 _EXITS = """\b
 Exit codes: 0 done; 1 a verdict or a result that is bad news; 2 a command, a script or a study that cannot be used as given,
 or a script that raises (one sentence with its line; --traceback shows more); 3 `check` cannot tell with its budget;
-130 interrupted."""
+4 `compare` is done but for some estimators that failed; 130 interrupted (`compare` then goes on where it stopped)."""
 
 
 class _Group(click.Group):
@@ -32,8 +32,9 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            say("interrupted; the same command starts again, and `compare` goes on where it was.", None, ctx)
+        except KeyboardInterrupt as error:
+            left = str(error) if isinstance(error, Interrupted) else "nothing is kept; the same command starts anew"
+            say(f"interrupted: {left}.", None, ctx)
             ctx.exit(_INTERRUPTED)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise

@@ -24,7 +24,11 @@ _CODES = {"unbiased": 0, "biased": 1, "broken": 1, "unknown": 3}
 @click.command()
 @click.argument("script", type=click.Path(path_type=Path))
 @click.option(
-    "--backend", "backends", type=click.Choice(list(PROGRAMS)), multiple=True, help="May be repeated; both by default."
+    "--backend",
+    "backends",
+    type=click.Choice(list(PROGRAMS)),
+    multiple=True,
+    help="May be repeated; those of the script by default.",
 )
 @click.option(
     "--estimator",
@@ -93,9 +97,9 @@ def check(
     pplgrad check models/sbn.py --set latents=2 --batch-size 2 --estimator 'DisARM()' --estimator 'GumbelSoftmax(0.5)'
     pplgrad check models/mixture.py --backend numpyro --elbo TraceGraph_ELBO
     """
-    backends = backends or tuple(PROGRAMS)
     words = words or (() if elbos else ("score+loo",))
     loaded = load_script(script, backends)
+    backends = backends or loaded.backends
     options = loaded.options(parsed(settings))
     loaded.load(options, 0)
     for word in words:

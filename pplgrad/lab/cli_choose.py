@@ -17,7 +17,11 @@ from pplgrad.lab.tasks import Task, check_backend, make_run, unsound
 @click.command()
 @click.argument("script", type=click.Path(path_type=Path))
 @click.option(
-    "--backend", "backends", type=click.Choice(list(PROGRAMS)), multiple=True, help="May be repeated; both by default."
+    "--backend",
+    "backends",
+    type=click.Choice(list(PROGRAMS)),
+    multiple=True,
+    help="May be repeated; those of the script by default.",
 )
 @click.option(
     "--seconds", default=60.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Time for each library."
@@ -63,8 +67,8 @@ def choose(
     pplgrad choose models/sbn.py --backend pyro --seconds 60
     pplgrad choose models/sbn.py --train 500 --estimator 'DisARM()' --estimator 'ARMS(4)' --estimator score+loo
     """
-    backends = backends or tuple(PROGRAMS)
     loaded = load_script(script, backends)
+    backends = backends or loaded.backends
     options = loaded.options(parsed(settings))
     loaded.load(options, 0)
     candidates = [estimator for word in words for estimator in specification(word).all] or None

@@ -106,7 +106,13 @@ class Script:
     @property
     def discrete(self) -> tuple[str, ...]:
         """The names or patterns of the sites under comparison."""
-        return tuple(self.module.DISCRETE)
+        names = self.module.DISCRETE
+        return (names,) if isinstance(names, str) else tuple(names)
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """The libraries that the script has a program for."""
+        return tuple(backend for backend, name in PROGRAMS.items() if hasattr(self.module, name))
 
     @property
     def whole_data(self) -> bool:
@@ -130,7 +136,7 @@ def check_parameters(settings: Mapping[str, Any], names: Iterable[str]) -> None:
 
 
 def load_script(path: Path, backends: tuple[str, ...]) -> Script:
-    """Load a model script, and check that it has what the backends need."""
+    """Load a model script, and check that it has what the backends need; without backends, those that it has a program for."""
     if not path.is_file():
         raise ScriptError(f"There is no model script at {path}.")
     spec = importlib.util.spec_from_file_location(f"pplgrad_script_{path.stem}", path)
@@ -150,7 +156,7 @@ def load_script(path: Path, backends: tuple[str, ...]) -> Script:
         where, _, what = sentence(error, path).partition(": ")
         raise ScriptFault(f"{where} cannot be loaded: {what}") from error
     script = Script(path, module, _digest(path))
-    _check_names(script, tuple(PROGRAMS[backend] for backend in backends))
+    _check_names(script, tuple(PROGRAMS[backend] for backend in backends or script.backends))
     return script
 
 
@@ -163,11 +169,15 @@ def _check_names(script: Script, programs: tuple[str, ...]) -> None:
     for name in ("OPTIONS", "DISCRETE", "load", *programs):
         if not hasattr(module, name):
             raise ScriptError(f"{path} has no '{name}', which a model script needs (models/README.md lists them).")
+    if not programs:
+        known = " and no ".join(f"'{name}'" for name in PROGRAMS.values())
+        raise ScriptError(f"{path} has no {known}; a model script needs one of them (models/README.md).")
     if not isinstance(module.OPTIONS, Mapping) or not all(isinstance(name, str) for name in module.OPTIONS):
         raise script._refused("OPTIONS", f"is {_described(module.OPTIONS)}", "write a dict of defaults by name")
     names = module.DISCRETE
-    if not isinstance(names, (tuple, list)) or not all(isinstance(name, str) for name in names):
-        remedy = "write a tuple of names of latent sites, such as ('z',)"
+    listed = [names] if isinstance(names, str) else names
+    if not isinstance(listed, (tuple, list)) or not all(isinstance(name, str) for name in listed):
+        remedy = "write the name of a latent site, or a tuple of them, such as ('z', 'w*')"
         raise script._refused("DISCRETE", f"is {_described(names)}", remedy)
     optional = [name for name in ("prepare", "baseline_inputs") if getattr(module, name, None) is not None]
     for name in ("load", *programs, *optional):

@@ -14,7 +14,7 @@ from pplgrad.core.estimator import Estimator
 from pplgrad.diagnostics.certificate import GradientCheck
 from pplgrad.diagnostics.checking import trusted
 from pplgrad.diagnostics.choosing import Choice
-from pplgrad.errors import ProgramError
+from pplgrad.errors import ProgramError, UnmatchedNameError
 from pplgrad.lab import measure
 from pplgrad.lab.data import Batches, evaluation_steps, packed, total_variance, unpacked
 from pplgrad.lab.faults import LOOKS, Diverged, Lines, check_finite
@@ -42,7 +42,10 @@ class ScriptRun(ABC):
         self.batches = Batches(task, script)
         self.model, self.guide = script.program(self.backend, task.options, self.batches.train, task.seed)
         self.chosen = specification(task.estimator)
-        self.configured = self.with_estimators(self.chosen.mapping(script.discrete, script.baseline_inputs))
+        mapping = self.chosen.mapping(script.discrete, script.baseline_inputs)
+        self.configured = self.with_estimators(mapping)
+        self.named = set(mapping)
+        """The names and patterns that estimators are given for."""
         self.fixed = {which: self.array(self.batches.fixed(which)) for which in ("train", "test")}
         self.batch = self.fixed["train"][: self.batches.size]
         self.hard = dict.fromkeys(script.discrete, ScoreFunction())
@@ -115,6 +118,7 @@ class ScriptRun(ABC):
         for word in words:
             chosen = specification(word)
             mapping = chosen.mapping(self.script.discrete, self.script.baseline_inputs)
+            self.named |= set(mapping)
             particles = chosen.particles or self.task.particles
             elbo = self.make_elbo(particles, chosen, estimators=mapping, objective=objective(self.task.objective))
             yield partial(self.check, self.with_estimators(mapping), elbo, budget)
@@ -123,6 +127,7 @@ class ScriptRun(ABC):
 
     def choice(self, candidates: list[Estimator] | None, seconds: float) -> Choice:
         """Return the choice of estimators, at the parameters that the task's training leaves."""
+        self.refuse_unknown_names()
         self.trained()
         return self.choose(
             seconds=seconds,
@@ -138,6 +143,16 @@ class ScriptRun(ABC):
         elbo = self.make_elbo(2, estimators={"*": ScoreFunction()}, objective=objective(self.task.objective))
         for seed in range(LOOKS):
             self.diagnose(elbo, seed)
+
+    def refuse_unknown_names(self) -> None:
+        """Refuse a name in the script's DISCRETE that the program does not have; whatever else is wrong is told where it matters."""
+        elbo = self.make_elbo(2, estimators=self.hard, objective=objective(self.task.objective))
+        try:
+            self.diagnose(elbo, self.task.seed)
+        except UnmatchedNameError:
+            raise
+        except Exception:
+            return
 
     def explain(self, step: int) -> NoReturn:
         """Say why the objective is not finite: the program from the start, or training under this estimator."""

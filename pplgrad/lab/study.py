@@ -51,7 +51,8 @@ class Study:
 
     script: str
     estimators: tuple[str, ...] = ("score", "score+loo")
-    backends: tuple[str, ...] = tuple(PROGRAMS)
+    backends: tuple[str, ...] = ()
+    """The libraries; none for those that the script has a program for."""
     options: Mapping[str, Any] = field(default_factory=dict)
     seeds: int = 3
     particles: int = 2

@@ -70,7 +70,7 @@ CRASHES = {
     "no such module": Crash("import numpy", "import nothing_there\nimport numpy", "import nothing_there", "ModuleNotFoundError"),
     "exit while loading": Crash("OPTIONS =", "raise SystemExit(0)\nOPTIONS =", "raise SystemExit", "SystemExit"),
     "options are none": Crash('{"scale": 1.0}', "None", "OPTIONS", "OPTIONS is None; write a dict"),
-    "names are text": Crash('("z",)', '"z"', "DISCRETE", "DISCRETE is 'z'; write a tuple"),
+    "names are a number": Crash('("z",)', '3', "DISCRETE", "DISCRETE is 3; write the name of a latent site"),
     "load is no function": Crash("def prepare", "load = 3\ndef prepare", "load = 3", "load is 3; write a function"),
     "load returns one array": Crash("return x, x", "return x", "def load", "return (train, test)"),
     "load returns no rows": Crash("return x, x", "return x[:0], x", "def load", "train data without a row"),
