@@ -132,15 +132,27 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def did_you_mean(name: str, known: Iterable[str], written: str = "'{}'") -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return the end of an error message that names what a misspelt name is nearly; nothing where there is none.
 
     Example:
         >>> did_you_mean("numpiro", ["pyro", "numpyro"]), did_you_mean("stan", ["pyro"])
         ("; did you mean 'numpyro'?", '')
     """
-    near = get_close_matches(name, list(known), 1, 0.5)
-    return f"; did you mean {written.format(near[0])}?" if near else ""
+    near = nearest(name, known)
+    return "" if near is None else f"; did you mean '{near}'?"
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the name that a misspelt one is nearly, whatever its case; None where there is none.
+
+    Example:
+        >>> nearest("disarm", ["ARM", "DisARM"]), nearest("stan", ["pyro"])
+        ('DisARM', None)
+    """
+    lower = {one.lower(): one for one in known}
+    near = get_close_matches(name.lower(), lower, 1, 0.5)
+    return lower[near[0]] if near else None
 
 
 def listed(names: Iterable[str]) -> str:

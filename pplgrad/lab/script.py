@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from pplgrad.errors import did_you_mean
 from pplgrad.lab.faults import ScriptError, ScriptFault, begins, named_at, placed, sentence, shortened
 
 __all__ = ["PROGRAMS", "Script", "ScriptError", "check_parameters", "load_script"]
@@ -37,7 +38,8 @@ class Script:
         for name, text in given.items():
             if name not in options:
                 known = ", ".join(sorted(options)) or "none"
-                raise ScriptError(f"{self.path} has no option '{name}'; its options are: {known}.")
+                hint = did_you_mean(name, options) or "."
+                raise ScriptError(f"{self.path} has no option '{name}'; its options are: {known}{hint}")
             options[name] = _converted(name, text, options[name])
         return options
 
@@ -130,8 +132,9 @@ def check_parameters(settings: Mapping[str, Any], names: Iterable[str]) -> None:
     known = sorted(names)
     for name in settings.get("gradient_descent", {}):
         if name not in known:
+            hint = did_you_mean(name, known) or "."
             raise ScriptError(
-                f"[gradient_descent] names '{name}', which is no parameter; the parameters are: {', '.join(known)}."
+                f"[gradient_descent] names '{name}', which is no parameter; the parameters are: {', '.join(known)}{hint}"
             )
 
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from pplgrad.lab import cli
 from pplgrad.lab.cli_compare import _failed as failed_estimators
-from pplgrad.lab.script import load_script
+from pplgrad.lab.script import ScriptError, check_parameters, load_script
 from tests.lab.test_crashes import BACKENDS, COMMANDS, MODEL, SCRIPT, given, told
 
 
@@ -238,3 +238,44 @@ def test_ctrl_c_says_that_nothing_is_kept_where_nothing_is(tmp_path, command):
     result = invoke(*given(command, path, ["pyro"]))
     assert result.exit_code == 130
     assert result.stderr == "pplgrad: interrupted: nothing is kept; the same command starts anew.\n"
+
+
+# Did you mean.
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["--estimator", "disarm()"], "did you mean DisARM()?"),
+        (["--estimator", "ScoreFunktion(LeaveOneOut())"], "did you mean ScoreFunction()?"),
+        (["--estimator", "scor+loo"], "did you mean score?"),
+        (["--estimator", "score+lou"], "did you mean 'loo'?"),
+        (["--estimator", "ScoreFunction(sample=4)"], "did you mean 'samples'?"),
+        (["--objective", "IWEA()"], "did you mean IWAE()?"),
+        (["--set", "scales=2"], "did you mean 'scale'?"),
+        (["--elbo", "TraceGraf_ELBO"], "did you mean 'TraceGraph_ELBO'?"),
+        (["--estimator", "zz=score+loo"], "did you mean 'z'?"),
+        (["--estimatr", "score"], "Did you mean '--estimator'?"),
+        (["--backend", "piro"], "'pyro'"),
+        (["--reference", "scor"], "'score'"),
+    ],
+)
+def test_what_is_misspelt_on_the_command_line_is_named(tmp_path, words, meant):
+    path = write(tmp_path)
+    result = invoke("check", path, "--backend", "pyro", "--draws", 100, "--batch-size", 2, *words)
+    assert result.exit_code == 2 and meant in " ".join(result.stderr.split()), result.stderr
+
+
+def test_what_is_misspelt_elsewhere_is_named(tmp_path):
+    write(tmp_path)
+    wrong = invoke("comprae", "mine.py")
+    assert wrong.exit_code == 2 and "compare" in wrong.stderr
+    for text, meant in (
+        ("particle = 3", "did you mean 'particles'?"),
+        ('backends = ["numpiro"]', "did you mean 'numpyro'?"),
+        ("[training]\nstep = 3", "did you mean 'steps'?"),
+    ):
+        study = write(tmp_path, f'script = "mine.py"\n{text}\n', "study.toml")
+        assert meant in told(invoke("compare", study))[0]
+    with pytest.raises(ScriptError, match="did you mean 'weights'?"):
+        check_parameters({"gradient_descent": {"weight": 0.1}}, ["weights", "bias"])
