@@ -82,15 +82,12 @@ def estimators(form: str) -> None:
     if form == "json":
         show_json([dict(zip(registry.COLUMNS, row, strict=True)) for row in registry.table()])
         return
-    from rich.console import Console
-    from rich.table import Table
+    need("estimators", "rich")
+    from pplgrad.lab.sheet import Sheet, show_lines
 
-    shown = Table(caption="evaluations: of the program, beyond the primary draw, for each site")
-    for column in registry.COLUMNS:
-        shown.add_column(column, overflow="fold")
-    for row in registry.table():
-        shown.add_row(*row)
-    Console().print(shown)
+    first = ("estimator", "bias", "sites", "evaluations", "differentiable costs", "source", "derivatives")
+    Sheet(registry.COLUMNS, registry.table(), first=first, more="--format json has all").show()
+    show_lines(["", "evaluations: of the program, beyond the primary draw, for each site"])
 
 
 @main.command()

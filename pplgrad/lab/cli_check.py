@@ -115,10 +115,22 @@ def check(
                 found.append({"backend": backend, **certificate.to_dict()})
                 worst = max(worst, _CODES[certificate.status], key=(0, 3, 1).index)
                 if not as_json:
-                    click.echo(f"{backend}, {certificate}\n")
+                    _show(backend, certificate)
     if as_json:
         show_json(found)
     raise SystemExit(FAULT if faults else worst)
+
+
+def _show(backend: str, certificate: GradientCheck) -> None:
+    """Print a certificate as wide as the terminal is."""
+    from pplgrad.lab.sheet import Sheet, show_lines
+
+    about = f"{certificate.draws:,} draws against {certificate.reference}; z is compared with {certificate.rows[0].critical:.1f}"
+    show_lines([f"{backend}, {certificate.estimator}: {certificate.verdict}", about, ""])
+    first = ("part", "name", "verdict", "|bias|", "z", "|gradient|", "interval", "variance", "signal/noise")
+    heads, *rows = certificate.table()
+    Sheet(("part", *heads[1:]), rows, numbers=heads[2:-1], first=first).show()
+    click.echo()
 
 
 def _certificates(
