@@ -13,6 +13,7 @@ from pplgrad.diagnostics.certificate import GradientCheck
 from pplgrad.diagnostics.checking import REFERENCES
 from pplgrad.lab.cli_faults import FAULT, Faults, traceback_option
 from pplgrad.lab.cli_shared import parsed, show_json
+from pplgrad.lab.progress import CheckProgress
 from pplgrad.lab.script import PROGRAMS, Script, load_script
 from pplgrad.lab.specs import objective, specification
 from pplgrad.lab.tasks import Task, check_backend, make_run, unsound
@@ -68,6 +69,7 @@ _CODES = {"unbiased": 0, "biased": 1, "broken": 1, "unknown": 3}
 @click.option(
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="An option of the script; may be repeated."
 )
+@click.option("--quiet", is_flag=True, help="No progress bar.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @traceback_option
 def check(
@@ -80,6 +82,7 @@ def check(
     batch_size: int,
     steps: int,
     settings: tuple[str, ...],
+    quiet: bool,
     as_json: bool,
     **budget: Any,
 ) -> None:
@@ -106,16 +109,18 @@ def check(
         specification(word)
     objective(target)
     found, worst = [], 0
-    with Faults() as faults:
+    total = len(backends) * (len(words) + len(elbos))
+    with Faults() as faults, CheckProgress(total, quiet) as progress:
         for backend in backends:
             check_backend(backend)
             task = Task("snapshots", str(script), loaded.digest, options, backend, "score+loo", budget["seed"], particles, batch_size, target,
                         {"snapshots": [steps], "steps": steps, "learning_rate": 3e-3})  # fmt: skip
-            for certificate in _certificates(task, loaded, (words, elbos), budget, faults):
+            for certificate in _certificates(task, loaded, (words, elbos), budget, faults, progress):
                 found.append({"backend": backend, **certificate.to_dict()})
                 worst = max(worst, _CODES[certificate.status], key=(0, 3, 1).index)
                 if not as_json:
-                    _show(backend, certificate)
+                    with progress.aside():
+                        _show(backend, certificate)
     if as_json:
         show_json(found)
     raise SystemExit(FAULT if faults else worst)
@@ -139,11 +144,13 @@ def _certificates(
     asked: tuple[tuple[str, ...], tuple[str, ...]],
     budget: dict[str, Any],
     faults: Faults,
+    progress: CheckProgress,
 ) -> Iterator[GradientCheck]:
     """Yield the certificates of a library, and note what cannot be checked."""
     with faults.of(loaded, task.backend):
-        for check_one in make_run(task, loaded).certificates(*asked, budget):
+        for name, check_one in make_run(task, loaded).certificates(*asked, {**budget, "progress": progress.phase}):
             certificate = None
+            progress.begin(f"{task.backend} {name}")
             with faults.of(loaded, task.backend):
                 certificate = check_one()
                 if not all(math.isfinite(row.z) for row in certificate.rows) or certificate.status == "broken":
@@ -151,5 +158,6 @@ def _certificates(
                     if (found := unsound(loaded)) is not None:
                         certificate = None
                         raise found
+            progress.end()
             if certificate is not None:
                 yield certificate

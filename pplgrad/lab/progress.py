@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 LOG = logging.getLogger("pplgrad.lab")
 
 
-def bar(what: str, quiet: bool) -> Any:
-    """Return a bar on standard error, which is shown in a terminal alone."""
+def bar(what: str, quiet: bool, passing: bool = False) -> Any:
+    """Return a bar on standard error, which is shown in a terminal alone; one that is `passing` leaves no trace."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -25,7 +27,45 @@ def bar(what: str, quiet: bool) -> Any:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(what))
     clocks = (TimeElapsedColumn(), TextColumn("left:"), TimeRemainingColumn())
-    return Progress(*columns, *clocks, console=console, disable=quiet or not console.is_terminal)
+    return Progress(*columns, *clocks, console=console, transient=passing, disable=quiet or not console.is_terminal)
+
+
+class CheckProgress:
+    """Tells which estimator is being checked, and in which half of its draws."""
+
+    def __init__(self, total: int, quiet: bool) -> None:
+        self.bar = bar("checks", quiet, passing=True)
+        self.total, self.done, self.title = total, 0, ""
+
+    def __enter__(self) -> CheckProgress:
+        self.task = self.bar.add_task("training", total=self.total)
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.bar.stop()
+
+    def begin(self, title: str) -> None:
+        """Tell of the next check."""
+        self.title = title
+        self.bar.update(self.task, description=title)
+
+    def phase(self, words: str) -> None:
+        """Tell of the phase that begins."""
+        part = 0.5 if words != "first half" else 0.0
+        self.bar.update(self.task, description=f"{self.title}: {words}", completed=self.done + part, refresh=True)
+
+    def end(self) -> None:
+        """Tell that a check is done."""
+        self.done += 1
+        self.bar.update(self.task, completed=self.done, refresh=True)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Take the bar off the screen while something is printed."""
+        self.bar.stop()
+        yield
+        self.bar.start()
 
 
 class StudyProgress:

@@ -112,8 +112,8 @@ class ScriptRun(ABC):
 
     def certificates(
         self, words: tuple[str, ...], elbos: tuple[str, ...], budget: dict[str, Any]
-    ) -> Iterator[Callable[[], GradientCheck]]:
-        """Yield what gives a certificate, for each estimator and each ELBO of the library, at the parameters that the task's training leaves."""
+    ) -> Iterator[tuple[str, Callable[[], GradientCheck]]]:
+        """Yield the name and what gives a certificate, for each estimator and each ELBO of the library, at the parameters that the task's training leaves."""
         self.trained()
         for word in words:
             chosen = specification(word)
@@ -121,9 +121,9 @@ class ScriptRun(ABC):
             self.named |= set(mapping)
             particles = chosen.particles or self.task.particles
             elbo = self.make_elbo(particles, chosen, estimators=mapping, objective=objective(self.task.objective))
-            yield partial(self.check, self.with_estimators(mapping), elbo, budget)
+            yield word, partial(self.check, self.with_estimators(mapping), elbo, budget)
         for name in elbos:
-            yield partial(self.check, self.guide, host_elbo(self.host, name, self.task.particles), budget)
+            yield name, partial(self.check, self.guide, host_elbo(self.host, name, self.task.particles), budget)
 
     def choice(self, candidates: list[Estimator] | None, seconds: float) -> Choice:
         """Return the choice of estimators, at the parameters that the task's training leaves."""

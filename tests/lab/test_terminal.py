@@ -279,3 +279,23 @@ def test_what_is_misspelt_elsewhere_is_named(tmp_path):
         assert meant in told(invoke("compare", study))[0]
     with pytest.raises(ScriptError, match="did you mean 'weights'?"):
         check_parameters({"gradient_descent": {"weight": 0.1}}, ["weights", "bias"])
+
+
+# Progress.
+
+
+def test_check_shows_how_far_it_is_in_a_terminal_and_nothing_elsewhere(tmp_path):
+    path = write(tmp_path)
+    words = ["check", str(path), "--backend", "pyro", "--draws", "100", "--batch-size", "2", "--estimator", "DisARM()"]
+
+    def checked(*more, terminal):
+        runner = CliRunner(env={"FORCE_COLOR": "1"} if terminal else {})
+        return runner.invoke(cli.main, [*words, *more])
+
+    found = checked("--estimator", "score+loo", terminal=True)
+    assert found.exit_code in (0, 3), found.output
+    for told_ in ("pyro DisARM(): first half", "second half", "pyro score+loo", "2/2", "checks", "left:"):
+        assert told_ in found.stderr, (told_, found.stderr)
+    assert "first half" not in found.stdout
+    assert checked("--quiet", terminal=True).stderr == ""
+    assert checked(terminal=False).stderr == ""
