@@ -13,7 +13,7 @@ except ModuleNotFoundError:  # pragma: no cover
 
 from pplgrad.errors import PplgradError
 from pplgrad.estimators import registry
-from pplgrad.lab import cli_check, cli_choose, cli_compare
+from pplgrad.lab import cli_check, cli_choose, cli_compare, cli_init
 from pplgrad.lab.cli_faults import FAULT, details_of, say
 from pplgrad.lab.cli_shared import Interrupted, need, show_json
 from pplgrad.lab.faults import shortened
@@ -54,6 +54,7 @@ def main() -> None:
     """A gradient estimator for each latent sample site, in Pyro and in NumPyro.
 
     \b
+    Where do I begin?                     pplgrad init my_model.py --kind belief-network
     Is my gradient right?                 pplgrad check SCRIPT --estimator 'DisARM()'
     Which estimator is best here?         pplgrad choose SCRIPT
     How do they compare, in full?         pplgrad compare SCRIPT --estimator ... (or a study in a TOML file)
@@ -126,6 +127,7 @@ def completion(shell: str) -> None:
     click.echo(made(main, {}, "pplgrad", "_PPLGRAD_COMPLETE").source())
 
 
+main.add_command(cli_init.init)
 main.add_command(cli_check.check)
 main.add_command(cli_choose.choose)
 main.add_command(cli_compare.compare)

@@ -18,6 +18,7 @@ from pplgrad.errors import ProgramError, UnmatchedNameError
 from pplgrad.lab import measure
 from pplgrad.lab.data import Batches, evaluation_steps, packed, total_variance, unpacked
 from pplgrad.lab.faults import LOOKS, Diverged, Lines, check_finite
+from pplgrad.lab.rows import count, mapped, taken
 from pplgrad.lab.script import Script
 from pplgrad.lab.specs import Specification, host_elbo, judged_by, objective, specification
 from pplgrad.lab.tasks import Result, Task
@@ -46,8 +47,8 @@ class ScriptRun(ABC):
         self.configured = self.with_estimators(mapping)
         self.named = set(mapping)
         """The names and patterns that estimators are given for."""
-        self.fixed = {which: self.array(self.batches.fixed(which)) for which in ("train", "test")}
-        self.batch = self.fixed["train"][: self.batches.size]
+        self.fixed = {which: mapped(self.array, self.batches.fixed(which)) for which in ("train", "test")}
+        self.batch = taken(self.fixed["train"], slice(self.batches.size))
         self.hard = dict.fromkeys(script.discrete, ScoreFunction())
 
     # The pieces of a study.
@@ -179,7 +180,7 @@ class ScriptRun(ABC):
         for plates in (None, ()):
             elbo = self.make_elbo(samples, estimators=self.hard, objective=IWAE(plates=plates))
             try:
-                return -self.test_loss(elbo) / len(self.fixed["test"])
+                return -self.test_loss(elbo) / count(self.fixed["test"])
             except ProgramError:
                 if plates == ():
                     raise
@@ -187,14 +188,14 @@ class ScriptRun(ABC):
 
     def _gradient_variance(self, draws: int) -> float | None:
         """Return the trace of the covariance of the guide's gradient of the loss per datum; None if it has no parameters."""
-        batch = self.array(self.batches.next())
+        batch = mapped(self.array, self.batches.next())
         names = self.guide_parameters(batch)
         with self.at_present(batch) as host:
             inside = [indices for name, indices in host.blocks.items() if name in names]
             if not inside:
                 return None
             rows = np.concatenate(list(host.draws(self.elbo)(draws, self.task.seed + 2)))
-        return total_variance(rows[:, np.concatenate(inside)].astype(float) / len(batch))
+        return total_variance(rows[:, np.concatenate(inside)].astype(float) / count(batch))
 
     # What a library does by itself.
 

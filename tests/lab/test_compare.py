@@ -266,7 +266,7 @@ def test_unwritable_folder(tmp_path):
     assert "cannot be written" in refused(SBN, "--out", tmp_path / "results")
 
 
-@pytest.mark.parametrize("command", ["check", "choose", "compare", "report", "estimators", "completion"])
+@pytest.mark.parametrize("command", ["init", "check", "choose", "compare", "report", "estimators", "completion"])
 def test_every_option_has_its_help(command):
     for option in main.commands[command].params:
         assert option.help or option.param_type_name == "argument", option.name

@@ -73,6 +73,8 @@ CRASHES = {
     "names are a number": Crash('("z",)', '3', "DISCRETE", "DISCRETE is 3; write the name of a latent site"),
     "load is no function": Crash("def prepare", "load = 3\ndef prepare", "load = 3", "load is 3; write a function"),
     "load returns one array": Crash("return x, x", "return x", "def load", "return (train, test)"),
+    "load returns unequal rows": Crash("return x, x", "return {'a': x, 'b': x[1:]}, x", "def load", "arrays of unequal length, 'a' with 12, 'b' with 11 rows"),
+    "load returns an empty dict": Crash("return x, x", "return {}, x", "def load", "train data without a row"),
     "load returns no rows": Crash("return x, x", "return x[:0], x", "def load", "train data without a row"),
     "load takes nothing": Crash("def load(options, seed)", "def load()", "def load", "load is called with 2 arguments"),
     "load misses a file": Crash("    return x, x", "    open('/nowhere/at_all')", "    open(", "FileNotFoundError"),
