@@ -18,7 +18,7 @@ from pplgrad.core.estimator import Estimator
 from pplgrad.core.filtering import FIVO
 from pplgrad.core.objectives import MultiSample
 from pplgrad.core.site_info import SiteInfo
-from pplgrad.errors import ConfigurationError, EstimatorError, listed
+from pplgrad.errors import ConfigurationError, EstimatorError, UnmatchedNameError, listed
 from pplgrad.estimators.auto import Auto
 from pplgrad.estimators.enumerate import Enumerate
 from pplgrad.estimators.local_expectation import LocalExpectation
@@ -26,6 +26,7 @@ from pplgrad.estimators.multi_sample import VIMCO
 from pplgrad.estimators.reparam import Reparam
 from pplgrad.estimators.score import ScoreFunction
 from pplgrad.monitoring.watch import Watch, Watcher
+from pplgrad.monitoring.without_effect import warn_without_effect
 
 
 @dataclass
@@ -38,6 +39,8 @@ class EstimatorMapping:
     estimators: dict[str, Estimator]
     matched: set[str] = field(default_factory=set)
     watcher: Watcher | None = None
+    warned: bool = False
+    """Whether it was said that an ELBO does not read it."""
 
     @classmethod
     def of(cls, estimators: Mapping[str, Estimator] | None, owner: str) -> EstimatorMapping:
@@ -112,9 +115,7 @@ def refuse_unmatched(mapping: EstimatorMapping, latent: Iterable[str], observed:
                 f"{owner} names '{key}', but site '{seen[0]}' is observed and has no gradient to estimate; remove "
                 f"the entry. The guide's latent sites are: {listed(latent)}."
             )
-        raise ConfigurationError(
-            f"{owner} names '{key}', which matches no latent site of the guide; the sites are: {listed(latent)}."
-        )
+        raise UnmatchedNameError(owner, key, latent)
 
 
 _RUNNING: ContextVar[list[EstimatorMapping] | None] = ContextVar("pplgrad_running_mappings", default=None)
@@ -131,11 +132,18 @@ def collect_mappings() -> Iterator[list[EstimatorMapping]]:
         _RUNNING.reset(token)
 
 
-def report_mapping(mapping: EstimatorMapping) -> None:
-    """Tell the ELBO that runs the guide, if one does, that this wrapper's mapping takes part."""
+def report_mapping(mapping: EstimatorMapping, other: Callable[[], object], remedy: str) -> None:
+    """Tell the ELBO that runs the guide, if one does, that this wrapper's mapping takes part.
+
+    `other` returns an ELBO that trains the guide and reads no mapping, None if there is none; the warning names `remedy`.
+    """
     collected = _RUNNING.get()
-    if collected is not None and not any(mapping is known for known in collected):
-        collected.append(mapping)
+    if collected is not None:
+        if not any(mapping is known for known in collected):
+            collected.append(mapping)
+    elif (mapping.estimators or mapping.watcher) and not mapping.warned and (elbo := other()) is not None:
+        mapping.warned = True
+        warn_without_effect(mapping.estimators, elbo, remedy)
 
 
 def refuse_unfiltered(name: str, estimator: Any, objective: FIVO) -> None:
@@ -281,9 +289,21 @@ def configured(guide: Any, estimators: Any, watch: Any, wrap: Callable[[Callable
         mapping = EstimatorMapping.of(given, "config_estimators")
         return mapping if watch is None else replace(mapping, watcher=Watcher(watch))
 
+    def wrapped(given: Any, mapping: EstimatorMapping) -> Any:
+        if not callable(given):
+            raise ConfigurationError(f"config_estimators takes a guide, a callable; got {type(given).__name__}.")
+        return wrap(given, mapping)
+
+    if isinstance(guide, Mapping) and estimators is not None:
+        raise ConfigurationError(
+            "config_estimators got the mapping before the guide; the guide goes first: write config_estimators(guide, {...})."
+            if callable(estimators)
+            else "config_estimators got two mappings and no guide; write config_estimators(guide, {...})."
+            if isinstance(estimators, Mapping)
+            else f"config_estimators got a mapping in the guide's place, and {type(estimators).__name__} as estimators; write "
+            "config_estimators(guide, {...})."
+        )
     if guide is None or isinstance(guide, Mapping):
         mapping = mapped(guide if guide is not None else estimators)
-        return lambda function: wrap(function, mapping)
-    if not callable(guide):
-        raise ConfigurationError(f"config_estimators takes a guide, a callable; got {type(guide).__name__}.")
-    return wrap(guide, mapped(estimators))
+        return lambda function: wrapped(function, mapping)
+    return wrapped(guide, mapped(estimators))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
 
 __all__ = [
     "BaselineError",
@@ -35,6 +37,31 @@ class ConfigurationError(PplgradError):
         ...     "samples=0" in str(error)
         True
     """
+
+
+class UnmatchedNameError(ConfigurationError):
+    """A name or pattern matches no latent site; `key` is what was written, and `sites` are the latent sites there are.
+
+    Example:
+        >>> str(UnmatchedNameError("config_estimators", "zz", ["z"]))
+        "config_estimators names 'zz', which matches no latent site of the guide; the sites are: 'z'; did you mean 'z'?"
+    """
+
+    def __init__(self, owner: str, key: str, sites: Iterable[str]) -> None:
+        self.key, self.sites = key, list(sites)
+        hint = did_you_mean(key, self.sites)
+        ending = f"the sites are: {listed(self.sites)}{hint or '.'}"
+        super().__init__(f"{owner} names '{key}', which matches no latent site of the guide; {ending}")
+
+    def __reduce__(self) -> Any:
+        # It travels between processes as its parts.
+        return _again, (self.key, self.sites, str(self))
+
+
+def _again(key: str, sites: list[str], text: str) -> UnmatchedNameError:
+    error = UnmatchedNameError("", key, sites)
+    error.args = (text,)
+    return error
 
 
 class EstimatorError(PplgradError):
@@ -103,6 +130,29 @@ def first_line(error: BaseException) -> str:
         ('KeyError', 'no')
     """
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the end of an error message that names what a misspelt name is nearly; nothing where there is none.
+
+    Example:
+        >>> did_you_mean("numpiro", ["pyro", "numpyro"]), did_you_mean("stan", ["pyro"])
+        ("; did you mean 'numpyro'?", '')
+    """
+    near = nearest(name, known)
+    return "" if near is None else f"; did you mean '{near}'?"
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the name that a misspelt one is nearly, whatever its case; None where there is none.
+
+    Example:
+        >>> nearest("disarm", ["ARM", "DisARM"]), nearest("stan", ["pyro"])
+        ('DisARM', None)
+    """
+    lower = {one.lower(): one for one in known}
+    near = get_close_matches(name.lower(), lower, 1, 0.5)
+    return lower[near[0]] if near else None
 
 
 def listed(names: Iterable[str]) -> str:

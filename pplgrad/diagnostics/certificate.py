@@ -122,7 +122,8 @@ class GradientCheck:
         own = {name: getattr(self, name) for name in ("estimator", "reference", "draws", "level", "status", "verdict")}
         return {**own, "rows": rows}
 
-    def __str__(self) -> str:
+    def table(self) -> list[tuple[str, ...]]:
+        """Return the table's heads and rows as text."""
         head = ("", "name", "|gradient|", "|bias|", "interval", "z", "variance", "signal/noise", "verdict")
         body = [
             (
@@ -138,10 +139,13 @@ class GradientCheck:
             )
             for row in self.rows
         ]
-        widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
+        return [head, *body]
+
+    def __str__(self) -> str:
+        table = self.table()
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in [head, *body]
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table
         ]
         about = f"{self.draws:,} draws against {self.reference}; z is compared with {self.rows[0].critical:.1f}"
         return "\n".join([f"{self.estimator}: {self.verdict}", about, *lines])

@@ -200,16 +200,25 @@ class Choice:
             "table": list(self.table),
         }
 
-    def __str__(self) -> str:
-        head = ("estimators", "draws", "variance", "ms", "variance × ms", "note")
-        lines = [head, *(tuple(str(row[name]) for name in head) for row in self.table)]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-        shown = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+    @property
+    def summary(self) -> str:
+        """How sure the choice is, in words."""
         sure = f"{100 * self.confidence:.0f}% sure; {self.gain:.2g} times as efficient as the next"
         if self.unmeasured:
             measured = len(self.table) - self.unmeasured
             sure += f", of the {measured} measured; time ran out before the other {self.unmeasured}, give more seconds"
-        return "\n".join([*shown, "", f"# chosen by measurement ({sure})", self.code])
+        return f"chosen by measurement ({sure})"
+
+    def lines(self) -> list[tuple[str, ...]]:
+        """Return the table's heads and rows as text."""
+        head = ("estimators", "draws", "variance", "ms", "variance × ms", "note")
+        return [head, *(tuple(str(row[name]) for name in head) for row in self.table)]
+
+    def __str__(self) -> str:
+        lines = self.lines()
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        shown = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+        return "\n".join([*shown, "", f"# {self.summary}", self.code])
 
 
 def choose(

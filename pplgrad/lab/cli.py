@@ -13,9 +13,9 @@ except ModuleNotFoundError:  # pragma: no cover
 
 from pplgrad.errors import PplgradError
 from pplgrad.estimators import registry
-from pplgrad.lab import cli_check, cli_choose, cli_compare
+from pplgrad.lab import cli_check, cli_choose, cli_compare, cli_init
 from pplgrad.lab.cli_faults import FAULT, details_of, say
-from pplgrad.lab.cli_shared import need, show_json
+from pplgrad.lab.cli_shared import Interrupted, need, show_json
 from pplgrad.lab.faults import shortened
 
 _INTERRUPTED = 130
@@ -23,7 +23,7 @@ _INTERRUPTED = 130
 _EXITS = """\b
 Exit codes: 0 done; 1 a verdict or a result that is bad news; 2 a command, a script or a study that cannot be used as given,
 or a script that raises (one sentence with its line; --traceback shows more); 3 `check` cannot tell with its budget;
-130 interrupted."""
+4 `compare` is done but for some estimators that failed; 130 interrupted (`compare` then goes on where it stopped)."""
 
 
 class _Group(click.Group):
@@ -32,8 +32,9 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            say("interrupted; the same command starts again, and `compare` goes on where it was.", None, ctx)
+        except KeyboardInterrupt as error:
+            left = str(error) if isinstance(error, Interrupted) else "nothing is kept; the same command starts anew"
+            say(f"interrupted: {left}.", None, ctx)
             ctx.exit(_INTERRUPTED)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
@@ -53,6 +54,7 @@ def main() -> None:
     """A gradient estimator for each latent sample site, in Pyro and in NumPyro.
 
     \b
+    Where do I begin?                     pplgrad init my_model.py --kind belief-network
     Is my gradient right?                 pplgrad check SCRIPT --estimator 'DisARM()'
     Which estimator is best here?         pplgrad choose SCRIPT
     How do they compare, in full?         pplgrad compare SCRIPT --estimator ... (or a study in a TOML file)
@@ -81,15 +83,12 @@ def estimators(form: str) -> None:
     if form == "json":
         show_json([dict(zip(registry.COLUMNS, row, strict=True)) for row in registry.table()])
         return
-    from rich.console import Console
-    from rich.table import Table
+    need("estimators", "rich")
+    from pplgrad.lab.sheet import Sheet, show_lines
 
-    shown = Table(caption="evaluations: of the program, beyond the primary draw, for each site")
-    for column in registry.COLUMNS:
-        shown.add_column(column, overflow="fold")
-    for row in registry.table():
-        shown.add_row(*row)
-    Console().print(shown)
+    first = ("estimator", "bias", "sites", "evaluations", "differentiable costs", "source", "derivatives")
+    Sheet(registry.COLUMNS, registry.table(), first=first, more="--format json has all").show()
+    show_lines(["", "evaluations: of the program, beyond the primary draw, for each site"])
 
 
 @main.command()
@@ -128,6 +127,7 @@ def completion(shell: str) -> None:
     click.echo(made(main, {}, "pplgrad", "_PPLGRAD_COMPLETE").source())
 
 
+main.add_command(cli_init.init)
 main.add_command(cli_check.check)
 main.add_command(cli_choose.choose)
 main.add_command(cli_compare.compare)

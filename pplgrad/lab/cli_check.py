@@ -13,6 +13,7 @@ from pplgrad.diagnostics.certificate import GradientCheck
 from pplgrad.diagnostics.checking import REFERENCES
 from pplgrad.lab.cli_faults import FAULT, Faults, traceback_option
 from pplgrad.lab.cli_shared import parsed, show_json
+from pplgrad.lab.progress import CheckProgress
 from pplgrad.lab.script import PROGRAMS, Script, load_script
 from pplgrad.lab.specs import objective, specification
 from pplgrad.lab.tasks import Task, check_backend, make_run, unsound
@@ -24,7 +25,11 @@ _CODES = {"unbiased": 0, "biased": 1, "broken": 1, "unknown": 3}
 @click.command()
 @click.argument("script", type=click.Path(path_type=Path))
 @click.option(
-    "--backend", "backends", type=click.Choice(list(PROGRAMS)), multiple=True, help="May be repeated; both by default."
+    "--backend",
+    "backends",
+    type=click.Choice(list(PROGRAMS)),
+    multiple=True,
+    help="May be repeated; those of the script by default.",
 )
 @click.option(
     "--estimator",
@@ -64,6 +69,7 @@ _CODES = {"unbiased": 0, "biased": 1, "broken": 1, "unknown": 3}
 @click.option(
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="An option of the script; may be repeated."
 )
+@click.option("--quiet", is_flag=True, help="No progress bar.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @traceback_option
 def check(
@@ -76,6 +82,7 @@ def check(
     batch_size: int,
     steps: int,
     settings: tuple[str, ...],
+    quiet: bool,
     as_json: bool,
     **budget: Any,
 ) -> None:
@@ -93,28 +100,42 @@ def check(
     pplgrad check models/sbn.py --set latents=2 --batch-size 2 --estimator 'DisARM()' --estimator 'GumbelSoftmax(0.5)'
     pplgrad check models/mixture.py --backend numpyro --elbo TraceGraph_ELBO
     """
-    backends = backends or tuple(PROGRAMS)
     words = words or (() if elbos else ("score+loo",))
     loaded = load_script(script, backends)
+    backends = backends or loaded.backends
     options = loaded.options(parsed(settings))
     loaded.load(options, 0)
     for word in words:
         specification(word)
     objective(target)
     found, worst = [], 0
-    with Faults() as faults:
+    total = len(backends) * (len(words) + len(elbos))
+    with Faults() as faults, CheckProgress(total, quiet) as progress:
         for backend in backends:
             check_backend(backend)
             task = Task("snapshots", str(script), loaded.digest, options, backend, "score+loo", budget["seed"], particles, batch_size, target,
                         {"snapshots": [steps], "steps": steps, "learning_rate": 3e-3})  # fmt: skip
-            for certificate in _certificates(task, loaded, (words, elbos), budget, faults):
+            for certificate in _certificates(task, loaded, (words, elbos), budget, faults, progress):
                 found.append({"backend": backend, **certificate.to_dict()})
                 worst = max(worst, _CODES[certificate.status], key=(0, 3, 1).index)
                 if not as_json:
-                    click.echo(f"{backend}, {certificate}\n")
+                    with progress.aside():
+                        _show(backend, certificate)
     if as_json:
         show_json(found)
     raise SystemExit(FAULT if faults else worst)
+
+
+def _show(backend: str, certificate: GradientCheck) -> None:
+    """Print a certificate as wide as the terminal is."""
+    from pplgrad.lab.sheet import Sheet, show_lines
+
+    about = f"{certificate.draws:,} draws against {certificate.reference}; z is compared with {certificate.rows[0].critical:.1f}"
+    show_lines([f"{backend}, {certificate.estimator}: {certificate.verdict}", about, ""])
+    first = ("part", "name", "verdict", "|bias|", "z", "|gradient|", "interval", "variance", "signal/noise")
+    heads, *rows = certificate.table()
+    Sheet(("part", *heads[1:]), rows, numbers=heads[2:-1], first=first).show()
+    click.echo()
 
 
 def _certificates(
@@ -123,11 +144,13 @@ def _certificates(
     asked: tuple[tuple[str, ...], tuple[str, ...]],
     budget: dict[str, Any],
     faults: Faults,
+    progress: CheckProgress,
 ) -> Iterator[GradientCheck]:
     """Yield the certificates of a library, and note what cannot be checked."""
     with faults.of(loaded, task.backend):
-        for check_one in make_run(task, loaded).certificates(*asked, budget):
+        for name, check_one in make_run(task, loaded).certificates(*asked, {**budget, "progress": progress.phase}):
             certificate = None
+            progress.begin(f"{task.backend} {name}")
             with faults.of(loaded, task.backend):
                 certificate = check_one()
                 if not all(math.isfinite(row.z) for row in certificate.rows) or certificate.status == "broken":
@@ -135,5 +158,6 @@ def _certificates(
                     if (found := unsound(loaded)) is not None:
                         certificate = None
                         raise found
+            progress.end()
             if certificate is not None:
                 yield certificate

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from pplgrad.diagnostics.choosing import Choice
 from pplgrad.lab.cli_faults import FAULT, Faults, traceback_option
 from pplgrad.lab.cli_shared import parsed, show_json
 from pplgrad.lab.script import PROGRAMS, load_script
@@ -17,7 +18,11 @@ from pplgrad.lab.tasks import Task, check_backend, make_run, unsound
 @click.command()
 @click.argument("script", type=click.Path(path_type=Path))
 @click.option(
-    "--backend", "backends", type=click.Choice(list(PROGRAMS)), multiple=True, help="May be repeated; both by default."
+    "--backend",
+    "backends",
+    type=click.Choice(list(PROGRAMS)),
+    multiple=True,
+    help="May be repeated; those of the script by default.",
 )
 @click.option(
     "--seconds", default=60.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Time for each library."
@@ -63,13 +68,13 @@ def choose(
     pplgrad choose models/sbn.py --backend pyro --seconds 60
     pplgrad choose models/sbn.py --train 500 --estimator 'DisARM()' --estimator 'ARMS(4)' --estimator score+loo
     """
-    backends = backends or tuple(PROGRAMS)
     loaded = load_script(script, backends)
+    backends = backends or loaded.backends
     options = loaded.options(parsed(settings))
     loaded.load(options, 0)
     candidates = [estimator for word in words for estimator in specification(word).all] or None
     objective(target)
-    found = []
+    chosen: list[tuple[str, Choice]] = []
     with Faults() as faults:
         for backend in backends:
             check_backend(backend)
@@ -85,10 +90,22 @@ def choose(
                 # A site with one candidate is not measured, and nothing was asked of the program's densities.
                 if not choice.table and (wrong := unsound(loaded)) is not None:
                     raise wrong
-                found.append({"backend": backend, **choice.to_dict()})
-                if not as_json:
-                    click.echo(f"{backend}\n{choice}\n")
+                chosen.append((backend, choice))
+            if not as_json and chosen and chosen[-1][0] == backend:
+                _show(*chosen[-1])
     if as_json:
-        show_json(found)
+        show_json([{"backend": backend, **choice.to_dict()} for backend, choice in chosen])
     if faults:
         raise SystemExit(FAULT)
+
+
+def _show(backend: str, choice: Choice) -> None:
+    """Print a choice as wide as the terminal is; the text to paste is never broken."""
+    from pplgrad.lab.sheet import Sheet, show_lines
+
+    heads, *rows = choice.lines()
+    first = ("estimators", "variance × ms", "note", "variance", "ms", "draws")
+    click.echo(backend)
+    Sheet(heads, rows, numbers=heads[1:-1], first=first).show()
+    show_lines(["", f"# {choice.summary}"])
+    click.echo(f"{choice.code}\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
 from dataclasses import replace
@@ -11,12 +10,14 @@ from typing import Any
 
 import click
 
-from pplgrad.lab.cli_faults import FAULT, Faults, traceback_option
-from pplgrad.lab.cli_shared import need, parsed, show_json
+from pplgrad.lab.cli_faults import FAULT, Faults, say, traceback_option
+from pplgrad.lab.cli_shared import need, parsed, resumable, show_json
+from pplgrad.lab.progress import LOG, StudyProgress, duration
 from pplgrad.lab.script import PROGRAMS, ScriptError
 from pplgrad.lab.study import Gradients, Study, Training, from_toml
 
-LOG = logging.getLogger("pplgrad.lab")
+SOME_FAILED = 4
+"""The exit code of a comparison in which some estimators failed, and others did not."""
 
 
 @click.command()
@@ -26,7 +27,7 @@ LOG = logging.getLogger("pplgrad.lab")
     "backends",
     type=click.Choice(list(PROGRAMS)),
     multiple=True,
-    help="Library; may be repeated. Both by default.",
+    help="Library; may be repeated. Those of the script by default.",
 )
 @click.option(
     "--estimator",
@@ -49,6 +50,7 @@ LOG = logging.getLogger("pplgrad.lab")
 @click.option(
     "--out", default="results", show_default=True, type=click.Path(path_type=Path), help="Folder for the results."
 )
+@click.option("--replace", is_flag=True, help="Put the results in the place of another study's in that folder.")
 @click.option("--particles", type=click.IntRange(1), help="Particles of each estimator.  [default: 2]")
 @click.option("--batch-size", type=click.IntRange(1), help="Data in each step.  [default: 100]")
 @click.option(
@@ -75,45 +77,50 @@ LOG = logging.getLogger("pplgrad.lab")
 @click.option("--quiet", is_flag=True, help="No progress bar; the log in the folder is written all the same.")
 @click.option("--json", "as_json", is_flag=True, help="Print the tables' numbers as JSON.")
 @traceback_option
-def compare(script: Path, out: Path, jobs: int, cluster: str | None, quiet: bool, as_json: bool, **given: Any) -> None:
+def compare(
+    script: Path, out: Path, replace: bool, jobs: int, cluster: str | None, quiet: bool, as_json: bool, **given: Any
+) -> None:
     """Compare estimators on SCRIPT's program, or run the study that a TOML file describes.
 
     Trains under each estimator, and (with --snapshots) measures bias, variance, time and memory of their gradients at the same
     parameters. Leaves tables on the screen, study.parquet (one row a number), report.html, and pictures as PNG and SVG. What
-    is finished is never repeated: interrupt at any time, and give the same command again to go on. An estimator that
-    does not fit, or fails, is reported with its reason.
+    is finished is never repeated: interrupt at any time, and give the same command again to go on, with more estimators or
+    seeds if you like. Another study needs another folder (--out), or --replace. An estimator that does not fit, or fails, is
+    reported with its reason.
 
     \b
     Exit code 0: done. 1: training diverged under every estimator. 2: the script raises, or no estimator fits; what
-    else there is, is shown and kept.
+    else there is, is shown and kept. 4: some estimators failed, the others are done.
 
     \b
     pplgrad compare models/sbn.py --estimator score+loo --estimator 'DisARM()' --snapshots 0,100,1000 --jobs 2
     pplgrad compare studies/disarm_2020_linear.toml --data digits --steps 1000 --snapshots 0,100,1000
     """
     need("compare", "joblib", "jinja2", "matplotlib", "pandas", "pyarrow", "rich")
+    from pplgrad.lab.folder import claim
     from pplgrad.lab.report import command_line, write_report
     from pplgrad.lab.results import write
     from pplgrad.lab.runner import Plan, Workers, perform_study
     from pplgrad.lab.tables import show
     from pplgrad.lab.tasks import check_folder, installed_versions, machine
 
-    study = _study(script, given)
-    plan = Plan(study)
+    plan = Plan(_study(script, given))
+    study = plan.study
     runs = check_folder(out)
+    claim(plan, out, replace)
     began = time.time()
-    with _progress(plan, out, quiet) as on_result:
-        results = perform_study(plan, runs, Workers(jobs, cluster), on_result)
+    with StudyProgress(plan, out, quiet) as progress, resumable(lambda: _so_far(progress, out)):
+        results = perform_study(plan, runs, Workers(jobs, cluster), progress.on_result)
     about = {
         "command": command_line(sys.argv[1:]),
         "versions": installed_versions(),
         "machine": machine(),
         "finished": time.strftime("%Y-%m-%d %H:%M", time.gmtime()) + " UTC",
-        "wall_time": _duration(sum(r.get("seconds_taken", 0.0) for r in results)) + " of work",
+        "wall_time": duration(sum(r.get("seconds_taken", 0.0) for r in results)) + " of work",
     }
     frame = write(results, study, about, out)
     page = write_report(out)
-    LOG.info("finished: %d runs, %s", len(results), _duration(time.time() - began))
+    LOG.info("finished: %d runs, %s", len(results), duration(time.time() - began))
     faults = _faults(results)
     if as_json:
         rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
@@ -126,6 +133,27 @@ def compare(script: Path, out: Path, jobs: int, cluster: str | None, quiet: bool
         raise SystemExit(FAULT)
     if len(frame) and frame["error"].notna().all():
         raise SystemExit(1)
+    if failed := _failed(results):
+        many = len(dict.fromkeys(study.estimators))
+        say(f"{len(failed)} of {many} estimators failed, the others are done: {', '.join(failed)}.")
+        raise SystemExit(SOME_FAILED)
+
+
+def _so_far(progress: StudyProgress, out: Path) -> str:
+    """Return what an interruption leaves."""
+    return (
+        f"{progress.done} of {progress.total} runs are finished and kept in {out}; the same command goes on from there"
+    )
+
+
+def _failed(results: list[dict[str, Any]]) -> list[str]:
+    """Return the estimators that failed; one that has a result at another learning rate of the search did not."""
+    runs: dict[tuple, list[bool]] = {}
+    for task, bad in ((result["task"], "error" in result) for result in results):
+        if task["kind"] in ("training", "gradients"):
+            key = (task["estimator"], task["backend"], task["kind"], task["seed"])
+            runs.setdefault(key, []).append(bad)
+    return list(dict.fromkeys(key[0] for key, bad in runs.items() if all(bad)))
 
 
 def _faults(results: list[dict[str, Any]]) -> Faults:
@@ -180,66 +208,3 @@ def _numbers(text: str) -> tuple[int, ...]:
         return tuple(int(word) for word in text.split(","))
     except ValueError:
         raise ScriptError(f"--snapshots takes numbers of steps, such as 0,100,2000; got '{text}'.") from None
-
-
-class _progress:
-    """Tells of finished runs, and of the time left: a bar in the terminal, lines in the folder's log."""
-
-    def __init__(self, plan: Any, out: Path, quiet: bool) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("runs"))
-        clocks = (TimeElapsedColumn(), TextColumn("left:"), TimeRemainingColumn())
-        self.bar = Progress(*columns, *clocks, console=console, disable=quiet or not console.is_terminal)
-        self.total, self.done, self.began = plan.total(), 0, time.time()
-        self.handler = logging.FileHandler(out / "log.txt")
-        self.handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-
-    def __enter__(self) -> Any:
-        LOG.addHandler(self.handler)
-        LOG.setLevel(logging.INFO)
-        LOG.info("%d runs", self.total)
-        self.bar.start()
-        self.task = self.bar.add_task("comparing", total=self.total)
-        return self.on_result
-
-    def on_result(self, task: Any, result: dict[str, Any]) -> None:
-        self.done += 1
-        # What was there before takes no time, and says nothing of what is left.
-        fresh = result.get("began", 0) >= self.began
-        spent = time.time() - self.began
-        left = _duration(spent / self.done * (self.total - self.done)) if fresh else "unknown"
-        how = (
-            f"failed: {result['error']}"
-            if "error" in result
-            else f"{result.get('seconds_taken', 0):.1f} s"
-            if fresh
-            else "was done"
-        )
-        LOG.info("%d/%d %s: %s; left: %s", self.done, self.total, task.title, how, left)
-        self.bar.update(self.task, advance=1, description=task.title[:40])
-
-    def __exit__(self, *error: Any) -> None:
-        self.bar.stop()
-        LOG.removeHandler(self.handler)
-        self.handler.close()
-
-
-def _duration(seconds: float) -> str:
-    """Return a time in words.
-
-    >>> _duration(75), _duration(4000)
-    ('1 min 15 s', '1 h 6 min')
-    """
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -75,4 +75,5 @@ class Faults:
     def __exit__(self, *error: Any) -> None:
         for text, (backends, details) in self.found.items():
             where = f" ({backends[0]})" if len(backends) == 1 else ""
-            say(text.removesuffix(".") + where + ".", details)
+            text = text.removesuffix(".") + where
+            say(text if text.endswith("?") else f"{text}.", details)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
@@ -25,6 +27,19 @@ def parsed(settings: tuple[str, ...]) -> dict[str, str]:
             raise ScriptError(f"--set takes NAME=VALUE; got '{setting}'.")
         pairs[name] = value
     return pairs
+
+
+@contextmanager
+def resumable(left: Callable[[], str]) -> Iterator[None]:
+    """Say what an interruption leaves, where that is not nothing."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(left()) from None
+
+
+class Interrupted(KeyboardInterrupt):
+    """An interruption after which something is kept; its text says what."""
 
 
 def show_json(data: Any) -> None:

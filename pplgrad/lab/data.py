@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pplgrad.lab.rows import Data, count, taken
 from pplgrad.lab.script import Script
 from pplgrad.lab.tasks import Task
 
@@ -20,14 +21,15 @@ class Batches:
         self.script = script
         self.train, self.test = script.load(task.options, task.seed)
         self.rng = np.random.default_rng([task.seed, 1])
-        self.size = len(self.train) if script.whole_data else min(task.batch_size, len(self.train))
+        self.length = count(self.train)
+        self.size = self.length if script.whole_data else min(task.batch_size, self.length)
 
-    def next(self) -> np.ndarray:
+    def next(self) -> Data:
         """Return the next step's batch."""
-        chosen = slice(None) if self.script.whole_data else self.rng.choice(len(self.train), self.size, replace=False)
-        return self.script.prepare(self.task.options, self.train[chosen], self.rng)
+        chosen = slice(None) if self.script.whole_data else self.rng.choice(self.length, self.size, replace=False)
+        return self.script.prepare(self.task.options, taken(self.train, chosen), self.rng)
 
-    def fixed(self, which: str) -> np.ndarray:
+    def fixed(self, which: str) -> Data:
         """Return the data on which the objective is evaluated, prepared once."""
         data = self.train if which == "train" else self.test
         return self.script.prepare(self.task.options, data, np.random.default_rng([self.task.seed, 2]))

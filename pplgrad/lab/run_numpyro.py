@@ -24,6 +24,7 @@ from pplgrad.core.program import Program
 from pplgrad.diagnostics.certificate import GradientCheck
 from pplgrad.diagnostics.choosing import Choice
 from pplgrad.lab.faults import Lines, caller_line
+from pplgrad.lab.rows import Data, count, mapped, parts, together
 from pplgrad.lab.script import Script, check_parameters
 from pplgrad.lab.script_run import At, ScriptRun
 from pplgrad.lab.specs import Specification, judged_by
@@ -74,7 +75,7 @@ class Run(ScriptRun):
         compiled: dict[int, Any] = {}
         for begin, stop in zip([0, *stops[:-1]], stops, strict=True):
             if (length := stop - begin) > 0:
-                data = jnp.asarray(np.stack([self.batches.next() for _ in range(length)]))
+                data = mapped(jnp.asarray, together(np.stack, [self.batches.next() for _ in range(length)]))
                 if length not in compiled:
                     # Compiling is no training, and is not counted.
                     compiled[length] = self._advance.lower(self._state, data).compile()
@@ -122,22 +123,22 @@ class Run(ScriptRun):
         # A relaxation has an objective of its own; what is compared is the bound at hard draws.
         elbo = self.make_elbo(10, estimators=self.hard, objective=judged_by(self.task.objective))
         key = jax.random.key(self.task.seed + 1)
-        return jax.jit(lambda p, x: -elbo.loss(key, p, self.model, self.guide, x) / x.shape[0])
+        return jax.jit(lambda p, x: -elbo.loss(key, p, self.model, self.guide, x) / count(x))
 
     def test_loss(self, elbo: TraceGrad_ELBO) -> float:
         """Return an ELBO's loss on the test data, from draws of its own."""
         key, test, params = jax.random.key(self.task.seed + 1), self.fixed["test"], self._present()
         # Parts of one length are compiled once.
-        size = -(-len(test) // (1 if self.script.whole_data else -(-len(test) // 100)))
+        size = -(-count(test) // (1 if self.script.whole_data else -(-count(test) // 100)))
         loss = jax.jit(lambda x: elbo.loss(key, params, self.model, self.guide, x))
-        return sum(float(loss(test[start : start + size])) for start in range(0, len(test), size))
+        return sum(float(loss(part)) for part in parts(test, size))
 
     def parameters(self) -> dict[str, np.ndarray]:
         """Return `params`, and what the guide starts the others with."""
         seen = self._traced_guide(self.batch, self.params)
         return {name: np.asarray(x) for name, x in seen.items()} | self.params
 
-    def _traced_guide(self, batch: jax.Array, params: dict[str, Any]) -> dict[str, Any]:
+    def _traced_guide(self, batch: Data, params: dict[str, Any]) -> dict[str, Any]:
         seeded = handlers.seed(handlers.substitute(self.guide, params), jax.random.key(0))
         seen = handlers.trace(seeded).get_trace(batch)
         return {name: site["value"] for name, site in seen.items() if site["type"] == "param"}
@@ -153,11 +154,11 @@ class Run(ScriptRun):
     def _optimized(self) -> dict[str, Any]:
         return self._svi.optim.get_params(self._state.optim_state)
 
-    def guide_parameters(self, batch: jax.Array) -> set[str]:
+    def guide_parameters(self, batch: Data) -> set[str]:
         """Return the names of the parameters that the guide registers."""
         return set(self._traced_guide(batch, self._present()))
 
-    def at_present(self, batch: jax.Array) -> Any:
+    def at_present(self, batch: Data) -> Any:
         """Return a context that gives the gradient where training is."""
         found = self._gradients(self.configured, batch)
         everything = self._optimized()
@@ -176,7 +177,7 @@ class Run(ScriptRun):
             found.learned, found.mutable = first
             yield step, found
 
-    def _gradients(self, guide: Callable, batch: jax.Array) -> Gradients:
+    def _gradients(self, guide: Callable, batch: Data) -> Gradients:
         return Gradients(Program(self.model, guide, (batch,), {}), None, self.task.seed)
 
     def describe(self, elbo: TraceGrad_ELBO, host: Gradients) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -21,6 +21,7 @@ from pplgrad.diagnostics.certificate import GradientCheck
 from pplgrad.diagnostics.choosing import Choice
 from pplgrad.errors import ImpossibleValueError
 from pplgrad.lab.faults import Lines, caller_line
+from pplgrad.lab.rows import Data, count, mapped, parts
 from pplgrad.lab.script import Script, check_parameters
 from pplgrad.lab.script_run import At, ScriptRun
 from pplgrad.lab.specs import Specification, judged_by
@@ -67,7 +68,7 @@ class Run(ScriptRun):
                 if step in stops:
                     at(step, sum(seconds))
                 if step < stops[-1]:
-                    batch = torch.from_numpy(self.batches.next())
+                    batch = mapped(torch.from_numpy, self.batches.next())
                     start = time.perf_counter()
                     svi.step(batch)
                     seconds.append(time.perf_counter() - start)
@@ -93,18 +94,18 @@ class Run(ScriptRun):
         """Return the evidence lower bound (or the reward) per datum at hard draws, from draws of its own."""
         # A relaxation has an objective of its own; what is compared is the bound at hard draws.
         elbo = self.make_elbo(10, estimators=self.hard, objective=judged_by(self.task.objective))
-        return -self._loss(elbo, (self.fixed[which],)) / len(self.fixed[which])
+        return -self._loss(elbo, (self.fixed[which],)) / count(self.fixed[which])
 
     def test_loss(self, elbo: TraceGrad_ELBO) -> float:
         """Return an ELBO's loss on the test data, from draws of its own."""
         test = self.fixed["test"]
-        return self._loss(elbo, test.split(len(test) if self.script.whole_data else 100))
+        return self._loss(elbo, parts(test, count(test) if self.script.whole_data else 100))
 
-    def _loss(self, elbo: TraceGrad_ELBO, parts: tuple[torch.Tensor, ...]) -> float:
+    def _loss(self, elbo: TraceGrad_ELBO, batches: Sequence[Data]) -> float:
         # Evaluation draws from a stream of its own, so that it does not move the training's.
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(self.task.seed + 1)
-            return sum(elbo.loss(self.model, self.guide, x) for x in parts)
+            return sum(elbo.loss(self.model, self.guide, x) for x in batches)
 
     def parameters(self) -> dict[str, np.ndarray]:
         """Return the parameters in the store, unconstrained."""
@@ -119,11 +120,11 @@ class Run(ScriptRun):
         with Gradients(Program(self.model, self.guide, (self.batch,), {})) as found:
             return {name: leaf.detach().cpu().numpy().copy() for name, leaf in found.leaves.items()}
 
-    def guide_parameters(self, batch: torch.Tensor) -> set[str]:
+    def guide_parameters(self, batch: Data) -> set[str]:
         """Return the names of the parameters that the guide registers."""
         return set(poutine.trace(self.configured).get_trace(batch).param_nodes)
 
-    def at_present(self, batch: torch.Tensor) -> Gradients:
+    def at_present(self, batch: Data) -> Gradients:
         """Return a context that gives the gradient at the parameters in the store."""
         return Gradients(Program(self.model, self.configured, (batch,), {}))
 
@@ -171,7 +172,7 @@ class Run(ScriptRun):
         return found
 
 
-def _plate_nesting(model: Any, guide: Any, batch: torch.Tensor) -> int:
+def _plate_nesting(model: Any, guide: Any, batch: Data) -> int:
     """Return how many plate dimensions a program uses; the ELBO's own guess is the same and logs a line each time."""
     drawn = poutine.trace(guide).get_trace(batch)
     run = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(batch)

@@ -6,7 +6,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ class Plan:
     """A study as tasks, in stages: what a stage needs of an earlier one is known when it begins."""
 
     def __init__(self, study: Study) -> None:
-        self.study = study
         self.script: Script = load_script(Path(study.script), tuple(study.backends))
+        self.study = study = replace(study, backends=study.backends or self.script.backends)
         for backend in study.backends:
             check_backend(backend)
         self.options = self.script.options(study.options)

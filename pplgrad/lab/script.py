@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from pplgrad.errors import did_you_mean
 from pplgrad.lab.faults import ScriptError, ScriptFault, begins, named_at, placed, sentence, shortened
+from pplgrad.lab.rows import Data, arrays_of, mapped
 
 __all__ = ["PROGRAMS", "Script", "ScriptError", "check_parameters", "load_script"]
 PROGRAMS = {"pyro": "pyro_program", "numpyro": "numpyro_program"}
@@ -37,11 +39,12 @@ class Script:
         for name, text in given.items():
             if name not in options:
                 known = ", ".join(sorted(options)) or "none"
-                raise ScriptError(f"{self.path} has no option '{name}'; its options are: {known}.")
+                hint = did_you_mean(name, options) or "."
+                raise ScriptError(f"{self.path} has no option '{name}'; its options are: {known}{hint}")
             options[name] = _converted(name, text, options[name])
         return options
 
-    def program(self, backend: str, options: dict[str, Any], train: np.ndarray, seed: int) -> tuple[Callable, Callable]:
+    def program(self, backend: str, options: dict[str, Any], train: Data, seed: int) -> tuple[Callable, Callable]:
         """Return (model, guide) for a backend."""
         name = PROGRAMS[backend]
         found = self._call(name, options, train, seed)
@@ -55,32 +58,44 @@ class Script:
                 raise ScriptFault(f"{where}: the {part} is called with one batch, which it does not take ({problem}).")
         return found[0], found[1]
 
-    def load(self, options: dict[str, Any], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    def load(self, options: dict[str, Any], seed: int) -> tuple[Data, Data]:
         """Return the train and the test data; the script's `ValueError` is shown as its refusal of an option."""
         found = self._call("load", options, seed)
-        remedy = "return (train, test), two NumPy arrays with one datum a row"
+        remedy = "return (train, test), two NumPy arrays (or dicts of arrays) with one datum a row"
         if not isinstance(found, (tuple, list)) or len(found) != 2:
             raise self._refused("load", f"returned {_described(found)}", remedy)
-        arrays = []
+        made = []
         for which, data in zip(("train", "test"), found, strict=True):
-            array = _as_array(data)
-            if array is None or array.ndim == 0 or array.dtype == object:
+            made.append(mapped(_as_array, data))
+            if not all(array is not None and array.ndim and array.dtype != object for array in arrays_of(made[-1])):
                 raise self._refused("load", f"returned {_described(data)} as {which} data", remedy)
-            if len(array) == 0:
+            if not all(map(len, arrays_of(made[-1]))) or not arrays_of(made[-1]):
                 raise self._refused("load", f"returned {which} data without a row", remedy)
-            arrays.append(array)
-        return arrays[0], arrays[1]
+            self._refuse_uneven("load", made[-1])
+        return made[0], made[1]
 
-    def prepare(self, options: dict[str, Any], batch: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def prepare(self, options: dict[str, Any], batch: Data, rng: np.random.Generator) -> Data:
         """Return a batch as the model sees it, in float32."""
         name = "prepare" if getattr(self.module, "prepare", None) is not None else "load"
         found = batch if name == "load" else self._call(name, options, batch, rng)
-        array = _as_array(found, np.float32)
-        if array is None or array.ndim == 0:
+        made = mapped(lambda data: _as_array(data, np.float32), found)
+        if not arrays_of(made) or any(array is None or array.ndim == 0 for array in arrays_of(made)):
             raise self._refused(
-                name, f"returned {_described(found)}", "return an array of numbers with one datum a row"
+                name,
+                f"returned {_described(found)}",
+                "return an array of numbers with one datum a row, or a dict of them",
             )
-        return array
+        self._refuse_uneven(name, made)
+        return made
+
+    def _refuse_uneven(self, name: str, data: Data) -> None:
+        """Refuse arrays of one dict that have unequally many rows."""
+        lengths = {len(array) for array in arrays_of(data)}
+        if len(lengths) > 1:
+            shown = ", ".join(f"'{key}' with {len(array)}" for key, array in data.items())
+            raise self._refused(
+                name, f"returned arrays of unequal length, {shown} rows", "give each datum a row in each"
+            )
 
     def _call(self, name: str, *args: Any) -> Any:
         """Call a function of the script; what it raises becomes a sentence with its line."""
@@ -106,7 +121,13 @@ class Script:
     @property
     def discrete(self) -> tuple[str, ...]:
         """The names or patterns of the sites under comparison."""
-        return tuple(self.module.DISCRETE)
+        names = self.module.DISCRETE
+        return (names,) if isinstance(names, str) else tuple(names)
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """The libraries that the script has a program for."""
+        return tuple(backend for backend, name in PROGRAMS.items() if hasattr(self.module, name))
 
     @property
     def whole_data(self) -> bool:
@@ -116,6 +137,11 @@ class Script:
     def baseline_inputs(self, x: Any) -> Any:
         """Return the inputs of a learned baseline."""
         inputs = getattr(self.module, "baseline_inputs", None)
+        if inputs is None and isinstance(x, dict):
+            raise ScriptError(
+                f"{self.path}: a learned baseline reads one array, and the batch is a dict of {', '.join(map(repr, x))}; write "
+                f"baseline_inputs(x) in the script, such as `return x[{next(iter(x))!r}]`."
+            )
         return x if inputs is None else inputs(x)
 
 
@@ -124,13 +150,14 @@ def check_parameters(settings: Mapping[str, Any], names: Iterable[str]) -> None:
     known = sorted(names)
     for name in settings.get("gradient_descent", {}):
         if name not in known:
+            hint = did_you_mean(name, known) or "."
             raise ScriptError(
-                f"[gradient_descent] names '{name}', which is no parameter; the parameters are: {', '.join(known)}."
+                f"[gradient_descent] names '{name}', which is no parameter; the parameters are: {', '.join(known)}{hint}"
             )
 
 
 def load_script(path: Path, backends: tuple[str, ...]) -> Script:
-    """Load a model script, and check that it has what the backends need."""
+    """Load a model script, and check that it has what the backends need; without backends, those that it has a program for."""
     if not path.is_file():
         raise ScriptError(f"There is no model script at {path}.")
     spec = importlib.util.spec_from_file_location(f"pplgrad_script_{path.stem}", path)
@@ -150,7 +177,7 @@ def load_script(path: Path, backends: tuple[str, ...]) -> Script:
         where, _, what = sentence(error, path).partition(": ")
         raise ScriptFault(f"{where} cannot be loaded: {what}") from error
     script = Script(path, module, _digest(path))
-    _check_names(script, tuple(PROGRAMS[backend] for backend in backends))
+    _check_names(script, tuple(PROGRAMS[backend] for backend in backends or script.backends))
     return script
 
 
@@ -163,11 +190,15 @@ def _check_names(script: Script, programs: tuple[str, ...]) -> None:
     for name in ("OPTIONS", "DISCRETE", "load", *programs):
         if not hasattr(module, name):
             raise ScriptError(f"{path} has no '{name}', which a model script needs (models/README.md lists them).")
+    if not programs:
+        known = " and no ".join(f"'{name}'" for name in PROGRAMS.values())
+        raise ScriptError(f"{path} has no {known}; a model script needs one of them (models/README.md).")
     if not isinstance(module.OPTIONS, Mapping) or not all(isinstance(name, str) for name in module.OPTIONS):
         raise script._refused("OPTIONS", f"is {_described(module.OPTIONS)}", "write a dict of defaults by name")
     names = module.DISCRETE
-    if not isinstance(names, (tuple, list)) or not all(isinstance(name, str) for name in names):
-        remedy = "write a tuple of names of latent sites, such as ('z',)"
+    listed = [names] if isinstance(names, str) else names
+    if not isinstance(listed, (tuple, list)) or not all(isinstance(name, str) for name in listed):
+        remedy = "write the name of a latent site, or a tuple of them, such as ('z', 'w*')"
         raise script._refused("DISCRETE", f"is {_described(names)}", remedy)
     optional = [name for name in ("prepare", "baseline_inputs") if getattr(module, name, None) is not None]
     for name in ("load", *programs, *optional):

@@ -14,10 +14,11 @@ from pplgrad.core.estimator import Estimator
 from pplgrad.diagnostics.certificate import GradientCheck
 from pplgrad.diagnostics.checking import trusted
 from pplgrad.diagnostics.choosing import Choice
-from pplgrad.errors import ProgramError
+from pplgrad.errors import ProgramError, UnmatchedNameError
 from pplgrad.lab import measure
 from pplgrad.lab.data import Batches, evaluation_steps, packed, total_variance, unpacked
 from pplgrad.lab.faults import LOOKS, Diverged, Lines, check_finite
+from pplgrad.lab.rows import count, mapped, taken
 from pplgrad.lab.script import Script
 from pplgrad.lab.specs import Specification, host_elbo, judged_by, objective, specification
 from pplgrad.lab.tasks import Result, Task
@@ -42,9 +43,12 @@ class ScriptRun(ABC):
         self.batches = Batches(task, script)
         self.model, self.guide = script.program(self.backend, task.options, self.batches.train, task.seed)
         self.chosen = specification(task.estimator)
-        self.configured = self.with_estimators(self.chosen.mapping(script.discrete, script.baseline_inputs))
-        self.fixed = {which: self.array(self.batches.fixed(which)) for which in ("train", "test")}
-        self.batch = self.fixed["train"][: self.batches.size]
+        mapping = self.chosen.mapping(script.discrete, script.baseline_inputs)
+        self.configured = self.with_estimators(mapping)
+        self.named = set(mapping)
+        """The names and patterns that estimators are given for."""
+        self.fixed = {which: mapped(self.array, self.batches.fixed(which)) for which in ("train", "test")}
+        self.batch = taken(self.fixed["train"], slice(self.batches.size))
         self.hard = dict.fromkeys(script.discrete, ScoreFunction())
 
     # The pieces of a study.
@@ -109,20 +113,22 @@ class ScriptRun(ABC):
 
     def certificates(
         self, words: tuple[str, ...], elbos: tuple[str, ...], budget: dict[str, Any]
-    ) -> Iterator[Callable[[], GradientCheck]]:
-        """Yield what gives a certificate, for each estimator and each ELBO of the library, at the parameters that the task's training leaves."""
+    ) -> Iterator[tuple[str, Callable[[], GradientCheck]]]:
+        """Yield the name and what gives a certificate, for each estimator and each ELBO of the library, at the parameters that the task's training leaves."""
         self.trained()
         for word in words:
             chosen = specification(word)
             mapping = chosen.mapping(self.script.discrete, self.script.baseline_inputs)
+            self.named |= set(mapping)
             particles = chosen.particles or self.task.particles
             elbo = self.make_elbo(particles, chosen, estimators=mapping, objective=objective(self.task.objective))
-            yield partial(self.check, self.with_estimators(mapping), elbo, budget)
+            yield word, partial(self.check, self.with_estimators(mapping), elbo, budget)
         for name in elbos:
-            yield partial(self.check, self.guide, host_elbo(self.host, name, self.task.particles), budget)
+            yield name, partial(self.check, self.guide, host_elbo(self.host, name, self.task.particles), budget)
 
     def choice(self, candidates: list[Estimator] | None, seconds: float) -> Choice:
         """Return the choice of estimators, at the parameters that the task's training leaves."""
+        self.refuse_unknown_names()
         self.trained()
         return self.choose(
             seconds=seconds,
@@ -138,6 +144,16 @@ class ScriptRun(ABC):
         elbo = self.make_elbo(2, estimators={"*": ScoreFunction()}, objective=objective(self.task.objective))
         for seed in range(LOOKS):
             self.diagnose(elbo, seed)
+
+    def refuse_unknown_names(self) -> None:
+        """Refuse a name in the script's DISCRETE that the program does not have; whatever else is wrong is told where it matters."""
+        elbo = self.make_elbo(2, estimators=self.hard, objective=objective(self.task.objective))
+        try:
+            self.diagnose(elbo, self.task.seed)
+        except UnmatchedNameError:
+            raise
+        except Exception:
+            return
 
     def explain(self, step: int) -> NoReturn:
         """Say why the objective is not finite: the program from the start, or training under this estimator."""
@@ -164,7 +180,7 @@ class ScriptRun(ABC):
         for plates in (None, ()):
             elbo = self.make_elbo(samples, estimators=self.hard, objective=IWAE(plates=plates))
             try:
-                return -self.test_loss(elbo) / len(self.fixed["test"])
+                return -self.test_loss(elbo) / count(self.fixed["test"])
             except ProgramError:
                 if plates == ():
                     raise
@@ -172,14 +188,14 @@ class ScriptRun(ABC):
 
     def _gradient_variance(self, draws: int) -> float | None:
         """Return the trace of the covariance of the guide's gradient of the loss per datum; None if it has no parameters."""
-        batch = self.array(self.batches.next())
+        batch = mapped(self.array, self.batches.next())
         names = self.guide_parameters(batch)
         with self.at_present(batch) as host:
             inside = [indices for name, indices in host.blocks.items() if name in names]
             if not inside:
                 return None
             rows = np.concatenate(list(host.draws(self.elbo)(draws, self.task.seed + 2)))
-        return total_variance(rows[:, np.concatenate(inside)].astype(float) / len(batch))
+        return total_variance(rows[:, np.concatenate(inside)].astype(float) / count(batch))
 
     # What a library does by itself.
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any
 
 import pplgrad
@@ -23,7 +23,7 @@ from pplgrad import (
     ScoreFunction,
 )
 from pplgrad.core.baseline import parts_of
-from pplgrad.errors import PplgradError
+from pplgrad.errors import PplgradError, did_you_mean, nearest
 from pplgrad.lab.script import ScriptError
 
 BASELINES: dict[str, Callable[[], Baseline]] = {
@@ -130,7 +130,8 @@ def host_elbo(module: Any, name: str, particles: int) -> Any:
     made = getattr(module, name, None)
     if not isinstance(made, type) or not name.endswith("ELBO"):
         known = ", ".join(sorted(n for n in dir(module) if n.endswith("_ELBO") or n == "RenyiELBO"))
-        raise ScriptError(f"'{name}' is not an ELBO of {module.__name__}; these are: {known}.")
+        hint = did_you_mean(name, known.split(", ")) or "."
+        raise ScriptError(f"'{name}' is not an ELBO of {module.__name__}; these are: {known}{hint}")
     return made(num_particles=particles)
 
 
@@ -188,7 +189,10 @@ def _sum(words: list[str], whole: str) -> Baseline | None:
     total: Any = None
     for word in words:
         if word not in BASELINES:
-            raise ScriptError(f"Unknown baseline '{word}' in '{whole}'; the baselines are: {', '.join(BASELINES)}.")
+            hint = did_you_mean(word, BASELINES) or "."
+            raise ScriptError(
+                f"Unknown baseline '{word}' in '{whole}'; the baselines are: {', '.join(BASELINES)}{hint}"
+            )
         total = BASELINES[word]() if total is None else total + BASELINES[word]()
     return total
 
@@ -210,8 +214,10 @@ def _value(node: ast.expr, whole: str) -> Any:
     """Return the value of an expression of known names, calls, sums of baselines and plain numbers."""
     match node:
         case ast.Call(func=ast.Name(id=name)):
+            made = _named(name, whole)
             arguments = [_value(argument, whole) for argument in node.args]
-            return _named(name, whole)(*arguments, **{str(k.arg): _value(k.value, whole) for k in node.keywords})
+            _check_keywords(made, [str(k.arg) for k in node.keywords], whole)
+            return made(*arguments, **{str(k.arg): _value(k.value, whole) for k in node.keywords})
         case ast.BinOp(left=left, op=ast.Add(), right=right):
             return _value(left, whole) + _value(right, whole)
         case ast.Name(id=name):
@@ -221,9 +227,20 @@ def _value(node: ast.expr, whole: str) -> Any:
             return ast.literal_eval(node)
 
 
+def _check_keywords(made: Any, given: list[str], whole: str) -> None:
+    known = list(signature(made).parameters)
+    for name in given:
+        if name not in known:
+            hint = did_you_mean(name, known) or "."
+            raise ScriptError(
+                f"{made.__name__}() in '{whole}' takes no '{name}'; it takes: {', '.join(known) or 'nothing'}{hint}"
+            )
+
+
 def _named(name: str, whole: str) -> Any:
     if name not in NAMES:
-        near = difflib.get_close_matches(name, NAMES, 1, 0.5)
-        hint = f"did you mean {near[0]}()?" if near else "`pplgrad estimators` lists them."
+        near = nearest(name, [*NAMES, "score"])
+        near = near if near in (None, "score") else f"{near}()"
+        hint = f"did you mean {near}?" if near else "`pplgrad estimators` lists them."
         raise ScriptError(f"Unknown name '{name}' in '{whole}'; {hint}")
     return NAMES[name]

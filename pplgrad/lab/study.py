@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from pplgrad.errors import did_you_mean
 from pplgrad.lab.script import PROGRAMS, ScriptError
 from pplgrad.lab.specs import objective, specification
 
@@ -51,7 +52,8 @@ class Study:
 
     script: str
     estimators: tuple[str, ...] = ("score", "score+loo")
-    backends: tuple[str, ...] = tuple(PROGRAMS)
+    backends: tuple[str, ...] = ()
+    """The libraries; none for those that the script has a program for."""
     options: Mapping[str, Any] = field(default_factory=dict)
     seeds: int = 3
     particles: int = 2
@@ -68,7 +70,8 @@ class Study:
         objective(self.objective)
         for name in self.backends:
             if name not in PROGRAMS:
-                raise ScriptError(f"Unknown backend '{name}'; the backends are: {', '.join(PROGRAMS)}.")
+                hint = did_you_mean(name, PROGRAMS) or "."
+                raise ScriptError(f"Unknown backend '{name}'; the backends are: {', '.join(PROGRAMS)}{hint}")
         for name, value in (("seeds", self.seeds), ("particles", self.particles), ("batch_size", self.batch_size)):
             _at_least(name, value, 1)
         if self.gradients is not None:
@@ -128,7 +131,8 @@ def _checked(kind: type, found: dict[str, Any], path: Path, where: str) -> dict[
     known = {f.name: f.default for f in fields(kind)}
     for name in found:
         if name not in known:
-            raise ScriptError(f"The study {path}: {where}knows no '{name}'; it knows {', '.join(known)}.")
+            hint = did_you_mean(name, known) or "."
+            raise ScriptError(f"The study {path}: {where}knows no '{name}'; it knows {', '.join(known)}{hint}")
     for name, value in found.items():
         if isinstance(known[name], tuple) and not isinstance(value, list):
             raise ScriptError(f"The study {path}: {where}{name} is a list.")

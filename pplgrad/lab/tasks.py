@@ -17,8 +17,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pplgrad.errors import ImpossibleValueError, PplgradError, ProgramError
-from pplgrad.lab.faults import Diverged, ScriptFault, begins, named_at, raised_in, sentence
+from pplgrad.errors import (
+    ImpossibleValueError,
+    PplgradError,
+    ProgramError,
+    UnmatchedNameError,
+    did_you_mean,
+    listed,
+)
+from pplgrad.lab.faults import Diverged, ScriptFault, begins, named_at, placed, raised_in, sentence
 from pplgrad.lab.script import PROGRAMS, Script, ScriptError, load_script
 
 PACKAGES = ("pplgrad", "torch", "pyro-ppl", "jax", "numpyro")
@@ -143,6 +150,7 @@ def _failed(error: BaseException, path: Path, script: Script | None, backend: st
     text = account(error, path, script, backend)
     # What an estimator refuses is its own, unless every one of them does.
     refusal = isinstance(error, PplgradError) and not isinstance(error, (ScriptFault, ImpossibleValueError))
+    refusal = refusal and (script is None or _in_its_words(error, path, script) is None)
     return {"error": text} if refusal else {"error": text, "fault": text}
 
 
@@ -180,6 +188,10 @@ def account(error: BaseException, path: Path, script: Script | None, backend: st
     run = None if script is None else script.made.get("run")
     if script is None or run is None or run.backend != backend:
         return sentence(error, path)
+    if (told := _in_its_words(error, path, script)) is not None:
+        return told
+    if isinstance(error, UnmatchedNameError) and error.key in run.named:
+        return f"an estimator is given for {_not_there(error)}"
     own = isinstance(error, PplgradError)
     if not isinstance(error, (ScriptFault, ImpossibleValueError)) and (own or not raised_in(error, path)):
         found = unsound(script)
@@ -192,6 +204,26 @@ def account(error: BaseException, path: Path, script: Script | None, backend: st
 
     start = begins(getattr(run, "guide", None), path) or named_at(path, PROGRAMS[backend])
     return sentence(error, path, lines, start)
+
+
+def _in_its_words(error: BaseException, path: Path, script: Script) -> str | None:
+    """Return what is wrong with a name in the script's DISCRETE, if that is what an error of the guide's wrapper is about."""
+    where = placed(path, named_at(path, "DISCRETE"))
+    if isinstance(error, UnmatchedNameError):
+        return f"{where}: DISCRETE names {_not_there(error)}" if error.key in script.discrete else None
+    # The guide's wrapper and the ELBO are both told the script's names.
+    told = re.match(
+        r"(?:config_estimators|TraceGrad_ELBO\(estimators=\.\.\.\)) (names '([^']+)'.*)", str(error), re.DOTALL
+    )
+    if told is None or told[2] not in script.discrete or not isinstance(error, PplgradError):
+        return None
+    return f"{where}: DISCRETE {told[1]}"
+
+
+def _not_there(error: UnmatchedNameError) -> str:
+    """Return that a program has no site of a name, and which it has."""
+    hint = did_you_mean(error.key, error.sites) or "."
+    return f"'{error.key}', which the program does not have; its latent sites are: {listed(error.sites)}{hint}"
 
 
 def write_atomically(path: Path, text: str | bytes) -> None:

@@ -9,6 +9,7 @@ from typing import Any, overload
 import jax
 import jax.numpy as jnp
 import numpyro
+from numpyro.infer import ELBO, SVI
 
 from pplgrad.baselines.neural import NeuralBaseline
 from pplgrad.configuration import EstimatorMapping, configured, default_estimator, own_estimator, report_mapping
@@ -17,6 +18,7 @@ from pplgrad.core.estimator import Estimator
 from pplgrad.core.plates import Plate
 from pplgrad.estimators.auto import Auto
 from pplgrad.monitoring.watch import Watch
+from pplgrad.monitoring.without_effect import foreign_elbo, running_methods
 from pplgrad.numpyro._baselines import MARK, aligned_values, network_inputs, with_numbers
 from pplgrad.numpyro._compat import is_handed_out, marked_mutable
 from pplgrad.numpyro._distributions import event_elements, values_of_element
@@ -25,6 +27,18 @@ from pplgrad.numpyro._rerun.monitoring import register_counter
 from pplgrad.numpyro._tracing.control_flow import FlowMessenger
 from pplgrad.numpyro._tracing.handlers import site_info
 from pplgrad.numpyro._tracing.particle_trace import TIME, TIME_DIM
+
+
+def _training_elbo() -> object:
+    """Return NumPyro's own ELBO, if `SVI` trains the guide that runs with it.
+
+    An ELBO that is called without `SVI` may be differentiated or not, which cannot be seen from here.
+    """
+    running = list(running_methods())
+    if not any(isinstance(item, SVI) and method != "evaluate" for item, method in running):
+        return None
+    found = foreign_elbo(running, ELBO)
+    return None if found is None else found[0]
 
 
 class EstimatorMessenger(FlowMessenger):
@@ -70,7 +84,7 @@ class ConfiguredGuide:
         self._mapping = mapping
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        report_mapping(self._mapping)
+        report_mapping(self._mapping, _training_elbo, "TraceGrad_ELBO of pplgrad.numpyro")
         # One owner a call: the same guide may run twice in a program, under two scopes.
         messenger = EstimatorMessenger(self._mapping, object())
         with messenger:

@@ -7,12 +7,20 @@ from collections.abc import Callable, Mapping
 from typing import Any, overload
 
 import torch
+from pyro.infer import ELBO
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 
 from pplgrad.configuration import EstimatorMapping, configured, report_mapping
 from pplgrad.core.estimator import Estimator
 from pplgrad.monitoring.watch import Watch
+from pplgrad.monitoring.without_effect import foreign_elbo, running_methods
+
+
+def _training_elbo() -> object:
+    """Return Pyro's own ELBO, if one trains the guide that runs: its `loss` alone has no gradient."""
+    found = foreign_elbo(running_methods(), ELBO) if torch.is_grad_enabled() else None
+    return None if found is None or found[1] == "loss" else found[0]
 
 
 class EstimatorMessenger(Messenger):
@@ -23,7 +31,7 @@ class EstimatorMessenger(Messenger):
         self.mapping = mapping
 
     def __enter__(self) -> EstimatorMessenger:
-        report_mapping(self.mapping)
+        report_mapping(self.mapping, _training_elbo, "TraceGrad_ELBO of pplgrad.pyro")
         return super().__enter__()
 
     def _pyro_sample(self, msg: Any) -> None:

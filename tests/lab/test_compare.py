@@ -53,7 +53,8 @@ def values(frame, **wanted):
 def study(tmp_path_factory):
     out = tmp_path_factory.mktemp("study")
     result = run(SBN, *estimators(), *SMALL, *GRADIENTS, "--out", out)
-    assert result.exit_code == 0, result.output
+    # One of them does not fit.
+    assert result.exit_code == 4, result.output
     return out, result.output
 
 
@@ -125,7 +126,7 @@ def test_a_finished_run_is_never_repeated_and_the_page_is_the_same(study):
     before = {path: path.stat().st_mtime_ns for path in (out / "runs").iterdir()}
     page, data = (out / "report.html").read_text(), read(out)[0]
     result = run(SBN, *estimators(), *SMALL, *GRADIENTS, "--out", out)
-    assert result.exit_code == 0
+    assert result.exit_code == 4
     assert {path: path.stat().st_mtime_ns for path in (out / "runs").iterdir()} == before
     pd.testing.assert_frame_equal(read(out)[0], data)
     assert page.split("<h2>")[1:-1] == (out / "report.html").read_text().split("<h2>")[1:-1]
@@ -136,7 +137,7 @@ def test_a_finished_run_is_never_repeated_and_the_page_is_the_same(study):
 def test_another_configuration_is_another_run(tmp_path):
     base = [SBN, "--backend", "pyro", "--estimator", "score", "--set", "latents=3", "--seeds", "1", "--quiet"]
     for extra in (["--steps", "2"], ["--steps", "3"], ["--steps", "3", "--learning-rate", "0.1"]):
-        assert run(*base, *extra, "--out", tmp_path).exit_code == 0
+        assert run(*base, *extra, "--out", tmp_path, "--replace").exit_code == 0
     assert len(list((tmp_path / "runs").iterdir())) == 3
     assert set(read(tmp_path)[0]["learning_rate"]) == {0.1}
 
@@ -265,7 +266,7 @@ def test_unwritable_folder(tmp_path):
     assert "cannot be written" in refused(SBN, "--out", tmp_path / "results")
 
 
-@pytest.mark.parametrize("command", ["check", "choose", "compare", "report", "estimators", "completion"])
+@pytest.mark.parametrize("command", ["init", "check", "choose", "compare", "report", "estimators", "completion"])
 def test_every_option_has_its_help(command):
     for option in main.commands[command].params:
         assert option.help or option.param_type_name == "argument", option.name
