@@ -266,10 +266,10 @@ def test_mapping_and_defaults():
     with pytest.raises(ConfigurationError, match="not a site name"):
         EstimatorMapping.of({1: one}, "here")
     with collect_mappings() as collected:
-        report_mapping(mapping)
-        report_mapping(mapping)
+        report_mapping(mapping, lambda: None, "another ELBO")
+        report_mapping(mapping, lambda: None, "another ELBO")
     assert collected == [mapping]
-    report_mapping(mapping)
+    report_mapping(mapping, lambda: None, "another ELBO")
     assert len(collected) == 1
 
     def default(rsample, particles, stateful=True):
