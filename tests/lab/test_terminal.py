@@ -190,7 +190,13 @@ def interrupted_after(folder, runs, *arguments):
     """Start a command in a process of its own, press Ctrl-C after so many finished runs; return what it said."""
     command = [sys.executable, "-m", "pplgrad.lab", *map(str, arguments)]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # What was started in the background of a shell ignores Ctrl-C, and hands that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     for _ in range(1200):
         if len(list((folder / "runs").glob("*.json"))) >= runs or process.poll() is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -22,8 +22,6 @@ from pplgrad.engine.branches import chunks, exists_or_not, with_other_sites
 from pplgrad.engine.checks import another_network
 from pplgrad.engine.layout import Layout
 from pplgrad.errors import CompileError, EstimatorError, ProgramError
-from pplgrad.estimators.mixtures import MixturePath
-from pplgrad.estimators.relaxed import Relaxation
 from pplgrad.pyro._array_ops import OPS, TorchNoise, placed
 from pplgrad.pyro._baselines import PREFIX, forgetting
 from pplgrad.pyro._recording import is_recording, moved_generators
@@ -322,19 +320,7 @@ class PyroBranches:
                 parts.append(part.expand(-1, branch.stop - branch.start, *part.shape[2:]))
             return joined(parts, particles)
 
-        return self._costs_of_rows(replace, temperatures, count, depth, branches[0].site, self._never_drawn(branches))
-
-    def _never_drawn(self, branches: Sequence[Branch]) -> list[str]:
-        """Return the sites whose draw no branch takes: all that follow none, and whose estimator makes nothing of the draw."""
-        if self._given is not None:
-            return []  # A step that is watched is the plain one.
-        chosen = [branch.site for branch in branches if branch.start < branch.stop]
-        return [
-            name
-            for name, estimator in self._traces.estimators.items()
-            if not isinstance(estimator, (Relaxation, MixturePath))
-            and not any(self._follows(name, site) for site in chosen if site != name)
-        ]
+        return self._costs_of_rows(replace, temperatures, count, depth, branches[0].site)
 
     def _kept(self, name: str, event: int, depth: int) -> torch.Tensor:
         """Return the draw of a site for all rows: (particles, 1, *batch, *E)."""
@@ -348,7 +334,6 @@ class PyroBranches:
         count: int,
         depth: int,
         site: str,
-        undrawn: Collection[str] = (),
     ) -> list[torch.Tensor]:
         """Run rows of all particles in one plate, `count` of each particle: (particles, count, *batch).
 
@@ -359,7 +344,7 @@ class PyroBranches:
         follow = self._given is not None and not self._vectorized and temperatures is None
         provenance = Provenance(self._given()) if follow and self._given is not None else None
         with broadcasting(depth - 1, site), provenance or nullcontext():
-            traces = self._run(replace, temperatures, particles * count, depth, provenance, undrawn=undrawn)
+            traces = self._run(replace, temperatures, particles * count, depth, provenance)
             every = self._costs(*traces, None, particles * count, depth)
             watched = self._given is not None and not self._vectorized
             seen = self.every_cost(*traces, every, particles * count, depth) if watched else every
@@ -410,7 +395,6 @@ class PyroBranches:
         depth: int | None,
         provenance: Provenance | None = None,
         own: Mapping[str, torch.Tensor] | None = None,
-        undrawn: Collection[str] = (),
     ) -> tuple[Any, Any]:
         """Return the traces of guide and model with `replace` standing outside of everything.
 
@@ -426,7 +410,7 @@ class PyroBranches:
             return run if depth is not None else function
 
         chosen = self._traces.estimators
-        with Intervention(self._traces.guide, replace, chosen, temperatures, (args, kwargs), provenance, undrawn):
+        with Intervention(self._traces.guide, replace, chosen, temperatures, (args, kwargs), provenance):
             effect = poutine.unwrap(guide)
             if isinstance(effect, Messenger):
                 # A guide that is a handler runs the model itself, and keeps both traces.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,8 +48,8 @@ Replace = Callable[[str, Fresh, Any], torch.Tensor]
 class Intervention(Messenger):
     """Puts alternatives in the place of draws, keeps the primary draw of what does not follow, and shares the minibatch.
 
-    Values are replaced after the draw, so that the generator goes on as in the primary run. Where it need not, the sites that `undrawn` names
-    are not drawn at all. With `temperatures` (by the branch's site) discrete sites are relaxed, and their densities extended to weights.
+    Values are replaced after the draw, so that the generator goes on as in the primary run. With `temperatures` (by the branch's site)
+    discrete sites are relaxed, and their densities extended to weights.
     """
 
     def __init__(
@@ -60,10 +60,8 @@ class Intervention(Messenger):
         temperatures: Mapping[str, Any] | None = None,
         arguments: tuple[tuple, Mapping[str, Any]] = ((), {}),
         provenance: Provenance | None = None,
-        undrawn: Collection[str] = (),
     ) -> None:
         super().__init__()
-        self._undrawn = undrawn
         self._arguments = arguments
         self._provenance = provenance
         self._primary = primary
@@ -78,8 +76,6 @@ class Intervention(Messenger):
             msg["value"], msg["done"] = self._primary.nodes[msg["name"]]["value"], True
             if self._provenance is not None:
                 self._provenance.give(msg["value"])
-        elif msg["name"] in self._undrawn and msg["value"] is None:
-            msg["value"] = self._primary.nodes[msg["name"]]["value"].detach()  # Pyro draws where there is no value.
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if self._provenance is not None:
