@@ -222,8 +222,8 @@ def partner_of(noise: Noise, xp: Any, probs: Array, drawn: Array) -> Array:
     """Return the antithetic partner of binary draws, given which of them are 1: 1 or 0 in the dtype of `probs`."""
     # Given 1 the uniform lies in (0, p), and the partner is 1 too where it is above 1 - p: with max(0, 2 p - 1) / p; alike given 0.
     own = xp.where(drawn, probs, 1 - probs)
-    agrees = noise.bernoulli(2 - 1 / xp.clip(own, min=0.5))
-    return xp.where(drawn, agrees, 1 - agrees)
+    agrees = 2 - 1 / xp.clip(own, min=0.5)
+    return noise.bernoulli(xp.where(drawn, agrees, 1 - agrees))
 
 
 def coupled(ops: Ops, odds: Array, apart: Array, difference: Array) -> Array:
