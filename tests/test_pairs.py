@@ -6,7 +6,7 @@ import torch
 
 import pplgrad as pg
 from pplgrad.core.array_ops import linear_density, pair_density
-from pplgrad.estimators.relaxed import HardDraw, HardPair
+from pplgrad.estimators.relaxed import HardDraw, HardPair, Relaxation
 from pplgrad.pyro._array_ops import OPS, TorchNoise
 
 ODDS = [-np.inf, -50.0, -3.0, -0.4, 0.0, 0.7, 2.0, 6.0, 45.0, np.inf, -1.0, 1.3]
@@ -45,6 +45,18 @@ def test_weights(estimator):
     both = draw.cut(estimator.weights(draw))[..., 1]
     torch.testing.assert_close(pair, both, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(slopes(pair, odds), slopes(both, odds), rtol=1e-7, atol=1e-11)
+
+
+@pytest.mark.parametrize("estimator", RELAXATIONS, ids=repr)
+def test_a_relaxation_without_a_form_for_pairs(estimator):
+    odds = torch.tensor(ODDS, dtype=torch.float64, requires_grad=True)
+    found = []
+    for weights in (Relaxation.weight_of_second, type(estimator).weight_of_second):
+        torch.manual_seed(0)
+        pair = HardPair(OPS, odds, torch.tensor(VALUES, dtype=torch.float64), TorchNoise())
+        found.append(weights(estimator, pair))
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(*(slopes(x, odds) for x in found), rtol=1e-7, atol=1e-11)
 
 
 @pytest.mark.parametrize("weights", [VALUES, [0.0, 0.2, 0.4, 0.9, 0.5, 0.1, 0.3, 0.8, 0.7, 0.95, 0.6, 0.25]])

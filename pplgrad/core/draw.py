@@ -481,8 +481,7 @@ class _Axes:
         count = len(self.sizes)
         tail = range(lead + count, len(x.shape))
         moved = xp.permute_dims(x, (*range(lead), *(lead + axis for axis in self.order), *tail))
-        elements = math.prod(x.shape[lead + axis] for axis in self.elements)
-        return xp.reshape(moved, (*x.shape[:lead], *self.shape, elements, *(x.shape[axis] for axis in tail)))
+        return xp.reshape(moved, (*x.shape[:lead], *self.shape, -1, *(x.shape[axis] for axis in tail)))
 
     def scatter(self, xp: Any, x: Array, lead: int, behind: int = 0) -> Array:
         """Undo `gather`, with `behind` further dimensions at the end."""

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from pplgrad.diagnostics.moments import Draws, Moments, squared_norm
+from pplgrad.engine.description import aligned
 from pplgrad.errors import ConfigurationError
 
 EVERYTHING = "all parameters"
@@ -142,13 +143,8 @@ class GradientCheck:
         return [head, *body]
 
     def __str__(self) -> str:
-        table = self.table()
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table
-        ]
         about = f"{self.draws:,} draws against {self.reference}; z is compared with {self.rows[0].critical:.1f}"
-        return "\n".join([f"{self.estimator}: {self.verdict}", about, *lines])
+        return "\n".join([f"{self.estimator}: {self.verdict}", about, *aligned(self.table())])
 
 
 def certify(

@@ -18,6 +18,7 @@ from pplgrad.core.estimator import Estimator
 from pplgrad.core.site_info import SiteInfo
 from pplgrad.diagnostics.code import code
 from pplgrad.diagnostics.moments import Draws
+from pplgrad.engine.description import aligned
 from pplgrad.errors import ConfigurationError, PplgradError
 from pplgrad.estimators.registry import every_estimator
 from pplgrad.estimators.score import ScoreFunction
@@ -215,10 +216,7 @@ class Choice:
         return [head, *(tuple(str(row[name]) for name in head) for row in self.table)]
 
     def __str__(self) -> str:
-        lines = self.lines()
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        shown = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
-        return "\n".join([*shown, "", f"# {self.summary}", self.code])
+        return "\n".join([*aligned(self.lines()), "", f"# {self.summary}", self.code])
 
 
 def choose(

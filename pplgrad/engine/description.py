@@ -28,6 +28,16 @@ class SummedSite(NamedTuple):
     plates: Sequence[str]
 
 
+def aligned(table: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table of text, its columns as wide as what is in them.
+
+    >>> aligned([("a", "site"), ("long", "z")])
+    ['a     site', 'long  z']
+    """
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
+
+
 @dataclass(frozen=True)
 class Description:
     """A row for each latent site, those of the model alone that are summed out last; `str()` makes a table of them.
@@ -41,12 +51,9 @@ class Description:
     rows: list[dict[str, Any]]
 
     def __str__(self) -> str:
-        lines = [COLUMNS, *(tuple(str(row[column]) for column in COLUMNS) for row in self.rows)]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
-        text = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-        ]
-        return "\n".join([text[0], "  ".join("-" * width for width in widths), *text[1:]])
+        cells = [COLUMNS, *(tuple(str(row[column]) for column in COLUMNS) for row in self.rows)]
+        rules = tuple("-" * max(map(len, column)) for column in zip(*cells, strict=True))
+        return "\n".join(aligned([cells[0], rules, *cells[1:]]))
 
 
 def describe(

@@ -54,6 +54,14 @@ def call_with_sites(function: Callable[..., Any], args: Sequence, kwargs: Mappin
     return function(*args, **kwargs)
 
 
+def with_numbers(ops: Ops, x: Array, numbers: Sequence[float]) -> Array:
+    """Return a network's inputs (*batch, features) with more of them, the same for all elements."""
+    if not numbers:
+        return x
+    further = ops.xp.broadcast_to(ops.constant(numbers, x), (*x.shape[:-1], len(numbers)))
+    return ops.xp.concat([x, further], axis=-1)
+
+
 def default_inputs(
     ops: Ops, plates: Sequence[Plate], indices: Mapping[str, Array], arrays: Sequence[Array]
 ) -> Array | None:

@@ -113,7 +113,7 @@ class LocalExpectation(Estimator):
         if not draw.is_finite:
             return Head.around_the_mean(draw, self.head).alternatives(draw)
         xp, index = draw.ops.xp, draw.index
-        elements, categories = index.shape[-1], draw.log_probs.shape[-1]
+        elements, categories = index.shape[-1], draw.categories
         if categories == 1:
             return Alternatives()  # The draw has its only value: the sum does not depend on any parameter.
         shifts = xp.reshape(draw.ops.arange(categories - 1, index) + 1, (1, -1, *(1,) * (len(index.shape) - 1)))
@@ -134,7 +134,7 @@ class LocalExpectation(Estimator):
         if terms.draw.is_thrown or not terms.draw.is_finite:
             return terms.alternatives.kept.surrogate(terms)
         draw, xp, part = terms.draw, terms.ops.xp, terms.alternatives.kept
-        if draw.log_probs.shape[-1] == 1:
+        if draw.categories == 1:
             return xp.sum(xp.zeros_like(terms.downstream))
         index = draw.index if part is None else part.of_chosen(draw.index)
         log_probs = draw.log_probs if part is None else part.of_chosen(draw.log_probs, 1)

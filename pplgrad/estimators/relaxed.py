@@ -77,13 +77,11 @@ class HardDraw:
         return only_possible(xp, every, every + ops.stop_gradient(values - fixed))
 
     def _perturbed_pair(self, fixed: Array, shape: tuple[int, ...]) -> Array:
-        """Return the same for two categories: the other one is below the drawn one by D, with P(D > d) = 1 / (p + (1 − p) exp d)."""
-        xp, first = self.ops.xp, self.index == 0
-        u = self.noise.uniform(shape[:-1], fixed)
-        x = xp.log1p(-u) - xp.log(u) - xp.where(first, fixed[..., 1], fixed[..., 0])
-        apart = xp.clip(x, min=0) + xp.log1p(xp.exp(-xp.abs(x)))
-        zero = xp.zeros_like(apart)
-        values = xp.stack([xp.where(first, zero, -apart), xp.where(first, -apart, zero)], axis=-1)
+        """Return the same for two categories: the other one is below the drawn one by as much as the key of a pair is from 0."""
+        xp, (first, second) = self.ops.xp, self.ops.xp.unstack(fixed, axis=-1)
+        pair = HardPair(self.ops, second - first, xp.astype(self.index, fixed.dtype), self.noise)
+        key = pair.keys(None if shape == tuple(fixed.shape) else shape[0])
+        values = xp.stack([xp.clip(-key, max=0.0), xp.clip(key, max=0.0)], axis=-1)
         every = xp.broadcast_to(self.log_probs, shape)
         return only_possible(xp, every, every + self.ops.stop_gradient(values - fixed))
 

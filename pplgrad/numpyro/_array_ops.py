@@ -47,19 +47,19 @@ def softplus(x: jax.Array) -> jax.Array:
 
 @softplus.defjvp
 def _softplus_jvp(primals: tuple, tangents: tuple) -> tuple:
-    return softplus(*primals), sigmoid(*primals) * tangents[0]
+    return softplus(*primals), _sigmoid(*primals) * tangents[0]
 
 
 @jax.custom_jvp
-def sigmoid(x: jax.Array) -> jax.Array:
+def _sigmoid(x: jax.Array) -> jax.Array:
     """Return 1 / (1 + exp(-x)), with a derivative of its own value."""
     e = jnp.exp(-jnp.abs(x))
     return jnp.where(x > 0, 1.0, e) / (1.0 + e)
 
 
-@sigmoid.defjvp
+@_sigmoid.defjvp
 def _sigmoid_jvp(primals: tuple, tangents: tuple) -> tuple:
-    p = sigmoid(*primals)
+    p = _sigmoid(*primals)
     return p, p * (1.0 - p) * tangents[0]
 
 

@@ -17,7 +17,7 @@ from pplgrad.core.shapes import plate_shape
 from pplgrad.core.sites import SiteSpec
 from pplgrad.engine.baseline_outputs import known_shape
 from pplgrad.engine.checks import another_network
-from pplgrad.engine.upstream import UpstreamSites, call_with_sites, default_inputs
+from pplgrad.engine.upstream import UpstreamSites, call_with_sites, default_inputs, with_numbers
 from pplgrad.errors import BaselineError
 from pplgrad.numpyro._array_ops import OPS
 from pplgrad.numpyro._networks import Network, network
@@ -41,14 +41,6 @@ def is_baseline_param(name: str) -> bool:
         (True, False)
     """
     return MARK in name
-
-
-def with_numbers(x: jax.Array, numbers: Sequence[float]) -> jax.Array:
-    """Return a network's inputs (*batch, features) with more of them, the same for all elements."""
-    if not numbers:
-        return x
-    further = jnp.broadcast_to(jnp.asarray(numbers, x.dtype), (*x.shape[:-1], len(numbers)))
-    return jnp.concatenate([x, further], -1)
 
 
 def network_inputs(
@@ -143,7 +135,7 @@ class NumPyroBaselines:
         x = network_inputs(
             baseline, plates, self._indices, self._program.args, self._program.kwargs, sites, self._dtype
         )
-        x = with_numbers(x, baseline.numbers(site))
+        x = with_numbers(OPS, x, baseline.numbers(site))
         net = network(baseline.net, baseline.hidden, site)
         self._refuse_another(site, baseline, net, params, x)
         out = net.apply(params, x)

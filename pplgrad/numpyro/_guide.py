@@ -16,10 +16,12 @@ from pplgrad.configuration import EstimatorMapping, configured, default_estimato
 from pplgrad.core.baseline import parts_of
 from pplgrad.core.estimator import Estimator
 from pplgrad.core.plates import Plate
+from pplgrad.engine.upstream import with_numbers
 from pplgrad.estimators.auto import Auto
 from pplgrad.monitoring.watch import Watch
 from pplgrad.monitoring.without_effect import foreign_elbo, running_methods
-from pplgrad.numpyro._baselines import MARK, aligned_values, network_inputs, with_numbers
+from pplgrad.numpyro._array_ops import OPS
+from pplgrad.numpyro._baselines import MARK, aligned_values, network_inputs
 from pplgrad.numpyro._compat import is_handed_out, marked_mutable
 from pplgrad.numpyro._distributions import event_elements, values_of_element
 from pplgrad.numpyro._networks import network
@@ -139,7 +141,7 @@ def _register(
             def init(key: jax.Array, part: NeuralBaseline = part, net: Any = net) -> Any:
                 values = _values(messenger, plates)
                 x = network_inputs(part, plates, _indices(messenger), args, kwargs, values, dtype)
-                return net.init(key, with_numbers(x, part.numbers(name)))
+                return net.init(key, with_numbers(OPS, x, part.numbers(name)))
 
             networks.setdefault(f"{part.owner(name)}{MARK}{number}", (init, []))[1].append(mark)
         shapes = part.state_shapes(plates)

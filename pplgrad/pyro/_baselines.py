@@ -18,7 +18,7 @@ from pplgrad.core.shapes import plate_shape
 from pplgrad.core.sites import Run, SiteSpec
 from pplgrad.engine.checks import another_network
 from pplgrad.engine.layout import Layout
-from pplgrad.engine.upstream import UpstreamSites, call_with_sites, default_inputs
+from pplgrad.engine.upstream import UpstreamSites, call_with_sites, default_inputs, with_numbers
 from pplgrad.errors import BaselineError, ConfigurationError
 from pplgrad.pyro._array_ops import OPS
 from pplgrad.pyro._compat import hide_state
@@ -243,7 +243,7 @@ class PyroBaselines:
         """Return the outputs of the one default network of several sites of a loop."""
         if len(set(map(baseline.owner, sites))) > 1:
             return None
-        every = torch.stack([with_numbers(x, baseline.numbers(site)) for site in sites])
+        every = torch.stack([with_numbers(OPS, x, baseline.numbers(site)) for site in sites])
         network = self._networks.get(baseline.owner(sites[0]), key, baseline, every)
         plain = isinstance(network, Perceptron) and network.is_plain()
         return network(every)[..., 0] if plain else None
@@ -278,7 +278,7 @@ class PyroBaselines:
                 out = call_with_sites(baseline.function, self._program.args, self._program.kwargs, self._upstream(site))
                 return torch.as_tensor(out, dtype=self._like.dtype, device=self._like.device)
         with self._provenance or nullcontext():
-            x = with_numbers(self._inputs(site, baseline), baseline.numbers(site))
+            x = with_numbers(OPS, self._inputs(site, baseline), baseline.numbers(site))
         module = self._networks.get(baseline.owner(site), key, baseline, x)
         if self._provenance is not None:
             self._provenance.give(*module.parameters(), *module.buffers())
@@ -330,14 +330,6 @@ class PyroBaselines:
             batch = (1,) * (depth - len(batch)) + batch
             aligned[name] = value.detach().reshape(value.shape[0], *batch, *value.shape[value.dim() - event_dim :])
         return UpstreamSites(site, aligned, self._ancestors)
-
-
-def with_numbers(x: torch.Tensor, numbers: Sequence[float]) -> torch.Tensor:
-    """Return a network's inputs (*batch, features) with more of them, the same for all elements."""
-    if not numbers:
-        return x
-    further = torch.tensor(numbers, dtype=x.dtype, device=x.device)
-    return torch.cat([x, further.expand(*x.shape[:-1], -1)], -1)
 
 
 def _innermost(batch: Sequence[int], depth: int) -> tuple[int, ...]:

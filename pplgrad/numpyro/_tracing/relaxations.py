@@ -217,16 +217,14 @@ def _pair(bare: Extended, value: jax.Array, noise: Noise) -> HardPair:
 
 def softened(site: str, wide: Any, value: jax.Array, temperature: Any, key: jax.Array) -> jax.Array:
     """Return a draw's relaxation at a temperature, or the probabilities if it is None; `wide` is its extended law."""
-    bare = unmasked(wide)
+    bare, noise = unmasked(wide), noise_for(site, OPS, lambda _: JaxNoise(jax.random.fold_in(key, 1)))
     if bare.odds is not None:
-        noise = noise_for(site, OPS, lambda _: JaxNoise(jax.random.fold_in(key, 1)))
         pair = _pair(bare, value, noise)
         return OPS.sigmoid(pair.odds) if temperature is None else pair.concrete(temperature)
     if temperature is None:
         weights = jnp.where(bare.log_probs > -jnp.inf, jnp.exp(bare.log_probs), 0.0)
     else:
         index = jnp.argmax(value, -1) if bare.one_hot else value.astype(int)
-        noise = noise_for(site, OPS, lambda _: JaxNoise(jax.random.fold_in(key, 1)))
         draw = HardDraw(OPS, bare.log_probs, index, noise)
         weights = draw.cut(softmax(jnp, tempered(jnp, draw.perturbed(), temperature)))
     return weights if bare.one_hot else weights[..., 1]
