@@ -12,6 +12,7 @@ from pplgrad.baselines.leave_one_out import LeaveOneOut
 from pplgrad.core.estimator import Estimator
 from pplgrad.core.filtering import FIVO
 from pplgrad.core.objectives import MultiSample, Objective
+from pplgrad.core.program import Program
 from pplgrad.diagnostics.certificate import GradientCheck, Reference, certify, check_numbers
 from pplgrad.diagnostics.moments import Draws
 from pplgrad.errors import ConfigurationError, ProgramError
@@ -63,6 +64,20 @@ class Budget:
 
     def __post_init__(self) -> None:
         check_numbers(self.draws, self.level, self.tolerance)
+
+
+def program_of(name: str, model: Callable, guide: Callable, args: Any, kwargs: Any) -> Program:
+    """Return a program with its arguments, as `check_gradients` and `choose_estimators` take them in both libraries."""
+    if not isinstance(args, (tuple, list)):
+        raise ConfigurationError(
+            f"{name}(model, guide, args) takes a tuple of the program's arguments; got {type(args).__name__}; write (x,) for one "
+            "argument x."
+        )
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise ConfigurationError(
+            f"{name}(model, guide, args, kwargs) takes the program's keyword arguments as a mapping; got {type(kwargs).__name__}."
+        )
+    return Program(model, guide, tuple(args), dict(kwargs or {}))
 
 
 def check(

@@ -32,7 +32,7 @@ from pplgrad.engine.surrogate import Estimate, estimate
 from pplgrad.errors import ConfigurationError, EstimatorError
 from pplgrad.numpyro._array_ops import OPS, JaxOps, ours
 from pplgrad.numpyro._compat import is_tracing, reused
-from pplgrad.numpyro._diagnostics.measuring import measured
+from pplgrad.numpyro._diagnostics.measuring import described, measured
 from pplgrad.numpyro._evaluation import (
     as_jax,
     by_site,
@@ -241,29 +241,27 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
         """
         self.loss_with_mutable_state(rng_key, param_map, model, guide, *args, **kwargs)
 
-    def describe(
-        self, rng_key: jax.Array, param_map: dict, model: Callable, guide: Callable, *args: Any, **kwargs: Any
-    ) -> Description:
+    def describe(self, *args: Any, **kwargs: Any) -> Description:
         """Describe what this ELBO does at each latent site, and why.
 
+        `describe(model, guide, *args, **kwargs)` is as in Pyro, at the parameters that the program starts with.
+        `describe(rng_key, param_map, model, guide, *args, **kwargs)` is as `loss`, at given parameters.
+
         Args:
-            rng_key: a key, as for `loss`.
-            param_map: the parameters, such as `svi.get_params(state)`.
-            model: the model.
-            guide: the guide.
-            args: positional arguments of the program.
+            args: the model, the guide, and positional arguments of the program; a key and parameters may go before.
             kwargs: keyword arguments of the program.
 
         Returns:
             A description with a row for each latent site. `print` shows it as a table.
 
         Example:
-            >>> import jax, numpyro, numpyro.distributions as dist
+            >>> import numpyro, numpyro.distributions as dist
             >>> program = lambda: numpyro.sample("z", dist.Bernoulli(0.5))
-            >>> TraceGrad_ELBO(num_particles=2).describe(jax.random.key(0), {}, program, program).rows[0]["baseline"]
+            >>> TraceGrad_ELBO(num_particles=2).describe(program, program).rows[0]["baseline"]
             'LeaveOneOut()'
         """
-        program = self._with_one_minibatch(rng_key, Program(model, guide, args, kwargs))
+        rng_key, param_map, program = described(*args, **kwargs)
+        program = self._with_one_minibatch(rng_key, program)
         param_map = as_jax(param_map)
         runs, _ = self._runs(rng_key, param_map, program)
         parts = [laid_out(static, arrays, reads, self.objective) for arrays, static, reads in runs]

@@ -10,9 +10,8 @@ from numpyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
 
 from pplgrad.core.estimator import Estimator
 from pplgrad.core.objectives import ELBO, Objective, Renyi
-from pplgrad.core.program import Program
 from pplgrad.diagnostics.certificate import GradientCheck
-from pplgrad.diagnostics.checking import Budget, check, chosen_elbo, refuse_without_expectation
+from pplgrad.diagnostics.checking import Budget, check, chosen_elbo, program_of, refuse_without_expectation
 from pplgrad.errors import ConfigurationError
 from pplgrad.numpyro._diagnostics.gradient_draws import Gradients
 from pplgrad.numpyro._elbo import TraceGrad_ELBO
@@ -96,10 +95,10 @@ def check_gradients(
     budget = Budget(draws, level, tolerance, outcomes, seed)
     checked = chosen_elbo(TraceGrad_ELBO, elbo, estimators, num_particles, objective)
     wanted = objective or objective_of(checked)
-    plain = Gradients(Program(model, guide, args, dict(kwargs or {})), params, seed)
+    plain = Gradients(program_of("check_gradients", model, guide, args, kwargs), params, seed)
     # Learned baselines live in a wrapped guide alone.
     guide = guide if estimators is None else config_estimators(guide, estimators)
-    host = Gradients(Program(model, guide, args, dict(kwargs or {})), params, seed)
+    host = Gradients(program_of("check_gradients", model, guide, args, kwargs), params, seed)
     if isinstance(checked, TraceGrad_ELBO) and warm_up and (host.learned or host.mutable):
         host.warm_up(checked, warm_up)
     # One particle after the other also where a program cannot be traced.

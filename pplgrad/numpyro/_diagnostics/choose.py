@@ -7,7 +7,7 @@ from typing import Any
 
 from pplgrad.core.estimator import Estimator
 from pplgrad.core.objectives import ELBO, Objective
-from pplgrad.core.program import Program
+from pplgrad.diagnostics.checking import program_of
 from pplgrad.diagnostics.choosing import WARM_UP, Choice, choose
 from pplgrad.diagnostics.choosing import candidates as fitting
 from pplgrad.numpyro._diagnostics.measuring import draws_with, sites_of
@@ -77,7 +77,7 @@ def choose_estimators(
         Owen (2013), section 8.1, for the efficiency.
     """
 
-    program = Program(model, guide, args, dict(kwargs or {}))
+    program = program_of("choose_estimators", model, guide, args, kwargs)
     elbo = TraceGrad_ELBO(num_particles, vectorize_particles, objective=objective)
     offered = fitting(sites_of(elbo, program, params, seed), candidates)
     return choose(draws_with(elbo, program, params, seed, warm_up), offered, seconds, progress)

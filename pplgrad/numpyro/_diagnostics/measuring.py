@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import jax
 import numpy as np
+from numpyro.infer import SVI, TraceGraph_ELBO
+from numpyro.optim import SGD
 
 from pplgrad.configuration import Resolved
 from pplgrad.core.estimator import Estimator
@@ -15,8 +17,39 @@ from pplgrad.core.program import Program
 from pplgrad.core.site_info import SiteInfo
 from pplgrad.diagnostics.choosing import WARM_UP, Candidate, Choice, Probe, choose, keep, to_measure
 from pplgrad.diagnostics.moments import Draws
+from pplgrad.errors import ConfigurationError
 from pplgrad.numpyro._diagnostics.gradient_draws import Gradients
 from pplgrad.numpyro._guide import config_estimators
+
+Asked = tuple[jax.Array, dict[str, Any], Program]
+"""A key, parameters, and a program."""
+
+
+def described(*args: Any, **kwargs: Any) -> Asked:
+    """Return what `describe` is asked of: of a model and a guide, before which a key and parameters may stand."""
+    if len(args) > 1 and callable(args[0]) and callable(args[1]):
+        return _started(*args, **kwargs)
+    try:
+        return _given(*args, **kwargs)
+    except TypeError:
+        raise ConfigurationError(
+            "describe takes a model, a guide and the program's arguments: describe(model, guide, *args), or "
+            "describe(rng_key, param_map, model, guide, *args)."
+        ) from None
+
+
+def _given(
+    rng_key: jax.Array, param_map: dict[str, Any], model: Callable, guide: Callable, *args: Any, **kwargs: Any
+) -> Asked:
+    return rng_key, param_map, Program(model, guide, args, kwargs)
+
+
+def _started(model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Asked:
+    """Return a program at the parameters that it starts with, the baselines' among them."""
+    # `init` does not run the loss, and this one lets discrete sites pass.
+    svi = SVI(model, guide, SGD(0.0), TraceGraph_ELBO())
+    state = svi.init(jax.random.key(0), *args, **kwargs)
+    return jax.random.key(0), svi.get_params(state), Program(model, guide, args, kwargs)
 
 
 def measured(elbo: Any, program: Program, params: Mapping[str, Any] | None, seed: int) -> Choice:

@@ -9,9 +9,8 @@ from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
 
 from pplgrad.core.estimator import Estimator
 from pplgrad.core.objectives import ELBO, Objective, Renyi
-from pplgrad.core.program import Program
 from pplgrad.diagnostics.certificate import GradientCheck
-from pplgrad.diagnostics.checking import Budget, check, chosen_elbo, refuse_without_expectation
+from pplgrad.diagnostics.checking import Budget, check, chosen_elbo, program_of, refuse_without_expectation
 from pplgrad.errors import ConfigurationError
 from pplgrad.pyro._diagnostics.gradient_draws import Gradients
 from pplgrad.pyro._elbo import TraceGrad_ELBO
@@ -95,7 +94,7 @@ def check_gradients(
     budget = Budget(draws, level, tolerance, outcomes, seed)
     checked = chosen_elbo(TraceGrad_ELBO, elbo, estimators, num_particles, objective)
     wanted = objective or objective_of(checked)
-    with Gradients(Program(model, guide, args, dict(kwargs or {})), seed) as host:
+    with Gradients(program_of("check_gradients", model, guide, args, kwargs), seed) as host:
         if isinstance(checked, TraceGrad_ELBO) and warm_up:
             host.warm_up(checked, warm_up)
         return check(host, checked, wanted, reference, budget, progress, make_elbo=TraceGrad_ELBO)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pplgrad.core.estimator import Estimator
 from pplgrad.core.objectives import ELBO, Objective
-from pplgrad.core.program import Program
+from pplgrad.diagnostics.checking import program_of
 from pplgrad.diagnostics.choosing import WARM_UP, Choice, choose
 from pplgrad.diagnostics.choosing import candidates as fitting
 from pplgrad.pyro._diagnostics.gradient_draws import Gradients
@@ -84,6 +84,6 @@ def choose_estimators(
     elbo = TraceGrad_ELBO(
         num_particles, max_plate_nesting, vectorize_particles=vectorize_particles, objective=objective
     )
-    with Gradients(Program(model, guide, args, dict(kwargs or {})), seed) as host:
+    with Gradients(program_of("choose_estimators", model, guide, args, kwargs), seed) as host:
         offered = fitting(sites_of(elbo, host.program), candidates)
         return choose(draws_with(elbo, host, warm_up), offered, seconds, progress)
