@@ -189,15 +189,15 @@ def test_an_unfinished_study_is_not_replaced_either(tmp_path):
 def interrupted_after(folder, runs, *arguments):
     """Start a command in a process of its own, press Ctrl-C after so many finished runs; return what it said."""
     command = [sys.executable, "-m", "pplgrad.lab", *map(str, arguments)]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # What was started in the background of a shell ignores Ctrl-C, and hands that on.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    # What was started in the background of a shell ignores Ctrl-C and hands that on, unless this process handles it.
+    # (`preexec_fn` would fork, which JAX warns of where a test before this one has loaded it.)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
     for _ in range(1200):
         if len(list((folder / "runs").glob("*.json"))) >= runs or process.poll() is not None:
             break
