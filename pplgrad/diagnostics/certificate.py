@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pplgrad.diagnostics.moments import Draws, Moments, squared_norm
-from pplgrad.engine.description import aligned
+from pplgrad.engine.description import aligned, html_table
 from pplgrad.errors import ConfigurationError
 
 EVERYTHING = "all parameters"
@@ -142,9 +142,15 @@ class GradientCheck:
         ]
         return [head, *body]
 
-    def __str__(self) -> str:
+    def _about(self) -> list[str]:
         about = f"{self.draws:,} draws against {self.reference}; z is compared with {self.rows[0].critical:.1f}"
-        return "\n".join([f"{self.estimator}: {self.verdict}", about, *aligned(self.table())])
+        return [f"{self.estimator}: {self.verdict}", about]
+
+    def __str__(self) -> str:
+        return "\n".join([*self._about(), *aligned(self.table())])
+
+    def _repr_html_(self) -> str:
+        return html_table(self.table(), self._about())
 
 
 def certify(

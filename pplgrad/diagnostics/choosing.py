@@ -18,7 +18,7 @@ from pplgrad.core.estimator import Estimator
 from pplgrad.core.site_info import SiteInfo
 from pplgrad.diagnostics.code import code
 from pplgrad.diagnostics.moments import Draws
-from pplgrad.engine.description import aligned
+from pplgrad.engine.description import aligned, html_table
 from pplgrad.errors import ConfigurationError, PplgradError
 from pplgrad.estimators.registry import every_estimator
 from pplgrad.estimators.score import ScoreFunction
@@ -217,6 +217,9 @@ class Choice:
 
     def __str__(self) -> str:
         return "\n".join([*aligned(self.lines()), "", f"# {self.summary}", self.code])
+
+    def _repr_html_(self) -> str:
+        return html_table(self.lines(), [self.summary, self.code])
 
 
 def choose(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from html import escape
+from inspect import signature
+from shutil import get_terminal_size
+from textwrap import wrap
 from typing import Any, NamedTuple, Protocol
 
 from pplgrad.core.array_ops import Ops
@@ -38,6 +42,39 @@ def aligned(table: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
 
 
+def html_table(cells: Sequence[Sequence[str]], about: Sequence[str] = ()) -> str:
+    """Return a table of text as HTML, its first row the heads, below lines of text; notebooks show it.
+
+    >>> html_table([("site",), ("<z>",)], ["two & two"])
+    '<p>two &amp; two</p><table><thead><tr><th>site</th></tr></thead><tbody><tr><td>&lt;z&gt;</td></tr></tbody></table>'
+    """
+
+    def row(kind: str, texts: Sequence[str]) -> str:
+        return "<tr>" + "".join(f"<{kind}>{escape(text)}</{kind}>" for text in texts) + "</tr>"
+
+    lines = "".join(f"<p>{escape(line)}</p>" for line in about)
+    body = "".join(row("td", texts) for texts in cells[1:])
+    return f"{lines}<table><thead>{row('th', cells[0])}</thead><tbody>{body}</tbody></table>"
+
+
+class ShowsSettings:
+    """Shows an ELBO by the arguments that differ from their defaults; `_arguments` holds those that are no attributes of it."""
+
+    _arguments: Mapping[str, Any] = {}
+
+    def _settings(self) -> Iterator[tuple[str, str]]:
+        for name, parameter in signature(type(self)).parameters.items():
+            value = self._arguments[name] if name in self._arguments else getattr(self, name, parameter.default)
+            if value is not parameter.default and value != parameter.default:
+                yield name, repr(value)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={text}' for name, text in self._settings())})"
+
+    def _repr_html_(self) -> str:
+        return html_table([("argument", "value"), *self._settings()], [type(self).__name__])
+
+
 @dataclass(frozen=True)
 class Description:
     """A row for each latent site, those of the model alone that are summed out last; `str()` makes a table of them.
@@ -50,10 +87,30 @@ class Description:
 
     rows: list[dict[str, Any]]
 
+    def cells(self, columns: Sequence[str] = COLUMNS) -> list[tuple[str, ...]]:
+        """Return heads and rows as text."""
+        return [tuple(columns), *(tuple(str(row[column]) for column in columns) for row in self.rows)]
+
     def __str__(self) -> str:
-        cells = [COLUMNS, *(tuple(str(row[column]) for column in COLUMNS) for row in self.rows)]
+        width = get_terminal_size((120, 24)).columns
+        columns = list(COLUMNS)
+        # Nothing is cut: what does not fit beside the others stands below.
+        while len(columns) > 2 and max(map(len, aligned(self.cells(columns)))) > width:
+            columns.pop()
+        cells = self.cells(columns)
         rules = tuple("-" * max(map(len, column)) for column in zip(*cells, strict=True))
-        return "\n".join(aligned([cells[0], rules, *cells[1:]]))
+        head, rule, *body = aligned([cells[0], rules, *cells[1:]])
+        lines = [head, rule]
+        for line, row in zip(body, self.rows, strict=True):
+            below = "; ".join(f"{column}: {row[column]}" for column in COLUMNS[len(columns) :])
+            lines += [
+                line,
+                *wrap(below, width, initial_indent="    ", subsequent_indent="    ", break_long_words=False),
+            ]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return html_table(self.cells())
 
 
 def describe(

@@ -109,8 +109,8 @@ def cell(quantity: str, row: Any) -> Cell:
 
     >>> cell("peak_bytes", {("peak_bytes", "mean"): 2_500_000.0, ("peak_bytes", "half"): 0.0}).text
     '2.5 MB'
-    >>> cell("mse", {("mse", "mean"): 0.012345, ("mse", "half"): 0.0004})
-    Cell(text='0.01234 ± 0.00040', order=0.012345)
+    >>> cell("mse", {("mse", "mean"): 0.01234, ("mse", "half"): 0.0004})
+    Cell(text='0.01234 ± 0.00040', order=0.01234)
     """
     mean, half = float(row[quantity, "mean"]), float(row[quantity, "half"])
     order = None if math.isnan(mean) else mean

@@ -25,7 +25,7 @@ from pplgrad.engine.checks import (
     checked_parallel,
 )
 from pplgrad.engine.closed_forms import ClosedForms
-from pplgrad.engine.description import Description, describe
+from pplgrad.engine.description import Description, ShowsSettings, describe
 from pplgrad.engine.filter_checks import refuse_options
 from pplgrad.engine.records import Record
 from pplgrad.engine.surrogate import Estimate, estimate
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from pplgrad.diagnostics.choosing import Choice
 
 
-class TraceGrad_ELBO(Runner, Trace_ELBO):
+class TraceGrad_ELBO(ShowsSettings, Runner, Trace_ELBO):
     r"""The evidence lower bound (ELBO), with a gradient estimator for each latent site of the guide.
 
     Estimates ∇ E_q[Σ log p − Σ log q], in nats. A cost is a log density, scaled and masked. Each cost is part of the downstream
@@ -137,6 +137,7 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
         self.max_parallel = checked_parallel(max_parallel, self._vectorized_particles)
         self._closed = ClosedForms.of(closed_form, self.objective)
         self._mapping = EstimatorMapping.of(estimators, "TraceGrad_ELBO(estimators=...)")
+        self._arguments = {"estimators": self._mapping.estimators or None, "closed_form": self._closed.kinds or None}
         self._resolved: dict[str, Resolved] = {}
         self._stateless: set[str] = set()
 

@@ -23,7 +23,7 @@ from pplgrad.core.program import Program
 from pplgrad.core.sites import Run
 from pplgrad.engine.checks import checked_objective, checked_parallel, refuse_lost, refuse_lost_in_model, refuse_misuse
 from pplgrad.engine.closed_forms import ClosedForms
-from pplgrad.engine.description import Description, describe
+from pplgrad.engine.description import Description, ShowsSettings, describe
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.records import Record
 from pplgrad.engine.signals import Bounds
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from pplgrad.diagnostics.choosing import Choice
 
 
-class TraceGrad_ELBO(Runner, Trace_ELBO):
+class TraceGrad_ELBO(ShowsSettings, Runner, Trace_ELBO):
     r"""The evidence lower bound (ELBO), with a gradient estimator for each latent site of the guide.
 
     Estimates ∇ E_q[Σ log p − Σ log q], in nats. A cost is a log density, scaled and masked. Each cost is part of the downstream
@@ -155,6 +155,8 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
             )
         self._closed = ClosedForms.of(closed_form, self.objective)
         self._mapping = EstimatorMapping.of(estimators, "TraceGrad_ELBO(estimators=...)")
+        self._arguments = {"estimators": self._mapping.estimators or None, "closed_form": self._closed.kinds or None}
+        self._arguments |= {"process_group": process_group, "compile": compile, "reuse_structure": reuse_structure}
         self._networks = Networks()
         self._structures = Structures(reuse_structure, self._mapping.estimators.values())
         self._resolved: dict[Any, Resolved] = {}
