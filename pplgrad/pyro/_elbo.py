@@ -402,6 +402,18 @@ class TraceGrad_ELBO(Runner, Trace_ELBO):
             return ()
         return (*settings(), self.num_particles, self.vectorize_particles, Identity(id(self.objective)))
 
+    def _known_so_far(self, model: Any, guide: Any) -> dict[str, Any]:
+        """Return in plain data how far a program is known, for a training that goes on in another process."""
+        compiler = self._compiler
+        known = self._structures.state(model, guide, () if compiler is None else compiler.stays_eager)
+        return {"structures": known, "graphs": 0 if compiler is None else compiler.graphs_made}
+
+    def _resume(self, model: Any, guide: Any, state: Mapping[str, Any]) -> None:
+        """Find again what was known of a program, when it is next asked for."""
+        self._structures.resume(model, guide, state["structures"])
+        if self._compiler is not None:
+            self._compiler.graphs_made = state["graphs"]
+
     def _uncompiled(self) -> TraceGrad_ELBO:
         """Return an ELBO that shares everything with this one, and does not compile."""
         other = copy.copy(self)

@@ -58,7 +58,6 @@ def training_state(svi: SVI, modules: Mapping[str, torch.nn.Module] | None = Non
             f"training_state(svi): site '{name}' is under Auto(measure=True), whose choice is one of time and would be another one after a "
             "restart; choose once with choose_estimators(...), and give config_estimators what it has chosen."
         )
-    eager = () if elbo._compiler is None else elbo._compiler.stays_eager
     watcher = elbo._watcher
     known = _modules(elbo, Program(svi.model, svi.guide, (), {}), modules)
     return {
@@ -69,8 +68,7 @@ def training_state(svi: SVI, modules: Mapping[str, torch.nn.Module] | None = Non
         "random": random_state(),
         "buffers": {name: {k: x.detach().clone() for k, x in m.named_buffers()} for name, m in known.items()},
         "watched_steps": None if watcher is None else watcher.steps,
-        "graphs": 0 if elbo._compiler is None else elbo._compiler.graphs_made,
-        "structures": elbo._structures.state(svi.model, svi.guide, eager),
+        **elbo._known_so_far(svi.model, svi.guide),
     }
 
 
@@ -121,10 +119,8 @@ def load_training_state(
             "load_training_state(svi, state): the state is not one that training_state(svi) returned."
         )
     program, settings = Program(svi.model, svi.guide, args, kwargs), elbo._settings()
-    elbo._structures.resume(svi.model, svi.guide, state["structures"])
+    elbo._resume(svi.model, svi.guide, state)
     uses = elbo._structures.waiting(program, settings)
-    if elbo._compiler is not None:
-        elbo._compiler.graphs_made = state["graphs"]
     with as_before(elbo, program, False):
         rehearse(elbo, elbo.loss_and_grads, program, settings, uses or Uses())
     if uses is None:
