@@ -6,8 +6,9 @@ export OMP_NUM_THREADS = 1
 export MKL_NUM_THREADS = 1
 
 FUZZ_SEEDS ?= 0:40
+FASHION_STUDIES ?= arms_2021_linear_fashion rodeo_2022_linear_fashion arms_2021_nonlinear_fashion rodeo_2022_nonlinear_fashion
 
-.PHONY: bench-estimators bench-growth demo test test-all test-newest test-newest-pyro quick fuzz lint format storchastic bench bench-against bench-full bench-watching bench-marginal bench-memory bench-arithmetic bench-gpu bench-guards bench-passes bench-mixtures variance study clean
+.PHONY: bench-estimators bench-growth demo test test-all test-newest test-newest-pyro quick fuzz lint format storchastic bench bench-against bench-full bench-watching bench-marginal bench-memory bench-arithmetic bench-gpu bench-guards bench-passes bench-mixtures variance study data fashion clean
 
 # The stamp is newer than the files that say what to install, so that a second run installs nothing.
 .venv/installed: pyproject.toml constraints.txt
@@ -124,6 +125,17 @@ variance: .venv/installed
 
 study: .venv/installed
 	$(BIN)/pplgrad compare studies/digits.toml --jobs 2 --out results/study
+
+# The 70,000 images of Fashion-MNIST, as Debian and Ubuntu package them; elsewhere give a copy of your own: --data PATH.
+FASHION = /usr/share/datasets/fashion-mnist
+data:
+	test -d $(FASHION) || (apt-get update -qq && apt-get install -y dataset-fashion-mnist)
+	ls -l $(FASHION)/*.gz
+
+# The published comparisons at full size, on Fashion-MNIST: days of one core. Interrupt at any time; the same command goes on.
+fashion: .venv/installed data
+	for study in $(FASHION_STUDIES); do \
+	  $(BIN)/pplgrad compare studies/$$study.toml --jobs $(or $(JOBS),1) --out results/$$study || exit 1; done
 
 clean:
 	rm -rf .venv .venv-newest .venv-storchastic results

@@ -1,4 +1,4 @@
-"""Images as rows of pixels in [0, 1]: scikit-learn's digits, or a local copy of MNIST, Fashion-MNIST or Omniglot.
+"""Images as rows of pixels in [0, 1]: scikit-learn's digits, Debian's Fashion-MNIST, or a local copy of MNIST or Omniglot.
 
 Reads the formats in which these sets are handed out: IDX (`train-images-idx3-ubyte`, also gzipped, with its `t10k` or
 `test` neighbour in one folder), `.npz` with `x_train` and `x_test`, `.mat` with `data` and `testdata` (pixels by
@@ -11,10 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
+# Where Debian's package dataset-fashion-mnist puts its four files (`make data` installs it).
+FASHION = Path("/usr/share/datasets/fashion-mnist")
+
 
 def load(data, seed, held_back=0):
     """Return the pixels of the train and the test images; the last `held_back` train images are left out (validation)."""
-    train, test = _digits(seed) if data == "digits" else _read(Path(data))
+    train, test = _digits(seed) if data == "digits" else _read(FASHION if data == "fashion-mnist" else Path(data))
     if train.shape[1] != test.shape[1]:
         raise ValueError(
             f"the train images of {data} have {train.shape[1]} pixels, and the test images {test.shape[1]}."
@@ -35,8 +38,9 @@ def _digits(seed):
 def _read(path):
     if not path.exists():
         raise ValueError(
-            f"there is no data at '{path}'; give the path of a local copy (a folder of IDX files, .npz, .mat or .amat), or "
-            "'digits' for the digits that come with scikit-learn."
+            f"there is no data at '{path}'; give the path of a local copy (a folder of IDX files, .npz, .mat or .amat), "
+            "'digits' for the digits that come with scikit-learn, or 'fashion-mnist' where Debian's package of it is installed "
+            "(`make data`)."
         )
     # A file of a pair is read with its neighbour, and any other file alone.
     paired = path.suffix == ".amat" or "idx3-ubyte" in path.name

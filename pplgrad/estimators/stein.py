@@ -111,17 +111,15 @@ class RODEO(WithSlopes):
         hard = draw.one_hot(index)
         probs = xp.exp(ops.stop_gradient(draw.log_probs))[:, None, ..., None]
         costs = xp.concat([terms.downstream[:, None], terms.costs], axis=1)
-        slopes = ops.stop_gradient(terms.slopes)
         elements = hard.shape[-2]
-        # Draw i on axis 1 takes from draw j on axis 2, which is another one.
-        slope, mine = slopes[:, None], hard[:, :, None]
-        line = xp.sum(slope * (mine - hard[:, None]), axis=(-2, -1))
+        # Draw i on axis 1 takes from the other draws, on axis 2.
+        slope, theirs, cost = (_of_others(ops, x) for x in (ops.stop_gradient(terms.slopes), hard, costs))
+        mine = hard[:, :, None]
+        line = xp.sum(slope * (mine - theirs), axis=(-2, -1))
         # What f moves by where one element takes another category.
         step = slope - sum_over_categories(xp, slope * mine)
-        here = self._network(xp, known, costs[:, None], line)
-        moved = line[..., None, None] + step
-        there = self._network(xp, known, costs[:, None][..., None, None], moved)
-        here, there = (_mean_of_others(ops, x) for x in (here, there))
+        here = xp.mean(self._network(xp, known, cost, line), axis=2)
+        there = self._there(xp, known, (cost, line, step), hard, here)
         weighted = probs * there
         total = xp.sum(weighted, axis=(-3, -2))
         held = costs + known["alpha"] * (total[..., 0] / elements - here[..., 0])
@@ -130,6 +128,17 @@ class RODEO(WithSlopes):
         stays = whole - sum_over_categories(xp, weighted)
         extra = (stays * hard + weighted) / elements - here[..., 1][..., None, None] * hard
         return xp.sum((costs - others)[..., None, None] * hard + known["beta"] * extra, axis=1) / k
+
+    def _there(self, xp: Any, known: Mapping[str, Any], at: tuple[Array, ...], hard: Array, here: Array) -> Array:
+        """Return the mean of H over the other draws where one element takes another category, with a category's place before H's two."""
+        cost, line, step = at
+        if step.shape[-1] > 2:
+            moved = line[..., None, None] + step
+            return xp.mean(self._network(xp, known, cost[..., None, None], moved), axis=2)
+        # Of two categories one stays as it is, and moves nothing.
+        moved = line[..., None] + sum_over_categories(xp, step)[..., 0]
+        flipped = xp.mean(self._network(xp, known, cost[..., None], moved), axis=2)
+        return xp.where(hard[..., None] > 0, here[..., None, None, :], flipped[..., None, :])
 
     def _network(self, xp: Any, known: Mapping[str, Any], cost: Array, line: Array) -> Array:
         """Return H of a cost and of what a line adds to it: two outputs behind the shape of the line."""
@@ -142,12 +151,11 @@ class RODEO(WithSlopes):
         return xp.matmul(active, known["out"])
 
 
-def _mean_of_others(ops: Ops, x: Array) -> Array:
-    """Return, for (particles, i, j, ...), the mean over all j that are not i."""
-    k, xp = x.shape[1], ops.xp
-    other = xp.reshape(ops.constant(1 - np.eye(k), x), (1, k, k, *(1,) * (len(x.shape) - 3)))
-    # Chosen and not weighted: what a draw says of itself may be infinite. (As a product, XLA's code for a CPU crashed.)
-    return xp.sum(xp.where(other > 0, x, xp.zeros_like(x)), axis=2) / (k - 1)
+def _of_others(ops: Ops, x: Array) -> Array:
+    """Return, for (particles, k, ...), what draw i takes from: (particles, i, k − 1 other draws, ...)."""
+    k = x.shape[1]
+    rows = [ops.stack([x[:, j] for j in range(k) if j != i], axis=1) for i in range(k)]
+    return ops.stack(rows, axis=1)
 
 
 @lru_cache

@@ -12,7 +12,7 @@ from pplgrad.lab.runner import Plan
 from pplgrad.lab.tasks import write_atomically
 
 FILE = "study.json"
-_GROWS = ("estimators", "backends", "seeds")
+_GROWS = ("estimators", "backends", "seeds", "also")
 """Settings that may grow: what was finished before stays a part of the study."""
 
 
@@ -82,6 +82,8 @@ def _differences(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> Iterator
 def _of_tables(prefix: str, old: Mapping[str, Any], new: Mapping[str, Any], typed: bool) -> Iterator[str]:
     for name in dict.fromkeys([*old, *new]):
         one, other = old.get(name), new.get(name)
+        if name in _GROWS and isinstance(other, list) and set(one or ()) <= set(other):
+            continue
         if one != other and (typed or str(one) != str(other)):
             yield f"{prefix}{name}, {_shown(one)}"
 

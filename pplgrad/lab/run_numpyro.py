@@ -24,10 +24,10 @@ from pplgrad.core.program import Program
 from pplgrad.diagnostics.certificate import GradientCheck
 from pplgrad.diagnostics.choosing import Choice
 from pplgrad.lab.faults import Lines, caller_line
-from pplgrad.lab.rows import Data, count, mapped, parts, together
+from pplgrad.lab.rows import Data, arrays_of, count, mapped, parts, together
 from pplgrad.lab.script import Script, check_parameters
 from pplgrad.lab.script_run import At, ScriptRun
-from pplgrad.lab.specs import Specification, judged_by
+from pplgrad.lab.specs import Specification
 from pplgrad.lab.tasks import Task
 from pplgrad.numpyro import (
     TraceGrad_ELBO,
@@ -41,6 +41,9 @@ from pplgrad.numpyro.diagnostics import Gradients
 
 # An error in a callback of the script is reported in one sentence; JAX would also log its traceback.
 logging.getLogger("jax._src.callback").setLevel(logging.CRITICAL)
+
+MOST_BYTES = 2**27
+"""The batches of so many steps are made before they are taken as one compiled loop, whatever lies between two stops."""
 
 
 class Run(ScriptRun):
@@ -73,8 +76,10 @@ class Run(ScriptRun):
         seconds: list[float] = []
         total = 0.0
         compiled: dict[int, Any] = {}
+        most = max(1, MOST_BYTES // sum(x.nbytes for x in arrays_of(self.batch)))
         for begin, stop in zip([0, *stops[:-1]], stops, strict=True):
-            if (length := stop - begin) > 0:
+            spent = 0.0
+            for length in _lengths(stop - begin, most):
                 data = mapped(jnp.asarray, together(np.stack, [self.batches.next() for _ in range(length)]))
                 if length not in compiled:
                     # Compiling is no training, and is not counted.
@@ -82,9 +87,10 @@ class Run(ScriptRun):
                 start = time.perf_counter()
                 self._state, losses = compiled[length](self._state, data)
                 losses.block_until_ready()
-                spent = time.perf_counter() - start
-                total += spent
-                seconds.append(spent / length)
+                spent += time.perf_counter() - start
+            total += spent
+            if stop > begin:
+                seconds.append(spent / (stop - begin))
             at(stop, total)
         return seconds or [total / max(stops[-1], 1)]
 
@@ -120,10 +126,8 @@ class Run(ScriptRun):
 
     @cached_property
     def _bound(self) -> Callable:
-        # A relaxation has an objective of its own; what is compared is the bound at hard draws.
-        elbo = self.make_elbo(10, estimators=self.hard, objective=judged_by(self.task.objective))
         key = jax.random.key(self.task.seed + 1)
-        return jax.jit(lambda p, x: -elbo.loss(key, p, self.model, self.guide, x) / count(x))
+        return jax.jit(lambda p, x: -self.judge(x).loss(key, p, self.model, self.guide, x) / count(x))
 
     def test_loss(self, elbo: TraceGrad_ELBO) -> float:
         """Return an ELBO's loss on the test data, from draws of its own."""
@@ -219,6 +223,15 @@ class Run(ScriptRun):
         with suppress(Exception):
             handlers.replay(seeded(self.model, "model"), drawn)(self.batch)
         return found
+
+
+def _lengths(steps: int, most: int) -> list[int]:
+    """Return the numbers of steps that are compiled as one, equal but for the last.
+
+    >>> _lengths(5, 2), _lengths(2, 5), _lengths(0, 5)
+    ([2, 2, 1], [2], [])
+    """
+    return [min(most, steps - begin) for begin in range(0, steps, most)]
 
 
 def _without_baselines(params: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from pplgrad.lab.faults import Lines, caller_line
 from pplgrad.lab.rows import Data, count, mapped, parts
 from pplgrad.lab.script import Script, check_parameters
 from pplgrad.lab.script_run import At, ScriptRun
-from pplgrad.lab.specs import Specification, judged_by
+from pplgrad.lab.specs import Specification
 from pplgrad.lab.tasks import Task
 from pplgrad.pyro import TraceGrad_ELBO, check_gradients, choose_estimators, config_estimators, split_optimizer
 from pplgrad.pyro.diagnostics import Gradients
@@ -92,9 +92,8 @@ class Run(ScriptRun):
 
     def bound(self, which: str) -> float:
         """Return the evidence lower bound (or the reward) per datum at hard draws, from draws of its own."""
-        # A relaxation has an objective of its own; what is compared is the bound at hard draws.
-        elbo = self.make_elbo(10, estimators=self.hard, objective=judged_by(self.task.objective))
-        return -self._loss(elbo, (self.fixed[which],)) / count(self.fixed[which])
+        data = self.fixed[which]
+        return -self._loss(self.judge(data), (data,)) / count(data)
 
     def test_loss(self, elbo: TraceGrad_ELBO) -> float:
         """Return an ELBO's loss on the test data, from draws of its own."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -97,9 +97,17 @@ class Plan:
         return self.task("training", backend, estimator, seed, **settings)
 
     def runs(self) -> Iterator[tuple[str, str, int]]:
-        """Yield every backend, estimator and seed."""
+        """Yield every backend, estimator and seed that trains."""
+        yield from self._each(self.study.estimators)
+
+    def measurements(self) -> Iterator[tuple[str, str, int]]:
+        """Yield every backend, estimator and seed whose gradient is measured at the snapshots."""
+        if (plan := self.study.gradients) is not None:
+            yield from self._each((*self.study.estimators, *plan.also))
+
+    def _each(self, estimators: Sequence[str]) -> Iterator[tuple[str, str, int]]:
         for backend in dict.fromkeys(self.study.backends):
-            for estimator in dict.fromkeys(self.study.estimators):
+            for estimator in dict.fromkeys(estimators):
                 for seed in range(self.study.seeds):
                     yield backend, estimator, seed
 
@@ -113,7 +121,7 @@ class Plan:
         """Return the number of tasks."""
         runs, rates = len(list(self.runs())), len(self.study.training.learning_rates) if self.study.training else 0
         pairs = len(set(self.study.backends)) * len(set(self.study.estimators))
-        measured = len(self.measured()) * 2 + runs * bool(self.measured())
+        measured = len(self.measured()) * 2 + len(list(self.measurements()))
         return measured + (runs + pairs * (rates - 1) if rates else 0)
 
 
@@ -134,13 +142,13 @@ def perform_study(
         first = [(plan.reference(*pair), {"snapshots": done[plan.snapshots(*pair).key]}) for pair in plan.measured()]
         finish(_possible(first, done, on_result) + _searches(plan))
         second = []
-        for backend, estimator, seed in plan.runs() if plan.measured() else ():
+        for backend, estimator, seed in plan.measurements():
             snapshots, reference = plan.snapshots(backend, seed), plan.reference(backend, seed)
             needs = {"snapshots": done[snapshots.key], "reference": done[reference.key]}
             second.append((plan.gradients(backend, seed, estimator), needs))
         finish(_possible(second, done, on_result) + _rest(plan, done))
     # In the plan's order, whichever came first.
-    order = {(b, e, s): i for i, (b, e, s) in enumerate(plan.runs())}
+    order = {run: i for i, run in enumerate(dict.fromkeys([*plan.runs(), *plan.measurements()]))}
 
     def place(result: Result) -> tuple:
         task = result["task"]

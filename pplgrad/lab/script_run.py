@@ -18,11 +18,13 @@ from pplgrad.errors import ProgramError, UnmatchedNameError
 from pplgrad.lab import measure
 from pplgrad.lab.data import Batches, evaluation_steps, packed, total_variance, unpacked
 from pplgrad.lab.faults import LOOKS, Diverged, Lines, check_finite
-from pplgrad.lab.rows import count, mapped, taken
+from pplgrad.lab.rows import Data, count, mapped, taken
 from pplgrad.lab.script import Script
 from pplgrad.lab.specs import Specification, host_elbo, judged_by, objective, specification
 from pplgrad.lab.tasks import Result, Task
 
+MOST_ROWS = 100_000
+"""Data times particles at a point of a curve; many data need fewer particles, and would not fit in memory with as many."""
 At = Callable[[int, float], None]
 """What training calls at its stops, with the step and the seconds so far."""
 
@@ -174,6 +176,11 @@ class ScriptRun(ABC):
         """The task's ELBO; the estimators are on the guide."""
         particles = self.chosen.particles or self.task.particles
         return self.make_elbo(particles, self.chosen, objective=objective(self.task.objective))
+
+    def judge(self, data: Data) -> Any:
+        """Return the ELBO whose loss curves show: at hard draws, a relaxation having an objective of its own."""
+        particles = min(10, max(1, MOST_ROWS // count(data)))
+        return self.make_elbo(particles, estimators=self.hard, objective=judged_by(self.task.objective))
 
     def weighted_bound(self, samples: int) -> float:
         """Return the importance-weighted bound per test datum; one weight for the whole program where data share a latent."""

@@ -19,7 +19,8 @@ class Gradients:
 
     `snapshots` are numbers of training steps, taken under `trained_with`; `draws` gradients of each estimator are compared
     with the mean of `reference_draws` of the score function with leave-one-out over ten particles. What an
-    estimator learns is learned for `warm_up` steps before.
+    estimator learns is learned for `warm_up` steps before. `also` are estimators that are measured here and do not train,
+    such as one whose gradient takes too long for many steps.
     """
 
     snapshots: tuple[int, ...] = (0,)
@@ -28,6 +29,7 @@ class Gradients:
     warm_up: int = 200
     trained_with: str = "score+loo"
     learning_rate: float = 3e-3
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ class Study:
         for name, value in (("seeds", self.seeds), ("particles", self.particles), ("batch_size", self.batch_size)):
             _at_least(name, value, 1)
         if self.gradients is not None:
-            specification(self.gradients.trained_with)
+            for word in (self.gradients.trained_with, *self.gradients.also):
+                specification(word)
             for step in self.gradients.snapshots:
                 _at_least("gradients.snapshots", step, 0)
             _at_least("gradients.draws", self.gradients.draws, 20)

@@ -57,17 +57,28 @@ def test_every_script_is_in_the_readme():
     assert all(f"`{path.name}`" in text for path in MODELS.glob("*.py"))
 
 
+FASHION = Path("/usr/share/datasets/fashion-mnist")
 STUDIES = sorted((MODELS.parent / "studies").glob("*_20*.toml"))
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=[path.stem for path in STUDIES])
 def test_a_published_study_is_planned_on_the_digits(path):
     study = from_toml(path)
-    assert study.training.steps == 1_000_000 and study.gradients is not None
-    plan = Plan(replace(study, options={**study.options, "data": "digits"}))
+    fashion = path.stem.endswith("_fashion")
+    assert study.training.steps == (200_000 if fashion else 1_000_000) and study.gradients is not None
+    plan = Plan(replace(study, options={**study.options, "data": "digits", "held_back": 0}))
     assert plan.total() > 10
-    with pytest.raises(ScriptError, match="no data at 'mnist'; give the path of a local copy"):
-        Plan(study)
+    if not fashion or not (FASHION / "train-images-idx3-ubyte.gz").exists():
+        with pytest.raises(ScriptError, match="no data at '.*mnist'; give the path of a local copy"):
+            Plan(study)
+
+
+def test_what_is_measured_and_does_not_train_is_planned():
+    study = from_toml(MODELS.parent / "studies" / "arms_2021_linear_fashion.toml")
+    plan = Plan(replace(study, options={**study.options, "data": "digits", "held_back": 0}, seeds=2))
+    trained, measured = ({estimator for _, estimator, _ in runs} for runs in (plan.runs(), plan.measurements()))
+    assert measured - trained == {"LocalExpectation() @ 1"} and len(list(plan.measurements())) == 2 * len(measured)
+    assert plan.total() == 2 * (2 + len(measured) + len(trained))
 
 
 @pytest.mark.slow
