@@ -129,7 +129,10 @@ def perform(task: Task, runs: Path | None, needs: dict[str, Result] | None = Non
     script, details = None, None
     try:
         script = load_script(Path(task.script), (task.backend,))
-        result |= getattr(make_run(task, script), task.kind)(needs or {})
+        run = make_run(task, script)
+        if path is not None:
+            run.checkpoint = import_module("pplgrad.lab.checkpoint").Checkpoint(path.with_suffix(".checkpoint.npz"))
+        result |= getattr(run, task.kind)(needs or {})
     except (KeyboardInterrupt, GeneratorExit, MemoryError):
         raise
     except BaseException as error:
@@ -140,6 +143,7 @@ def perform(task: Task, runs: Path | None, needs: dict[str, Result] | None = Non
     result["seconds_taken"] = time.time() - result["began"]
     if path is not None:
         write_atomically(path, json.dumps(result))
+        path.with_suffix(".checkpoint.npz").unlink(missing_ok=True)
     return result if details is None else {**result, "details": details}
 
 
