@@ -20,6 +20,7 @@ from pplgrad.pyro import (
     split_optimizer,
     training_state,
 )
+from pplgrad.pyro._reuse import dependency_structure
 from tests.pyro.compiling import CHEAP
 from tests.resuming import CHOICES, DATA, chosen, program
 
@@ -161,6 +162,22 @@ class Net(torch.nn.Module):
         return self.last(self.layers(x)).sum(-1)
 
 
+def svi_of(net, **options):
+    """Return an `SVI` whose guide is a function that registers a network."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(0.3))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=x[:, 0])
+
+    def guide(x):
+        pyro.module("net", net)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Bernoulli(logits=net(x)))
+
+    return SVI(model, guide, Adam({"lr": 0.05}), TraceGrad_ELBO(**options))
+
+
 @pytest.mark.parametrize("how", ["one", "compiled"])
 def test_modules_and_their_statistics_go_on(how):
     nets = []
@@ -168,20 +185,8 @@ def test_modules_and_their_statistics_go_on(how):
     def make(seed):
         pyro.clear_param_store()
         pyro.set_rng_seed(seed)
-        net = Net()
-        nets.append(net)
-
-        def model(x):
-            with pyro.plate("data", len(x)):
-                z = pyro.sample("z", dist.Bernoulli(0.3))
-                pyro.sample("y", dist.Normal(z, 1.0), obs=x[:, 0])
-
-        def guide(x):
-            pyro.module("net", net)
-            with pyro.plate("data", len(x)):
-                pyro.sample("z", dist.Bernoulli(logits=net(x)))
-
-        return SVI(model, guide, Adam({"lr": 0.05}), TraceGrad_ELBO(**HOW[how]))
+        nets.append(Net())
+        return svi_of(nets[-1], **HOW[how])
 
     svi = make(0)
     for _ in range(5):
@@ -255,3 +260,21 @@ def test_a_choice_by_time_is_refused():
     svi.step(X)
     with pytest.raises(ConfigurationError, match=r"site 'z_1' is under Auto\(measure=True\)"):
         training_state(svi)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["normal draws", "statistics"])
+def test_how_often_time_allows_to_look_moves_no_bit(kind, monkeypatch):
+    """A compiled step is looked at again as far as time allows; whether it was is not seen in the losses."""
+
+    def losses(share):
+        monkeypatch.setattr(dependency_structure, "_SHARE", share)
+        if kind == "normal draws":
+            svi = made("average", compile=True)
+        else:
+            pyro.clear_param_store()
+            pyro.set_rng_seed(0)
+            svi = svi_of(Net(), compile=True)
+        return [svi.step(X) for _ in range(40)]
+
+    assert losses(0.0) == losses(1e9)

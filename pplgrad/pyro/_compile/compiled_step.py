@@ -35,7 +35,7 @@ from pplgrad.pyro._compat import (
     other_handlers,
     unconstrained,
 )
-from pplgrad.pyro._compile.aten_recorder import Captured, Recorder, writes
+from pplgrad.pyro._compile.aten_recorder import Captured, Recorder, writes_into_input
 from pplgrad.pyro._compile.backends import compiled_graph, load_backend
 from pplgrad.pyro._compile.input_sources import InputSources
 from pplgrad.pyro._evaluation import Evaluation
@@ -473,7 +473,10 @@ class Compiler:
         guard.also(lambda: all(x is y for x, y in zip(eager.networks(), networks, strict=True)))
         sources = Sources(guard, program)
         inputs = [sources.of(x) for x in captured]
-        plain, written = GraphModule(torch.nn.Module(), copy.deepcopy(graph.graph)), any(map(writes, graph.graph.nodes))
+        plain, written = (
+            GraphModule(torch.nn.Module(), copy.deepcopy(graph.graph)),
+            any(map(writes_into_input, graph.graph.nodes)),
+        )
         line = "the end of the step"
         ends = [sources.of(Captured(leaf, captured[0].node, line, False)) for leaf in leaves]
         try:

@@ -95,8 +95,9 @@ class Structure:
         self.reuses += 1
         due = self.reuses & (self.reuses - 1) == 0 if self.reuses < _EVERY else self.reuses % _EVERY == 0
         if self.compiled is not None and self.reuses > _SURELY:
-            # Watching takes hundreds of compiled steps' time.
-            due = due and self.looking < _SHARE * (time.perf_counter() - self.since)
+            # Watching takes hundreds of compiled steps' time. What is looked at in the place of a step, with other draws, may not depend on time.
+            seldom = self.reuses & (self.reuses - 1) == 0
+            due = seldom if self.compiled.writes else due and self.looking < _SHARE * (time.perf_counter() - self.since)
         self.watching_again = self.following = self.reuses >= 2 and due
         self.hidden_draws &= not self.following
 
