@@ -96,7 +96,7 @@ def estimators(form: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the tables' numbers as JSON.")
 def report(folder: Path, as_json: bool) -> None:
     """Make one page, report.html, of the study in FOLDER, and its pictures as PNG and SVG."""
-    need("report", "jinja2", "matplotlib", "pandas", "pyarrow")
+    need("report", "altair", "itables", "jinja2", "matplotlib", "pandas", "pyarrow", "vl_convert")
     from pplgrad.lab.report import write_report
     from pplgrad.lab.results import read
 

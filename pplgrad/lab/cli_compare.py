@@ -96,7 +96,7 @@ def compare(
     pplgrad compare models/sbn.py --estimator score+loo --estimator 'DisARM()' --snapshots 0,100,1000 --jobs 2
     pplgrad compare studies/disarm_2020_linear.toml --data digits --steps 1000 --snapshots 0,100,1000
     """
-    need("compare", "joblib", "jinja2", "matplotlib", "pandas", "pyarrow", "rich")
+    need("compare", "altair", "itables", "joblib", "jinja2", "matplotlib", "pandas", "pyarrow", "rich", "vl_convert")
     from pplgrad.lab.folder import claim
     from pplgrad.lab.report import command_line, write_report
     from pplgrad.lab.results import write
@@ -141,9 +141,7 @@ def compare(
 
 def _so_far(progress: StudyProgress, out: Path) -> str:
     """Return what an interruption leaves."""
-    return (
-        f"{progress.done} of {progress.total} runs are finished and kept in {out}; the same command goes on from there"
-    )
+    return f"{progress.finished()} of {progress.total} runs are finished and kept in {out}; the same command goes on from there"
 
 
 def _failed(results: list[dict[str, Any]]) -> list[str]:

@@ -74,6 +74,8 @@ class StudyProgress:
     def __init__(self, plan: Any, out: Path, quiet: bool) -> None:
         self.bar = bar("runs", quiet)
         self.total, self.done, self.began = plan.total(), 0, time.time()
+        self.runs, self.fresh = out / "runs", 0
+        self.before = set(self.runs.glob("*.json"))
         self.handler = logging.FileHandler(out / "log.txt")
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
 
@@ -89,6 +91,7 @@ class StudyProgress:
         self.done += 1
         # What was there before takes no time, and says nothing of what is left.
         fresh = result.get("began", 0) >= self.began
+        self.fresh += fresh
         spent = time.time() - self.began
         left = duration(spent / self.done * (self.total - self.done)) if fresh else "unknown"
         how = (
@@ -100,6 +103,11 @@ class StudyProgress:
         )
         LOG.info("%d/%d %s: %s; left: %s", self.done, self.total, task.title, how, left)
         self.bar.update(self.task, advance=1, description=task.title[:40])
+
+    def finished(self) -> int:
+        """Return how many runs are finished, those among them that a worker has kept and not yet told of."""
+        kept = set(self.runs.glob("*.json")) - self.before
+        return self.done + max(0, len(kept) - self.fresh)
 
     def __exit__(self, *error: Any) -> None:
         self.bar.stop()

@@ -1,4 +1,4 @@
-"""What a study leaves: one tidy dataset, and the tables made of it."""
+"""What a study leaves: one tidy dataset."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,6 +31,7 @@ UNITS = {
     "mse": "(nats / datum)²",
     "evaluations": "programs",
     "peak_bytes": "bytes",
+    "load": "1",
 }
 KEYS = [
     "kind",
@@ -47,17 +47,21 @@ KEYS = [
     "unit",
     "error",
 ]
+MACHINE = ("system", "processor", "cores", "python", "threads")
 FILE = "study.parquet"
 
 
 def tidy(results: list[Result]) -> pd.DataFrame:
-    """Return one row for each number that was measured; a run that failed has one row with its reason."""
+    """Return one row for each number that was measured; a run that failed has one row with its reason.
+
+    Behind the columns `KEYS` each row says on which machine (`machine_...`) and with which packages (`version_...`) it was measured.
+    """
     rows: list[dict[str, Any]] = []
     of_rewards = False
     for result in results:
         task = result["task"]
         of_rewards |= "objective" in task and judged_by(task["objective"]) != ELBO()
-        key = {name: task[name] for name in ("kind", "backend", "estimator", "seed")}
+        key = {name: task[name] for name in ("kind", "backend", "estimator", "seed")} | _origin(result)
         key |= {"learning_rate": task["settings"].get("learning_rate"), "step": None}
         if "error" in result:
             rows.append({**key, "error": result["error"]})
@@ -65,11 +69,20 @@ def tidy(results: list[Result]) -> pd.DataFrame:
             rows += _training(key, task, result)
         elif task["kind"] == "gradients":
             for step, measured in result["snapshots"].items():
-                rows += _gradients({**key, "step": int(step)}, {**measured, "evaluations": result["evaluations"]})
-    frame = pd.DataFrame(rows, columns=KEYS)
+                measured = {**measured, "evaluations": result["evaluations"]}
+                rows += _gradients({**key, "step": int(step)}, measured)
+    origin = sorted({name for row in rows for name in row if name.startswith(("machine_", "version_"))})
+    frame = pd.DataFrame(rows, columns=[*KEYS, *origin])
     units = {q: unit.replace("nats", "reward") for q, unit in UNITS.items()} if of_rewards else UNITS
     frame["unit"] = frame["quantity"].map(units)
-    return frame.astype({"step": "Int64", "value": float, "learning_rate": float})
+    return frame.astype({"step": "Int64", "value": float, "learning_rate": float, **dict.fromkeys(origin, "category")})
+
+
+def _origin(result: Result) -> dict[str, Any]:
+    """Return the machine and the versions of a result."""
+    machine, versions = result.get("machine", {}), result["task"].get("versions", {})
+    found = {f"machine_{name}": machine[name] for name in MACHINE if name in machine}
+    return found | {f"version_{name}": text for name, text in versions.items()}
 
 
 def judged(frame: pd.DataFrame) -> tuple[str, str]:
@@ -85,7 +98,7 @@ def _training(key: dict[str, Any], task: dict[str, Any], result: Result) -> list
         for quantity in ("seconds", "train", "test")
     ]
     last = {**key, "step": task["settings"]["steps"], "part": "end"}
-    for quantity in ("milliseconds", "gradient_variance", "weighted_bound"):
+    for quantity in ("milliseconds", "gradient_variance", "weighted_bound", "load"):
         if quantity in result:
             rows.append({**last, "quantity": quantity, "value": result[quantity]})
     return rows
@@ -132,59 +145,3 @@ def failures(frame: pd.DataFrame) -> pd.DataFrame:
     """Return what failed, and why, one row for each estimator and reason."""
     bad = frame[frame["error"].notna()]
     return bad.groupby(["kind", "backend", "estimator", "error"], sort=False).size().rename("runs").reset_index()
-
-
-def best_rates(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the training rows of the learning rate that each estimator went on with: the best on the first seed."""
-    training = frame[(frame["kind"] == "training") & frame["error"].isna()]
-    if training.empty:
-        return training
-    first = training[(training["seed"] == 0) & (training["part"] == "curve") & (training["quantity"] == "train")]
-    last = first[first["step"] == first.groupby(["backend", "estimator", "learning_rate"])["step"].transform("max")]
-    chosen = last.loc[last.groupby(["backend", "estimator"], sort=False)["value"].idxmax()]
-    return training.merge(chosen[["backend", "estimator", "learning_rate"]])
-
-
-def training_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return mean and standard deviation over seeds of what training reached, in the order of the study."""
-    training = best_rates(frame)
-    if training.empty:
-        return pd.DataFrame()
-    end = training[(training["part"] == "end") | (training["step"] == training["step"].max())]
-    end = end[end["quantity"] != "seconds"]
-    groups = end.groupby(["backend", "estimator", "learning_rate", "quantity"], sort=False)["value"]
-    return pd.concat({"mean": groups.mean(), "sd": groups.std(ddof=1)}, axis=1).unstack("quantity")
-
-
-def gradient_table(frame: pd.DataFrame, part: str = "program") -> pd.DataFrame:
-    """Return what was measured of each estimator's gradient at each snapshot, means over seeds.
-
-    `mse × evaluations` and `mse × ms` are what is left at equal evaluations and at equal time; `efficiency` is the
-    inverse of the latter.
-    """
-    rows = frame[(frame["kind"] == "gradients") & frame["error"].isna()]
-    if rows.empty:
-        return pd.DataFrame()
-    cost = rows[rows["quantity"].isin(["milliseconds", "evaluations", "peak_bytes"])]
-    shown = rows[(rows["part"] == part) & ~rows["quantity"].isin(["milliseconds", "evaluations", "peak_bytes"])]
-    if shown.empty:
-        # No site's density may read a parameter: weights of logged decisions are the reward's.
-        return pd.DataFrame()
-    where = ["step", "backend", "estimator"]
-    named = where if part == "program" else [*where, "name"]
-    table = shown.pivot_table(index=named, columns="quantity", values="value", aggfunc="mean", sort=False)
-    costs = cost.pivot_table(index=where, columns="quantity", values="value", aggfunc="mean", sort=False)
-    table = table.join(costs, on=where) if part != "program" else table.join(costs)
-    table["mse × evaluations"] = table["mse"] * table["evaluations"]
-    table["mse × ms"] = table["mse"] * table["milliseconds"]
-    table["efficiency"] = 1 / table["mse × ms"].replace(0, np.nan)
-    return table
-
-
-def spread(mean: float, deviation: float) -> str:
-    """Return a mean and its standard deviation with four significant digits of the mean.
-
-    >>> spread(-31.4159, 0.2718), spread(0.000123, float("nan"))
-    ('-31.42 ± 0.2718', '0.000123')
-    """
-    return f"{mean:.4g}" if pd.isna(deviation) else f"{mean:.4g} ± {deviation:.4g}"

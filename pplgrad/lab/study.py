@@ -27,7 +27,7 @@ class Gradients:
     draws: int = 200
     reference_draws: int = 1000
     warm_up: int = 200
-    trained_with: str = "score+loo"
+    trained_with: str = "score+loo @2"
     learning_rate: float = 3e-3
     also: tuple[str, ...] = ()
 

@@ -93,6 +93,14 @@ def machine() -> dict[str, str]:
     }
 
 
+def _load() -> float:
+    """Return how many processes ask for each core, on average over the last minute; above 1 they wait for one another."""
+    try:
+        return os.getloadavg()[0] / (os.cpu_count() or 1)
+    except OSError:  # pragma: no cover
+        return 0.0
+
+
 def check_backend(backend: str) -> None:
     """Refuse a backend whose library is not installed."""
     try:
@@ -126,7 +134,7 @@ def perform(task: Task, runs: Path | None, needs: dict[str, Result] | None = Non
     if path is not None and path.exists():
         return json.loads(path.read_text())
     result: Result = {"task": asdict(task), "machine": machine(), "began": time.time()}
-    script, details = None, None
+    script, details, load = None, None, _load()
     try:
         script = load_script(Path(task.script), (task.backend,))
         run = make_run(task, script)
@@ -141,6 +149,7 @@ def perform(task: Task, runs: Path | None, needs: dict[str, Result] | None = Non
         # Any other failure may have an external cause (a package, a file), and is retried next time.
         path = path if _lasting(error) else None
     result["seconds_taken"] = time.time() - result["began"]
+    result["load"] = max(load, _load())
     if path is not None:
         write_atomically(path, json.dumps(result))
         path.with_suffix(".checkpoint.npz").unlink(missing_ok=True)
