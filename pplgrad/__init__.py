@@ -62,6 +62,8 @@ from pplgrad.estimators import (
     TruncatedGumbelSoftmax,
     UnorderedSet,
 )
+from pplgrad.monitoring.early_stopping import EarlyStopping
+from pplgrad.monitoring.trackers import to_mlflow, to_wandb
 from pplgrad.monitoring.watch import Watch
 
 __all__ = [
@@ -79,6 +81,7 @@ __all__ = [
     "DisARM",
     "DoubleCV",
     "ELBO",
+    "EarlyStopping",
     "Enumerate",
     "Estimator",
     "EstimatorError",
@@ -124,4 +127,6 @@ __all__ = [
     "UnorderedSet",
     "VIMCO",
     "Watch",
+    "to_mlflow",
+    "to_wandb",
 ]

@@ -68,26 +68,30 @@ def default_inputs(
     """Return the array arguments that line up with the site's plates, joined as features, or None.
 
     An argument lines up if its leading dimensions are the sizes of the plates, outermost first; for one subsampled
-    plate the argument may be the full data, of which the drawn elements are taken.
+    plate the argument may be the full data, of which the drawn elements are taken: of each particle its own, in a dimension in
+    front, where particles draw elements of their own.
     """
     if not plates:
         return None
     ordered = sorted(plates, key=lambda plate: plate.dim)
     sizes = tuple(plate.size for plate in ordered)
     full = tuple(plate.full_size for plate in ordered)
-    features = []
+    features: list[Array] = []
+    particles: tuple[int, ...] = ()
     for array in arrays:
         lead = tuple(array.shape[: len(sizes)])
         index = indices.get(ordered[0].name)
-        if lead == full != sizes and len(sizes) == 1 and index is not None and len(index.shape) == 1:
-            array, lead = array[index], sizes
-        if lead == sizes:
+        if lead == full != sizes and len(sizes) == 1 and index is not None and len(index.shape) <= 2:
+            particles = tuple(index.shape[:-1])
+            features.append(ops.xp.reshape(array[index], (*particles, *sizes, -1)))
+        elif lead == sizes:
             features.append(ops.xp.reshape(array, (*sizes, -1)))
     if not features:
         return None
+    features = [ops.xp.broadcast_to(x, (*particles, *sizes, x.shape[-1])) for x in features] if particles else features
     joined = ops.xp.concat(features, axis=-1) if len(features) > 1 else features[0]
     # The plates' own dimensions may leave gaps, which hold nothing: one entry each.
     shape = [1] * max(-plate.dim for plate in plates)
     for plate in plates:
         shape[plate.dim] = plate.size
-    return ops.xp.reshape(joined, (*shape, joined.shape[-1]))
+    return ops.xp.reshape(joined, (*particles, *shape, joined.shape[-1]))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pplgrad.lab.rows import Data, count, taken
-from pplgrad.lab.script import Script
+from pplgrad.lab.script import Script, ScriptError
 from pplgrad.lab.tasks import Task
 
 
@@ -20,9 +20,25 @@ class Batches:
         self.task = task
         self.script = script
         self.train, self.test = script.load(task.options, task.seed)
+        self.validation: Data = None
+        if task.settings.get("patience"):
+            self._hold_back(task.settings["validation"])
         self.rng = np.random.default_rng([task.seed, 1])
         self.length = count(self.train)
         self.size = self.length if script.whole_data else min(task.batch_size, self.length)
+
+    def _hold_back(self, share: float) -> None:
+        """Take some rows out of the training data, the same ones under every estimator."""
+        rows = count(self.train)
+        held = max(1, round(share * rows))
+        if self.script.whole_data or held >= rows:
+            raise ScriptError(
+                "training.patience needs rows of the training data that can be held back, and this script's program takes all rows at once "
+                "(WHOLE_DATA), or has too few; leave patience out."
+            )
+        order = np.random.default_rng([self.task.seed, 3]).permutation(rows)
+        self.validation = taken(self.train, np.sort(order[:held]))
+        self.train = taken(self.train, np.sort(order[held:]))
 
     def next(self) -> Data:
         """Return the next step's batch."""
@@ -31,7 +47,7 @@ class Batches:
 
     def fixed(self, which: str) -> Data:
         """Return the data on which the objective is evaluated, prepared once."""
-        data = self.train if which == "train" else self.test
+        data = {"train": self.train, "test": self.test, "validation": self.validation}[which]
         return self.script.prepare(self.task.options, data, np.random.default_rng([self.task.seed, 2]))
 
 

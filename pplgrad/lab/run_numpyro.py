@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 import time
@@ -73,11 +74,14 @@ class Run(ScriptRun):
     def train(self, stops: list[int], at: At) -> list[float]:
         """Train until the last stop, calling `at` at each; return the seconds of a step between two stops."""
         self._start()
-        seconds: list[float] = []
-        total = 0.0
+        seconds: list[float] = self.checkpoint.progress.setdefault("step_seconds", [])
+        total = self.checkpoint.progress.get("total", 0.0)
+        first = self.checkpoint.go_on(self.batches, self._load)
         compiled: dict[int, Any] = {}
         most = max(1, MOST_BYTES // sum(x.nbytes for x in arrays_of(self.batch)))
         for begin, stop in zip([0, *stops[:-1]], stops, strict=True):
+            if stop <= first and first:
+                continue
             spent = 0.0
             for length in _lengths(stop - begin, most):
                 data = mapped(jnp.asarray, together(np.stack, [self.batches.next() for _ in range(length)]))
@@ -91,7 +95,10 @@ class Run(ScriptRun):
             total += spent
             if stop > begin:
                 seconds.append(spent / (stop - begin))
-            at(stop, total)
+            if at(stop, total):
+                break
+            self.checkpoint.progress["total"] = total
+            self.checkpoint.keep(stop, self.batches, self._saved)
         return seconds or [total / max(stops[-1], 1)]
 
     def _start(self) -> None:
@@ -105,6 +112,19 @@ class Run(ScriptRun):
         check_parameters(known, self._present())
         if not self.finite():
             self.explain(0)
+
+    def _saved(self) -> bytes:
+        """Return the state of SVI: its leaves as arrays, those of keys as their numbers."""
+        file = io.BytesIO()
+        np.savez(file, *(np.asarray(jax.random.key_data(x) if _is_key(x) else x) for x in jax.tree.leaves(self._state)))
+        return file.getvalue()
+
+    def _load(self, saved: bytes) -> None:
+        leaves, tree = jax.tree.flatten(self._state)
+        with np.load(io.BytesIO(saved)) as file:
+            found = [jnp.asarray(file[f"arr_{i}"]) for i in range(len(leaves))]
+        keys = [jax.random.wrap_key_data(x) if _is_key(old) else x for x, old in zip(found, leaves, strict=True)]
+        self._state = jax.tree.unflatten(tree, keys)
 
     @cached_property
     def _advance(self) -> Any:
@@ -232,6 +252,10 @@ def _lengths(steps: int, most: int) -> list[int]:
     ([2, 2, 1], [2], [])
     """
     return [min(most, steps - begin) for begin in range(0, steps, most)]
+
+
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def _without_baselines(params: dict[str, Any]) -> dict[str, Any]:

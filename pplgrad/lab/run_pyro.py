@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,15 @@ from pplgrad.lab.script import Script, check_parameters
 from pplgrad.lab.script_run import At, ScriptRun
 from pplgrad.lab.specs import Specification
 from pplgrad.lab.tasks import Task
-from pplgrad.pyro import TraceGrad_ELBO, check_gradients, choose_estimators, config_estimators, split_optimizer
+from pplgrad.pyro import (
+    TraceGrad_ELBO,
+    check_gradients,
+    choose_estimators,
+    config_estimators,
+    load_training_state,
+    split_optimizer,
+    training_state,
+)
 from pplgrad.pyro.diagnostics import Gradients
 
 
@@ -62,11 +72,14 @@ class Run(ScriptRun):
     def train(self, stops: list[int], at: At) -> list[float]:
         """Train until the last stop, calling `at` at each; return each step's seconds, but for those that find the structure."""
         svi = SVI(self.model, self.configured, self._optimizer(), self.elbo)
-        seconds: list[float] = []
-        for step in range(stops[-1] + 1):
+        seconds: list[float] = self.checkpoint.progress.setdefault("step_seconds", [])
+        first = self.checkpoint.go_on(self.batches, partial(self._load, svi))
+        for step in range(first, stops[-1] + 1):
             try:
-                if step in stops:
-                    at(step, sum(seconds))
+                if step in stops and not 0 < step == first:
+                    if at(step, sum(seconds)):
+                        break
+                    self.checkpoint.keep(step, self.batches, partial(_saved, svi))
                 if step < stops[-1]:
                     batch = mapped(torch.from_numpy, self.batches.next())
                     start = time.perf_counter()
@@ -80,6 +93,9 @@ class Run(ScriptRun):
             if step == 0:
                 check_parameters(self.task.settings, pyro.get_param_store().keys())
         return seconds[3:] or seconds
+
+    def _load(self, svi: SVI, saved: bytes) -> None:
+        load_training_state(svi, torch.load(io.BytesIO(saved), weights_only=True), self.batch)
 
     def _optimizer(self) -> Any:
         known = self.task.settings
@@ -169,6 +185,12 @@ class Run(ScriptRun):
             with suppress(Exception), _Seen(self, "model", found), poutine.replay(trace=getattr(drawn, "trace", None)):
                 self.model(self.batch)
         return found
+
+
+def _saved(svi: SVI) -> bytes:
+    file = io.BytesIO()
+    torch.save(training_state(svi), file)
+    return file.getvalue()
 
 
 def _plate_nesting(model: Any, guide: Any, batch: Data) -> int:

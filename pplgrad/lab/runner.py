@@ -94,6 +94,9 @@ class Plan:
             "bound_samples": plan.bound_samples,
             **self._descent(),
         }
+        if plan.patience:
+            names = ("patience", "minimum_change", "validation")
+            settings |= {name: getattr(plan, name) for name in names}
         return self.task("training", backend, estimator, seed, **settings)
 
     def runs(self) -> Iterator[tuple[str, str, int]]:

@@ -9,13 +9,14 @@ from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 
-from pplgrad import ELBO, IWAE, ScoreFunction
+from pplgrad import ELBO, IWAE, EarlyStopping, ScoreFunction
 from pplgrad.core.estimator import Estimator
 from pplgrad.diagnostics.certificate import GradientCheck
 from pplgrad.diagnostics.checking import trusted
 from pplgrad.diagnostics.choosing import Choice
 from pplgrad.errors import ProgramError, UnmatchedNameError
 from pplgrad.lab import measure
+from pplgrad.lab.checkpoint import Checkpoint
 from pplgrad.lab.data import Batches, evaluation_steps, packed, total_variance, unpacked
 from pplgrad.lab.faults import LOOKS, Diverged, Lines, check_finite
 from pplgrad.lab.rows import Data, count, mapped, taken
@@ -25,8 +26,8 @@ from pplgrad.lab.tasks import Result, Task
 
 MOST_ROWS = 100_000
 """Data times particles at a point of a curve; many data need fewer particles, and would not fit in memory with as many."""
-At = Callable[[int, float], None]
-"""What training calls at its stops, with the step and the seconds so far."""
+At = Callable[[int, float], bool | None]
+"""What training calls at its stops, with the step and the seconds so far; whether training is to end there."""
 
 
 class ScriptRun(ABC):
@@ -42,6 +43,7 @@ class ScriptRun(ABC):
     def __init__(self, task: Task, script: Script) -> None:
         self.task, self.script = task, script
         script.made["run"] = self
+        self.checkpoint = Checkpoint()
         self.batches = Batches(task, script)
         self.model, self.guide = script.program(self.backend, task.options, self.batches.train, task.seed)
         self.chosen = specification(task.estimator)
@@ -49,7 +51,8 @@ class ScriptRun(ABC):
         self.configured = self.with_estimators(mapping)
         self.named = set(mapping)
         """The names and patterns that estimators are given for."""
-        self.fixed = {which: mapped(self.array, self.batches.fixed(which)) for which in ("train", "test")}
+        parts = ("train", "test") if self.batches.validation is None else ("train", "test", "validation")
+        self.fixed = {which: mapped(self.array, self.batches.fixed(which)) for which in parts}
         self.batch = taken(self.fixed["train"], slice(self.batches.size))
         self.hard = dict.fromkeys(script.discrete, ScoreFunction())
 
@@ -58,15 +61,24 @@ class ScriptRun(ABC):
     def training(self, needs: dict[str, Result]) -> Result:
         """Train under one estimator; return its curve, its gradient's variance at the end, and its time."""
         known = self.task.settings
-        curve: list[dict[str, float]] = []
+        curve: list[dict[str, Any]] = self.checkpoint.progress.setdefault("curve", [])
+        stopping = EarlyStopping(known["patience"], known["minimum_change"]) if known.get("patience") else None
+        if stopping is not None:
+            for point in curve:
+                stopping.update(point["validation"])
 
-        def at(step: int, seconds: float) -> None:
+        def at(step: int, seconds: float) -> bool:
             curve.append(measure.curve_point(step, seconds, self.bound))
-            if not np.isfinite([curve[-1]["train"], curve[-1]["test"]]).all():
+            if stopping is not None:
+                curve[-1]["validation"] = self.bound("validation")
+            if not np.isfinite([value for name, value in curve[-1].items() if name != "seconds"]).all():
                 self.explain(step)
+            return stopping is not None and stopping.update(curve[-1]["validation"])
 
         seconds = self.train(evaluation_steps(known["steps"], known["points"]), at)
         result: Result = {"curve": curve, "milliseconds": 1e3 * float(np.median(seconds))}
+        if stopping is not None:
+            result |= {"stopped": stopping.stopped, "best_step": curve[stopping.best_update]["step"]}
         if known["gradient_draws"] and (variance := self._gradient_variance(known["gradient_draws"])) is not None:
             result["gradient_variance"] = variance
         if known["bound_samples"] and judged_by(self.task.objective) == ELBO():
@@ -75,7 +87,7 @@ class ScriptRun(ABC):
 
     def snapshots(self, needs: dict[str, Result]) -> Result:
         """Train, and keep the parameters at some steps."""
-        kept: dict[str, str] = {}
+        kept: dict[str, str] = self.checkpoint.progress.setdefault("snapshots", {})
 
         def at(step: int, seconds: float) -> None:
             if not self.finite():
@@ -220,7 +232,10 @@ class ScriptRun(ABC):
 
     @abstractmethod
     def train(self, stops: list[int], at: At) -> list[float]:
-        """Train until the last stop, calling `at` at each; return the seconds that steps took."""
+        """Train until the last stop, or until `at`, called at each, says so; return the seconds that steps took.
+
+        At each stop the checkpoint keeps the training, which goes on from there where it was killed.
+        """
 
     @abstractmethod
     def bound(self, which: str) -> float:

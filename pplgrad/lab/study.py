@@ -38,6 +38,8 @@ class Training:
 
     With several `learning_rates` each estimator first trains with each of them on the first seed, and goes on with the one
     whose final train objective is best. `bound_samples` are those of the bound (0: none).
+    With a `patience` above 0, a share `validation` of the training rows is held back, and a run stops once the bound on them was no better
+    than the best by more than `minimum_change` at so many points of the curve in a row.
     """
 
     steps: int = 1000
@@ -46,6 +48,9 @@ class Training:
     points: int = 20
     gradient_draws: int = 64
     bound_samples: int = 100
+    patience: int = 0
+    minimum_change: float = 0.0
+    validation: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -89,12 +94,26 @@ class Study:
                 raise ScriptError(f"gradient_descent.{name} = {rate!r}: give a rate, 0 or more.")
         if self.training is not None:
             _at_least("training.steps", self.training.steps, 1)
+            _at_least("training.patience", self.training.patience, 0)
+            if not 0 < self.training.validation < 1:
+                raise ScriptError(
+                    f"training.validation = {self.training.validation!r}: give a share, above 0 and below 1."
+                )
+            if not self.training.minimum_change >= 0:
+                raise ScriptError(
+                    f"training.minimum_change = {self.training.minimum_change!r}: give a number, 0 or more."
+                )
             if not self.training.learning_rates:
                 raise ScriptError("training.learning_rates is empty; give one or more.")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the study as plain data, as a TOML file would have it."""
-        return asdict(self)
+        found = asdict(self)
+        if self.training is not None and not self.training.patience:
+            # As studies were written that knew of no early stopping.
+            for name in ("patience", "minimum_change", "validation"):
+                del found["training"][name]
+        return found
 
 
 def _at_least(name: str, value: Any, least: int) -> None:

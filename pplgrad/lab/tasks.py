@@ -137,7 +137,10 @@ def perform(task: Task, runs: Path | None, needs: dict[str, Result] | None = Non
     script, details, load = None, None, _load()
     try:
         script = load_script(Path(task.script), (task.backend,))
-        result |= getattr(make_run(task, script), task.kind)(needs or {})
+        run = make_run(task, script)
+        if path is not None:
+            run.checkpoint = import_module("pplgrad.lab.checkpoint").Checkpoint(path.with_suffix(".checkpoint.npz"))
+        result |= getattr(run, task.kind)(needs or {})
     except (KeyboardInterrupt, GeneratorExit, MemoryError):
         raise
     except BaseException as error:
@@ -149,6 +152,7 @@ def perform(task: Task, runs: Path | None, needs: dict[str, Result] | None = Non
     result["load"] = max(load, _load())
     if path is not None:
         write_atomically(path, json.dumps(result))
+        path.with_suffix(".checkpoint.npz").unlink(missing_ok=True)
     return result if details is None else {**result, "details": details}
 
 

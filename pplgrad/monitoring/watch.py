@@ -37,7 +37,7 @@ class Watch:
     `SVI.run`.
 
     Args:
-        callback: function of the record. Default: None.
+        callback: function of the record, such as `to_wandb(run)` or `to_mlflow()`. Default: None.
         tensorboard: folder of a TensorBoard event file (needs tensorboardX). Default: None.
         every: number of steps between measurements, at least 1. Default: 200.
         draws: number of additional gradients in a measurement, at least 2. Default: 3.
@@ -117,12 +117,17 @@ class Watcher:
     def _write(self, record: Record) -> None:
         if self._writer is None:
             self._writer = _event_file()(self.watch.tensorboard)
-        values = {name: value for name, value in record.items() if name not in ("step", "sites")}
-        for site, found in record["sites"].items():
-            values |= {f"{site}/{name}": value for name, value in found.items()}
-        for name, value in values.items():
+        for name, value in by_name(record).items():
             self._writer.add(name, value, record["step"])
         self._writer.flush()
+
+
+def by_name(record: Record) -> dict[str, float]:
+    """Return a record's numbers by one name each: those of a site as `site/name`."""
+    values = {name: value for name, value in record.items() if name not in ("step", "sites")}
+    for site, found in record["sites"].items():
+        values |= {f"{site}/{name}": value for name, value in found.items()}
+    return values
 
 
 def _plain(numbers: Mapping[str, Any]) -> dict[str, float]:

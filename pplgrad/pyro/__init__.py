@@ -4,7 +4,7 @@
 element by element. `check_gradients` certifies that a gradient is unbiased, and `choose_estimators` selects estimators by
 measurement. `split_optimizer` gives learned baselines a learning rate of their own, `is_baseline_param` recognises their
 parameters, and `joint_optimizer` updates many parameters in one call. `summed_posterior` gives the posterior of sites that are summed
-out. `Subset`, `PlackettLuce` and `PermutationMatrix` are distributions over subsets and rankings.
+out. `training_state` and `load_training_state` resume a training exactly. `Subset`, `PlackettLuce` and `PermutationMatrix` are distributions over subsets and rankings.
 """
 
 from pplgrad.pyro._baselines import is_baseline_param
@@ -16,6 +16,7 @@ from pplgrad.pyro._guide import config_estimators
 from pplgrad.pyro._optim import joint_optimizer, split_optimizer
 from pplgrad.pyro._posterior import summed_posterior
 from pplgrad.pyro._structures import PermutationMatrix, PlackettLuce, Subset
+from pplgrad.pyro._training import load_training_state, training_state
 
 __all__ = [
     "PermutationMatrix",
@@ -28,6 +29,8 @@ __all__ = [
     "config_estimators",
     "is_baseline_param",
     "joint_optimizer",
+    "load_training_state",
     "split_optimizer",
     "summed_posterior",
+    "training_state",
 ]

@@ -21,7 +21,7 @@ from pplgrad.engine.layout import Layout
 from pplgrad.engine.upstream import UpstreamSites, call_with_sites, default_inputs, with_numbers
 from pplgrad.errors import BaselineError, ConfigurationError
 from pplgrad.pyro._array_ops import OPS
-from pplgrad.pyro._compat import hide_state
+from pplgrad.pyro._compat import hidden_state, hide_state, unconstrained
 from pplgrad.pyro._reuse.guards import Guard
 from pplgrad.pyro._reuse.probes import hooks_of_all_modules
 from pplgrad.pyro._tracing.particle_trace import Traces
@@ -354,18 +354,27 @@ def state_name(site: str, key: str, name: str) -> str:
 
 
 def store_states(states: Mapping[tuple[str, str], Mapping[str, torch.Tensor]]) -> None:
-    """Write the states after a draw to the param store, in place, so that the store does not grow."""
+    """Write the states after a draw to the param store."""
+    store_arrays({state_name(*where, name): x for where, arrays in states.items() for name, x in arrays.items()})
+
+
+def store_arrays(arrays: Mapping[str, torch.Tensor]) -> None:
+    """Write arrays of baselines' states to the param store, in place, so that the store does not grow."""
     store = pyro.get_param_store()
     with torch.no_grad():
-        for (site, key), arrays in states.items():
-            for name, value in arrays.items():
-                full = state_name(site, key, name)
-                if full in store:
-                    store[full].unconstrained().copy_(value)  # type: ignore[attr-defined]
-                else:
-                    store[full] = value.detach().clone()
-    if states:
-        hide_state([state_name(*where, name) for where, arrays in states.items() for name in arrays])
+        for full, value in arrays.items():
+            if full in store:
+                store[full].unconstrained().copy_(value)  # type: ignore[attr-defined]
+            else:
+                store[full] = value.detach().clone()
+    if arrays:
+        hide_state(arrays)
+
+
+def stored_arrays() -> dict[str, torch.Tensor]:
+    """Return the arrays of baselines' states in the param store, by name."""
+    hidden = hidden_state()
+    return {name: x.detach().clone() for name, x in unconstrained().items() if name in hidden}
 
 
 def baselines_of(

@@ -201,6 +201,12 @@ def hide_state(names: Iterable[str]) -> None:
         held.state = held.state | frozenset(names)
 
 
+def hidden_state() -> frozenset[str]:
+    """Return the names that `hide_state` was given."""
+    held = pyro.get_param_store()._params
+    return held.state if isinstance(held, _Kept) else frozenset()
+
+
 def unconstrained() -> dict[str, torch.Tensor]:
     """Return the leaves of the param store by name, state of baselines included."""
     return dict(pyro.get_param_store()._params)

@@ -12,7 +12,7 @@ from pyro.infer.elbo import ELBOModule
 
 from pplgrad.core.off_policy import OffPolicy
 from pplgrad.errors import ConfigurationError
-from pplgrad.pyro._baselines import PREFIX
+from pplgrad.pyro._baselines import PREFIX, store_arrays, stored_arrays
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ def refuse_own_gradients(peers: TorchDataParallel | None) -> None:
 class TraceGradModule(ELBOModule):
     """An `ELBOModule` that also holds the parameters of baselines and estimators, once `initialize` or the loss has been called.
 
-    The gradient of its output is the estimate. `torch.nn.parallel.DistributedDataParallel` takes the parameters when it is made. Call
+    Running averages of baselines are in its `state_dict` too. Call `initialize` before `load_state_dict`, so that all that is learned is
+    there to be loaded. The gradient of its output is the estimate. `torch.nn.parallel.DistributedDataParallel` takes the parameters when it is made. Call
     `initialize` before that, and give `TraceGrad_ELBO` the `process_group`.
 
     Raises:
@@ -90,6 +91,27 @@ class TraceGradModule(ELBOModule):
         loss = super().forward(*args, **kwargs)
         self._adopt()
         return loss
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return what `state_dict` holds beside parameters: running averages, the step of a `Watch`, and how far the program was known."""
+        elbo = self.elbo
+        sites = {key[0] for key in elbo._resolved}
+        return {
+            "averages": {
+                name: x
+                for name, x in stored_arrays().items()
+                if any(name.startswith(f"{PREFIX}{site}.") for site in sites)
+            },
+            "watched_steps": None if elbo._watcher is None else elbo._watcher.steps,
+            **elbo._known_so_far(self.model, self.guide),
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Put running averages and the rest where training goes on from them; `load_state_dict` calls this."""
+        store_arrays(state["averages"])
+        if self.elbo._watcher is not None and state["watched_steps"] is not None:
+            self.elbo._watcher.steps = state["watched_steps"]
+        self.elbo._resume(self.model, self.guide, state)
 
     def _adopt(self) -> None:
         """Register networks of baselines, and numbers that estimators learn."""

@@ -32,6 +32,7 @@ from pplgrad.errors import ConfigurationError
 from pplgrad.monitoring.watch import Watcher
 from pplgrad.pyro._array_ops import OPS, attach
 from pplgrad.pyro._baselines import Networks, baselines_of, store_states
+from pplgrad.pyro._compat import settings
 from pplgrad.pyro._diagnostics.measuring import measured
 from pplgrad.pyro._distributed import TorchDataParallel, TraceGradModule, data_parallel_of, refuse_own_gradients
 from pplgrad.pyro._distributions import family
@@ -40,6 +41,8 @@ from pplgrad.pyro._recreated_params import keeping_params
 from pplgrad.pyro._rerun.joint import PyroReruns
 from pplgrad.pyro._rerun.monitoring import monitor
 from pplgrad.pyro._rerun.wake_sleep import sleep_phase
+from pplgrad.pyro._resuming import rehearse_if_resumed
+from pplgrad.pyro._reuse.arguments import Identity
 from pplgrad.pyro._reuse.dependency_structure import Structure, Structures
 from pplgrad.pyro._running import Runner, vectorized_or_sequential
 from pplgrad.pyro._tracing.marginal_sites import summed_sites
@@ -161,6 +164,7 @@ class TraceGrad_ELBO(ShowsSettings, Runner, Trace_ELBO):
         self._structures = Structures(reuse_structure, self._mapping.estimators.values())
         self._resolved: dict[Any, Resolved] = {}
         self._watcher: Watcher | None = None
+        self._rehearsing = False
         self._peers = data_parallel_of(process_group)
         self._compiler = _compiler_of(compile)
 
@@ -174,6 +178,7 @@ class TraceGrad_ELBO(ShowsSettings, Runner, Trace_ELBO):
         # Particles that run together are looked at, as in a training step; one by one there is nothing to find.
         together = self.vectorize_particles and self.num_particles > 1
         program = Program(model, guide, args, kwargs)
+        rehearse_if_resumed(self, self.loss, program, ())
         if isinstance(self.objective, FIVO):
             with torch.no_grad():
                 return -float(self._filtered(program, self.objective)[0])
@@ -239,6 +244,7 @@ class TraceGrad_ELBO(ShowsSettings, Runner, Trace_ELBO):
         """Return the loss in nats, and add its gradient estimate to the parameters' gradients."""
         refuse_own_gradients(self._peers)
         program = Program(model, guide, args, kwargs)
+        rehearse_if_resumed(self, self.loss_and_grads, program, self._settings())
         if isinstance(self.objective, FIVO):
             value, surrogate = self._filtered(program, self.objective)
             if surrogate.requires_grad:
@@ -262,6 +268,7 @@ class TraceGrad_ELBO(ShowsSettings, Runner, Trace_ELBO):
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return the loss in nats as a tensor whose gradient is the estimate."""
         program = Program(model, guide, args, kwargs)
+        rehearse_if_resumed(self, self.differentiable_loss, program, ())
         if isinstance(self.objective, FIVO):
             value, surrogate = self._filtered(program, self.objective)
             return attach(-value, -surrogate)
@@ -273,7 +280,7 @@ class TraceGrad_ELBO(ShowsSettings, Runner, Trace_ELBO):
     def _watch(self, program: Program) -> None:
         """Count a training step, and look at it if the guide's watch says so."""
         watcher = self._watcher
-        if watcher is None:
+        if watcher is None or self._rehearsing:
             return
         if watcher.due(watcher.steps):
             resolved = {key[0]: found.estimator for key, found in self._resolved.items()}
@@ -391,6 +398,24 @@ class TraceGrad_ELBO(ShowsSettings, Runner, Trace_ELBO):
         state["_compiler"] = None if self._compiler is None else self._compiler.empty_copy()
         return state
 
+    def _settings(self) -> tuple:
+        """Return what beside the arguments decides a training step, as structures are known by it."""
+        if self._compiler is None:
+            return ()
+        return (*settings(), self.num_particles, self.vectorize_particles, Identity(id(self.objective)))
+
+    def _known_so_far(self, model: Any, guide: Any) -> dict[str, Any]:
+        """Return in plain data how far a program is known, for a training that goes on in another process."""
+        compiler = self._compiler
+        known = self._structures.state(model, guide, () if compiler is None else compiler.stays_eager)
+        return {"structures": known, "graphs": 0 if compiler is None else compiler.graphs_made}
+
+    def _resume(self, model: Any, guide: Any, state: Mapping[str, Any]) -> None:
+        """Find again what was known of a program, when it is next asked for."""
+        self._structures.resume(model, guide, state["structures"])
+        if self._compiler is not None:
+            self._compiler.graphs_made = state["graphs"]
+
     def _uncompiled(self) -> TraceGrad_ELBO:
         """Return an ELBO that shares everything with this one, and does not compile."""
         other = copy.copy(self)
@@ -498,10 +523,8 @@ class _EagerSteps:
     def __init__(self, elbo: TraceGrad_ELBO) -> None:
         self._elbo = elbo
 
-    def structure(self, program: Program, settings: tuple) -> Structure:
-        elbo = self._elbo
-        particles = (elbo.num_particles, elbo.vectorize_particles, id(elbo.objective))
-        return elbo._structures.find(program, (*settings, *particles))
+    def structure(self, program: Program) -> Structure:
+        return self._elbo._structures.find(program, self._elbo._settings())
 
     def take(self, program: Program, known: Structure) -> float:
         return self._elbo._eager_step(program, known)

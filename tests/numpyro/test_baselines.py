@@ -18,7 +18,10 @@ from numpyro.infer import SVI, Predictive
 from numpyro.optim import Adam, ClippedAdam
 
 from pplgrad import BaselineError, DecayingAverage, FunctionBaseline, NeuralBaseline, OptimalConstant, ScoreFunction
+from pplgrad.core.plates import Plate
+from pplgrad.engine.upstream import default_inputs
 from pplgrad.numpyro import TraceGrad_ELBO, config_estimators, is_baseline_param, split_optimizer
+from pplgrad.numpyro._array_ops import OPS
 from pplgrad.numpyro._tracing.particle_trace import _score_squared
 from pplgrad.testing.in_numpyro import HOST, assert_same, exact_gradient, expected_gradient
 from pplgrad.testing.programs import CASES
@@ -328,3 +331,14 @@ def test_mutant_of_several_sites_at_once_is_caught(name, monkeypatch):
     wanted = stacked_training(*given)[-1][1]["p"]
     stacked_baselines.MUTANTS[name](monkeypatch)
     assert abs(stacked_training(*given)[-1][1]["p"] - wanted).max() > 1e-6
+
+
+def test_a_network_gets_the_rows_that_each_particle_has_drawn():
+    """With particles that draw elements of their own, each has its own inputs; an array of the minibatch's size is shared."""
+    plates = (Plate("data", -1, 2, 5),)
+    full, batch = jnp.arange(15.0).reshape(5, 3), jnp.asarray([[0.5], [0.25]])
+    index = jnp.asarray([[4, 1], [0, 2], [3, 4]])
+    found = default_inputs(OPS, plates, {"data": index}, [full, batch])
+    each = [default_inputs(OPS, plates, {"data": one}, [full, batch]) for one in index]
+    np.testing.assert_array_equal(found, jnp.stack(each))
+    assert found.shape == (3, 2, 4)

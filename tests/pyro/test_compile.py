@@ -201,7 +201,7 @@ def test_arguments_of_any_layout():
     model, guide = program(lambda x, more: (x["rows"] @ x["rows"].mT).sum() + more[0])
     elbo = compiled(model, guide, {"rows": torch.randn(3, 2)}, [torch.tensor(1.0)])
     assert_right(elbo, model, guide, {"rows": torch.randn(2, 3).mT}, [torch.tensor(2.0)])
-    assert elbo._compiler._made == 1
+    assert elbo._compiler.graphs_made == 1
 
 
 def test_tensors_of_numbers_like_another():
@@ -253,7 +253,7 @@ def test_parameters_that_vanish_or_change():
     elbo = compiled(model, guide)
     pyro.clear_param_store()
     assert_right(elbo, model, guide)
-    assert elbo._compiler._made == 1
+    assert elbo._compiler.graphs_made == 1
     pyro.clear_param_store()
     pyro.param("scale", torch.tensor(0.4), constraint=constraints.greater_than(0.1))
     pyro.param("a", torch.tensor(-0.3))
@@ -371,12 +371,12 @@ def test_new_shapes_are_compiled_until_there_are_too_many():
     elbo = compiled(model, guide, torch.ones(2), compile={**CHEAP, "graphs": 3})
     for size in (3, 4):
         assert_right(elbo, model, guide, torch.ones(size))
-    assert elbo._compiler._made == 3
+    assert elbo._compiler.graphs_made == 3
     with pytest.warns(UserWarning, match="has compiled 3 graphs"):
         assert_right(elbo, model, guide, torch.ones(5))
     assert_right(elbo, model, guide, torch.ones(6))
     assert_right(elbo, model, guide, torch.ones(4))
-    assert elbo._compiler._made == 3
+    assert elbo._compiler.graphs_made == 3
 
 
 def test_a_number_that_is_another_at_every_step_is_told():

@@ -187,7 +187,7 @@ def test_what_a_cuda_graph_may_hold():
             out = function(x)
         graph, _ = recorder.graph_of([out])
         assert not graph.meta["on_one_gpu"]
-        return any(aten_recorder._writes_into_input(node) for node in graph.graph.nodes)
+        return any(aten_recorder.writes_into_input(node) for node in graph.graph.nodes)
 
     assert not writes(lambda x: x + 1) and not writes(lambda x: (x + 1).clamp_(min=0)[0].mul_(2))
     assert (

@@ -1,5 +1,7 @@
 """What a program reads may change between two steps, however it is held: an ELBO never goes by what it was."""
 
+import copy
+import io
 import math
 import warnings
 from dataclasses import dataclass, field
@@ -159,6 +161,29 @@ def test_programs_of_the_tests_are_reused(name):
     guard = Guard.of(model, guide)
     assert guard is not None
     assert guard.holds()
+
+
+class Factor:
+    """A class of the program's own, which nothing has pickled before."""
+
+    def __init__(self):
+        self.value = torch.tensor(2.0)
+
+
+def test_pickling_changes_no_program():
+    """Python notes in a class how its objects are pickled, at the first `torch.save` or `deepcopy`; a training goes on as it was."""
+    for kind in (Factor, torch.Tensor, nn.Parameter, nn.Module):
+        if "__slotnames__" in vars(kind):
+            del kind.__slotnames__
+    factor = Factor()
+    guard = Guard.of(lambda x: factor.value * x)
+    assert guard.holds()
+    torch.save(factor.value, io.BytesIO())
+    copy.deepcopy(factor)
+    assert "__slotnames__" in vars(Factor) and "__slotnames__" in vars(torch.Tensor) and guard.holds()
+    Factor.more = 1
+    assert not guard.holds()
+    del Factor.more
 
 
 def test_a_recorded_step_never_keeps_numpys_draws():

@@ -147,3 +147,28 @@ def test_refusals(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(ConfigurationError, match=r"pip install 'pplgrad\[watch\]'"):
         Watch(tensorboard="runs")
+
+
+class Difficult:
+    """An object that answers a question for what it does not have with another error than `AttributeError`, as Pydantic's do."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name):
+        raise RuntimeError("not now")
+
+
+def test_objects_that_raise_when_they_are_looked_at():
+    difficult, shown = Difficult(), []
+
+    def callback(record):
+        shown.append(record["step"])
+        return difficult
+
+    train(3, {}, Watch(callback, every=2))
+    assert shown == [0, 2]
+
+    def guide(x):
+        return GUIDE(x) if difficult is not None else None
+
+    assert len(train(3, guide=guide)) == 3

@@ -130,7 +130,7 @@ class Recorder(TorchDispatchMode):
         changing = [node for node in self._graph.nodes if not node.meta.get("fixed", True)]
         one_device = len({x.tensor.device for x in used}) == 1
         on_gpu = one_device and bool(changing) and all(node.meta["on_gpu"] for node in changing)
-        module.meta["on_one_gpu"] = on_gpu and not any(_writes_into_input(node) for node in self._graph.nodes)
+        module.meta["on_one_gpu"] = on_gpu and not any(writes_into_input(node) for node in self._graph.nodes)
         return module, used
 
     def _node(self, tensor: torch.Tensor, constant: bool) -> Node:
@@ -275,7 +275,7 @@ def _is_random(operation: Any) -> bool:
     return isinstance(operation, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in operation.tags
 
 
-def _writes_into_input(node: Node) -> bool:
+def writes_into_input(node: Node) -> bool:
     """Return whether a node may write into an input of the graph, or into a view of one."""
     if not writes(node):
         return False

@@ -33,10 +33,9 @@ from pplgrad.pyro._compat import (
     have_hooks,
     leaves_of,
     other_handlers,
-    settings,
     unconstrained,
 )
-from pplgrad.pyro._compile.aten_recorder import Captured, Recorder, writes
+from pplgrad.pyro._compile.aten_recorder import Captured, Recorder, writes_into_input
 from pplgrad.pyro._compile.backends import compiled_graph, load_backend
 from pplgrad.pyro._compile.input_sources import InputSources
 from pplgrad.pyro._evaluation import Evaluation
@@ -204,7 +203,7 @@ class CompiledStep:
                 self.shared = _shared(others[: len(leaves)], inputs)
             for leaf, gradient, shared in zip(leaves, others, self.shared, strict=False):
                 if leaf.grad is None:
-                    leaf.grad = gradient.clone() if shared else gradient
+                    leaf.grad = _laid_out(gradient, leaf, shared)
                 else:
                     leaf.grad.add_(gradient)
             if self.states:
@@ -223,6 +222,13 @@ class CompiledStep:
         if any(name not in params or now[name] is not self.constraints[name] for name in self.params):
             raise Stale
         self.known = dict(params)
+
+
+def _laid_out(gradient: torch.Tensor, leaf: torch.Tensor, shared: bool) -> torch.Tensor:
+    """Return a gradient that is laid out like its leaf, in memory of its own: autograd, which may add to it later, wants both."""
+    if gradient.stride() != leaf.stride():
+        return torch.empty_like(leaf).copy_(gradient)
+    return gradient.clone() if shared else gradient
 
 
 def _shared(outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> list[bool]:
@@ -245,8 +251,8 @@ def _other_generators() -> tuple:
 class EagerSteps(Protocol):
     """What the compiler asks of an ELBO: the steps that it would take by itself."""
 
-    def structure(self, program: Program, settings: tuple) -> Structure:
-        """Return what is known of the program under these settings."""
+    def structure(self, program: Program) -> Structure:
+        """Return what is known of the program under the present settings."""
 
     def take(self, program: Program, known: Structure) -> float:
         """Take a step: add the gradient to the parameters' gradients, keep the baselines' state, return the loss."""
@@ -272,9 +278,9 @@ class Compiler:
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self._made = 0
+        self.graphs_made = 0
         self._waits: dict[Any, int] = {}
-        self._eager: set[Any] = set()
+        self.stays_eager: set[Any] = set()
         self._warned: set[str] = set()
 
     @classmethod
@@ -289,9 +295,9 @@ class Compiler:
 
     def step(self, eager: EagerSteps, program: Program) -> float:
         """Add the gradient estimate to the parameters' gradients, and return the loss."""
-        known = eager.structure(program, settings())
+        known = eager.structure(program)
         try:
-            if known.key in self._eager:
+            if known.key in self.stays_eager:
                 return eager.take(program, known)
             handlers = other_handlers()
             if handlers:
@@ -305,9 +311,9 @@ class Compiler:
                 self._rewatch(eager, known, program)
             if known.compiled is not None and known.known:
                 return self._run(eager, known, program)
-            if known.known and self._made >= self.options.graphs:
+            if known.known and self.graphs_made >= self.options.graphs:
                 self._warn(
-                    f"TraceGrad_ELBO(compile=...) has compiled {self._made} graphs, one for each kind of arguments and state of the "
+                    f"TraceGrad_ELBO(compile=...) has compiled {self.graphs_made} graphs, one for each kind of arguments and state of the "
                     "program, and takes other steps eagerly; give batches the same size, pass numbers that change as tensors, "
                     "or raise compile={'graphs': ...}."
                 )
@@ -325,17 +331,17 @@ class Compiler:
             if not self.options.fallback:
                 raise CompileError(message) from error
             self._warn(f"{message} This ELBO's steps go on eagerly.")
-            self._eager.add(known.key)
+            self.stays_eager.add(known.key)
             return eager.take(program, known)
 
     def refuse(self, known: Structure) -> None:
         """Refuse a program that was seen to read a tensor's value."""
-        if known.read_at is not None and known.key not in self._eager:
+        if known.read_at is not None and known.key not in self.stays_eager:
             error = reading_refused(known.read_at)
             if not self.options.fallback:
                 raise error
             self._warn(f"{error} This ELBO's steps go on eagerly.")
-            self._eager.add(known.key)
+            self.stays_eager.add(known.key)
 
     def _warn(self, message: str) -> None:
         if message not in self._warned:
@@ -385,7 +391,7 @@ class Compiler:
             f"TraceGrad_ELBO(compile=...) takes this program's steps eagerly, because it reads {why}, which cannot be watched: a "
             "compiled step would keep what it was; pass numbers that change as tensors, and draw with torch."
         )
-        self._eager.add(known.key)
+        self.stays_eager.add(known.key)
 
     def _run(self, eager: EagerSteps, known: Structure, program: Program) -> float:
         try:
@@ -441,7 +447,7 @@ class Compiler:
             self._waits.pop(known.key, None)
         with torch.no_grad():
             for leaf, gradient in pairs:
-                leaf.grad = gradient.clone() if leaf.grad is None else leaf.grad.add_(gradient)
+                leaf.grad = _laid_out(gradient, leaf, True) if leaf.grad is None else leaf.grad.add_(gradient)
         eager.watch(program)
         store_states(evaluation.result.states)
         return -value
@@ -467,7 +473,10 @@ class Compiler:
         guard.also(lambda: all(x is y for x, y in zip(eager.networks(), networks, strict=True)))
         sources = Sources(guard, program)
         inputs = [sources.of(x) for x in captured]
-        plain, written = GraphModule(torch.nn.Module(), copy.deepcopy(graph.graph)), any(map(writes, graph.graph.nodes))
+        plain, written = (
+            GraphModule(torch.nn.Module(), copy.deepcopy(graph.graph)),
+            any(map(writes_into_input, graph.graph.nodes)),
+        )
         line = "the end of the step"
         ends = [sources.of(Captured(leaf, captured[0].node, line, False)) for leaf in leaves]
         try:
@@ -479,7 +488,7 @@ class Compiler:
                 f"The step cannot be compiled, because the backend {self.options.backend!r} failed: "
                 f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
             ) from error
-        self._made += 1
+        self.graphs_made += 1
         known.guard, known.met = guard, guard.meets(tensors_in((program.args, program.kwargs)))
         guard.held.clear()
         for source in (*inputs, *ends, *(source for pair in sources.twins for source in pair)):

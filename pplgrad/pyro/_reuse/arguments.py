@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from pplgrad.pyro._reuse.probes import SIMPLE, digest, kind_of
+
+
+@dataclass(frozen=True, repr=False)
+class Identity:
+    """An object that is known by identity; in words it is the same in every process."""
+
+    of: int
+
+    def __repr__(self) -> str:
+        return "an object"
 
 
 def arguments_kind(value: Any, objects: list[Any]) -> Any:
@@ -31,4 +42,4 @@ def arguments_kind(value: Any, objects: list[Any]) -> Any:
     if kind is np.ndarray and not value.dtype.hasobject:
         return (value.shape, value.strides, str(value.dtype), digest(value))
     objects.append(value)
-    return (kind, id(value))
+    return (kind, Identity(id(value)))

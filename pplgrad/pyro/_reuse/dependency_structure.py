@@ -10,8 +10,8 @@ import math
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pplgrad.core.estimator import Estimator
@@ -33,6 +33,19 @@ _EVERY = 500
 _SURELY = 16
 """Up to here compiled steps are looked at like others; later ones as long as that takes no more than a `_SHARE` of the time."""
 _SHARE = 0.02
+
+
+@dataclass(frozen=True)
+class Uses:
+    """How far a structure was known when a training was saved (0: not; 1: found; 2: guarded), how often it was used and watched anew.
+
+    `step` says how its steps were taken: "eager", "compiled", or "stays eager" where nothing is to be compiled any more.
+    """
+
+    stage: int = 0
+    reuses: int = 0
+    watched: int = 0
+    step: str = "eager"
 
 
 @dataclass
@@ -82,8 +95,9 @@ class Structure:
         self.reuses += 1
         due = self.reuses & (self.reuses - 1) == 0 if self.reuses < _EVERY else self.reuses % _EVERY == 0
         if self.compiled is not None and self.reuses > _SURELY:
-            # Watching takes hundreds of compiled steps' time.
-            due = due and self.looking < _SHARE * (time.perf_counter() - self.since)
+            # Watching takes hundreds of compiled steps' time. What is looked at in the place of a step, with other draws, may not depend on time.
+            seldom = self.reuses & (self.reuses - 1) == 0
+            due = seldom if self.compiled.writes else due and self.looking < _SHARE * (time.perf_counter() - self.since)
         self.watching_again = self.following = self.reuses >= 2 and due
         self.hidden_draws &= not self.following
 
@@ -96,6 +110,24 @@ class Structure:
         """Find the structure anew in this step."""
         self.watched += 1
         self.following, self.watching_again, self.found, self.hidden_draws = True, False, None, False
+
+    def uses(self, stays_eager: bool) -> Uses:
+        """Return how far the structure is known and how often it was used."""
+        stage = 0 if self.found is None else 1 + (self.guard is not None)
+        step = "stays eager" if stays_eager else "eager" if self.compiled is None else "compiled"
+        return Uses(stage, self.reuses, self.watched, step)
+
+    def reached(self, uses: Uses) -> bool:
+        """Whether this is known as far as a structure that was used so often."""
+        now = self.uses(False)
+        compiled = now.step == "compiled" or uses.step != "compiled"
+        return compiled and now.stage >= uses.stage and now.reuses >= min(1, uses.reuses)
+
+    def go_on(self, uses: Uses) -> None:
+        """Count on from the numbers of a structure that was used before."""
+        self.reuses, self.watched = uses.reuses, uses.watched
+        if uses.step != "compiled":
+            self.compiled = None
 
     def run_sequentially(self, message: str) -> None:
         """Run particles and branches one by one from here on, and say so."""
@@ -191,6 +223,11 @@ def _listed(names: Sequence[str] | Any) -> str:
     return ", ".join(f"'{name}'" for name in names) or "no draw"
 
 
+def _in_words(key: tuple) -> str:
+    """Return the kind of a program's arguments, and the settings, in words that are the same in every process."""
+    return repr(key[2:])
+
+
 class Structures:
     """The structures of the programs that an ELBO has seen, by kind of arguments.
 
@@ -207,6 +244,8 @@ class Structures:
         self._estimators = tuple(estimators)
         self._known: OrderedDict[Any, Structure] = OrderedDict()
         self._unfollowed: dict[tuple[int, int], set[str]] = {}
+        self.resumed: dict[tuple[int, int, str], Uses] = {}
+        """What was known, when a training was saved, of kinds of arguments that were not met since."""
 
     def unfollowed(self, program: Program) -> set[str] | None:
         """Return the sites of a program whose branches have turned out to need a run of their own; None where all have one."""
@@ -220,16 +259,57 @@ class Structures:
         """Return what knows of no program yet, for an ELBO with these estimators."""
         return Structures(self.reuse, estimators)
 
-    def find(self, program: Program, settings: tuple = ()) -> Structure:
-        """Return what is known of the program under these settings, or a new structure that this step is to find."""
-        objects: list[Any] = []
+    def state(self, model: Any, guide: Any, eager: Collection[Any]) -> dict[str, Any]:
+        """Return in plain data how often each structure of a program was used; `eager` are the keys of those that stay eager."""
+        where = (id(model), id(guide))
+        uses = {key[2]: found for key, found in self.resumed.items() if key[:2] == where}
+        uses |= {_in_words(key): x.uses(key in eager) for key, x in self._known.items() if key[:2] == where}
+        return {
+            "uses": {words: asdict(found) for words, found in uses.items()},
+            "unfollowed": sorted(self._unfollowed.get(where, ())),
+        }
+
+    def resume(self, model: Any, guide: Any, state: Mapping[str, Any]) -> None:
+        """Forget what is known of a program; what was known when a training was saved is found again before it is used."""
+        where = (id(model), id(guide))
+        self._known = OrderedDict((key, x) for key, x in self._known.items() if key[:2] != where)
+        self.resumed = {key: x for key, x in self.resumed.items() if key[:2] != where}
+        self.resumed |= {(*where, words): Uses(**found) for words, found in state["uses"].items()}
+        self._unfollowed[where] = set(state["unfollowed"])
+
+    def forget(self, program: Program, settings: tuple = ()) -> None:
+        """Forget what is known of a program for this kind of arguments."""
+        self._known.pop(self._key(program, settings, []), None)
+
+    def waiting(self, program: Program, settings: tuple = ()) -> Uses | None:
+        """Return what was known of a program before it was resumed, if it was not met since."""
+        if not self.resumed or (key := self._key(program, settings, [])) is None:
+            return None
+        return self.resumed.pop((*key[:2], _in_words(key)), None)
+
+    def peek(self, program: Program, settings: tuple = ()) -> Structure | None:
+        """Return what is known of a program, without using it."""
+        return self._known.get(self._key(program, settings, []))
+
+    @staticmethod
+    def _key(program: Program, settings: tuple, objects: list[Any]) -> Any:
+        """Return by what a program's structure is known, or None where its arguments cannot be told apart."""
         try:
             kinds = (arguments_kind(program.args, objects), arguments_kind(program.kwargs, objects))
             tensors = tensors_in((program.args, program.kwargs))
             key = (id(program.model), id(program.guide), *kinds, which_are_one_of(tensors), settings)
             hash(key)
         except TypeError:
+            return None
+        return key
+
+    def find(self, program: Program, settings: tuple = ()) -> Structure:
+        """Return what is known of the program under these settings, or a new structure that this step is to find."""
+        objects: list[Any] = []
+        key = self._key(program, settings, objects)
+        if key is None:
             return Structure(reusable=False)
+        tensors = tensors_in((program.args, program.kwargs))
         known = self._known.get(key)
         if known is not None:
             self._known.move_to_end(key)

@@ -259,6 +259,7 @@ NOT_OF_CLASSES = frozenset(
         "__annotations_cache__",
         "__static_attributes__",
         "__signature__",
+        "__slotnames__",
     }
 )
 """Of a class: what is text, and the cache of `isinstance` (`abc.get_cache_token` is compared instead)."""

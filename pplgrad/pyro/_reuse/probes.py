@@ -162,12 +162,17 @@ def names_probe(value: Mapping, names: Sequence[str], kept: list) -> Probe:
     return holds
 
 
+def size_of(own: Mapping) -> int:
+    """Return how many names a class has, but for Python's note of how its objects are pickled, which the first `torch.save` makes."""
+    return len(own) - ("__slotnames__" in own)
+
+
 def class_probe(own: Mapping, names: Sequence[str], kept: list) -> Probe:
     """Return the comparison of what a class has under some names, and of how many names it has."""
-    values, every, count = own.values, list(own.values()), len(own)
+    values, every, count = own.values, list(own.values()), size_of(own)
     by_name = names_probe(own, names, kept)
     plain = not any(type(x) is Kind for x in kept)
-    return lambda: len(own) == count and ((plain and all(map(is_, values(), every))) or by_name())
+    return lambda: size_of(own) == count and ((plain and all(map(is_, values(), every))) or by_name())
 
 
 def array_probe(value: np.ndarray) -> Probe:
@@ -249,7 +254,7 @@ def ambient() -> tuple:
         torch.is_autocast_cache_enabled(),
         (*warnings.filters,),
         (*np.geterr().values(),),
-        *(len(vars(kind)) for kind in (torch.Tensor, torch.nn.Parameter, torch.nn.Module)),
+        *(size_of(vars(kind)) for kind in (torch.Tensor, torch.nn.Parameter, torch.nn.Module)),
         *_modes(),
         *map(id, handlers()),
         *map(id, hooks_of_all_modules()),

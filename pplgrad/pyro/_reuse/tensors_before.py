@@ -14,6 +14,7 @@ from typing import Any
 import pyro
 import torch
 
+from pplgrad.monitoring.watch import Watcher
 from pplgrad.pyro._reuse.names_in_code import names_of
 from pplgrad.pyro._tracing.callers import is_library
 
@@ -61,8 +62,18 @@ def _within(value: Any) -> Iterable[Any]:
         return list(value.values())
     if isinstance(value, (list, tuple, set, frozenset)):
         return list(value)
-    slots = [getattr(value, name, None) for cls in kind.__mro__ for name in _slots(cls)]
-    return [*getattr(value, "__dict__", {}).values(), *slots, *_of_class(kind)]
+    if kind is Watcher:
+        return ()  # Whoever is shown the records is no part of the program.
+    slots = [_attribute(value, name, None) for cls in kind.__mro__ for name in _slots(cls)]
+    return [*_attribute(value, "__dict__", {}).values(), *slots, *_of_class(kind)]
+
+
+def _attribute(value: Any, name: str, default: Any) -> Any:
+    """Return an attribute; an object may answer any question with any error."""
+    try:
+        return getattr(value, name, default)
+    except Exception:
+        return default
 
 
 def _slots(cls: type) -> tuple[str, ...]:
