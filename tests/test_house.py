@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 GROUND = {"core", "errors"}
-SHARED = GROUND | {"engine", "estimators", "baselines", "configuration", "monitoring", "diagnostics"}
+SHARED = GROUND | {"engine", "estimators", "baselines", "configuration", "monitoring", "diagnostics", "assessment"}
 
 # What each part may import beside itself. A plug-in's own modules that no room stands above are its ground.
 ARROWS = {
@@ -20,11 +20,12 @@ ARROWS = {
     "engine": GROUND,
     "monitoring": GROUND | {"engine"},
     "configuration": GROUND | {"estimators", "baselines", "monitoring"},
-    "diagnostics": SHARED - {"diagnostics"},
+    "diagnostics": SHARED - {"diagnostics", "assessment"},
+    "assessment": GROUND | {"engine", "diagnostics"},
     "_moved": set(),
     "objectives": {"_moved"},
     "watch": {"_moved"},
-    "pplgrad": GROUND | {"estimators", "baselines", "monitoring"},
+    "pplgrad": GROUND | {"estimators", "baselines", "monitoring", "assessment"},
     "lab": SHARED | {"pplgrad", "pyro", "numpyro"},
     # It puts the estimators' noise and the draws in the place of the plug-ins' own.
     "testing": SHARED

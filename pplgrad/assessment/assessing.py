@@ -48,7 +48,9 @@ class Plan:
                 f"simulations={self.simulations}: the ranks of so few say nothing; give 20 or more, or 0 for no calibration."
             )
         if not 0 < self.level < 1:
-            raise ConfigurationError(f"level={self.level!r}: the rate of false alarms is between 0 and 1, such as 0.01.")
+            raise ConfigurationError(
+                f"level={self.level!r}: the rate of false alarms is between 0 and 1, such as 0.01."
+            )
         if not 0 <= self.tolerated < 1:
             raise ConfigurationError(f"tolerated={self.tolerated!r}: give a share of the data, such as 0.05.")
         if not isinstance(self.checks, Mapping) or not all(callable(check) for check in self.checks.values()):
@@ -119,7 +121,9 @@ def assess(host: Host, plan: Plan, progress: Callable[[str], None] = lambda word
 def refuse(draws: Draws) -> None:
     """Refuse draws whose weights mean nothing."""
     if not draws.latents:
-        raise ProgramError("The guide has no latent site, so that there is no fit to assess; draw the model's latents in it.")
+        raise ProgramError(
+            "The guide has no latent site, so that there is no fit to assess; draw the model's latents in it."
+        )
     spread = any(not x.point for x in draws.latents.values())
     for name, latent in draws.latents.items():
         if latent.point and not latent.auxiliary and (not spread or (latent.values == latent.values[:1]).all()):
@@ -135,9 +139,7 @@ def refuse(draws: Draws) -> None:
 
 def _calibrated(host: Host, draws: Draws, plan: Plan) -> tuple[Calibration, ...]:
     plates = {name for name, _ in draws.plates}
-    pooled = {
-        name: tuple(i for i, axis in enumerate(x.axes) if axis in plates) for name, x in draws.latents.items()
-    }
+    pooled = {name: tuple(i for i, axis in enumerate(x.axes) if axis in plates) for name, x in draws.latents.items()}
     masks = {}
     for name, x in draws.latents.items():
         if x.mask is not None:

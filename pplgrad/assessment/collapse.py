@@ -49,7 +49,8 @@ def collapsed(found: Mapping[str, Collapse]) -> list[str]:
 
 
 def _collapse(latent: Latent, draws: Draws) -> Collapse:
-    plates = {name for name, _ in draws.plates}
+    # Where the whole program has one weight, the elements of every plate are data.
+    plates = {name for name, _ in draws.plates} or set(latent.element_axes) - {None}
     data = tuple(i for i, axis in enumerate(latent.element_axes) if axis in plates)
     counted = np.broadcast_to(True if latent.mask is None else latent.mask, latent.log_q.shape[1:])
 

@@ -57,8 +57,9 @@ class Assessment:
         `khat`, `ess` and `poor` have the shape of `plates`.
 
     Example:
-        >>> Assessment.__name__
-        'Assessment'
+        >>> from dataclasses import fields
+        >>> [field.name for field in fields(Assessment)][3:7]
+        ['khat', 'khat_limit', 'ess', 'poor']
 
     References:
         Vehtari, Simpson, Gelman, Yao and Gabry (2024), sections 3.1 and 3.2.4.
@@ -111,34 +112,35 @@ class Assessment:
 
     def tables(self) -> list[tuple[str, list[tuple[str, ...]]]]:
         """Return the tables, each with its title, its heads and its rows as text."""
-        found = [("importance weights", self._weights()), ("log evidence (nats)", self._evidence())]
+        found: list[tuple[str, list[tuple[str, ...]]]] = [("importance weights", self._weights()), ("log evidence (nats)", self._evidence())]
         if self.checks:
-            heads = ("posterior predictive", "observed", "95% of replicates", "p")
-            rows = [
-                (x.name, f"{x.observed:.4g}", f"{x.low:.4g} to {x.high:.4g}", f"{x.p:.2g}")
-                for x in _smallest(self.checks)
-            ]
-            found.append((_titled("posterior predictive checks", self.checks), [heads, *rows]))
+            found.append((_titled("posterior predictive checks", self.checks), self._checks()))
         if self.calibration:
-            heads = ("site", "element", "ranks", "p (corrected)", "ranks are")
-            ranked = [
-                (
-                    x.site,
-                    ", ".join(map(str, x.element)) or "all",
-                    f"{x.ranks:,} of {x.elements:,}",
-                    f"{x.p:.2g}",
-                    x.shape,
-                )
-                for x in _smallest(self.calibration)
-            ]
-            found.append((_titled("simulation-based calibration", self.calibration), [heads, *ranked]))
+            found.append((_titled("simulation-based calibration", self.calibration), self._calibration()))
         if self.collapse:
-            heads = ("site", "elements", "entropy/max", "at 0", "at max", "= prior")
-            elements = [
-                (x.site, f"{x.elements:,}", *(_share(v) for v in (x.entropy, x.decided, x.undecided, x.prior)))
-                for x in self.collapse
-            ]
-            found.append(("collapse: shares of a datum's elements, the same for all data", [heads, *elements]))
+            found.append(("collapse: shares of a datum's elements, the same for all data", self._collapse()))
+        return found
+
+    def _checks(self) -> list[tuple[str, ...]]:
+        rows = [
+            (x.name, f"{x.observed:.4g}", f"{x.low:.4g} to {x.high:.4g}", f"{x.p:.2g}") for x in _smallest(self.checks)
+        ]
+        return [("number", "observed", "95% of replicates", "p"), *rows]
+
+    def _calibration(self) -> list[tuple[str, ...]]:
+        rows = [
+            (x.site, ", ".join(map(str, x.element)) or "all", f"{x.elements:,} x {x.ranks:,}", f"{x.p:.2g}", x.shape)
+            for x in _smallest(self.calibration)
+        ]
+        return [("site", "worst element", "elements x ranks", "p (corrected)", "draws are"), *rows]
+
+    def _collapse(self) -> list[tuple[str, ...]]:
+        rows = [
+            (x.site, f"{x.elements:,}", *(_share(v) for v in (x.entropy, x.decided, x.undecided, x.prior)))
+            for x in self.collapse
+        ]
+        return [("site", "elements", "entropy/max", "at 0", "at max", "= prior"), *rows]
+
         return found
 
     def _weights(self) -> list[tuple[str, ...]]:
@@ -195,9 +197,7 @@ def _wrapped(text: str, indent: int = 0) -> list[str]:
 
     if len(text) <= _WIDTH:
         return [text]
-    return textwrap.wrap(
-        text, _WIDTH, subsequent_indent=" " * indent, drop_whitespace=True, replace_whitespace=False
-    )
+    return textwrap.wrap(text, _WIDTH, subsequent_indent=" " * indent, drop_whitespace=True, replace_whitespace=False)
 
 
 def _plain(x: Any) -> Any:

@@ -76,9 +76,7 @@ class AssessedProgram:
         first, second = jax.random.split(self._keys[1])
         values = {name: jnp.asarray(latent.values[:count]) for name, latent in draws.latents.items()}
         if draws.summed:
-            found = summed_posterior(
-                first, self._params, model, guide, *args, num_samples=count, draws=True, **kwargs
-            )
+            found = summed_posterior(first, self._params, model, guide, *args, num_samples=count, draws=True, **kwargs)
             values = {name: x[0] for name, x in found.items()}
 
         def one(row: tuple[jax.Array, dict]) -> dict[str, jax.Array]:
@@ -142,7 +140,9 @@ class AssessedProgram:
         changes = []
         for key in keys:
             drawn = self._drawn(jax.random.split(key, 3)[0], {})
-            observed = {n: s for n, s in sample_sites(drawn).items() if "was_observed" in s["infer"] or s["is_observed"]}
+            observed = {
+                n: s for n, s in sample_sites(drawn).items() if "was_observed" in s["infer"] or s["is_observed"]
+            }
             refuse_factors([n for n, s in observed.items() if isinstance(innermost(unmasked(s["fn"])), Unit)])
             new_args, new_kwargs = self._renewed(drawn, names, where, plan)
             again = self._at(self.program.model, key, _values(drawn), new_args, new_kwargs)

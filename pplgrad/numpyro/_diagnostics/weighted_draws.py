@@ -39,6 +39,7 @@ from pplgrad.numpyro._distributions import finite_parts, innermost
 from pplgrad.numpyro._elbo import TraceGrad_ELBO
 from pplgrad.numpyro._evaluation import laid_out
 from pplgrad.numpyro._rerun.enumeration import run_traces, subsamples
+from pplgrad.numpyro._tracing.control_flow import Flow
 from pplgrad.numpyro._tracing.marginal_laws import InComponent, Marginal, log_density
 from pplgrad.numpyro._tracing.model_trace import sample_sites
 from pplgrad.numpyro._tracing.particle_trace import ParticleOutputs, ParticleTrace
@@ -55,9 +56,7 @@ class Found:
     layout: Layout
 
 
-def weighted_draws(
-    program: Program, params: dict, plates: tuple[str, ...] | None, count: int, key: jax.Array
-) -> Found:
+def weighted_draws(program: Program, params: dict, plates: tuple[str, ...] | None, count: int, key: jax.Array) -> Found:
     """Return draws of the guide, and the program's layout; or refuse a program whose weights mean nothing."""
     raw = _looked_at(program, params, key)
     objective = IWAE(plates=plates)
@@ -65,7 +64,6 @@ def weighted_draws(
     elbo = TraceGrad_ELBO(1, vectorize_particles=False, estimators={"*": ScoreFunction()}, objective=objective)
     elbo._closed = NoClosedForms(objective=objective)
     arrays, static, reads = _particles(elbo, program, params, jax.random.split(key, count))
-    refuse_drawn_by_model(static.from_prior)
     layout, run = laid_out(static, arrays, reads, objective)
     bounds = Bounds(OPS, [(layout, run)], objective)
     first = {name: x[0] for name, x in arrays.values.items()}
@@ -137,9 +135,16 @@ def _looked_at(program: Program, params: dict, key: jax.Array) -> dict[str, Any]
     parts = {**subsamples(drawn), **subsamples(seen)}
     refuse_subsampled({name: (int(site["args"][1]), int(site["args"][0])) for name, site in parts.items()})
     if not values:
-        raise ProgramError("The guide draws no latent site, so that there is no fit to assess; draw the model's latents in it.")
+        raise ProgramError(
+            "The guide draws no latent site, so that there is no fit to assess; draw the model's latents in it."
+        )
     refuse_scaled([n for t in (seen, drawn) for n, site in sample_sites(t).items() if _is_scaled(site)])
+    refuse_drawn_by_model([n for n, site in sample_sites(seen).items() if _is_drawn_alone(site, values)])
     return seen
+
+
+def _is_drawn_alone(site: Any, values: Mapping[str, Any]) -> bool:
+    return not (site["is_observed"] or site["name"] in values or site["infer"].get("enumerate") == "parallel")
 
 
 def _is_scaled(site: Any) -> bool:
@@ -151,8 +156,11 @@ def _masks(
 ) -> dict[tuple[str, str], np.ndarray | None]:
     """Return the mask of each density by side and name, in the shape of the particle's costs."""
     found: dict[tuple[str, str], np.ndarray | None] = {}
-    sides = (("model", model, arrays.model_costs, static.model_flows), ("guide", drawn, arrays.guide_costs, {}))
-    for side, trace, costs, flows in sides:
+    flows: Mapping[str, Flow]
+    for side, trace, costs, flows in (
+        ("model", model, arrays.model_costs, static.model_flows),
+        ("guide", drawn, arrays.guide_costs, {}),
+    ):
         for name, site in sample_sites(trace).items():
             mask = _mask(site)
             if mask is not None:

@@ -67,7 +67,6 @@ def weighted_draws(program: Program, plates: tuple[str, ...] | None, count: int)
         run = elbo._record(traces, provenance, program)
         layout = elbo._laid_out(program, traces, run, provenance, structure)
         if first is None:
-            refuse_drawn_by_model(traces.from_prior())
             masks = _masks(traces, run)
             refuse_masked(layout, masks)
             latents = {name: _latent_site(name, traces, masks) for name in traces.estimators}
@@ -121,10 +120,17 @@ def _looked_at(program: Program) -> Any:
                 drawn[name] = (len(site["value"]), int(site["fn"].size))
     refuse_subsampled(drawn)
     if not any(not site["is_observed"] for _, site in samples_of(guide)):
-        raise ProgramError("The guide draws no latent site, so that there is no fit to assess; draw the model's latents in it.")
+        raise ProgramError(
+            "The guide draws no latent site, so that there is no fit to assess; draw the model's latents in it."
+        )
     refuse_scaled([name for trace in (model, guide) for name, site in samples_of(trace) if _is_scaled(site)])
+    refuse_drawn_by_model([n for n, site in samples_of(model) if _is_drawn_alone(site, guide.nodes)])
     model.compute_log_prob()
     return model
+
+
+def _is_drawn_alone(site: Any, guide: Any) -> bool:
+    return not (site["is_observed"] or site["name"] in guide or site["infer"].get("enumerate") == "parallel")
 
 
 def _is_scaled(site: Any) -> bool:
