@@ -12,7 +12,7 @@ FUZZ_SEEDS ?= 0:40
 # The stamp is newer than the files that say what to install, so that a second run installs nothing.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pyro,numpyro,research,cluster,watch,stories,bench,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pyro,numpyro,research,assess,cluster,watch,stories,bench,test]'
 	touch $@
 
 demo: .venv/installed

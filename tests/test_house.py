@@ -37,13 +37,23 @@ for host, rooms in {
         "_reuse": {"ground", "_tracing"},
         "_rerun": {"ground", "_tracing", "_baselines"},
         "_compile": {"ground", "_tracing", "_reuse", "_baselines", "_evaluation"},
-        "_diagnostics": {"ground", "_tracing", "_rerun", "_baselines", "_elbo", "_guide", "_optim"},
+        "_diagnostics": {"ground", "_tracing", "_rerun", "_baselines", "_elbo", "_guide", "_optim", "_posterior"},
     },
     "numpyro": {
         "_tracing": {"ground"},
         "_fusion": {"ground"},
         "_rerun": {"ground", "_tracing", "_baselines"},
-        "_diagnostics": {"ground", "_tracing", "_rerun", "_baselines", "_elbo", "_guide", "_optim"},
+        "_diagnostics": {
+            "ground",
+            "_tracing",
+            "_rerun",
+            "_baselines",
+            "_elbo",
+            "_evaluation",
+            "_guide",
+            "_optim",
+            "_posterior",
+        },
     },
 }.items():
     ARROWS[f"{host}.ground"] = SHARED

@@ -21,7 +21,8 @@ def exact_evidence(draws: Draws, log_joint: LogJoint, limit: int) -> tuple[float
     if reason:
         return None, reason
     rows = [np.asarray(log_joint(values), float).reshape(-1) for values in assignments(draws)]
-    return float(log_sum_exp(np, np.stack(rows), 0).sum()) + draws.beside, ""
+    with np.errstate(divide="ignore"):  # Data may be impossible.
+        return float(log_sum_exp(np, np.stack(rows), 0).sum()) + draws.beside, ""
 
 
 def _reason(draws: Draws, limit: int) -> str:

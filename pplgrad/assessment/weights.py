@@ -22,8 +22,8 @@ def effective_sizes(log_weights: np.ndarray) -> np.ndarray:
     >>> effective_sizes(np.log(np.array([[1.0, 1.0], [1.0, 3.0]]))).tolist()
     [1.0, 0.8]
     """
-    first, second = log_sum_exp(np, log_weights, 0), log_sum_exp(np, 2 * log_weights, 0)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
+        first, second = log_sum_exp(np, log_weights, 0), log_sum_exp(np, 2 * log_weights, 0)
         found = np.exp(2 * first - second) / len(log_weights)
     return np.where(np.isfinite(found), found, 0.0)
 
@@ -115,7 +115,8 @@ def evidence(
 
 def mean_weights(log_weights: np.ndarray) -> np.ndarray:
     """Return the log of the mean weight of each element: log weights (draws, elements) become (elements,)."""
-    return log_sum_exp(np, log_weights, 0) - math.log(len(log_weights))
+    with np.errstate(divide="ignore"):  # An element may have no weight at all.
+        return log_sum_exp(np, log_weights, 0) - math.log(len(log_weights))
 
 
 def limit_below(log_weights: np.ndarray, level: float) -> float:
