@@ -166,7 +166,8 @@ def _values(trace: dict) -> dict[str, Any]:
     return {
         name: site["value"]
         for name, site in sample_sites(trace).items()
-        if not (site["is_observed"] or isinstance(innermost(unmasked(site["fn"])), Delta))
+        if not (site["is_observed"] or "was_observed" in site["infer"])
+        and not isinstance(innermost(unmasked(site["fn"])), Delta)
     }
 
 

@@ -78,17 +78,22 @@ def weighted_draws(program: Program, params: dict, plates: tuple[str, ...] | Non
         {name: np.asarray(x) for name, x in arrays.values.items()},
         *({name: np.asarray(x) for name, x in found.items()} for found in densities),
     )
-    latents = {name: _latent_site(drawn[name], sample_sites(model).get(name)) for name in arrays.values}
+    latents = {name: _latent_site(drawn[name], sample_sites(model).get(name)) for name in static.estimators}
     summed = tuple(n for n, site in sample_sites(raw).items() if not site["is_observed"] and n not in latents)
     return Found(gathered(table, layout.weight_plates or (), latents, _observed_sites(raw), summed), layout)
 
 
 def mapped(f: Callable, rows: Any) -> Any:
     """Return what a function gives for each row, compiled, or one after the other where it cannot be traced."""
+    length = len(jax.tree.leaves(rows)[0])
+    mine = min(_CHUNK, length)
+    # A last piece of another length would be compiled again.
+    numbers = np.arange(-(-length // mine) * mine) % length
+    compiled = jax.jit(jax.vmap(f))
     try:
-        return jax.jit(lambda x: jax.lax.map(f, x, batch_size=_CHUNK))(rows)
+        found = [compiled(jax.tree.map(lambda x, n=n: x[n], rows)) for n in numbers.reshape(-1, mine)]
+        return jax.tree.map(lambda *x: jnp.concatenate(x)[:length], *found)
     except TRACING_ERRORS:
-        length = len(jax.tree.leaves(rows)[0])
         every = [f(jax.tree.map(lambda x, i=i: x[i], rows)) for i in range(length)]
         return jax.tree.map(lambda *x: jnp.stack(x), *every)
 

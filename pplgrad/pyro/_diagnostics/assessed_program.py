@@ -148,7 +148,12 @@ def _cast(drawn: torch.Tensor, like: Any) -> Any:
 
 
 def _refuse_not_simulated(model: Callable, drawn: Any, args: tuple, kwargs: dict, names: list[str]) -> None:
-    values = {n: s["value"] for n, s in samples_of(drawn) if not isinstance(innermost(unmasked(s["fn"])), Delta)}
+    observed = {n for n, _ in _observed(drawn)}
+    values = {
+        n: s["value"]
+        for n, s in samples_of(drawn)
+        if n not in observed and not isinstance(innermost(unmasked(s["fn"])), Delta)
+    }
     with Fixed(values):
         again = prune_subsample_sites(poutine.trace(model).get_trace(*args, **kwargs))
     for trace in (first := prune_subsample_sites(drawn), again):
