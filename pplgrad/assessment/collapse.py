@@ -61,7 +61,8 @@ def _collapse(latent: Latent, draws: Draws) -> Collapse:
 
     entropy = decided = undecided = prior = math.nan
     if latent.support is not None and len(latent.support) > 1:
-        relative = -latent.log_q.mean(0) / math.log(len(latent.support))
+        # The mean over draws may exceed the maximum by chance.
+        relative = np.minimum(-latent.log_q.mean(0) / math.log(len(latent.support)), 1.0)
         entropy = float(np.median(relative[counted])) if counted.any() else math.nan
         decided, undecided = everywhere(relative < _SHARE), everywhere(relative > 1 - _SHARE)
     if latent.log_p is not None:

@@ -32,10 +32,11 @@ from pplgrad.engine.closed_forms import NoClosedForms
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.signals import Bounds
 from pplgrad.errors import ProgramError
+from pplgrad.estimators.reparam import Reparam
 from pplgrad.estimators.score import ScoreFunction
 from pplgrad.numpyro._array_ops import OPS
 from pplgrad.numpyro._compat import TRACING_ERRORS, unmasked
-from pplgrad.numpyro._distributions import finite_parts, innermost
+from pplgrad.numpyro._distributions import finite_parts, innermost, is_reparameterized
 from pplgrad.numpyro._elbo import TraceGrad_ELBO
 from pplgrad.numpyro._evaluation import laid_out
 from pplgrad.numpyro._rerun.enumeration import run_traces, subsamples
@@ -58,10 +59,12 @@ class Found:
 
 def weighted_draws(program: Program, params: dict, plates: tuple[str, ...] | None, count: int, key: jax.Array) -> Found:
     """Return draws of the guide, and the program's layout; or refuse a program whose weights mean nothing."""
-    raw = _looked_at(program, params, key)
+    raw, guide = _looked_at(program, params, key)
     objective = IWAE(plates=plates)
+    # An estimator with nothing to ask of its site, since no gradient is taken.
+    chosen = {name: Reparam() if is_reparameterized(site["fn"]) else ScoreFunction() for name, site in guide.items()}
     # One draw after the other where a program cannot be traced.
-    elbo = TraceGrad_ELBO(1, vectorize_particles=False, estimators={"*": ScoreFunction()}, objective=objective)
+    elbo = TraceGrad_ELBO(1, vectorize_particles=False, estimators=chosen, objective=objective)
     elbo._closed = NoClosedForms(objective=objective)
     arrays, static, reads = _particles(elbo, program, params, jax.random.split(key, count))
     layout, run = laid_out(static, arrays, reads, objective)
@@ -130,11 +133,12 @@ def _particles(
     return arrays, static, reads
 
 
-def _looked_at(program: Program, params: dict, key: jax.Array) -> dict[str, Any]:
-    """Return the trace of the model with a draw of the guide, nothing summed out; refuse what has no weights."""
+def _looked_at(program: Program, params: dict, key: jax.Array) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the trace of the model with a draw of the guide, nothing summed out, and the guide's latent sites; refuse what has no weights."""
     guide, model = (handlers.substitute(f, data=params) for f in (program.guide, program.model))
     drawn = handlers.trace(handlers.seed(guide, key)).get_trace(*program.args, **program.kwargs)
-    values = {name: site["value"] for name, site in sample_sites(drawn).items() if not site["is_observed"]}
+    latents = {name: site for name, site in sample_sites(drawn).items() if not site["is_observed"]}
+    values = {name: site["value"] for name, site in latents.items()}
     against = handlers.substitute(handlers.seed(model, key), data=values)
     seen = handlers.trace(against).get_trace(*program.args, **program.kwargs)
     parts = {**subsamples(drawn), **subsamples(seen)}
@@ -145,7 +149,7 @@ def _looked_at(program: Program, params: dict, key: jax.Array) -> dict[str, Any]
         )
     refuse_scaled([n for t in (seen, drawn) for n, site in sample_sites(t).items() if _is_scaled(site)])
     refuse_drawn_by_model([n for n, site in sample_sites(seen).items() if _is_drawn_alone(site, values)])
-    return seen
+    return seen, latents
 
 
 def _is_drawn_alone(site: Any, values: Mapping[str, Any]) -> bool:

@@ -33,9 +33,10 @@ from pplgrad.engine.closed_forms import NoClosedForms
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.signals import Bounds
 from pplgrad.errors import ProgramError
+from pplgrad.estimators.reparam import Reparam
 from pplgrad.estimators.score import ScoreFunction
 from pplgrad.pyro._array_ops import OPS
-from pplgrad.pyro._distributions import finite_parts, innermost, is_discrete, unmasked
+from pplgrad.pyro._distributions import finite_parts, innermost, is_discrete, partly_reparameterized, unmasked
 from pplgrad.pyro._elbo import TraceGrad_ELBO
 from pplgrad.pyro._rerun.enumeration import traces_at
 from pplgrad.pyro._tracing.marginal_sites import InComponent, Marginal
@@ -57,9 +58,11 @@ class _Rows:
 
 def weighted_draws(program: Program, plates: tuple[str, ...] | None, count: int) -> tuple[Draws, Layout]:
     """Return draws of the guide, and the program's layout; or refuse a program whose weights mean nothing."""
-    raw = _looked_at(program)
+    raw, guide = _looked_at(program)
     objective = IWAE(plates=plates)
-    elbo = TraceGrad_ELBO(count, estimators={"*": ScoreFunction()}, objective=objective)
+    # An estimator with nothing to ask of its site, since no gradient is taken.
+    chosen = {name: Reparam() if _has_path(site["fn"]) else ScoreFunction() for name, site in guide.items()}
+    elbo = TraceGrad_ELBO(count, estimators=chosen, objective=objective)
     elbo._closed = NoClosedForms(objective=objective)
     structure, rows = elbo._structures.find(program), _Rows()
     first: tuple[Layout, dict[str, LatentSite], dict[str, ObservedSite]] | None = None
@@ -109,8 +112,12 @@ def log_joint(program: Program, layout: Layout, values: dict[str, torch.Tensor])
     return total.detach().cpu().double().numpy()
 
 
-def _looked_at(program: Program) -> Any:
-    """Return the trace of the model with a draw of the guide, nothing summed out; refuse what has no weights."""
+def _has_path(fn: Any) -> bool:
+    return bool(fn.has_rsample) and not is_discrete(fn) and not partly_reparameterized(fn)
+
+
+def _looked_at(program: Program) -> tuple[Any, dict[str, Any]]:
+    """Return the trace of the model with a draw of the guide, nothing summed out, and the guide's latent sites; refuse what has no weights."""
     guide = poutine.trace(program.guide).get_trace(*program.args, **program.kwargs)
     model = poutine.trace(poutine.replay(program.model, trace=guide)).get_trace(*program.args, **program.kwargs)
     drawn = {}
@@ -119,14 +126,15 @@ def _looked_at(program: Program) -> Any:
             if poutine.util.site_is_subsample(site):
                 drawn[name] = (len(site["value"]), int(site["fn"].size))
     refuse_subsampled(drawn)
-    if not any(not site["is_observed"] for _, site in samples_of(guide)):
+    latents = {name: site for name, site in samples_of(guide) if not site["is_observed"]}
+    if not latents:
         raise ProgramError(
             "The guide draws no latent site, so that there is no fit to assess; draw the model's latents in it."
         )
     refuse_scaled([name for trace in (model, guide) for name, site in samples_of(trace) if _is_scaled(site)])
     refuse_drawn_by_model([n for n, site in samples_of(model) if _is_drawn_alone(site, guide.nodes)])
     model.compute_log_prob()
-    return model
+    return model, latents
 
 
 def _is_drawn_alone(site: Any, guide: Any) -> bool:
