@@ -180,8 +180,9 @@ def test_the_exact_posterior_passes(host):
     close(found.evidence.bound, exact)
     assert found.evidence.exact is None and "no finite support" in found.evidence.why_not
     assert "upper bound" in str(found) and "not known" in str(found)
-    (site,) = found.calibration
-    assert (site.site, site.ranks, site.elements) == ("z", 40 * 30, 2)
+    value, density = found.calibration
+    assert (value.site, value.quantity, value.ranks, value.elements) == ("z", "value", 40 * 30, 2)
+    assert (density.site, density.quantity, density.ranks, density.elements) == ("z", "log q", 40 * 30, 1)
     assert max(map(len, str(found).splitlines())) <= 80 and found.sentence[:20] in found._repr_html_()
 
 
@@ -206,6 +207,19 @@ def check_ties(host):
 
 def test_finite_latents_are_calibrated_with_random_ranks_among_ties(host):
     check_ties(host)
+
+
+def test_a_guide_that_is_right_on_average_over_the_data_is_named(host):
+    model, _ = assessed.switch(host)
+    data = (np.arange(20) % 2).astype(float)
+
+    def guide(x):
+        with host.ppl.plate("data", x.shape[0]):
+            host.ppl.sample("z", host.dist.Bernoulli(0.4 + 0.2 * x))
+
+    found = assess(host, (model, guide), data, simulations=50, rank_draws=19)
+    value, density = found.calibration
+    assert value.p > 0.01 > density.p and "has not the posterior's probabilities" in found.sentence
 
 
 def test_a_guide_that_does_not_read_its_data_needs_refit(host):

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pplgrad.assessment.calibration import Calibration, Simulation, calibrations
+from pplgrad.assessment.calibration import Calibration, Ranked, Simulation, calibrations
 from pplgrad.assessment.collapse import collapses
 from pplgrad.assessment.draws import Draws, Values
 from pplgrad.assessment.enumeration import exact_evidence
@@ -139,13 +139,17 @@ def refuse(draws: Draws) -> None:
 
 def _calibrated(host: Host, draws: Draws, plan: Plan) -> tuple[Calibration, ...]:
     plates = {name for name, _ in draws.plates}
-    pooled = {name: tuple(i for i, axis in enumerate(x.axes) if axis in plates) for name, x in draws.latents.items()}
-    masks = {}
+    sites = {}
     for name, x in draws.latents.items():
+        pooled, pooled_log_q = (
+            tuple(i for i, axis in enumerate(axes) if axis in plates) for axes in (x.axes, x.element_axes)
+        )
+        counted = None
         if x.mask is not None:
             shape = x.values.shape[1:]
-            masks[name] = np.broadcast_to(x.mask.reshape(*x.mask.shape, *(1,) * (len(shape) - x.mask.ndim)), shape)
-    return calibrations(host.simulations(draws, plan), pooled, masks, plan.seed, plan.level)
+            counted = np.broadcast_to(x.mask.reshape(*x.mask.shape, *(1,) * (len(shape) - x.mask.ndim)), shape)
+        sites[name] = Ranked(pooled, pooled_log_q, counted, x.mask)
+    return calibrations(host.simulations(draws, plan), sites, plan.seed, plan.level)
 
 
 def _of_weights(
@@ -183,7 +187,11 @@ def _of_calibration(calibration: tuple[Calibration, ...], level: float) -> Verdi
     wrong = [x for x in calibration if x.p < level]
     if wrong:
         worst = min(wrong, key=lambda x: x.p)
-        return Verdict(
-            "calibration", "failed", f"draws of site '{worst.site}' are {worst.shape} for data that the model simulates"
-        )
-    return Verdict("calibration", "passed", f"ranks of {len(calibration)} latent site(s) are uniform")
+        # What is wrong with a value is said in plainer words than what is wrong with its density.
+        worst = min((x for x in wrong if x.quantity == "value"), key=lambda x: x.p, default=worst)
+        words = f"draws of site '{worst.site}' are {worst.shape} for data that the model simulates"
+        if worst.quantity != "value":
+            words = f"site '{worst.site}' has not the posterior's probabilities for data that the model simulates"
+        return Verdict("calibration", "failed", words)
+    count = len({x.site for x in calibration})
+    return Verdict("calibration", "passed", f"ranks of {count} latent site(s) are uniform")

@@ -21,6 +21,8 @@ class Calibration:
 
     Args:
         site: the latent site.
+        quantity: what is ranked: "value", an element of the site's value, or "log q", the guide's density of the site's draw in a datum. The latter
+            depends on the data, so that its ranks show a guide that is right only on average over the data.
         element: the numbers of the element with the smallest p-value, along the axes that are no plate with a weight for each element.
         ranks: how many ranks each element has: simulations times elements of those plates.
         elements: how many elements were tested.
@@ -30,6 +32,7 @@ class Calibration:
     """
 
     site: str
+    quantity: str
     element: tuple[int, ...]
     ranks: int
     elements: int
@@ -39,10 +42,15 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Simulation:
-    """Latents that the model drew, and draws of the guide for the data that the model drew with them, (draws, *value)."""
+    """Latents that the model drew, and draws of the guide for the data that the model drew with them, (draws, *value).
+
+    `truth_log_q` and `draws_log_q` are the guide's log densities of the elements of both, for sites that have them.
+    """
 
     truth: Values
     draws: Values
+    truth_log_q: Values
+    draws_log_q: Values
 
 
 def ranks_of(truth: np.ndarray, draws: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -55,28 +63,53 @@ def ranks_of(truth: np.ndarray, draws: np.ndarray, rng: np.random.Generator) -> 
     return np.count_nonzero(draws < truth, 0) + rng.integers(0, ties, endpoint=True)
 
 
-def calibrations(
-    simulations: Iterable[Simulation],
-    pooled: Mapping[str, tuple[int, ...]],
-    counted: Mapping[str, np.ndarray],
-    seed: int,
-    level: float,
-) -> tuple[Calibration, ...]:
-    """Return the calibration of each site.
+@dataclass(frozen=True)
+class Ranked:
+    """A latent site as calibration sees it.
 
-    `pooled` are the axes of a site's value whose elements are independent and alike, so that their ranks are those of one element. `counted` says
-    of a site with a mask which elements of its value have ranks.
+    `pooled` are the axes of its value whose elements are independent and alike, so that their ranks are those of one element, `pooled_log_q` those
+    of its densities. `counted` and `counted_log_q` say which elements a mask leaves, None for all.
     """
+
+    pooled: tuple[int, ...]
+    pooled_log_q: tuple[int, ...]
+    counted: np.ndarray | None = None
+    counted_log_q: np.ndarray | None = None
+
+    def log_q(self, densities: np.ndarray, before: int) -> np.ndarray:
+        """Return log q of the site in each datum, from those of its elements with `before` axes before them."""
+        if self.counted_log_q is not None:
+            densities = np.where(self.counted_log_q, densities, 0.0)
+        summed = [before + i for i in range(densities.ndim - before) if i not in self.pooled_log_q]
+        return densities.sum(tuple(summed))
+
+
+def calibrations(
+    simulations: Iterable[Simulation], sites: Mapping[str, Ranked], seed: int, level: float
+) -> tuple[Calibration, ...]:
+    """Return the calibration of each site's value, and of its density."""
     rng = np.random.default_rng([seed, 0x5BC])
-    found: dict[str, list[np.ndarray]] = {}
+    found: dict[tuple[str, str], list[np.ndarray]] = {}
     draws = 0
     for one in simulations:
         for name, truth in one.truth.items():
             draws = len(one.draws[name])
-            found.setdefault(name, []).append(ranks_of(truth, one.draws[name], rng))
-    tables = {name: _columns(np.stack(x), pooled.get(name, ()), counted.get(name)) for name, x in found.items()}
+            found.setdefault((name, "value"), []).append(ranks_of(truth, one.draws[name], rng))
+        for name, densities in one.truth_log_q.items():
+            own, others = sites[name].log_q(densities, 0), sites[name].log_q(one.draws_log_q[name], 1)
+            # Equal densities that rounding holds apart are ties.
+            rounding = 1e-5 * (1 + np.abs(own))
+            others = np.where(np.abs(others - own) <= rounding, own, others)
+            found.setdefault((name, "log q"), []).append(ranks_of(own, others, rng))
+    tables = {}
+    for (name, quantity), ranks in found.items():
+        site, stacked = sites[name], np.stack(ranks)
+        if quantity == "value":
+            tables[name, quantity] = _columns(stacked, site.pooled, site.counted)
+        else:
+            tables[name, quantity] = _columns(stacked, tuple(range(stacked.ndim - 1)), None)
     total = sum(len(columns) for _, columns in tables.values())
-    return tuple(_calibration(name, *table, draws, total, level) for name, table in tables.items() if table[1])
+    return tuple(_calibration(key, *table, draws, total, level) for key, table in tables.items() if table[1])
 
 
 def _columns(
@@ -95,13 +128,18 @@ def _columns(
 
 
 def _calibration(
-    name: str, elements: list[tuple[int, ...]], columns: list[np.ndarray], draws: int, total: int, level: float
+    key: tuple[str, str],
+    elements: list[tuple[int, ...]],
+    columns: list[np.ndarray],
+    draws: int,
+    total: int,
+    level: float,
 ) -> Calibration:
     p = [uniformity(x, draws) for x in columns]
     worst = int(np.argmin(p))
     corrected = min(1.0, total * p[worst])
     shape = "uniform" if corrected >= level else _shape(columns[worst], draws)
-    return Calibration(name, elements[worst], len(columns[worst]), len(columns), corrected, shape)
+    return Calibration(*key, elements[worst], len(columns[worst]), len(columns), corrected, shape)
 
 
 def uniformity(ranks: np.ndarray, draws: int) -> float:

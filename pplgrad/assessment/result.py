@@ -112,7 +112,10 @@ class Assessment:
 
     def tables(self) -> list[tuple[str, list[tuple[str, ...]]]]:
         """Return the tables, each with its title, its heads and its rows as text."""
-        found: list[tuple[str, list[tuple[str, ...]]]] = [("importance weights", self._weights()), ("log evidence (nats)", self._evidence())]
+        found: list[tuple[str, list[tuple[str, ...]]]] = [
+            ("importance weights", self._weights()),
+            ("log evidence (nats)", self._evidence()),
+        ]
         if self.checks:
             found.append((_titled("posterior predictive checks", self.checks), self._checks()))
         if self.calibration:
@@ -129,10 +132,16 @@ class Assessment:
 
     def _calibration(self) -> list[tuple[str, ...]]:
         rows = [
-            (x.site, ", ".join(map(str, x.element)) or "all", f"{x.elements:,} x {x.ranks:,}", f"{x.p:.2g}", x.shape)
+            (
+                x.site,
+                x.quantity if x.quantity != "value" or not x.element else f"value [{', '.join(map(str, x.element))}]",
+                f"{x.elements:,} x {x.ranks:,}",
+                f"{x.p:.2g}",
+                x.shape,
+            )
             for x in _smallest(self.calibration)
         ]
-        return [("site", "worst element", "elements x ranks", "p (corrected)", "draws are"), *rows]
+        return [("site", "worst", "elements x ranks", "p (corrected)", "draws are"), *rows]
 
     def _collapse(self) -> list[tuple[str, ...]]:
         rows = [
@@ -140,8 +149,6 @@ class Assessment:
             for x in self.collapse
         ]
         return [("site", "elements", "entropy/max", "at 0", "at max", "= prior"), *rows]
-
-        return found
 
     def _weights(self) -> list[tuple[str, ...]]:
         known = self.khat[~np.isnan(self.khat)]

@@ -46,7 +46,8 @@ def assess_fit(
     - Posterior predictive checks of each observed site: the share of each of few values, else mean and standard deviation (and share of zeros of
       counts), and `checks`.
     - With `simulations`, simulation-based calibration: latents and data are drawn from the model, and the rank of each latent among
-      `rank_draws` draws of the guide for these data is uniform if the guide is the posterior.
+      `rank_draws` draws of the guide for these data is uniform if the guide is the posterior. So is the rank of its density log q(z; x), which
+      shows a guide that is right only on average over the data. Uniformity: chi-square tests with Bonferroni's correction.
     - Collapse: elements whose entropy is 0 or maximal, or whose guide is the prior, for all data. It decides nothing: data may say nothing of an element.
 
     Densities are those of the objective: a site that is summed out counts with its sum, a masked one does not count.
@@ -105,7 +106,7 @@ def assess_fit(
     References:
         Vehtari, Simpson, Gelman, Yao and Gabry (2024), for k̂; Yao, Vehtari, Simpson and Gelman (2018), for k̂ of a guide.
         Burda, Grosse and Salakhutdinov (2016), for the bound; Grosse, Ghahramani and Adams (2015), for limits by Markov's inequality.
-        Gelman, Meng and Stern (1996), for predictive checks; Talts et al. (2018), for calibration.
+        Gelman, Meng and Stern (1996), for predictive checks; Talts et al. (2018) and Modrák et al. (2023), for calibration.
     """
     plan = Plan(
         samples, replicates, simulations, rank_draws, level, tolerated, outcomes, seed, checks or {}, dream, refit

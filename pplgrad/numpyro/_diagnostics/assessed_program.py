@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from pplgrad.core.program import Program
 from pplgrad.engine.layout import Layout
 from pplgrad.errors import ConfigurationError, ProgramError
 from pplgrad.numpyro._compat import TRACING_ERRORS, unmasked
-from pplgrad.numpyro._diagnostics.weighted_draws import log_joint, mapped, weighted_draws
+from pplgrad.numpyro._diagnostics.weighted_draws import element_density, log_joint, mapped, weighted_draws
 from pplgrad.numpyro._distributions import innermost
 from pplgrad.numpyro._posterior import summed_posterior
 from pplgrad.numpyro._tracing.model_trace import sample_sites
@@ -96,7 +97,9 @@ class AssessedProgram:
         keys = jax.random.split(self._keys[2], plan.simulations)
         self._refuse(keys[:_LOOKS], list(real), where, plan)
 
-        def one(key: jax.Array) -> tuple[dict, dict]:
+        with_density = [name for name in names if not draws.latents[name].point]
+
+        def one(key: jax.Array) -> tuple[dict, dict, dict, dict]:
             first, second, third = jax.random.split(key, 3)
             drawn = self._drawn(first, {})
             new_args, new_kwargs = self._renewed(drawn, list(real), where, plan)
@@ -104,24 +107,26 @@ class AssessedProgram:
             if plan.refit is not None:
                 guide, params = _refitted(plan.refit(*new_args, **new_kwargs), guide, params)
 
-            def draw(key: jax.Array) -> dict[str, jax.Array]:
+            truth = {name: drawn[name]["value"] for name in names}
+
+            def at(key: jax.Array, values: dict) -> tuple[dict, dict]:
                 seeded = handlers.substitute(handlers.seed(guide, key), data=params)
-                trace = handlers.trace(seeded).get_trace(*new_args, **new_kwargs)
-                return {name: trace[name]["value"] for name in names}
+                trace = handlers.trace(handlers.substitute(seeded, data=values)).get_trace(*new_args, **new_kwargs)
+                log_q = {name: element_density(trace[name]["fn"], trace[name]["value"]) for name in with_density}
+                return {name: trace[name]["value"] for name in names}, log_q
 
             every = jax.random.split(second, plan.rank_draws)
-            found = jax.vmap(draw)(every) if plan.refit is None else mapped(draw, every)
-            return {name: drawn[name]["value"] for name in names}, found
+            draw = partial(at, values={})
+            found, log_q = jax.vmap(draw)(every) if plan.refit is None else mapped(draw, every)
+            return truth, found, at(third, truth)[1], log_q
 
         if plan.refit is None:
-            truth, ranked = mapped(one, keys)
-            truth, ranked = jax.tree.map(np.asarray, (truth, ranked))
+            rows = jax.tree.map(np.asarray, mapped(one, keys))
             for i in range(plan.simulations):
-                yield Simulation({n: x[i] for n, x in truth.items()}, {n: x[i] for n, x in ranked.items()})
+                yield Simulation(*({name: x[i] for name, x in part.items()} for part in rows))
             return
         for key in keys:
-            truth, ranked = jax.tree.map(np.asarray, one(key))
-            yield Simulation(truth, ranked)
+            yield Simulation(*jax.tree.map(np.asarray, one(key)))
 
     def _drawn(self, key: jax.Array, values: dict) -> dict[str, Any]:
         """Return the trace of the model with data of its own, at given values of latents."""

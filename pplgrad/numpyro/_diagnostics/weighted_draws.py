@@ -190,7 +190,7 @@ def _mask(site: Any) -> np.ndarray | None:
 def _densities(program: Program, params: dict, key: jax.Array, values: Mapping[str, jax.Array]) -> tuple[dict, ...]:
     """Return log q and log p of the elements of each latent site, and log p of the observed ones."""
     drawn, model = run_traces(program, params, key, values)
-    log_q = {name: _element_density(drawn[name]["fn"], value) for name, value in values.items()}
+    log_q = {name: element_density(drawn[name]["fn"], value) for name, value in values.items()}
     log_p, observed = {}, {}
     for name, site in sample_sites(model).items():
         if isinstance(site["fn"], (Marginal, InComponent)):
@@ -198,7 +198,7 @@ def _densities(program: Program, params: dict, key: jax.Array, values: Mapping[s
         if site["is_observed"]:
             observed[name] = log_density(site)
         elif name in values:
-            density = _element_density(site["fn"], values[name])
+            density = element_density(site["fn"], values[name])
             if density.shape == log_q[name].shape:
                 log_p[name] = density
     return log_q, log_p, observed
@@ -212,7 +212,8 @@ def _element(fn: Any) -> Any:
     return fn
 
 
-def _element_density(fn: Any, value: jax.Array) -> jax.Array:
+def element_density(fn: Any, value: jax.Array) -> jax.Array:
+    """Return the log density of each independent element of a value, without masks."""
     element = _element(fn)
     return jnp.broadcast_to(element.log_prob(value), value.shape[: value.ndim - len(element.event_shape)])
 

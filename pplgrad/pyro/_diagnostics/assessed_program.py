@@ -22,7 +22,7 @@ from pplgrad.core.program import Program
 from pplgrad.engine.layout import Layout
 from pplgrad.errors import ProgramError
 from pplgrad.pyro._compat import unconstrained
-from pplgrad.pyro._diagnostics.weighted_draws import log_joint, weighted_draws
+from pplgrad.pyro._diagnostics.weighted_draws import element_density, log_joint, weighted_draws
 from pplgrad.pyro._distributions import innermost, unmasked
 from pplgrad.pyro._posterior import summed_posterior
 from pplgrad.pyro._rerun.enumeration import Fixed
@@ -110,13 +110,20 @@ class AssessedProgram:
                     if number == _LOOKS - 1:
                         refuse_unread(changes)
                 traces = [poutine.trace(fitted).get_trace(*new_args, **new_kwargs) for _ in range(plan.rank_draws)]
+                with Fixed(truth):
+                    at_truth = poutine.trace(fitted).get_trace(*new_args, **new_kwargs)
+            with_density = [name for name in names if not draws.latents[name].point]
             yield Simulation(
                 {name: x.detach().cpu().numpy() for name, x in truth.items()},
-                {
-                    name: np.stack([trace.nodes[name]["value"].detach().cpu().numpy() for trace in traces])
-                    for name in names
-                },
+                {name: np.stack([trace.nodes[name]["value"].cpu().numpy() for trace in traces]) for name in names},
+                {name: _log_q(at_truth, name) for name in with_density},
+                {name: np.stack([_log_q(trace, name) for trace in traces]) for name in with_density},
             )
+
+
+def _log_q(trace: Any, name: str) -> np.ndarray:
+    site = trace.nodes[name]
+    return element_density(site["fn"], site["value"])
 
 
 @contextmanager

@@ -212,11 +212,11 @@ def _note(rows: _Rows, traces: Traces, run: Run, layout: Layout, objective: IWAE
             rows.observed_log_p.setdefault(name, []).append(_array(cost[0]))
     for name in traces.estimators:
         site, other = traces.guide.nodes[name], traces.model.nodes.get(name)
-        log_q = _element_density(site["fn"], site["value"])
+        log_q = element_density(site["fn"], site["value"])
         rows.values.setdefault(name, []).append(_array(site["value"]))
         rows.element_log_q.setdefault(name, []).append(log_q)
         if other is not None and not isinstance(other["fn"], (Marginal, InComponent)):
-            log_p = _element_density(other["fn"], site["value"])
+            log_p = element_density(other["fn"], site["value"])
             if log_p.shape == log_q.shape:
                 rows.element_log_p.setdefault(name, []).append(log_p)
 
@@ -229,7 +229,8 @@ def _element(fn: Any) -> Any:
     return fn
 
 
-def _element_density(fn: Any, value: torch.Tensor) -> np.ndarray:
+def element_density(fn: Any, value: torch.Tensor) -> np.ndarray:
+    """Return the log density of each independent element of a value, without masks."""
     element = _element(fn)
     shape = value.shape[: value.dim() - len(element.event_shape)]
     return _array(torch.broadcast_to(element.log_prob(value), shape))
