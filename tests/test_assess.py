@@ -71,6 +71,20 @@ def test_one_weight_where_data_share_a_latent(host):
     assert "whole program" in str(found)
 
 
+def test_a_support_that_depends_on_a_latent_is_not_enumerated(host):
+    ppl, dist, array = host.ppl, host.dist, host.array
+
+    def sites():
+        k = ppl.sample("k", dist.Categorical(probs=array(assessed.PRIOR)))
+        return ppl.sample("z", dist.Binomial(k + 1, array(0.4)))
+
+    def model(x):
+        ppl.sample("x", dist.Normal(1.0 * sites(), 1.0), obs=x)
+
+    found = assess(host, (model, lambda x: sites()), np.array(0.4))
+    assert found.evidence.exact is None and "'z'" in found.evidence.why_not
+
+
 def test_sites_that_are_summed_out_count_with_their_sum(host):
     if host.name == "numpyro":
         pytest.importorskip("funsor")

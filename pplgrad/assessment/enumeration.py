@@ -10,9 +10,20 @@ import numpy as np
 
 from pplgrad.assessment.draws import Draws, Latent, Values
 from pplgrad.core.objectives import log_sum_exp
+from pplgrad.errors import ProgramError
 
 LogJoint = Callable[[Values], np.ndarray]
 """From values of all latents to log p of each element of the plates."""
+
+
+class ChangingSupport(ProgramError):
+    """The values that a site can take are others at other values of the latents."""
+
+
+def check_support(name: str, expected: np.ndarray | None, found: np.ndarray | None) -> None:
+    """Refuse to enumerate a site whose values are not those that it had at a draw of the guide."""
+    if expected is not None and (found is None or not np.array_equal(expected, found)):
+        raise ChangingSupport(f"the values of site '{name}' depend on other latents")
 
 
 def exact_evidence(draws: Draws, log_joint: LogJoint, limit: int) -> tuple[float | None, str]:
@@ -20,7 +31,10 @@ def exact_evidence(draws: Draws, log_joint: LogJoint, limit: int) -> tuple[float
     reason = _reason(draws, limit)
     if reason:
         return None, reason
-    rows = [np.asarray(log_joint(values), float).reshape(-1) for values in assignments(draws)]
+    try:
+        rows = [np.asarray(log_joint(values), float).reshape(-1) for values in assignments(draws)]
+    except ChangingSupport as changing:
+        return None, str(changing)
     with np.errstate(divide="ignore"):  # Data may be impossible.
         return float(log_sum_exp(np, np.stack(rows), 0).sum()) + draws.beside, ""
 

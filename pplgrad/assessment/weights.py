@@ -19,7 +19,7 @@ EQUAL = 1e-4
 def effective_sizes(log_weights: np.ndarray) -> np.ndarray:
     """Return the effective sample size of log weights (draws, elements), relative to the number of draws: (Σ w)² / (S Σ w²).
 
-    >>> effective_sizes(np.log(np.array([[1.0, 1.0], [1.0, 3.0]]))).tolist()
+    >>> effective_sizes(np.log(np.array([[1.0, 1.0], [1.0, 3.0]]))).round(6).tolist()
     [1.0, 0.8]
     """
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -19,10 +19,9 @@ from pplgrad.assessment.calibration import Simulation
 from pplgrad.assessment.draws import Draws, Values
 from pplgrad.assessment.simulating import Place, places, refuse_factors, refuse_not_simulated, refuse_unread, renewed
 from pplgrad.core.program import Program
-from pplgrad.engine.layout import Layout
 from pplgrad.errors import ConfigurationError, ProgramError
 from pplgrad.numpyro._compat import TRACING_ERRORS, unmasked
-from pplgrad.numpyro._diagnostics.weighted_draws import element_density, log_joint, mapped, weighted_draws
+from pplgrad.numpyro._diagnostics.weighted_draws import Found, element_density, log_joint, mapped, weighted_draws
 from pplgrad.numpyro._distributions import innermost
 from pplgrad.numpyro._posterior import summed_posterior
 from pplgrad.numpyro._tracing.model_trace import sample_sites
@@ -44,16 +43,15 @@ class AssessedProgram:
         state = svi.init(jax.random.key(seed), *program.args, init_params=start, **program.kwargs)
         self._params = {**svi.get_params(state), **(state.mutable_state or {})}
         self._keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 0xA55E), 3)
-        self._layout: Layout | None = None
+        self._found: Found | None = None
         self._log_joint: Callable | None = None
 
     def draws(self, count: int) -> Draws:
         """Return draws of the guide: a weight for each element of the plates, or one where a latent is shared by them."""
         for plates in (self._plates, ()):
             try:
-                found = weighted_draws(self.program, self._params, plates, count, self._keys[0])
-                self._layout = found.layout
-                return found.draws
+                self._found = weighted_draws(self.program, self._params, plates, count, self._keys[0])
+                return self._found.draws
             except ProgramError:
                 if self._plates is not None or plates == ():
                     raise
@@ -61,15 +59,15 @@ class AssessedProgram:
 
     def log_joint(self, values: Values) -> np.ndarray:
         """Return log p of each element of the plates at given values of all latents."""
-        layout = self._layout
-        assert layout is not None
+        found = self._found
+        assert found is not None
         if self._log_joint is None:
-            self._log_joint = jax.jit(lambda values: log_joint(self.program, self._params, layout, values))
+            self._log_joint = jax.jit(lambda values: log_joint(self.program, self._params, found, values))
         given = {name: jnp.asarray(x) for name, x in values.items()}
         try:
             return np.asarray(self._log_joint(given))
         except TRACING_ERRORS:
-            return np.asarray(log_joint(self.program, self._params, layout, given))
+            return np.asarray(log_joint(self.program, self._params, found, given))
 
     def replicates(self, draws: Draws, count: int) -> dict[str, np.ndarray]:
         """Return data that the model draws with the guide's latents, and with summed sites from their posterior given these."""

@@ -13,6 +13,7 @@ from numpyro import handlers
 from numpyro.distributions import Delta, Independent, Unit
 
 from pplgrad.assessment.draws import Draws
+from pplgrad.assessment.enumeration import check_support
 from pplgrad.assessment.gathering import (
     LatentSite,
     ObservedSite,
@@ -101,9 +102,12 @@ def mapped(f: Callable, rows: Any) -> Any:
         return jax.tree.map(lambda *x: jnp.stack(x), *every)
 
 
-def log_joint(program: Program, params: dict, layout: Layout, values: Mapping[str, jax.Array]) -> jax.Array:
+def log_joint(program: Program, params: dict, found: Found, values: Mapping[str, jax.Array]) -> jax.Array:
     """Return log p of each element of the plates that have weights, at given values of all latents."""
     _, model = run_traces(program, params, jax.random.key(0), values)
+    for name, latent in found.draws.latents.items():
+        check_support(name, latent.support, _support(model[name]["fn"]))
+    layout = found.layout
     plates = layout.weight_plates or ()
     shape = layout.weight_shape
     kept = {plate.dim for plate in plates}

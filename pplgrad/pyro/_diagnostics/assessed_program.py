@@ -38,6 +38,7 @@ class AssessedProgram:
     def __init__(self, program: Program, plates: tuple[str, ...] | None, seed: int) -> None:
         self.program, self._plates, self._seed = program, plates, seed
         self._layout: Layout | None = None
+        self._draws: Draws | None = None
 
     def __enter__(self) -> AssessedProgram:
         self._kept = _kept()
@@ -53,8 +54,8 @@ class AssessedProgram:
         """Return draws of the guide: a weight for each element of the plates, or one where a latent is shared by them."""
         for plates in (self._plates, ()):
             try:
-                found, self._layout = weighted_draws(self.program, plates, count)
-                return found
+                self._draws, self._layout, self._devices = weighted_draws(self.program, plates, count)
+                return self._draws
             except ProgramError:
                 if self._plates is not None or plates == ():
                     raise
@@ -63,8 +64,8 @@ class AssessedProgram:
     @torch.no_grad()
     def log_joint(self, values: Values) -> np.ndarray:
         """Return log p of each element of the plates at given values of all latents."""
-        assert self._layout is not None
-        return log_joint(self.program, self._layout, _tensors(values))
+        assert self._layout is not None and self._draws is not None
+        return log_joint(self.program, self._layout, self._draws, self._tensors(values))
 
     @torch.no_grad()
     def replicates(self, draws: Draws, count: int) -> dict[str, np.ndarray]:
@@ -72,7 +73,7 @@ class AssessedProgram:
         model, guide, args, kwargs = self.program
         rows: dict[str, list[np.ndarray]] = {name: [] for name in draws.observed}
         for i in range(count):
-            values = {name: torch.as_tensor(latent.values[i]) for name, latent in draws.latents.items()}
+            values = self._tensors({name: latent.values[i] for name, latent in draws.latents.items()})
             if draws.summed:
                 found = summed_posterior(model, guide, *args, draws=True, **kwargs)
                 values = {name: x[0, 0] for name, x in found.items()}
@@ -83,6 +84,9 @@ class AssessedProgram:
         return {
             name: np.stack(x) for name, x in rows.items() if all(y.shape == draws.observed[name].value.shape for y in x)
         }
+
+    def _tensors(self, values: Values) -> dict[str, torch.Tensor]:
+        return {name: torch.as_tensor(np.asarray(x), device=self._devices[name]) for name, x in values.items()}
 
     @torch.no_grad()
     def simulations(self, draws: Draws, plan: Plan) -> Iterator[Simulation]:
@@ -180,7 +184,3 @@ def _reads_its_data(guide: Callable, args: tuple, kwargs: Mapping, new_args: tup
         trace.compute_log_prob()
         totals.append(sum(float(site["log_prob_sum"]) for _, site in samples_of(trace)))
     return totals[0] != totals[1]
-
-
-def _tensors(values: Values) -> dict[str, torch.Tensor]:
-    return {name: torch.as_tensor(np.asarray(x)) for name, x in values.items()}

@@ -12,6 +12,7 @@ from pyro.distributions import Delta, Unit
 from torch.distributions import Independent as TorchIndependent
 
 from pplgrad.assessment.draws import Draws
+from pplgrad.assessment.enumeration import check_support
 from pplgrad.assessment.gathering import (
     LatentSite,
     ObservedSite,
@@ -56,8 +57,12 @@ class _Rows:
     observed_log_p: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
 
-def weighted_draws(program: Program, plates: tuple[str, ...] | None, count: int) -> tuple[Draws, Layout]:
-    """Return draws of the guide, and the program's layout; or refuse a program whose weights mean nothing."""
+Devices = dict[str, torch.device]
+"""Where the value of each latent site is."""
+
+
+def weighted_draws(program: Program, plates: tuple[str, ...] | None, count: int) -> tuple[Draws, Layout, Devices]:
+    """Return draws of the guide, the program's layout and devices; or refuse a program whose weights mean nothing."""
     raw, guide = _looked_at(program)
     objective = IWAE(plates=plates)
     # An estimator with nothing to ask of its site, since no gradient is taken.
@@ -91,12 +96,15 @@ def weighted_draws(program: Program, plates: tuple[str, ...] | None, count: int)
             for found in (rows.values, rows.element_log_q, rows.element_log_p, rows.observed_log_p)
         ),
     )
-    return gathered(table, layout.weight_plates or (), latents, observed, summed), layout
+    devices = {name: site["value"].device for name, site in guide.items()}
+    return gathered(table, layout.weight_plates or (), latents, observed, summed), layout, devices
 
 
-def log_joint(program: Program, layout: Layout, values: dict[str, torch.Tensor]) -> np.ndarray:
+def log_joint(program: Program, layout: Layout, draws: Draws, values: dict[str, torch.Tensor]) -> np.ndarray:
     """Return log p of each element of the plates that have weights, at given values of all latents."""
     _, model = traces_at(program, values)
+    for name, latent in draws.latents.items():
+        check_support(name, latent.support, _support(model.nodes[name]["fn"]))
     plates = layout.weight_plates or ()
     kept, shape = {plate.dim for plate in plates}, layout.weight_shape
     total: Any = torch.zeros(shape)
