@@ -125,6 +125,28 @@ def test_a_masked_latent_that_counts_elsewhere_is_refused(host):
         assess(host, (lambda x: sites(x, True), lambda x: sites(x, False)))
 
 
+def test_a_mask_that_depends_on_the_draws_is_refused(host):
+    ppl, dist, array = host.ppl, host.dist, host.array
+    mask = ppl.poutine.mask if host.name == "pyro" else ppl.handlers.mask
+
+    def sites(x, obs):
+        with ppl.plate("data", x.shape[0]):
+            there = ppl.sample("there", dist.Bernoulli(array(0.5)))
+            with mask(mask=there == 1):
+                where = ppl.sample("where", dist.Normal(array(0.0), 1.0))
+            if obs:
+                ppl.sample("x", dist.Normal(there * where, 1.0), obs=x)
+
+    with pytest.raises(
+        ProgramError, match="'where' (is masked where|depends)|mask of site 'where' depends on the draws"
+    ):
+        assess(host, (lambda x: sites(x, True), lambda x: sites(x, False)))
+    # Of one datum the first draw may be one in which nothing is masked.
+    for seed in range(4):
+        with pytest.raises(ProgramError, match="'where'"):
+            assess(host, (lambda x: sites(x, True), lambda x: sites(x, False)), X[:1], seed=seed)
+
+
 def test_what_has_no_weights_is_refused(host):
     ppl, dist, array = host.ppl, host.dist, host.array
 
@@ -439,6 +461,27 @@ def test_false_alarms_of_calibration_and_checks_have_their_rates():
     rows = rng.normal(size=(1000, 3, 200)).cumsum(1)
     joint = np.array([joint_p([(x[0], x[1:]) for x in run]) for run in rows])
     assert abs(np.mean(joint <= 0.05) - 0.05) < 0.03
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("case", "passes"),
+    [
+        ("finite, exact posterior", True),
+        ("Gaussian, exact posterior", True),
+        ("finite, posterior mixed with its opposite", False),
+        ("Gaussian, a fifth too narrow", False),
+    ],
+)
+def test_exact_posteriors_pass_and_poor_guides_do_not(case, passes):
+    from benchmarks.assessing import CASES, assessments
+
+    rows = list(assessments(*CASES[case], 15))
+    assert sum(found.passed for found, _ in rows) >= 14 if passes else not any(found.passed for found, _ in rows)
+    assert all(found.evidence.limit <= exact + 1e-4 for found, exact in rows)
+    known = [found.evidence.exact for found, _ in rows if found.evidence.exact is not None]
+    if known:
+        np.testing.assert_allclose(known, [exact for _, exact in rows], rtol=1e-5)
 
 
 # Mutants: each is a fault that a check above catches.

@@ -168,6 +168,14 @@ def refuse_masked(layout: Layout, masks: Mapping[tuple[str, str], np.ndarray | N
     refuse_masks({name: mask for name, mask in latents.items()}, [d for d in densities if d.name not in auxiliary])
 
 
+def refuse_moving_mask(name: str) -> None:
+    """Refuse a mask that is another one from draw to draw: what is there then depends on the draws, and so does what a weight is made of."""
+    raise ProgramError(
+        f"The mask of site '{name}' depends on the draws, so that draws have no importance weights; take the mask off in model and guide (where the "
+        "site has no effect the guide may draw it from the prior)."
+    )
+
+
 def named_axes(ndim: int, batch: int, frames: Sequence[tuple[str, int]]) -> Axes:
     """Return the plate of each axis of an array whose first `batch` axes are batch axes; `frames` are plates and their negative dimensions.
 

@@ -39,7 +39,7 @@ def refuse_masks(latents: Mapping[str, np.ndarray | None], densities: Sequence[M
     """
     for density in densities:
         own = latents.get(density.name)
-        if density.name in latents and not _same(own, density.mask):
+        if density.name in latents and not same_mask(own, density.mask):
             raise ProgramError(
                 f"Site '{density.name}' is masked differently in model and guide, so that its draws have no importance weights; put the same mask "
                 "around the site in both."
@@ -53,7 +53,8 @@ def refuse_masks(latents: Mapping[str, np.ndarray | None], densities: Sequence[M
                 )
 
 
-def _same(first: np.ndarray | None, second: np.ndarray | None) -> bool:
+def same_mask(first: np.ndarray | None, second: np.ndarray | None) -> bool:
+    """Return whether two masks leave the same elements."""
     if first is None or second is None:
         return first is second
     try:

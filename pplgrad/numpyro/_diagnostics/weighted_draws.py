@@ -22,6 +22,7 @@ from pplgrad.assessment.gathering import (
     named_axes,
     refuse_drawn_by_model,
     refuse_masked,
+    refuse_moving_mask,
     refuse_scaled,
     refuse_subsampled,
     shared_support,
@@ -73,7 +74,10 @@ def weighted_draws(program: Program, params: dict, plates: tuple[str, ...] | Non
     first = {name: x[0] for name, x in arrays.values.items()}
     drawn, model = run_traces(program, params, key, first)
     refuse_masked(layout, _masks(static, arrays, drawn, model))
-    densities = mapped(lambda values: _densities(program, params, key, values), arrays.values)
+    *densities, kept = mapped(lambda values: _densities(program, params, key, values), arrays.values)
+    for (_, name), rows in kept.items():
+        if (np.asarray(rows) != np.asarray(rows)[:1]).any():
+            refuse_moving_mask(name)
     models = len(static.model)
     table = Table(
         np.asarray(bounds.log_weights(0, run.costs)),
@@ -192,7 +196,7 @@ def _mask(site: Any) -> np.ndarray | None:
 
 
 def _densities(program: Program, params: dict, key: jax.Array, values: Mapping[str, jax.Array]) -> tuple[dict, ...]:
-    """Return log q and log p of the elements of each latent site, and log p of the observed ones."""
+    """Return log q and log p of the elements of each latent site, log p of the observed ones, and what of a masked site counts."""
     drawn, model = run_traces(program, params, key, values)
     log_q = {name: element_density(drawn[name]["fn"], value) for name, value in values.items()}
     log_p, observed = {}, {}
@@ -205,7 +209,12 @@ def _densities(program: Program, params: dict, key: jax.Array, values: Mapping[s
             density = element_density(site["fn"], values[name])
             if density.shape == log_q[name].shape:
                 log_p[name] = density
-    return log_q, log_p, observed
+    kept = {}
+    for side, trace in (("model", model), ("guide", drawn)):
+        for name, site in sample_sites(trace).items():
+            if not isinstance(site["fn"], (Marginal, InComponent)) and unmasked(site["fn"]) is not site["fn"]:
+                kept[side, name] = (log_density(site) != 0) | (unmasked(site["fn"]).log_prob(site["value"]) == 0)
+    return log_q, log_p, observed, kept
 
 
 def _element(fn: Any) -> Any:

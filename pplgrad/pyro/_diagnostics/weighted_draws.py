@@ -21,12 +21,13 @@ from pplgrad.assessment.gathering import (
     named_axes,
     refuse_drawn_by_model,
     refuse_masked,
+    refuse_moving_mask,
     refuse_other_sites,
     refuse_scaled,
     refuse_subsampled,
     shared_support,
 )
-from pplgrad.assessment.masks import mask_of
+from pplgrad.assessment.masks import mask_of, same_mask
 from pplgrad.core.objectives import IWAE
 from pplgrad.core.program import Program
 from pplgrad.core.sites import Run
@@ -81,6 +82,7 @@ def weighted_draws(program: Program, plates: tuple[str, ...] | None, count: int)
             first = layout, latents, _observed_sites(raw, masks)
         elif layout.weight_plates != first[0].weight_plates:
             refuse_other_sites([plate.name for plate in layout.weight_plates or first[0].weight_plates or ()])
+        _refuse_moving_masks(traces, run, masks)
         _note(rows, traces, run, layout, objective)
     assert first is not None
     layout, latents, observed = first
@@ -165,6 +167,16 @@ def _masks(traces: Traces, run: Run) -> dict[tuple[str, str], np.ndarray | None]
             bare = counted if isinstance(fn, (Marginal, InComponent)) else fn.log_prob(site["value"])
             masks[side, name] = mask_of(_array(counted), _array(bare))
     return masks
+
+
+def _refuse_moving_masks(traces: Traces, run: Run, first: dict[tuple[str, str], np.ndarray | None]) -> None:
+    """Refuse a mask that is not that of the first draw."""
+    sites = [*traces.model_sites, *traces.guide_sites]
+    if all(site["mask"] is None and unmasked(site["fn"]) is site["fn"] for _, site in sites):
+        return
+    for key, mask in _masks(traces, run).items():
+        if key in first and not same_mask(mask, first[key]):
+            refuse_moving_mask(key[1])
 
 
 def _latent_site(name: str, traces: Traces, masks: dict) -> LatentSite:
