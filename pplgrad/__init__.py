@@ -4,6 +4,7 @@ The specifications live here and are the same for both libraries; `pplgrad.pyro`
 ELBO and the guide wrapper of each. Importing this package imports neither torch nor jax.
 """
 
+from pplgrad.assessment.result import Assessment
 from pplgrad.baselines import (
     Baseline,
     Constant,
@@ -69,6 +70,7 @@ from pplgrad.monitoring.watch import Watch
 __all__ = [
     "ARM",
     "ARMS",
+    "Assessment",
     "Auto",
     "Baseline",
     "BaselineError",

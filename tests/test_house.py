@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 GROUND = {"core", "errors"}
-SHARED = GROUND | {"engine", "estimators", "baselines", "configuration", "monitoring", "diagnostics"}
+SHARED = GROUND | {"engine", "estimators", "baselines", "configuration", "monitoring", "diagnostics", "assessment"}
 
 # What each part may import beside itself. A plug-in's own modules that no room stands above are its ground.
 ARROWS = {
@@ -20,11 +20,12 @@ ARROWS = {
     "engine": GROUND,
     "monitoring": GROUND | {"engine"},
     "configuration": GROUND | {"estimators", "baselines", "monitoring"},
-    "diagnostics": SHARED - {"diagnostics"},
+    "diagnostics": SHARED - {"diagnostics", "assessment"},
+    "assessment": GROUND | {"engine", "diagnostics"},
     "_moved": set(),
     "objectives": {"_moved"},
     "watch": {"_moved"},
-    "pplgrad": GROUND | {"estimators", "baselines", "monitoring"},
+    "pplgrad": GROUND | {"estimators", "baselines", "monitoring", "assessment"},
     "lab": SHARED | {"pplgrad", "pyro", "numpyro"},
     # It puts the estimators' noise and the draws in the place of the plug-ins' own.
     "testing": SHARED
@@ -36,13 +37,23 @@ for host, rooms in {
         "_reuse": {"ground", "_tracing"},
         "_rerun": {"ground", "_tracing", "_baselines"},
         "_compile": {"ground", "_tracing", "_reuse", "_baselines", "_evaluation"},
-        "_diagnostics": {"ground", "_tracing", "_rerun", "_baselines", "_elbo", "_guide", "_optim"},
+        "_diagnostics": {"ground", "_tracing", "_rerun", "_baselines", "_elbo", "_guide", "_optim", "_posterior"},
     },
     "numpyro": {
         "_tracing": {"ground"},
         "_fusion": {"ground"},
         "_rerun": {"ground", "_tracing", "_baselines"},
-        "_diagnostics": {"ground", "_tracing", "_rerun", "_baselines", "_elbo", "_guide", "_optim"},
+        "_diagnostics": {
+            "ground",
+            "_tracing",
+            "_rerun",
+            "_baselines",
+            "_elbo",
+            "_evaluation",
+            "_guide",
+            "_optim",
+            "_posterior",
+        },
     },
 }.items():
     ARROWS[f"{host}.ground"] = SHARED

@@ -16,9 +16,9 @@ MODULES = ["pplgrad", "pplgrad.pyro", "pplgrad.numpyro"]
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("pplgrad", ["torch", "jax", "pandas", "click", "matplotlib"]),
-        ("pplgrad.pyro", ["jax", "numpyro", "flax", "pandas"]),
-        ("pplgrad.numpyro", ["torch", "pyro", "flax", "equinox", "pandas"]),
+        ("pplgrad", ["torch", "jax", "pandas", "xarray", "arviz_stats", "arviz_base", "click", "matplotlib"]),
+        ("pplgrad.pyro", ["jax", "numpyro", "flax", "pandas", "xarray", "arviz_stats", "arviz_base"]),
+        ("pplgrad.numpyro", ["torch", "pyro", "flax", "equinox", "pandas", "xarray", "arviz_stats", "arviz_base"]),
     ],
 )
 def test_importing_one_library_does_not_import_the_other(module, absent):
@@ -66,6 +66,7 @@ def test_both_plugins_have_the_same_names(name):
         "PlackettLuce",
         "Subset",
         "TraceGrad_ELBO",
+        "assess_fit",
         "black_box",
         "check_gradients",
         "choose_estimators",

@@ -112,3 +112,11 @@ def no_closed_form(name: str, kind: str, laws: Sequence[str], why: str) -> Estim
     """Return the error for a closed form that the host does not know."""
     what = f"divergence of {laws[0]} from {laws[-1]}" if kind == "kl" else f"entropy of {laws[0]}"
     return EstimatorError(f"The {what} at site '{name}' has no closed form here ({why}); drop it from closed_form.")
+
+
+class NoClosedForms(ClosedForms):
+    """Closed forms of none: for whoever wants the densities themselves, whatever a site's `infer` says."""
+
+    def find(self, name: str, own: Any, estimator: Estimator, in_model: bool, weights: CostWeights) -> str | None:
+        """Return None."""
+        return None

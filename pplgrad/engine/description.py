@@ -62,17 +62,17 @@ class ShowsSettings:
 
     _arguments: Mapping[str, Any] = {}
 
-    def _settings(self) -> Iterator[tuple[str, str]]:
+    def _shown_arguments(self) -> Iterator[tuple[str, str]]:
         for name, parameter in signature(type(self)).parameters.items():
             value = self._arguments[name] if name in self._arguments else getattr(self, name, parameter.default)
             if value is not parameter.default and value != parameter.default:
                 yield name, repr(value)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={text}' for name, text in self._settings())})"
+        return f"{type(self).__name__}({', '.join(f'{name}={text}' for name, text in self._shown_arguments())})"
 
     def _repr_html_(self) -> str:
-        return html_table([("argument", "value"), *self._settings()], [type(self).__name__])
+        return html_table([("argument", "value"), *self._shown_arguments()], [type(self).__name__])
 
 
 @dataclass(frozen=True)

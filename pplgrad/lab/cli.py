@@ -13,7 +13,7 @@ except ModuleNotFoundError:  # pragma: no cover
 
 from pplgrad.errors import PplgradError
 from pplgrad.estimators import registry
-from pplgrad.lab import cli_check, cli_choose, cli_compare, cli_init
+from pplgrad.lab import cli_assess, cli_check, cli_choose, cli_compare, cli_init
 from pplgrad.lab.cli_faults import FAULT, details_of, say
 from pplgrad.lab.cli_shared import Interrupted, need, show_json
 from pplgrad.lab.faults import shortened
@@ -57,6 +57,7 @@ def main() -> None:
     Where do I begin?                     pplgrad init my_model.py --kind belief-network
     Is my gradient right?                 pplgrad check SCRIPT --estimator 'DisARM()'
     Which estimator is best here?         pplgrad choose SCRIPT
+    Did the guide fit?                    pplgrad assess SCRIPT --train 1000
     How do they compare, in full?         pplgrad compare SCRIPT --estimator ... (or a study in a TOML file)
     What came out, as a page?             pplgrad report DIR
     What is there to choose from?         pplgrad estimators
@@ -128,6 +129,7 @@ def completion(shell: str) -> None:
 
 
 main.add_command(cli_init.init)
+main.add_command(cli_assess.assess)
 main.add_command(cli_check.check)
 main.add_command(cli_choose.choose)
 main.add_command(cli_compare.compare)

@@ -12,10 +12,10 @@ import click
 from pplgrad.lab.faults import ScriptError
 
 
-def need(command: str, *packages: str) -> None:
+def need(command: str, *packages: str, extra: str = "research") -> None:
     """Refuse a command whose packages are not installed, before anything runs."""
     if missing := [name for name in packages if find_spec(name) is None]:
-        raise ScriptError(f"{command} needs {', '.join(missing)}, not installed; pip install 'pplgrad[research]'.")
+        raise ScriptError(f"{command} needs {', '.join(missing)}, not installed; pip install 'pplgrad[{extra}]'.")
 
 
 def parsed(settings: tuple[str, ...]) -> dict[str, str]:

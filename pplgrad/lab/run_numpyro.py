@@ -20,6 +20,7 @@ from numpyro.infer import SVI
 from numpyro.optim import SGD, Adam
 from numpyro.primitives import Messenger
 
+from pplgrad import Assessment
 from pplgrad.core.estimator import Estimator
 from pplgrad.core.program import Program
 from pplgrad.diagnostics.certificate import GradientCheck
@@ -32,6 +33,7 @@ from pplgrad.lab.specs import Specification
 from pplgrad.lab.tasks import Task
 from pplgrad.numpyro import (
     TraceGrad_ELBO,
+    assess_fit,
     check_gradients,
     choose_estimators,
     config_estimators,
@@ -217,6 +219,10 @@ class Run(ScriptRun):
     def choose(self, **options: Any) -> Choice:
         """Return the choice of estimators at `params`."""
         return choose_estimators(self.model, self.guide, (self.batch,), params=self.params or None, **options)
+
+    def assess(self, batch: Data, **options: Any) -> Assessment:
+        """Return the assessment of the guide at `params`."""
+        return assess_fit(self.model, self.guide, (batch,), params=self.params or None, **options)
 
     def diagnose(self, elbo: TraceGrad_ELBO, seed: int) -> None:
         """Estimate once, with every check of densities on."""

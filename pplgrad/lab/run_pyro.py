@@ -17,6 +17,7 @@ from pyro import poutine
 from pyro.infer import SVI
 from pyro.optim import SGD, Adam
 
+from pplgrad import Assessment
 from pplgrad.core.estimator import Estimator
 from pplgrad.core.program import Program
 from pplgrad.diagnostics.certificate import GradientCheck
@@ -30,6 +31,7 @@ from pplgrad.lab.specs import Specification
 from pplgrad.lab.tasks import Task
 from pplgrad.pyro import (
     TraceGrad_ELBO,
+    assess_fit,
     check_gradients,
     choose_estimators,
     config_estimators,
@@ -163,6 +165,10 @@ class Run(ScriptRun):
     def choose(self, **options: Any) -> Choice:
         """Return the choice of estimators at the parameters in the store."""
         return choose_estimators(self.model, self.guide, (self.batch,), max_plate_nesting=self.nesting, **options)
+
+    def assess(self, batch: Data, **options: Any) -> Assessment:
+        """Return the assessment of the guide at the parameters in the store."""
+        return assess_fit(self.model, self.guide, (batch,), **options)
 
     def diagnose(self, elbo: TraceGrad_ELBO, seed: int) -> None:
         """Estimate once, with every check of densities on."""

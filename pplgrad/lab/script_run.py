@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 
-from pplgrad import ELBO, IWAE, EarlyStopping, ScoreFunction
+from pplgrad import ELBO, IWAE, Assessment, EarlyStopping, ScoreFunction
 from pplgrad.core.estimator import Estimator
 from pplgrad.diagnostics.certificate import GradientCheck
 from pplgrad.diagnostics.checking import trusted
@@ -152,6 +152,12 @@ class ScriptRun(ABC):
             seed=self.task.seed,
         )
 
+    def assessment(self, which: str, **options: Any) -> Assessment:
+        """Return whether the guide fits a batch of the train or of the test data, at the parameters that the task's training leaves."""
+        self.refuse_unknown_names()
+        self.trained()
+        return self.assess(taken(self.fixed[which], slice(self.batches.size)), **options)
+
     def look(self) -> None:
         """Run the program a few times at its present parameters; raise the error that names a site or a parameter which is not finite."""
         check_finite(self.parameters())
@@ -280,6 +286,10 @@ class ScriptRun(ABC):
     @abstractmethod
     def choose(self, **options: Any) -> Choice:
         """Return the choice of estimators at the present parameters."""
+
+    @abstractmethod
+    def assess(self, batch: Any, **options: Any) -> Assessment:
+        """Return the assessment of the guide at the present parameters."""
 
     @abstractmethod
     def diagnose(self, elbo: Any, seed: int) -> None:
