@@ -8,12 +8,12 @@ export MKL_NUM_THREADS = 1
 FUZZ_SEEDS ?= 0:40
 FASHION_STUDIES ?= arms_2021_linear_fashion rodeo_2022_linear_fashion arms_2021_nonlinear_fashion rodeo_2022_nonlinear_fashion
 
-.PHONY: bench-estimators bench-growth demo test test-all test-newest test-newest-pyro quick fuzz lint format storchastic bench bench-against bench-full bench-watching bench-marginal bench-memory bench-arithmetic bench-gpu bench-guards bench-passes bench-mixtures variance study data fashion clean
+.PHONY: bench-estimators bench-growth demo docs test test-all test-newest test-newest-pyro quick fuzz lint format storchastic bench bench-against bench-full bench-watching bench-marginal bench-memory bench-arithmetic bench-gpu bench-guards bench-passes bench-mixtures variance study data fashion clean
 
 # The stamp is newer than the files that say what to install, so that a second run installs nothing.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pyro,numpyro,research,assess,cluster,watch,stories,bench,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pyro,numpyro,research,assess,cluster,watch,stories,bench,test,docs]'
 	touch $@
 
 demo: .venv/installed
@@ -62,6 +62,12 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, in docs/_build/html: warnings are errors, and so are links within it that lead nowhere. Its notebooks are run once, and their
+# results kept in docs/_build/cells.
+docs: .venv/installed
+	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -q -W --keep-going -b html -d docs/_build/doctrees docs docs/_build/html
+	@echo "written: docs/_build/html/index.html"
 
 format: .venv/installed
 	$(BIN)/ruff check --fix .
@@ -138,4 +144,4 @@ fashion: .venv/installed data
 	  $(BIN)/pplgrad compare studies/$$study.toml --jobs $(or $(JOBS),1) --out results/$$study || exit 1; done
 
 clean:
-	rm -rf .venv .venv-newest .venv-storchastic results
+	rm -rf .venv .venv-newest .venv-storchastic results docs/_build
