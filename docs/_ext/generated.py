@@ -7,6 +7,7 @@ When an estimator wins, `when_it_wins.toml` says.
 from __future__ import annotations
 
 import inspect
+import re
 import tomllib
 from importlib import import_module
 from pathlib import Path
@@ -17,12 +18,22 @@ from pplgrad.estimators import Estimator, registry
 
 WORDS = Path(__file__).parent / "when_it_wins.toml"
 MODULES = {"pplgrad": "Specifications", "pplgrad.pyro": "Pyro", "pplgrad.numpyro": "NumPyro", "pplgrad.lab": "Studies"}
+ROOT = Path(__file__).parents[2]
+# Pages of the site that stand elsewhere in the checkout.
+MOVED = {"gallery": "examples/README.md", "models": "models/README.md", "contributing": "CONTRIBUTING.md"}
 GROUPS = {
     "Estimators": Estimator,
     "Baselines": Baseline,
     "Objectives": Objective,
     "Errors": PplgradError,
 }
+
+
+def moved(text: str, source: str) -> str:
+    """Return a page that stands elsewhere in the checkout, with its links as they are from docs/."""
+    text = text.replace("../docs/", "").replace("../models/README.md", "models.md")
+    text = text.replace("[studies/](../studies)", "`studies/`")  # a folder, which no page can show
+    return re.sub(r"\]\((?!http|#|\.\./|models\.md|\w+\.md)([^)]+)\)", rf"](../{Path(source).parent}/\1)", text)
 
 
 def kinds() -> list[Estimator]:
@@ -95,6 +106,7 @@ def pages() -> dict[str, str]:
     """Return the text of each generated page, by its path below docs/."""
     words = tomllib.loads(WORDS.read_text())
     found = {f"estimators/{type(e).__name__}.md": estimator_page(e, words[type(e).__name__]) for e in kinds()}
+    found |= {f"{page}.md": moved((ROOT / source).read_text(), source) for page, source in MOVED.items()}
     return found | {f"api/{name}.md": api_page(name, title) for name, title in MODULES.items()}
 
 
