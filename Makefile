@@ -66,7 +66,7 @@ lint: .venv/installed
 # The site, in docs/_build/html: warnings are errors, and so are links within it that lead nowhere. Its notebooks are run once, and their
 # results kept in docs/_build/cells.
 docs: .venv/installed
-	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -q -W --keep-going -b html -d docs/_build/doctrees docs docs/_build/html
+	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -q -E -a -W --keep-going -b html -d docs/_build/doctrees docs docs/_build/html
 	@echo "written: docs/_build/html/index.html"
 
 format: .venv/installed

@@ -13,13 +13,14 @@ project_copyright = author
 extensions = [
     "docstrings",
     "generated",
+    "pages",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "myst_nb",
 ]
-exclude_patterns = ["_build", "_ext"]
+exclude_patterns = ["_build", "_ext", "stories/results"]
 # Bare backticks in a docstring are code; `docstrings` has made links of those that name something public.
 default_role = "code"
 
@@ -47,5 +48,7 @@ nb_execution_cache_path = str(HERE / "_build" / "cells")
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+# Progress bars.
+nb_output_stderr = "remove"
 
 copybutton_exclude = ".linenos, .gp, .go"

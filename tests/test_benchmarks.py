@@ -1,6 +1,6 @@
 """The benchmarks run, and what they compare is the same: nothing here is a time.
 
-A command that makes the README's numbers must not have rotted, and a hand-written version is no peer unless it gives the
+A command that makes the documentation's numbers must not have rotted, and a hand-written version is no peer unless it gives the
 gradient of `TraceGrad_ELBO` on the same draws.
 """
 

@@ -88,6 +88,29 @@ def test_every_estimator_can_be_chosen_or_is_a_relative_of_one_that_can():
     assert len(names) > 15 and all(hasattr(module, name) for name in names)
 
 
+@pytest.mark.parametrize("story", sorted((DOCS / "stories").glob("[!i]*.md")), ids=lambda path: path.stem)
+def test_a_story_is_a_notebook_that_plays_an_example(story):
+    """That its cells run, the building of the site shows."""
+    text = story.read_text()
+    assert text.startswith("---\nfile_format: mystnb\n") and "format_name: myst" in text
+    assert f'play("{story.stem}", ' in text and (DOCS.parent / "examples" / f"{story.stem}.py").exists()
+    for cell in re.findall(r"```\{code-cell\} ipython3\n(.*?)```", text, re.DOTALL):
+        compile(cell, str(story), "exec")
+
+
+def test_there_are_six_stories():
+    assert len(list((DOCS / "stories").glob("[!i]*.md"))) == 6
+
+
+def test_a_broken_block_and_a_forgotten_name_are_seen(tmp_path, monkeypatch):
+    page = DOCS / "guide" / "baselines.md"
+    with pytest.raises(Exception, match="split_optimiser"):
+        run(page, tmp_path, monkeypatch, lambda code: code.replace("split_optimizer", "split_optimiser"))
+    pages = generated.pages()
+    del pages["estimators/REBAR.md"]
+    assert "pplgrad.REBAR" in documented(generated.pages()) and "pplgrad.REBAR" not in documented(pages)
+
+
 def built_inventory():
     """Return the names in the site's inventory, or nothing where the site is not built."""
     path = DOCS / "_build" / "html" / "objects.inv"

@@ -13,21 +13,25 @@ from typing import Any
 MODULES = ("pplgrad", "pplgrad.pyro", "pplgrad.numpyro", "pplgrad.lab")
 
 
-def public() -> dict[str, str]:
-    """Return the full name of each public name; of a name that both plug-ins have, that of Pyro's."""
+def public(first: str = "pplgrad.pyro") -> dict[str, str]:
+    """Return the full name of each public name; of a name that both plug-ins have, that of the `first`."""
     found: dict[str, str] = {}
-    for module in MODULES:
+    for module in sorted(MODULES, key=lambda module: module != first):
         for name in import_module(module).__all__:
             found.setdefault(name, f"{module}.{name}")
     return found
 
 
+def named(text: str, names: dict[str, str]) -> str | None:
+    """Return the full name of what a piece of code is or calls, if that is public."""
+    found = re.match(r"(?:pplgrad\.)?(\w+)(\(.*\))?$", text)
+    return names.get(found[1]) if found else None
+
+
 def code(text: str, names: dict[str, str]) -> str:
     """Return what stands in backticks as a link, if it is a public name or a call of one, or as a literal."""
-    name = re.match(r"(?:pplgrad\.)?(\w+)(\(.*\))?$", text)
-    if name and name[1] in names and not re.search(r"[<>]", text):
-        return f":py:obj:`{text} <{names[name[1]]}>`"
-    return f"``{text}``"
+    target = named(text, names)
+    return f"``{text}``" if target is None or re.search(r"[<>]", text) else f":py:obj:`{text} <{target}>`"
 
 
 def plain(text: str) -> str:
@@ -69,7 +73,7 @@ def _apart(lines: list[str]) -> list[str]:
 
 def on_docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Convert a docstring before napoleon reads its sections."""
-    lines[:] = converted(lines, public())
+    lines[:] = converted(lines, public(first="pplgrad.numpyro" if ".numpyro" in name else "pplgrad.pyro"))
 
 
 def setup(app: Any) -> dict[str, bool]:

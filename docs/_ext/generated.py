@@ -50,13 +50,14 @@ def summary(thing: Any) -> str:
 def estimator_page(estimator: Estimator, words: str) -> str:
     """Return an estimator's page as Markdown: when it wins, what it declares, and its docstring."""
     name, declared = type(estimator).__name__, estimator.declaration
-    order = "every order" if declared.derivatives is None else f"order {declared.derivatives}"
+    order = "of every order" if declared.derivatives is None else f"up to order {declared.derivatives}"
+    runs = "evaluation" if declared.evaluations == 1 else "evaluations"
     rows = {
         "Sites": declared.supports,
         "Bias": "none" if declared.unbiased else "biased",
-        "Cost": f"{declared.evaluations} evaluations of the program beyond the draw's own, for each site and step",
+        "Cost": f"{declared.evaluations} {runs} of the program beyond the draw's own, for each site and step",
         "Derivative of the cost": "needed" if declared.differentiable_costs else "not needed",
-        "Derivatives that are right": f"up to {order}" if declared.derivatives else order,
+        "Derivatives that are right": order,
         "Source": declared.source,
     }
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())

@@ -1,4 +1,4 @@
-"""The README's table of names in papers: where it says that two things are one, they are, on the same draws."""
+"""The documentation's table of names in papers: where it says that two things are one, they are, on the same draws."""
 
 import numpy as np
 import pyro
