@@ -159,6 +159,7 @@ def test_every_page_is_in_the_contents():
     ("text", "found"),
     [
         ("q*(z) of layer_* and |b|", r"q\*(z) of layer\_\* and \|b\|"),
+        (r"shape (n, \*event)", r"shape (n, \*event)"),
         ("the `DisARM` of `x_i`", ":py:obj:`DisARM <pplgrad.DisARM>`"),
         ("``ScoreFunction(samples=2)`` here", ":py:obj:`ScoreFunction(samples=2) <pplgrad.ScoreFunction>` here"),
         ("`lambda x: x * 2`", "``lambda x: x * 2``"),

@@ -35,8 +35,8 @@ def code(text: str, names: dict[str, str]) -> str:
 
 
 def plain(text: str) -> str:
-    """Return text outside of backticks with what would be markup escaped."""
-    return re.sub(r"([*|_\\])", r"\\\1", text)
+    """Return text outside of backticks with what would be markup escaped; some docstrings have escaped it themselves."""
+    return re.sub(r"\\?([*|_])|(\\)", lambda found: "\\" + found[0][-1], text)
 
 
 def converted(lines: list[str], names: dict[str, str]) -> list[str]:

@@ -112,8 +112,12 @@ def pages() -> dict[str, str]:
 
 
 def write(app: Any) -> None:
-    """Write the pages, each only if it has changed, so that Sphinx reads again what is new alone."""
-    for path, text in pages().items():
+    """Write the pages that have changed, and remove those of estimators that are no more."""
+    made = pages()
+    for path in {path for folder in ("api", "estimators") for path in (Path(app.srcdir) / folder).glob("*.md")}:
+        if path.name != "index.md" and str(path.relative_to(app.srcdir)) not in made:
+            path.unlink()
+    for path, text in made.items():
         file = Path(app.srcdir) / path
         if not file.exists() or file.read_text() != text:
             file.write_text(text)
