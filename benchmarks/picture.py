@@ -9,16 +9,17 @@ import pandas as pd
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks.tables import is_estimator, short, summary
+from pplgrad.lab.palette import COLOURS
 
 matplotlib.use("Agg", force=False)
 
-# Okabe and Ito's palette, a colour and a marker for each library.
+# A colour and a marker for each library.
 STYLES = {
-    "Pyro": ("#0072B2", "o"),
-    "NumPyro": ("#D55E00", "s"),
-    "PyTorch": ("#56B4E9", "D"),
-    "JAX": ("#E69F00", "^"),
-    "Storchastic": ("#009E73", "v"),
+    "Pyro": (COLOURS[0], "o"),
+    "NumPyro": (COLOURS[1], "s"),
+    "PyTorch": (COLOURS[5], "D"),
+    "JAX": (COLOURS[4], "^"),
+    "Storchastic": (COLOURS[2], "v"),
 }
 ACROSS = 3
 

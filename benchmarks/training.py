@@ -26,6 +26,7 @@ from tqdm import tqdm
 from benchmarks.shared import OPTIONS, ROOT, sbn
 from benchmarks.variance import ESTIMATORS
 from pplgrad import REBAR, RELAX, RODEO, DoubleCV
+from pplgrad.lab.palette import COLOURS
 
 LEARNING = {
     "DoubleCV": (DoubleCV(), 1),
@@ -80,12 +81,14 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
     figure, panels = plt.subplots(1, len(libraries), figsize=(6 * len(libraries), 6), squeeze=False)
     for panel, library in zip(panels[0], libraries, strict=True):
         rows = frame[frame["library"] == library].sort_values("bound")
-        colors = ["C0" if unbiased else "C1" for unbiased in rows["unbiased"]]
-        panel.barh(
-            rows["estimator"], rows["bound"] - rows["bound"].min() + 0.2, left=rows["bound"].min() - 0.2, color=colors
-        )
+        # Points: the length of a bar says nothing on an axis that does not begin at zero.
+        for unbiased, mark, color in ((True, "o", COLOURS[0]), (False, "X", COLOURS[1])):
+            mine = rows["unbiased"] == unbiased
+            values = rows["bound"].where(mine)
+            panel.plot(values, rows["estimator"], mark, color=color, label="unbiased" if unbiased else "biased")
         panel.set(xlabel="test ELBO, nats / datum", title=f"{library}, {frame['seconds'].iloc[0]:g} s each")
-    figure.suptitle("blue: unbiased, orange: biased")
+        panel.grid(alpha=0.3)
+        panel.legend(frameon=False, loc="lower right")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 

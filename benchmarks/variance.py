@@ -50,6 +50,7 @@ from pplgrad import (
     StraightThrough,
     TreeDisARM,
 )
+from pplgrad.lab.palette import COLOURS
 from pplgrad.numpyro import TraceGrad_ELBO
 
 ESTIMATORS: dict[str, tuple[Any, int]] = {
@@ -171,24 +172,33 @@ def show(frame: pd.DataFrame, given: argparse.Namespace) -> None:
 
 
 def draw(frame: pd.DataFrame, path: Path) -> None:
-    """Draw variance against time, a panel for each point of training."""
+    """Draw variance against time, a panel for each point of training; labels move out of one another's way."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from adjustText import adjust_text
 
     stops = list(dict.fromkeys(frame["steps"]))
-    figure, panels = plt.subplots(1, len(stops), figsize=(5 * len(stops), 4.5), sharey=False, squeeze=False)
-    for panel, stop in zip(panels[0], stops, strict=True):
+    figure, panels = plt.subplots(len(stops), 1, figsize=(9, 5.5 * len(stops)), squeeze=False)
+    for panel, stop in zip(panels[:, 0], stops, strict=True):
         rows = frame[frame["steps"] == stop]
-        for _, row in rows.iterrows():
-            panel.plot(
-                row["ms"], row["variance"], "o" if row["unbiased"] else "x", color="C0" if row["unbiased"] else "C1"
-            )
-            panel.annotate(row["estimator"], (row["ms"], row["variance"]), fontsize=6)
+        for unbiased, mark, color in ((True, "o", COLOURS[0]), (False, "X", COLOURS[1])):
+            mine = rows[rows["unbiased"] == unbiased]
+            panel.plot(mine["ms"], mine["variance"], mark, color=color, label="unbiased" if unbiased else "biased")
         panel.set(xscale="log", yscale="log", xlabel="step, ms", title=f"after {stop} steps")
-    panels[0][0].set_ylabel("variance of the guide's gradient")
-    figure.suptitle("circles: unbiased, crosses: biased")
+        panel.set_ylabel("variance of the guide's gradient")
+        panel.margins(0.12)
+        panel.grid(alpha=0.3)
+        panel.legend(frameon=False)
+        labels = [panel.text(row["ms"], row["variance"], row["estimator"], fontsize=8) for _, row in rows.iterrows()]
+        adjust_text(
+            labels,
+            x=rows["ms"].to_numpy(),
+            y=rows["variance"].to_numpy(),
+            ax=panel,
+            arrowprops={"arrowstyle": "-", "color": "grey", "lw": 0.5},
+        )
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 

@@ -1,5 +1,6 @@
 """Settings of the documentation site: `make docs` builds it, with warnings as errors."""
 
+import hashlib
 import sys
 from pathlib import Path
 
@@ -42,9 +43,13 @@ myst_heading_anchors = 4
 # The listings of a command line or of a table have no language.
 highlight_language = "none"
 
-# Cells run once; later builds take their output from the cache beside the site, unless a cell has changed.
+# Cells run once; later builds take their output from the cache beside the site, unless a cell or an example has changed.
+PLAYED = sorted(
+    [HERE / "stories" / "story.py", *(f for d in ("examples", "models") for f in (HERE.parent / d).glob("*.py"))]
+)
+STATE = hashlib.sha256(b"".join(file.read_bytes() for file in PLAYED)).hexdigest()[:12]
 nb_execution_mode = "cache"
-nb_execution_cache_path = str(HERE / "_build" / "cells")
+nb_execution_cache_path = str(HERE / "_build" / "cells" / STATE)
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_merge_streams = True

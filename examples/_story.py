@@ -14,11 +14,10 @@ import matplotlib
 import numpy as np
 
 from pplgrad import ELBO
+from pplgrad.lab.palette import COLOURS as COLOURS
 
 matplotlib.use("Agg")
 ROOT = Path(__file__).parents[1]
-# Okabe and Ito's palette, which colour-blind readers can tell apart.
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 
 
 def story(steps: int, backends: tuple[str, ...] = ("numpyro", "pyro")) -> Callable:

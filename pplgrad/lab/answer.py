@@ -54,6 +54,7 @@ def _of_training(frame: pd.DataFrame, points: pd.DataFrame, backend: str, budget
     reached = reached[reached["backend"] == backend].pivot_table(
         index="seed", columns="estimator", values="test", sort=False
     )
+    reached, left_out = _complete(reached)
     best, behind = _ranked(reached)
     what, unit = judged(frame)
     mean, half = mean_and_half_width(reached[best])
@@ -62,14 +63,14 @@ def _of_training(frame: pd.DataFrame, points: pd.DataFrame, backend: str, budget
         f"{len(reached.columns)} estimators, {with_half_width(mean, half)} {unit} per datum."
     )
     if not behind:
-        return Answer(backend, best, behind, budget, len(reached), (first, _ALONE, _ALONE_TOO))
+        return Answer(backend, best, behind, budget, len(reached), (first, _ALONE + left_out, _ALONE_TOO))
     worst = max(behind, key=lambda name: behind[name][0])
     third = (
         f"The price of a wrong choice: {_code(worst)} is {with_half_width(*behind[worst])} {unit} per datum behind at that time"
         f"{_sooner(points[points['backend'] == backend], best, worst, budget)}."
     )
     third = _doubted(behind, worst, third)
-    return Answer(backend, best, behind, budget, len(reached), (first, _sure(behind, len(reached)), third))
+    return Answer(backend, best, behind, budget, len(reached), (first, _sure(behind, len(reached)) + left_out, third))
 
 
 def _of_gradients(rows: pd.DataFrame, backend: str) -> Answer:
@@ -78,7 +79,7 @@ def _of_gradients(rows: pd.DataFrame, backend: str) -> Answer:
     with np.errstate(divide="ignore"):
         cost = np.log(table["mse"] * table["milliseconds"])
     # More is better, as in training.
-    reached = -cost.groupby(["estimator", "seed"], sort=False).mean().unstack("estimator")
+    reached, left_out = _complete(-cost.groupby(["estimator", "seed"], sort=False).mean().unstack("estimator"))
     best, behind = _ranked(reached)
     count = len(reached.columns)
     first = (
@@ -86,15 +87,24 @@ def _of_gradients(rows: pd.DataFrame, backend: str) -> Answer:
         "time, over all snapshots."
     )
     if not behind:
-        return Answer(backend, best, behind, None, len(reached), (first, _ALONE, _ALONE_TOO))
+        return Answer(backend, best, behind, None, len(reached), (first, _ALONE + left_out, _ALONE_TOO))
     worst = max(behind, key=lambda name: behind[name][0])
     third = f"The price of a wrong choice: {_code(worst)} needs {_factor(behind[worst][0])} times as long for a gradient as good."
     third = _doubted(behind, worst, third)
-    return Answer(backend, best, behind, None, len(reached), (first, _sure(behind, len(reached)), third))
+    return Answer(backend, best, behind, None, len(reached), (first, _sure(behind, len(reached)) + left_out, third))
 
 
 _ALONE = "How sure: there is no other estimator to compare it with."
 _ALONE_TOO = "The price of a wrong choice: not known; name more estimators."
+
+
+def _complete(reached: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Return the estimators that every seed has, and in words which are left out: what some seeds failed at is no answer."""
+    failed = {str(name): int(reached[name].isna().sum()) for name in reached.columns if reached[name].isna().any()}
+    if not failed or len(failed) == len(reached.columns):
+        return reached, ""
+    told = ", ".join(f"{_code(name)} (failed with {count} of {len(reached)} seeds)" for name, count in failed.items())
+    return reached.drop(columns=list(failed)), f" Left out: {told}."
 
 
 def _ranked(reached: pd.DataFrame) -> tuple[str, dict[str, tuple[float, float]]]:

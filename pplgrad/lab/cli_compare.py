@@ -60,6 +60,7 @@ SOME_FAILED = 4
     type=float,
     help="Adam's; repeated, each estimator takes the best on the first seed.  [default: 0.003]",
 )
+@click.option("--compile", is_flag=True, help="Compile Pyro's training steps; NumPyro's are compiled in any case.")
 @click.option("--baseline-learning-rate", type=float, help="Adam's, for learned baselines.  [default: 0.01]")
 @click.option(
     "--bound-samples",
@@ -183,8 +184,8 @@ def _study(script: Path, given: dict[str, Any]) -> Study:
     if training is None and given["steps"]:
         training = Training()
     if training is not None:
-        names = ("steps", "learning_rates", "baseline_learning_rate", "bound_samples")
-        training = replace(training, **{k: given[k] for k in names if given[k] not in (None, ())})
+        names = ("steps", "learning_rates", "baseline_learning_rate", "bound_samples", "compile")
+        training = replace(training, **{k: given[k] for k in names if given[k] not in (None, (), False)})
     gradients = study.gradients
     if given["snapshots"]:
         gradients = replace(gradients or Gradients(), snapshots=_numbers(given["snapshots"]))

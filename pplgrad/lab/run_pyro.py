@@ -67,6 +67,8 @@ class Run(ScriptRun):
         together = particles > 1 or any(
             e.uses_branches or e.enumerates or e.relaxes for e in (chosen.all if chosen else ())
         )
+        if chosen is not None and self.task.settings.get("compile"):
+            options["compile"] = True
         return TraceGrad_ELBO(
             particles, vectorize_particles=together or chosen is None, max_plate_nesting=self.nesting, **options
         )

@@ -97,6 +97,8 @@ class Plan:
         if plan.patience:
             names = ("patience", "minimum_change", "validation")
             settings |= {name: getattr(plan, name) for name in names}
+        if plan.compile and backend == "pyro":
+            settings["compile"] = True
         return self.task("training", backend, estimator, seed, **settings)
 
     def runs(self) -> Iterator[tuple[str, str, int]]:

@@ -40,6 +40,7 @@ class Training:
     whose final train objective is best. `bound_samples` are those of the bound (0: none).
     With a `patience` above 0, a share `validation` of the training rows is held back, and a run stops once the bound on them was no better
     than the best by more than `minimum_change` at so many points of the curve in a row.
+    `compile` compiles Pyro's steps; NumPyro's are compiled in any case.
     """
 
     steps: int = 1000
@@ -51,6 +52,7 @@ class Training:
     patience: int = 0
     minimum_change: float = 0.0
     validation: float = 0.1
+    compile: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def _checked(kind: type, found: dict[str, Any], path: Path, where: str) -> dict[
     for name, value in found.items():
         if isinstance(known[name], tuple) and not isinstance(value, list):
             raise ScriptError(f"The study {path}: {where}{name} is a list.")
-        if type(known[name]) in (int, str) and type(value) is not type(known[name]):
+        if type(known[name]) in (bool, int, str) and type(value) is not type(known[name]):
             raise ScriptError(
                 f"The study {path}: {where}{name} is of type {type(known[name]).__name__}; got {value!r}."
             )

@@ -17,11 +17,12 @@ CROWDED = 1.25
 
 
 def best_rates(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the training rows of the learning rate that each estimator went on with: the best on the first seed."""
+    """Return the training rows of the learning rate that each estimator went on with: the best on its first seed without failure."""
     training = frame[(frame["kind"] == "training") & frame["error"].isna()]
     if training.empty:
         return training
-    first = training[(training["seed"] == 0) & (training["part"] == "curve") & (training["quantity"] == "train")]
+    seeds = training.groupby(["backend", "estimator"])["seed"].transform("min")
+    first = training[(training["seed"] == seeds) & (training["part"] == "curve") & (training["quantity"] == "train")]
     last = first[first["step"] == first.groupby(["backend", "estimator", "learning_rate"])["step"].transform("max")]
     chosen = last.loc[last.groupby(["backend", "estimator"], sort=False)["value"].idxmax()]
     return training.merge(chosen[["backend", "estimator", "learning_rate"]])

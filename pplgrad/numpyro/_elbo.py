@@ -36,6 +36,7 @@ from pplgrad.numpyro._diagnostics.measuring import described, measured
 from pplgrad.numpyro._evaluation import (
     as_jax,
     by_site,
+    checked_sharding,
     laid_out,
     new_state,
     refuse_devices_alone,
@@ -73,6 +74,9 @@ class TraceGrad_ELBO(ShowsSettings, Runner, Trace_ELBO):
             densities) or "entropy" (the same for the guide's entropy). It overrides the site's `infer={"closed_form": ...}`.
         max_parallel: the maximal number of rows (particles × alternatives) that run at once (`lax.map` over chunks), where estimators run
             the program at other values. It bounds memory, with the same result. Relaxed branches run at once. Default: None, no maximum.
+        branch_sharding: splits the branches of estimators that run the program at other values over devices, under `jit` (one axis, such as
+            `NamedSharding(mesh, P("branches"))`), with the same result up to rounding. Default: None, every device runs all branches of
+            its data.
         fuse: True (the default) evaluates a traced program in batches before it is compiled under `jit`. Operations that several sites
             share run once on all rows, draws that follow one another become loops, a `scan` is split into its sequential part and the
             rest, the random numbers of few sites are written out, and branches that change one element of a site share what they have in
@@ -118,6 +122,7 @@ class TraceGrad_ELBO(ShowsSettings, Runner, Trace_ELBO):
         higher_order: bool = False,
         closed_form: Mapping[str, str] | None = None,
         max_parallel: int | None = None,
+        branch_sharding: jax.sharding.Sharding | None = None,
         fuse: bool = True,
     ) -> None:
         super().__init__(
@@ -135,6 +140,7 @@ class TraceGrad_ELBO(ShowsSettings, Runner, Trace_ELBO):
         self.fuse = fuse
         self._vectorized_particles = 1 if vectorize_particles is False else num_particles
         self.max_parallel = checked_parallel(max_parallel, self._vectorized_particles)
+        self.branch_sharding = checked_sharding(branch_sharding, max_parallel)
         self._closed = ClosedForms.of(closed_form, self.objective)
         self._mapping = EstimatorMapping.of(estimators, "TraceGrad_ELBO(estimators=...)")
         self._arguments = {"estimators": self._mapping.estimators or None, "closed_form": self._closed.kinds or None}
@@ -190,6 +196,7 @@ class TraceGrad_ELBO(ShowsSettings, Runner, Trace_ELBO):
                 "sum_sites=False": not self.sum_sites,
                 "vectorize_particles other than True": self.vectorize_particles is not True,
                 "max_parallel": self.max_parallel is not None,
+                "branch_sharding": self.branch_sharding is not None,
                 "closed_form": bool(self._closed.kinds),
                 "config_estimators(watch=...)": STEPS in params,
             },

@@ -79,6 +79,21 @@ def by_site(runs: list) -> dict[str, jax.Array]:
     return losses
 
 
+def checked_sharding(sharding: jax.sharding.Sharding | None, max_parallel: int | None) -> jax.sharding.Sharding | None:
+    """Refuse what does not say how one axis is split over devices."""
+    if sharding is None:
+        return None
+    if not isinstance(sharding, jax.sharding.Sharding):
+        raise ConfigurationError(
+            f"TraceGrad_ELBO(branch_sharding={sharding!r}) takes a sharding of one axis, such as NamedSharding(mesh, P('branches'))."
+        )
+    if max_parallel is not None:
+        raise ConfigurationError(
+            "TraceGrad_ELBO(branch_sharding=...) splits the branches over devices and max_parallel over time; drop one of the two."
+        )
+    return sharding
+
+
 def refuse_devices_alone(result: Estimate) -> None:
     """Refuse averages of what one device of several has seen."""
     axes = manual_axes()

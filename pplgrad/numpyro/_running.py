@@ -62,6 +62,7 @@ class Runner:
     objective: Objective
     higher_order: bool
     max_parallel: int | None
+    branch_sharding: jax.sharding.Sharding | None
     fuse: bool
     _mapping: EstimatorMapping
     _closed: ClosedForms
@@ -187,6 +188,7 @@ class Runner:
                     self._counting(program),
                     None if self.max_parallel is None else self.max_parallel // self._vectorized_particles,
                     self.fuse,
+                    self.branch_sharding,
                 )
             )
         return result

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,8 +90,9 @@ class TraceGradModule(ELBOModule):
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return the loss in nats, whose gradient is the estimate."""
-        loss = super().forward(*args, **kwargs)
-        self._adopt()
+        with self._followed():
+            loss = super().forward(*args, **kwargs)
+            self._adopt()
         return loss
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -113,6 +116,38 @@ class TraceGradModule(ELBOModule):
             self.elbo._watcher.steps = state["watched_steps"]
         self.elbo._resume(self.model, self.guide, state)
 
+    @contextmanager
+    def _followed(self) -> Iterator[None]:
+        """Let the param store hold this module's own parameters: `fully_shard` puts others in their place while the loss is computed.
+
+        Afterwards their memory is freed, and nobody may read them.
+        """
+        store, before = pyro.get_param_store(), {}
+        own = {
+            f"{PREFIX}{site}.{key}$$${name}": parameter
+            for (site, key), network in self.elbo._networks.modules.items()
+            for name, parameter in network.named_parameters()
+        }
+        own |= {full: self._parameters[name] for full, name in self._learned.items() if name in self._parameters}
+        for full, parameter in own.items():
+            if full in store and parameter is not (held := store[full].unconstrained()):  # type: ignore[attr-defined]
+                before[full] = held
+                store[full] = parameter
+        try:
+            yield
+        finally:
+            for full, held in before.items():
+                store[full] = held
+
+    @property
+    def _learned(self) -> dict[str, str]:
+        """The numbers that estimators learn: their names in the param store, and in this module."""
+        return {
+            f"{PREFIX}{site}.{name}": f"learned_{site}_{name}".replace(".", "_")
+            for (site, *_), resolved in self.elbo._resolved.items()
+            for name in resolved.estimator.learned(1, 2)
+        }
+
     def _adopt(self) -> None:
         """Register networks of baselines, and numbers that estimators learn."""
         for (site, key), network in self.elbo._networks.modules.items():
@@ -124,9 +159,6 @@ class TraceGradModule(ELBOModule):
             number = store[learned].unconstrained()  # type: ignore[attr-defined]
             if isinstance(number, torch.nn.Parameter):  # Else the guide has made it, and its optimizer knows it.
                 self.register_parameter(learned.replace(".", "_"), number)
-        for (site, *_), resolved in self.elbo._resolved.items():
-            for name in resolved.estimator.learned(1, 2):
-                full = f"{PREFIX}{site}.{name}"
-                if full in store:
-                    leaf = store[full].unconstrained()  # type: ignore[attr-defined]
-                    self.register_parameter(f"learned_{site}_{name}".replace(".", "_"), leaf)
+        for full, name in self._learned.items():
+            if full in store:
+                self.register_parameter(name, store[full].unconstrained())  # type: ignore[attr-defined]

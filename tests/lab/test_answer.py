@@ -74,6 +74,15 @@ def test_equal_time_is_when_the_first_has_taken_its_steps():
     assert points["time"].max() == pytest.approx(0.4)  # and not 5 s more
 
 
+def test_an_estimator_that_failed_with_some_seeds_is_no_answer():
+    rows = [run(name, s, (-10.0, -5.0, ends[s]), ms) for name, ms, ends in (BEST, CLOSE, FAR) for s in range(3)]
+    lucky = run("lucky", 1, (-10.0, -5.0, 3.0))
+    bad = [{"task": {**lucky["task"], "seed": s}, "error": "diverged"} for s in (0, 2)]
+    (answer,) = answers(tidy([*rows, lucky, *bad]))
+    assert answer.best == "best" and "of 3 estimators" in answer.lines[0]
+    assert answer.lines[1].endswith(" Left out: `lucky` (failed with 2 of 3 seeds).")
+
+
 def test_one_seed_or_one_estimator_is_said():
     assert "one seed says nothing of the spread" in answers(study(BEST, FAR, seeds=1))[0].lines[1]
     assert "no other estimator" in answers(study(BEST))[0].lines[1]

@@ -239,6 +239,31 @@ def test_side_by_side_gives_the_same_results_bit_for_bit(tmp_path):
     pd.testing.assert_frame_equal(one, two)
 
 
+@pytest.mark.slow
+def test_compiled_steps_of_pyro_train_alike(tmp_path):
+    base = [
+        SBN,
+        "--backend",
+        "pyro",
+        "--estimator",
+        "score+loo",
+        *SMALL[:2],
+        "--steps",
+        "40",
+        "--seeds",
+        "1",
+        "--quiet",
+    ]
+    ends = {}
+    for name, more in (("eager", []), ("compiled", ["--compile"])):
+        assert run(*base, *more, "--out", tmp_path / name).exit_code == 0
+        (file,) = (tmp_path / name / "runs").glob("*.json")
+        result = json.loads(file.read_text())
+        ends[name] = result["curve"][-1]["train"]
+        assert result["task"]["settings"].get("compile", False) == (name == "compiled")
+    assert ends["compiled"] == pytest.approx(ends["eager"], abs=0.5)
+
+
 def test_refusals(tmp_path):
     assert "no model script at" in refused(tmp_path / "none.py")
     script = tmp_path / "half.py"

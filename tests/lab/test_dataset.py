@@ -1,5 +1,8 @@
 """A study's results as data, and the pictures made of them."""
 
+import re
+from pathlib import Path
+
 import matplotlib
 import numpy as np
 import pytest
@@ -76,6 +79,18 @@ def test_the_dataset_has_every_number_where_it_belongs(study, made):
     assert all(array.attrs["long_name"] and array.attrs["units"] for array in data.values())
     # What failed has no numbers.
     assert NAMES[-1] not in data["estimator"].values
+
+
+def test_the_pages_block_runs(made, tmp_path, monkeypatch):
+    (block,) = re.findall(
+        r"```python\n(.*?)```", (Path(__file__).parents[2] / "docs" / "studies.md").read_text(), re.DOTALL
+    )
+    (tmp_path / "results").mkdir()
+    write(made, Study("models/sbn.py", NAMES[:1], gradients=Gradients((0, 100))), ABOUT, tmp_path / "results")
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    exec(block, scope)
+    assert len(scope["axes"].lines) == len(NAMES) - 1
 
 
 def test_the_datasets_path_will_do(study, tmp_path):

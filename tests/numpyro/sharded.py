@@ -15,8 +15,10 @@ from numpyro.contrib.control_flow import scan
 from numpyro.infer import SVI
 
 from pplgrad import (
+    ARMS,
     ELBO,
     IWAE,
+    REBAR,
     VIMCO,
     ConfigurationError,
     DecayingAverage,
@@ -202,12 +204,48 @@ def shard_mapped(name, mesh, given):
     return {"difference": max(jax.tree.leaves(apart))}
 
 
+# Estimators whose branches are split over devices: five flips on two devices are three each.
+BRANCHES = {
+    "flips": LocalExpectation(),
+    "flips, without fusion": LocalExpectation(),
+    "partners": ARMS(4),
+    "relaxed": REBAR(),
+}
+
+
+def wide_model():
+    w = numpyro.param("w", jnp.linspace(-1.0, 1.0, 5 * 64).reshape(5, 64))
+    z = numpyro.sample("z", dist.Bernoulli(0.4 * jnp.ones(5)).to_event(1))
+    numpyro.sample("x", dist.Normal(jnp.tanh(jnp.tanh(z @ w) @ w.T), 1.0).to_event(1), obs=jnp.ones(5))
+
+
+def wide_guide():
+    numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("l", jnp.linspace(-1.0, 1.0, 5))).to_event(1))
+
+
+def split_branches(name, mesh):
+    """Return how far the gradient is from one device's where branches are split, and the operations of a device of one."""
+    found = []
+    for sharding in (None, NamedSharding(mesh, P("data"))):
+        elbo = TraceGrad_ELBO(2, branch_sharding=sharding, fuse="without" not in name)
+        wrapped = config_estimators(wide_guide, {"z": BRANCHES[name]})
+        svi = SVI(wide_model, wrapped, numpyro.optim.SGD(0.1), elbo)
+        params = svi.get_params(svi.init(KEY))
+        step = jax.jit(jax.value_and_grad(lambda p, elbo=elbo, wrapped=wrapped: elbo.loss(KEY, p, wide_model, wrapped)))
+        compiled = step.lower(params).compile()
+        found.append((compiled(params), compiled.cost_analysis()["flops"]))
+    (one, alone), (two, each) = found
+    apart = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), one, two)
+    return {"difference": max(jax.tree.leaves(apart)), "operations": each / alone}
+
+
 def main():
     jax.config.update("jax_enable_x64", True)
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
     found = {name: compared(name, mesh) for name in CASES}
     for name, given in SHARD_MAPPED:
         found[f"shard_map {name} {given}"] = shard_mapped(name, mesh, given)
+    found |= {f"branches {name}": split_branches(name, mesh) for name in BRANCHES}
     found["shard_map with state"] = shard_mapped("average, average per element", mesh, False)
     json.dump(found, sys.stdout)
 

@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
-from tests.numpyro.sharded import CASES, SHARD_MAPPED
+from pplgrad import ConfigurationError
+from pplgrad.numpyro import TraceGrad_ELBO
+from tests.numpyro.sharded import BRANCHES, CASES, SHARD_MAPPED
 
 ROOT = Path(__file__).parents[2]
 # One process makes what these share.
@@ -38,6 +41,22 @@ def test_two_devices_train_as_one(found, name):
 def test_shard_map_sums_gradients(found, name, given):
     """JAX sums the gradient of parameters that all devices share, and each device's is that of its own data."""
     assert found[f"shard_map {name} {given}"]["difference"] < 1e-10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BRANCHES)
+def test_branches_are_split_over_devices(found, name):
+    assert found[f"branches {name}"]["difference"] < 1e-10
+    # Three of five flips, and what the draw itself needs; relaxed branches of two particles are few.
+    assert found[f"branches {name}"]["operations"] < {"flips": 0.9, "flips, without fusion": 0.8}.get(name, 1.1)
+
+
+def test_a_split_that_is_none_is_refused():
+    with pytest.raises(ConfigurationError, match="takes a sharding of one axis"):
+        TraceGrad_ELBO(branch_sharding="branches")
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with pytest.raises(ConfigurationError, match="drop one of the two"):
+        TraceGrad_ELBO(branch_sharding=one, max_parallel=4)
 
 
 @pytest.mark.slow

@@ -15,12 +15,16 @@ import torch
 import torch.distributed as distributed
 import torch.multiprocessing as multiprocessing
 from pyro.poutine.messenger import Messenger
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pplgrad import (
     ARMS,
     IWAE,
     REBAR,
+    RELAX,
     VIMCO,
     Auto,
     ConfigurationError,
@@ -73,6 +77,7 @@ CASES = {
     "local-expectation": ({"z": LocalExpectation(), "y": LocalExpectation(), "b": LocalExpectation()}, 1, None),
     "several-draws": ({"z": ScoreFunction(samples=3), "y": ScoreFunction(samples=2), "b": DisARM()}, 1, None),
     "rebar": ({"z": REBAR(), "y": DisARM(), "b": DisARM()}, 1, None),
+    "relax": ({"z": RELAX(), "y": DisARM(), "b": DisARM()}, 1, None),
     "average-summed": ({"z": DisARM(), "y": ScoreFunction(DecayingAverage(0.8)), "b": DisARM()}, 1, None),
     "vimco": ({"z": VIMCO(), "y": VIMCO()}, 3, IWAE()),
     "iwae-average": ({"z": ScoreFunction(DecayingAverage(0.8)), "y": ScoreFunction(NeuralBaseline())}, 3, IWAE()),
@@ -165,7 +170,26 @@ def forced(step, indices, particles, first):
         yield
 
 
-def trained(name, rank, world, process_group, split="data"):
+def sharded(module):
+    """Split a module's parameters over the processes; scalars stay whole, which `fully_shard` does not take."""
+    for x in module.parameters():
+        # DistributedDataParallel copies those of the first process to all, and fully_shard does not.
+        distributed.broadcast(x.data, 0)
+    scalars = {x for x in module.parameters() if x.dim() == 0}
+    return fully_shard(module, mesh=init_device_mesh("cpu", (distributed.get_world_size(),)), ignored_params=scalars)
+
+
+def gradient(x):
+    """Return a parameter's gradient; a process that holds no part of a small parameter has none."""
+    return torch.zeros_like(x) if x.grad is None else x.grad
+
+
+def whole(x):
+    """Return a parameter or a gradient as one tensor."""
+    return (x.full_tensor() if isinstance(x, DTensor) else x).detach().clone()
+
+
+def trained(name, rank, world, process_group, split="data", wrap=DistributedDataParallel):
     """Return losses, gradients, parameters and states of a few steps of one process, or of one among others."""
     estimators, particles, objective = CASES[name]
     pyro.clear_param_store()
@@ -180,7 +204,7 @@ def trained(name, rank, world, process_group, split="data"):
     # Forced here too, because what the generator has drawn before decides the networks' first weights.
     with forced(0, parts[0], particles, first):
         module = elbo(model, guide).initialize(DATA, parts[0])
-    wrapped = DistributedDataParallel(module) if distributed.is_initialized() else module
+    wrapped = wrap(module) if distributed.is_initialized() else module
     optimizer = torch.optim.SGD(module.parameters(), lr=0.02)
     found = {}
     for step, part in enumerate(parts):
@@ -188,10 +212,14 @@ def trained(name, rank, world, process_group, split="data"):
         with forced(step, part, particles, first):
             loss = wrapped(DATA, part)
         loss.backward()
+        if wrap is sharded and distributed.is_initialized():
+            for x in module.parameters():
+                if not isinstance(x, DTensor):
+                    distributed.all_reduce(x.grad.div_(world))
         found[f"{step} loss"] = loss.detach()
-        found |= {f"{step} gradient {key}": x.grad.clone() for key, x in module.named_parameters()}
+        found |= {f"{step} gradient {key}": whole(gradient(x)) for key, x in module.named_parameters()}
         optimizer.step()
-    found |= {f"parameter {key}": x.detach().clone() for key, x in module.named_parameters()}
+    found |= {f"parameter {key}": whole(x) for key, x in module.named_parameters()}
     return found | {f"state {key}": x for key, x in states().items()}
 
 
@@ -202,6 +230,7 @@ def states():
 
 
 # What two processes do where each takes itself for the only one.
+FULLY_SHARDED = ("leave-one-out", "average", "neural", "arms", "rebar", "relax", "vimco")
 ALONE = ("leave-one-out", "constant", "average", "average-per-element", "neural")
 
 
@@ -211,6 +240,7 @@ def worker(rank, world, folder):
     distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
     found = {name: trained(name, rank, world, True) for name in CASES}
     found |= {f"{name} alone": trained(name, rank, world, False) for name in ALONE}
+    found |= {f"{name} sharded": trained(name, rank, world, True, wrap=sharded) for name in FULLY_SHARDED}
     found["particles"] = trained("leave-one-out", rank, world, False, "particles")
     torch.save(found, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
@@ -245,6 +275,14 @@ def test_two_processes_train_as_one(processes, name):
         found = differences(processes, name, trained(name, 0, 1, False))
     assert max(found.values()) < 1e-11, found
     assert ("state" in found) == any(word in name for word in ("average", "past", "normalized", "function"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FULLY_SHARDED)
+def test_parameters_may_be_split_too(processes, name):
+    with torch.random.fork_rng():
+        found = differences(processes, f"{name} sharded", trained(name, 0, 1, False))
+    assert max(found.values()) < 1e-11, found
 
 
 @pytest.mark.slow

@@ -117,10 +117,11 @@ class NumPyroBranches:
         counting: Counting,
         at_once: int | None,
         fuse: bool,
+        sharding: jax.sharding.Sharding | None = None,
     ) -> None:
         """`map_particles` maps a function over particles, None for a single one; a program that is not `traceable` runs
         one branch after the other, and of others no more than `at_once` of each particle run at once. With `fuse`, what branches that change
-        one element each have in common is computed once."""
+        one element each have in common is computed once. A `sharding` splits the branches over devices."""
         self._program = program
         self._differentiated = dict(params)
         self._params = jax.lax.stop_gradient(dict(params))
@@ -136,6 +137,7 @@ class NumPyroBranches:
         self._counting = counting
         self._at_once = at_once
         self._fuse = fuse and traceable
+        self._sharding = sharding if traceable else None
 
     @property
     def can_differentiate(self) -> bool:
@@ -246,6 +248,12 @@ class NumPyroBranches:
     def _in_chunks(self, rows: Callable[[Any], list[jax.Array]], count: int, at_once: int | None) -> list[jax.Array]:
         """Return what a function of the branches' numbers gives for all, (particles, count, *batch), so many at once."""
         parts = chunks(count, at_once)
+        if self._sharding is not None:
+            # Every device has as many branches: what is missing are copies of the last.
+            devices = self._sharding.num_devices
+            numbers = np.minimum(np.arange(-(-count // devices) * devices), count - 1)
+            split = jax.lax.with_sharding_constraint(jnp.asarray(numbers), self._sharding)
+            return [x[:, :count] for x in rows(split)]
         if len(parts) == 1:
             return rows(np.arange(count))
         # Chunks have one size: the last is filled up with copies of the last branch.
