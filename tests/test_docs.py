@@ -20,7 +20,7 @@ generated, docstrings = import_module("generated"), import_module("docstrings")
 
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 # Pages that have tests of their own, and distributed.md, whose blocks are parts of programs that need several processes.
-ELSEWHERE = {"tutorial.md", "long_training.md", "distributed.md", "assessing.md", "contributing.md"}
+ELSEWHERE = {"tutorial.md", "long_training.md", "studies.md", "distributed.md", "assessing.md", "contributing.md"}
 SOURCES = [page for page in sorted(DOCS.rglob("*.md")) if "_build" not in page.parts]
 WRITTEN = [page for page in SOURCES if str(page.relative_to(DOCS)) not in generated.pages()]
 PAGES = [page for page in WRITTEN if page.name not in ELSEWHERE and BLOCK.search(page.read_text())]
