@@ -19,9 +19,9 @@ from pplgrad.numpyro._guide import config_estimators
 
 
 def check_gradients(
-    model: Callable,
-    guide: Callable,
-    args: tuple = (),
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
     params: Mapping[str, Any] | None = None,

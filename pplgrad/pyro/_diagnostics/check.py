@@ -17,9 +17,9 @@ from pplgrad.pyro._elbo import TraceGrad_ELBO
 
 
 def check_gradients(
-    model: Callable,
-    guide: Callable,
-    args: tuple = (),
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
     estimators: Mapping[str, Estimator] | None = None,
