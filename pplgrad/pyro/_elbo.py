@@ -51,6 +51,8 @@ from pplgrad.pyro._tracing.proposals import log_normalizer
 from pplgrad.pyro._tracing.provenance import Provenance
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
     from pplgrad.diagnostics.choosing import Choice
 
 
@@ -133,7 +135,7 @@ class TraceGrad_ELBO(ShowsSettings, Runner, Trace_ELBO):
         higher_order: bool = False,
         closed_form: Mapping[str, str] | None = None,
         max_parallel: int | None = None,
-        process_group: Any = False,
+        process_group: bool | ProcessGroup = False,
         compile: bool | str | Mapping[str, Any] = False,
         reuse_structure: bool | str = True,
     ) -> None:
