@@ -27,7 +27,7 @@ ARROWS = {
     "objectives": {"_moved"},
     "watch": {"_moved"},
     "pplgrad": GROUND | {"estimators", "baselines", "monitoring", "assessment"},
-    "lab": SHARED | {"pplgrad", "pyro", "numpyro"},
+    "lab": SHARED | {"_extras", "pplgrad", "pyro", "numpyro"},
     # It puts the estimators' noise and the draws in the place of the plug-ins' own.
     "testing": SHARED
     | {"pplgrad", "pyro", "numpyro", "pyro.ground", "numpyro.ground", "pyro._rerun", "numpyro._tracing"},

@@ -22,7 +22,7 @@ try:
     from pplgrad.numpyro._structures import PermutationMatrix, PlackettLuce, Subset
     from pplgrad.numpyro._tracing.relaxations import OneHotCategorical
 except ModuleNotFoundError as error:
-    raise _without(error, "numpyro", "numpyro", "jax", "jaxlib") from None
+    raise _without(error, "pplgrad.numpyro", "numpyro", "numpyro", "jax", "jaxlib") from None
 
 __all__ = [
     "OneHotCategorical",

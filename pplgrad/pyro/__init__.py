@@ -23,7 +23,7 @@ try:
     from pplgrad.pyro._structures import PermutationMatrix, PlackettLuce, Subset
     from pplgrad.pyro._training import load_training_state, training_state
 except ModuleNotFoundError as error:
-    raise _without(error, "pyro", "pyro", "torch") from None
+    raise _without(error, "pplgrad.pyro", "pyro", "pyro", "torch") from None
 
 __all__ = [
     "PermutationMatrix",
