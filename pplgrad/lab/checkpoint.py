@@ -39,7 +39,7 @@ class Checkpoint:
     def _read(self, path: Path) -> None:
         """Take what the file holds; a file that is not whole holds nothing, and the run begins anew."""
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 text, training, digest = str(file["found"]), file["training"].tobytes(), str(file["digest"])
             if digest != _digest(training, text):
                 raise ValueError("its parts do not belong together")

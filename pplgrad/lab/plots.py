@@ -54,7 +54,7 @@ def plot_training(
         x = steps["time"].first().to_numpy() if across == "time" else np.array(list(steps.groups), float)
         mean, half = np.array([mean_and_half_width(values) for _, values in steps["test"]]).T
         style: dict[str, Any] = {"color": colour(names, str(name)), "linestyle": (0, dash(names, str(name)))}
-        ax.plot(x, mean, label=name, **style)
+        ax.plot(x, mean, label=_label(name), **style)
         ax.fill_between(x, mean - half, mean + half, color=style["color"], alpha=0.15, linewidth=0)
     ax.set(xlabel="time in training steps, s" if across == "time" else "training steps")
     ax.set_ylabel(f"test {what_is_judged(frame)}")
@@ -88,7 +88,7 @@ def plot_variance(
     ax = _axes(ax)
     for name, row in rows.iterrows():
         style: dict[str, Any] = {"marker": marker(names, str(name)), "color": colour(names, str(name)), "linestyle": ""}
-        ax.plot(row["milliseconds", "mean"], row["mse", "mean"], label=name, **style)
+        ax.plot(row["milliseconds", "mean"], row["mse", "mean"], label=_label(name), **style)
     ax.set(xscale="log", yscale="log", xlabel="time of a gradient, ms")
     ax.set_ylabel(f"mean squared error, ({judged(frame)[1]} / datum)²")
     ax.grid(alpha=0.3)
@@ -126,7 +126,7 @@ def plot_bias(
     low, high = (((means["bias2"] + sign * means["bias2_se"]) / norm).clip(lower=1e-12) for sign in (-1, 1))
     ax.hlines(places, low, high, color=COLOURS[1])
     ax.plot((means["bias2"] / norm).where(means["bias2"] > 0), places, "x", color=COLOURS[1], label="bias²")
-    ax.set(xscale="log", yticks=places, yticklabels=names, xlabel="share of the squared gradient")
+    ax.set(xscale="log", yticks=places, yticklabels=list(map(_label, names)), xlabel="share of the squared gradient")
     ax.set_xlim(left=max(1e-8, float(means["variance"].min() / norm) / 100))
     ax.grid(alpha=0.3)
     ax.invert_yaxis()
@@ -189,6 +189,12 @@ def _labelled(figure: Any, axes: Any, titles: Sequence[Sequence[str]]) -> Any:
             found |= dict(zip(labels, handles, strict=True))
     figure.legend(found.values(), found, frameon=False, loc="outside right upper", fontsize="small")
     return figure
+
+
+def _label(name: Any) -> str:
+    """Return a name as matplotlib shows it letter by letter: dollars are formulas to it, and what begins with a line is left out."""
+    text = str(name).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def _frame(study: StudyData | pd.DataFrame) -> pd.DataFrame:
