@@ -57,7 +57,7 @@ test-newest-pyro: .venv-newest/installed
 # The wheel and the source archive, looked at by the tools that package indices trust, and quick tests of the wheel alone: the
 # checkout is not on the path, and what the tests need beside it is copied.
 WHEEL = build/wheel
-WHEEL_TESTS = tests/engine tests/lab/test_init.py tests/lab/test_specs.py tests/lab/test_report.py tests/test_surface.py tests/test_typed.py
+WHEEL_TESTS = tests/engine tests/lab/test_init.py tests/lab/test_specs.py tests/lab/test_report.py tests/test_surface.py tests/test_typed.py tests/test_package.py
 
 .venv-package/installed: constraints.txt
 	$(PYTHON) -m venv .venv-package
@@ -71,9 +71,9 @@ package: .venv/installed .venv-package/installed
 	.venv-package/bin/check-wheel-contents dist/*.whl
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(WHEEL)/package dist/*.whl
 	cp -r tests models pyproject.toml $(WHEEL)
-	cd $(WHEEL) && PYTHONPATH=package ../../$(BIN)/python -c "import pplgrad; assert 'wheel/package' in pplgrad.__file__, pplgrad"
-	cd $(WHEEL) && PYTHONPATH=package ../../$(BIN)/python package/bin/pplgrad --version
-	cd $(WHEEL) && PYTHONPATH=package:. ../../$(BIN)/python -m pytest -q -n 2 --dist loadgroup --most-cases 2 $(WHEEL_TESTS)
+	cd $(WHEEL) && PYTHONPATH=package $(abspath $(BIN))/python -c "import pplgrad; assert 'wheel/package' in pplgrad.__file__, pplgrad"
+	cd $(WHEEL) && PYTHONPATH=package $(abspath $(BIN))/python package/bin/pplgrad --version
+	cd $(WHEEL) && PYTHONPATH=package:. $(abspath $(BIN))/python -m pytest -q -n 2 --dist loadgroup --most-cases 2 $(WHEEL_TESTS)
 
 # Each library without the other, in an environment of its own, by what a user would type.
 test-extras:
