@@ -5,11 +5,13 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import pplgrad
 from pplgrad.errors import PplgradError
+from pplgrad.lab.cli import main
 from pplgrad.lab.script import ScriptError
 from pplgrad.lab.specs import NAMES, Specification, objective, specification
 from pplgrad.lab.study import Study, from_toml
@@ -111,6 +113,13 @@ NAMES_OF_STUDY = [
 ]
 NAMES_OF_PARTS = ["snapshots", "draws", "reference_draws", "warm_up", "trained_with", "learning_rate", "also", "steps", "learning_rates", "baseline_learning_rate", "points", "gradient_draws", "bound_samples", "patience", "minimum_change", "validation"]  # fmt: skip
 VALUES = st.sampled_from(["3", "-1", "0", "1e400", "nan", "true", "'DisARM()'", "'x'", "[]", "[1]", "['score']", "[true]", "[nan]", "{}", "{a = 1}", "1979-05-27", "[[1]]", "99999999999999999999", "''", "'../../x'"])  # fmt: skip
+
+
+def test_what_would_steer_a_terminal_is_written_out(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("OPTIONS = {}")
+    said = CliRunner().invoke(main, ["compare", str(path), "--estimator", "\x1b[2J\x07DisARM()"])
+    assert said.exit_code == 2 and said.stderr.strip().isprintable() and "\\x1b" in said.stderr
 
 
 def pairs(names):
