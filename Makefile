@@ -8,7 +8,7 @@ export MKL_NUM_THREADS = 1
 FUZZ_SEEDS ?= 0:40
 FASHION_STUDIES ?= arms_2021_linear_fashion rodeo_2022_linear_fashion arms_2021_nonlinear_fashion rodeo_2022_nonlinear_fashion
 
-.PHONY: bench-estimators bench-growth demo docs test test-all test-newest test-newest-pyro quick fuzz lint format storchastic bench bench-against bench-full bench-watching bench-marginal bench-memory bench-arithmetic bench-gpu bench-guards bench-passes bench-mixtures variance study data fashion clean
+.PHONY: bench-estimators bench-growth demo docs test test-all test-newest test-newest-pyro quick fuzz lint format storchastic bench bench-against bench-full bench-watching bench-marginal bench-memory bench-arithmetic bench-gpu bench-guards bench-passes bench-mixtures variance study data fashion clean package test-extras
 
 # The stamp is newer than the files that say what to install, so that a second run installs nothing.
 .venv/installed: pyproject.toml constraints.txt
@@ -53,6 +53,35 @@ test-newest: .venv-newest/installed
 test-newest-pyro: .venv-newest/installed
 	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check -e '.[pyro]'
 	.venv-newest/bin/python -m pytest -q -n 2 --dist loadgroup -m "not slow" $(NEWEST_PYRO_TESTS)
+
+# The wheel and the source archive, looked at by the tools that package indices trust, and quick tests of the wheel alone: the
+# checkout is not on the path, and what the tests need beside it is copied.
+WHEEL = build/wheel
+WHEEL_TESTS = tests/engine tests/lab/test_init.py tests/lab/test_specs.py tests/lab/test_report.py tests/test_surface.py tests/test_typed.py tests/test_package.py
+
+.venv-package/installed: constraints.txt
+	$(PYTHON) -m venv .venv-package
+	.venv-package/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt build twine check-wheel-contents
+	touch $@
+
+package: .venv/installed .venv-package/installed
+	rm -rf dist $(WHEEL)
+	.venv-package/bin/python -m build --outdir dist .
+	.venv-package/bin/python -m twine check --strict dist/*
+	.venv-package/bin/check-wheel-contents dist/*.whl
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(WHEEL)/package dist/*.whl
+	cp -r tests models pyproject.toml $(WHEEL)
+	cd $(WHEEL) && PYTHONPATH=package $(abspath $(BIN))/python -c "import pplgrad; assert 'wheel/package' in pplgrad.__file__, pplgrad"
+	cd $(WHEEL) && PYTHONPATH=package $(abspath $(BIN))/python package/bin/pplgrad --version
+	cd $(WHEEL) && PYTHONPATH=package:. $(abspath $(BIN))/python -m pytest -q -n 2 --dist loadgroup --most-cases 2 $(WHEEL_TESTS)
+
+# Each library without the other, in an environment of its own, by what a user would type.
+test-extras:
+	rm -rf build/extras
+	for extra in pyro numpyro; do \
+	  $(PYTHON) -m venv build/extras/$$extra && \
+	  build/extras/$$extra/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt ".[$$extra]" && \
+	  PYTHONSAFEPATH=1 build/extras/$$extra/bin/python -W ignore tests/extras.py $$extra || exit 1; done
 
 # Random programs against an oracle of their own: `make fuzz FUZZ_SEEDS=1000:1200` tries others.
 fuzz: .venv/installed
@@ -144,4 +173,4 @@ fashion: .venv/installed data
 	  $(BIN)/pplgrad compare studies/$$study.toml --jobs $(or $(JOBS),1) --out results/$$study || exit 1; done
 
 clean:
-	rm -rf .venv .venv-newest .venv-storchastic results docs/_build
+	rm -rf .venv .venv-newest .venv-package .venv-storchastic build dist docs/_build results

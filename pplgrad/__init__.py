@@ -67,6 +67,8 @@ from pplgrad.monitoring.early_stopping import EarlyStopping
 from pplgrad.monitoring.trackers import to_mlflow, to_wandb
 from pplgrad.monitoring.watch import Watch
 
+__version__: str = "0.1.0"
+
 __all__ = [
     "ARM",
     "ARMS",

@@ -23,10 +23,11 @@ ARROWS = {
     "diagnostics": SHARED - {"diagnostics", "assessment"},
     "assessment": GROUND | {"engine", "diagnostics"},
     "_moved": set(),
+    "_extras": set(),
     "objectives": {"_moved"},
     "watch": {"_moved"},
     "pplgrad": GROUND | {"estimators", "baselines", "monitoring", "assessment"},
-    "lab": SHARED | {"pplgrad", "pyro", "numpyro"},
+    "lab": SHARED | {"_extras", "pplgrad", "pyro", "numpyro"},
     # It puts the estimators' noise and the draws in the place of the plug-ins' own.
     "testing": SHARED
     | {"pplgrad", "pyro", "numpyro", "pyro.ground", "numpyro.ground", "pyro._rerun", "numpyro._tracing"},
@@ -60,7 +61,7 @@ for host, rooms in {
     for room, below in rooms.items():
         ARROWS[f"{host}.{room}"] = SHARED | {f"{host}.{name}" for name in below}
     # The glue: the ELBO, the guide's wrapper, optimizers, and what they are made of.
-    ARROWS[host] = SHARED | {f"{host}.{room}" for room in rooms} | {f"{host}.ground"}
+    ARROWS[host] = SHARED | {"_extras"} | {f"{host}.{room}" for room in rooms} | {f"{host}.ground"}
 
 PLUGIN_GROUND = {"_array_ops", "_compat", "_distributions", "_logits", "_mixtures", "_recording", "_structures"}
 

@@ -108,7 +108,7 @@ class FIVO(Objective):
         """Return whether the gradient is unbiased with a discrete or a continuous site: a decision by a threshold jumps along a continuous draw."""
         return self.unbiased and (is_discrete or self.threshold in (None, 0, 1))
 
-    def weights(self, args: tuple, kwargs: Mapping[str, Any]) -> CostWeights:
+    def weights(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> CostWeights:
         """Return weight 1 for every log density."""
         return CostWeights(1.0, 1.0, 1.0)
 

@@ -64,7 +64,7 @@ class Objective(ABC):
     """
 
     @abstractmethod
-    def weights(self, args: tuple, kwargs: Mapping[str, Any]) -> CostWeights:
+    def weights(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> CostWeights:
         """Return the weights of the log densities.
 
         Args:
@@ -76,7 +76,7 @@ class Objective(ABC):
         """
 
 
-def _number(value: Any, args: tuple, kwargs: Mapping[str, Any]) -> Any:
+def _number(value: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     if not callable(value):
         return value
     found = value(*args, **kwargs)
@@ -129,7 +129,7 @@ class ELBO(Objective):
     def __post_init__(self) -> None:
         _check("ELBO(kl_weight", self.kl_weight)
 
-    def weights(self, args: tuple, kwargs: Mapping[str, Any]) -> CostWeights:
+    def weights(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> CostWeights:
         """Return weight 1 for observed sites, and `kl_weight` for latent sites of model and guide."""
         weight = _number(self.kl_weight, args, kwargs)
         return CostWeights(1.0, weight, weight)
@@ -166,7 +166,7 @@ class Expectation(Objective):
     def __post_init__(self) -> None:
         _check("Expectation(entropy", self.entropy)
 
-    def weights(self, args: tuple, kwargs: Mapping[str, Any]) -> CostWeights:
+    def weights(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> CostWeights:
         """Return weight 1 for observed sites, 0 for the model's latent sites, and `entropy` for the guide."""
         return CostWeights(1.0, 0.0, _number(self.entropy, args, kwargs))
 
@@ -196,7 +196,7 @@ class MultiSample(Objective):
         """Whether no gradient flows through draws, so that sites have no estimator."""
         return False
 
-    def weights(self, args: tuple, kwargs: Mapping[str, Any]) -> CostWeights:
+    def weights(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> CostWeights:
         """Return weight 1 for every log density."""
         return CostWeights(1.0, 1.0, 1.0)
 

@@ -12,7 +12,7 @@ class Program(NamedTuple):
 
     model: Callable[..., Any]
     guide: Callable[..., Any]
-    args: tuple
+    args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
 
 

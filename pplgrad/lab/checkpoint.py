@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,11 @@ from typing import Any
 import numpy as np
 
 from pplgrad.lab.data import Batches
-from pplgrad.lab.tasks import write_atomically
+from pplgrad.lab.tasks import LOG, write_atomically
+
+
+def _digest(training: bytes, found: str) -> str:
+    return hashlib.sha256(training + found.encode()).hexdigest()
 
 
 class Checkpoint:
@@ -27,10 +34,20 @@ class Checkpoint:
         self._training = b""
         self._batches: dict[str, Any] = {}
         if path is not None and path.exists():
-            with np.load(path) as file:
-                found = json.loads(str(file["found"]))
-                self._training = file["training"].tobytes()
+            self._read(path)
+
+    def _read(self, path: Path) -> None:
+        """Take what the file holds; a file that is not whole holds nothing, and the run begins anew."""
+        try:
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+                text, training, digest = str(file["found"]), file["training"].tobytes(), str(file["digest"])
+            if digest != _digest(training, text):
+                raise ValueError("its parts do not belong together")
+            found = json.loads(text)
             self.step, self.progress, self._batches = found["step"], found["progress"], found["batches"]
+            self._training = training
+        except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+            LOG.warning("%s cannot be read (%s); its run begins anew", path.name, error)
 
     def go_on(self, batches: Batches, load: Callable[[bytes], None]) -> int:
         """Put a run where it was killed, and return the step; 0 where it begins."""
@@ -44,7 +61,8 @@ class Checkpoint:
         """Keep a run as it is before a step."""
         if self._path is None or not step:
             return
-        found = {"step": step, "progress": self.progress, "batches": batches.rng.bit_generator.state}
-        file = io.BytesIO()
-        np.savez(file, training=np.frombuffer(training(), np.uint8), found=np.array(json.dumps(found)))
+        found = json.dumps({"step": step, "progress": self.progress, "batches": batches.rng.bit_generator.state})
+        file, state = io.BytesIO(), training()
+        digest = np.array(_digest(state, found))
+        np.savez(file, training=np.frombuffer(state, np.uint8), found=np.array(found), digest=digest)
         write_atomically(self._path, file.getvalue())

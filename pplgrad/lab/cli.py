@@ -11,6 +11,7 @@ try:
 except ModuleNotFoundError:  # pragma: no cover
     sys.exit("The command line needs click and more, which are not installed; pip install 'pplgrad[research]'.")
 
+from pplgrad import __version__
 from pplgrad.errors import PplgradError
 from pplgrad.estimators import registry
 from pplgrad.lab import cli_assess, cli_check, cli_choose, cli_compare, cli_init
@@ -49,7 +50,7 @@ class _Group(click.Group):
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EXITS)
-@click.version_option(package_name="pplgrad")
+@click.version_option(__version__)
 def main() -> None:
     """A gradient estimator for each latent sample site, in Pyro and in NumPyro.
 

@@ -98,29 +98,24 @@ def compare(
     pplgrad compare studies/disarm_2020_linear.toml --data digits --steps 1000 --snapshots 0,100,1000
     """
     need("compare", "altair", "itables", "joblib", "jinja2", "matplotlib", "pandas", "pyarrow", "rich", "vl_convert")
-    from pplgrad.lab.folder import claim
-    from pplgrad.lab.report import command_line, write_report
+    from pplgrad.lab.folder import alone, claim
+    from pplgrad.lab.report import write_report
     from pplgrad.lab.results import write
     from pplgrad.lab.runner import Plan, Workers, perform_study
     from pplgrad.lab.tables import show
-    from pplgrad.lab.tasks import check_folder, installed_versions, machine
+    from pplgrad.lab.tasks import check_folder
 
     plan = Plan(_study(script, given))
     study = plan.study
     runs = check_folder(out)
-    claim(plan, out, replace)
     began = time.time()
-    with StudyProgress(plan, out, quiet) as progress, resumable(lambda: _so_far(progress, out)):
-        results = perform_study(plan, runs, Workers(jobs, cluster), progress.on_result)
-    about = {
-        "command": command_line(sys.argv[1:]),
-        "versions": installed_versions(),
-        "machine": machine(),
-        "finished": time.strftime("%Y-%m-%d %H:%M", time.gmtime()) + " UTC",
-        "wall_time": duration(sum(r.get("seconds_taken", 0.0) for r in results)) + " of work",
-    }
-    frame = write(results, study, about, out)
-    page = write_report(out)
+    with alone(out):
+        claim(plan, out, replace)
+        with StudyProgress(plan, out, quiet) as progress, resumable(lambda: _so_far(progress, out)):
+            results = perform_study(plan, runs, Workers(jobs, cluster), progress.on_result)
+        about = _about(results)
+        frame = write(results, study, about, out)
+        page = write_report(out)
     LOG.info("finished: %d runs, %s", len(results), duration(time.time() - began))
     faults = _faults(results)
     if as_json:
@@ -138,6 +133,20 @@ def compare(
         many = len(dict.fromkeys([*study.estimators, *(study.gradients.also if study.gradients else ())]))
         say(f"{len(failed)} of {many} estimators failed, the others are done: {', '.join(failed)}.")
         raise SystemExit(SOME_FAILED)
+
+
+def _about(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what a reader of the results wants to know beside the study itself."""
+    from pplgrad.lab.report import command_line
+    from pplgrad.lab.tasks import installed_versions, machine
+
+    return {
+        "command": command_line(sys.argv[1:]),
+        "versions": installed_versions(),
+        "machine": machine(),
+        "finished": time.strftime("%Y-%m-%d %H:%M", time.gmtime()) + " UTC",
+        "wall_time": duration(sum(r.get("seconds_taken", 0.0) for r in results)) + " of work",
+    }
 
 
 def _so_far(progress: StudyProgress, out: Path) -> str:

@@ -34,7 +34,16 @@ def say(text: str, details: str | None = None, context: click.Context | None = N
     context = context or click.get_current_context(silent=True)
     if details and context is not None and context.meta.get("traceback"):
         click.echo(details.rstrip(), err=True)
-    click.echo(f"pplgrad: {text}", err=True)
+    click.echo(f"pplgrad: {printable(text)}", err=True)
+
+
+def printable(text: str) -> str:
+    r"""Return a text in which letters that would steer a terminal are written out.
+
+    >>> printable("a\x1b[2Jé\n")
+    'a\\x1b[2Jé\\n'
+    """
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def details_of(error: BaseException) -> str:

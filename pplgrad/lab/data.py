@@ -79,5 +79,5 @@ def packed(arrays: dict[str, np.ndarray]) -> str:
 
 def unpacked(text: str) -> dict[str, Any]:
     """Return the arrays that `packed` made text of."""
-    with np.load(io.BytesIO(base64.b64decode(text))) as file:
+    with np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False) as file:
         return {str(name): file[f"arr_{i}"] for i, name in enumerate(file["names"])}

@@ -3,17 +3,57 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pplgrad.lab.faults import ScriptError
+try:
+    import fcntl
+except ModuleNotFoundError:  # pragma: no cover
+    # A system without POSIX's locks: nothing keeps two processes apart there.
+    fcntl = None  # type: ignore[assignment]
+
+from pplgrad.lab.faults import ScriptError, shortened
 from pplgrad.lab.runner import Plan
 from pplgrad.lab.tasks import write_atomically
 
-FILE = "study.json"
+FILE, LOCK = "study.json", ".lock"
 _GROWS = ("estimators", "backends", "seeds", "also")
 """Settings that may grow: what was finished before stays a part of the study."""
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Keep a second process from writing a study into the folder at the same time; the lock ends with the process, however that ends.
+
+    Workers write for the process that holds it. A file system without locks has none.
+    """
+    if fcntl is None:  # pragma: no cover
+        yield
+        return
+    with open(out / LOCK, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ScriptError(
+                f"Another `pplgrad compare`{_holder(file.read(200))} is writing into {out}; wait for it, or give another folder with --out."
+            ) from None
+        except OSError:
+            pass
+        else:
+            file.truncate(0)
+            file.write(f"{os.getpid()} {platform.node()}\n")
+            file.flush()
+        yield
+
+
+def _holder(text: str) -> str:
+    pid, _, node = text.strip().partition(" ")
+    return f" (process {pid} on {shortened(node, 60)})" if pid.isdecimal() else ""
 
 
 def claim(plan: Plan, out: Path, replace: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -17,6 +17,9 @@ from pplgrad.lab.palette import COLOURS, colour, dash, marker
 from pplgrad.lab.results import judged
 from pplgrad.lab.summaries import curves, gradient_table, what_is_judged
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 matplotlib.use("Agg", force=False)
 
 _PANEL = (5.4, 4.2)
@@ -24,8 +27,8 @@ _PANEL = (5.4, 4.2)
 
 
 def plot_training(
-    study: StudyData | pd.DataFrame, backend: str | None = None, across: str = "time", ax: Any = None
-) -> Any:
+    study: StudyData | pd.DataFrame, backend: str | None = None, across: str = "time", ax: Axes | None = None
+) -> Axes:
     """Plot the test value against time or steps, with its 95% interval over seeds.
 
     Args:
@@ -50,8 +53,8 @@ def plot_training(
         steps = runs.groupby("step")
         x = steps["time"].first().to_numpy() if across == "time" else np.array(list(steps.groups), float)
         mean, half = np.array([mean_and_half_width(values) for _, values in steps["test"]]).T
-        style = {"color": colour(names, str(name)), "linestyle": (0, dash(names, str(name)))}
-        ax.plot(x, mean, label=name, **style)
+        style: dict[str, Any] = {"color": colour(names, str(name)), "linestyle": (0, dash(names, str(name)))}
+        ax.plot(x, mean, label=_label(name), **style)
         ax.fill_between(x, mean - half, mean + half, color=style["color"], alpha=0.15, linewidth=0)
     ax.set(xlabel="time in training steps, s" if across == "time" else "training steps")
     ax.set_ylabel(f"test {what_is_judged(frame)}")
@@ -64,8 +67,8 @@ def plot_training(
 
 
 def plot_variance(
-    study: StudyData | pd.DataFrame, step: int | None = None, backend: str | None = None, ax: Any = None
-) -> Any:
+    study: StudyData | pd.DataFrame, step: int | None = None, backend: str | None = None, ax: Axes | None = None
+) -> Axes:
     """Plot the mean squared error of the program's gradient against the time of one, at one snapshot, on logarithmic axes.
 
     Args:
@@ -84,8 +87,8 @@ def plot_variance(
     rows, names = _snapshot(frame, step, backend), list(dict.fromkeys(frame["estimator"]))
     ax = _axes(ax)
     for name, row in rows.iterrows():
-        style = {"marker": marker(names, str(name)), "color": colour(names, str(name)), "linestyle": ""}
-        ax.plot(row["milliseconds", "mean"], row["mse", "mean"], label=name, **style)
+        style: dict[str, Any] = {"marker": marker(names, str(name)), "color": colour(names, str(name)), "linestyle": ""}
+        ax.plot(row["milliseconds", "mean"], row["mse", "mean"], label=_label(name), **style)
     ax.set(xscale="log", yscale="log", xlabel="time of a gradient, ms")
     ax.set_ylabel(f"mean squared error, ({judged(frame)[1]} / datum)²")
     ax.grid(alpha=0.3)
@@ -95,8 +98,8 @@ def plot_variance(
 
 
 def plot_bias(
-    study: StudyData | pd.DataFrame, step: int | None = None, backend: str | None = None, ax: Any = None
-) -> Any:
+    study: StudyData | pd.DataFrame, step: int | None = None, backend: str | None = None, ax: Axes | None = None
+) -> Axes:
     """Plot variance and squared bias of the program's gradient at one snapshot, as a share of its squared norm.
 
     Args:
@@ -123,7 +126,7 @@ def plot_bias(
     low, high = (((means["bias2"] + sign * means["bias2_se"]) / norm).clip(lower=1e-12) for sign in (-1, 1))
     ax.hlines(places, low, high, color=COLOURS[1])
     ax.plot((means["bias2"] / norm).where(means["bias2"] > 0), places, "x", color=COLOURS[1], label="bias²")
-    ax.set(xscale="log", yticks=places, yticklabels=names, xlabel="share of the squared gradient")
+    ax.set(xscale="log", yticks=places, yticklabels=list(map(_label, names)), xlabel="share of the squared gradient")
     ax.set_xlim(left=max(1e-8, float(means["variance"].min() / norm) / 100))
     ax.grid(alpha=0.3)
     ax.invert_yaxis()
@@ -188,11 +191,17 @@ def _labelled(figure: Any, axes: Any, titles: Sequence[Sequence[str]]) -> Any:
     return figure
 
 
+def _label(name: Any) -> str:
+    """Return a name as matplotlib shows it letter by letter: dollars are formulas to it, and what begins with a line is left out."""
+    text = str(name).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
 def _frame(study: StudyData | pd.DataFrame) -> pd.DataFrame:
     return study if isinstance(study, pd.DataFrame) else study.frame
 
 
-def _axes(ax: Any) -> Any:
+def _axes(ax: Axes | None) -> Axes:
     import matplotlib.pyplot as plt
 
     return ax if ax is not None else plt.subplots(figsize=_PANEL)[1]

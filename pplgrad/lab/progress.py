@@ -25,7 +25,7 @@ def bar(what: str, quiet: bool, passing: bool = False) -> Any:
     )
 
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(what))
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TextColumn(what))
     clocks = (TimeElapsedColumn(), TextColumn("left:"), TimeRemainingColumn())
     return Progress(*columns, *clocks, console=console, transient=passing, disable=quiet or not console.is_terminal)
 

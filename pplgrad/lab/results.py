@@ -121,10 +121,7 @@ def write(results: list[Result], study: Study, about: dict[str, Any], out: Path)
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"pplgrad": json.dumps(described).encode()})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
-    try:
-        write_atomically(out / FILE, sink.getvalue().to_pybytes())
-    except OSError as error:
-        raise ScriptError(f"The results cannot be written to {out} ({error.strerror}).") from None
+    write_atomically(out / FILE, sink.getvalue().to_pybytes())
     return frame
 
 

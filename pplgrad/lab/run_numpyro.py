@@ -123,7 +123,7 @@ class Run(ScriptRun):
 
     def _load(self, saved: bytes) -> None:
         leaves, tree = jax.tree.flatten(self._state)
-        with np.load(io.BytesIO(saved)) as file:
+        with np.load(io.BytesIO(saved), allow_pickle=False) as file:
             found = [jnp.asarray(file[f"arr_{i}"]) for i in range(len(leaves))]
         keys = [jax.random.wrap_key_data(x) if _is_key(old) else x for x, old in zip(found, leaves, strict=True)]
         self._state = jax.tree.unflatten(tree, keys)

@@ -12,7 +12,7 @@ from typing import Any
 
 from pplgrad.lab.script import Script, ScriptError, load_script
 from pplgrad.lab.study import Study
-from pplgrad.lab.tasks import Result, Task, check_backend, installed_versions, perform, write_atomically
+from pplgrad.lab.tasks import Result, Task, check_backend, installed_versions, kept, perform, write_atomically
 
 Needs = dict[str, Result]
 
@@ -224,8 +224,8 @@ def _pool(workers: Workers) -> Iterator[Mapped]:
         def mapped(tasks: list[tuple[Task, Needs]], runs: Path) -> Iterator[tuple[Task, Result]]:
             waiting = []
             for task, needs in tasks:
-                if (runs / task.file).exists():
-                    yield task, perform(task, runs)
+                if (found := kept(task, runs)) is not None:
+                    yield task, found
                 else:
                     waiting.append((task, needs))
             # Long ones last would leave the other workers idle: backends and estimators take turns.

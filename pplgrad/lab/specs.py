@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from inspect import signature
@@ -24,6 +25,7 @@ from pplgrad import (
 )
 from pplgrad.core.baseline import parts_of
 from pplgrad.errors import PplgradError, did_you_mean, nearest
+from pplgrad.lab.faults import shortened
 from pplgrad.lab.script import ScriptError
 
 BASELINES: dict[str, Callable[[], Baseline]] = {
@@ -43,6 +45,9 @@ NAMES: dict[str, Any] = {
     and made not in (Estimator, Baseline, Objective)
 }
 """What a specification may name."""
+
+_LONGEST, _DEEPEST, _LARGEST = 2000, 20, 10**9
+"""What a text may hold: letters, expressions inside one another, and the size of a number. Far above any that has a use."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,7 @@ def specification(text: str) -> Specification:
     >>> specification("layer*=ARMS(4), w=Reparam() @ 2").particles
     2
     """
+    _check_length(text)
     body, particles = _particles(text)
     found: dict[str, Estimator] = {}
     for part in _split(body, text):
@@ -109,6 +115,7 @@ def objective(text: str) -> Objective:
     >>> objective("IWAE(samples=5)")
     IWAE(samples=5, plates=None)
     """
+    _check_length(text)
     made = _evaluated(text, text)
     if not isinstance(made, Objective):
         raise ScriptError(f"'{text}' is not an objective; write one such as ELBO(), IWAE() or Renyi(0.5).")
@@ -150,11 +157,22 @@ def with_inputs(estimator: Estimator, inputs: Callable[..., Any] | None) -> Esti
     return replace(estimator, baseline=total)  # type: ignore[type-var]
 
 
+def _check_length(text: str) -> None:
+    """Refuse what nobody writes by hand, before it is read."""
+    if not isinstance(text, str):
+        raise ScriptError(f"{shortened(repr(text))} is no text; write an estimator such as 'DisARM()' in quotes.")
+    if len(text) > _LONGEST:
+        raise ScriptError(
+            f"'{text[:20]}...' has {len(text):,} letters, and an estimator or an objective at most {_LONGEST:,}."
+        )
+
+
 def _particles(text: str) -> tuple[str, int | None]:
     body, at, count = text.rpartition("@")
     if not at:
         return text, None
-    if not count.strip().isdigit() or int(count) < 1:
+    count = count.strip()
+    if not (count.isascii() and count.isdecimal() and len(count) < 10 and int(count)):
         raise ScriptError(f"Estimator '{text}': write the number of particles after @, such as @2.")
     return body, int(count)
 
@@ -198,16 +216,39 @@ def _sum(words: list[str], whole: str) -> Baseline | None:
 
 
 def _evaluated(text: str, whole: str) -> Any:
+    """Return what a text makes. It is read as a tree, of which known names are called with plain values: nothing in it is executed."""
     try:
-        return _value(ast.parse(text, mode="eval").body, whole)
-    except SyntaxError:
+        with warnings.catch_warnings():
+            # Python's remarks about literals are none about estimators.
+            warnings.simplefilter("ignore")
+            tree = ast.parse(text, mode="eval").body
+        _check_size(tree, whole)
+        return _value(tree, whole)
+    except (SyntaxError, RecursionError, MemoryError):
         raise ScriptError(
             f"'{text}' cannot be read; write an estimator such as DisARM() or ScoreFunction(LeaveOneOut())."
         ) from None
     except PplgradError:
         raise
-    except (TypeError, ValueError) as error:
-        raise ScriptError(f"'{text}' cannot be made: {error}") from None
+    except Exception as error:
+        # A specification looks at its arguments as it is made, and any of them may be anything.
+        raise ScriptError(f"'{text}' cannot be made: {shortened(str(error))}") from None
+
+
+def _check_size(tree: ast.expr, whole: str) -> None:
+    """Refuse expressions that stand too deep in one another, and numbers that no setting has."""
+    level: list[ast.AST] = [tree]
+    for _ in range(_DEEPEST):
+        for node in level:
+            value = node.value if isinstance(node, ast.Constant) else None
+            if isinstance(value, (int, float)) and value > _LARGEST:
+                raise ScriptError(f"'{whole}' has a number above {_LARGEST:,}; write a smaller one.")
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+        if not level:
+            return
+    raise ScriptError(
+        f"'{whole}' is nested more than {_DEEPEST} deep; write an estimator such as ScoreFunction(LeaveOneOut())."
+    )
 
 
 def _value(node: ast.expr, whole: str) -> Any:
@@ -230,6 +271,8 @@ def _value(node: ast.expr, whole: str) -> Any:
 def _check_keywords(made: Any, given: list[str], whole: str) -> None:
     known = list(signature(made).parameters)
     for name in given:
+        if given.count(name) > 1:
+            raise ScriptError(f"{made.__name__}() in '{whole}' is given '{name}' twice.")
         if name not in known:
             hint = did_you_mean(name, known) or "."
             raise ScriptError(

@@ -81,7 +81,8 @@ class Study:
             if name not in PROGRAMS:
                 hint = did_you_mean(name, PROGRAMS) or "."
                 raise ScriptError(f"Unknown backend '{name}'; the backends are: {', '.join(PROGRAMS)}{hint}")
-        for name, value in (("seeds", self.seeds), ("particles", self.particles), ("batch_size", self.batch_size)):
+        _at_least("seeds", self.seeds, 1, most=10_000)
+        for name, value in (("particles", self.particles), ("batch_size", self.batch_size)):
             _at_least(name, value, 1)
         if self.gradients is not None:
             for word in (self.gradients.trained_with, *self.gradients.also):
@@ -91,20 +92,23 @@ class Study:
             _at_least("gradients.draws", self.gradients.draws, 20)
             _at_least("gradients.reference_draws", self.gradients.reference_draws, 20)
             _at_least("gradients.warm_up", self.gradients.warm_up, 0)
+            _rate("gradients.learning_rate", self.gradients.learning_rate)
+            if not self.gradients.snapshots:
+                raise ScriptError("gradients.snapshots is empty; give one or more.")
         for name, rate in self.gradient_descent.items():
-            if not isinstance(rate, (int, float)) or isinstance(rate, bool) or rate < 0:
-                raise ScriptError(f"gradient_descent.{name} = {rate!r}: give a rate, 0 or more.")
+            _rate(f"gradient_descent.{name}", rate, "rate")
         if self.training is not None:
             _at_least("training.steps", self.training.steps, 1)
-            _at_least("training.patience", self.training.patience, 0)
+            _at_least("training.points", self.training.points, 1)
+            for name in ("patience", "gradient_draws", "bound_samples"):
+                _at_least(f"training.{name}", getattr(self.training, name), 0)
+            for rate in (*self.training.learning_rates, self.training.baseline_learning_rate):
+                _rate("training's learning rate", rate, "rate")
             if not 0 < self.training.validation < 1:
                 raise ScriptError(
                     f"training.validation = {self.training.validation!r}: give a share, above 0 and below 1."
                 )
-            if not self.training.minimum_change >= 0:
-                raise ScriptError(
-                    f"training.minimum_change = {self.training.minimum_change!r}: give a number, 0 or more."
-                )
+            _rate("training.minimum_change", self.training.minimum_change)
             if not self.training.learning_rates:
                 raise ScriptError("training.learning_rates is empty; give one or more.")
 
@@ -118,20 +122,29 @@ class Study:
         return found
 
 
-def _at_least(name: str, value: Any, least: int) -> None:
+def _at_least(name: str, value: Any, least: int, most: int = 10**9) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ScriptError(f"{name} = {value!r}: give a whole number, {least} or more.")
+    if value > most:
+        raise ScriptError(f"{name} is more than {most:,}; give a smaller number.")
+
+
+def _rate(name: str, value: Any, what: str = "number") -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < float("inf"):
+        raise ScriptError(f"{name} = {value!r}: give a {what}, 0 or more.")
 
 
 def from_toml(path: Path) -> Study:
     """Return the study that a TOML file describes; its script's path is relative to the file."""
     try:
+        if path.stat().st_size > _LARGEST:
+            raise ScriptError(f"The study {path} has more than {_LARGEST:,} bytes; a study's file is a page of text.")
         found = tomllib.loads(path.read_text())
     except OSError as error:
         raise ScriptError(f"The study {path} cannot be read ({error.strerror}).") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ScriptError(f"The study {path} is not TOML: {error}.") from None
-    if "script" not in found:
+    if not isinstance(found.get("script"), str):
         raise ScriptError(f'The study {path} names no script; write script = "..." with the path of a model script.')
     parts = {name: _part(kind, found.pop(name), name, path) for name, kind in _PARTS.items() if name in found}
     script = path.parent / found.pop("script")
@@ -142,6 +155,8 @@ def from_toml(path: Path) -> Study:
 
 
 _PARTS = {"gradients": Gradients, "training": Training}
+_LARGEST = 10**6
+_TABLES, _WORDS = ("options", "gradient_descent"), ("estimators", "backends", "also")
 
 
 def _part(kind: type, found: Any, name: str, path: Path) -> Any:
@@ -160,6 +175,12 @@ def _checked(kind: type, found: dict[str, Any], path: Path, where: str) -> dict[
     for name, value in found.items():
         if isinstance(known[name], tuple) and not isinstance(value, list):
             raise ScriptError(f"The study {path}: {where}{name} is a list.")
+        if name in _TABLES and not isinstance(value, dict):
+            raise ScriptError(f"The study {path}: {where}{name} is a table.")
+        if name in _WORDS and not all(isinstance(word, str) for word in value):
+            raise ScriptError(f"The study {path}: {where}{name} is a list of words in quotes.")
+        if isinstance(known[name], float) and type(value) not in (int, float):
+            raise ScriptError(f"The study {path}: {where}{name} is a number; got {value!r}.")
         if type(known[name]) in (bool, int, str) and type(value) is not type(known[name]):
             raise ScriptError(
                 f"The study {path}: {where}{name} is of type {type(known[name]).__name__}; got {value!r}."

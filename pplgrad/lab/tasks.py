@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import re
@@ -28,6 +29,7 @@ from pplgrad.errors import (
 from pplgrad.lab.faults import Diverged, ScriptFault, begins, named_at, placed, raised_in, sentence
 from pplgrad.lab.script import PROGRAMS, Script, ScriptError, load_script
 
+LOG = logging.getLogger("pplgrad.lab")
 PACKAGES = ("pplgrad", "torch", "pyro-ppl", "jax", "numpyro")
 Result = dict[str, Any]
 
@@ -62,7 +64,8 @@ class Task:
     @property
     def file(self) -> str:
         """The name of the result's file."""
-        word = re.sub(r"[^\w.*-]+", "_", self.estimator).strip("_")[:60].replace("*", "")
+        # Letters that any file system takes, one byte each: a name of 255 bytes is the longest that most take.
+        word = re.sub(r"[^\w.*-]+", "_", self.estimator, flags=re.ASCII).strip("_")[:60].replace("*", "")
         return f"{self.kind}-{self.backend}-{word}-{self.seed}-{self.key}.json"
 
     @property
@@ -131,8 +134,8 @@ def perform(task: Task, runs: Path | None, needs: dict[str, Result] | None = Non
     the machine fails at (a full disk, no memory) is raised. Without a folder nothing is kept.
     """
     path = None if runs is None else runs / task.file
-    if path is not None and path.exists():
-        return json.loads(path.read_text())
+    if runs is not None and (found := kept(task, runs)) is not None:
+        return found
     result: Result = {"task": asdict(task), "machine": machine(), "began": time.time()}
     script, details, load = None, None, _load()
     try:
@@ -141,7 +144,7 @@ def perform(task: Task, runs: Path | None, needs: dict[str, Result] | None = Non
         if path is not None:
             run.checkpoint = import_module("pplgrad.lab.checkpoint").Checkpoint(path.with_suffix(".checkpoint.npz"))
         result |= getattr(run, task.kind)(needs or {})
-    except (KeyboardInterrupt, GeneratorExit, MemoryError):
+    except (KeyboardInterrupt, GeneratorExit, MemoryError, NotWrittenError):
         raise
     except BaseException as error:
         details = "".join(traceback.format_exception(error))
@@ -154,6 +157,50 @@ def perform(task: Task, runs: Path | None, needs: dict[str, Result] | None = Non
         write_atomically(path, json.dumps(result))
         path.with_suffix(".checkpoint.npz").unlink(missing_ok=True)
     return result if details is None else {**result, "details": details}
+
+
+def kept(task: Task, runs: Path) -> Result | None:
+    """Return the result that is kept of a task, or None if there is none.
+
+    A file that is no such result (cut short, written by something else) counts as none, and gets another name: its task is done again.
+    """
+    path = runs / task.file
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError):
+        found = None
+    if _is_result(found, task):
+        return found
+    aside = path.with_suffix(".unreadable")
+    LOG.warning("%s is not the result of a run; it is now %s, and the run is done again", path.name, aside.name)
+    os.replace(path, aside)
+    return None
+
+
+_PARTS: dict[str, dict[str, Any]] = {
+    "training": {"curve": list},
+    "gradients": {"snapshots": dict, "evaluations": (int, float)},
+    "snapshots": {"snapshots": dict},
+    "reference": {"references": dict},
+}
+"""What the result of each kind of task has."""
+
+
+def _is_result(found: Any, task: Task) -> bool:
+    """Whether plain data are what a task left: its own description, and the reason of a failure or all parts of its kind."""
+    if not isinstance(found, dict) or not isinstance(found.get("task"), dict):
+        return False
+    # The script may lie elsewhere now; its text is in the digest.
+    mine = json.loads(json.dumps({k: v for k, v in asdict(task).items() if k != "script"}))
+    if {k: v for k, v in found["task"].items() if k != "script"} != mine:
+        return False
+    if "error" in found:
+        return isinstance(found["error"], str)
+    return (
+        all(isinstance(found.get(name), kind) for name, kind in _PARTS[task.kind].items()) and found.get("curve") != []
+    )
 
 
 def _failed(error: BaseException, path: Path, script: Script | None, backend: str) -> Result:
@@ -239,8 +286,22 @@ def _not_there(error: UnmatchedNameError) -> str:
     return f"'{error.key}', which the program does not have; its latent sites are: {listed(error.sites)}{hint}"
 
 
+class NotWrittenError(ScriptError):
+    """A file of a study could not be written, such as on a full disk."""
+
+
 def write_atomically(path: Path, text: str | bytes) -> None:
     """Write a file so that it is either whole or not there, whenever the process is killed."""
+    try:
+        _write(path, text)
+    except OSError as error:
+        raise NotWrittenError(
+            f"{path.name} cannot be written to {path.parent} ({error.strerror}); what is finished is kept, and the same command goes "
+            "on from there once there is room."
+        ) from None
+
+
+def _write(path: Path, text: str | bytes) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -18,7 +18,7 @@ from tensorboardX.summary import scalar
 class EventFile:
     """A new event file in a folder."""
 
-    def __init__(self, folder: str | PathLike) -> None:
+    def __init__(self, folder: str | PathLike[str]) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
         self._writer = EventsWriter(str(Path(fspath(folder)) / "events"))
         weakref.finalize(self, self._writer.close)

@@ -62,7 +62,7 @@ class Watch:
     """
 
     callback: Callable[[Record], None] | None = None
-    tensorboard: str | PathLike | None = None
+    tensorboard: str | PathLike[str] | None = None
     every: int = 200
     draws: int = 3
 

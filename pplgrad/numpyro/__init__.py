@@ -7,17 +7,22 @@ measurement, and `assess_fit` says whether a guide fits. `split_optimizer` gives
 `Subset`, `PlackettLuce` and `PermutationMatrix` are distributions over subsets and rankings.
 """
 
-from pplgrad.numpyro._baselines import is_baseline_param
-from pplgrad.numpyro._black_box import black_box
-from pplgrad.numpyro._diagnostics.assess import assess_fit
-from pplgrad.numpyro._diagnostics.check import check_gradients
-from pplgrad.numpyro._diagnostics.choose import choose_estimators
-from pplgrad.numpyro._elbo import TraceGrad_ELBO
-from pplgrad.numpyro._guide import config_estimators
-from pplgrad.numpyro._optim import split_optimizer
-from pplgrad.numpyro._posterior import summed_posterior
-from pplgrad.numpyro._structures import PermutationMatrix, PlackettLuce, Subset
-from pplgrad.numpyro._tracing.relaxations import OneHotCategorical
+from pplgrad._extras import without as _without
+
+try:
+    from pplgrad.numpyro._baselines import is_baseline_param
+    from pplgrad.numpyro._black_box import black_box
+    from pplgrad.numpyro._diagnostics.assess import assess_fit
+    from pplgrad.numpyro._diagnostics.check import check_gradients
+    from pplgrad.numpyro._diagnostics.choose import choose_estimators
+    from pplgrad.numpyro._elbo import TraceGrad_ELBO
+    from pplgrad.numpyro._guide import config_estimators
+    from pplgrad.numpyro._optim import split_optimizer
+    from pplgrad.numpyro._posterior import summed_posterior
+    from pplgrad.numpyro._structures import PermutationMatrix, PlackettLuce, Subset
+    from pplgrad.numpyro._tracing.relaxations import OneHotCategorical
+except ModuleNotFoundError as error:
+    raise _without(error, "pplgrad.numpyro", "numpyro", "numpyro", "jax", "jaxlib") from None
 
 __all__ = [
     "OneHotCategorical",

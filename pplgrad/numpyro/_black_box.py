@@ -12,7 +12,7 @@ from pplgrad.engine.black_box import CalledBack, is_halved
 
 
 def black_box(
-    function: Callable,
+    function: Callable[..., Any],
     *values: Any,
     event_dim: int | tuple[int, ...] = 0,
     vectorized: bool = False,

@@ -113,7 +113,7 @@ class TraceGrad_ELBO(ShowsSettings, Runner, Trace_ELBO):
     def __init__(
         self,
         num_particles: int = 1,
-        vectorize_particles: bool | Callable = True,
+        vectorize_particles: bool | Callable[..., Any] = True,
         multi_sample_guide: bool = False,
         sum_sites: bool = True,
         *,
@@ -148,7 +148,13 @@ class TraceGrad_ELBO(ShowsSettings, Runner, Trace_ELBO):
         self._stateless: set[str] = set()
 
     def loss_with_mutable_state(
-        self, rng_key: jax.Array, param_map: dict, model: Callable, guide: Callable, *args: Any, **kwargs: Any
+        self,
+        rng_key: jax.Array,
+        param_map: dict[str, Any],
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
         """Return the loss in nats, whose derivative is the estimate, and the new mutable state (None if there is none)."""
         if self.multi_sample_guide:
@@ -229,7 +235,13 @@ class TraceGrad_ELBO(ShowsSettings, Runner, Trace_ELBO):
         return result
 
     def diagnose(
-        self, rng_key: jax.Array, param_map: dict, model: Callable, guide: Callable, *args: Any, **kwargs: Any
+        self,
+        rng_key: jax.Array,
+        param_map: dict[str, Any],
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
         """Run a step again eagerly, and raise the error that names the site.
 
@@ -278,7 +290,13 @@ class TraceGrad_ELBO(ShowsSettings, Runner, Trace_ELBO):
         return describe(OPS, *parts[0], host, runs[0][1].families, reasons, runs[0][1].summed)
 
     def measure(
-        self, rng_key: jax.Array, param_map: dict, model: Callable, guide: Callable, *args: Any, **kwargs: Any
+        self,
+        rng_key: jax.Array,
+        param_map: dict[str, Any],
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        *args: Any,
+        **kwargs: Any,
     ) -> Choice:
         """Choose estimators by measurement for the sites under `Auto(measure=True)`. Call it before `svi.init`.
 

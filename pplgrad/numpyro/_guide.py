@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,9 @@ from pplgrad.numpyro._rerun.monitoring import register_counter
 from pplgrad.numpyro._tracing.control_flow import FlowMessenger
 from pplgrad.numpyro._tracing.handlers import site_info
 from pplgrad.numpyro._tracing.particle_trace import TIME, TIME_DIM
+
+Guide = TypeVar("Guide", bound=Callable[..., Any])
+"""A wrapped guide is called as the guide is, and has its attributes: to a type checker it is of the guide's type."""
 
 
 def _training_elbo() -> object:
@@ -173,17 +176,15 @@ def _values(messenger: EstimatorMessenger, plates: tuple[Plate, ...]) -> dict[st
 
 
 @overload
-def config_estimators(
-    guide: Mapping[str, Estimator], *, watch: Watch | None = None
-) -> Callable[[Callable], Callable]: ...
+def config_estimators(guide: Mapping[str, Estimator], *, watch: Watch | None = None) -> Callable[[Guide], Guide]: ...
 @overload
 def config_estimators(
     guide: None = None, estimators: Mapping[str, Estimator] | None = None, *, watch: Watch | None = None
-) -> Callable: ...
+) -> Callable[[Guide], Guide]: ...
 @overload
 def config_estimators(
-    guide: Callable, estimators: Mapping[str, Estimator] | None = None, *, watch: Watch | None = None
-) -> Callable: ...
+    guide: Guide, estimators: Mapping[str, Estimator] | None = None, *, watch: Watch | None = None
+) -> Guide: ...
 def config_estimators(guide: Any = None, estimators: Any = None, *, watch: Any = None) -> Any:
     """Return the guide with an estimator for each latent site that `estimators` names.
 

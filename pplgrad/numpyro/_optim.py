@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from numpyro.optim import optax_to_numpyro
@@ -11,8 +11,16 @@ from numpyro.optim import optax_to_numpyro
 from pplgrad.numpyro._baselines import is_baseline_param
 from pplgrad.numpyro._compat import NumPyroOptim
 
+if TYPE_CHECKING:
+    from optax import GradientTransformation
 
-def split_optimizer(main: Any, baseline: Any, *, belongs: Callable[[str], bool] = is_baseline_param) -> NumPyroOptim:
+
+def split_optimizer(
+    main: NumPyroOptim | GradientTransformation,
+    baseline: NumPyroOptim | GradientTransformation,
+    *,
+    belongs: Callable[[str], bool] = is_baseline_param,
+) -> NumPyroOptim:
     """Return an optimizer that trains learned baselines with `baseline` and everything else with `main`.
 
     Clipping by a global norm is applied within each of the two. It estimates nothing.

@@ -26,9 +26,9 @@ from pplgrad.numpyro._tracing.specification import numbered
 
 def summed_posterior(
     rng_key: jax.Array,
-    params: dict,
-    model: Callable,
-    guide: Callable,
+    params: dict[str, Any],
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
     *args: Any,
     kind: str = "samples",
     num_samples: int = 1,

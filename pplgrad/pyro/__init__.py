@@ -8,17 +8,22 @@ posterior of sites that are summed out. `training_state` and `load_training_stat
 `PermutationMatrix` are distributions over subsets and rankings.
 """
 
-from pplgrad.pyro._baselines import is_baseline_param
-from pplgrad.pyro._black_box import black_box
-from pplgrad.pyro._diagnostics.assess import assess_fit
-from pplgrad.pyro._diagnostics.check import check_gradients
-from pplgrad.pyro._diagnostics.choose import choose_estimators
-from pplgrad.pyro._elbo import TraceGrad_ELBO
-from pplgrad.pyro._guide import config_estimators
-from pplgrad.pyro._optim import joint_optimizer, split_optimizer
-from pplgrad.pyro._posterior import summed_posterior
-from pplgrad.pyro._structures import PermutationMatrix, PlackettLuce, Subset
-from pplgrad.pyro._training import load_training_state, training_state
+from pplgrad._extras import without as _without
+
+try:
+    from pplgrad.pyro._baselines import is_baseline_param
+    from pplgrad.pyro._black_box import black_box
+    from pplgrad.pyro._diagnostics.assess import assess_fit
+    from pplgrad.pyro._diagnostics.check import check_gradients
+    from pplgrad.pyro._diagnostics.choose import choose_estimators
+    from pplgrad.pyro._elbo import TraceGrad_ELBO
+    from pplgrad.pyro._guide import config_estimators
+    from pplgrad.pyro._optim import joint_optimizer, split_optimizer
+    from pplgrad.pyro._posterior import summed_posterior
+    from pplgrad.pyro._structures import PermutationMatrix, PlackettLuce, Subset
+    from pplgrad.pyro._training import load_training_state, training_state
+except ModuleNotFoundError as error:
+    raise _without(error, "pplgrad.pyro", "pyro", "pyro", "torch") from None
 
 __all__ = [
     "PermutationMatrix",

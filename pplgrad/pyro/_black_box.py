@@ -18,7 +18,7 @@ from pplgrad.pyro._tracing.watchers import watching
 
 
 def black_box(
-    function: Callable,
+    function: Callable[..., Any],
     *values: Any,
     event_dim: int | tuple[int, ...] = 0,
     vectorized: bool = False,

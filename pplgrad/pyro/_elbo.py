@@ -51,6 +51,8 @@ from pplgrad.pyro._tracing.proposals import log_normalizer
 from pplgrad.pyro._tracing.provenance import Provenance
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
     from pplgrad.diagnostics.choosing import Choice
 
 
@@ -124,7 +126,7 @@ class TraceGrad_ELBO(ShowsSettings, Runner, Trace_ELBO):
         vectorize_particles: bool = False,
         strict_enumeration_warning: bool = True,
         ignore_jit_warnings: bool = False,
-        jit_options: dict | None = None,
+        jit_options: dict[str, Any] | None = None,
         retain_graph: bool | None = None,
         tail_adaptive_beta: float = -1.0,
         *,
@@ -133,7 +135,7 @@ class TraceGrad_ELBO(ShowsSettings, Runner, Trace_ELBO):
         higher_order: bool = False,
         closed_form: Mapping[str, str] | None = None,
         max_parallel: int | None = None,
-        process_group: Any = False,
+        process_group: bool | ProcessGroup = False,
         compile: bool | str | Mapping[str, Any] = False,
         reuse_structure: bool | str = True,
     ) -> None:
@@ -172,7 +174,7 @@ class TraceGrad_ELBO(ShowsSettings, Runner, Trace_ELBO):
         """Return a module that computes the loss. Its parameters include those of learned baselines."""
         return TraceGradModule(model, guide, self)
 
-    def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+    def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
         """Return an estimate of the negative ELBO, or of the negative `objective`, in nats and without a gradient."""
         combined = isinstance(self.objective, MultiSample)
         # Particles that run together are looked at, as in a training step; one by one there is nothing to find.
@@ -240,7 +242,7 @@ class TraceGrad_ELBO(ShowsSettings, Runner, Trace_ELBO):
             check_costs(value, traces, run)
         return -value
 
-    def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+    def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
         """Return the loss in nats, and add its gradient estimate to the parameters' gradients."""
         refuse_own_gradients(self._peers)
         program = Program(model, guide, args, kwargs)
@@ -265,7 +267,9 @@ class TraceGrad_ELBO(ShowsSettings, Runner, Trace_ELBO):
         store_states(evaluation.result.states)
         return -value
 
-    def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def differentiable_loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
         """Return the loss in nats as a tensor whose gradient is the estimate."""
         program = Program(model, guide, args, kwargs)
         rehearse_if_resumed(self, self.differentiable_loss, program, ())
@@ -292,7 +296,7 @@ class TraceGrad_ELBO(ShowsSettings, Runner, Trace_ELBO):
             )
         watcher.steps += 1
 
-    def diagnose(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> None:
+    def diagnose(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         """Run one step without changing anything, and raise the error that names the site if something is wrong."""
         if isinstance(self.objective, FIVO):
             self._filtered(Program(model, guide, args, kwargs), self.objective)
@@ -303,7 +307,7 @@ class TraceGrad_ELBO(ShowsSettings, Runner, Trace_ELBO):
         """Return the processes for what this one may do without the others."""
         return None if self._peers is None else replace(self._peers, exchanging=False)
 
-    def describe(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Description:
+    def describe(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Description:
         """Describe what this ELBO does at each latent site, and why. Nothing is changed.
 
         Args:
@@ -338,7 +342,7 @@ class TraceGrad_ELBO(ShowsSettings, Runner, Trace_ELBO):
             for name in [name for name in store.keys() if name not in before]:
                 del store[name]
 
-    def measure(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Choice:
+    def measure(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Choice:
         """Choose estimators by measurement for the sites under `Auto(measure=True)`, at the present parameters.
 
         The first training step does this by itself. Another call measures again.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import torch
 from pyro.infer import ELBO
@@ -15,6 +15,9 @@ from pplgrad.configuration import EstimatorMapping, configured, report_mapping
 from pplgrad.core.estimator import Estimator
 from pplgrad.monitoring.watch import Watch
 from pplgrad.monitoring.without_effect import foreign_elbo, running_methods
+
+Guide = TypeVar("Guide", bound=Callable[..., Any])
+"""A wrapped guide is called as the guide is, and has its attributes: to a type checker it is of the guide's type."""
 
 
 def _training_elbo() -> object:
@@ -90,17 +93,15 @@ class ConfiguredGuideModule(torch.nn.Module):
 
 
 @overload
-def config_estimators(
-    guide: Mapping[str, Estimator], *, watch: Watch | None = None
-) -> Callable[[Callable], Callable]: ...
+def config_estimators(guide: Mapping[str, Estimator], *, watch: Watch | None = None) -> Callable[[Guide], Guide]: ...
 @overload
 def config_estimators(
     guide: None = None, estimators: Mapping[str, Estimator] | None = None, *, watch: Watch | None = None
-) -> Callable: ...
+) -> Callable[[Guide], Guide]: ...
 @overload
 def config_estimators(
-    guide: Callable, estimators: Mapping[str, Estimator] | None = None, *, watch: Watch | None = None
-) -> Callable: ...
+    guide: Guide, estimators: Mapping[str, Estimator] | None = None, *, watch: Watch | None = None
+) -> Guide: ...
 def config_estimators(guide: Any = None, estimators: Any = None, *, watch: Any = None) -> Any:
     """Return the guide with an estimator for each latent site that `estimators` names.
 

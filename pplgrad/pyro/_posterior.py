@@ -25,8 +25,8 @@ _KINDS = {"samples": samples, "marginals": marginals, "map": most_probable}
 
 @without_shapes()
 def summed_posterior(
-    model: Callable,
-    guide: Callable,
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
     *args: Any,
     kind: str = "samples",
     num_samples: int = 1,
@@ -112,7 +112,7 @@ def summed_posterior(
 
 @torch.no_grad()
 def _given_one_draw(
-    model: Callable, guide: Callable, kind: str, nesting: float, draws: bool, args: tuple, kwargs: dict
+    model: Callable[..., Any], guide: Callable, kind: str, nesting: float, draws: bool, args: tuple, kwargs: dict
 ) -> dict[str, torch.Tensor]:
     """Return what is asked for given one draw of the guide."""
     guide_trace = _trace_of(guide, args, kwargs)

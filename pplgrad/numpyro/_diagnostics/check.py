@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from numpyro.infer import ELBO as HostELBO
 from numpyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
 
 from pplgrad.core.estimator import Estimator
@@ -19,17 +20,17 @@ from pplgrad.numpyro._guide import config_estimators
 
 
 def check_gradients(
-    model: Callable,
-    guide: Callable,
-    args: tuple = (),
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
     params: Mapping[str, Any] | None = None,
     estimators: Mapping[str, Estimator] | None = None,
     num_particles: int | None = None,
-    elbo: Any = None,
+    elbo: HostELBO | None = None,
     objective: Objective | None = None,
-    reference: Any = "auto",
+    reference: str | HostELBO = "auto",
     draws: int = 2000,
     level: float = 0.01,
     tolerance: float = 0.05,

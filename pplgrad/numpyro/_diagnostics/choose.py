@@ -15,9 +15,9 @@ from pplgrad.numpyro._elbo import TraceGrad_ELBO
 
 
 def choose_estimators(
-    model: Callable,
-    guide: Callable,
-    args: tuple = (),
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
     params: Mapping[str, Any] | None = None,

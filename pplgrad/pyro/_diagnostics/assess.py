@@ -12,9 +12,9 @@ from pplgrad.pyro._diagnostics.assessed_program import AssessedProgram
 
 
 def assess_fit(
-    model: Callable,
-    guide: Callable,
-    args: tuple = (),
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
     samples: int = 1000,
@@ -22,7 +22,7 @@ def assess_fit(
     replicates: int = 1000,
     checks: Mapping[str, Callable[[Mapping[str, Any]], float]] | None = None,
     simulations: int = 0,
-    dream: Callable[..., tuple] | None = None,
+    dream: Callable[..., tuple[Any, ...]] | None = None,
     refit: Callable[..., Any] | None = None,
     rank_draws: int = 99,
     level: float = 0.01,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pyro.infer import ELBO as HostELBO
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
 
 from pplgrad.core.estimator import Estimator
@@ -17,16 +18,16 @@ from pplgrad.pyro._elbo import TraceGrad_ELBO
 
 
 def check_gradients(
-    model: Callable,
-    guide: Callable,
-    args: tuple = (),
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
     estimators: Mapping[str, Estimator] | None = None,
     num_particles: int | None = None,
-    elbo: Any = None,
+    elbo: HostELBO | None = None,
     objective: Objective | None = None,
-    reference: Any = "auto",
+    reference: str | HostELBO = "auto",
     draws: int = 2000,
     level: float = 0.01,
     tolerance: float = 0.05,

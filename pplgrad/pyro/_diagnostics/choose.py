@@ -16,9 +16,9 @@ from pplgrad.pyro._elbo import TraceGrad_ELBO
 
 
 def choose_estimators(
-    model: Callable,
-    guide: Callable,
-    args: tuple = (),
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
     seconds: float = 30.0,
