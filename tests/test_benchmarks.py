@@ -47,6 +47,8 @@ BELOW = {
     "suite": ("turns", "cell", "contestants", "works", "tables", "picture", "by_hand_jax", "by_hand_torch", "shared")
     + ("of_estimators", "by_hand_estimators_jax", "by_hand_estimators_torch"),
     "in_storchastic": (),
+    # In tests/test_assess_statistics.py.
+    "assessing": (),
     "gpu": (),
     "growth": (),
     "guards": (),
