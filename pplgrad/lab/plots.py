@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from pplgrad.lab.intervals import mean_and_half_width
 from pplgrad.lab.palette import COLOURS, colour, dash, marker
 from pplgrad.lab.results import judged
 from pplgrad.lab.summaries import curves, gradient_table, what_is_judged
+from pplgrad.lab.tasks import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -164,8 +166,10 @@ def save(frame: pd.DataFrame, out: Path) -> list[str]:
     done = []
     with plt.rc_context({"figure.constrained_layout.use": True, "svg.hashsalt": "pplgrad"}):
         for name, figure in pictures(frame):
-            figure.savefig(out / f"{name}.png", dpi=150)
-            figure.savefig(out / f"{name}.svg", metadata={"Date": None})
+            for kind, options in (("png", {"dpi": 150}), ("svg", {"metadata": {"Date": None}})):
+                picture = io.BytesIO()
+                figure.savefig(picture, format=kind, **options)
+                write_atomically(out / f"{name}.{kind}", picture.getvalue())
             plt.close(figure)
             done.append(name)
     return done

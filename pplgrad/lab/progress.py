@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,18 @@ class CheckProgress:
         self.bar.start()
 
 
+class _Log(logging.FileHandler):
+    """A study's log; where a line cannot be written (a full disk), the study says so by itself, and the log says nothing."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Stop nothing."""
+
+    def close(self) -> None:
+        """Close the file, whose last line may not fit."""
+        with suppress(OSError, ValueError):
+            super().close()
+
+
 class StudyProgress:
     """Tells of finished runs, and of the time left: a bar in the terminal, lines in the folder's log."""
 
@@ -76,7 +88,7 @@ class StudyProgress:
         self.total, self.done, self.began = plan.total(), 0, time.time()
         self.runs, self.fresh = out / "runs", 0
         self.before = set(self.runs.glob("*.json"))
-        self.handler = logging.FileHandler(out / "log.txt")
+        self.handler = _Log(out / "log.txt")
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
 
     def __enter__(self) -> StudyProgress:

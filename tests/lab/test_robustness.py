@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from rich.console import Console
 
 from pplgrad.lab import cli, tasks
 from pplgrad.lab.folder import alone
-from pplgrad.lab.progress import bar
+from pplgrad.lab.progress import _Log, bar
 from pplgrad.lab.script import ScriptError
 from pplgrad.lab.tasks import NotWrittenError, kept, perform
 from tests.lab.test_crashes import SCRIPT, given, told
@@ -184,7 +185,7 @@ def test_a_checkpoint_that_is_not_whole_is_as_none(backend, what, tmp_path, monk
 # A full disk.
 
 
-@pytest.mark.parametrize("at", [1, 2, 3])
+@pytest.mark.parametrize("at", [1, 2, 3, 5])
 def test_a_full_disk_is_one_sentence_and_loses_nothing(at, tmp_path, monkeypatch):
     plain, calls = os.fsync, []
 
@@ -200,6 +201,14 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(at, tmp_path, monkeypatch
     assert not list(tmp_path.rglob("*.part"))
     monkeypatch.undo()
     assert compared(tmp_path).exit_code == 0
+
+
+def test_a_log_that_cannot_be_written_stops_nothing(tmp_path, capsys):
+    log = _Log(tmp_path / "log.txt")
+    log.stream.close()
+    log.emit(logging.makeLogRecord({"msg": "words"}))
+    log.close()
+    assert capsys.readouterr().err == ""
 
 
 LIMITED = """
