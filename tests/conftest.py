@@ -13,6 +13,9 @@ import pytest
 
 from tests.covering import left_out
 
+# Programs of users that are checked or run by themselves, in processes of their own.
+collect_ignore_glob = ["extras.py", "typed/*"]
+
 with suppress(PackageNotFoundError):
     if version("jaxlib").startswith(
         "0.10."
