@@ -13,7 +13,7 @@ FASHION_STUDIES ?= arms_2021_linear_fashion rodeo_2022_linear_fashion arms_2021_
 # The stamp is newer than the files that say what to install, so that a second run installs nothing.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pyro,numpyro,research,assess,cluster,watch,stories,bench,test,docs]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pyro,numpyro,research,assess,cluster,watch,stories,bench,test,develop,docs]'
 	touch $@
 
 demo: .venv/installed
