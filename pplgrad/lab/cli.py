@@ -16,7 +16,7 @@ from pplgrad.errors import PplgradError
 from pplgrad.estimators import registry
 from pplgrad.lab import cli_assess, cli_check, cli_choose, cli_compare, cli_init
 from pplgrad.lab.cli_faults import FAULT, details_of, say
-from pplgrad.lab.cli_shared import Interrupted, need, show_json
+from pplgrad.lab.cli_shared import PAGE, Interrupted, need, show_json
 from pplgrad.lab.faults import shortened
 
 _INTERRUPTED = 130
@@ -98,7 +98,7 @@ def estimators(form: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the tables' numbers as JSON.")
 def report(folder: Path, as_json: bool) -> None:
     """Make one page, report.html, of the study in FOLDER, and its pictures as PNG and SVG."""
-    need("report", "altair", "itables", "jinja2", "matplotlib", "pandas", "pyarrow", "vl_convert")
+    need("report", *PAGE)
     from pplgrad.lab.report import write_report
     from pplgrad.lab.results import read
 

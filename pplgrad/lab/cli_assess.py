@@ -9,21 +9,13 @@ import click
 
 from pplgrad.assessment.result import Assessment
 from pplgrad.lab.cli_faults import FAULT, Faults, traceback_option
-from pplgrad.lab.cli_shared import need, parsed, show_json
-from pplgrad.lab.script import PROGRAMS, load_script
+from pplgrad.lab.cli_shared import json_option, need, opened, script_argument, seed_option, settings_option, show_json
 from pplgrad.lab.specs import objective, specification
 from pplgrad.lab.tasks import Task, check_backend, make_run, unsound
 
 
 @click.command()
-@click.argument("script", type=click.Path(path_type=Path))
-@click.option(
-    "--backend",
-    "backends",
-    type=click.Choice(list(PROGRAMS)),
-    multiple=True,
-    help="May be repeated; those of the script by default.",
-)
+@script_argument
 @click.option(
     "--train", "--steps", "steps", default=0, show_default=True, type=click.IntRange(0), help="Training steps before."
 )
@@ -52,11 +44,9 @@ from pplgrad.lab.tasks import Task, check_backend, make_run, unsound
 @click.option(
     "--outcomes", default=4096, show_default=True, type=click.IntRange(0), help="As many are enumerated at most."
 )
-@click.option("--seed", default=0, show_default=True, type=int, help="Of data, parameters and draws.")
-@click.option(
-    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="An option of the script; may be repeated."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@seed_option
+@settings_option
+@json_option
 @traceback_option
 def assess(
     script: Path,
@@ -85,10 +75,7 @@ def assess(
     pplgrad assess my_model.py --train 2000 --data test --simulations 100
     """
     need("assess", "arviz_stats", "arviz_base", "scipy", extra="assess")
-    loaded = load_script(script, backends)
-    backends = backends or loaded.backends
-    own = loaded.options(parsed(settings))
-    loaded.load(own, 0)
+    loaded, backends, own = opened(script, backends, settings)
     specification(word)
     objective(target)
     found: list[tuple[str, Assessment]] = []

@@ -12,9 +12,9 @@ import click
 from pplgrad.diagnostics.certificate import GradientCheck
 from pplgrad.diagnostics.checking import REFERENCES
 from pplgrad.lab.cli_faults import FAULT, Faults, traceback_option
-from pplgrad.lab.cli_shared import parsed, show_json
+from pplgrad.lab.cli_shared import json_option, opened, script_argument, seed_option, settings_option, show_json
 from pplgrad.lab.progress import CheckProgress
-from pplgrad.lab.script import PROGRAMS, Script, load_script
+from pplgrad.lab.script import Script
 from pplgrad.lab.specs import objective, specification
 from pplgrad.lab.tasks import Task, check_backend, make_run, unsound
 
@@ -23,14 +23,7 @@ _CODES = {"unbiased": 0, "biased": 1, "broken": 1, "unknown": 3}
 
 
 @click.command()
-@click.argument("script", type=click.Path(path_type=Path))
-@click.option(
-    "--backend",
-    "backends",
-    type=click.Choice(list(PROGRAMS)),
-    multiple=True,
-    help="May be repeated; those of the script by default.",
-)
+@script_argument
 @click.option(
     "--estimator",
     "words",
@@ -65,12 +58,10 @@ _CODES = {"unbiased": 0, "biased": 1, "broken": 1, "unknown": 3}
 @click.option(
     "--tolerance", default=0.05, show_default=True, type=float, help="Bias that is called none, by the gradient's norm."
 )
-@click.option("--seed", default=0, show_default=True, type=int, help="Of data, parameters and draws.")
-@click.option(
-    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="An option of the script; may be repeated."
-)
+@seed_option
+@settings_option
 @click.option("--quiet", is_flag=True, help="No progress bar.")
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@json_option
 @traceback_option
 def check(
     script: Path,
@@ -101,10 +92,7 @@ def check(
     pplgrad check models/mixture.py --backend numpyro --elbo TraceGraph_ELBO
     """
     words = words or (() if elbos else ("score+loo",))
-    loaded = load_script(script, backends)
-    backends = backends or loaded.backends
-    options = loaded.options(parsed(settings))
-    loaded.load(options, 0)
+    loaded, backends, options = opened(script, backends, settings)
     for word in words:
         specification(word)
     objective(target)

@@ -9,21 +9,13 @@ import click
 
 from pplgrad.diagnostics.choosing import Choice
 from pplgrad.lab.cli_faults import FAULT, Faults, traceback_option
-from pplgrad.lab.cli_shared import parsed, show_json
-from pplgrad.lab.script import PROGRAMS, load_script
+from pplgrad.lab.cli_shared import json_option, opened, script_argument, seed_option, settings_option, show_json
 from pplgrad.lab.specs import objective, specification
 from pplgrad.lab.tasks import Task, check_backend, make_run, unsound
 
 
 @click.command()
-@click.argument("script", type=click.Path(path_type=Path))
-@click.option(
-    "--backend",
-    "backends",
-    type=click.Choice(list(PROGRAMS)),
-    multiple=True,
-    help="May be repeated; those of the script by default.",
-)
+@script_argument
 @click.option(
     "--seconds", default=60.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Time for each library."
 )
@@ -36,11 +28,9 @@ from pplgrad.lab.tasks import Task, check_backend, make_run, unsound
 @click.option(
     "--train", "steps", default=0, show_default=True, type=click.IntRange(0), help="Training steps before measuring."
 )
-@click.option("--seed", default=0, show_default=True, type=int, help="Of data, parameters and draws.")
-@click.option(
-    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="An option of the script; may be repeated."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@seed_option
+@settings_option
+@json_option
 @traceback_option
 def choose(
     script: Path,
@@ -68,10 +58,7 @@ def choose(
     pplgrad choose models/sbn.py --backend pyro --seconds 60
     pplgrad choose models/sbn.py --train 500 --estimator 'DisARM()' --estimator 'ARMS(4)' --estimator score+loo
     """
-    loaded = load_script(script, backends)
-    backends = backends or loaded.backends
-    options = loaded.options(parsed(settings))
-    loaded.load(options, 0)
+    loaded, backends, options = opened(script, backends, settings)
     candidates = [estimator for word in words for estimator in specification(word).all] or None
     objective(target)
     chosen: list[tuple[str, Choice]] = []

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from pplgrad.lab.cli_faults import FAULT, Faults, say, traceback_option
-from pplgrad.lab.cli_shared import need, parsed, resumable, show_json
+from pplgrad.lab.cli_shared import PAGE, need, parsed, resumable, show_json
 from pplgrad.lab.progress import LOG, StudyProgress, duration
 from pplgrad.lab.script import PROGRAMS, ScriptError
 from pplgrad.lab.study import Gradients, Study, Training, from_toml
@@ -97,7 +97,7 @@ def compare(
     pplgrad compare models/sbn.py --estimator score+loo --estimator 'DisARM()' --snapshots 0,100,1000 --jobs 2
     pplgrad compare studies/disarm_2020_linear.toml --data digits --steps 1000 --snapshots 0,100,1000
     """
-    need("compare", "altair", "itables", "joblib", "jinja2", "matplotlib", "pandas", "pyarrow", "rich", "vl_convert")
+    need("compare", "joblib", "rich", *PAGE)
     from pplgrad.lab.folder import alone, claim
     from pplgrad.lab.report import write_report
     from pplgrad.lab.results import write
