@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,27 +50,22 @@ def answers(frame: pd.DataFrame) -> list[Answer]:
 
 def _of_training(frame: pd.DataFrame, points: pd.DataFrame, backend: str, budget: float) -> Answer:
     """Compare by the test value at equal time."""
-    reached = at_budget(points)
-    reached = reached[reached["backend"] == backend].pivot_table(
-        index="seed", columns="estimator", values="test", sort=False
-    )
-    reached, left_out = _complete(reached)
-    best, behind = _ranked(reached)
+    points = points[points["backend"] == backend]
+    reached = at_budget(points).pivot_table(index="seed", columns="estimator", values="test", sort=False)
     what, unit = judged(frame)
-    mean, half = mean_and_half_width(reached[best])
-    first = (
-        f"Which: {_code(best)}. After {_time(budget)} of training steps in {LIBRARIES[backend]} it has the best test {what} of "
-        f"{len(reached.columns)} estimators, {with_half_width(mean, half)} {unit} per datum."
-    )
-    if not behind:
-        return Answer(backend, best, behind, budget, len(reached), (first, _ALONE + left_out, _ALONE_TOO))
-    worst = max(behind, key=lambda name: behind[name][0])
-    third = (
-        f"The price of a wrong choice: {_code(worst)} is {with_half_width(*behind[worst])} {unit} per datum behind at that time"
-        f"{_sooner(points[points['backend'] == backend], best, worst, budget)}."
-    )
-    third = _doubted(behind, worst, third)
-    return Answer(backend, best, behind, budget, len(reached), (first, _sure(behind, len(reached)) + left_out, third))
+
+    def which(best: str, compared: pd.DataFrame) -> str:
+        mean, half = mean_and_half_width(compared[best])
+        return (
+            f"After {_time(budget)} of training steps in {LIBRARIES[backend]} it has the best test {what} of "
+            f"{len(compared.columns)} estimators, {with_half_width(mean, half)} {unit} per datum."
+        )
+
+    def price(best: str, worst: str, far: float, half: float) -> str:
+        behind = f"{_code(worst)} is {with_half_width(far, half)} {unit} per datum behind at that time"
+        return behind + _sooner(points, best, worst, budget)
+
+    return _answer(backend, reached, budget, which, price)
 
 
 def _of_gradients(rows: pd.DataFrame, backend: str) -> Answer:
@@ -78,24 +73,44 @@ def _of_gradients(rows: pd.DataFrame, backend: str) -> Answer:
     table = rows.pivot_table(index=["estimator", "seed", "step"], columns="quantity", values="value", sort=False)
     with np.errstate(divide="ignore"):
         cost = np.log(table["mse"] * table["milliseconds"])
+
+    def which(best: str, compared: pd.DataFrame) -> str:
+        return (
+            f"Of {len(compared.columns)} estimators in {LIBRARIES[backend]} its gradient has the smallest mean squared error in equal "
+            "time, over all snapshots."
+        )
+
+    def price(best: str, worst: str, far: float, half: float) -> str:
+        return f"{_code(worst)} needs {_factor(far)} times as long for a gradient as good"
+
     # More is better, as in training.
-    reached, left_out = _complete(-cost.groupby(["estimator", "seed"], sort=False).mean().unstack("estimator"))
+    reached = -cost.groupby(["estimator", "seed"], sort=False).mean().unstack("estimator")
+    return _answer(backend, reached, None, which, price)
+
+
+def _answer(
+    backend: str,
+    reached: pd.DataFrame,
+    budget: float | None,
+    which: Callable[[str, pd.DataFrame], str],
+    price: Callable[[str, str, float, float], str],
+) -> Answer:
+    """Return the answer from what each seed (a row) reached under each estimator (a column), more being better."""
+    reached, left_out = _complete(reached)
     best, behind = _ranked(reached)
-    count = len(reached.columns)
-    first = (
-        f"Which: {_code(best)}. Of {count} estimators in {LIBRARIES[backend]} its gradient has the smallest mean squared error in equal "
-        "time, over all snapshots."
+    sure, cost = "there is no other estimator to compare it with.", "not known; name more estimators"
+    if behind:
+        sure = _sure(behind, len(reached))
+        worst = max(behind, key=lambda name: behind[name][0])
+        far, half = behind[worst]
+        unknown = half >= far
+        cost = "not known; no difference is larger than its interval" if unknown else price(best, worst, far, half)
+    lines = (
+        f"Which: {_code(best)}. {which(best, reached)}",
+        f"How sure: {sure}{left_out}",
+        f"The price of a wrong choice: {cost}.",
     )
-    if not behind:
-        return Answer(backend, best, behind, None, len(reached), (first, _ALONE + left_out, _ALONE_TOO))
-    worst = max(behind, key=lambda name: behind[name][0])
-    third = f"The price of a wrong choice: {_code(worst)} needs {_factor(behind[worst][0])} times as long for a gradient as good."
-    third = _doubted(behind, worst, third)
-    return Answer(backend, best, behind, None, len(reached), (first, _sure(behind, len(reached)) + left_out, third))
-
-
-_ALONE = "How sure: there is no other estimator to compare it with."
-_ALONE_TOO = "The price of a wrong choice: not known; name more estimators."
+    return Answer(backend, best, behind, budget, len(reached), lines)
 
 
 def _complete(reached: pd.DataFrame) -> tuple[pd.DataFrame, str]:
@@ -118,20 +133,14 @@ def _ranked(reached: pd.DataFrame) -> tuple[str, dict[str, tuple[float, float]]]
 
 def _sure(behind: dict[str, tuple[float, float]], seeds: int) -> str:
     if seeds < 2:
-        return "How sure: not known, since one seed says nothing of the spread; run it with three seeds or more."
+        return "not known, since one seed says nothing of the spread; run it with three seeds or more."
     close = [name for name, (far, half) in behind.items() if not far > half]
     count = f"95%, {seeds} seeds in pairs, " + ("1 comparison" if len(behind) == 1 else f"{len(behind)} comparisons")
     if not close:
-        return f"How sure: better than {'the other' if len(behind) == 1 else f'all {len(behind)} others'} ({count})."
+        return f"better than {'the other' if len(behind) == 1 else f'all {len(behind)} others'} ({count})."
     told = f"better than {len(behind) - len(close)} of the {len(behind)} others" if len(close) < len(behind) else ""
     rest = f"{_names(close)} cannot be told from it"
-    return f"How sure: {told + '; ' if told else ''}{rest} ({count})."
-
-
-def _doubted(behind: dict[str, tuple[float, float]], worst: str, text: str) -> str:
-    """Return what is said of the worst estimator, or that nothing is known of it."""
-    far, half = behind[worst]
-    return "The price of a wrong choice: not known; no difference is larger than its interval." if half >= far else text
+    return f"{told + '; ' if told else ''}{rest} ({count})."
 
 
 def _sooner(points: pd.DataFrame, best: str, worst: str, budget: float) -> str:

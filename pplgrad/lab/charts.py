@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from pplgrad.lab.answer import LIBRARIES
 from pplgrad.lab.intervals import mean_and_half_width
 from pplgrad.lab.palette import COLOURS, colour, dash
 from pplgrad.lab.results import judged
-from pplgrad.lab.summaries import curves, gradient_table, what_is_judged
+from pplgrad.lab.summaries import curves, shares, what_is_judged, window
 
 _TEXT = "currentColor"
 _ROW = 22
@@ -48,9 +48,8 @@ def training_figures(frame: pd.DataFrame) -> Iterator[Figure]:
         )
 
 
-def gradient_figures(frame: pd.DataFrame) -> Iterator[Figure]:
-    """Yield the figures of gradients at the snapshots."""
-    table = gradient_table(frame)
+def gradient_figures(frame: pd.DataFrame, table: pd.DataFrame) -> Iterator[Figure]:
+    """Yield the figures of gradients at the snapshots, from the table of them."""
     if table.empty:
         return
     names = list(dict.fromkeys(frame["estimator"]))
@@ -82,8 +81,9 @@ def _curves(points: pd.DataFrame, names: list[str], across: str, backend: str, f
         color=_colours(names),
         opacity=alt.condition(picked, alt.value(1.0), alt.value(0.15)),
     )
-    lowest, highest = _window(points["test"])
-    scale = alt.Scale(domain=[lowest, highest], nice=False, zero=False, clamp=False)
+    lowest, highest = window(points["test"]) or (0.0, 1.0)
+    room = 0.05 * (highest - lowest)
+    scale = alt.Scale(domain=[lowest - room, highest + room], nice=False, zero=False, clamp=False)
     value = alt.Y("mean:Q", title=f"test {what_is_judged(frame)}", scale=scale)
     tooltip = ["estimator", "step", alt.Tooltip("time:Q", format=".3g"), *_numbers("mean", "low", "high")]
     band = chart.mark_area(clip=True).encode(
@@ -94,18 +94,11 @@ def _curves(points: pd.DataFrame, names: list[str], across: str, backend: str, f
     return _finished((band + line + dots).add_params(picked), 300, LIBRARIES[backend])
 
 
-def _window(values: pd.Series) -> tuple[float, float]:
-    """Return the range to look at, without the first steps' values, which would flatten all that follows."""
-    known = values[np.isfinite(values)]
-    if known.empty:
-        return 0.0, 1.0
-    low, high = np.quantile(known, [0.1, 1.0])
-    room = 0.05 * (high - low) or 1.0
-    return float(low - room), float(high + room)
-
-
 def _scatter(rows: pd.DataFrame, names: list[str], step: int, backend: str, scale: str) -> dict[str, Any]:
-    data = _flat(rows, ["mse", "milliseconds", "evaluations", "variance"])
+    data = pd.DataFrame(
+        {q: rows[q, "mean"].to_numpy(float) for q in ("mse", "milliseconds", "evaluations", "variance")}
+    )
+    data["estimator"] = rows.index.get_level_values("estimator")
     picked = alt.selection_point(fields=["estimator"], bind="legend")
     chart = (
         alt.Chart(data)
@@ -123,14 +116,8 @@ def _scatter(rows: pd.DataFrame, names: list[str], step: int, backend: str, scal
 
 
 def _shares(rows: pd.DataFrame, names: list[str], step: int, backend: str) -> dict[str, Any]:
-    data = _flat(rows, ["variance", "bias2", "bias2_se"])
-    # The squared norm is estimated without its noise, and may come out negative where the gradient is near zero.
-    norm = max(float(rows["gradient2", "mean"].median()), 1e-3 * float(data["variance"].min()), 1e-30)
-    least = max(1e-8, float(data["variance"].min()) / norm / 100)
-    data["variance"] /= norm
-    data["low"] = ((data["bias2"] - data["bias2_se"]) / norm).clip(lower=least)
-    data["high"] = ((data["bias2"] + data["bias2_se"]) / norm).clip(lower=least)
-    data["bias²"] = (data["bias2"] / norm).where(data["bias2"] > 0)
+    data = shares(rows).rename(columns={"bias2": "bias²"})
+    least = float(data.pop("least").iloc[0])
     order = [name for name in names if name in set(data["estimator"])]
     scale = alt.Scale(type="log", nice=False, domainMin=least)
     base = alt.Chart(data).encode(y=alt.Y("estimator:N", sort=order, title=None, axis=alt.Axis(labelLimit=180)))
@@ -149,12 +136,6 @@ def _shares(rows: pd.DataFrame, names: list[str], step: int, backend: str) -> di
 
 def _two() -> alt.Scale:
     return alt.Scale(domain=["variance", "bias²"], range=list(COLOURS[:2]))
-
-
-def _flat(rows: pd.DataFrame, quantities: Sequence[str]) -> pd.DataFrame:
-    """Return the means of some quantities, and the estimator, as plain columns."""
-    data = pd.DataFrame({q: rows[q, "mean"].to_numpy(float) for q in quantities})
-    return data.assign(estimator=rows.index.get_level_values("estimator"))
 
 
 def _colours(names: list[str], symbol: str = "stroke") -> alt.Color:

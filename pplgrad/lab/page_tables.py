@@ -10,7 +10,7 @@ import pandas as pd
 
 from pplgrad.lab.intervals import with_factor, with_half_width
 from pplgrad.lab.results import UNITS, judged
-from pplgrad.lab.summaries import best_rates, budgets, curves, gradient_table, training_table
+from pplgrad.lab.summaries import best_rates, budgets, curves, gradient_table, steps_of, training_table
 
 # Of training, and of gradients: no quantity has the name of another one.
 TRAINING = {
@@ -79,15 +79,17 @@ def training_rows(frame: pd.DataFrame) -> Table:
     )
 
 
-def gradient_rows(frame: pd.DataFrame, step: int) -> Table:
-    """Return the table of gradients at a snapshot, the best efficiency first in each library."""
-    table = gradient_table(frame)
-    table = table[table.index.get_level_values("step") == step]
-    rows = [
+def gradient_rows(frame: pd.DataFrame, table: pd.DataFrame) -> list[tuple[int, Table]]:
+    """Return each snapshot with its part of the table of gradients, the best efficiency first in each library."""
+    heads = ["estimator", "library", *(_head(frame, q, GRADIENTS) for q in GRADIENTS)]
+    return [(step, Table(heads, _gradient_rows(table.loc[[step]]))) for step in steps_of(table)]
+
+
+def _gradient_rows(table: pd.DataFrame) -> list[list[Cell]]:
+    return [
         [*map(Cell, (name, backend)), *(cell(q, row) for q in GRADIENTS)]
         for (_, backend, name), row in table.iterrows()  # type: ignore[misc]
     ]
-    return Table(["estimator", "library", *(_head(frame, q, GRADIENTS) for q in GRADIENTS)], rows)
 
 
 def part_rows(frame: pd.DataFrame, kind: str) -> Table:

@@ -16,7 +16,7 @@ from pplgrad.lab.dataset import StudyData
 from pplgrad.lab.intervals import mean_and_half_width
 from pplgrad.lab.palette import COLOURS, colour, dash, marker
 from pplgrad.lab.results import judged
-from pplgrad.lab.summaries import curves, gradient_table, what_is_judged
+from pplgrad.lab.summaries import curves, gradient_table, shares, steps_of, what_is_judged, window
 from pplgrad.lab.tasks import write_atomically
 
 if TYPE_CHECKING:
@@ -61,9 +61,8 @@ def plot_training(
     ax.set(xlabel="time in training steps, s" if across == "time" else "training steps")
     ax.set_ylabel(f"test {what_is_judged(frame)}")
     ax.grid(alpha=0.3)
-    low, high = np.nanquantile(own["test"], [0.1, 1.0])
-    if np.isfinite([low, high]).all() and high > low:
-        # The first steps' values would flatten all that follows.
+    if (shown := window(own["test"])) is not None:
+        low, high = shown
         ax.set_ylim(low, high + 0.05 * (high - low))
     return ax
 
@@ -86,17 +85,7 @@ def plot_variance(
         ConfigurationError: if there are no gradients at that snapshot, or several libraries of which none is chosen.
     """
     frame = _frame(study)
-    rows, names = _snapshot(frame, step, backend), list(dict.fromkeys(frame["estimator"]))
-    ax = _axes(ax)
-    for name, row in rows.iterrows():
-        style: dict[str, Any] = {"marker": marker(names, str(name)), "color": colour(names, str(name)), "linestyle": ""}
-        ax.plot(row["milliseconds", "mean"], row["mse", "mean"], label=_label(name), **style)
-    ax.set(xscale="log", yscale="log", xlabel="time of a gradient, ms")
-    ax.set_ylabel(f"mean squared error, ({judged(frame)[1]} / datum)²")
-    ax.grid(alpha=0.3)
-    for axis in (ax.xaxis, ax.yaxis):
-        _plain_numbers(axis)
-    return ax
+    return _draw_variance(frame, _snapshot(gradient_table(frame), step, backend), _axes(ax))
 
 
 def plot_bias(
@@ -117,28 +106,38 @@ def plot_bias(
         ConfigurationError: if there are no gradients at that snapshot, or several libraries of which none is chosen.
     """
     frame = _frame(study)
-    rows = _snapshot(frame, step, backend)
+    return _draw_bias(frame, _snapshot(gradient_table(frame), step, backend), _axes(ax))
+
+
+def _draw_variance(frame: pd.DataFrame, rows: pd.DataFrame, ax: Axes) -> Axes:
+    names = list(dict.fromkeys(frame["estimator"]))
+    for name, row in rows.iterrows():
+        style: dict[str, Any] = {"marker": marker(names, str(name)), "color": colour(names, str(name)), "linestyle": ""}
+        ax.plot(row["milliseconds", "mean"], row["mse", "mean"], label=_label(name), **style)
+    ax.set(xscale="log", yscale="log", xlabel="time of a gradient, ms")
+    ax.set_ylabel(f"mean squared error, ({judged(frame)[1]} / datum)²")
+    ax.grid(alpha=0.3)
+    for axis in (ax.xaxis, ax.yaxis):
+        _plain_numbers(axis)
+    return ax
+
+
+def _draw_bias(frame: pd.DataFrame, rows: pd.DataFrame, ax: Axes) -> Axes:
     names = [name for name in dict.fromkeys(frame["estimator"]) if name in rows.index]
-    means = rows.loc[names].xs("mean", axis=1, level=1)
-    ax = _axes(ax)
-    # The squared norm is estimated without its noise, and may come out negative where the gradient is near zero.
-    norm = max(float(means["gradient2"].median()), 1e-3 * float(means["variance"].min()), 1e-30)
-    places = np.arange(len(names))
-    ax.plot(means["variance"] / norm, places, "o", color=COLOURS[0], label="variance")
-    low, high = (((means["bias2"] + sign * means["bias2_se"]) / norm).clip(lower=1e-12) for sign in (-1, 1))
-    ax.hlines(places, low, high, color=COLOURS[1])
-    ax.plot((means["bias2"] / norm).where(means["bias2"] > 0), places, "x", color=COLOURS[1], label="bias²")
+    shown, places = shares(rows.loc[names]), np.arange(len(names))
+    ax.plot(shown["variance"], places, "o", color=COLOURS[0], label="variance")
+    ax.hlines(places, shown["low"], shown["high"], color=COLOURS[1])
+    ax.plot(shown["bias2"], places, "x", color=COLOURS[1], label="bias²")
     ax.set(xscale="log", yticks=places, yticklabels=list(map(_label, names)), xlabel="share of the squared gradient")
-    ax.set_xlim(left=max(1e-8, float(means["variance"].min() / norm) / 100))
+    ax.set_xlim(left=float(shown["least"].iloc[0]))
     ax.grid(alpha=0.3)
     ax.invert_yaxis()
     return ax
 
 
-def pictures(frame: pd.DataFrame) -> Iterator[tuple[str, Any]]:
-    """Yield a name and a figure for each picture that the data can give, a panel for each library."""
-    points, table = curves(frame), gradient_table(frame)
-    backends = list(dict.fromkeys(points["backend"]))
+def pictures(frame: pd.DataFrame, table: pd.DataFrame) -> Iterator[tuple[str, Any]]:
+    """Yield a name and a figure for each picture that the data can give, a panel for each library; `table` is that of the gradients."""
+    backends = list(dict.fromkeys(curves(frame)["backend"]))
     for across in ("time", "step") if backends else ():
         figure, axes = _panels(1, len(backends), sharey=True)
         for axis, backend in zip(axes[0], backends, strict=True):
@@ -146,26 +145,26 @@ def pictures(frame: pd.DataFrame) -> Iterator[tuple[str, Any]]:
         yield f"training-{across}", _labelled(figure, axes, [backends])
     if table.empty:
         return
-    steps, backends = (list(dict.fromkeys(table.index.get_level_values(level))) for level in ("step", "backend"))
+    steps, backends = steps_of(table), list(dict.fromkeys(table.index.get_level_values("backend")))
     titles = [[f"{backend}, {step:,} steps" for step in steps] for backend in backends]
-    for name, plot in (("gradients-time", plot_variance), ("gradients-bias", plot_bias)):
+    for name, draw in (("gradients-time", _draw_variance), ("gradients-bias", _draw_bias)):
         figure, axes = _panels(len(backends), len(steps), sharey=True, sharex="row")
         for i, backend in enumerate(backends):
             for j, step in enumerate(steps):
-                plot(frame, step, backend, axes[i][j])
+                draw(frame, _snapshot(table, step, backend), axes[i][j])
         if name == "gradients-bias":
             # Shared axes are turned once for each panel.
             axes[0][0].set_ylim(len(axes[0][0].get_yticks()) - 0.5, -0.5)
         yield name, _labelled(figure, axes, titles)
 
 
-def save(frame: pd.DataFrame, out: Path) -> list[str]:
+def save(frame: pd.DataFrame, table: pd.DataFrame, out: Path) -> list[str]:
     """Write every picture as PNG and SVG; return their names."""
     import matplotlib.pyplot as plt
 
     done = []
     with plt.rc_context({"figure.constrained_layout.use": True, "svg.hashsalt": "pplgrad"}):
-        for name, figure in pictures(frame):
+        for name, figure in pictures(frame, table):
             for kind, options in (("png", {"dpi": 150}), ("svg", {"metadata": {"Date": None}})):
                 picture = io.BytesIO()
                 figure.savefig(picture, format=kind, **options)
@@ -222,12 +221,11 @@ def _backend(table: pd.DataFrame, backend: str | None, what: str) -> str:
     return backend or known[0]
 
 
-def _snapshot(frame: pd.DataFrame, step: int | None, backend: str | None) -> pd.DataFrame:
-    """Return the gradient table of one snapshot and library, by estimator."""
-    table = gradient_table(frame)
+def _snapshot(table: pd.DataFrame, step: int | None, backend: str | None) -> pd.DataFrame:
+    """Return what a table of gradients has of one snapshot and library, by estimator."""
     backend = _backend(pd.DataFrame(columns=["backend"]) if table.empty else table.reset_index(), backend, "gradients")
     table = table.xs(backend, level="backend")
-    steps = list(dict.fromkeys(table.index.get_level_values("step")))
+    steps = steps_of(table)
     step = max(steps) if step is None else step
     if step not in steps:
         raise ConfigurationError(

@@ -5,17 +5,15 @@ from __future__ import annotations
 import base64
 import json
 import shlex
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from pplgrad.lab.answer import answers
 from pplgrad.lab.charts import gradient_figures, training_figures
-from pplgrad.lab.page_tables import Table, gradient_rows, part_rows, training_rows
+from pplgrad.lab.page_tables import gradient_rows, part_rows, training_rows
 from pplgrad.lab.plots import save
 from pplgrad.lab.results import failures, read
 from pplgrad.lab.summaries import crowded, gradient_table
@@ -25,8 +23,9 @@ from pplgrad.lab.tasks import write_atomically
 def write_report(out: Path) -> Path:
     """Write report.html, and the pictures as PNG and SVG, from a study's dataset; return the page's path."""
     frame, about = read(out)
-    save(frame, out)
-    training, gradients = list(training_figures(frame)), list(gradient_figures(frame))
+    table = gradient_table(frame)
+    save(frame, table, out)
+    training, gradients = list(training_figures(frame)), list(gradient_figures(frame, table))
     charts = [chart for figure in (*training, *gradients) for chart in figure.charts]
     environment = Environment(loader=PackageLoader("pplgrad.lab"), autoescape=True, undefined=StrictUndefined)
     page = environment.get_template("report.html").render(
@@ -38,7 +37,7 @@ def write_report(out: Path) -> Path:
         training_figures=training,
         gradient_figures=gradients,
         training=training_rows(frame),
-        gradients=[(step, gradient_rows(frame, step)) for step in steps_of(frame)],
+        gradients=gradient_rows(frame, table),
         parts=[(kind, table) for kind in ("site", "parameter") if (table := part_rows(frame, kind)).rows],
         failures=failures(frame).to_dict("records"),
         settings=_flat(about["study"]),
@@ -48,12 +47,6 @@ def write_report(out: Path) -> Path:
     path = out / "report.html"
     write_atomically(path, page)
     return path
-
-
-def steps_of(frame: pd.DataFrame) -> list[int]:
-    """Return the snapshots at which gradients were measured."""
-    table = gradient_table(frame)
-    return [] if table.empty else list(dict.fromkeys(table.index.get_level_values("step")))
 
 
 def _embedded(value: Any) -> Markup:
@@ -92,13 +85,3 @@ def _flat(study: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 def command_line(arguments: list[str]) -> str:
     """Return a command as it can be pasted into a shell."""
     return "pplgrad " + " ".join(shlex.quote(argument) for argument in arguments)
-
-
-def tables_of(frame: pd.DataFrame) -> dict[str, Any]:
-    """Return the answers and all tables as plain data."""
-    tables: dict[str, Table] = {"training": training_rows(frame)}
-    tables |= {f"gradients after {step} steps": gradient_rows(frame, step) for step in steps_of(frame)}
-    return {
-        "answers": [asdict(answer) for answer in answers(frame)],
-        "tables": {k: asdict(t) for k, t in tables.items()},
-    }

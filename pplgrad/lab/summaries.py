@@ -53,13 +53,13 @@ def budgets(points: pd.DataFrame) -> dict[str, float]:
     return {str(backend): float(ends[backend].min()) for backend in dict.fromkeys(points["backend"])}
 
 
-def at_budget(points: pd.DataFrame, quantity: str = "test") -> pd.DataFrame:
-    """Return what each seed has reached at its library's budget, between the points of its curve by a line."""
+def at_budget(points: pd.DataFrame) -> pd.DataFrame:
+    """Return the test value that each seed has reached at its library's budget, between the points of its curve by a line."""
     times, found = budgets(points), []
     for (backend, estimator, seed), one in points.groupby(["backend", "estimator", "seed"], sort=False):
-        value = float(np.interp(times[backend], one["time"], one[quantity]))
+        value = float(np.interp(times[backend], one["time"], one["test"]))
         found.append((backend, estimator, seed, value))
-    return pd.DataFrame(found, columns=["backend", "estimator", "seed", quantity])
+    return pd.DataFrame(found, columns=["backend", "estimator", "seed", "test"])
 
 
 def training_table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -77,7 +77,7 @@ def training_table(frame: pd.DataFrame) -> pd.DataFrame:
     budget = at_budget(curves(frame)).set_index(index)["test"]
     table = pd.concat({"at budget": _means(budget), **parts}, axis=1)
     table["learning_rate", ""] = training.groupby(index, sort=False)["learning_rate"].first()
-    return _sorted(table, [("at budget", "mean")], [False])
+    return _best_first(table, "at budget")
 
 
 def gradient_table(frame: pd.DataFrame, part: str = "program") -> pd.DataFrame:
@@ -105,7 +105,44 @@ def gradient_table(frame: pd.DataFrame, part: str = "program") -> pd.DataFrame:
         table = table.join(pd.concat({product: found}, axis=1))
     table["efficiency", "mean"] = 1 / table["mse × ms", "mean"].replace(0, np.nan)
     table["efficiency", "half"] = table["mse × ms", "half"]
-    return _sorted(table, [("efficiency", "mean")], [False])
+    return _best_first(table, "efficiency")
+
+
+def steps_of(table: pd.DataFrame) -> list[int]:
+    """Return the snapshots of a table of gradients."""
+    return [] if table.empty else list(dict.fromkeys(table.index.get_level_values("step")))
+
+
+def shares(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return variance and squared bias of one snapshot and library as shares of the squared gradient, in the rows' order.
+
+    Columns: `estimator`, `variance`, `bias2`, and one standard error about the latter from `low` to `high`. Nothing is below the share
+    `least`, so that a logarithmic axis can show it; an estimate of the squared bias that is not positive is NaN.
+    """
+    means = pd.DataFrame({q: rows[q, "mean"].to_numpy(float) for q in ("variance", "bias2", "bias2_se", "gradient2")})
+    # The squared norm is estimated without its noise, and may come out negative where the gradient is near zero.
+    norm = max(float(means["gradient2"].median()), 1e-3 * float(means["variance"].min()), 1e-30)
+    least = max(1e-8, float(means["variance"].min()) / norm / 100)
+    low, high = (((means["bias2"] + sign * means["bias2_se"]) / norm).clip(lower=least) for sign in (-1, 1))
+    return pd.DataFrame(
+        {
+            "estimator": rows.index.get_level_values("estimator"),
+            "variance": means["variance"] / norm,
+            "bias2": (means["bias2"] / norm).where(means["bias2"] > 0),
+            "low": low,
+            "high": high,
+            "least": least,
+        }
+    )
+
+
+def window(values: pd.Series) -> tuple[float, float] | None:
+    """Return the range of values to look at, without the first steps' values, which would flatten all that follows."""
+    known = values[np.isfinite(values)]
+    if known.empty:
+        return None
+    low, high = np.quantile(known, [0.1, 1.0])
+    return (float(low), float(high)) if high > low else None
 
 
 def crowded(frame: pd.DataFrame) -> float | None:
@@ -129,14 +166,11 @@ def _means(values: pd.Series, mean: Callable[[np.ndarray], tuple[float, float]] 
     return table
 
 
-def _sorted(table: pd.DataFrame, by: list[tuple[str, str]], ascending: list[bool]) -> pd.DataFrame:
-    """Return rows sorted within each snapshot and library, those in the order of the study."""
+def _best_first(table: pd.DataFrame, quantity: str) -> pd.DataFrame:
+    """Return rows sorted by a mean, the largest first, within each snapshot and library, those in the order of the study."""
     outer = [name for name in table.index.names if name in ("step", "backend")]
-    order = {key: place for place, key in enumerate(dict.fromkeys(_keys(table, outer)))}
-    place = np.array([order[key] for key in _keys(table, outer)])
-    values = table[by[0]].to_numpy(float) * (1 if ascending[0] else -1)
-    return table.iloc[np.lexsort((np.where(np.isnan(values), np.inf, values), place))]
-
-
-def _keys(table: pd.DataFrame, names: list[str]) -> list[tuple]:
-    return list(zip(*(table.index.get_level_values(name) for name in names), strict=True))
+    keys = list(zip(*(table.index.get_level_values(name) for name in outer), strict=True))
+    order = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+    values = -table[quantity, "mean"].to_numpy(float)
+    places = np.array([order[key] for key in keys])
+    return table.iloc[np.lexsort((np.where(np.isnan(values), np.inf, values), places))]

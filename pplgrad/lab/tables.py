@@ -9,10 +9,9 @@ import pandas as pd
 
 from pplgrad.lab.answer import answers
 from pplgrad.lab.page_tables import Table, gradient_rows, training_rows
-from pplgrad.lab.report import steps_of
 from pplgrad.lab.results import failures
 from pplgrad.lab.sheet import Sheet, screen, show_lines
-from pplgrad.lab.summaries import crowded
+from pplgrad.lab.summaries import crowded, gradient_table
 
 # By importance, where the terminal is too narrow for all; words that heads begin with.
 _FIRST = (
@@ -26,8 +25,8 @@ def show(frame: pd.DataFrame, page: Path, reported: Collection[str] = ()) -> Non
     data = training_rows(frame)
     if data.rows:
         _show(data, f"training: {data.note}")
-    for step in steps_of(frame):
-        _show(gradient_rows(frame, step), f"gradients after {step} steps, means over seeds, best efficiency first")
+    for step, rows in gradient_rows(frame, gradient_table(frame)):
+        _show(rows, f"gradients after {step} steps, means over seeds, best efficiency first")
     for row in failures(frame).to_dict("records"):
         if any(row["error"].endswith(text) for text in reported):
             continue
