@@ -12,6 +12,8 @@ from pplgrad.assessment.calibration import Calibration, Ranked, Simulation, cali
 from pplgrad.assessment.collapse import collapses
 from pplgrad.assessment.draws import Draws, Values
 from pplgrad.assessment.enumeration import exact_evidence
+from pplgrad.assessment.gathering import refuse_without_latents
+from pplgrad.assessment.masks import spread
 from pplgrad.assessment.predictive import Check, PredictiveCheck, predictive_checks
 from pplgrad.assessment.result import Assessment, Verdict
 from pplgrad.assessment.weights import effective_sizes, evidence, k_limit, tail_shapes
@@ -120,13 +122,10 @@ def assess(host: Host, plan: Plan, progress: Callable[[str], None] = lambda word
 
 def refuse(draws: Draws) -> None:
     """Refuse draws whose weights mean nothing."""
-    if not draws.latents:
-        raise ProgramError(
-            "The guide has no latent site, so that there is no fit to assess; draw the model's latents in it."
-        )
-    spread = any(not x.point for x in draws.latents.values())
+    refuse_without_latents(draws.latents)
+    several = any(not x.point for x in draws.latents.values())
     for name, latent in draws.latents.items():
-        if latent.point and not latent.auxiliary and (not spread or (latent.values == latent.values[:1]).all()):
+        if latent.point and not latent.auxiliary and (not several or (latent.values == latent.values[:1]).all()):
             raise ProgramError(
                 f"Site '{name}' of the guide is a point mass (Delta), which has no density, so that its draws have no importance weights; "
                 "fit a guide with a density there, such as AutoNormal."
@@ -146,8 +145,7 @@ def _calibrated(host: Host, draws: Draws, plan: Plan) -> tuple[Calibration, ...]
         )
         counted = None
         if x.mask is not None:
-            shape = x.values.shape[1:]
-            counted = np.broadcast_to(x.mask.reshape(*x.mask.shape, *(1,) * (len(shape) - x.mask.ndim)), shape)
+            counted = spread(x.mask, x.values.shape[1:], x.mask.ndim)
         sites[name] = Ranked(pooled, pooled_log_q, counted, x.mask)
     return calibrations(host.simulations(draws, plan), sites, plan.seed, plan.level)
 

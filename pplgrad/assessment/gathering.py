@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -120,6 +121,19 @@ def shared_support(guide: np.ndarray | None, model: np.ndarray | None) -> np.nda
     return guide
 
 
+def is_drawn_alone(site: Any, drawn: Container[str]) -> bool:
+    """Return whether the model draws a site (a host's record of it) that is not among those that the guide has drawn."""
+    return not (site["is_observed"] or site["name"] in drawn or site["infer"].get("enumerate") == "parallel")
+
+
+def refuse_without_latents(latents: Container[str]) -> None:
+    """Refuse a guide that draws nothing."""
+    if not latents:
+        raise ProgramError(
+            "The guide draws no latent site, so that there is no fit to assess; draw the model's latents in it."
+        )
+
+
 def refuse_drawn_by_model(names: Sequence[str]) -> None:
     """Refuse a site that the model alone draws: its density would count without that of its draw."""
     if names:
@@ -165,7 +179,7 @@ def refuse_masked(layout: Layout, masks: Mapping[tuple[str, str], np.ndarray | N
         side = "model" if cost.sign > 0 else "guide"
         densities.append(Masked(cost.name, side, tuple(cost.reads), masks.get((side, cost.name))))
     auxiliary = {site.name for site in layout.sites} - {cost.name for cost in layout.costs if cost.sign > 0}
-    refuse_masks({name: mask for name, mask in latents.items()}, [d for d in densities if d.name not in auxiliary])
+    refuse_masks(latents, [d for d in densities if d.name not in auxiliary])
 
 
 def refuse_moving_mask(name: str) -> None:

@@ -31,6 +31,17 @@ def mask_of(counted: np.ndarray, bare: np.ndarray) -> np.ndarray | None:
     return None if kept.all() else kept
 
 
+def spread(mask: np.ndarray | None, shape: tuple[int, ...], batch: int) -> np.ndarray | None:
+    """Return a mask of the first `batch` axes of a shape as one of the whole shape; None for all.
+
+    >>> spread(np.array([True, False]), (2, 3), 1).tolist()
+    [[True, True, True], [False, False, False]]
+    """
+    if mask is None:
+        return None
+    return np.broadcast_to(mask.reshape(*mask.shape, *(1,) * (len(shape) - batch)), shape)
+
+
 def refuse_masks(latents: Mapping[str, np.ndarray | None], densities: Sequence[Masked]) -> None:
     """Refuse masks that leave a latent's density out of one program alone, or out while something that counts reads the latent.
 
@@ -58,7 +69,7 @@ def same_mask(first: np.ndarray | None, second: np.ndarray | None) -> bool:
     if first is None or second is None:
         return first is second
     try:
-        return bool((np.broadcast_arrays(first, second)[0] == second).all() and (first == second).all())
+        return bool(np.equal(*np.broadcast_arrays(first, second)).all())
     except ValueError:
         return False
 

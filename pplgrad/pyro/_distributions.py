@@ -367,7 +367,11 @@ def partly_reparameterized(fn: Any) -> bool:
 
 def is_drawn_from_prior(site: Any) -> bool:
     """Return whether the model may draw a site that the guide does not: its gradient is that along the draw, and whole."""
-    fn = site["fn"]
+    return has_path(site["fn"])
+
+
+def has_path(fn: Any) -> bool:
+    """Return whether the gradient along a draw is the whole gradient."""
     return bool(fn.has_rsample) and not is_discrete(fn) and not partly_reparameterized(fn)
 
 

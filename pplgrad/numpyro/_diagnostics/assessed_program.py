@@ -11,8 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro import handlers
 from numpyro.distributions import Delta, Unit
-from numpyro.infer import SVI, TraceGraph_ELBO
-from numpyro.optim import SGD
 
 from pplgrad.assessment.assessing import Plan
 from pplgrad.assessment.calibration import Simulation
@@ -21,6 +19,7 @@ from pplgrad.assessment.simulating import Place, places, refuse_factors, refuse_
 from pplgrad.core.program import Program
 from pplgrad.errors import ConfigurationError, ProgramError
 from pplgrad.numpyro._compat import TRACING_ERRORS, unmasked
+from pplgrad.numpyro._diagnostics.measuring import starting_params
 from pplgrad.numpyro._diagnostics.weighted_draws import Found, element_density, log_joint, mapped, weighted_draws
 from pplgrad.numpyro._distributions import innermost
 from pplgrad.numpyro._posterior import summed_posterior
@@ -37,11 +36,8 @@ class AssessedProgram:
         self, program: Program, params: Mapping[str, Any] | None, plates: tuple[str, ...] | None, seed: int
     ) -> None:
         self.program, self._plates = program, plates
-        # `init` does not run the loss, and this one lets discrete sites pass.
-        svi = SVI(program.model, program.guide, SGD(0.0), TraceGraph_ELBO())
-        start = None if params is None else dict(params)
-        state = svi.init(jax.random.key(seed), *program.args, init_params=start, **program.kwargs)
-        self._params = {**svi.get_params(state), **(state.mutable_state or {})}
+        started, mutable = starting_params(program, jax.random.key(seed), params)
+        self._params = {**started, **mutable}
         self._keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 0xA55E), 3)
         self._found: Found | None = None
         self._log_joint: Callable | None = None
@@ -143,9 +139,7 @@ class AssessedProgram:
         changes = []
         for key in keys:
             drawn = self._drawn(jax.random.split(key, 3)[0], {})
-            observed = {
-                n: s for n, s in sample_sites(drawn).items() if "was_observed" in s["infer"] or s["is_observed"]
-            }
+            observed = {n: s for n, s in sample_sites(drawn).items() if _is_observed(s)}
             refuse_factors([n for n, s in observed.items() if isinstance(innermost(unmasked(s["fn"])), Unit)])
             new_args, new_kwargs = self._renewed(drawn, names, where, plan)
             again = self._at(self.program.model, key, _values(drawn), new_args, new_kwargs)
@@ -164,13 +158,17 @@ class AssessedProgram:
         return handlers.trace(handlers.substitute(seeded, data=values)).get_trace(*args, **kwargs)
 
 
+def _is_observed(site: Any) -> bool:
+    """Return whether a site is observed, or was before its data were taken off."""
+    return site["is_observed"] or "was_observed" in site["infer"]
+
+
 def _values(trace: dict) -> dict[str, Any]:
     """Return what was drawn, but for point masses, which are computed again."""
     return {
         name: site["value"]
         for name, site in sample_sites(trace).items()
-        if not (site["is_observed"] or "was_observed" in site["infer"])
-        and not isinstance(innermost(unmasked(site["fn"])), Delta)
+        if not _is_observed(site) and not isinstance(innermost(unmasked(site["fn"])), Delta)
     }
 
 

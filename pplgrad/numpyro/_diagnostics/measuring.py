@@ -46,10 +46,19 @@ def _given(
 
 def _started(model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Asked:
     """Return a program at the parameters that it starts with, the baselines' among them."""
+    key, program = jax.random.key(0), Program(model, guide, args, kwargs)
+    return key, starting_params(program, key)[0], program
+
+
+def starting_params(
+    program: Program, key: jax.Array, given: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the parameters that a program starts with, those that are given among them, and its mutable state."""
     # `init` does not run the loss, and this one lets discrete sites pass.
-    svi = SVI(model, guide, SGD(0.0), TraceGraph_ELBO())
-    state = svi.init(jax.random.key(0), *args, **kwargs)
-    return jax.random.key(0), svi.get_params(state), Program(model, guide, args, kwargs)
+    svi = SVI(program.model, program.guide, SGD(0.0), TraceGraph_ELBO())
+    start = None if given is None else dict(given)
+    state = svi.init(key, *program.args, init_params=start, **program.kwargs)
+    return svi.get_params(state), state.mutable_state or {}
 
 
 def measured(elbo: Any, program: Program, params: Mapping[str, Any] | None, seed: int) -> Choice:

@@ -19,21 +19,22 @@ from pplgrad.assessment.gathering import (
     ObservedSite,
     Table,
     gathered,
+    is_drawn_alone,
     named_axes,
     refuse_drawn_by_model,
     refuse_masked,
     refuse_moving_mask,
     refuse_scaled,
     refuse_subsampled,
+    refuse_without_latents,
     shared_support,
 )
-from pplgrad.assessment.masks import mask_of
+from pplgrad.assessment.masks import mask_of, spread
 from pplgrad.core.objectives import IWAE
 from pplgrad.core.program import Program
 from pplgrad.engine.closed_forms import NoClosedForms
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.signals import Bounds
-from pplgrad.errors import ProgramError
 from pplgrad.estimators.reparam import Reparam
 from pplgrad.estimators.score import ScoreFunction
 from pplgrad.numpyro._array_ops import OPS
@@ -151,17 +152,10 @@ def _looked_at(program: Program, params: dict, key: jax.Array) -> tuple[dict[str
     seen = handlers.trace(against).get_trace(*program.args, **program.kwargs)
     parts = {**subsamples(drawn), **subsamples(seen)}
     refuse_subsampled({name: (int(site["args"][1]), int(site["args"][0])) for name, site in parts.items()})
-    if not values:
-        raise ProgramError(
-            "The guide draws no latent site, so that there is no fit to assess; draw the model's latents in it."
-        )
+    refuse_without_latents(values)
     refuse_scaled([n for t in (seen, drawn) for n, site in sample_sites(t).items() if _is_scaled(site)])
-    refuse_drawn_by_model([n for n, site in sample_sites(seen).items() if _is_drawn_alone(site, values)])
+    refuse_drawn_by_model([n for n, site in sample_sites(seen).items() if is_drawn_alone(site, values)])
     return seen, latents
-
-
-def _is_drawn_alone(site: Any, values: Mapping[str, Any]) -> bool:
-    return not (site["is_observed"] or site["name"] in values or site["infer"].get("enumerate") == "parallel")
 
 
 def _is_scaled(site: Any) -> bool:
@@ -237,15 +231,13 @@ def _latent_site(site: Any, other: Any) -> LatentSite:
     batch = value.ndim - fn.event_dim
     elements = value.ndim - len(_element(fn).event_shape)
     mask = _mask(site)
-    if mask is not None:
-        mask = np.broadcast_to(mask.reshape(*mask.shape, *(1,) * (elements - batch)), value.shape[:elements])
     theirs = None if other is None else _support(other["fn"])
     return LatentSite(
         axes=named_axes(value.ndim, batch, frames),
         element_axes=named_axes(elements, batch, frames),
         discrete=_is_discrete(fn),
         support=shared_support(_support(fn), theirs),
-        mask=mask,
+        mask=spread(mask, value.shape[:elements], batch),
         auxiliary=other is None,
         point=isinstance(innermost(unmasked(fn)), Delta),
     )
@@ -261,10 +253,7 @@ def _observed_sites(raw: dict[str, Any]) -> dict[str, ObservedSite]:
         value = jnp.broadcast_to(site["value"], jnp.broadcast_shapes(jnp.shape(site["value"]), fn.shape()))
         batch = value.ndim - fn.event_dim
         frames = [(frame.name, frame.dim) for frame in site["cond_indep_stack"]]
-        mask = _mask(site)
-        if mask is not None:
-            mask = np.broadcast_to(mask, value.shape[:batch]).reshape(*value.shape[:batch], *(1,) * fn.event_dim)
-            mask = np.broadcast_to(mask, value.shape)
+        mask = spread(_mask(site), value.shape, batch)
         axes = named_axes(value.ndim, batch, frames)
         found[name] = ObservedSite(np.asarray(value), axes, axes[:batch], _is_discrete(fn), _support(fn), mask)
     return found

@@ -166,12 +166,9 @@ def _refuse_not_simulated(model: Callable, drawn: Any, args: tuple, kwargs: dict
         if n not in observed and not isinstance(innermost(unmasked(s["fn"])), Delta)
     }
     with Fixed(values):
-        again = prune_subsample_sites(poutine.trace(model).get_trace(*args, **kwargs))
-    for trace in (first := prune_subsample_sites(drawn), again):
-        trace.compute_log_prob()
-    totals = [sum(float(s["log_prob_sum"]) for _, s in samples_of(trace)) for trace in (first, again)]
+        again = poutine.trace(model).get_trace(*args, **kwargs)
     same = all(torch.equal(torch.as_tensor(again.nodes[n]["value"]), drawn.nodes[n]["value"]) for n in names)
-    refuse_not_simulated(totals[0], totals[1] if same else float("nan"), names)
+    refuse_not_simulated(_log_density(drawn), _log_density(again) if same else float("nan"), names)
 
 
 def _reads_its_data(guide: Callable, args: tuple, kwargs: Mapping, new_args: tuple, new_kwargs: Mapping) -> bool:
@@ -179,8 +176,10 @@ def _reads_its_data(guide: Callable, args: tuple, kwargs: Mapping, new_args: tup
     drawn = poutine.trace(guide).get_trace(*args, **kwargs)
     with Fixed({name: site["value"] for name, site in samples_of(drawn) if not site["is_observed"]}):
         again = poutine.trace(guide).get_trace(*new_args, **new_kwargs)
-    totals = []
-    for trace in (prune_subsample_sites(drawn), prune_subsample_sites(again)):
-        trace.compute_log_prob()
-        totals.append(sum(float(site["log_prob_sum"]) for _, site in samples_of(trace)))
-    return totals[0] != totals[1]
+    return _log_density(drawn) != _log_density(again)
+
+
+def _log_density(trace: Any) -> float:
+    trace = prune_subsample_sites(trace)
+    trace.compute_log_prob()
+    return sum(float(site["log_prob_sum"]) for _, site in samples_of(trace))

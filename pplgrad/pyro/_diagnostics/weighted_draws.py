@@ -18,6 +18,7 @@ from pplgrad.assessment.gathering import (
     ObservedSite,
     Table,
     gathered,
+    is_drawn_alone,
     named_axes,
     refuse_drawn_by_model,
     refuse_masked,
@@ -25,20 +26,20 @@ from pplgrad.assessment.gathering import (
     refuse_other_sites,
     refuse_scaled,
     refuse_subsampled,
+    refuse_without_latents,
     shared_support,
 )
-from pplgrad.assessment.masks import mask_of, same_mask
+from pplgrad.assessment.masks import mask_of, same_mask, spread
 from pplgrad.core.objectives import IWAE
 from pplgrad.core.program import Program
 from pplgrad.core.sites import Run
 from pplgrad.engine.closed_forms import NoClosedForms
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.signals import Bounds
-from pplgrad.errors import ProgramError
 from pplgrad.estimators.reparam import Reparam
 from pplgrad.estimators.score import ScoreFunction
 from pplgrad.pyro._array_ops import OPS
-from pplgrad.pyro._distributions import finite_parts, innermost, is_discrete, partly_reparameterized, unmasked
+from pplgrad.pyro._distributions import finite_parts, has_path, innermost, is_discrete, unmasked
 from pplgrad.pyro._elbo import TraceGrad_ELBO
 from pplgrad.pyro._rerun.enumeration import traces_at
 from pplgrad.pyro._tracing.marginal_sites import InComponent, Marginal
@@ -67,7 +68,7 @@ def weighted_draws(program: Program, plates: tuple[str, ...] | None, count: int)
     raw, guide = _looked_at(program)
     objective = IWAE(plates=plates)
     # An estimator with nothing to ask of its site, since no gradient is taken.
-    chosen = {name: Reparam() if _has_path(site["fn"]) else ScoreFunction() for name, site in guide.items()}
+    chosen = {name: Reparam() if has_path(site["fn"]) else ScoreFunction() for name, site in guide.items()}
     elbo = TraceGrad_ELBO(count, estimators=chosen, objective=objective)
     elbo._closed = NoClosedForms(objective=objective)
     structure, rows = elbo._structures.find(program), _Rows()
@@ -122,10 +123,6 @@ def log_joint(program: Program, layout: Layout, draws: Draws, values: dict[str, 
     return total.detach().cpu().double().numpy()
 
 
-def _has_path(fn: Any) -> bool:
-    return bool(fn.has_rsample) and not is_discrete(fn) and not partly_reparameterized(fn)
-
-
 def _looked_at(program: Program) -> tuple[Any, dict[str, Any]]:
     """Return the trace of the model with a draw of the guide, nothing summed out, and the guide's latent sites; refuse what has no weights."""
     guide = poutine.trace(program.guide).get_trace(*program.args, **program.kwargs)
@@ -137,18 +134,11 @@ def _looked_at(program: Program) -> tuple[Any, dict[str, Any]]:
                 drawn[name] = (len(site["value"]), int(site["fn"].size))
     refuse_subsampled(drawn)
     latents = {name: site for name, site in samples_of(guide) if not site["is_observed"]}
-    if not latents:
-        raise ProgramError(
-            "The guide draws no latent site, so that there is no fit to assess; draw the model's latents in it."
-        )
+    refuse_without_latents(latents)
     refuse_scaled([name for trace in (model, guide) for name, site in samples_of(trace) if _is_scaled(site)])
-    refuse_drawn_by_model([n for n, site in samples_of(model) if _is_drawn_alone(site, guide.nodes)])
+    refuse_drawn_by_model([n for n, site in samples_of(model) if is_drawn_alone(site, guide.nodes)])
     model.compute_log_prob()
     return model, latents
-
-
-def _is_drawn_alone(site: Any, guide: Any) -> bool:
-    return not (site["is_observed"] or site["name"] in guide or site["infer"].get("enumerate") == "parallel")
 
 
 def _is_scaled(site: Any) -> bool:
@@ -186,15 +176,13 @@ def _latent_site(name: str, traces: Traces, masks: dict) -> LatentSite:
     batch = value.dim() - fn.event_dim
     elements = value.dim() - len(_element(fn).event_shape)
     mask = masks["guide", name]
-    if mask is not None:
-        mask = np.broadcast_to(mask.reshape(*mask.shape, *(1,) * (elements - batch)), value.shape[:elements])
     own, theirs = _support(fn), None if other is None else _support(other["fn"])
     return LatentSite(
         axes=named_axes(value.dim(), batch, frames),
         element_axes=named_axes(elements, batch, frames),
         discrete=is_discrete(fn),
         support=shared_support(own, theirs),
-        mask=mask,
+        mask=spread(mask, tuple(value.shape[:elements]), batch),
         auxiliary=other is None,
         point=isinstance(innermost(unmasked(fn)), Delta),
     )
@@ -212,9 +200,7 @@ def _observed_sites(raw: Any, masks: dict) -> dict[str, ObservedSite]:
         batch = value.dim() - fn.event_dim
         frames = [(f.name, f.dim) for f in site["cond_indep_stack"] if f.vectorized]
         mask = masks.get(("model", name), mask_of(_array(site["log_prob"]), _array(fn.log_prob(value))))
-        if mask is not None:
-            mask = np.broadcast_to(mask, value.shape[:batch]).reshape(*value.shape[:batch], *(1,) * fn.event_dim)
-            mask = np.broadcast_to(mask, value.shape)
+        mask = spread(mask, tuple(value.shape), batch)
         axes = named_axes(value.dim(), batch, frames)
         found[name] = ObservedSite(_array(value), axes, axes[:batch], is_discrete(fn), _support(fn), mask)
     return found
