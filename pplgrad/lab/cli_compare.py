@@ -130,8 +130,7 @@ def compare(
     if len(frame) and frame["error"].notna().all():
         raise SystemExit(1)
     if failed := _failed(results):
-        many = len(dict.fromkeys([*study.estimators, *(study.gradients.also if study.gradients else ())]))
-        say(f"{len(failed)} of {many} estimators failed, the others are done: {', '.join(failed)}.")
+        say(f"{len(failed)} of {len(study.compared)} estimators failed, the others are done: {', '.join(failed)}.")
         raise SystemExit(SOME_FAILED)
 
 

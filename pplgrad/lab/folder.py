@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ except ModuleNotFoundError:  # pragma: no cover
 
 from pplgrad.lab.faults import ScriptError, shortened
 from pplgrad.lab.runner import Plan
+from pplgrad.lab.study import PARTS
 from pplgrad.lab.tasks import write_atomically
 
 FILE, LOCK = "study.json", ".lock"
@@ -110,19 +112,25 @@ def _differences(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> Iterator
                 "option ", value, {k: v for k, v in new[name].items() if k in value}, "digest" in theirs
             )
         elif name in _GROWS:
-            kept = set(value) <= set(new[name]) if isinstance(value, list) else value <= new[name]
-            if not kept and value:
+            if value and not _grown(value, new[name]):
                 yield f"{name}, {_shown(value)}"
         elif isinstance(value, dict) and isinstance(new[name], dict):
-            yield from _of_tables("" if name == "training" else f"{name}.", value, new[name], True)
+            # A setting that was not known when the folder was written had its default.
+            known = json.loads(json.dumps(asdict(PARTS[name]()))) if name in PARTS else {}
+            yield from _of_tables("" if name == "training" else f"{name}.", known | value, known | new[name], True)
         elif value is not None and value != new[name]:
             yield f"{name}, {'which this one leaves out' if new[name] is None else _shown(value)}"
+
+
+def _grown(old: Any, new: Any) -> bool:
+    """Return whether a setting holds what it held before, and maybe more."""
+    return set(old) <= set(new) if isinstance(old, list) else old <= new
 
 
 def _of_tables(prefix: str, old: Mapping[str, Any], new: Mapping[str, Any], typed: bool) -> Iterator[str]:
     for name in dict.fromkeys([*old, *new]):
         one, other = old.get(name), new.get(name)
-        if name in _GROWS and isinstance(other, list) and set(one or ()) <= set(other):
+        if name in _GROWS and _grown(one, other):
             continue
         if one != other and (typed or str(one) != str(other)):
             yield f"{prefix}{name}, {_shown(one)}"

@@ -107,8 +107,8 @@ class Plan:
 
     def measurements(self) -> Iterator[tuple[str, str, int]]:
         """Yield every backend, estimator and seed whose gradient is measured at the snapshots."""
-        if (plan := self.study.gradients) is not None:
-            yield from self._each((*self.study.estimators, *plan.also))
+        if self.study.gradients is not None:
+            yield from self._each(self.study.compared)
 
     def _each(self, estimators: Sequence[str]) -> Iterator[tuple[str, str, int]]:
         for backend in dict.fromkeys(self.study.backends):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 import numpy as np
@@ -55,6 +56,10 @@ class ScriptRun(ABC):
         self.fixed = {which: mapped(self.array, self.batches.fixed(which)) for which in parts}
         self.batch = taken(self.fixed["train"], slice(self.batches.size))
         self.hard = dict.fromkeys(script.discrete, ScoreFunction())
+
+    def keep_in(self, path: Path) -> None:
+        """Keep training in a file at its stops, and go on from what is there."""
+        self.checkpoint = Checkpoint(path)
 
     # The pieces of a study.
 

@@ -112,6 +112,11 @@ class Study:
             if not self.training.learning_rates:
                 raise ScriptError("training.learning_rates is empty; give one or more.")
 
+    @property
+    def compared(self) -> list[str]:
+        """All estimators, each once: those that train, and those that are measured alone."""
+        return list(dict.fromkeys([*self.estimators, *(self.gradients.also if self.gradients else ())]))
+
     def to_dict(self) -> dict[str, Any]:
         """Return the study as plain data, as a TOML file would have it."""
         found = asdict(self)
@@ -146,7 +151,7 @@ def from_toml(path: Path) -> Study:
         raise ScriptError(f"The study {path} is not TOML: {error}.") from None
     if not isinstance(found.get("script"), str):
         raise ScriptError(f'The study {path} names no script; write script = "..." with the path of a model script.')
-    parts = {name: _part(kind, found.pop(name), name, path) for name, kind in _PARTS.items() if name in found}
+    parts = {name: _part(kind, found.pop(name), name, path) for name, kind in PARTS.items() if name in found}
     script = path.parent / found.pop("script")
     if "training" not in parts:
         parts["training"] = None
@@ -154,7 +159,8 @@ def from_toml(path: Path) -> Study:
     return Study(script=str(script), **given, **parts)
 
 
-_PARTS = {"gradients": Gradients, "training": Training}
+PARTS: dict[str, type[Gradients] | type[Training]] = {"gradients": Gradients, "training": Training}
+"""The parts of a study that may be left out."""
 _LARGEST = 10**6
 _TABLES, _WORDS = ("options", "gradient_descent"), ("estimators", "backends", "also")
 

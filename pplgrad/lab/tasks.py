@@ -142,7 +142,7 @@ def perform(task: Task, runs: Path | None, needs: dict[str, Result] | None = Non
         script = load_script(Path(task.script), (task.backend,))
         run = make_run(task, script)
         if path is not None:
-            run.checkpoint = import_module("pplgrad.lab.checkpoint").Checkpoint(path.with_suffix(".checkpoint.npz"))
+            run.keep_in(path.with_suffix(".checkpoint.npz"))
         result |= getattr(run, task.kind)(needs or {})
     except (KeyboardInterrupt, GeneratorExit, MemoryError, NotWrittenError):
         raise

@@ -1,5 +1,6 @@
 """What a user types at the terminal, and the plain words that come back."""
 
+import json
 import os
 import re
 import signal
@@ -175,6 +176,16 @@ def test_a_folder_of_before_is_known_by_its_dataset(tmp_path):
     assert study_of(path, out).exit_code == 0
     (out / "study.json").write_text("{}")
     assert "is not what a study leaves" in told(study_of(path, out))[0]
+
+
+def test_a_study_of_before_a_setting_was_known_has_its_default(tmp_path):
+    path, out = write(tmp_path), tmp_path / "out"
+    assert study_of(path, out).exit_code == 0
+    held = json.loads((out / "study.json").read_text())
+    del held["study"]["training"]["compile"]
+    (out / "study.json").write_text(json.dumps(held))
+    assert "compile, False" in told(study_of(path, out, "--compile"))[0]
+    assert study_of(path, out).exit_code == 0
 
 
 def test_an_unfinished_study_is_not_replaced_either(tmp_path):
