@@ -13,7 +13,7 @@ from pplgrad.assessment.collapse import Collapse
 from pplgrad.assessment.draws import Draws, Values
 from pplgrad.assessment.predictive import PredictiveCheck
 from pplgrad.assessment.weights import Evidence
-from pplgrad.engine.description import aligned
+from pplgrad.engine.description import aligned, html_table
 
 if TYPE_CHECKING:
     from xarray import DataTree
@@ -182,8 +182,7 @@ class Assessment:
     def _repr_html_(self) -> str:
         parts = [f"<p><b>{escape(self.sentence)}</b></p>"]
         for title, table in self.tables():
-            rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table)
-            parts.append(f"<p>{escape(title)}</p><table>{rows}</table>")
+            parts.append(html_table(table, [title], heads=False))
         return "\n".join(parts)
 
 

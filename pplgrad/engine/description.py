@@ -42,8 +42,8 @@ def aligned(table: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
 
 
-def html_table(cells: Sequence[Sequence[str]], about: Sequence[str] = ()) -> str:
-    """Return a table of text as HTML, its first row the heads, below lines of text; notebooks show it.
+def html_table(cells: Sequence[Sequence[str]], about: Sequence[str] = (), heads: bool = True) -> str:
+    """Return a table of text as HTML, its first row the heads if it has `heads`, below lines of text; notebooks show it.
 
     >>> html_table([("site",), ("<z>",)], ["two & two"])
     '<p>two &amp; two</p><table><thead><tr><th>site</th></tr></thead><tbody><tr><td>&lt;z&gt;</td></tr></tbody></table>'
@@ -53,8 +53,9 @@ def html_table(cells: Sequence[Sequence[str]], about: Sequence[str] = ()) -> str
         return "<tr>" + "".join(f"<{kind}>{escape(text)}</{kind}>" for text in texts) + "</tr>"
 
     lines = "".join(f"<p>{escape(line)}</p>" for line in about)
-    body = "".join(row("td", texts) for texts in cells[1:])
-    return f"{lines}<table><thead>{row('th', cells[0])}</thead><tbody>{body}</tbody></table>"
+    head = f"<thead>{row('th', cells[0])}</thead>" if heads else ""
+    body = "".join(row("td", texts) for texts in cells[heads:])
+    return f"{lines}<table>{head}<tbody>{body}</tbody></table>"
 
 
 class ShowsSettings:
