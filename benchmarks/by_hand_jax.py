@@ -106,23 +106,29 @@ def _sbn(work: Work, p: Arrays, data: Arrays, key: jax.Array, draws: Arrays | No
     return -stop_gradient(total).sum(), -surrogate.sum()
 
 
-def _chain(work: Work, params: Arrays, data: Arrays, key: jax.Array, draws: Arrays | None) -> Drawn:
-    p, q = params["p"], params["q"]
-    if draws is None:
-        z = _sampled(work, stop_gradient(q), key)
-    else:
-        z = draws["z"] if work.kind == "scan" else jnp.stack([draws[f"z{t}"] for t in range(work.size)])
-    before = jnp.concatenate([jnp.zeros_like(z[:1]), z[:-1]])
-    log_q = _log_bernoulli(q[0] + q[1] * before, z)
-    log_x = -0.5 * (data["x"] - p[2] * z) ** 2 - 0.5 * math.log(2.0 * math.pi)
-    costs = _log_bernoulli(p[0] + p[1] * before, z) + log_x - stop_gradient(log_q)
-    downstream = jax.lax.cumsum(stop_gradient(costs), reverse=True)
-    return -downstream[0], -(costs + log_q * downstream).sum()
+def _uniforms(work: Work, key: jax.Array, dtype: Any) -> jax.Array:
+    """Return a uniform number for each site, all of one key."""
+    return jax.random.uniform(key, (work.size,), dtype)
 
 
-def _sampled(work: Work, q: jax.Array, key: jax.Array) -> jax.Array:
-    """Return a chain, drawn one site after the other from numbers that are drawn at once."""
-    uniform = jax.random.uniform(key, (work.size,), q.dtype)
+def _uniforms_of_hosts_keys(work: Work, key: jax.Array, dtype: Any) -> jax.Array:
+    """Return a uniform number for each site, each of its own key: those under which `seed` and `scan` let the sites draw."""
+    if work.kind == "scan":
+        # The handler gives the scan a key; each step splits what the one before has left, and its handler once more.
+        key = jax.random.split(key)[1]
+
+    def split(key: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+        left, now = jax.random.split(key)
+        return left, now
+
+    _, keys = jax.lax.scan(split, key, None, length=work.size)
+    if work.kind == "scan":
+        keys = jax.vmap(lambda key: jax.random.split(key)[1])(keys)
+    return jax.vmap(lambda key: jax.random.uniform(key, (), dtype))(keys)
+
+
+def _sampled(work: Work, q: jax.Array, uniform: jax.Array) -> jax.Array:
+    """Return a chain, drawn one site after the other from numbers that are drawn before."""
     after_zero, after_one = uniform < jax.nn.sigmoid(q[0]), uniform < jax.nn.sigmoid(q[0] + q[1])
     if work.kind == "scan":
 
@@ -135,6 +141,32 @@ def _sampled(work: Work, q: jax.Array, key: jax.Array) -> jax.Array:
     for t in range(1, work.size):
         found.append(jnp.where(found[-1], after_one[t], after_zero[t]))
     return jnp.stack(found).astype(q.dtype)
+
+
+def with_hosts_keys(work: Work) -> Estimate:
+    """Return the estimate of a chain that is drawn with the keys of NumPyro's handlers, which split one after the other."""
+    return lambda params, data, key: _chain(work, params, data, key, None, _uniforms_of_hosts_keys)
+
+
+def _chain(
+    work: Work,
+    params: Arrays,
+    data: Arrays,
+    key: jax.Array,
+    draws: Arrays | None,
+    uniforms: Callable[[Work, jax.Array, Any], jax.Array] = _uniforms,
+) -> Drawn:
+    p, q = params["p"], params["q"]
+    if draws is None:
+        z = _sampled(work, stop_gradient(q), uniforms(work, key, q.dtype))
+    else:
+        z = draws["z"] if work.kind == "scan" else jnp.stack([draws[f"z{t}"] for t in range(work.size)])
+    before = jnp.concatenate([jnp.zeros_like(z[:1]), z[:-1]])
+    log_q = _log_bernoulli(q[0] + q[1] * before, z)
+    log_x = -0.5 * (data["x"] - p[2] * z) ** 2 - 0.5 * math.log(2.0 * math.pi)
+    costs = _log_bernoulli(p[0] + p[1] * before, z) + log_x - stop_gradient(log_q)
+    downstream = jax.lax.cumsum(stop_gradient(costs), reverse=True)
+    return -downstream[0], -(costs + log_q * downstream).sum()
 
 
 def _plate(work: Work, p: Arrays, data: Arrays, key: jax.Array, draws: Arrays | None) -> Drawn:

@@ -48,6 +48,7 @@ class Contestant:
 
 PYRO = ("torch", "pyro", "pyro.infer", "pyro.optim")
 NUMPYRO = ("jax", "numpyro", "numpyro.infer", "numpyro.optim")
+JAX = ("jax", "jax.example_libraries.optimizers")
 
 
 def contestant(name: str) -> Contestant:
@@ -123,11 +124,13 @@ def _storchastic(work: Work, data: Arrays, seed: int) -> Ready:
     return Ready(in_storchastic.step(work, data, seed))
 
 
-def _by_hand_jax(gradient: bool, work: Work, data: Arrays, seed: int) -> Ready:
+def _by_hand_jax(gradient: bool, work: Work, data: Arrays, seed: int, hosts_keys: bool = False) -> Ready:
     import jax
 
     from benchmarks import by_hand_jax as by_hand
 
+    if hosts_keys and work.kind not in ("chain", "scan"):
+        raise Skip("a belief network and a plate draw all numbers of a site with one key")
     params, arrays, key = by_hand.arrays(start(work, data, seed)), by_hand.arrays(data), jax.random.key(seed)
     if gradient:
         return jitted(
@@ -135,7 +138,7 @@ def _by_hand_jax(gradient: bool, work: Work, data: Arrays, seed: int) -> Ready:
             (params, key),
             arrays,
         )
-    begin, step = by_hand.update(work)
+    begin, step = by_hand.update(work, by_hand.with_hosts_keys(work) if hosts_keys else None)
     return jitted(step, begin(params, key), arrays)
 
 
@@ -238,7 +241,8 @@ CONTESTANTS: dict[str, Contestant] = {
         for name in ("Trace_ELBO", "TraceGraph_ELBO", "TraceEnum_ELBO")
     },
     "NumPyro TraceGrad_ELBO": _pplgrad("NumPyro", partial(_numpyro, "TraceGrad_ELBO", False)),
-    "JAX by hand": Contestant("JAX", ("jax", "jax.example_libraries.optimizers"), partial(_by_hand_jax, False)),
+    "JAX by hand": Contestant("JAX", JAX, partial(_by_hand_jax, False)),
+    "JAX by hand, the host's keys": Contestant("JAX", JAX, partial(_by_hand_jax, False, hosts_keys=True)),
     **{
         f"NumPyro {name} gradient only": Contestant("NumPyro", NUMPYRO, partial(_numpyro, name, True))
         for name in ("Trace_ELBO", "TraceGraph_ELBO")

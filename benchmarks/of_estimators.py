@@ -2,7 +2,8 @@
 
 `Pyro DisARM()`, `Pyro DisARM() compiled`, `Pyro DisARM(), validation off`, `NumPyro DisARM()`; `PyTorch by hand, DisARM()` and
 `JAX by hand, DisARM()` for the six that are written by hand; and the limit, `Pyro Trace_ELBO for DisARM()`: the host's own ELBO with as many
-vectorized particles as the estimator's step has evaluations of the program. `default` stands for what a site without a choice gets.
+vectorized particles as the estimator's step has evaluations of the program. `default` stands for what a site without a choice gets: an
+average and a network; `Pyro Trace_ELBO with a network for default` is the host's step that trains the same network beside it.
 """
 
 from __future__ import annotations
@@ -25,12 +26,16 @@ from benchmarks.contestants import (
 from benchmarks.works import Arrays, Work, numpyro_program, pyro_program, start
 
 OFF, COMPILED, LIMIT, BY_HAND = ", validation off", " compiled", "Trace_ELBO for ", " by hand, "
+JOINT, NETWORK = ", joint optimizer", "Trace_ELBO with a network for "
 ROLES = {
     "Pyro": "Pyro {}",
     "Pyro's limit": f"Pyro {LIMIT}{{}}",
     "Pyro, validation off": f"Pyro {{}}{OFF}",
     "Pyro's limit, validation off": f"Pyro {LIMIT}{{}}{OFF}",
+    "Pyro's limit with a network": f"Pyro {NETWORK}{{}}",
+    "Pyro's limit with a network, validation off": f"Pyro {NETWORK}{{}}{OFF}",
     "Pyro compiled": f"Pyro {{}}{COMPILED}",
+    "Pyro compiled, joint optimizer": f"Pyro {{}}{COMPILED}{JOINT}",
     "NumPyro": "NumPyro {}",
     "PyTorch by hand": f"PyTorch{BY_HAND}{{}}",
     "JAX by hand": f"JAX{BY_HAND}{{}}",
@@ -47,7 +52,8 @@ def role(name: str) -> tuple[str, str] | None:
     for what, form in reversed(ROLES.items()):
         before, after = form.split("{}")
         text = name.removeprefix(before).removesuffix(after)
-        if name == form.format(text) and (text == "default" or text.endswith(")")) and LIMIT not in text:
+        plain = LIMIT not in text and NETWORK not in text
+        if name == form.format(text) and (text == "default" or text.endswith(")")) and plain:
             return text, what
     return None
 
@@ -56,10 +62,10 @@ def cells(texts: dict[str, Work]) -> list[tuple[Work, tuple[str, ...]]]:
     """Return who takes turns on an estimator's work; the hand-written versions where there is one."""
     from benchmarks.by_hand_estimators_jax import BY_HAND as by_hand
 
-    every = [
-        tuple(form.format(text) for what, form in ROLES.items() if "hand" not in what or text in by_hand)
-        for text in texts
-    ]
+    def takes_part(what: str, text: str) -> bool:
+        return (text in by_hand) if "hand" in what else (text == "default" or "network" not in what)
+
+    every = [tuple(form.format(text) for what, form in ROLES.items() if takes_part(what, text)) for text in texts]
     return list(zip(texts.values(), every, strict=True))
 
 
@@ -96,18 +102,26 @@ def _chosen(config_estimators: Callable, text: str, guide: Callable) -> Callable
 
 @dataclass(frozen=True)
 class _Pyro:
-    """A step in Pyro: with an estimator, or `limit`: the host's, with as many particles as that has evaluations."""
+    """A step in Pyro: with an estimator, or `limit`: the host's, with as many particles as that has evaluations.
+
+    With `network` the host's step trains the default baseline's network too.
+    """
 
     text: str
     limit: bool
+    network: bool
     compiled: bool
+    joint: bool
     validated: bool
 
     @classmethod
     def of(cls, name: str) -> _Pyro:
         text = name.removesuffix(OFF)
-        short = text.removesuffix(COMPILED).removeprefix(LIMIT)
-        return cls(short, text.startswith(LIMIT), text.endswith(COMPILED), not name.endswith(OFF))
+        alone = text.removesuffix(JOINT)
+        short = alone.removesuffix(COMPILED).removeprefix(LIMIT).removeprefix(NETWORK)
+        network = text.startswith(NETWORK)
+        limit = network or text.startswith(LIMIT)
+        return cls(short, limit, network, alone.endswith(COMPILED), text.endswith(JOINT), not name.endswith(OFF))
 
     def build(self, work: Work, data: Arrays, seed: int) -> Ready:
         import pyro
@@ -115,7 +129,7 @@ class _Pyro:
         from pyro.optim import Adam
 
         from pplgrad.lab.measure import evaluations
-        from pplgrad.pyro import TraceGrad_ELBO, config_estimators
+        from pplgrad.pyro import TraceGrad_ELBO, config_estimators, joint_optimizer
 
         pyro.enable_validation(self.validated)
         model, plain, args = pyro_program(work, data, seed)
@@ -126,9 +140,33 @@ class _Pyro:
         count = evaluations(elbo, elbo.describe(model, guide, *args))
         pyro.clear_param_store()
         if self.limit:
-            guide, elbo = plain, Trace_ELBO(**{**given, "num_particles": count, "vectorize_particles": count > 1})
-        svi = SVI(model, guide, Adam(ADAM), elbo)
+            kind = _with_a_network(Trace_ELBO) if self.network else Trace_ELBO
+            guide, elbo = plain, kind(**{**given, "num_particles": count, "vectorize_particles": count > 1})
+        adam = Adam(ADAM)
+        svi = SVI(model, guide, joint_optimizer(adam) if self.joint else adam, elbo)
         return Ready(lambda: svi.step(*args), note=f"evaluations: {count}")
+
+
+def _with_a_network(kind: Any) -> Any:
+    """Return a host's ELBO whose step also trains a network of the default baseline's size, on the same inputs.
+
+    It shows what such a network costs at least. What the network predicts is not subtracted: the host has no place for it.
+    """
+    import pyro
+    import torch
+
+    class WithNetwork(kind):  # type: ignore[misc]
+        network: torch.nn.Module | None = None
+
+        def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+            if self.network is None:
+                layers = torch.nn.Linear(args[0].shape[-1], 64), torch.nn.Tanh(), torch.nn.Linear(64, 1)
+                self.network = torch.nn.Sequential(*layers).to(args[0].dtype)
+            predicted = pyro.module("network", self.network)(args[0])[..., 0]
+            ((1.0 - predicted) ** 2).sum().backward()
+            return super().loss_and_grads(model, guide, *args, **kwargs)
+
+    return WithNetwork
 
 
 def _numpyro(text: str, work: Work, data: Arrays, seed: int) -> Ready:

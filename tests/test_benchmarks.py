@@ -190,7 +190,31 @@ def test_every_estimator_is_measured():
         measured = {of_estimators.role(name) for cell in cells for name in cell.contestants} - {None}
         for name in names - set(suite.ELSEWHERE):
             mine = {what for text, what in measured if text == f"{name}()"}
-            assert {"Pyro", "Pyro's limit", "Pyro compiled", "NumPyro"} <= mine, name
+            assert {"Pyro", "Pyro's limit", "Pyro compiled", "Pyro compiled, joint optimizer", "NumPyro"} <= mine, name
+        assert ("default", "Pyro's limit with a network") in measured
+
+
+def test_the_default_stands_beside_a_step_that_trains_the_same_network():
+    default, beside = "Pyro default", "Pyro Trace_ELBO with a network for default"
+    frame = invented(**{default: [3.0] * 3, beside: [2.0] * 3})
+    rows = tables.summary(frame.assign(layers=1, status="measured", reason="", note=""))
+    page = tables.estimator_table(frame, rows)
+    assert "trains the same network beside it: 1.5 (1.5 to 1.5) with validation on." in page
+
+
+@pytest.mark.slow
+def test_a_network_beside_the_hosts_step_is_trained():
+    work = works.Work("sbn", 3, batch=4)
+    pyro.clear_param_store()
+    step = (
+        contestant("Pyro Trace_ELBO with a network for default, validation off")
+        .build(work, works.arrays(work, 0), 0)
+        .step
+    )
+    step()
+    before = {name: x.detach().clone() for name, x in pyro.get_param_store().items() if name.startswith("network")}
+    step()
+    assert len(before) == 4 and any((pyro.get_param_store()[name] != x).any() for name, x in before.items())
 
 
 @pytest.mark.slow
@@ -289,6 +313,32 @@ def test_jax_by_hand_draws_from_the_guide(work):
     loss = jax.jit(lambda key: by_hand_jax.estimate(many, params, arrays, key)[0])(jax.random.key(0))
     torch.manual_seed(0)
     assert float(loss) == pytest.approx(mean_loss(work, data, Trace_ELBO), rel=2e-2)
+
+
+@pytest.mark.parametrize("kind", ["chain", "scan"])
+def test_jax_by_hand_with_the_hosts_keys_draws_what_the_host_draws(kind):
+    jax = pytest.importorskip("jax")
+    import jax.numpy as jnp
+    import numpyro
+
+    from benchmarks import by_hand_jax
+
+    work = works.Work(kind, 12)
+    data = works.arrays(work, 0)
+    _, guide, args = works.numpyro_program(work, data, 0)
+    params = by_hand_jax.arrays(works.start(work, data, 0))
+    estimate = jax.jit(by_hand_jax.with_hosts_keys(work))
+    on = jax.jit(lambda z: by_hand_jax.estimate(work, params, by_hand_jax.arrays(data), None, z)[0])
+    losses = set()
+    for number in range(4):
+        drawn = numpyro.handlers.trace(numpyro.handlers.seed(guide, jax.random.key(number))).get_trace(*args)
+        values = {name: site["value"] for name, site in drawn.items() if site["type"] == "sample"}
+        loss, _ = estimate(params, by_hand_jax.arrays(data), jax.random.key(number))
+        assert loss == pytest.approx(
+            float(on({name: jnp.asarray(z, float)[None] for name, z in values.items()})), rel=1e-6
+        )
+        losses.add(float(loss))
+    assert len(losses) > 1
 
 
 @pytest.mark.slow
