@@ -42,6 +42,11 @@ class EstimatorMapping:
     warned: bool = False
     """Whether it was said that an ELBO does not read it."""
 
+    @property
+    def tells(self) -> bool:
+        """Whether it says anything that an ELBO could read."""
+        return bool(self.estimators or self.watcher)
+
     @classmethod
     def of(cls, estimators: Mapping[str, Estimator] | None, owner: str) -> EstimatorMapping:
         """Check a user's mapping and copy it."""
@@ -141,7 +146,7 @@ def report_mapping(mapping: EstimatorMapping, other: Callable[[], object], remed
     if collected is not None:
         if not any(mapping is known for known in collected):
             collected.append(mapping)
-    elif (mapping.estimators or mapping.watcher) and not mapping.warned and (elbo := other()) is not None:
+    elif mapping.tells and not mapping.warned and (elbo := other()) is not None:
         mapping.warned = True
         warn_without_effect(mapping.estimators, elbo, remedy)
 

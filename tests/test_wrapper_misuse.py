@@ -122,3 +122,35 @@ def test_what_reads_the_choice_or_trains_nothing_is_not_warned_of(host):
         host.look(guide)
         host.train(host.plugin.config_estimators(host.guide), host.host_elbo())
     assert not [w for w in seen if NO_EFFECT in str(w.message)]
+
+
+@pytest.mark.parametrize("of", ["grad", "jit of grad", "grad of jit", "value_and_grad"])
+def test_a_hosts_elbo_that_is_differentiated_without_svi_is_told_too(of):
+    import jax
+    import jax.numpy as jnp
+
+    host = InNumPyro()
+    guide = host.plugin.config_estimators(host.guide, {"z": DisARM()})
+    key = jax.random.key(0)
+
+    def of_loss(elbo):
+        # A parameter may be a whole number: nobody differentiates that one.
+        return lambda a: elbo.loss(key, {"a": a, "n": jnp.ones((), int)}, host.model, guide)
+
+    made = {
+        "grad": jax.grad,
+        "jit of grad": lambda f: jax.jit(jax.grad(f)),
+        "grad of jit": lambda f: jax.grad(jax.jit(f)),
+        "value_and_grad": lambda f: lambda a: jax.value_and_grad(f)(a)[1],
+    }[of]
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        loss = of_loss(host.host_elbo(2))
+        for value in (loss(0.5), jax.jit(loss)(0.5)):
+            assert value == host.host_elbo(2).loss(key, {"a": 0.5}, host.model, host.guide)
+        made(of_loss(host.plugin.TraceGrad_ELBO(2)))(0.5)
+        assert not [w for w in seen if NO_EFFECT in str(w.message)]
+        found = made(loss)(0.5)
+        made(loss)(0.5)
+    assert len([w for w in seen if NO_EFFECT in str(w.message)]) == 1
+    assert found == jax.grad(lambda a: host.host_elbo(2).loss(key, {"a": a}, host.model, host.guide))(0.5)

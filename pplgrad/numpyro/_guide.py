@@ -30,15 +30,13 @@ from pplgrad.numpyro._tracing.control_flow import FlowMessenger
 from pplgrad.numpyro._tracing.handlers import site_info
 from pplgrad.numpyro._tracing.particle_trace import TIME, TIME_DIM
 
+REMEDY = "TraceGrad_ELBO of pplgrad.numpyro"
 Guide = TypeVar("Guide", bound=Callable[..., Any])
 """A wrapped guide is called as the guide is, and has its attributes: to a type checker it is of the guide's type."""
 
 
 def _training_elbo() -> object:
-    """Return NumPyro's own ELBO, if `SVI` trains the guide that runs with it.
-
-    An ELBO that is called without `SVI` may be differentiated or not, which cannot be seen from here.
-    """
+    """Return NumPyro's own ELBO, if `SVI` trains the guide that runs with it."""
     running = list(running_methods())
     if not any(isinstance(item, SVI) and method != "evaluate" for item, method in running):
         return None
@@ -46,18 +44,48 @@ def _training_elbo() -> object:
     return None if found is None else found[0]
 
 
+def _noticing(mapping: EstimatorMapping) -> Callable[[Any], Any] | None:
+    """Return the identity that says that a choice has no effect once somebody differentiates it; None where nothing is to be said.
+
+    An ELBO that is called without `SVI` may be differentiated (`jax.grad`) or not. JAX asks for a derivative only where it is.
+    """
+    found = None if mapping.warned or not mapping.tells else foreign_elbo(running_methods(), ELBO)
+    if found is None:
+        return None
+
+    @jax.custom_jvp
+    def same(x: Any) -> Any:
+        return x
+
+    @same.defjvp
+    def derivative(primals: tuple, tangents: tuple) -> tuple:
+        report_mapping(mapping, lambda: found[0], REMEDY)
+        return primals[0], tangents[0]
+
+    return same
+
+
 class EstimatorMessenger(FlowMessenger):
     """Sets `infer["estimator"]` at the latent sites that a mapping names, and marks every site that passes."""
 
-    def __init__(self, mapping: EstimatorMapping, owner: object) -> None:
+    def __init__(self, mapping: EstimatorMapping, owner: object, noticing: Callable[[Any], Any] | None = None) -> None:
         super().__init__()
         self.mapping = mapping
+        self._noticing = noticing
         self.seen: dict[str, Any] = {}
         self.plates: dict[str, Any] = {}
         self._owner = owner
 
     def copy(self) -> EstimatorMessenger:
-        return EstimatorMessenger(self.mapping, self._owner)
+        return EstimatorMessenger(self.mapping, self._owner, self._noticing)
+
+    def postprocess_message(self, msg: Any) -> None:
+        super().postprocess_message(msg)
+        if msg["type"] == "param" and self._noticing is not None:
+            same = self._noticing
+            msg["value"] = jax.tree.map(
+                lambda x: same(x) if jnp.issubdtype(jnp.result_type(x), jnp.inexact) else x, msg["value"]
+            )
 
     def process_site(self, msg: Any) -> None:
         if msg["type"] == "plate":
@@ -89,9 +117,9 @@ class ConfiguredGuide:
         self._mapping = mapping
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        report_mapping(self._mapping, _training_elbo, "TraceGrad_ELBO of pplgrad.numpyro")
+        report_mapping(self._mapping, _training_elbo, REMEDY)
         # One owner a call: the same guide may run twice in a program, under two scopes.
-        messenger = EstimatorMessenger(self._mapping, object())
+        messenger = EstimatorMessenger(self._mapping, object(), _noticing(self._mapping))
         with messenger:
             value = self.__wrapped__(*args, **kwargs)
         if self._mapping.watcher is not None:
