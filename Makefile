@@ -8,7 +8,7 @@ export MKL_NUM_THREADS = 1
 FUZZ_SEEDS ?= 0:40
 FASHION_STUDIES ?= arms_2021_linear_fashion rodeo_2022_linear_fashion arms_2021_nonlinear_fashion rodeo_2022_nonlinear_fashion
 
-.PHONY: bench-estimators bench-growth demo docs test test-all test-newest test-newest-pyro quick fuzz lint format storchastic bench bench-against bench-full bench-watching bench-marginal bench-memory bench-arithmetic bench-gpu bench-guards bench-passes bench-mixtures variance study data fashion clean package test-extras
+.PHONY: bench-estimators bench-growth demo docs test test-all test-newest test-newest-pyro quick fuzz lint format storchastic bench bench-against bench-full bench-watching bench-marginal bench-memory bench-arithmetic bench-gpu bench-guards bench-passes bench-mixtures bench-weak-scaling variance study data fashion clean package test-extras
 
 # The stamp is newer than the files that say what to install, so that a second run installs nothing.
 .venv/installed: pyproject.toml constraints.txt
@@ -146,6 +146,9 @@ bench-growth: .venv/installed
 
 bench-memory: .venv/installed
 	$(BIN)/python -m benchmarks.memory
+
+bench-weak-scaling: .venv/installed
+	$(BIN)/python -m benchmarks.weak_scaling
 
 bench-arithmetic: .venv/installed
 	$(BIN)/python -m benchmarks.arithmetic

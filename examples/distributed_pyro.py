@@ -36,9 +36,10 @@ CHOICE = {"z1": ScoreFunction(NeuralBaseline(inputs=lambda images, rows: images)
 class Half(torch.nn.Module):
     """The model or the guide of models/sbn.py, with its parameters where DistributedDataParallel looks for them."""
 
-    def __init__(self, script, train, seed, which):
+    def __init__(self, script, train, seed, which, options=None):
         super().__init__()
-        start = script.initial(script.OPTIONS, train, seed)
+        options = script.OPTIONS if options is None else options
+        start = script.initial(options, train, seed)
         mine = {name: torch.tensor(x).float() for name, x in start.items() if name.startswith("encode") == which}
         self.weights = torch.nn.ParameterDict(mine)
         self.rows, total = None, len(train)
@@ -47,9 +48,7 @@ class Half(torch.nn.Module):
             plate=lambda name, _: pyro.plate(name, total, subsample=self.rows),
             sample=pyro.sample,
         )
-        self.program = script.program(
-            library, dist, torch, torch.tensor, script.OPTIONS, train.astype("float32"), seed
-        )[which]
+        self.program = script.program(library, dist, torch, torch.tensor, options, train.astype("float32"), seed)[which]
 
     def forward(self, images, rows):
         self.rows = rows
