@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from statistics import NormalDist
 from typing import Any
 
@@ -165,10 +166,13 @@ def certify(
     rounding: float,
     seed: int,
     progress: Callable[[str], None] = lambda words: None,
+    unseen_error: Callable[[int], tuple[np.ndarray, np.ndarray]] | None = None,
 ) -> GradientCheck:
     """Return the certificate. `blocks` maps ("parameter" or "site", name) to the numbers of its coordinates.
 
-    A bias below `rounding` times the gradient's norm is taken for rounding.
+    A bias below `rounding` times the gradient's norm is taken for rounding. `unseen_error` returns, for a number of draws, what their mean may
+    be off by in each coordinate without a trace in their variance: by rounding, where large numbers cancel in every draw, as they do near an
+    optimum; and by values so rare that no draw may have met them. It is asked only where something seems biased, or cannot be told.
     """
     check_numbers(count, level, tolerance)
     total = sum(len(indices) > 0 for indices in blocks.values())
@@ -183,14 +187,17 @@ def certify(
     second = _Half(draws, reference, half, seed + 1, directions)
     norm = np.sqrt(max(squared_norm(first.wanted_batches)[0], 0.0))
     z = second.z(directions, rounding * norm)
+    unseen = _Unseen(size, half, unseen_error)
     if (z > critical).any():
+        floor = np.hypot(rounding * norm, unseen.along(directions))
         progress("once more")
-        z = np.minimum(z, _Half(draws, reference, half, seed + 2, directions).z(directions, rounding * norm))
+        again = _Half(draws, reference, half, seed + 2, directions)
+        z = np.minimum(second.z(directions, floor), again.z(directions, floor))
     # A bias is at least as long as what it is along a direction.
     along = np.where(z > critical, np.abs(second.error @ directions), 0.0)
     by_block = zip(named.items(), z.reshape(-1, 3).max(1), along.reshape(-1, 3).max(1), strict=True)
     rows = [
-        _row(key, indices, (first, second), worst, seen, critical, norm, level, tolerance, count)
+        _row(key, indices, (first, second), worst, seen, critical, norm, level, tolerance, count, unseen)
         for (key, indices), worst, seen in by_block
     ]
     return GradientCheck(estimator, reference.words, count, level, tuple(rows))
@@ -204,6 +211,27 @@ def check_numbers(count: int, level: float, tolerance: float) -> None:
         raise ConfigurationError(f"level={level!r}: the rate of false alarms is between 0 and 1, such as 0.01.")
     if not tolerance > 0:
         raise ConfigurationError(f"tolerance={tolerance!r}: give a positive part of the gradient's norm, such as 0.05.")
+
+
+class _Unseen:
+    """What a mean of draws may be off by in each coordinate that their variance does not show; found when it is first asked for."""
+
+    def __init__(self, size: int, draws: int, find: Callable[[int], tuple[np.ndarray, np.ndarray]] | None) -> None:
+        self._size, self._draws, self._find = size, draws, find
+
+    @cached_property
+    def _errors(self) -> np.ndarray:
+        """The error by rounding and that by rare values, a row each."""
+        found = np.zeros((2, self._size)) if self._find is None else np.array(self._find(self._draws), float)
+        return np.where(np.isfinite(found), found, 0.0)
+
+    def along(self, directions: np.ndarray) -> np.ndarray:
+        """Return the largest error along each direction."""
+        return self._errors.sum(0) @ np.abs(directions)
+
+    def rounding(self, indices: np.ndarray) -> float:
+        """Return the norm of the rounding errors of some coordinates."""
+        return float(np.linalg.norm(self._errors[0, indices]))
 
 
 class _Half:
@@ -240,9 +268,9 @@ class _Half:
         n = min(len(self.found.batches), len(self.wanted.batches))
         return self.found.batches[:n] - self.wanted.batches[:n]
 
-    def z(self, directions: np.ndarray, floor: float) -> np.ndarray:
-        """Return |error| / standard error along each direction."""
-        variance = np.full(directions.shape[1], floor**2)
+    def z(self, directions: np.ndarray, floor: float | np.ndarray) -> np.ndarray:
+        """Return |error| / standard error along each direction; `floor` is a part of the error that is no bias."""
+        variance = np.broadcast_to(np.asarray(floor, float) ** 2, directions.shape[1]).copy()
         for moments in (self.found, self.wanted):
             if moments is not None and moments.projections is not None:
                 variance += moments.projections.var(0, ddof=1) / moments.count
@@ -273,6 +301,7 @@ def _row(
     level: float,
     tolerance: float,
     count: int,
+    unseen: _Unseen,
 ) -> BlockCheck:
     """Return what was found of a block."""
     errors = np.concatenate([half.error_batches()[:, indices] for half in halves])
@@ -289,6 +318,10 @@ def _row(
     ratio = float(mean @ exact / (exact @ exact)) if gradient > 0 else float("nan")
     broken = sum(half.found.broken for half in halves)
     status, verdict = _verdict(z, critical, bias**0.5, high, gradient, norm, ratio, tolerance, count, broken)
+    rounding = critical * unseen.rounding(indices) if status == "unknown" else 0.0
+    if high <= rounding:
+        # More draws would not help: nothing else is left of the gradient.
+        status, verdict = "unbiased", f"unbiased to within {high:.2g}, where rounding may make {rounding:.2g}"
     return BlockCheck(
         kind=key[0],
         name=key[1],

@@ -19,6 +19,10 @@ from pplgrad.errors import ConfigurationError, ProgramError
 from pplgrad.estimators.score import ScoreFunction
 
 REFERENCES = ("auto", "enumeration", "score", "whole")
+UNITS = 4
+"""The rounding error of a number that is left where others cancel, in units of the last place of those."""
+RARE = 10
+"""A value that so many draws, or fewer, are expected to meet: the others say nothing of it, and their scatter is too small by its part."""
 NO_PARAMETERS = (
     "The program has no parameters, and so no gradient; register some with `param` in the model or the guide."
 )
@@ -41,6 +45,9 @@ class Host(Protocol):
 
     def sites(self) -> Mapping[str, np.ndarray]:
         """Return, for each latent site, the coordinates that its density reads."""
+
+    def unseen_error(self, draws: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return, for each coordinate, what a mean of so many draws may be off by without a trace in their variance: rounding, rare values."""
 
     def draws(self, elbo: Any) -> Draws:
         """Return draws of an ELBO's gradient."""
@@ -110,6 +117,7 @@ def check(
         rounding=host.rounding,
         seed=budget.seed,
         progress=progress,
+        unseen_error=(plain or host).unseen_error,
     )
 
 

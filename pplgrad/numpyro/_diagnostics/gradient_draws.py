@@ -13,16 +13,18 @@ from numpyro.infer import SVI, TraceGraph_ELBO
 from numpyro.optim import SGD, Adam
 
 from pplgrad.configuration import unwatched
-from pplgrad.core.objectives import Objective
-from pplgrad.diagnostics.checking import NO_PARAMETERS, TooManyOutcomes
+from pplgrad.core.objectives import CostWeights, Objective
+from pplgrad.diagnostics.checking import NO_PARAMETERS, RARE, UNITS, TooManyOutcomes
 from pplgrad.errors import ProgramError
 from pplgrad.numpyro._baselines import is_baseline_param
 from pplgrad.numpyro._compat import TRACING_ERRORS, unmasked
+from pplgrad.numpyro._distributions import finite_parts
 from pplgrad.numpyro._optim import split_optimizer
 from pplgrad.numpyro._rerun.enumeration import (
     Program,
     exact_gradient,
     latents,
+    log_densities,
     log_q_and_objective,
     run_traces,
     subsamples,
@@ -199,6 +201,43 @@ class Gradients:
         self.learned = {name: x for name, x in everything.items() if is_baseline_param(name)}
         self.mutable = state.mutable_state or {}
 
+    def _drawn(self, known: dict, key: jax.Array) -> dict[str, jax.Array]:
+        """Return what guide and model draw."""
+        drawn, run = run_traces(self.program, known, key, {})
+        chosen = {**latents(drawn), **subsamples(drawn), **subsamples(run)}
+        return {name: jax.lax.stop_gradient(site["value"]) for name, site in chosen.items()}
+
+    def unseen_error(self, draws: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return, for each coordinate, what a mean of so many draws may be off by without a trace in their variance.
+
+        The first part is rounding of the numbers that cancel in a draw: |∇ Σ log q| Σ|log density|, over the sites without a reparameterized
+        sampler, plus |∇ Σ log density|. The second is values of probability p that no draw may have met: |∇ Σ p log q| Σ|log density|.
+        """
+        units = UNITS * self.rounding**2
+
+        def draw(state: tuple, key: jax.Array) -> jax.Array:
+            def sums(params: dict) -> tuple[jax.Array, ...]:
+                known = self._known(params, state)
+                values = self._drawn(known, key)
+                _, mine, others, drawn = log_densities(self.program, known, values, CostWeights(1.0, 1.0, 1.0))
+                sites = [site for site in latents(drawn).values() if not site["fn"].has_rsample]
+                scores = [unmasked(site["fn"]).log_prob(site["value"]).sum() for site in sites]
+                rare = [_of_rare_values(unmasked(site["fn"]), RARE / draws) for site in sites]
+                costs = [x.sum() for x in (*mine.values(), *others.values())]
+                size = jax.lax.stop_gradient(sum(map(jnp.abs, costs)))
+                zero = jnp.zeros(())
+                return (
+                    units * size * sum(scores, start=zero),
+                    units * sum(costs, start=zero),
+                    size * sum(rare, start=zero),
+                )
+
+            slopes = [self.flat(jax.grad(lambda params, i=i: sums(params)[i])(state[0])) for i in range(3)]
+            return jnp.stack([jnp.abs(slopes[0]) + jnp.abs(slopes[1]), jnp.abs(slopes[2])])
+
+        rounding, rare = np.concatenate(list(Compiled(self, draw).chunks(_LOOKS, 0))).mean(0)
+        return rounding, rare
+
     def whole_score(self, objective: Objective, particles: int = 4) -> Callable[[int, int], Iterator[np.ndarray]]:
         """Return draws of a plain unbiased gradient, which shares no code with the estimators.
 
@@ -208,10 +247,7 @@ class Gradients:
         def draw(state: tuple, key: jax.Array) -> jax.Array:
             def one(params: dict, key: jax.Array) -> tuple[jax.Array, jax.Array]:
                 known = self._known(params, state)
-                drawn, run = run_traces(self.program, known, key, {})
-                chosen = {**latents(drawn), **subsamples(drawn), **subsamples(run)}
-                values = {name: jax.lax.stop_gradient(site["value"]) for name, site in chosen.items()}
-                return log_q_and_objective(self.program, known, values, objective)
+                return log_q_and_objective(self.program, known, self._drawn(known, key), objective)
 
             def loss(params: dict) -> jax.Array:
                 log_q, value = jax.vmap(one, (None, 0))(params, jax.random.split(key, particles))
@@ -232,6 +268,20 @@ class Gradients:
                 "its Python control flow depends on a value, so that outcomes cannot be mapped"
             ) from None
         return np.asarray(self.flat(found), np.float64)
+
+
+def _of_rare_values(fn: Any, most: float) -> jax.Array:
+    """Return Σ p log p over the values of a site whose probability is below `most`; its gradient takes the first p for a constant."""
+    parts = finite_parts(fn)
+    if parts is None:
+        return jnp.zeros(())
+    base, support = parts
+    shape = (len(support), *(1 for _ in base.batch_shape), *base.event_shape)
+    log_p = base.log_prob(support.reshape(shape))
+    p = jax.lax.stop_gradient(jnp.exp(log_p))
+    # A value of probability 0 is never drawn.
+    chosen = (p > 0) & (p < most)
+    return jnp.where(chosen, p * jnp.where(chosen, log_p, 0.0), 0.0).sum()
 
 
 class Compiled:

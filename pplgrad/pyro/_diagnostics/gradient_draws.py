@@ -20,13 +20,13 @@ from torch.utils._pytree import tree_leaves
 from pplgrad.configuration import unwatched
 from pplgrad.core.objectives import Objective
 from pplgrad.core.program import Program
-from pplgrad.diagnostics.checking import NO_PARAMETERS
+from pplgrad.diagnostics.checking import NO_PARAMETERS, RARE, UNITS
 from pplgrad.errors import ProgramError
 from pplgrad.pyro._baselines import is_baseline_param
 from pplgrad.pyro._compat import unconstrained
-from pplgrad.pyro._distributions import unmasked
+from pplgrad.pyro._distributions import finite_parts, unmasked
 from pplgrad.pyro._optim import split_optimizer
-from pplgrad.pyro._rerun.enumeration import Fixed, exact_gradient, latents, log_q_and_objective
+from pplgrad.pyro._rerun.enumeration import Fixed, exact_gradient, latents, log_q_and_objective, traces_at
 
 _LOOKS = 8
 """Runs from which the parameters, and those that each site reads, are known."""
@@ -217,6 +217,43 @@ class Gradients:
         for name, value in learned.items():
             self._store[name] = value.clone()
 
+    def _drawn(self) -> dict[str, torch.Tensor]:
+        """Return what guide and model draw."""
+        with torch.no_grad():
+            drawn = poutine.trace(self.program.guide).get_trace(*self.program.args, **self.program.kwargs)
+            model = poutine.trace(poutine.replay(self.program.model, trace=drawn)).get_trace(
+                *self.program.args, **self.program.kwargs
+            )
+        return {**latents(model), **latents(drawn)}
+
+    def unseen_error(self, draws: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return, for each coordinate, what a mean of so many draws may be off by without a trace in their variance.
+
+        The first part is rounding of the numbers that cancel in a draw: |∇ Σ log q| Σ|log density|, over the sites without a reparameterized
+        sampler, plus |∇ Σ log density|. The second is values of probability p that no draw may have met: |∇ Σ p log q| Σ|log density|.
+        """
+        leaves = list(self.leaves.values())
+        errors = np.zeros((2, sum(leaf.numel() for leaf in leaves)))
+        units = UNITS * self.rounding**2
+        for _ in range(_LOOKS):
+            guide, model = traces_at(self.program, self._drawn())
+            sites = [guide.nodes[name] for name in latents(guide) if not guide.nodes[name]["fn"].has_rsample]
+            costs = [
+                node["log_prob_sum"]
+                for trace in (guide, model)
+                for node in trace.nodes.values()
+                if "log_prob_sum" in node
+            ]
+            scores = [unmasked(site["fn"]).log_prob(site["value"]).sum() for site in sites]
+            rare = [_of_rare_values(unmasked(site["fn"]), RARE / draws) for site in sites]
+            size = float(sum(cost.detach().abs() for cost in costs))
+            for row, numbers, weight in ((0, scores, units * size), (0, costs, units), (1, rare, size)):
+                summed: Any = sum(numbers)
+                if numbers and summed.requires_grad:
+                    slopes = torch.autograd.grad(summed, leaves, retain_graph=True, allow_unused=True)
+                    errors[row] += weight * np.abs(self.flat(slopes)) / _LOOKS
+        return errors[0], errors[1]
+
     def whole_score(self, objective: Any, particles: int = 4) -> Callable[[int, int], Iterator[np.ndarray]]:
         """Return draws of a plain unbiased gradient, which shares no code with the estimators.
 
@@ -224,12 +261,7 @@ class Gradients:
         """
 
         def one() -> tuple[torch.Tensor, torch.Tensor]:
-            with torch.no_grad():
-                drawn = poutine.trace(self.program.guide).get_trace(*self.program.args, **self.program.kwargs)
-                model = poutine.trace(poutine.replay(self.program.model, trace=drawn)).get_trace(
-                    *self.program.args, **self.program.kwargs
-                )
-            return log_q_and_objective(self.program, {**latents(model), **latents(drawn)}, objective)
+            return log_q_and_objective(self.program, self._drawn(), objective)
 
         def chunks(count: int, seed: int) -> Iterator[np.ndarray]:
             torch.manual_seed(seed)
@@ -252,6 +284,19 @@ class Gradients:
     def rounding(self) -> float:
         """The part of the gradient's norm that may be rounding error."""
         return max((float(torch.finfo(leaf.dtype).eps) for leaf in self.leaves.values()), default=1e-16) ** 0.5
+
+
+def _of_rare_values(fn: Any, most: float) -> torch.Tensor:
+    """Return Σ p log p over the values of a site whose probability is below `most`; its gradient takes the first p for a constant."""
+    parts = finite_parts(fn)
+    if parts is None:
+        return torch.zeros(())
+    base, support = parts
+    shape = (len(support), *(1 for _ in base.batch_shape), *base.event_shape)
+    log_p = base.log_prob(support.reshape(shape))
+    p = log_p.detach().exp()
+    # A value of probability 0 is never drawn.
+    return (p * log_p)[(p > 0) & (p < most)].sum()
 
 
 class Memory(TorchDispatchMode):
