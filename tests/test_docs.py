@@ -26,13 +26,13 @@ WRITTEN = [page for page in SOURCES if str(page.relative_to(DOCS)) not in genera
 PAGES = [page for page in WRITTEN if page.name not in ELSEWHERE and BLOCK.search(page.read_text())]
 
 
-def run(page, tmp_path, monkeypatch, change=lambda code: code):
+def run(page, tmp_path, monkeypatch, change=lambda code: code, only=lambda block: True):
     """Run a page's blocks in their order, in one scope."""
     monkeypatch.chdir(tmp_path)
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
     scope = {"__name__": "page"}
-    for block in BLOCK.findall(page.read_text()):
+    for block in filter(only, BLOCK.findall(page.read_text())):
         exec(change(block), scope)
     pyro.clear_param_store()
     return scope
@@ -47,6 +47,17 @@ def test_the_blocks_of_a_page_run(page, tmp_path, monkeypatch):
         assert sum(scope["losses"][-20:]) < sum(scope["losses"][:20])
     if page.name == "marginalisation.md":
         assert scope["found"]["k"].shape == (1, 100, 4, 3)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("library", ["pyro", "numpyro"])
+def test_each_librarys_part_of_the_quick_start_runs_alone(library, tmp_path, monkeypatch, capsys):
+    page = DOCS / "quickstart.md"
+    scope = run(page, tmp_path, monkeypatch, only=lambda block: ("numpyro" in block) == (library == "numpyro"))
+    assert "result" in scope if library == "numpyro" else "everywhere" in scope
+    said = capsys.readouterr().out
+    # At what is left of the gradient after the training.
+    assert library == "numpyro" or ("unbiased to within" in said and "biased:" not in said)
 
 
 def test_the_pages_that_are_run():
