@@ -99,6 +99,7 @@ def test_a_fault_that_is_put_back_is_found(name, monkeypatch):
 SEEDS = range(300, 304)
 
 
+@pytest.mark.grid
 @pytest.mark.slow
 @pytest.mark.parametrize("library", ["pyro", "numpyro"])
 @pytest.mark.parametrize("seed", SEEDS)

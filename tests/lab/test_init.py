@@ -10,6 +10,7 @@ import pytest
 from pplgrad.lab.cli_init import KINDS
 from pplgrad.lab.results import read
 from pplgrad.lab.script import load_script
+from tests.covering import mostly
 from tests.lab.test_crashes import BACKENDS, SCRIPT, told
 from tests.lab.test_terminal import invoke, write
 
@@ -31,6 +32,7 @@ def test_what_is_written_is_tidy_and_loads(tmp_path, kind):
         assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_check_and_compare_run_on_what_is_written(tmp_path, kind, backend):
@@ -50,7 +52,7 @@ def test_check_and_compare_run_on_what_is_written(tmp_path, kind, backend):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", mostly(["mixture", "time-series"], KINDS))
 def test_training_improves_what_is_written_and_both_libraries_agree(tmp_path, kind):
     path, out = tmp_path / "my_model.py", tmp_path / "out"
     assert invoke("init", path, "--kind", kind).exit_code == 0

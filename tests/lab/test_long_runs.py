@@ -60,6 +60,7 @@ perform(task_of(plan), Path(sys.argv[1]))
 """
 
 
+@pytest.mark.grid
 @pytest.mark.slow
 @pytest.mark.parametrize("patience", [0, 5])
 @pytest.mark.parametrize("estimator", ["score+neural", "REBAR()"])

@@ -233,7 +233,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(tmp_path, jobs):
         "--seeds",
         4,
         "--steps",
-        2000,
+        800,
         "--jobs",
         jobs,
     ]
