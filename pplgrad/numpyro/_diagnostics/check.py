@@ -45,6 +45,8 @@ def check_gradients(
     density reads). Each certificate row has the norm of the bias with an interval, its z-score with Bonferroni's correction over all
     rows, the variance, the signal-to-noise ratio ‖∇‖ / √variance, and a verdict in words.
 
+    An error that rounding may explain (near an optimum large costs cancel), or values so rare that few draws have met them, is not called a bias.
+
     Args:
         model: the model.
         guide: the guide.

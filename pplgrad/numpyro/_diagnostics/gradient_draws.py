@@ -211,7 +211,7 @@ class Gradients:
         """Return, for each coordinate, what a mean of so many draws may be off by without a trace in their variance.
 
         The first part is rounding of the numbers that cancel in a draw: |∇ Σ log q| Σ|log density|, over the sites without a reparameterized
-        sampler, plus |∇ Σ log density|. The second is values of probability p that no draw may have met: |∇ Σ p log q| Σ|log density|.
+        sampler, plus |∇ Σ log density|. The second is values of probability p that no draw may have met: |∇ Σ p log q| times the objective.
         """
         units = UNITS * self.rounding**2
 
@@ -223,14 +223,12 @@ class Gradients:
                 sites = [site for site in latents(drawn).values() if not site["fn"].has_rsample]
                 scores = [unmasked(site["fn"]).log_prob(site["value"]).sum() for site in sites]
                 rare = [_of_rare_values(unmasked(site["fn"]), RARE / draws) for site in sites]
-                costs = [x.sum() for x in (*mine.values(), *others.values())]
-                size = jax.lax.stop_gradient(sum(map(jnp.abs, costs)))
                 zero = jnp.zeros(())
-                return (
-                    units * size * sum(scores, start=zero),
-                    units * sum(costs, start=zero),
-                    size * sum(rare, start=zero),
-                )
+                costs = [sum((x.sum() for x in part.values()), start=zero) for part in (others, mine)]
+                fixed = [jax.lax.stop_gradient(x.sum()) for x in (*others.values(), *mine.values())]
+                size, whole = sum(map(jnp.abs, fixed)), jnp.abs(jax.lax.stop_gradient(costs[0] - costs[1]))
+                rounding = units * size * sum(scores, start=zero), units * (costs[0] + costs[1])
+                return *rounding, whole * sum(rare, start=zero)
 
             slopes = [self.flat(jax.grad(lambda params, i=i: sums(params)[i])(state[0])) for i in range(3)]
             return jnp.stack([jnp.abs(slopes[0]) + jnp.abs(slopes[1]), jnp.abs(slopes[2])])

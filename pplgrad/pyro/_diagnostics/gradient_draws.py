@@ -230,7 +230,7 @@ class Gradients:
         """Return, for each coordinate, what a mean of so many draws may be off by without a trace in their variance.
 
         The first part is rounding of the numbers that cancel in a draw: |∇ Σ log q| Σ|log density|, over the sites without a reparameterized
-        sampler, plus |∇ Σ log density|. The second is values of probability p that no draw may have met: |∇ Σ p log q| Σ|log density|.
+        sampler, plus |∇ Σ log density|. The second is values of probability p that no draw may have met: |∇ Σ p log q| times the objective.
         """
         leaves = list(self.leaves.values())
         errors = np.zeros((2, sum(leaf.numel() for leaf in leaves)))
@@ -238,16 +238,14 @@ class Gradients:
         for _ in range(_LOOKS):
             guide, model = traces_at(self.program, self._drawn())
             sites = [guide.nodes[name] for name in latents(guide) if not guide.nodes[name]["fn"].has_rsample]
-            costs = [
-                node["log_prob_sum"]
-                for trace in (guide, model)
-                for node in trace.nodes.values()
-                if "log_prob_sum" in node
-            ]
             scores = [unmasked(site["fn"]).log_prob(site["value"]).sum() for site in sites]
             rare = [_of_rare_values(unmasked(site["fn"]), RARE / draws) for site in sites]
-            size = float(sum(cost.detach().abs() for cost in costs))
-            for row, numbers, weight in ((0, scores, units * size), (0, costs, units), (1, rare, size)):
+            mine, others = (
+                [x["log_prob_sum"] for x in t.nodes.values() if "log_prob_sum" in x] for t in (guide, model)
+            )
+            counts = [float(x.detach()) for x in others], [float(x.detach()) for x in mine]
+            size, whole = sum(map(abs, sum(counts, []))), abs(sum(counts[0]) - sum(counts[1]))
+            for row, numbers, weight in ((0, scores, units * size), (0, [*mine, *others], units), (1, rare, whole)):
                 summed: Any = sum(numbers)
                 if numbers and summed.requires_grad:
                     slopes = torch.autograd.grad(summed, leaves, retain_graph=True, allow_unused=True)
