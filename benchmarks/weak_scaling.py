@@ -1,9 +1,9 @@
 """How long a step takes as processes are added, each with as many rows as one had: `make bench-weak-scaling`.
 
 One belief network of 200 latents is trained over loopback, by Pyro's DistributedDataParallel (gloo) and by a jitted NumPyro step over a mesh of
-processes (`jax.distributed`, gloo). Each process has a core of its own while there are enough; where there are more processes than cores they
-take turns, and the least possible step is that of one process times the processes on a core. The efficiency is that least step over the
-measured one. `exchange` is the all-reduce of as many numbers as there are parameters, by itself, with the processes in step.
+processes (`jax.distributed`, gloo). Where there are more processes than cores they take turns, and the least possible step is that of one
+process times the processes on a core. The efficiency is that least step over the measured one. `exchange` is the all-reduce of as many numbers
+as there are parameters, in one array, by itself, with the processes in step.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import pandas as pd
 
 from benchmarks.shared import OPTIONS, ROOT, sbn
 
-ROWS, LATENTS, SEED = 100, 200, 0
+LATENTS, SEED = 200, 0
 ESTIMATORS = ("default", "DisARM()")
 
 
@@ -41,7 +41,7 @@ def timed(step: Callable[[], Any], meet: Callable[[], Any], count: int) -> float
     return float(np.median(found))
 
 
-def pyro_process(address: str, rank: int, processes: int, steps: int) -> dict[str, dict[str, float]]:
+def pyro_process(address: str, rank: int, processes: int, steps: int, count: int) -> dict[str, dict[str, float]]:
     """Take steps as one process of Pyro's, and return what they took, by estimator."""
     import pyro
     import torch
@@ -60,7 +60,7 @@ def pyro_process(address: str, rank: int, processes: int, steps: int) -> dict[st
     script, options = sbn(), {**OPTIONS, "latents": LATENTS}
     pixels, _ = script.load(options, SEED)
     images = torch.tensor(pixels).float()
-    rows = (torch.arange(ROWS) + ROWS * rank) % len(images)
+    rows = (torch.arange(count) + count * rank) % len(images)
     for name in ESTIMATORS:
         pyro.clear_param_store()
         pyro.set_rng_seed(rank)
@@ -86,7 +86,7 @@ def pyro_process(address: str, rank: int, processes: int, steps: int) -> dict[st
     return found
 
 
-def numpyro_process(address: str, rank: int, processes: int, steps: int) -> dict[str, dict[str, float]]:
+def numpyro_process(address: str, rank: int, processes: int, steps: int, count: int) -> dict[str, dict[str, float]]:
     """Take steps as one process of NumPyro's, and return what they took, by estimator."""
     import jax
 
@@ -106,7 +106,7 @@ def numpyro_process(address: str, rank: int, processes: int, steps: int) -> dict
     script, options = sbn(), {**OPTIONS, "latents": LATENTS}
     pixels, _ = script.load(options, SEED)
     pixels = pixels.astype(np.float32)
-    mine = pixels[(np.arange(ROWS) + ROWS * rank) % len(pixels)]
+    mine = pixels[(np.arange(count) + count * rank) % len(pixels)]
     x = jax.make_array_from_process_local_data(split, mine)
     model, guide = script.numpyro_program(options, pixels, SEED)
     found = {}
@@ -133,12 +133,12 @@ def numpyro_process(address: str, rank: int, processes: int, steps: int) -> dict
             state[0], loss = update(state[0], x)
             jax.block_until_ready(loss)
 
-        count = sum(leaf.size for leaf in jax.tree.leaves(svi.get_params(begin)))
+        numbers = sum(leaf.size for leaf in jax.tree.leaves(svi.get_params(begin)))
         summed = jax.jit(lambda x: x.sum(0), out_shardings=everywhere)
-        parts = jax.make_array_from_process_local_data(split, np.zeros((1, count), np.float32))
+        parts = jax.make_array_from_process_local_data(split, np.zeros((1, numbers), np.float32))
         took = timed(step, meet, steps)
         exchange = timed(lambda f=summed, parts=parts: jax.block_until_ready(f(parts)), meet, steps)
-        found[name] = {"parameters": float(count), "step": took, "exchange": exchange}
+        found[name] = {"parameters": float(numbers), "step": took, "exchange": exchange}
     assert jnp.isfinite(x.addressable_shards[0].data).all()
     jax.distributed.shutdown()
     return found
@@ -147,12 +147,13 @@ def numpyro_process(address: str, rank: int, processes: int, steps: int) -> dict
 WORKERS = {"pyro": pyro_process, "numpyro": numpyro_process}
 
 
-def run(library: str, processes: int, steps: int) -> dict[str, dict[str, float]]:
+def run(library: str, processes: int, steps: int, count: int) -> dict[str, dict[str, float]]:
     """Return what the slowest process took for its median step, by estimator."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, "-m", "benchmarks.weak_scaling", "--steps", str(steps), "--worker", library, address]
+    command = [sys.executable, "-m", "benchmarks.weak_scaling", "--steps", str(steps), "--rows", str(count)]
+    command += ["--worker", library, address]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     started = [
         subprocess.Popen(
@@ -170,11 +171,11 @@ def run(library: str, processes: int, steps: int) -> dict[str, dict[str, float]]
     }
 
 
-def rows(library: str, counts: tuple[int, ...], steps: int, cores: int) -> list[dict[str, Any]]:
+def rows(library: str, counts: tuple[int, ...], steps: int, count: int, cores: int) -> list[dict[str, Any]]:
     """Return a row for each estimator and number of processes."""
     found, alone = [], dict.fromkeys(ESTIMATORS, math.nan)
     for processes in counts:
-        for name, took in run(library, processes, steps).items():
+        for name, took in run(library, processes, steps, count).items():
             on_a_core = math.ceil(processes / cores)
             if processes == 1:
                 alone[name] = took["step"]
@@ -184,7 +185,7 @@ def rows(library: str, counts: tuple[int, ...], steps: int, cores: int) -> list[
                     "estimator": name,
                     "processes": processes,
                     "on a core": on_a_core,
-                    "rows": ROWS * processes,
+                    "rows": count * processes,
                     "bytes": int(4 * took["parameters"]),
                     "step, ms": took["step"],
                     "exchange, ms": took["exchange"],
@@ -198,19 +199,23 @@ def rows(library: str, counts: tuple[int, ...], steps: int, cores: int) -> list[
 @click.option("--processes", "counts", multiple=True, type=int, default=(1, 2, 4), show_default=True)
 @click.option("--libraries", multiple=True, type=click.Choice(list(WORKERS)), default=tuple(WORKERS), show_default=True)
 @click.option("--steps", default=300, show_default=True, type=click.IntRange(1))
+@click.option("--rows", "count", default=1000, show_default=True, type=click.IntRange(1), help="Rows of each process.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="A CSV file for the numbers.")
 @click.option("--worker", type=(str, str, int, int), hidden=True)
 def main(
-    counts: tuple[int, ...], libraries: tuple[str, ...], steps: int, out: Path | None, worker: tuple | None
+    counts: tuple[int, ...],
+    libraries: tuple[str, ...],
+    steps: int,
+    count: int,
+    out: Path | None,
+    worker: tuple[str, str, int, int] | None,
 ) -> None:
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     if worker is not None:
         library, address, rank, processes = worker
-        if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, {cores[rank % len(cores)]})
-        click.echo(json.dumps(WORKERS[library](address, rank, processes, steps)))
+        click.echo(json.dumps(WORKERS[library](address, rank, processes, steps, count)))
         return
-    frame = pd.DataFrame([row for library in libraries for row in rows(library, counts, steps, len(cores))])
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    frame = pd.DataFrame([row for library in libraries for row in rows(library, counts, steps, count, cores)])
     click.echo(frame.to_string(index=False, float_format=lambda x: f"{x:.3g}"))
     if out is not None:
         frame.to_csv(out, index=False)
