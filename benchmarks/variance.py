@@ -172,15 +172,14 @@ def show(frame: pd.DataFrame, given: argparse.Namespace) -> None:
 
 
 def draw(frame: pd.DataFrame, path: Path) -> None:
-    """Draw variance against time, a panel for each point of training; labels move out of one another's way."""
+    """Draw variance against time, a panel for each point of training."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from adjustText import adjust_text
 
     stops = list(dict.fromkeys(frame["steps"]))
-    figure, panels = plt.subplots(len(stops), 1, figsize=(9, 5.5 * len(stops)), squeeze=False)
+    figure, panels = plt.subplots(len(stops), 1, figsize=(8, 4.5 * len(stops)), squeeze=False)
     for panel, stop in zip(panels[:, 0], stops, strict=True):
         rows = frame[frame["steps"] == stop]
         for unbiased, mark, color in ((True, "o", COLOURS[0]), (False, "X", COLOURS[1])):
@@ -190,17 +189,36 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
         panel.set_ylabel("variance of the guide's gradient")
         panel.margins(0.12)
         panel.grid(alpha=0.3)
-        panel.legend(frameon=False)
-        labels = [panel.text(row["ms"], row["variance"], row["estimator"], fontsize=8) for _, row in rows.iterrows()]
-        adjust_text(
-            labels,
-            x=rows["ms"].to_numpy(),
-            y=rows["variance"].to_numpy(),
-            ax=panel,
-            arrowprops={"arrowstyle": "-", "color": "grey", "lw": 0.5},
-        )
+        panel.legend(frameon=False, loc="lower left")
+        named_beside(panel, rows)
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+
+
+def named_beside(panel: Any, rows: pd.DataFrame) -> None:
+    """Write the estimators' names in one column beside a panel, in the order of their variance, each with a line to its point.
+
+    So many points lie close together that names at the points would cover one another.
+    """
+    ordered = rows.sort_values("variance", ascending=False)
+    for place, (_, row) in zip(np.linspace(1.0, 0.0, len(ordered)), ordered.iterrows(), strict=True):
+        panel.annotate(
+            row["estimator"],
+            (row["ms"], row["variance"]),
+            (1.03, place),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=8,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": "grey",
+                "lw": 0.4,
+                "shrinkA": 1,
+                "shrinkB": 3,
+                "relpos": (0.0, 0.5),
+            },
+            annotation_clip=False,
+        )
 
 
 if __name__ == "__main__":

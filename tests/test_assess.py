@@ -233,6 +233,37 @@ def test_a_poor_guide_is_named(host, options, shape):
     assert found.evidence.limit < assessed.normal(gaussian_data(), 0.0, np.sqrt(1.25)).sum()
 
 
+def check_bracket(host):
+    """Both values of a datum have probability ½ under the model, so that all data sets have one evidence."""
+    data = (np.arange(20) % 2).astype(float)
+    found = assess(host, assessed.switch(host), data, simulations=20, rank_draws=9).simulated
+    exact = -20 * np.log(2)
+    close([found.lower, found.upper, found.gap], [exact, exact, 0.0], 1e-6)
+    found = assess(host, assessed.switch(host, wrong=0.55), data, simulations=100, rank_draws=9).simulated
+    lower, upper, _ = found.errors
+    assert found.lower + 2 * lower < exact < found.upper - 2 * upper, found
+    assert found.gap == pytest.approx(found.upper - found.lower) and found.simulations == 100
+    return found
+
+
+def test_the_evidence_of_simulated_data_is_between_two_bounds(host):
+    wide = check_bracket(host)
+    data = (np.arange(20) % 2).astype(float)
+    more = assess(host, assessed.switch(host, wrong=0.55), data, simulations=100, rank_draws=99)
+    assert more.simulated.gap < 0.3 * wide.gap
+    assert "of 100 simulated data sets" in str(more) and more.to_dict()["simulated"]["simulations"] == 100
+    assert more.evidence.exact is not None
+    # One weight for the whole program, and one for each datum: of both the mean evidence is known.
+    marginal = -np.log(2 * np.pi * np.e * 1.25)
+    for plates in (None, ()):
+        found = assess(host, assessed.gaussian(host, width=0.7), gaussian_data(5), plates=plates, simulations=100)
+        lower, upper, _ = found.simulated.errors
+        assert found.simulated.lower - 4 * lower < 5 * marginal < found.simulated.upper + 4 * upper
+        assert found.simulated.gap > 0
+    summed = assess(host, assessed.summed(host), simulations=20)
+    assert summed.simulated is None and "simulated" not in str(summed)
+
+
 def check_ties(host):
     """Calibrate an exact posterior of a latent with two values, whose ranks are ties."""
     data = (np.arange(20) % 2).astype(float)
@@ -447,6 +478,18 @@ def _all_draws_at_once(logs, level):
     return float(weights.mean_weights(logs).sum()) - np.log(1 / level) / 10
 
 
+def _truth_left_out(draws, truth):
+    lower = float(weights.mean_weights(draws.reshape(len(draws), -1)).sum())
+    return lower, lower
+
+
+def _truth_beside(draws, truth):
+    flat, own = draws.reshape(len(draws), -1), truth.reshape(1, -1)
+    return float(weights.mean_weights(flat).sum()), float(
+        weights.mean_weights(own).sum() - len(own) * np.log(len(draws))
+    )
+
+
 def _guide_dropped(table, *rest):
     from dataclasses import replace
 
@@ -467,6 +510,8 @@ MUTANTS = {
     "weights not normalised": (check_weights, [(assessing, "effective_sizes", _unnormalised)]),
     "mean of log weights": (check_weights, [(weights, "mean_weights", _mean_of_logs)]),
     "limit of one part": (check_weights, [(weights, "limit_below", _all_draws_at_once)]),
+    "bracket without the exact draw": (check_bracket, [(assessing, "ends", _truth_left_out)]),
+    "bracket of the exact draw alone": (check_bracket, [(assessing, "ends", _truth_beside)]),
     "ranks without random ties": (check_ties, [(calibration, "ranks_of", _without_ties)]),
     "density of the guide dropped": (check_weights, [("weighted_draws", "gathered", _guide_dropped)]),
     "plate ignored": (check_weights, [("weighted_draws", "gathered", _plate_ignored)]),

@@ -16,7 +16,7 @@ from pplgrad.assessment.gathering import refuse_without_latents
 from pplgrad.assessment.masks import spread
 from pplgrad.assessment.predictive import Check, PredictiveCheck, predictive_checks
 from pplgrad.assessment.result import Assessment, Verdict
-from pplgrad.assessment.weights import effective_sizes, evidence, k_limit, tail_shapes
+from pplgrad.assessment.weights import Bracket, bracket, effective_sizes, ends, evidence, k_limit, tail_shapes
 from pplgrad.errors import ConfigurationError, ProgramError
 
 _LEAST_SIZE = 0.1
@@ -94,9 +94,10 @@ def assess(host: Host, plan: Plan, progress: Callable[[str], None] = lambda word
     replicates = host.replicates(draws, min(plan.replicates, plan.samples)) if plan.replicates else {}
     checks, checks_p = predictive_checks(draws.observed, replicates, plan.checks)
     calibration: tuple[Calibration, ...] = ()
+    simulated = None
     if plan.simulations:
         progress("calibration")
-        calibration = _calibrated(host, draws, plan)
+        calibration, simulated = _calibrated(host, draws, plan)
     return Assessment(
         samples=plan.samples,
         level=plan.level,
@@ -106,6 +107,7 @@ def assess(host: Host, plan: Plan, progress: Callable[[str], None] = lambda word
         ess=sizes.reshape(shape),
         poor=poor.reshape(shape),
         evidence=known,
+        simulated=simulated,
         checks=checks,
         checks_p=checks_p,
         calibration=calibration,
@@ -136,7 +138,8 @@ def refuse(draws: Draws) -> None:
         )
 
 
-def _calibrated(host: Host, draws: Draws, plan: Plan) -> tuple[Calibration, ...]:
+def _calibrated(host: Host, draws: Draws, plan: Plan) -> tuple[tuple[Calibration, ...], Bracket | None]:
+    """Return the calibration, and the bracket of the simulated data's evidence."""
     plates = {name for name, _ in draws.plates}
     sites = {}
     for name, x in draws.latents.items():
@@ -147,7 +150,15 @@ def _calibrated(host: Host, draws: Draws, plan: Plan) -> tuple[Calibration, ...]
         if x.mask is not None:
             counted = spread(x.mask, x.values.shape[1:], x.mask.ndim)
         sites[name] = Ranked(pooled, pooled_log_q, counted, x.mask)
-    return calibrations(host.simulations(draws, plan), sites, plan.seed, plan.level)
+    found: list[tuple[float, float]] = []
+
+    def simulations() -> Iterator[Simulation]:
+        for one in host.simulations(draws, plan):
+            if one.draws_log_weights is not None and one.truth_log_weights is not None:
+                found.append(ends(one.draws_log_weights, one.truth_log_weights))
+            yield one
+
+    return calibrations(simulations(), sites, plan.seed, plan.level), bracket(found)
 
 
 def _of_weights(

@@ -44,13 +44,16 @@ class Calibration:
 class Simulation:
     """Latents that the model drew, and draws of the guide for the data that the model drew with them, (draws, *value).
 
-    `truth_log_q` and `draws_log_q` are the guide's log densities of the elements of both, for sites that have them.
+    `truth_log_q` and `draws_log_q` are the guide's log densities of the elements of both, for sites that have them. `truth_log_weights`
+    (*plates) and `draws_log_weights` (draws, *plates) are log p − log q of each element of the plates, None where not all latents are in both.
     """
 
     truth: Values
     draws: Values
     truth_log_q: Values
     draws_log_q: Values
+    truth_log_weights: np.ndarray | None = None
+    draws_log_weights: np.ndarray | None = None
 
 
 def ranks_of(truth: np.ndarray, draws: np.ndarray, rng: np.random.Generator) -> np.ndarray:

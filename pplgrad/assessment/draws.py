@@ -69,6 +69,11 @@ class Draws:
     summed: tuple[str, ...] = field(default_factory=tuple)
 
     @property
+    def made_by_model(self) -> bool:
+        """Whether the model draws all latents, each with a density in the guide, and sums none out: then its draws have weights too."""
+        return not self.summed and not any(x.auxiliary or x.point for x in self.latents.values())
+
+    @property
     def count(self) -> int:
         """The number of draws."""
         return len(self.log_weights)

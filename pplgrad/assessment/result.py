@@ -12,7 +12,7 @@ from pplgrad.assessment.calibration import Calibration
 from pplgrad.assessment.collapse import Collapse
 from pplgrad.assessment.draws import Draws, Values
 from pplgrad.assessment.predictive import PredictiveCheck
-from pplgrad.assessment.weights import Evidence
+from pplgrad.assessment.weights import Bracket, Evidence
 from pplgrad.engine.description import aligned, html_table
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ class Assessment:
         ess: the effective sample size of each element, relative to S: (Σ w)² / (S Σ w²).
         poor: for each element, whether its weights fail.
         evidence: the `Evidence`.
+        simulated: a `Bracket` of the evidence of data that the model simulates; None without simulations, or where the model does not draw all
+            latents of the guide.
         checks: a `PredictiveCheck` for each number of each observed site, and for each of the user's own.
         checks_p: the p-value of all these checks together, of the one farthest from its replicates.
         calibration: a `Calibration` for each latent site, empty without simulations.
@@ -73,6 +75,7 @@ class Assessment:
     ess: np.ndarray
     poor: np.ndarray
     evidence: Evidence
+    simulated: Bracket | None
     checks: tuple[PredictiveCheck, ...]
     checks_p: float
     calibration: tuple[Calibration, ...]
@@ -166,12 +169,17 @@ class Assessment:
     def _evidence(self) -> list[tuple[str, ...]]:
         found = self.evidence
         upper = f"not known: {found.why_not}" if found.exact is None else f"{found.exact:.3f} (exact, enumerated)"
-        return [
+        rows: list[tuple[str, ...]] = [
             ("ELBO", f"{found.elbo:.3f}"),
             (f"IWAE, {self.samples:,} draws", f"{found.bound:.3f} (lower bound in expectation)"),
             (f"{1 - found.level:.0%} limit below", f"{found.limit:.3f}"),
             ("upper bound", upper),
         ]
+        if self.simulated is not None:
+            mean, (lower, upper_error, gap) = self.simulated, self.simulated.errors
+            ends = f"{mean.lower:.3f} ± {lower:.2g} to {mean.upper:.3f} ± {upper_error:.2g}"
+            rows.append((f"of {mean.simulations:,} simulated data sets", f"{ends} (gap {mean.gap:.2g} ± {gap:.1g})"))
+        return rows
 
     def __str__(self) -> str:
         lines = [*_wrapped(self.sentence)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,6 +112,54 @@ def evidence(
         exact=exact,
         why_not=why_not,
     )
+
+
+@dataclass(frozen=True)
+class Bracket:
+    """The mean log evidence of data sets that the model simulates, between two bounds that hold in expectation, in nats.
+
+    The latents z* that the model drew with the data x are a draw of the exact posterior p(z | x). With weights w_s = p(x, z_s) / q(z_s; x) of S
+    draws of the guide, and w* of z*, E Σ_i log 1/S Σ_s w_is ≤ log p(x) ≤ E Σ_i log 1/(S + 1) (w*_i + Σ_s w_is), over elements i. The gap shrinks
+    with S, and is 0 at the exact posterior.
+
+    Args:
+        lower: the mean of the first over the simulations.
+        upper: the mean of the second.
+        gap: their difference.
+        errors: the standard errors of these three.
+        simulations: number of simulated data sets.
+
+    References:
+        Grosse, Ghahramani and Adams (2015), for the draw of the exact posterior; Sobolev and Vetrov (2019), theorem 1.
+    """
+
+    lower: float
+    upper: float
+    gap: float
+    errors: tuple[float, float, float]
+    simulations: int
+
+
+def ends(draws: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
+    """Return both bounds of one simulated data set, from log weights (draws, *elements) and those of the latents that made it.
+
+    >>> ends(np.zeros((4, 2)), np.zeros(2))
+    (0.0, 0.0)
+    """
+    flat = draws.reshape(len(draws), -1)
+    every = np.concatenate([flat, truth.reshape(1, -1)])
+    return float(mean_weights(flat).sum()), float(mean_weights(every).sum())
+
+
+def bracket(found: Sequence[tuple[float, float]]) -> Bracket | None:
+    """Return the bracket of several data sets; None of none."""
+    if not found:
+        return None
+    rows = np.array(found)
+    rows = np.column_stack([rows, rows[:, 1] - rows[:, 0]])
+    lower, upper, gap = map(float, rows.mean(0))
+    first, second, third = map(float, rows.std(0, ddof=1) / math.sqrt(len(rows)))
+    return Bracket(lower, upper, gap, (first, second, third), len(rows))
 
 
 def mean_weights(log_weights: np.ndarray) -> np.ndarray:

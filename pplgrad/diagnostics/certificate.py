@@ -21,6 +21,7 @@ from pplgrad.engine.description import aligned, html_table
 from pplgrad.errors import ConfigurationError
 
 EVERYTHING = "all parameters"
+_LARGEST = 1e5
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ def certify(
     second = _Half(draws, reference, half, seed + 1, directions)
     norm = np.sqrt(max(squared_norm(first.wanted_batches)[0], 0.0))
     z = second.z(directions, rounding * norm)
-    unseen = _Unseen(size, half, unseen_error)
+    unseen = _Unseen(size, half, rounding, unseen_error)
     if (z > critical).any():
         floor = np.hypot(rounding * norm, unseen.along(directions))
         progress("once more")
@@ -216,8 +217,12 @@ def check_numbers(count: int, level: float, tolerance: float) -> None:
 class _Unseen:
     """What a mean of draws may be off by in each coordinate that their variance does not show; found when it is first asked for."""
 
-    def __init__(self, size: int, draws: int, find: Callable[[int], tuple[np.ndarray, np.ndarray]] | None) -> None:
+    def __init__(
+        self, size: int, draws: int, rounding: float, find: Callable[[int], tuple[np.ndarray, np.ndarray]] | None
+    ) -> None:
         self._size, self._draws, self._find = size, draws, find
+        # Of costs times scores beyond this nobody asks whether an error is rounding: finding out takes a run of the program.
+        self._most = _LARGEST * rounding**2
 
     @cached_property
     def _errors(self) -> np.ndarray:
@@ -229,9 +234,9 @@ class _Unseen:
         """Return the largest error along each direction."""
         return self._errors.sum(0) @ np.abs(directions)
 
-    def rounding(self, indices: np.ndarray) -> float:
-        """Return the norm of the rounding errors of some coordinates."""
-        return float(np.linalg.norm(self._errors[0, indices]))
+    def rounding(self, indices: np.ndarray, error: float) -> float:
+        """Return the norm of the rounding errors of some coordinates; 0 where an error is far too large to be one."""
+        return float(np.linalg.norm(self._errors[0, indices])) if error < self._most else 0.0
 
 
 class _Half:
@@ -318,7 +323,7 @@ def _row(
     ratio = float(mean @ exact / (exact @ exact)) if gradient > 0 else float("nan")
     broken = sum(half.found.broken for half in halves)
     status, verdict = _verdict(z, critical, bias**0.5, high, gradient, norm, ratio, tolerance, count, broken)
-    rounding = critical * unseen.rounding(indices) if status == "unknown" else 0.0
+    rounding = critical * unseen.rounding(indices, high) if status == "unknown" else 0.0
     if high <= rounding:
         # More draws would not help: nothing else is left of the gradient.
         status, verdict = "unbiased", f"unbiased to within {high:.2g}, where rounding may make {rounding:.2g}"

@@ -20,7 +20,14 @@ from pplgrad.core.program import Program
 from pplgrad.errors import ConfigurationError, ProgramError
 from pplgrad.numpyro._compat import TRACING_ERRORS, unmasked
 from pplgrad.numpyro._diagnostics.measuring import starting_params
-from pplgrad.numpyro._diagnostics.weighted_draws import Found, element_density, log_joint, mapped, weighted_draws
+from pplgrad.numpyro._diagnostics.weighted_draws import (
+    Found,
+    element_density,
+    log_joint,
+    log_weights,
+    mapped,
+    weighted_draws,
+)
 from pplgrad.numpyro._distributions import innermost
 from pplgrad.numpyro._posterior import summed_posterior
 from pplgrad.numpyro._tracing.model_trace import sample_sites
@@ -93,7 +100,10 @@ class AssessedProgram:
 
         with_density = [name for name in names if not draws.latents[name].point]
 
-        def one(key: jax.Array) -> tuple[dict, dict, dict, dict]:
+        assert self._found is not None
+        layout = self._found.layout
+
+        def one(key: jax.Array) -> tuple:
             first, second, third = jax.random.split(key, 3)
             drawn = self._drawn(first, {})
             new_args, new_kwargs = self._renewed(drawn, list(real), where, plan)
@@ -103,21 +113,25 @@ class AssessedProgram:
 
             truth = {name: drawn[name]["value"] for name in names}
 
-            def at(key: jax.Array, values: dict) -> tuple[dict, dict]:
+            program = self.program._replace(guide=guide, args=new_args, kwargs=new_kwargs)
+
+            def at(key: jax.Array, values: dict) -> tuple[dict, dict, jax.Array | None]:
                 seeded = handlers.substitute(handlers.seed(guide, key), data=params)
                 trace = handlers.trace(handlers.substitute(seeded, data=values)).get_trace(*new_args, **new_kwargs)
                 log_q = {name: element_density(trace[name]["fn"], trace[name]["value"]) for name in with_density}
-                return {name: trace[name]["value"] for name in names}, log_q
+                found = {name: trace[name]["value"] for name in names}
+                return found, log_q, log_weights(program, params, layout, found) if draws.made_by_model else None
 
             every = jax.random.split(second, plan.rank_draws)
             draw = partial(at, values={})
-            found, log_q = jax.vmap(draw)(every) if plan.refit is None else mapped(draw, every)
-            return truth, found, at(third, truth)[1], log_q
+            found, log_q, weights = jax.vmap(draw)(every) if plan.refit is None else mapped(draw, every)
+            _, own_log_q, own_weight = at(third, truth)
+            return truth, found, own_log_q, log_q, own_weight, weights
 
         if plan.refit is None:
             rows = jax.tree.map(np.asarray, mapped(one, keys))
             for i in range(plan.simulations):
-                yield Simulation(*({name: x[i] for name, x in part.items()} for part in rows))
+                yield Simulation(*jax.tree.map(lambda x: x[i], rows))  # noqa: B023
             return
         for key in keys:
             yield Simulation(*jax.tree.map(np.asarray, one(key)))

@@ -112,13 +112,23 @@ def log_joint(program: Program, params: dict, found: Found, values: Mapping[str,
     _, model = run_traces(program, params, jax.random.key(0), values)
     for name, latent in found.draws.latents.items():
         check_support(name, latent.support, _support(model[name]["fn"]))
-    layout = found.layout
+    return _by_element(found.layout, model)
+
+
+def log_weights(program: Program, params: dict, layout: Layout, values: Mapping[str, jax.Array]) -> jax.Array:
+    """Return log p − log q of each element of the plates that have weights, at given values of all latents."""
+    guide, model = run_traces(program, params, jax.random.key(0), values)
+    return _by_element(layout, model) - _by_element(layout, guide)
+
+
+def _by_element(layout: Layout, trace: dict) -> jax.Array:
+    """Return the log density of each element of the plates that have weights."""
     plates = layout.weight_plates or ()
     shape = layout.weight_shape
     kept = {plate.dim for plate in plates}
-    reading = {cost.name for cost in layout.costs if cost.sign > 0 and cost.reads}
+    reading = {cost.name for cost in layout.costs if cost.reads}
     total = jnp.zeros(shape)
-    for name, site in sample_sites(model).items():
+    for name, site in sample_sites(trace).items():
         x = log_density(site)
         if name not in reading and not all(any(f.name == p.name for f in site["cond_indep_stack"]) for p in plates):
             continue  # No draw changes it, and it has no element: it stands beside the weights.

@@ -47,6 +47,8 @@ def assess_fit(
     - With `simulations`, simulation-based calibration: latents and data are drawn from the model, and the rank of each latent among
       `rank_draws` draws of the guide for these data is uniform if the guide is the posterior. So is the rank of its density log q(z; x), which
       shows a guide that is right only on average over the data. Uniformity: chi-square tests with Bonferroni's correction.
+    - With `simulations`, two bounds around the mean log evidence of the simulated data: the latents that made the data are a draw of their exact
+      posterior, and among the guide's draws they make the mean weight an upper bound in expectation (Sobolev and Vetrov, 2019, theorem 1).
     - Collapse: elements whose entropy is 0 or maximal, or whose guide is the prior, for all data. It decides nothing: data may say nothing of an element.
 
     Densities are those of the objective: a site that is summed out counts with its sum, a masked one does not count. The param store, the
@@ -63,7 +65,7 @@ def assess_fit(
         replicates: how many data sets the predictive checks draw; 0 for none. Default: 1000.
         checks: checks of your own: functions by name, each from a mapping of observed sites to arrays to one number. Masked arrays where a
             site is masked.
-        simulations: number of simulated data sets, 20 or more. Default: 0, no calibration.
+        simulations: number of simulated data sets, 20 or more. Default: 0, no calibration and no such bounds.
         dream: function that is called with a mapping from observed sites to simulated data, and with the program's arguments. It returns the tuple
             of arguments with these data. Not needed where each observed value is itself one of the arguments.
         refit: function that fits a guide to the arguments that it is called with, and returns it (None for `guide` itself). Not needed
@@ -104,7 +106,8 @@ def assess_fit(
 
     References:
         Vehtari, Simpson, Gelman, Yao and Gabry (2024), for k̂; Yao, Vehtari, Simpson and Gelman (2018), for k̂ of a guide.
-        Burda, Grosse and Salakhutdinov (2016), for the bound; Grosse, Ghahramani and Adams (2015), for limits by Markov's inequality.
+        Burda, Grosse and Salakhutdinov (2016), for the bound; Grosse, Ghahramani and Adams (2015), for limits by Markov's inequality; Sobolev and
+        Vetrov (2019), for the bound from above.
         Gelman, Meng and Stern (1996), for predictive checks; Talts et al. (2018) and Modrák et al. (2023), for calibration.
     """
     plan = Plan(

@@ -22,7 +22,7 @@ from pplgrad.core.program import Program
 from pplgrad.engine.layout import Layout
 from pplgrad.errors import ProgramError
 from pplgrad.pyro._compat import unconstrained
-from pplgrad.pyro._diagnostics.weighted_draws import element_density, log_joint, weighted_draws
+from pplgrad.pyro._diagnostics.weighted_draws import element_density, log_joint, log_weights, weighted_draws
 from pplgrad.pyro._distributions import innermost, unmasked
 from pplgrad.pyro._posterior import summed_posterior
 from pplgrad.pyro._rerun.enumeration import Fixed
@@ -116,13 +116,24 @@ class AssessedProgram:
                 traces = [poutine.trace(fitted).get_trace(*new_args, **new_kwargs) for _ in range(plan.rank_draws)]
                 with Fixed(truth):
                     at_truth = poutine.trace(fitted).get_trace(*new_args, **new_kwargs)
+                every = [{name: trace.nodes[name]["value"] for name in names} for trace in traces]
+                weights = self._weights(Program(model, fitted, new_args, new_kwargs), draws, [truth, *every])
             with_density = [name for name in names if not draws.latents[name].point]
             yield Simulation(
                 {name: x.detach().cpu().numpy() for name, x in truth.items()},
                 {name: np.stack([trace.nodes[name]["value"].cpu().numpy() for trace in traces]) for name in names},
                 {name: _log_q(at_truth, name) for name in with_density},
                 {name: np.stack([_log_q(trace, name) for trace in traces]) for name in with_density},
+                None if weights is None else weights[0],
+                None if weights is None else weights[1:],
             )
+
+    def _weights(self, program: Program, draws: Draws, every: list[dict[str, torch.Tensor]]) -> np.ndarray | None:
+        """Return the log weights of values of all latents, a row each; None where the model does not draw all of them."""
+        if not draws.made_by_model:
+            return None
+        assert self._layout is not None
+        return np.stack([log_weights(program, self._layout, values) for values in every])
 
 
 def _log_q(trace: Any, name: str) -> np.ndarray:

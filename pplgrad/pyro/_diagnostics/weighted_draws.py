@@ -108,12 +108,24 @@ def log_joint(program: Program, layout: Layout, draws: Draws, values: dict[str, 
     _, model = traces_at(program, values)
     for name, latent in draws.latents.items():
         check_support(name, latent.support, _support(model.nodes[name]["fn"]))
+    return _by_element(layout, model)
+
+
+def log_weights(program: Program, layout: Layout, values: dict[str, torch.Tensor]) -> np.ndarray:
+    """Return log p − log q of each element of the plates that have weights, at given values of all latents."""
+    guide, model = traces_at(program, values)
+    return _by_element(layout, model) - _by_element(layout, guide)
+
+
+def _by_element(layout: Layout, trace: Any) -> np.ndarray:
+    """Return the log density of each element of the plates that have weights."""
     plates = layout.weight_plates or ()
     kept, shape = {plate.dim for plate in plates}, layout.weight_shape
+    reading = {cost.name for cost in layout.costs if cost.reads}
     total: Any = torch.zeros(shape)
-    for name, node in samples_of(model):
+    for name, node in samples_of(trace):
         if not all(any(f.name == p.name for f in node["cond_indep_stack"] if f.vectorized) for p in plates):
-            if name not in {cost.name for cost in layout.costs if cost.sign > 0 and cost.reads}:
+            if name not in reading:
                 continue  # No draw changes it, and it has no element: it stands beside the weights.
         x = node["log_prob"]
         for dim in (d for d in range(-x.dim(), 0) if d not in kept):
