@@ -124,7 +124,7 @@ class AssessedProgram:
 
             every = jax.random.split(second, plan.rank_draws)
             draw = partial(at, values={})
-            found, log_q, weights = jax.vmap(draw)(every) if plan.refit is None else mapped(draw, every)
+            found, log_q, weights = _at_once(draw, every) if plan.refit is None else mapped(draw, every)
             _, own_log_q, own_weight = at(third, truth)
             return truth, found, own_log_q, log_q, own_weight, weights
 
@@ -170,6 +170,14 @@ class AssessedProgram:
     def _at(self, f: Callable, key: jax.Array, values: dict, args: tuple, kwargs: Mapping) -> dict[str, Any]:
         seeded = handlers.substitute(handlers.seed(f, key), data=self._params)
         return handlers.trace(handlers.substitute(seeded, data=values)).get_trace(*args, **kwargs)
+
+
+def _at_once(draw: Callable, keys: jax.Array) -> tuple:
+    """Return the draws of all keys at once; one after the other where model or guide cannot be traced."""
+    try:
+        return jax.vmap(draw)(keys)
+    except TRACING_ERRORS:
+        return mapped(draw, keys)
 
 
 def _is_observed(site: Any) -> bool:
