@@ -40,7 +40,7 @@ SMALL = {
         "--seconds",
         "0.1",
     ],
-    "weak_scaling": ["--processes", "1", "--processes", "2", "--steps", "3", "--rows", "10"],
+    "weak_scaling": ["--processes", "2", "--steps", "3", "--rows", "10"],
     "variance": ["--latents", "4", "--stops", "0", "--draws", "4", "--seconds", "0.1"],
     "training": ["--latents", "4", "--seconds", "0.1", "--libraries", "pyro", "--estimators", "DisARM"],
 }

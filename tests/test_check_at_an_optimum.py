@@ -6,9 +6,11 @@ import pytest
 from pplgrad import DisARM, LeaveOneOut, ScoreFunction
 from pplgrad.diagnostics.certificate import Reference, certify
 from pplgrad.testing.programs import CASES
+from tests.covering import mostly
 
 ESTIMATORS = {"score": ScoreFunction(), "leave-one-out": ScoreFunction(LeaveOneOut()), "DisARM": DisARM()}
 PRIOR = 0.4
+SOME = ("single", "subsampled", "masked", "one_hot", "five", "coupled_plate", "model_only_plate")
 
 
 def optimum(x):
@@ -60,6 +62,7 @@ def in_numpyro(x, logits, estimator, particles, **given):
     return check_gradients(model, guide, num_particles=particles, estimators={"z": estimator}, **given)
 
 
+@pytest.mark.grid
 @pytest.mark.slow
 @pytest.mark.parametrize("host", [in_pyro, in_numpyro])
 @pytest.mark.parametrize("name", ESTIMATORS)
@@ -133,7 +136,7 @@ def hosts_of(name):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Missing a plate statement")
-@pytest.mark.parametrize("name", sorted(CASES))
+@pytest.mark.parametrize("name", mostly(SOME, sorted(CASES)))
 def test_what_variance_does_not_show_is_known_of_every_program(name):
     """Finite, of the size of double precision, and alike in both libraries but for what they draw."""
     some = []
