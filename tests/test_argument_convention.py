@@ -44,6 +44,7 @@ def host(request):
     return request.param()
 
 
+@pytest.mark.slow
 def test_one_way_to_give_the_programs_arguments(host):
     plugin, model, guide, x = host
     (row,) = plugin.TraceGrad_ELBO(2).describe(model, guide, x, scale=2.0).rows
@@ -74,6 +75,7 @@ def test_an_argument_without_its_tuple_is_refused(host, name):
         getattr(plugin, name)(model, guide, (x,), x)
 
 
+@pytest.mark.slow
 def test_numpyros_own_form_of_describe_stays():
     import jax
 

@@ -60,10 +60,12 @@ def check_weights(host):
     close(found._draws.latents["z"].log_q + found._draws.latents["k"].log_q, log_q)
 
 
+@pytest.mark.slow
 def test_weights_and_evidence_are_those_by_hand(host):
     check_weights(host)
 
 
+@pytest.mark.slow
 def test_one_weight_where_data_share_a_latent(host):
     found = assess(host, assessed.shared(host))
     assert found.plates == () and found.khat.shape == ()
@@ -71,6 +73,7 @@ def test_one_weight_where_data_share_a_latent(host):
     assert "whole program" in str(found)
 
 
+@pytest.mark.slow
 def test_a_support_that_depends_on_a_latent_is_not_enumerated(host):
     ppl, dist, array = host.ppl, host.dist, host.array
 
@@ -85,6 +88,7 @@ def test_a_support_that_depends_on_a_latent_is_not_enumerated(host):
     assert found.evidence.exact is None and "'z'" in found.evidence.why_not
 
 
+@pytest.mark.slow
 def test_sites_that_are_summed_out_count_with_their_sum(host):
     if host.name == "numpyro":
         pytest.importorskip("funsor")
@@ -125,6 +129,7 @@ def test_a_masked_latent_that_counts_elsewhere_is_refused(host):
         assess(host, (lambda x: sites(x, True), lambda x: sites(x, False)))
 
 
+@pytest.mark.slow
 def test_a_mask_that_depends_on_the_draws_is_refused(host):
     ppl, dist, array = host.ppl, host.dist, host.array
     mask = ppl.poutine.mask if host.name == "pyro" else ppl.handlers.mask
@@ -147,6 +152,7 @@ def test_a_mask_that_depends_on_the_draws_is_refused(host):
             assess(host, (lambda x: sites(x, True), lambda x: sites(x, False)), X[:1], seed=seed)
 
 
+@pytest.mark.slow
 def test_what_has_no_weights_is_refused(host):
     ppl, dist, array = host.ppl, host.dist, host.array
 
@@ -208,6 +214,7 @@ def gaussian_data(count=30):
     return np.random.default_rng(3).normal(0, np.sqrt(1.25), (count, 2))
 
 
+@pytest.mark.slow
 def test_the_exact_posterior_passes(host):
     found = assess(host, assessed.gaussian(host), gaussian_data(), replicates=200, simulations=40)
     assert found.passed and found.sentence.startswith("No fault of the fit is seen")
@@ -222,6 +229,7 @@ def test_the_exact_posterior_passes(host):
     assert max(map(len, str(found).splitlines())) <= 80 and found.sentence[:20] in found._repr_html_()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "shape"), [({"width": 0.4}, "too narrow"), ({"width": 1.8}, "too wide"), ({"shift": -0.3}, "too low")]
 )
@@ -246,6 +254,7 @@ def check_bracket(host):
     return found
 
 
+@pytest.mark.slow
 def test_the_evidence_of_simulated_data_is_between_two_bounds(host):
     wide = check_bracket(host)
     data = (np.arange(20) % 2).astype(float)
@@ -272,10 +281,12 @@ def check_ties(host):
     assert not assess(host, assessed.switch(host, wrong=0.3), data, simulations=50, rank_draws=19).passed
 
 
+@pytest.mark.slow
 def test_finite_latents_are_calibrated_with_random_ranks_among_ties(host):
     check_ties(host)
 
 
+@pytest.mark.slow
 def test_a_guide_that_is_right_on_average_over_the_data_is_named(host):
     model, _ = assessed.switch(host)
     data = (np.arange(20) % 2).astype(float)
@@ -289,6 +300,7 @@ def test_a_guide_that_is_right_on_average_over_the_data_is_named(host):
     assert value.p > 0.01 > density.p and "has not the posterior's probabilities" in found.sentence
 
 
+@pytest.mark.slow
 def test_a_guide_that_does_not_read_its_data_needs_refit(host):
     ppl, dist = host.ppl, host.dist
     model, _ = assessed.gaussian(host)
@@ -311,6 +323,7 @@ def test_a_guide_that_does_not_read_its_data_needs_refit(host):
     assert len(seen) == 20 and np.shape(seen[0]) == (5, 2) and found.passed
 
 
+@pytest.mark.slow
 def test_simulated_data_go_where_dream_says(host):
     model, guide = assessed.gaussian(host)
     data = host.array(gaussian_data(6))
@@ -361,6 +374,7 @@ def test_a_factor_cannot_be_simulated(host):
     assert assess(host, (model, guide), np.array(0.4), replicates=20).checks[0].name == "x: mean"
 
 
+@pytest.mark.slow
 def test_predictive_checks_find_what_the_model_does_not_draw(host):
     program = assessed.gaussian(host)
     checks = {"largest": lambda data: data["x"].max()}
@@ -395,6 +409,7 @@ def test_collapse_is_told_and_decides_nothing(host):
     assert (w.elements, w.prior) == (1, 1.0) and np.isnan(w.entropy)
 
 
+@pytest.mark.slow
 def test_draws_for_arviz_have_the_plates_names(host):
     found = assess(host, assessed.gaussian(host), gaussian_data(6), replicates=50)
     tree = found.to_arviz()
@@ -409,6 +424,7 @@ def test_draws_for_arviz_have_the_plates_names(host):
     )
 
 
+@pytest.mark.slow
 def test_estimators_and_closed_forms_on_the_guide_change_nothing(host):
     from pplgrad import DecayingAverage, LocalExpectation, ScoreFunction
 
@@ -427,6 +443,7 @@ def test_estimators_and_closed_forms_on_the_guide_change_nothing(host):
     close(assess(host, (model, closed), gaussian_data(5)).ess, 1)
 
 
+@pytest.mark.slow
 def test_nothing_is_left_behind():
     import pyro
     import torch

@@ -441,6 +441,7 @@ def test_each_pass_can_be_turned_off(whole):
     assert result.stdout.splitlines() == [f"{name} 0" for name in names], result.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_the_table_of_passes():
     rows = [("NumPyro TraceGrad_ELBO", 2.0, 1.0), ("NumPyro TraceGrad_ELBO without scan fission", 3.0, 4.0)]
     frame = pd.DataFrame(

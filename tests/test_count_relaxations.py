@@ -222,6 +222,7 @@ def test_compiled_as_eager():
             in_pyro.assert_same(one, other, 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_refused(library):
     def binomial(h, a):

@@ -21,6 +21,7 @@ def test_the_values_of_a_short_parameter_share_the_cases():
     assert sum(("library", "pyro") in case for case in chosen) == 5
 
 
+@pytest.mark.slow
 def test_pairs_that_are_no_product_are_covered_too():
     pairs = [(("a", 0), ("b", 0)), (("a", 0), ("b", 1)), (("a", 1), ("b", 1))]
     assert covering(pairs) == {0, 2}

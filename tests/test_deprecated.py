@@ -33,6 +33,7 @@ def test_branches_still_have_what_estimators_of_ones_own_imported():
     assert importlib.import_module("pplgrad.engine.branches").Alternatives is Alternatives
 
 
+@pytest.mark.slow
 def test_an_estimator_written_for_the_old_contract_works():
     with pytest.warns(DeprecationWarning, match="is deprecated and will be ignored") as seen:
 

@@ -49,6 +49,7 @@ def test_the_blocks_of_a_page_run(page, tmp_path, monkeypatch):
         assert scope["found"]["k"].shape == (1, 100, 4, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("library", ["pyro", "numpyro"])
 def test_each_librarys_part_of_the_quick_start_runs_alone(library, tmp_path, monkeypatch, capsys):
@@ -79,6 +80,7 @@ def documented(pages):
     return re.findall(r"^\.\. auto(?:class|function):: (\S+)$", text, re.MULTILINE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", generated.MODULES)
 def test_every_public_name_is_in_the_reference_once(module):
     found = [name for name in documented(generated.pages()) if name.rpartition(".")[0] == module]
@@ -180,6 +182,7 @@ def test_a_docstring_is_plain_text_with_code(text, found):
     assert found in docstrings.converted([text], docstrings.public())[0]
 
 
+@pytest.mark.slow
 def test_a_doctest_stays():
     lines = ["Example:", "    >>> a * b_", "    'x|y'", "", "text_ *"]
     assert docstrings.converted(lines, {})[1:] == [*lines[1:4], r"text\_ \*"]

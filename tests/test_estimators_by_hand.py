@@ -104,6 +104,7 @@ def test_takes_a_step(library):
         of_estimators.contestant(f"{library} by hand, {text}").build(work, data, 0).step()
 
 
+@pytest.mark.slow
 def test_names_say_what_is_measured():
     for text in ("default", "DisARM()", "ScoreFunction(baseline=LeaveOneOut())"):
         for what, form in of_estimators.ROLES.items():

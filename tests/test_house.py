@@ -148,6 +148,7 @@ def test_no_imports_in_a_circle():
     assert circle(imports(modules())) is None
 
 
+@pytest.mark.slow
 def test_the_test_sees_an_arrow_that_goes_up_and_a_circle():
     source = modules()
     source["pplgrad.core.sites"] += "\nfrom pplgrad.engine import layout\n"

@@ -24,6 +24,7 @@ def scope_of(tmp_path, monkeypatch, upto):
     return scope
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_page_runs(tmp_path, monkeypatch):
     scope = scope_of(tmp_path, monkeypatch, len(BLOCKS))
@@ -35,6 +36,7 @@ def test_the_page_runs(tmp_path, monkeypatch):
     pyro.clear_param_store()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("need", NEEDS)
 def test_blocks_that_need_more(need, tmp_path, monkeypatch):

@@ -85,6 +85,7 @@ def test_exact(library, name, estimator):
     assert Program(**PROGRAMS[name]).error(library, estimator) < 1e-8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", BOTH, ids=str)
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_importance_weighted_exact(library, estimator):

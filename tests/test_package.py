@@ -90,6 +90,7 @@ def test_the_version_stands_in_one_place_and_is_told_everywhere():
     assert "\n## [Unreleased]\n" in changes and f"\n## [{pplgrad.__version__}]" in changes
 
 
+@pytest.mark.slow
 @here
 def test_the_metadata_is_complete():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

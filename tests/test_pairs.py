@@ -34,6 +34,7 @@ def slopes(weights, odds):
     return torch.autograd.grad((weights * moved).sum(), odds)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", RELAXATIONS, ids=repr)
 def test_weights(estimator):
     odds = torch.tensor(ODDS, dtype=torch.float64, requires_grad=True)

@@ -38,18 +38,21 @@ from tests.test_mixtures import LIBRARIES, PROGRAMS, in_a_plate, one_step, rewri
 ALL, DRAW = StratifiedMixture(paths="all"), StratifiedMixture(paths="draw")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", [ALL, DRAW, ImplicitReparam()], ids=str)
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_exact_where_a_draw_follows(library, estimator):
     assert Followed().error(library, estimator) < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", [ALL, DRAW, ImplicitReparam()], ids=str)
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_exact_at_two_sites_that_meet(library, estimator):
     assert Pair().error(library, estimator) < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_bounds_exact_with_particles_one_by_one(library):
     program = Program(components=2, particles=2, step=0.1)
@@ -61,6 +64,7 @@ def test_bounds_exact_with_particles_one_by_one(library):
 OBJECTIVES = {"weight": ELBO(kl_weight=0.3), "renyi": Renyi(0.4), "expectation": Expectation()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("library", "name"), list(product(LIBRARIES, OBJECTIVES)))
 def test_all_paths_have_the_mean_of_the_path_of_the_draw(library, name):
     program = Program(components=2, particles=2 if name == "renyi" else 1, step=0.1)
@@ -69,6 +73,7 @@ def test_all_paths_have_the_mean_of_the_path_of_the_draw(library, name):
         np.testing.assert_allclose(x, other[key], atol=1e-6 if name == "renyi" else 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_differentiated_branches_in_chunks_are_those_at_once(library):
     """Branches of nine elements with three components each, all elements of a plate that the data do not have."""
@@ -233,6 +238,7 @@ def test_a_score_that_follows_is_refused_or_has_the_path_of_the_draw(library, at
         np.testing.assert_array_equal(np.asarray(found["a"]), np.asarray(other["a"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_of_two_mixtures_the_last_has_all_paths(library):
     """A mixture under `StratifiedMixture` has branches of its own, so that the one before it takes the path of its draw."""
@@ -275,6 +281,7 @@ def test_a_cost_that_only_jumps_is_refused_with_all_paths(library):
         one_step(library, guide, model, ALL)
 
 
+@pytest.mark.slow
 def test_control_flow_in_numpyro_has_the_path_of_the_draw():
     def guide():
         a = numpyro.param("a", jnp.array([0.1, 0.2]))
@@ -314,6 +321,7 @@ def test_doubly_reparameterized_parents_are_refused():
         one_step("pyro", guide, model, {"w": DReG(), "x": ALL}, num_particles=2, objective=IWAE())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", [ELBO(), IWAE()], ids=str)
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled_as_eager(backend, objective):

@@ -105,6 +105,7 @@ MOVED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MOVED)
 def test_nothing_moved(name):
     check, moved = MOVED[name]
@@ -114,6 +115,7 @@ def test_nothing_moved(name):
         raise AssertionError(moved) from error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", CANARIES)
 def test_every_private_name_has_a_test(folder):
     text = (private_names.SOURCE.parent / CANARIES[folder]).read_text() + Path(__file__).read_text()

@@ -13,6 +13,7 @@ WITHOUT_REFERENCES = {"is_baseline_param", "training_state", "load_training_stat
 MODULES = ["pplgrad", "pplgrad.pyro", "pplgrad.numpyro"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
@@ -77,6 +78,7 @@ def test_both_plugins_have_the_same_names(name):
     ]
 
 
+@pytest.mark.slow
 def test_every_public_docstring_has_its_sections():
     for module in [*MODULES, "pplgrad.testing"]:
         for name in importlib.import_module(module).__all__:

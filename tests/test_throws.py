@@ -171,6 +171,7 @@ def test_mutant_is_caught(name, broken, monkeypatch):
     assert error("pyro") > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", HOSTS)
 def test_nothing_thrown_and_what_is_impossible(library):
     """A draw of no throws has no gradient of its own, and no branch gives a category of probability 0 a throw."""
@@ -200,6 +201,7 @@ def test_nothing_thrown_and_what_is_impossible(library):
         assert np.isfinite(float(step(2))) and float(step(2)) != 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", HOSTS)
 def test_a_dirichlet_multinomial_is_refused(library):
     host = HOSTS[library]

@@ -156,6 +156,7 @@ def test_early_stopping(patience, minimum_change, stops, best, interrupted):
     assert not stops or stopping.update(0.0), "it stays stopped"
 
 
+@pytest.mark.slow
 def test_early_stopping_takes_any_first_value_and_refuses_nan():
     stopping = EarlyStopping(2)
     assert [stopping.update(-math.inf) for _ in range(3)] == [False, False, True]

@@ -63,6 +63,7 @@ def test_pplgrad_is_right_in_numpyro(title):
     assert np.abs(z).max() < 4.5, (title, z)
 
 
+@pytest.mark.slow
 def test_pplgrad_is_right_at_log_odds_of_zero():
     def model():
         numpyro.sample("z", numpyro.distributions.Bernoulli(logits=numpyro.param("b", 0.0)), obs=1.0)

@@ -110,6 +110,7 @@ def test_a_choice_that_the_hosts_elbo_does_not_read_is_told_once(host):
     assert "names 'z'" in told and "has no effect" in told and "TraceGrad_ELBO" in told
 
 
+@pytest.mark.slow
 def test_what_reads_the_choice_or_trains_nothing_is_not_warned_of(host):
     guide = host.plugin.config_estimators(host.guide, {"z": DisARM()})
     with warnings.catch_warnings(record=True) as seen:
@@ -124,6 +125,7 @@ def test_what_reads_the_choice_or_trains_nothing_is_not_warned_of(host):
     assert not [w for w in seen if NO_EFFECT in str(w.message)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of", ["grad", "jit of grad", "grad of jit", "value_and_grad"])
 def test_a_hosts_elbo_that_is_differentiated_without_svi_is_told_too(of):
     import jax

@@ -80,6 +80,7 @@ def test_story(backend, tmp_path):
     assert set(start) == {"means_loc", "prior", "spread"} and all(a > b for a, b in start.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["pyro", "numpyro"])
 def test_training_is_looked_at_and_gradients_have_their_variance(backend):
     """A normal guide, reparameterized: the gradient of the loss for its mean m is m plus the noise."""

@@ -62,6 +62,7 @@ def run(*arguments):
     return CliRunner().invoke(main, ["assess", *arguments])
 
 
+@pytest.mark.slow
 def test_a_fit_passes_in_both_libraries(script):
     result = run(script, "--samples", "100", "--simulations", "20", "--batch-size", "30", "--data", "test", "--json")
     assert result.exit_code == 0, result.output
@@ -72,6 +73,7 @@ def test_a_fit_passes_in_both_libraries(script):
         assert row["calibration"][0]["ranks"] == 400
 
 
+@pytest.mark.slow
 def test_a_poor_fit_after_training_has_its_own_exit_code(script):
     given = ("--backend", "pyro", "--steps", "3", "--set", "wrong=0.55", "--samples", "100", "--simulations", "30")
     result = run(script, *given)
@@ -79,6 +81,7 @@ def test_a_poor_fit_after_training_has_its_own_exit_code(script):
     assert max(map(len, result.stdout.splitlines())) <= 80
 
 
+@pytest.mark.slow
 def test_what_cannot_be_assessed_is_one_sentence_with_its_line(script):
     result = run(script, "--set", "scaled=1")
     assert result.exit_code == 2

@@ -267,6 +267,7 @@ def test_gradients_at_snapshots_have_one_account_too(tmp_path):
     assert f"mine.py:{number}: " in line and "'x'" in line and "what it is compared with" not in result.output
 
 
+@pytest.mark.slow
 def test_messages_are_cut_short():
     assert shortened("bad:\n[[1.25, 2., 3., 4.],\n [5., 6., 7., 8.]] here") == "bad: [[1.25, 2., 3., ...]] here"
     assert shortened("at 'z'\n Trace Shapes:\n  Param Sites:\n") == "at 'z'"

@@ -88,6 +88,7 @@ def test_the_probes_would_show_a_parser_that_evaluates(name, tmp_path):
 PIECES = st.sampled_from([*NAMES, "score", "loo", "z", "*", "(", ")", ",", "=", "+", "@", "[", "]", "{", "}", "'", '"', "-", "**", ".", ":", "lambda", "\n", "\\", "0", "1e9", "2", "None", "True", "n", "baseline", " "])  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300, derandomize=True)
 @given(
     st.text()

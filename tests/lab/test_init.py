@@ -32,6 +32,7 @@ def test_what_is_written_is_tidy_and_loads(tmp_path, kind):
         assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.grid
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", KINDS)

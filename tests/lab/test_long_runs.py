@@ -86,6 +86,7 @@ def test_a_killed_run_goes_on(backend, estimator, patience, tmp_path):
     assert len(results[1]["curve"]) >= 3
 
 
+@pytest.mark.slow
 def test_patience_stops_on_rows_that_are_held_back(tmp_path):
     found = []
     for backend in BACKENDS:

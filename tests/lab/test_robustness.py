@@ -46,6 +46,7 @@ with alone(Path(sys.argv[1])):
 """
 
 
+@pytest.mark.slow
 def test_a_second_process_is_told_to_wait_and_a_killed_one_leaves_no_lock(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
@@ -154,6 +155,7 @@ def test_with_workers_a_broken_file_is_done_again_too(tmp_path):
             assert numbers(result) == numbers(before[path])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["garbage", "cut short", "other parts", "a folder"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_checkpoint_that_is_not_whole_is_as_none(backend, what, tmp_path, monkeypatch):
@@ -185,6 +187,7 @@ def test_a_checkpoint_that_is_not_whole_is_as_none(backend, what, tmp_path, monk
 # A full disk.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [1, 2, 3, 5])
 def test_a_full_disk_is_one_sentence_and_loses_nothing(at, tmp_path, monkeypatch):
     plain, calls = os.fsync, []

@@ -161,6 +161,7 @@ def test_a_guide_without_parameters_has_no_gradient_whose_variance_is_measured(t
     assert len(result["curve"]) == 2 and "gradient_variance" not in result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_program_without_parameters_is_refused(tmp_path, backend):
     path = tmp_path / "plain.py"

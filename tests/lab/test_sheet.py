@@ -71,6 +71,7 @@ def numbers_of(text):
     return re.findall(r"(?<![\w.])-?\d+\.?\d*(?:e[+-]\d+)?(?![\w.])", text)
 
 
+@pytest.mark.slow
 @pytest.mark.grid
 @pytest.mark.parametrize("width", [80, 110])
 @pytest.mark.parametrize("command", ["check", "choose", "compare"])

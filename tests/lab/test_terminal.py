@@ -103,6 +103,7 @@ def test_a_study_names_no_library_for_a_script_that_has_one(tmp_path):
 # Exit codes of `compare`.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_comparison_with_failed_estimators_has_an_exit_code_of_its_own(tmp_path, backend):
     path = write(tmp_path)
@@ -135,6 +136,7 @@ def study_of(path, out, *more, steps=1, words=("score",)):
     return invoke("compare", path, *chosen, *small, *more, "--out", out)
 
 
+@pytest.mark.slow
 def test_a_second_study_never_replaces_anothers_results_silently(tmp_path):
     path, out = write(tmp_path), tmp_path / "out"
     assert study_of(path, out).exit_code == 0
@@ -157,6 +159,7 @@ def test_a_second_study_never_replaces_anothers_results_silently(tmp_path):
     assert (out / "study.parquet").read_bytes() != before and len(list((out / "runs").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_the_same_study_goes_on_and_may_grow(tmp_path):
     path, out = write(tmp_path), tmp_path / "out"
     assert study_of(path, out).exit_code == 0
@@ -168,6 +171,7 @@ def test_the_same_study_goes_on_and_may_grow(tmp_path):
     assert "it differs in estimators, score score+loo; seeds, 2. Give" in told(study_of(path, out))[0]
 
 
+@pytest.mark.slow
 def test_a_folder_of_before_is_known_by_its_dataset(tmp_path):
     path, out = write(tmp_path), tmp_path / "out"
     assert study_of(path, out).exit_code == 0
@@ -178,6 +182,7 @@ def test_a_folder_of_before_is_known_by_its_dataset(tmp_path):
     assert "is not what a study leaves" in told(study_of(path, out))[0]
 
 
+@pytest.mark.slow
 def test_a_study_of_before_a_setting_was_known_has_its_default(tmp_path):
     path, out = write(tmp_path), tmp_path / "out"
     assert study_of(path, out).exit_code == 0
@@ -301,6 +306,7 @@ def test_what_is_misspelt_elsewhere_is_named(tmp_path):
 # Progress.
 
 
+@pytest.mark.slow
 def test_check_shows_how_far_it_is_in_a_terminal_and_nothing_elsewhere(tmp_path):
     path = write(tmp_path)
     words = ["check", str(path), "--backend", "pyro", "--draws", "100", "--batch-size", "2", "--estimator", "DisARM()"]

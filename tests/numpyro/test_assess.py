@@ -66,6 +66,7 @@ def chain_by_hand(z, steps=3):
     return log_p, log_q
 
 
+@pytest.mark.slow
 def test_a_scan():
     found = assess_fit(*chain(), (jnp.asarray(X),), samples=200, replicates=50, simulations=20)
     log_p, log_q = chain_by_hand(found._draws.latents["z"].values)
@@ -76,6 +77,7 @@ def test_a_scan():
     assert found.calibration[0].ranks == 20 and found.calibration[0].elements == 3
 
 
+@pytest.mark.slow
 def test_padding_in_a_scan():
     kept = [True, True, False]
     found = assess_fit(*chain(kept, kept), (jnp.asarray(X),), **FEW)
@@ -91,6 +93,7 @@ def shared(x):
         numpyro.sample("x", dist.Normal(w, 1.0), obs=x)
 
 
+@pytest.mark.slow
 def test_autoguides():
     scale = 1 / np.sqrt(1 / 4 + 3)
     params = {"w_auto_loc": jnp.asarray(X.sum() * scale**2), "w_auto_scale": jnp.asarray(scale)}
@@ -105,6 +108,7 @@ def test_autoguides():
         assess_fit(shared, AutoDelta(shared), (jnp.asarray(X),), **FEW)
 
 
+@pytest.mark.slow
 def test_python_control_flow():
     def model(x):
         z = numpyro.sample("z", dist.Bernoulli(0.5))

@@ -44,6 +44,7 @@ def by_hand():
         numpyro.factor("x", jax.nn.logsumexp(jnp.log(w) + densities, -1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "autoguide",
     [

@@ -313,6 +313,7 @@ def test_a_kink_under_reparameterization_is_found():
     )
 
 
+@pytest.mark.slow
 def test_refusals():
     model, guide = program("single")
     with pytest.raises(ConfigurationError, match="not the gradient of one objective"):

@@ -106,6 +106,7 @@ def continuous_guide():
     numpyro.sample("u", dist.Normal(p("m"), jnp.exp(p("s"))))
 
 
+@pytest.mark.slow
 @pytest.mark.grid
 @pytest.mark.parametrize("host", [Trace_ELBO, TraceGraph_ELBO])
 @pytest.mark.parametrize("particles", [1, pytest.param(3, marks=pytest.mark.slow)])

@@ -144,6 +144,7 @@ def test_program_that_cannot_be_vectorized():
     assert jnp.isfinite(loss)
 
 
+@pytest.mark.slow
 def test_wrong_baselines():
     def loss(baseline):
         wrapped = config_estimators(guide, {"z": ScoreFunction(baseline)})

@@ -132,6 +132,7 @@ def outline(jaxpr):
     return [*lines, tuple(map(read, jaxpr.outvars))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["single", "subsampled", "event"])
 def test_a_program_without_anything_to_be_done_together_is_left_as_it_was_traced(name):
     case = CASES[name]

@@ -392,6 +392,7 @@ def test_the_host_still_differentiates_wrongly_at_zero():
     assert slope == 1.0
 
 
+@pytest.mark.slow
 def test_log_odds_may_be_whole_numbers():
     def model():
         numpyro.sample("x", dist.Bernoulli(logits=jnp.array([0, 2])), obs=jnp.array([1, 0]))
@@ -400,6 +401,7 @@ def test_log_odds_may_be_whole_numbers():
     np.testing.assert_allclose(TraceGrad_ELBO().loss(jax.random.key(0), {}, model, lambda: None), wanted, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_counts_may_be_data_or_drawn():
     """NumPyro cannot list the values of a Binomial whose count it learns only when a traced program runs."""
 

@@ -38,6 +38,7 @@ def test_particles_together(name):
     assert_same(expected_gradient(program.case, made(program, None, 2), 2), exact_gradient(program.by_hand))
 
 
+@pytest.mark.slow
 @pytest.mark.grid
 @pytest.mark.parametrize("at_once", [1, 3])
 @pytest.mark.parametrize(

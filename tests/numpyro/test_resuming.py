@@ -54,6 +54,7 @@ WAYS = {"scan": scanned, "run": ran, "steps": stepped}
 HOW = {"one": {}, "vectorized": {"num_particles": 3}, "looped": {"num_particles": 2, "vectorize_particles": False}}
 
 
+@pytest.mark.slow
 @pytest.mark.grid
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("how", HOW)
@@ -79,6 +80,7 @@ def test_goes_on_with_the_same_bits(choice, how, way, tmp_path):
         assert not np.array_equal(train(svi, emptied, 6)[1], wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "optimizer",
     [
@@ -98,6 +100,7 @@ def test_every_optimizer_goes_on(optimizer, tmp_path):
     np.testing.assert_array_equal(scanned(svi, again, 6)[1], wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_watch_goes_on_where_it_was(tmp_path):
     records = []

@@ -229,6 +229,7 @@ FOLLOWING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.grid
 @pytest.mark.parametrize("above", [True, False])
 @pytest.mark.parametrize("name", FOLLOWING)

@@ -211,6 +211,7 @@ ELBO = TraceGrad_ELBO(estimators={"h": Reparam()})
 QUICK = ("chain", "hidden_state")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in PROGRAMS])
 def test_every_scan_gives_the_same(name, monkeypatch):
     program = PROGRAMS[name]()
@@ -326,6 +327,7 @@ def test_faults_are_caught(fault, monkeypatch):
     assert difference(monkeypatch, program, start(program)) > 1e-3
 
 
+@pytest.mark.slow
 def test_numpys_arrays_are_parameters_too():
     """The host takes them; a model that looks into one by a draw is traced."""
 

@@ -211,6 +211,7 @@ def test_inside_scan():
         elbo.loss(jax.random.key(0), {"m": jnp.array(0.3)}, scanned_model, scanned)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guide", [python, inside_jit])
 def test_other_ways_to_run(guide):
     with pytest.raises(EstimatorError, match=REFUSED):

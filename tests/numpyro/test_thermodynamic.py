@@ -147,6 +147,7 @@ def test_continuous_draws_are_constants():
     np.testing.assert_allclose(found, 0.8 * 0.5, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", [TVO(upper=True), ReweightedWakeSleep()])
 def test_particles_without_a_weight_have_no_part(objective):
     """The loss is finite, and the gradient that of a factor far below 0 in the place of −∞."""
@@ -177,6 +178,7 @@ def test_second_derivatives_are_refused_with_a_remedy():
         jax.hessian(lambda p: elbo.loss(jax.random.key(0), p, model, guide))(parameters(CASES["single"]))
 
 
+@pytest.mark.slow
 def test_refused():
     case = CASES["single"]
     model, guide = case.build(HOST)

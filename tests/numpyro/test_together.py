@@ -54,6 +54,7 @@ def difference(monkeypatch, program, params, elbo=None, rows=(2,), args=(), keys
     return max(x for found in together for x in jax.tree.leaves(jax.tree.map(gap, found, alone)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if n in QUICK else [pytest.mark.slow, *alike(n)]) for n in CASES]
 )

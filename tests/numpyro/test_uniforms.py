@@ -95,6 +95,7 @@ def test_unbiased(estimator, program):
     assert z_score(estimator, program) < 4.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
 def test_the_wrong_side_is_caught(estimator, monkeypatch):
     plain = Draw.uniform
@@ -104,6 +105,7 @@ def test_the_wrong_side_is_caught(estimator, monkeypatch):
     assert z_score(estimator) > 10
 
 
+@pytest.mark.slow
 def test_a_host_that_draws_otherwise_has_none(monkeypatch):
     _distributions._draws_by_uniforms.cache_clear()
     monkeypatch.setattr(

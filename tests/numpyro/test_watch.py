@@ -168,6 +168,7 @@ def test_other_objectives_and_scans():
     assert 0 < seen[1]["sites"]["z"]["entropy"] <= np.log(2) and seen[1]["sites"]["z"]["gradient_variance"] > 0
 
 
+@pytest.mark.slow
 def test_refusals():
     def guide(x):
         w = numpyro.sample("w", dist.Normal(numpyro.param("a", 0.0), 1.0))

@@ -109,6 +109,7 @@ def test_an_infinite_cost_in_a_branch_is_refused():
     assert np.isnan(jax.jit(jax.value_and_grad(loss))(params)[0])
 
 
+@pytest.mark.slow
 def test_a_one_hot_draw_may_have_impossible_categories():
     for given in ({"probs": jnp.array([0.6, 0.4, 0.0])}, {"logits": jnp.array([jnp.log(0.6), jnp.log(0.4), -jnp.inf])}):
         law = OneHotCategorical(**given, validate_args=True)

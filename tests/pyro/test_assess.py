@@ -37,6 +37,7 @@ def guide_of_chain(x):
         before = pyro.sample(f"z{t}", dist.Categorical(logits=logits))
 
 
+@pytest.mark.slow
 def test_a_markov_loop():
     dream = {"dream": lambda drawn, x: (torch.stack([drawn[f"x{t}"] for t in range(3)]),)}
     found = assess_fit(chain, guide_of_chain, (X,), samples=100, replicates=20, simulations=20, **dream)
@@ -55,6 +56,7 @@ def shared(x):
         pyro.sample("x", dist.Normal(w, 1.0), obs=x)
 
 
+@pytest.mark.slow
 def test_autoguides():
     guide = AutoMultivariateNormal(shared)
     guide(X)

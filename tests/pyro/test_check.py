@@ -292,6 +292,7 @@ def test_nothing_is_left_changed():
     assert torch.equal(state, torch.get_rng_state())
 
 
+@pytest.mark.slow
 def test_a_program_that_was_never_run_leaves_an_empty_store():
     model, guide = CASES["single"].build(HOST)
     assert check_gradients(model, guide, draws=100, tolerance=10.0).status in ("unbiased", "unknown")

@@ -31,6 +31,7 @@ def objective(case, estimator, particles=1, vectorized=False, **options):
     return TraceGrad_ELBO(particles, vectorize_particles=vectorized, max_plate_nesting=1, estimators=chosen, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("estimator", "name"), exact_cases())
 def test_exact(estimator, name):
     assert gradient_error(estimator, "pyro", name) < 1e-9

@@ -77,6 +77,7 @@ def test_values_that_another_site_makes_impossible(way):
         assert_same(found, dict(zip(params, map(np.asarray, wanted), strict=True)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in ALONE if ALL[name].subsamples])
 def test_minibatches_are_all_that_is_drawn(name):
     case = ALL[name]

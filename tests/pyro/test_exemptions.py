@@ -441,6 +441,7 @@ def test_a_draw_is_left_to_a_handler_further_out():
     assert seen[0] == seen[2]
 
 
+@pytest.mark.slow
 def test_a_watched_step_leaves_nothing_to_the_collector():
     """What it knows of tensors, and the tensors, are freed when it ends."""
 

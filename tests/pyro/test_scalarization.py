@@ -182,6 +182,7 @@ def without_the_last_row(apart, node, x):
     return apart.make(aten.sum.default, apart.sums(x.rows)[-2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "rule"),
     [

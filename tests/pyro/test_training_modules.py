@@ -140,6 +140,7 @@ def fit(choice, folder, epochs, resume=None, seed=0, steps=None):
     return losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", ["average", "networks", "RELAX", "average + network"])
 def test_lightnings_checkpoint_goes_on(choice, tmp_path):
     steps = []

@@ -119,6 +119,7 @@ def batches(svi, steps, start=0):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["one", "vectorized", "compiled", "compiled particles"])
 @pytest.mark.parametrize("choice", ["networks", "REBAR", "every value"])
 def test_batches_of_other_sizes_go_on_too(choice, how):
@@ -254,6 +255,7 @@ def test_what_does_not_fit_is_refused():
         load_training_state(made("every value"), state, X)
 
 
+@pytest.mark.slow
 def test_a_choice_by_time_is_refused():
     model, guide = program(pyro, dist, lambda x: torch.as_tensor(x, dtype=torch.float64), torch.exp)
     svi = SVI(model, guide, Adam({"lr": 0.05}), TraceGrad_ELBO(2, estimators={"z_1": Auto(measure=True, seconds=0.2)}))
