@@ -33,7 +33,7 @@ quick: .venv/installed
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not slow" --most-cases 2
 
 # Python 3.13 if there is one, on the path or among pyenv's, else the newest there is; and on it the newest hosts that pyproject.toml
-# allows: nothing is pinned. Kept quick: the files that together touch every private name of a host. CI runs it after `make test`.
+# allows: nothing is pinned. Kept quick: the files that together touch every private name of a host, of each test six cases. CI runs it after `make test`.
 PYENVS = $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions
 NEWEST ?= $(shell for p in python3.13 $(wildcard $(PYENVS)/3.13*/bin/python3) python3.12 python3.11 python3; do \
   $$p -m venv --help >/dev/null 2>&1 && echo $$p && break; done)
@@ -48,11 +48,11 @@ NEWEST_PYRO_TESTS = $(addprefix tests/pyro/test_,internals.py exact.py structure
 	touch $@
 
 test-newest: .venv-newest/installed
-	JAX_PLATFORMS=cpu .venv-newest/bin/python -m pytest -q -n 2 --dist loadgroup -m "not slow" $(NEWEST_TESTS)
+	JAX_PLATFORMS=cpu .venv-newest/bin/python -m pytest -q -n 2 --dist loadgroup --most-cases 6 $(NEWEST_TESTS)
 
 test-newest-pyro: .venv-newest/installed
 	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check -e '.[pyro]'
-	.venv-newest/bin/python -m pytest -q -n 2 --dist loadgroup -m "not slow" $(NEWEST_PYRO_TESTS)
+	.venv-newest/bin/python -m pytest -q -n 2 --dist loadgroup --most-cases 6 $(NEWEST_PYRO_TESTS)
 
 # The wheel and the source archive, looked at by the tools that package indices trust, and quick tests of the wheel alone: the
 # checkout is not on the path, and what the tests need beside it is copied.
