@@ -91,7 +91,6 @@ def numpyro_process(address: str, rank: int, processes: int, steps: int, count: 
     import jax
 
     jax.distributed.initialize(address, processes, rank)
-    import jax.numpy as jnp
     from jax.experimental.multihost_utils import sync_global_devices
     from jax.sharding import AxisType, NamedSharding
     from jax.sharding import PartitionSpec as P
@@ -139,7 +138,6 @@ def numpyro_process(address: str, rank: int, processes: int, steps: int, count: 
         took = timed(step, meet, steps)
         exchange = timed(lambda f=summed, parts=parts: jax.block_until_ready(f(parts)), meet, steps)
         found[name] = {"parameters": float(numbers), "step": took, "exchange": exchange}
-    assert jnp.isfinite(x.addressable_shards[0].data).all()
     jax.distributed.shutdown()
     return found
 

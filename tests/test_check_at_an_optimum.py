@@ -6,6 +6,7 @@ import pytest
 from pplgrad import DisARM, LeaveOneOut, ScoreFunction
 from pplgrad.diagnostics.certificate import Reference, certify
 from pplgrad.testing.programs import CASES
+from tests.assessed import in_numpyro, in_pyro
 from tests.covering import mostly
 
 ESTIMATORS = {"score": ScoreFunction(), "leave-one-out": ScoreFunction(LeaveOneOut()), "DisARM": DisARM()}
@@ -18,60 +19,39 @@ def optimum(x):
     return np.log(PRIOR / (1 - PRIOR)) + 2 * x - 2
 
 
-def in_pyro(x, logits, estimator, particles, **given):
-    import pyro
-    import pyro.distributions as dist
-    import torch
-
-    from pplgrad.pyro import check_gradients
-
-    pyro.clear_param_store()
-    data = torch.tensor(x, dtype=torch.float32)
-
-    def model():
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Bernoulli(PRIOR))
-            pyro.sample("x", dist.Normal(2 * z, 1.0), obs=data)
-
-    def guide():
-        with pyro.plate("data", len(x)):
-            start = torch.tensor(logits, dtype=torch.float32)
-            pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", start)))
-
-    return check_gradients(model, guide, num_particles=particles, estimators={"z": estimator}, **given)
+@pytest.fixture(params=[in_pyro, in_numpyro], ids=["pyro", "numpyro"])
+def host(request):
+    return request.param()
 
 
-def in_numpyro(x, logits, estimator, particles, **given):
-    import jax.numpy as jnp
-    import numpyro
-    import numpyro.distributions as dist
-
-    from pplgrad.numpyro import check_gradients
-
-    data = jnp.asarray(x, jnp.float32)
+def checked(host, x, logits, estimator, particles, **given):
+    """Check an estimator of z in single precision, where the guide's log odds are `logits`."""
+    ppl, dist = host.ppl, host.dist
+    data, start = (host.as_is(np.asarray(values, np.float32)) for values in (x, logits))
 
     def model():
-        with numpyro.plate("data", len(x)):
-            z = numpyro.sample("z", dist.Bernoulli(PRIOR))
-            numpyro.sample("x", dist.Normal(2 * z, 1.0), obs=data)
+        with ppl.plate("data", len(x)):
+            z = ppl.sample("z", dist.Bernoulli(PRIOR))
+            ppl.sample("x", dist.Normal(2 * z, 1.0), obs=data)
 
     def guide():
-        with numpyro.plate("data", len(x)):
-            numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("a", jnp.asarray(logits, jnp.float32))))
+        with ppl.plate("data", len(x)):
+            ppl.sample("z", dist.Bernoulli(logits=ppl.param("a", start)))
 
-    return check_gradients(model, guide, num_particles=particles, estimators={"z": estimator}, **given)
+    return host.plugin.check_gradients(
+        model, guide, num_particles=particles, estimators={"z": estimator}, warm_up=0, draws=1000, **given
+    )
 
 
 @pytest.mark.grid
 @pytest.mark.slow
-@pytest.mark.parametrize("host", [in_pyro, in_numpyro])
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_rounding_errors_at_the_optimum_are_no_bias(host, name):
     particles = 4 if name == "leave-one-out" else 1
     for number in range(4):
         x = np.random.default_rng(number).normal(1.0, 1.5, 3)
         near = optimum(x) + 10.0 ** -(4 + number)
-        found = host(x, near, ESTIMATORS[name], particles, draws=1000, warm_up=0, seed=number)
+        found = checked(host, x, near, ESTIMATORS[name], particles, seed=number)
         assert found.status != "biased", str(found)
         if name == "leave-one-out" and number == 3:
             assert found.status == "unbiased" and "rounding may make" in found.verdict, str(found)
@@ -109,11 +89,10 @@ def test_a_bias_above_rounding_is_found_at_the_optimum():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("host", [in_pyro, in_numpyro])
 def test_values_that_no_draw_met_are_no_bias(host):
     """A value of probability 0.0005 to 0.002 is worth as much as all others together, and most halves of the draws lack it."""
     for number, odds in enumerate((-7.6, -6.9, -6.2)):
-        found = host([0.0], [odds], ScoreFunction(), 1, draws=1000, warm_up=0, seed=number)
+        found = checked(host, [0.0], [odds], ScoreFunction(), 1, seed=number)
         assert found.status == "unknown", str(found)
 
 
@@ -124,14 +103,15 @@ def hosts_of(name):
     from pplgrad.core.program import Program
     from pplgrad.numpyro._diagnostics.gradient_draws import Gradients as InNumPyro
     from pplgrad.pyro._diagnostics.gradient_draws import Gradients as InPyro
-    from pplgrad.testing import in_numpyro, in_pyro
+    from pplgrad.testing import in_numpyro as numpyros
+    from pplgrad.testing import in_pyro as pyros
 
     case = CASES[name]
-    in_pyro.fresh(case)
-    with InPyro(Program(*case.build(in_pyro.HOST), (), {})) as mine:
+    pyros.fresh(case)
+    with InPyro(Program(*case.build(pyros.HOST), (), {})) as mine:
         yield mine
     with jax.enable_x64(True):
-        yield InNumPyro(Program(*case.build(in_numpyro.HOST), (), {}))
+        yield InNumPyro(Program(*case.build(numpyros.HOST), (), {}))
 
 
 @pytest.mark.slow

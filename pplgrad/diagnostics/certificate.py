@@ -22,6 +22,7 @@ from pplgrad.errors import ConfigurationError
 
 EVERYTHING = "all parameters"
 _LARGEST = 1e5
+"""Costs times scores, in nats, up to which it is asked whether an error that cannot be told is rounding: finding out takes runs of the program."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,6 @@ class _Unseen:
         self, size: int, draws: int, rounding: float, find: Callable[[int], tuple[np.ndarray, np.ndarray]] | None
     ) -> None:
         self._size, self._draws, self._find = size, draws, find
-        # Of costs times scores beyond this nobody asks whether an error is rounding: finding out takes a run of the program.
         self._most = _LARGEST * rounding**2
 
     @cached_property

@@ -116,8 +116,7 @@ class AssessedProgram:
                 traces = [poutine.trace(fitted).get_trace(*new_args, **new_kwargs) for _ in range(plan.rank_draws)]
                 with Fixed(truth):
                     at_truth = poutine.trace(fitted).get_trace(*new_args, **new_kwargs)
-                every = [{name: trace.nodes[name]["value"] for name in names} for trace in traces]
-                weights = self._weights(Program(model, fitted, new_args, new_kwargs), draws, [truth, *every])
+                weights = self._weights(Program(model, fitted, new_args, new_kwargs), draws, [at_truth, *traces])
             with_density = [name for name in names if not draws.latents[name].point]
             yield Simulation(
                 {name: x.detach().cpu().numpy() for name, x in truth.items()},
@@ -128,12 +127,12 @@ class AssessedProgram:
                 None if weights is None else weights[1:],
             )
 
-    def _weights(self, program: Program, draws: Draws, every: list[dict[str, torch.Tensor]]) -> np.ndarray | None:
-        """Return the log weights of values of all latents, a row each; None where the model does not draw all of them."""
+    def _weights(self, program: Program, draws: Draws, traces: list[Any]) -> np.ndarray | None:
+        """Return the log weights of traces of the guide, a row each; None where the model does not draw all of its latents."""
         if not draws.made_by_model:
             return None
         assert self._layout is not None
-        return np.stack([log_weights(program, self._layout, values) for values in every])
+        return np.stack([log_weights(program, self._layout, trace) for trace in traces])
 
 
 def _log_q(trace: Any, name: str) -> np.ndarray:

@@ -41,7 +41,7 @@ from pplgrad.estimators.score import ScoreFunction
 from pplgrad.pyro._array_ops import OPS
 from pplgrad.pyro._distributions import finite_parts, has_path, innermost, is_discrete, unmasked
 from pplgrad.pyro._elbo import TraceGrad_ELBO
-from pplgrad.pyro._rerun.enumeration import traces_at
+from pplgrad.pyro._rerun.enumeration import traces_at, with_model
 from pplgrad.pyro._tracing.marginal_sites import InComponent, Marginal
 from pplgrad.pyro._tracing.particle_trace import Traces, samples_of
 
@@ -111,9 +111,9 @@ def log_joint(program: Program, layout: Layout, draws: Draws, values: dict[str, 
     return _by_element(layout, model)
 
 
-def log_weights(program: Program, layout: Layout, values: dict[str, torch.Tensor]) -> np.ndarray:
-    """Return log p − log q of each element of the plates that have weights, at given values of all latents."""
-    guide, model = traces_at(program, values)
+def log_weights(program: Program, layout: Layout, drawn: Any) -> np.ndarray:
+    """Return log p − log q of each element of the plates that have weights, from a trace of the guide."""
+    guide, model = with_model(program, drawn)
     return _by_element(layout, model) - _by_element(layout, guide)
 
 

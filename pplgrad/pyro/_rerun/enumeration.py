@@ -46,7 +46,12 @@ def traces_at(program: Program, values: Mapping[str, torch.Tensor]) -> tuple[Any
     """Return the traces of guide and model at given values, with log densities, without the sites of subsamples."""
     with Fixed(values):
         guide = poutine.trace(program.guide).get_trace(*program.args, **program.kwargs)
-        model = trace_against(program.model, guide, math.inf, program.args, program.kwargs)
+        return with_model(program, guide)
+
+
+def with_model(program: Program, guide: Any) -> tuple[Any, Any]:
+    """Return a trace of the guide and the model's with the same draws, with log densities, without the sites of subsamples."""
+    model = trace_against(program.model, guide, math.inf, program.args, program.kwargs)
     pruned = [poutine.util.prune_subsample_sites(trace) for trace in (guide, model)]
     for trace in pruned:
         trace.compute_log_prob()
