@@ -71,7 +71,12 @@ MOST_MEMORY = 1.5e9
 
 
 def pytest_runtest_teardown(item, nextitem):
-    """Let go of what JAX has compiled, between two files, where that has become much: nothing but time depends on it."""
+    """Close the figures that a test has left open, since matplotlib warns at the twentieth of a process.
+
+    Let go of what JAX has compiled, between two files, where that has become much: nothing but time depends on it.
+    """
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
     between = nextitem is not None and nextitem.path != item.path
     if between and "jax" in sys.modules and _resident() > MOST_MEMORY:
         sys.modules["jax"].clear_caches()

@@ -160,25 +160,26 @@ def pictures(frame: pd.DataFrame, table: pd.DataFrame) -> Iterator[tuple[str, An
 
 def save(frame: pd.DataFrame, table: pd.DataFrame, out: Path) -> list[str]:
     """Write every picture as PNG and SVG; return their names."""
-    import matplotlib.pyplot as plt
+    import matplotlib
 
     done = []
-    with plt.rc_context({"figure.constrained_layout.use": True, "svg.hashsalt": "pplgrad"}):
+    with matplotlib.rc_context({"figure.constrained_layout.use": True, "svg.hashsalt": "pplgrad"}):
         for name, figure in pictures(frame, table):
             for kind, options in (("png", {"dpi": 150}), ("svg", {"metadata": {"Date": None}})):
                 picture = io.BytesIO()
                 figure.savefig(picture, format=kind, **options)
                 write_atomically(out / f"{name}.{kind}", picture.getvalue())
-            plt.close(figure)
             done.append(name)
     return done
 
 
 def _panels(rows: int, columns: int, **shared: Any) -> tuple[Any, Any]:
-    import matplotlib.pyplot as plt
+    # Not by pyplot, which would show the user a figure that is only written, and count it with theirs.
+    from matplotlib.figure import Figure
 
     width, height = _PANEL
-    return plt.subplots(rows, columns, figsize=(width * columns + 1.6, height * rows), squeeze=False, **shared)
+    figure = Figure(figsize=(width * columns + 1.6, height * rows))
+    return figure, figure.subplots(rows, columns, squeeze=False, **shared)
 
 
 def _labelled(figure: Any, axes: Any, titles: Sequence[Sequence[str]]) -> Any:

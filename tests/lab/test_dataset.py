@@ -10,9 +10,11 @@ import pytest
 import pplgrad.lab
 from pplgrad.errors import ConfigurationError
 from pplgrad.lab import load_study, plot_bias, plot_training, plot_variance
+from pplgrad.lab.plots import save
 from pplgrad.lab.results import KEYS, write
 from pplgrad.lab.script import ScriptError
 from pplgrad.lab.study import Gradients, Study
+from pplgrad.lab.summaries import gradient_table
 from tests.lab.test_report import ABOUT, NAMES, results
 
 matplotlib.use("Agg")
@@ -112,7 +114,15 @@ def test_a_plot_returns_its_axes_and_names_the_library(study, plot):
     assert plot(study, backend="pyro", ax=mine) is mine
     alone = plot(study.frame[study.frame["backend"] == "numpyro"])
     assert isinstance(alone, matplotlib.axes.Axes) and alone.get_xlabel()
-    plt.close("all")
+
+
+def test_the_pictures_of_a_page_are_not_among_the_users_figures(study, tmp_path):
+    """Matplotlib shows a user all figures of pyplot, and warns, here with an error, where there are more than twenty."""
+    import matplotlib.pyplot as plt
+
+    theirs = [plt.figure() for _ in range(20)]
+    assert save(study.frame, gradient_table(study.frame), tmp_path)
+    assert plt.get_fignums() == [figure.number for figure in theirs]
 
 
 def test_a_curve_is_the_mean_over_seeds(study):
@@ -127,4 +137,3 @@ def test_a_curve_is_the_mean_over_seeds(study):
         plot_training(study, "pyro", across="hours")
     with pytest.raises(ConfigurationError, match="no gradients after 7 steps; it has them after: 0, 100"):
         plot_variance(study, 7, "pyro")
-    plt.close("all")
