@@ -8,7 +8,7 @@ export MKL_NUM_THREADS = 1
 FUZZ_SEEDS ?= 0:40
 FASHION_STUDIES ?= arms_2021_linear_fashion rodeo_2022_linear_fashion arms_2021_nonlinear_fashion rodeo_2022_nonlinear_fashion
 
-.PHONY: bench-estimators bench-growth demo docs test test-all test-newest test-newest-pyro quick fuzz lint format storchastic bench bench-against bench-full bench-watching bench-marginal bench-memory bench-arithmetic bench-gpu bench-guards bench-passes bench-mixtures bench-weak-scaling variance study data fashion clean package test-extras
+.PHONY: bench-estimators bench-growth demo docs test test-all test-durations test-newest test-newest-pyro quick fuzz lint format storchastic bench bench-against bench-full bench-watching bench-marginal bench-memory bench-arithmetic bench-gpu bench-guards bench-passes bench-mixtures bench-weak-scaling variance study data fashion clean package test-extras
 
 # The stamp is newer than the files that say what to install, so that a second run installs nothing.
 .venv/installed: pyproject.toml constraints.txt
@@ -24,9 +24,13 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
-# Every case of the exhaustive grids too, of which `make test` runs those that cover each value of each parameter.
+# Every case, of which `make test` runs those that it has time for.
 test-all: .venv/installed
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup --all-cases
+
+# What the cases of a test take, by which `make test` chooses among them; on a quiet machine.
+test-durations: .venv/installed
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup --record-durations
 
 # Of each test that takes under a second, two cases.
 quick: .venv/installed

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 import pytest
 
 from tests.covering import left_out
+from tests.durations import Recorder, recorded
 
 # Programs of users that are checked or run by themselves, in processes of their own.
 collect_ignore_glob = ["extras.py", "typed/*"]
@@ -34,13 +35,20 @@ def pytest_addoption(parser):
         "--all-cases", action="store_true", help="Run every case of the tests marked `grid`, not a cover of them."
     )
     parser.addoption("--most-cases", type=int, default=0, help="Run at most so many cases of each test function.")
+    parser.addoption("--record-durations", action="store_true", help="Write what tests took into tests/durations.json.")
+
+
+def pytest_configure(config):
+    if config.getoption("--record-durations") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Recorder())
 
 
 @pytest.hookimpl(trylast=True)  # After what -m and -k deselect, so that what remains is covered.
 def pytest_collection_modifyitems(config, items):
     """Leave out the cases of a grid that its cover does not need, unless all are asked for, or one by its name."""
     named = any("[" in given for given in config.args)
-    out = left_out(items, config.getoption("--all-cases") or named, 0 if named else config.getoption("--most-cases"))
+    every, most = config.getoption("--all-cases") or named, 0 if named else config.getoption("--most-cases")
+    out = left_out(items, every, most, recorded())
     config.hook.pytest_deselected(items=[items[number] for number in sorted(out)])
     items[:] = [item for number, item in enumerate(items) if number not in out]
 

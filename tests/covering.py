@@ -1,12 +1,25 @@
-"""Which cases of a grid `make test` runs: enough that each value of each parameter occurs. `make test-all` runs all."""
+"""Which cases of a test `make test` runs: of a grid, enough that each value of each parameter occurs; of what is slow, as many as the
+time allows that its function has. `make test-all` runs all.
+"""
 
 from __future__ import annotations
 
+import re
+import zlib
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pytest
+
+SECONDS = 1.0
+"""What the cases of one test function may take in `make test`; one case is always run."""
+
+SECONDS_FOR_EXACT = 5.0
+"""The same, for functions that compare with an enumeration: they are what the others rest on."""
+
+WHOLE = re.compile("mutant|fault|caught")
+"""Functions that show that other tests would fail on a broken estimator: all of their cases are run, whatever they take."""
 
 
 def covering(cases: Sequence[Iterable[Hashable]]) -> set[int]:
@@ -27,6 +40,41 @@ def covering(cases: Sequence[Iterable[Hashable]]) -> set[int]:
     return chosen
 
 
+def spread(cases: Sequence[Iterable[Hashable]], most: int, name: str) -> set[int]:
+    """Return the numbers of `most` cases, those first that hold what is not yet held, and else such as lie far apart.
+
+    Where to begin depends on the function's `name`, so that functions with the same parameters do not all run the same case of them.
+    """
+    held = [set(case) for case in cases]
+    begin = zlib.crc32(name.encode()) / 2**32
+    # Multiples of the golden section lie evenly between 0 and 1, however many are taken.
+    order = sorted(range(len(held)), key=lambda n: (begin + n * 0.618033988749895) % 1)
+    chosen: list[int] = []
+    seen: set[Hashable] = set()
+    while len(chosen) < min(most, len(held)):
+        best = max((n for n in order if n not in chosen), key=lambda n: len(held[n] - seen))
+        chosen.append(best)
+        seen |= held[best]
+    return set(chosen)
+
+
+def too_long(items: Sequence[Any], out: set[int], durations: Mapping[str, float]) -> set[int]:
+    """Return the numbers of tests that are not `out` and for which their function has no time; `durations` has seconds of one case."""
+    cases = defaultdict(list)
+    for number, item in enumerate(items):
+        if number not in out and hasattr(item, "callspec"):
+            cases[function_of(item)].append(number)
+    beyond: set[int] = set()
+    for name, numbers in cases.items():
+        test = name.rpartition("::")[2]
+        if name not in durations or WHOLE.search(test):
+            continue
+        seconds = SECONDS_FOR_EXACT if "exact" in test else SECONDS
+        kept = spread([values(items[n]) for n in numbers], max(1, int(seconds / durations[name])), name)
+        beyond |= {number for place, number in enumerate(numbers) if place not in kept}
+    return beyond
+
+
 def mostly(kept: Iterable[str], names: Iterable[Any]) -> list[Any]:
     """Return names as parameters, of which `make test` runs those that are `kept`, and `make test-all` all."""
     chosen = set(kept)
@@ -37,12 +85,14 @@ def mostly(kept: Iterable[str], names: Iterable[Any]) -> list[Any]:
     ]
 
 
-def left_out(items: Sequence[Any], every: bool, most: int = 0) -> set[int]:
+def left_out(
+    items: Sequence[Any], every: bool, most: int = 0, durations: Mapping[str, float] | None = None
+) -> set[int]:
     """Return the numbers of the collected tests that are not run: those that are `exhaustive`, unless `every` one is asked for, and cases of a `grid`.
 
     Of a grid these are the cases that its mark is `without`, a function of the parameters, and unless `every` one is asked for, those that a cover of the
-    others does not need. A grid is one test function, or all those whose marks name the same thing to run `together`. If a number is given, at
-    `most` so many of the remaining cases of each function are run.
+    others does not need. A grid is one test function, or all those whose marks name the same thing to run `together`. Of the remaining
+    cases of a function those are run for which it has time, by the `durations` that were measured, and at `most` so many, if a number is given.
     """
     grids, out = defaultdict(list), set()
     for number, item in enumerate(items):
@@ -59,6 +109,8 @@ def left_out(items: Sequence[Any], every: bool, most: int = 0) -> set[int]:
     for numbers in () if every else grids.values():
         kept = covering([[function_of(items[n]), *values(items[n])] for n in numbers])
         out |= {number for place, number in enumerate(numbers) if place not in kept}
+    if not every:
+        out |= too_long(items, out, durations or {})
     return out | (beyond(items, out, most) if most else set())
 
 

@@ -20,6 +20,7 @@ from benchmarks import by_hand_torch, gpu, guards, of_estimators, passes, suite,
 from benchmarks.arithmetic import multiples
 from benchmarks.contestants import CONTESTANTS, contestant
 from pplgrad import ScoreFunction
+from tests.covering import mostly
 
 ROOT = Path(__file__).parents[1]
 SMALL = {
@@ -70,7 +71,7 @@ each_work = pytest.mark.parametrize("work", WORKS, ids=[work.name for work in WO
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", mostly(["training"], SMALL))
 def test_runs(name, tmp_path):
     out = tmp_path / "out.csv"
     command = [sys.executable, "-m", f"benchmarks.{name}", *SMALL[name], "--out", out]
@@ -79,6 +80,7 @@ def test_runs(name, tmp_path):
     assert len(pd.read_csv(out)) > 0
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("host", ["pyro", "numpyro"])
 def test_summed_sites_beside_the_host(host):
@@ -385,6 +387,7 @@ def test_jax_by_hand_gives_the_same_gradient(work):
         assert_same(mine, {name: sum(g[name] for g in gradients) / work.particles for name in params})
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_growth(tmp_path):
     command = [sys.executable, "-m", "benchmarks.growth", "--axis", "categories", "--largest", "10", "--turns", "3"]
@@ -431,6 +434,7 @@ for name in {names}:
 """A pass is turned off for the whole process: each in a fork of one that has imported everything and run nothing."""
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("whole", passes.PASSES)
 def test_each_pass_can_be_turned_off(whole):

@@ -1,11 +1,16 @@
-"""Which cases of an exhaustive grid `make test` runs."""
+"""Which cases of a test `make test` runs."""
 
 import itertools
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from tests.covering import covering, left_out
+from tests.covering import SECONDS, SECONDS_FOR_EXACT, covering, left_out, spread
+from tests.durations import Recorder, recorded
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_each_value_of_each_parameter_occurs():
@@ -68,3 +73,52 @@ def test_at_most_so_many_cases_of_each_function():
         *cases("gone", pytest.mark.exhaustive.mark, a=range(2)),
     ]
     assert run(items, False, 2) == ["one[(0,)]", "one[(3,)]", "two[(0,)]", "two[(1,)]"]
+
+
+def test_a_function_has_time_for_so_many_cases():
+    names = ["one", "test_exact", "test_mutant_is_caught", "fast", "two"]
+    items = [case for name in names for case in cases(f"file.py::{name}", a=range(10))]
+    durations = {f"file.py::{name}": seconds for name, seconds in zip(names, (SECONDS / 2, 1, 9, 0.01), strict=False)}
+    found = [name.partition("[")[0].rpartition("::")[2] for name in run(items, False, 0, durations)]
+    assert {name: found.count(name) for name in names} == {
+        "one": 2,
+        "test_exact": int(SECONDS_FOR_EXACT),
+        "test_mutant_is_caught": 10,
+        "fast": 10,
+        "two": 10,
+    }
+    assert len(run(items, True, 0, durations)) == len(items)
+
+
+def test_of_what_takes_long_one_case_is_run_and_not_the_same_of_every_function():
+    items = [case for n in range(40) for case in cases(f"file.py::f{n}", library=("pyro", "numpyro"))]
+    found = run(items, False, 0, {f"file.py::f{n}": 100.0 for n in range(40)})
+    assert len({name.partition("[")[0] for name in found}) == len(found) == 40
+    assert 10 <= sum("numpyro" in name for name in found) <= 30
+
+
+def test_few_cases_hold_much_and_lie_far_apart():
+    grid = [(("a", a), ("b", b)) for a, b in itertools.product(range(6), range(4))]
+    chosen = [grid[n] for n in spread(grid, 4, "name")]
+    assert {b for _, (_, b) in chosen} == set(range(4)) and len({a for (_, a), _ in chosen}) == 4
+    line = sorted(spread([(("a", a),) for a in range(20)], 4, "name"))
+    assert min(b - a for a, b in itertools.pairwise(line)) >= 3
+    assert spread(grid, 100, "name") == set(range(24))
+
+
+def test_durations_are_means_over_cases_and_those_of_what_did_not_run_stay(tmp_path):
+    path = tmp_path / "durations.json"
+    path.write_text(json.dumps({"f.py::gone": 3.0, "f.py::one": 7.0}))
+    recorder = Recorder(path)
+    for node, seconds in (("f.py::one[a]", 1.0), ("f.py::one[a]", 0.5), ("f.py::one[b]", 2.5), ("f.py::one_case", 9.0)):
+        recorder.pytest_runtest_logreport(SimpleNamespace(nodeid=node, duration=seconds))
+    recorder.pytest_runtest_logreport(SimpleNamespace(nodeid="f.py::fast[a]", duration=0.01))
+    recorder.pytest_sessionfinish()
+    assert recorded(path) == {"f.py::gone": 3.0, "f.py::one": 2.0}
+
+
+def test_what_is_recorded_exists():
+    """A function that has another name now would run all of its cases."""
+    texts = {name: (ROOT / name).read_text() for name in {name.partition("::")[0] for name in recorded()}}
+    gone = [name for name in recorded() if f"def {name.rpartition('::')[2]}(" not in texts[name.partition("::")[0]]]
+    assert not gone

@@ -22,6 +22,7 @@ def story():
         sys.modules.pop(name, None)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_the_lattice_comes_near_its_maximum(story):
     machine, data, _ = story.fitted("numpyro", "lattice", 2000, 0)

@@ -28,6 +28,7 @@ def test_loss_is_the_bound(backend):
     assert np.isclose(-loss, script.exact(start, rows, 3)[0], rtol=1e-4)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_chosen_measurements_tell_the_tumours():
     script, options, _ = program("feature_selection", "numpyro", None)

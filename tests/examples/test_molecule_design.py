@@ -22,6 +22,7 @@ def script():
     return load_script(ROOT / "models" / "molecules.py", ("numpyro", "pyro")).module
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_the_reward_rises():
     import molecule_design

@@ -18,6 +18,7 @@ def test_posterior_against_a_plain_sum():
     assert np.allclose(probabilities, joint / np.sum(joint, 1, keepdims=True))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_most_likely_parameters_are_near_the_true_ones():
     script = example("_story").model_script("n_mixture")

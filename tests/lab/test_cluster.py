@@ -76,6 +76,7 @@ def test_a_study_on_a_cluster_survives_the_loss_of_a_worker(tmp_path):
     assert frame["error"].isna().all() and set(frame["seed"]) == set(range(6))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_no_cluster_is_one_sentence(tmp_path):
     message = refused(SBN, *STUDY, "--steps", "2", "--out", tmp_path, "--cluster", "tcp://127.0.0.1:1")

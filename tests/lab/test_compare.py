@@ -167,6 +167,7 @@ def test_the_learning_rate_is_searched_on_the_first_seed(tmp_path):
     assert list(training_table(frame)["learning_rate"]) == [0.01]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_killed_in_the_middle_it_goes_on(tmp_path):
     """`kill -9` after the first finished run: nothing half is left, and the same command finishes the rest."""

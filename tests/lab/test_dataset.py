@@ -126,7 +126,6 @@ def test_the_pictures_of_a_page_are_not_among_the_users_figures(study, tmp_path)
 
 
 def test_a_curve_is_the_mean_over_seeds(study):
-    import matplotlib.pyplot as plt
 
     axes = plot_training(study, "pyro", across="step")
     line = next(line for line in axes.lines if line.get_label() == "DisARM()")

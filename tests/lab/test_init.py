@@ -52,6 +52,7 @@ def test_check_and_compare_run_on_what_is_written(tmp_path, kind, backend):
     assert np.isfinite(frame.loc[frame["quantity"] == "test", "value"]).all()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", mostly(["mixture", "time-series"], KINDS))
 def test_training_improves_what_is_written_and_both_libraries_agree(tmp_path, kind):

@@ -100,6 +100,7 @@ def test_every_optimizer_goes_on(optimizer, tmp_path):
     np.testing.assert_array_equal(scanned(svi, again, 6)[1], wanted)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_watch_goes_on_where_it_was(tmp_path):

@@ -64,6 +64,7 @@ def test_shard_map_with_averages_is_refused(found):
     assert "inside shard_map (over 'data')" in found["shard_map with state"]["refused"]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_the_example_is_the_same_on_one_device():
     command = [sys.executable, ROOT / "examples" / "sharded_numpyro.py", "--steps", "5"]

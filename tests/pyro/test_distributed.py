@@ -314,6 +314,7 @@ def test_particles_may_be_split_instead(processes):
             torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_the_example_is_the_same_in_one_process():
     command = [sys.executable, Path(__file__).parents[2] / "examples" / "distributed_pyro.py", "--steps", "5"]

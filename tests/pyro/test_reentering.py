@@ -44,6 +44,7 @@ def test_exact_with_branches(short, name):
     assert gradient_error(BRANCHED[short][0], "pyro", name) < 1e-9
 
 
+@pytest.mark.exhaustive
 @pytest.mark.grid(together="reentered in Pyro")
 @pytest.mark.slow
 @pytest.mark.parametrize(

@@ -217,6 +217,7 @@ def test_mutant_is_caught(name, monkeypatch):
     assert structures.law_error(Subset, PlackettLuce, torch.tensor) > 1e-3
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ranking", pytest.param("subset", marks=pytest.mark.exhaustive)])
 def test_a_network_alone_is_a_control_variate(name):
@@ -249,6 +250,7 @@ def test_exact_gradient_of_matrices(name, short):
     assert gradient_error(estimator, "pyro", name, particles=particles) < 1e-9
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("short", mostly(["rebar"], structures.MATRIX_RANDOM))
 def test_relaxed_matrices_are_a_control_variate(short):

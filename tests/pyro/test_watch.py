@@ -47,6 +47,7 @@ def test_numbers_are_those_of_enumeration():
     watching.check(records[0], watching.LEVELS)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_particles_looped_and_vectorized_are_watched_alike():
     baseline = FunctionBaseline(lambda x: torch.tensor(watching.LEVELS))
