@@ -127,6 +127,18 @@ def _uniforms_of_hosts_keys(work: Work, key: jax.Array, dtype: Any) -> jax.Array
     return jax.vmap(lambda key: jax.random.uniform(key, (), dtype))(keys)
 
 
+def _uniforms_of_independent_keys(work: Work, key: jax.Array, dtype: Any) -> jax.Array:
+    """Return a uniform number for each site, each of its own key: those that `pplgrad.numpyro.independent_keys` gives them."""
+    key = jax.random.split(key)[1]
+    if work.kind == "scan":
+        key = jax.random.fold_in(jax.random.fold_in(key, 0), 0)
+    keys = jax.vmap(lambda t: jax.random.fold_in(key, t))(jnp.arange(work.size))
+    return jax.vmap(lambda key: jax.random.uniform(key, (), dtype))(keys)
+
+
+KEYS = {"host": _uniforms_of_hosts_keys, "independent": _uniforms_of_independent_keys}
+
+
 def _sampled(work: Work, q: jax.Array, uniform: jax.Array) -> jax.Array:
     """Return a chain, drawn one site after the other from numbers that are drawn before."""
     after_zero, after_one = uniform < jax.nn.sigmoid(q[0]), uniform < jax.nn.sigmoid(q[0] + q[1])
@@ -143,9 +155,9 @@ def _sampled(work: Work, q: jax.Array, uniform: jax.Array) -> jax.Array:
     return jnp.stack(found).astype(q.dtype)
 
 
-def with_hosts_keys(work: Work) -> Estimate:
-    """Return the estimate of a chain that is drawn with the keys of NumPyro's handlers, which split one after the other."""
-    return lambda params, data, key: _chain(work, params, data, key, None, _uniforms_of_hosts_keys)
+def with_keys(work: Work, keys: str) -> Estimate:
+    """Return the estimate of a chain that is drawn with other keys than one: the "host"'s, split one after the other, or "independent" ones."""
+    return lambda params, data, key: _chain(work, params, data, key, None, KEYS[keys])
 
 
 def _chain(

@@ -124,13 +124,13 @@ def _storchastic(work: Work, data: Arrays, seed: int) -> Ready:
     return Ready(in_storchastic.step(work, data, seed))
 
 
-def _by_hand_jax(gradient: bool, work: Work, data: Arrays, seed: int, hosts_keys: bool = False) -> Ready:
+def _by_hand_jax(gradient: bool, work: Work, data: Arrays, seed: int, keys: str = "one") -> Ready:
     import jax
 
     from benchmarks import by_hand_jax as by_hand
 
-    if hosts_keys and work.kind not in ("chain", "scan"):
-        raise Skip("a belief network and a plate draw all numbers of a site with one key")
+    if keys != "one":
+        _refuse_one_key(work)
     params, arrays, key = by_hand.arrays(start(work, data, seed)), by_hand.arrays(data), jax.random.key(seed)
     if gradient:
         return jitted(
@@ -138,14 +138,24 @@ def _by_hand_jax(gradient: bool, work: Work, data: Arrays, seed: int, hosts_keys
             (params, key),
             arrays,
         )
-    begin, step = by_hand.update(work, by_hand.with_hosts_keys(work) if hosts_keys else None)
+    begin, step = by_hand.update(work, None if keys == "one" else by_hand.with_keys(work, keys))
     return jitted(step, begin(params, key), arrays)
 
 
-def _numpyro(name: str, gradient: bool, work: Work, data: Arrays, seed: int) -> Ready:
+def _refuse_one_key(work: Work) -> None:
+    if work.kind not in ("chain", "scan"):
+        raise Skip("a belief network and a plate draw all numbers of a site with one key")
+
+
+def _numpyro(name: str, gradient: bool, work: Work, data: Arrays, seed: int, independent: bool = False) -> Ready:
     import numpyro.infer
 
     model, guide, args = numpyro_program(work, data, seed)
+    if independent:
+        from pplgrad.numpyro import independent_keys
+
+        _refuse_one_key(work)
+        model, guide = independent_keys(model), independent_keys(guide)
     if name == "TraceGrad_ELBO":
         from pplgrad import ScoreFunction
         from pplgrad.numpyro import TraceGrad_ELBO
@@ -242,7 +252,11 @@ CONTESTANTS: dict[str, Contestant] = {
     },
     "NumPyro TraceGrad_ELBO": _pplgrad("NumPyro", partial(_numpyro, "TraceGrad_ELBO", False)),
     "JAX by hand": Contestant("JAX", JAX, partial(_by_hand_jax, False)),
-    "JAX by hand, the host's keys": Contestant("JAX", JAX, partial(_by_hand_jax, False, hosts_keys=True)),
+    "JAX by hand, the host's keys": Contestant("JAX", JAX, partial(_by_hand_jax, False, keys="host")),
+    "NumPyro TraceGrad_ELBO, independent keys": _pplgrad(
+        "NumPyro", partial(_numpyro, "TraceGrad_ELBO", False, independent=True)
+    ),
+    "JAX by hand, independent keys": Contestant("JAX", JAX, partial(_by_hand_jax, False, keys="independent")),
     **{
         f"NumPyro {name} gradient only": Contestant("NumPyro", NUMPYRO, partial(_numpyro, name, True))
         for name in ("Trace_ELBO", "TraceGraph_ELBO")

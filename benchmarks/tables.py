@@ -84,6 +84,20 @@ AIMS = [
         ("chain", "scan"),
     ),
     Aim(
+        "NumPyro, independent keys: / JAX by hand",
+        "NumPyro TraceGrad_ELBO, independent keys",
+        "JAX by hand",
+        1.05,
+        ("chain", "scan"),
+    ),
+    Aim(
+        "NumPyro, independent keys: / JAX by hand, these keys",
+        "NumPyro TraceGrad_ELBO, independent keys",
+        "JAX by hand, independent keys",
+        1.05,
+        ("chain", "scan"),
+    ),
+    Aim(
         "NumPyro, gradient only: / JAX by hand",
         "NumPyro TraceGrad_ELBO gradient only",
         "JAX by hand gradient only",

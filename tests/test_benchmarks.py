@@ -318,21 +318,24 @@ def test_jax_by_hand_draws_from_the_guide(work):
     assert float(loss) == pytest.approx(mean_loss(work, data, Trace_ELBO), rel=2e-2)
 
 
+@pytest.mark.parametrize("keys", ["host", "independent"])
 @pytest.mark.parametrize("kind", ["chain", "scan"])
-def test_jax_by_hand_with_the_hosts_keys_draws_what_the_host_draws(kind):
+def test_jax_by_hand_with_the_hosts_keys_draws_what_the_host_draws(kind, keys):
     jax = pytest.importorskip("jax")
     import jax.numpy as jnp
     import numpyro
 
     from benchmarks import by_hand_jax
+    from pplgrad.numpyro import independent_keys
 
     # Whatever this process has turned on before: a uniform number of double precision is another one.
     with jax.enable_x64(False):
         work = works.Work(kind, 12)
         data = works.arrays(work, 0)
         _, guide, args = works.numpyro_program(work, data, 0)
+        guide = independent_keys(guide) if keys == "independent" else guide
         params = by_hand_jax.arrays(works.start(work, data, 0))
-        estimate = jax.jit(by_hand_jax.with_hosts_keys(work))
+        estimate = jax.jit(by_hand_jax.with_keys(work, keys))
         on = jax.jit(lambda z: by_hand_jax.estimate(work, params, by_hand_jax.arrays(data), None, z)[0])
         losses = set()
         for number in range(4):

@@ -63,7 +63,10 @@ def test_each_librarys_part_of_the_quick_start_runs_alone(library, tmp_path, mon
 
 def test_the_pages_that_are_run():
     found = {str(page.relative_to(DOCS)) for page in PAGES}
-    guide = {f"guide/{name}.md" for name in ("baselines", "objectives", "marginalisation", "watching", "black_box")}
+    guide = {
+        f"guide/{name}.md"
+        for name in ("baselines", "compiled", "objectives", "marginalisation", "watching", "black_box")
+    }
     assert found >= guide | {f"migrating/{name}.md" for name in ("pyro", "numpyro", "storchastic", "tfp")}
     assert found >= {"quickstart.md"}
 

@@ -59,8 +59,8 @@ def test_the_public_surface_is_what_all_says(name):
 def test_both_plugins_have_the_same_names(name):
     module = importlib.import_module(f"pplgrad.{name}")
     # Pyro has this distribution and NumPyro does not; NumPyro's optimizers update all parameters at once, and Pyro's do not; a
-    # training's state is one tree of NumPyro's.
-    own = ("OneHotCategorical", "joint_optimizer", "training_state", "load_training_state")
+    # training's state is one tree of NumPyro's; and Pyro draws without keys.
+    own = ("OneHotCategorical", "joint_optimizer", "training_state", "load_training_state", "independent_keys")
     shared = [name for name in module.__all__ if name not in own]
     assert shared == [
         "PermutationMatrix",

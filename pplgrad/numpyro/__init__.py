@@ -4,7 +4,7 @@
 element by element. `check_gradients` certifies that a gradient is unbiased, `choose_estimators` selects estimators by
 measurement, and `assess_fit` says whether a guide fits. `split_optimizer` gives learned baselines a learning rate of their own, and
 `is_baseline_param` recognises their parameters. `summed_posterior` gives the posterior of sites that are summed out. `OneHotCategorical` is a categorical distribution over one-hot vectors.
-`Subset`, `PlackettLuce` and `PermutationMatrix` are distributions over subsets and rankings.
+`independent_keys` lets no draw wait for the key of another. `Subset`, `PlackettLuce` and `PermutationMatrix` are distributions over subsets and rankings.
 """
 
 from pplgrad._extras import without as _without
@@ -17,6 +17,7 @@ try:
     from pplgrad.numpyro._diagnostics.choose import choose_estimators
     from pplgrad.numpyro._elbo import TraceGrad_ELBO
     from pplgrad.numpyro._guide import config_estimators
+    from pplgrad.numpyro._independent_keys import independent_keys
     from pplgrad.numpyro._optim import split_optimizer
     from pplgrad.numpyro._posterior import summed_posterior
     from pplgrad.numpyro._structures import PermutationMatrix, PlackettLuce, Subset
@@ -35,6 +36,7 @@ __all__ = [
     "check_gradients",
     "choose_estimators",
     "config_estimators",
+    "independent_keys",
     "is_baseline_param",
     "split_optimizer",
     "summed_posterior",

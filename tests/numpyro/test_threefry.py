@@ -39,6 +39,17 @@ def test_the_numbers_are_those_of_jax(function):
     np.testing.assert_array_equal(data(jax.vmap(run)(keys)[0]), data(jax.vmap(function)(keys)))
 
 
+@pytest.mark.parametrize("number", [0, 7, 2**32 - 1])
+def test_a_number_folded_in_gives_the_key_of_jax(number):
+    keys, number = jax.random.split(jax.random.key(7), 5), jnp.uint32(number)
+    run = operation(next(e for e in jax.make_jaxpr(jax.random.fold_in)(keys[0], number).jaxpr.eqns))
+    assert "random_fold_in" not in str(jax.make_jaxpr(run)(keys[0], number))
+    np.testing.assert_array_equal(data(run(keys[0], number)[0]), data(jax.random.fold_in(keys[0], number)))
+    steps = jnp.arange(5, dtype=jnp.uint32)
+    wanted = jax.vmap(jax.random.fold_in, (None, 0))(keys[0], steps)
+    np.testing.assert_array_equal(data(jax.vmap(run, (None, 0))(keys[0], steps)[0]), data(wanted))
+
+
 def is_written_out(function, key):
     run = operation(equation_of(function, key))
     return "random_" not in str(jax.make_jaxpr(run)(key)).replace("random_wrap", "").replace("random_unwrap", "")

@@ -55,14 +55,22 @@ def _bits(key: jax.Array, shape: tuple[int, ...], bit_width: int) -> jax.Array:
     return first ^ second
 
 
+def _fold_in(key: jax.Array, number: jax.Array) -> jax.Array:
+    words = jax.random.key_data(key)
+    found = _hashed((words[0], words[1]), jnp.zeros_like(number), number)
+    return jax.random.wrap_key_data(jnp.stack(found, axis=-1), impl="threefry2x32")
+
+
 def operation(equation: Any) -> Callable[..., list]:
     """Return the function of its operands that an equation stands for, written out if it makes a few numbers or keys of one key."""
     if not _is_written_out(equation):
         return alone(equation)
     params = equation.params
 
-    def run(key: jax.Array) -> list:
+    def run(key: jax.Array, *others: jax.Array) -> list:
         with under(equation):
+            if equation.primitive.name == "random_fold_in":
+                return [_fold_in(key, *others)]
             if equation.primitive.name == "random_split":
                 return [_split(key, params["shape"])]
             return [_bits(key, params["shape"], params["bit_width"])]
@@ -71,9 +79,15 @@ def operation(equation: Any) -> Callable[..., list]:
 
 
 def _is_written_out(equation: Any) -> bool:
-    if equation.primitive.name not in ("random_split", "random_bits") or equation.primitive not in host_primitives():
+    name, params = equation.primitive.name, equation.params
+    if name not in ("random_split", "random_bits", "random_fold_in") or equation.primitive not in host_primitives():
         return False
-    key, params = equation.invars[0].aval, equation.params
-    if key.shape or not is_threefry(key) or not counts_in_parts(equation):
+    key = equation.invars[0].aval
+    if key.shape or not is_threefry(key):
+        return False
+    if name == "random_fold_in":
+        number = equation.invars[1].aval
+        return number.shape == () and number.dtype == np.uint32
+    if not counts_in_parts(equation):
         return False
     return int(np.prod(params["shape"])) <= FEW and params.get("bit_width", 32) in (32, 64)
