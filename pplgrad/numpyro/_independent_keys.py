@@ -24,7 +24,8 @@ def independent_keys(fn: F) -> F:
     NumPyro's `seed` and `scan` split a key at each site and step, one after the other, and where a program does little else, this chain
     is most of a step. Under `independent_keys` the n-th site has the key fold_in(k, n), and that in step t of a `scan` the key
     fold_in(fold_in(k, n), t), where k is one key of the handlers around. The draws have the same law, and are others than without it.
-    Wrap a program's guide, and its model where that draws sites of its own. The result is as good under any of the hosts' handlers and ELBOs.
+    Wrap a program's guide, and its model where that draws sites of its own. It works under all
+    handlers and ELBOs, but for the objective `FIVO`, which takes the steps of a loop by itself and refuses it.
 
     Args:
         fn: a model or a guide. Wrap it before `config_estimators` does.
@@ -57,13 +58,13 @@ def independent_keys(fn: F) -> F:
         key = numpyro.prng_key()
         if key is None:  # Nothing is drawn: all values are given.
             return fn(*args, **kwargs)
-        with _Keys(key):
+        with IndependentKeys(key):
             return fn(*args, **kwargs)
 
     return wrapped  # type: ignore[return-value]
 
 
-class _Keys(Messenger):
+class IndependentKeys(Messenger):
     """Gives messages that ask for a key one by their number; and, in the body of a scan, by the number of the step."""
 
     def __init__(self, key: jax.Array) -> None:
@@ -83,7 +84,7 @@ class _Keys(Messenger):
         if self._step is not None:
             key = jax.random.fold_in(key, self._step)
         if msg["type"] == "control_flow" and is_scan(msg):
-            _Keys(key)._enter(msg)
+            IndependentKeys(key)._enter(msg)
         msg["kwargs"]["rng_key"] = reused(key)
 
     def _enter(self, msg: Any) -> None:

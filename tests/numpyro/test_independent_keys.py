@@ -14,7 +14,7 @@ from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
 from numpyro.optim import Adam
 
-from pplgrad import ConfigurationError, LocalExpectation, ScoreFunction
+from pplgrad import FIVO, ConfigurationError, LocalExpectation, ProgramError, ScoreFunction
 from pplgrad.numpyro import TraceGrad_ELBO, config_estimators, independent_keys
 from pplgrad.testing.in_numpyro import assert_same, exact_gradient, expected_gradient
 from tests.numpyro.scans import CASES, as_case
@@ -170,3 +170,14 @@ def test_an_autoguide_is_refused_and_without_handlers_nothing_is_asked_for():
         independent_keys(AutoNormal(model))
     assert substitute(independent_keys(model), data={"z": 2.0})() == 2.0
     assert independent_keys(model).__name__ == "model"
+
+
+def test_a_filter_that_takes_the_steps_itself_refuses_it():
+    """Its particles would all draw with the keys of one: `FIVO` runs a loop's body for each particle and step."""
+
+    def program():
+        scan(lambda z, _: (numpyro.sample("z", dist.Normal(z, 1.0)), None), 0.0, None, length=3)
+
+    elbo = TraceGrad_ELBO(4, objective=FIVO())
+    with pytest.raises(ProgramError, match="stands inside of IndependentKeys"):
+        elbo.loss(jax.random.key(0), {}, program, independent_keys(program))
