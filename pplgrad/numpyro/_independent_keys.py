@@ -21,11 +21,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 def independent_keys(fn: F) -> F:
     r"""Give each site, and each step of a `scan`, a key of its own that waits for no other.
 
-    NumPyro's `seed` and `scan` split a key at each site and step, one after the other, and where a program does little else, this chain
-    is most of a step. Under `independent_keys` the n-th site has the key fold_in(k, n), and that in step t of a `scan` the key
-    fold_in(fold_in(k, n), t), where k is one key of the handlers around. The draws have the same law, and are others than without it.
-    Wrap a program's guide, and its model where that draws sites of its own. It works under all
-    handlers and ELBOs, but for the objective `FIVO`, which takes the steps of a loop by itself and refuses it.
+    NumPyro's `seed` and `scan` split a key at each site and step, one after the other. Under `independent_keys` the n-th site has the key
+    fold_in(k, n), and the n-th site in step t of a `scan` the key fold_in(fold_in(k', n), t), where k is one key of the handlers around and
+    k' that of the loop. The draws have the same law, and are others than without it. Wrap a program's guide, and its model where that draws
+    sites of its own. It works under all handlers and ELBOs, but for the objective `FIVO`, which takes the steps of a loop by itself and
+    refuses it.
 
     Args:
         fn: a model or a guide. Wrap it before `config_estimators` does.
