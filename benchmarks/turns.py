@@ -104,7 +104,7 @@ class Runner:
         ready = self._hear("ready")
         self._keep(ready, "trace_s", "compile_s")
         self.found.numbers["to_full_speed_s"] = [time.perf_counter() - self._began]
-        self.phase, self.step_s = "a turn", ready["step_s"]
+        self.phase, self.step_s = "a turn", self._hear("tried")["step_s"]
 
     def _listen(self, stream: Any) -> None:
         for line in stream:

@@ -28,6 +28,7 @@ from pyro.nn import PyroModule, PyroParam
 from pplgrad import LocalExpectation, NeuralBaseline, ScoreFunction
 from pplgrad.errors import BaselineError, ConfigurationError, ProgramError
 from pplgrad.pyro import TraceGrad_ELBO, config_estimators
+from pplgrad.pyro._reuse import dependency_structure
 from pplgrad.pyro._reuse.guards import Guard
 from tests.pyro.compiling import CHEAP
 
@@ -423,3 +424,16 @@ def test_which_tensors_the_arguments_are_is_seen(compare, given):
     for args in (*[start] * 5, later.get(compare, (held, y)), start):
         wanted = gradient(TraceGrad_ELBO(estimators={"*": LocalExpectation()}), *args)
         torch.testing.assert_close(gradient(kept, *args), wanted)
+
+
+def test_compiled_steps_are_looked_at_as_far_as_the_process_has_time_and_not_while_it_waits(monkeypatch):
+    spent = 10.0
+    clock = types.SimpleNamespace(process_time=lambda: spent, perf_counter=lambda: 1e9)
+    monkeypatch.setattr(dependency_structure, "time", clock)
+    known = dependency_structure.Structure(compiled=types.SimpleNamespace(writes=False), reuses=63, since=0.0)
+    known.looking = 1.0
+    known.reuse()
+    assert not known.watching_again
+    spent, known.reuses = 60.0, 127
+    known.reuse()
+    assert known.watching_again

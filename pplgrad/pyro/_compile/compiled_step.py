@@ -373,7 +373,7 @@ class Compiler:
 
         Nothing is stored, and the generators are put back: the compiled step that follows starts from the same state.
         """
-        start, before = time.perf_counter(), generators()
+        start, before = time.process_time(), generators()
         step, arguments = known.compiled, tensors_in((program.args, program.kwargs))
         with torch.random.fork_rng():
             evaluation = eager.evaluate(program, known)
@@ -383,7 +383,7 @@ class Compiler:
                 with suppress(Stale), torch.no_grad():
                     known.compare_values(value, float(step.plain(*step.inputs(arguments, unconstrained()))[0][0]))
         restore(before)
-        known.looked(time.perf_counter() - start)
+        known.looked(time.process_time() - start)
 
     def _stay_eager(self, known: Structure, why: str) -> None:
         """Take a program's steps eagerly from here on, which is right whatever it reads, and say so once."""

@@ -31,7 +31,10 @@ _KEPT = 32
 _EVERY = 500
 """From here on so many steps lie between two that are watched again; before, their number doubles."""
 _SURELY = 16
-"""Up to here compiled steps are looked at like others; later ones as long as that takes no more than a `_SHARE` of the time."""
+"""Up to here compiled steps are looked at like others; later ones as long as that takes no more than a `_SHARE` of the process's time.
+
+That is what it computes, not what it waits for: a program that steps now and then would be looked at each time.
+"""
 _SHARE = 0.02
 
 
@@ -75,7 +78,7 @@ class Structure:
     apart: bool = False
     watching_again: bool = False
     warns: bool = False
-    since: float = field(default_factory=time.perf_counter)
+    since: float = field(default_factory=time.process_time)
     looking: float = 0.0
     built: Layout | None = None
     """The last layout, which `watch` does not forget: a program that is always watched has the same one, as a rule."""
@@ -97,7 +100,7 @@ class Structure:
         if self.compiled is not None and self.reuses > _SURELY:
             # Watching takes hundreds of compiled steps' time. What is looked at in the place of a step, with other draws, may not depend on time.
             seldom = self.reuses & (self.reuses - 1) == 0
-            due = seldom if self.compiled.writes else due and self.looking < _SHARE * (time.perf_counter() - self.since)
+            due = seldom if self.compiled.writes else due and self.looking < _SHARE * (time.process_time() - self.since)
         self.watching_again = self.following = self.reuses >= 2 and due
         self.hidden_draws &= not self.following
 
