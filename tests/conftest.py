@@ -75,22 +75,30 @@ def _keep_what_jax_compiles(config):
 
 
 MOST_MEMORY = 1.5e9
-"""Bytes that a process may hold before it lets go of what earlier files of tests have compiled."""
+"""Bytes that a process may hold before it lets go of what earlier files of tests have compiled; within a file a quarter more."""
+
+LEAST_GAIN = 2e8
+"""Bytes that must have come since the last time, so that what is held in any case does not make each test compile anew."""
+
+held = [0.0]
 
 
 def pytest_runtest_teardown(item, nextitem):
     """Close the figures that a test has left open, since matplotlib warns at the twentieth of a process.
 
-    Let go of what JAX has compiled, between two files, where that has become much: nothing but time depends on it.
+    Let go of what JAX has compiled, where that has become much: nothing but time depends on it.
     """
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close("all")
-    between = nextitem is not None and nextitem.path != item.path
-    if between and "jax" in sys.modules and _resident() > MOST_MEMORY:
+    if nextitem is None or "jax" not in sys.modules:
+        return
+    most = MOST_MEMORY * (1.0 if nextitem.path != item.path else 1.25)
+    if _resident() > max(most, held[0] + LEAST_GAIN):
         sys.modules["jax"].clear_caches()
         gc.collect()
         with suppress(OSError, AttributeError):  # A C library without it keeps what was freed for itself.
             ctypes.CDLL("libc.so.6").malloc_trim(0)
+        held[0] = _resident()
 
 
 def _resident():
