@@ -326,10 +326,21 @@ def carms_with_the_wrong_sign(patch):
 def carms_with_the_law_squared(patch):
     plain = antithetic_categorical._pair_law
 
-    def law(draw, index, power):
-        return plain(draw, index, power) ** 2
+    def law(*given):
+        return plain(*given) ** 2
 
     patch.setattr(antithetic_categorical, "_pair_law", law)
+
+
+@mutant("categorical_index", CARMS(4), exact=False)
+def carms_with_the_law_of_one_pair_for_all(patch):
+    plain = antithetic_categorical._cell_law
+
+    def law(*given):
+        found = plain(*given)
+        return found[:, :1] + 0 * found
+
+    patch.setattr(antithetic_categorical, "_cell_law", law)
 
 
 @mutant("single", RELAX(0.5, hidden=4), exact=False)

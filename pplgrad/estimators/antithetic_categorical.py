@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -247,8 +246,8 @@ class CARMS(Estimator):
         index = xp.concat([draw.index[:, None], terms.alternatives.kept], axis=1)
         costs = xp.concat([terms.downstream[:, None], terms.costs], axis=1)
         log_q = draw.log_q(index)
-        joint = _pair_law(draw, index, n - 1)
         (first, second), (one, other) = _pairs(ops, index), _pairs(ops, log_q)
+        joint = _pair_law(draw, first, second, n - 1)
         # Rounding may put a draw on a category of no width, which has no part.
         apart = (first != second) & is_possible(xp, one) & is_possible(xp, other) & (joint > 0)
         both = xp.exp(ops.stop_gradient(one + other))
@@ -280,8 +279,30 @@ def _edges(xp: Any, upper: Array, place: Array) -> tuple[Array, Array]:
     return low, high
 
 
-def _pair_law(draw: Draw, index: Array, power: int) -> Array:
-    """Return the probability of what every two of the draws (particles, n, ...) are, averaged over the orders.
+def _pair_law(draw: Draw, first: Array, second: Array, power: int) -> Array:
+    """Return the probability of two draws that are `first` and `second`, (particles, pairs, ...), where these differ.
+
+    Where there are fewer pairs of categories than of draws, it is computed for those.
+    """
+    ops, xp = draw.ops, draw.ops.xp
+    count, pairs = draw.log_probs.shape[-1], first.shape[1]
+    if count * (count - 1) // 2 >= pairs:
+        return _cell_law(draw, first, second, power)
+    cells = np.array(list(itertools.combinations(range(count), 2)))
+    shape = (first.shape[0], len(cells), *first.shape[2:])
+    along = (1, len(cells), *(1 for _ in first.shape[2:]))
+    one, other = (ops.constant(cells[:, i].reshape(along), first) + xp.zeros_like(first[:, :1]) for i in (0, 1))
+    table = _cell_law(draw, xp.broadcast_to(one, shape), xp.broadcast_to(other, shape), power)
+    if len(cells) == 1:
+        return table + xp.zeros(first.shape, dtype=table.dtype)
+    number = np.zeros((count, count), dtype=int)
+    number[cells[:, 0], cells[:, 1]] = number[cells[:, 1], cells[:, 0]] = np.arange(len(cells))
+    found = xp.take(ops.constant(number.reshape(-1), first), xp.reshape(first * count + second, (-1,)), axis=0)
+    return xp.take_along_axis(table, xp.reshape(found, first.shape), axis=1)
+
+
+def _cell_law(draw: Draw, first: Array, second: Array, power: int) -> Array:
+    """Return the probability that two draws are of these categories, averaged over the orders.
 
     The order that starts at a category moves all edges by that category's: all orders are one more axis, the last.
     """
@@ -290,13 +311,19 @@ def _pair_law(draw: Draw, index: Array, power: int) -> Array:
     upper = xp.cumulative_sum(probs, axis=-1)
     probs, upper = probs / upper[..., -1:], upper / upper[..., -1:]
     lower = xp.concat([xp.zeros_like(upper[..., :1]), upper[..., :-1]], axis=-1)
-    place, orders = xp.moveaxis(index, 1, -1), ops.arange(probs.shape[-1], index)
-    low, width = (xp.moveaxis(xp.take_along_axis(x, place, axis=-1), -1, 1)[..., None] for x in (lower, probs))
-    before = xp.astype(index[..., None] < orders, probs.dtype)
-    low = xp.clip(low - lower[:, None] + before, min=0, max=1)
-    high = xp.clip(low + width, max=1)
-    low, high = low ** (1 / power), high ** (1 / power)
-    (x, y), (h, k) = _pairs(ops, low), _pairs(ops, high - low)
+    orders = ops.arange(probs.shape[-1], first)
+
+    def sides(index: Array) -> tuple[Array, Array]:
+        """Return what a category's edges are to the power of 1 / m: the lower one, and how much higher the upper one is."""
+        place = xp.moveaxis(index, 1, -1)
+        low, width = (xp.moveaxis(xp.take_along_axis(x, place, axis=-1), -1, 1)[..., None] for x in (lower, probs))
+        before = xp.astype(index[..., None] < orders, probs.dtype)
+        low = xp.clip(low - lower[:, None] + before, min=0, max=1)
+        high = xp.clip(low + width, max=1)
+        low, high = low ** (1 / power), high ** (1 / power)
+        return low, high - low
+
+    (x, h), (y, k) = sides(first), sides(second)
     return xp.mean(_rectangle(ops, x + y - 1, h, k, power), axis=-1)
 
 
@@ -304,20 +331,25 @@ def _rectangle(ops: Ops, x: Array, h: Array, k: Array, m: int) -> Array:
     """Return g(x + h + k) − g(x + h) − g(x + k) + g(x) with g(t) = max(t, 0)^m, as a sum of positive terms."""
     xp = ops.xp
     a, b, origin = xp.clip(x + h, min=0), xp.clip(x + k, min=0), xp.clip(x, min=0)
-    below = xp.clip(-x, min=0)
+    below, whole = xp.clip(-x, min=0), xp.clip(x + h + k, min=0)
+    mixed = _quotients(xp, origin + h + k, origin + k, m)
+    narrow = _quotients(xp, origin + h, origin, m)
+    wide, high = _powers(xp, origin + h, m), _powers(xp, origin + k, m)
+    inside = h * k * sum(mixed[p] * wide[m - 1 - p] + high[p] * narrow[m - 1 - p] for p in range(m))
+    from_a, from_b = _quotients(xp, whole, a, m), _quotients(xp, whole, b, m)
+    corner = below * from_a[m] + b * ((a + below) * from_b[m - 1] + a * from_a[m - 1])
+    beyond = xp.where(b > 0, h * from_b[m], whole**m)
+    return xp.where(x >= 0, inside, xp.where(a > 0, xp.where(b > 0, corner, k * from_a[m]), beyond))
 
-    def terms(u: Array, v: Array, w: Array, keep: Callable[[int, int], bool]) -> Array:
-        """Return the kept terms of (u + v + w)^m, by the powers of u and v."""
-        powers = [(i, j, m - i - j) for i in range(m + 1) for j in range(m + 1 - i) if keep(i, j)]
-        weights = [math.factorial(m) // math.prod(map(math.factorial, three)) for three in powers]
-        i, j, rest = (ops.constant(np.array(powers, dtype=float)[:, at], x) for at in range(3))
-        every = u[..., None] ** i * v[..., None] ** j * w[..., None] ** rest
-        return xp.sum(ops.constant(np.array(weights, dtype=float), x) * every, axis=-1)
 
-    inside = terms(h, k, origin, lambda i, j: i > 0 and j > 0)
-    corner = terms(a, b, below, lambda i, j: i < m and j < m)
-    first = terms(a, k, xp.zeros_like(x), lambda i, j: j > 0)
-    second = terms(b, h, xp.zeros_like(x), lambda i, j: j > 0)
-    alone = xp.clip(x + h + k, min=0) ** m
-    beyond = xp.where(b > 0, second, alone)
-    return xp.where(x >= 0, inside, xp.where(a > 0, xp.where(b > 0, corner, first), beyond))
+def _powers(xp: Any, x: Array, m: int) -> list[Array]:
+    """Return the powers 0 to m as products: far cheaper than the function of two arrays."""
+    return list(itertools.accumulate([x] * m, xp.multiply, initial=xp.ones_like(x)))
+
+
+def _quotients(xp: Any, x: Array, y: Array, m: int) -> list[Array]:
+    """Return (x^p − y^p) / (x − y) for p from 0 to m, as sums of positive terms x^i y^(p − 1 − i)."""
+    found = [xp.zeros_like(x)]
+    for power in _powers(xp, y, m)[:m]:
+        found.append(found[-1] * x + power)
+    return found
