@@ -51,7 +51,7 @@ def _without_scan_fission() -> None:
 
 
 def _without_threefry() -> None:
-    from pplgrad.numpyro._compat import alone
+    from pplgrad.numpyro._compat_jax import alone
     from pplgrad.numpyro._fusion import batched_evaluation, scan_fission
 
     batched_evaluation.operation = alone

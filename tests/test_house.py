@@ -63,7 +63,16 @@ for host, rooms in {
     # The glue: the ELBO, the guide's wrapper, optimizers, and what they are made of.
     ARROWS[host] = SHARED | {"_extras"} | {f"{host}.{room}" for room in rooms} | {f"{host}.ground"}
 
-PLUGIN_GROUND = {"_array_ops", "_compat", "_distributions", "_logits", "_mixtures", "_recording", "_structures"}
+PLUGIN_GROUND = {
+    "_array_ops",
+    "_compat",
+    "_compat_jax",
+    "_distributions",
+    "_logits",
+    "_mixtures",
+    "_recording",
+    "_structures",
+}
 
 
 def modules():

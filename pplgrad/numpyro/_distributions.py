@@ -33,7 +33,8 @@ from numpyro.distributions import (
 
 from pplgrad.core.array_ops import FEW_CATEGORIES, chosen
 from pplgrad.core.structures import LAWS
-from pplgrad.numpyro._compat import TRACING_ERRORS, reused, unmasked
+from pplgrad.numpyro._compat import unmasked
+from pplgrad.numpyro._compat_jax import TRACING_ERRORS, reused
 from pplgrad.numpyro._logits import BernoulliLogits as StableBernoulli
 from pplgrad.numpyro._structures import PermutationMatrix, PlackettLuce, Structured, Subset, log_probs_of_all
 

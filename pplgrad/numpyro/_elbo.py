@@ -31,7 +31,7 @@ from pplgrad.engine.records import Record
 from pplgrad.engine.surrogate import Estimate, estimate
 from pplgrad.errors import ConfigurationError, EstimatorError
 from pplgrad.numpyro._array_ops import OPS, JaxOps, ours
-from pplgrad.numpyro._compat import is_tracing, reused
+from pplgrad.numpyro._compat_jax import is_tracing, reused
 from pplgrad.numpyro._diagnostics.measuring import described, measured
 from pplgrad.numpyro._evaluation import (
     as_jax,

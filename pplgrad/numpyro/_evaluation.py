@@ -20,7 +20,7 @@ from pplgrad.errors import ConfigurationError, listed
 from pplgrad.estimators.score import ScoreFunction
 from pplgrad.numpyro._array_ops import OPS, attach, concrete, ours
 from pplgrad.numpyro._baselines import is_baseline_param
-from pplgrad.numpyro._compat import manual_axes
+from pplgrad.numpyro._compat_jax import manual_axes
 from pplgrad.numpyro._tracing.particle_trace import ParticleOutputs, ParticleTrace
 from pplgrad.numpyro._tracing.specification import specify
 

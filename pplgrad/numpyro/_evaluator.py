@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from pplgrad.numpyro._array_ops import Views
-from pplgrad.numpyro._compat import as_function, has_one_mesh, is_tracing
+from pplgrad.numpyro._compat_jax import as_function, has_one_mesh, is_tracing
 from pplgrad.numpyro._tracing.particle_trace import ParticleOutputs
 
 

@@ -31,16 +31,8 @@ from pplgrad.engine.filter_checks import (
 from pplgrad.engine.particle_filter import ParticleFilter, Step
 from pplgrad.errors import ProgramError
 from pplgrad.numpyro._array_ops import OPS, attach, concrete, ours
-from pplgrad.numpyro._compat import (
-    as_function,
-    handlers_inside,
-    host_checks,
-    is_handed_out,
-    is_literal,
-    is_scan,
-    reused,
-    unmasked,
-)
+from pplgrad.numpyro._compat import handlers_inside, host_checks, is_handed_out, is_scan, unmasked
+from pplgrad.numpyro._compat_jax import as_function, is_literal, reused
 from pplgrad.numpyro._tracing.control_flow import FlowMessenger
 from pplgrad.numpyro._tracing.handlers import Resolve, make_constant, stabilize_logits
 

@@ -13,7 +13,8 @@ from numpyro.infer.autoguide import AutoGuide
 from numpyro.primitives import Messenger
 
 from pplgrad.errors import ConfigurationError
-from pplgrad.numpyro._compat import is_scan, replace_bodies, reused
+from pplgrad.numpyro._compat import is_scan, replace_bodies
+from pplgrad.numpyro._compat_jax import reused
 
 F = TypeVar("F", bound=Callable[..., Any])
 

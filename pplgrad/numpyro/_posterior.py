@@ -15,7 +15,8 @@ from pplgrad.engine.marginal_sites import check_posterior, no_posterior, nothing
 from pplgrad.errors import ProgramError, first_line
 from pplgrad.estimators.score import ScoreFunction
 from pplgrad.numpyro._array_ops import concrete, ours
-from pplgrad.numpyro._compat import TRACING_ERRORS, reused, root
+from pplgrad.numpyro._compat import root
+from pplgrad.numpyro._compat_jax import TRACING_ERRORS, reused
 from pplgrad.numpyro._tracing import posterior_of_sums
 from pplgrad.numpyro._tracing.handlers import OffZero
 from pplgrad.numpyro._tracing.marginal_laws import Component, Marginal

@@ -35,7 +35,7 @@ from pplgrad.engine.marginal_sites import refuse_unfollowed
 from pplgrad.errors import ConfigurationError, ProgramError, first_line
 from pplgrad.numpyro._array_ops import OPS, JaxOps
 from pplgrad.numpyro._baselines import NumPyroBaselines
-from pplgrad.numpyro._compat import TRACING_ERRORS, reused
+from pplgrad.numpyro._compat_jax import TRACING_ERRORS, reused
 from pplgrad.numpyro._evaluator import Particle
 from pplgrad.numpyro._rerun.joint import NumPyroReruns
 from pplgrad.numpyro._tracing.control_flow import FlowMessenger

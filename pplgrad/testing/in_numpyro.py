@@ -27,7 +27,8 @@ from pplgrad.numpyro import (
     config_estimators,
     is_baseline_param,
 )
-from pplgrad.numpyro._compat import as_function, unmasked
+from pplgrad.numpyro._compat import unmasked
+from pplgrad.numpyro._compat_jax import as_function
 from pplgrad.numpyro._distributions import finite_draw, finite_parts
 from pplgrad.numpyro._tracing.relaxations import OneHotCategorical
 from pplgrad.testing.cells import NumberedNoise, cells, disturb, z_of

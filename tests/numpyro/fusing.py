@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
 
-from pplgrad.numpyro._compat import as_function, tag
+from pplgrad.numpyro._compat_jax import as_function, tag
 from pplgrad.numpyro._fusion.batched_evaluation import BatchedProgram
 
 TABLE = np.array([0.3, -0.7, 1.1])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import batching, mlir
 
-from pplgrad.numpyro._compat import host_primitives
+from pplgrad.numpyro._compat_jax import host_primitives
 from pplgrad.numpyro._fusion import batched_evaluation, graph, grouping, structural_equality
 from tests.numpyro.fusing import BACKWARD, CUSTOM, ELSE, NESTED, TABLE
 

@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 
 from pplgrad.core.plates import Plate
-from pplgrad.numpyro._compat import sub_jaxprs, tag
+from pplgrad.numpyro._compat_jax import sub_jaxprs, tag
 from pplgrad.numpyro._tracing import axis_rules, provenance
 from pplgrad.numpyro._tracing.axis_rules import Axis
 from pplgrad.numpyro._tracing.provenance import SitePlates, outputs_read

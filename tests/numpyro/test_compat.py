@@ -16,6 +16,7 @@ from numpyro.distributions import constraints
 
 from pplgrad.errors import ProgramError
 from pplgrad.numpyro import _compat as compat
+from pplgrad.numpyro import _compat_jax as compat_jax
 from pplgrad.numpyro._tracing.axis_rules import Axis, moved
 
 NAMES = [
@@ -26,18 +27,18 @@ NAMES = [
     ("numpyro.contrib.control_flow.cond", "cond_wrapper", "control_flow_kind() in _compat.py knows a `cond` by it"),
     ("numpyro.contrib.control_flow.scan", "scan_wrapper", "control_flow_kind() in _compat.py takes for a `scan` what it is not of a `cond`"),
     ("numpyro.optim", "_NumPyroOptim", "_compat.py takes it for SplitOptimizer in _optim.py, which is one of NumPyro's optimizers by it"),
-    ("jax.ad_checkpoint", "checkpoint_name", "tag() in _compat.py marks the value of a site with it"),
+    ("jax.ad_checkpoint", "checkpoint_name", "tag() in _compat_jax.py marks the value of a site with it"),
     *(
-        ("jax.extend.core", name, f"_compat.py and _fusion/structural_equality.py read and build programs of JAX with its {name}")
+        ("jax.extend.core", name, f"_compat_jax.py and _fusion/structural_equality.py read and build programs of JAX with its {name}")
         for name in ("Jaxpr", "ClosedJaxpr", "Literal", "Var", "Primitive", "DebugInfo", "jaxpr_as_fun", "primitives")
     ),
-    ("jax.extend.core.primitives", "custom_jvp_call_p", "is_custom_jvp() in _compat.py knows a derivative of the user's own by it"),
-    ("jax.extend.core.primitives", "convert_element_type_p", "with_weakness() in _compat.py restores a type that yields to others"),
-    ("jax.extend.core.primitives", "rng_uniform_p", "host_primitives() in _compat.py leaves it out: it gives another number each time"),
-    ("jax.core", "Tracer", "is_tracing() in _compat.py and _tracing/supports.py tell a traced value from a number by it"),
-    ("jax.sharding", "get_abstract_mesh", "has_one_mesh() and manual_axes() in _compat.py ask under which mesh this runs"),
-    ("jax.dtypes", "float0", "derivative_of() in _compat.py gives whole numbers a tangent of this type"),
-    ("jax.stages", "Traced", "sub_jaxprs() in _compat.py finds the body of an operation that is an object in it"),
+    ("jax.extend.core.primitives", "custom_jvp_call_p", "is_custom_jvp() in _compat_jax.py knows a derivative of the user's own by it"),
+    ("jax.extend.core.primitives", "convert_element_type_p", "with_weakness() in _compat_jax.py restores a type that yields to others"),
+    ("jax.extend.core.primitives", "rng_uniform_p", "host_primitives() in _compat_jax.py leaves it out: it gives another number each time"),
+    ("jax.core", "Tracer", "is_tracing() in _compat_jax.py and _tracing/supports.py tell a traced value from a number by it"),
+    ("jax.sharding", "get_abstract_mesh", "has_one_mesh() and manual_axes() in _compat_jax.py ask under which mesh this runs"),
+    ("jax.dtypes", "float0", "derivative_of() in _compat_jax.py gives whole numbers a tangent of this type"),
+    ("jax.stages", "Traced", "sub_jaxprs() in _compat_jax.py finds the body of an operation that is an object in it"),
     ("numpyro.distributions", "ExpandedDistribution", "unmasked() in _compat.py looks inside of it"),
 ]  # fmt: skip
 
@@ -54,7 +55,7 @@ def only(function, *args, name=None):
     found = [e for e in equations if name is None or e.primitive.name == name]
     assert len(found) == 1, (
         f"JAX {jax.__version__} writes {name or 'this'} as {[e.primitive.name for e in equations]}; pplgrad's rules in "
-        "_compat.py, _tracing/axis_rules.py and _tracing/provenance.py go by the names of operations."
+        "_compat_jax.py, _tracing/axis_rules.py and _tracing/provenance.py go by the names of operations."
     )
     return found[0]
 
@@ -65,9 +66,11 @@ def has(equation, names, used):
 
 
 def test_a_tag_is_read_back():
-    marked = only(lambda x: compat.tag("z", x), 1.0)
-    assert compat.tag_of(marked) == "z", "JAX writes checkpoint_name down otherwise; tag_of() in _compat.py reads it."
-    assert compat.tag_of(only(lambda x: checkpoint_name(x, "user's"), 1.0)) is None
+    marked = only(lambda x: compat_jax.tag("z", x), 1.0)
+    assert compat_jax.tag_of(marked) == "z", (
+        "JAX writes checkpoint_name down otherwise; tag_of() in _compat_jax.py reads it."
+    )
+    assert compat_jax.tag_of(only(lambda x: checkpoint_name(x, "user's"), 1.0)) is None
 
 
 def test_a_callback_is_known_by_its_function():
@@ -75,19 +78,19 @@ def test_a_callback_is_known_by_its_function():
         return x
 
     called = only(lambda x: jax.pure_callback(function, jax.ShapeDtypeStruct((), np.float32), x), np.float32(1))
-    assert called.primitive.name == "pure_callback" and compat.called_back(called.params) is function, (
-        "JAX writes jax.pure_callback down otherwise; called_back() in _compat.py finds by it what black_box() declares."
+    assert called.primitive.name == "pure_callback" and compat_jax.called_back(called.params) is function, (
+        "JAX writes jax.pure_callback down otherwise; called_back() in _compat_jax.py finds by it what black_box() declares."
     )
-    assert compat.called_back(only(jnp.sin, 1.0).params) is None
+    assert compat_jax.called_back(only(jnp.sin, 1.0).params) is None
 
 
 def test_a_tag_that_is_not_read_back_is_refused(monkeypatch):
     """The mutant: a JAX that marks values otherwise must not pass for a program without draws."""
-    monkeypatch.setattr(compat, "tag_of", lambda equation: None)
-    compat._check_tags.cache_clear()
+    monkeypatch.setattr(compat_jax, "tag_of", lambda equation: None)
+    compat_jax._check_tags.cache_clear()
     with pytest.raises(RuntimeError, match="marks a named value in a way"):
-        compat.tag("z", jnp.ones(()))
-    compat._check_tags.cache_clear()
+        compat_jax.tag("z", jnp.ones(()))
+    compat_jax._check_tags.cache_clear()
 
 
 def looped(c, xs, w):
@@ -95,10 +98,10 @@ def looped(c, xs, w):
 
 
 def test_a_scan_says_what_it_goes_through():
-    found = compat.scan_of(only(looped, 0.0, jnp.ones(6), 2.0, name="scan"))
+    found = compat_jax.scan_of(only(looped, 0.0, jnp.ones(6), 2.0, name="scan"))
     said = (found.length, found.consts, found.carry, found.reverse, found.unroll, len(found.body.jaxpr.invars))
     assert said == (6, 1, 1, True, 2, 3), (
-        "JAX describes the operands of a scan otherwise; scan_of() in _compat.py reads it."
+        "JAX describes the operands of a scan otherwise; scan_of() in _compat_jax.py reads it."
     )
 
 
@@ -106,7 +109,7 @@ def test_a_scan_of_an_unknown_kind_is_refused():
     equation = only(looped, 0.0, jnp.ones(6), 2.0, name="scan")
     params = {k: v for k, v in equation.params.items() if k not in ("num_consts", "num_carry", "ft_in")}
     with pytest.raises(RuntimeError, match="describes a scan in a way"):
-        compat.scan_of(equation.replace(params=params))
+        compat_jax.scan_of(equation.replace(params=params))
 
 
 def test_loops_and_branches_say_their_bodies():
@@ -118,8 +121,8 @@ def test_loops_and_branches_say_their_bodies():
     )
     branch = only(lambda i, x: jax.lax.switch(i, [jnp.sin, jnp.cos], x), 0, 1.0, name="cond")
     has(branch, "branches", "_tracing/provenance.py follows each branch")
-    assert len(list(compat.sub_jaxprs(branch))) == 2, (
-        "JAX holds branches otherwise; sub_jaxprs() in _compat.py finds them."
+    assert len(list(compat_jax.sub_jaxprs(branch))) == 2, (
+        "JAX holds branches otherwise; sub_jaxprs() in _compat_jax.py finds them."
     )
     solve = only(jnp.linalg.solve, jnp.eye(2), jnp.ones(2), name="jit").params["jaxpr"]
     (inner,) = (e for e in solve.jaxpr.eqns if e.primitive.name == "custom_linear_solve")
@@ -128,14 +131,14 @@ def test_loops_and_branches_say_their_bodies():
 
 def test_a_call_is_known_as_one():
     call = only(jax.jit(lambda x: x + 1), 1.0)
-    body = compat.call_body(call)
+    body = compat_jax.call_body(call)
     assert body is not None and len(body.jaxpr.eqns) == 1, (
-        "JAX writes jit otherwise; call_body() in _compat.py opens it."
+        "JAX writes jit otherwise; call_body() in _compat_jax.py opens it."
     )
     has(
         call,
         "in_shardings out_shardings in_layouts out_layouts",
-        "call_body() in _compat.py leaves a call alone that says something of devices",
+        "call_body() in _compat_jax.py leaves a call alone that says something of devices",
     )
 
 
@@ -149,30 +152,32 @@ def test_a_derivative_of_the_users_own_is_known_and_its_rule_found():
         return f(*points), 2 * moves[0]
 
     equation = only(f, 1.0)
-    assert compat.is_custom_jvp(equation), "JAX writes custom_jvp otherwise; is_custom_jvp() in _compat.py knows it."
+    assert compat_jax.is_custom_jvp(equation), (
+        "JAX writes custom_jvp otherwise; is_custom_jvp() in _compat_jax.py knows it."
+    )
     has(
         equation,
         "symbolic_zeros jvp_jaxpr_fun",
-        "has_known_zeros() and rule_of() in _compat.py read what the derivative is",
+        "has_known_zeros() and rule_of() in _compat_jax.py read what the derivative is",
     )
-    assert compat.rule_of(equation) is rule, (
-        "JAX wraps the rule otherwise; rule_of() in _compat.py finds it, and fuses such operations."
+    assert compat_jax.rule_of(equation) is rule, (
+        "JAX wraps the rule otherwise; rule_of() in _compat_jax.py finds it, and fuses such operations."
     )
-    assert compat.derivative_of(equation) is not None and not compat.has_known_zeros(equation)
+    assert compat_jax.derivative_of(equation) is not None and not compat_jax.has_known_zeros(equation)
 
 
 def test_an_equation_stands_alone_under_what_it_was_traced():
     equation = only(lambda x: jax.random.bits(x, (2,)), jax.random.key(0), name="random_bits")
-    found = compat.alone(equation)(jax.random.key(3))
+    found = compat_jax.alone(equation)(jax.random.key(3))
     assert np.array_equal(found[0], jax.random.bits(jax.random.key(3), (2,))), (
-        "alone() in _compat.py builds a program of one operation."
+        "alone() in _compat_jax.py builds a program of one operation."
     )
-    assert "cur_abstract_mesh" in compat.context_of(equation) and "threefry_partitionable" in compat.context_of(
+    assert "cur_abstract_mesh" in compat_jax.context_of(equation) and "threefry_partitionable" in compat_jax.context_of(
         equation
     ), (
-        "JAX notes otherwise what an operation was traced under; context_of() in _compat.py compares it before operations are fused."
+        "JAX notes otherwise what an operation was traced under; context_of() in _compat_jax.py compares it before operations are fused."
     )
-    with compat.under(equation):
+    with compat_jax.under(equation):
         pass
     has(equation, "shape bit_width", "_fusion/threefry.py writes random numbers out by them")
     has(
@@ -180,8 +185,8 @@ def test_an_equation_stands_alone_under_what_it_was_traced():
         "shape",
         "_fusion/threefry.py writes keys out by it",
     )
-    assert compat.is_threefry(jax.random.key(0)), (
-        "JAX's default keys have another type; is_threefry() in _compat.py knows them."
+    assert compat_jax.is_threefry(jax.random.key(0)), (
+        "JAX's default keys have another type; is_threefry() in _compat_jax.py knows them."
     )
 
 
@@ -191,21 +196,21 @@ def test_an_array_taken_apart_is_slices():
     equations = jax.make_jaxpr(lambda x: list(x))(x).eqns
     apart = [e for e in equations if e.primitive.name == "unstack"]
     assert apart or {e.primitive.name for e in equations} <= {"slice", "squeeze", "split", "reshape"}, (
-        f"JAX takes an array apart by {sorted({e.primitive.name for e in equations})}; as_slices() in _compat.py writes it as slices."
+        f"JAX takes an array apart by {sorted({e.primitive.name for e in equations})}; as_slices() in _compat_jax.py writes it as slices."
     )
     for equation in apart:
-        has(equation, "axis", "as_slices() in _compat.py writes it as slices along this axis")
-        slices = compat.as_slices(equation)
+        has(equation, "axis", "as_slices() in _compat_jax.py writes it as slices along this axis")
+        slices = compat_jax.as_slices(equation)
         assert {e.primitive.name for e in slices.jaxpr.eqns} == {"slice", "squeeze"}
-        assert np.array_equal(compat.as_function(slices)(x), x)
+        assert np.array_equal(compat_jax.as_function(slices)(x), x)
     keys = jax.random.split(jax.random.key(0), 3)
     for equation in jax.make_jaxpr(lambda k: list(k))(keys).eqns:
         if equation.primitive.name == "unstack":
-            assert all(map(jnp.array_equal, compat.as_function(compat.as_slices(equation))(keys), keys))
+            assert all(map(jnp.array_equal, compat_jax.as_function(compat_jax.as_slices(equation))(keys), keys))
 
 
 def test_its_own_operations_are_known():
-    names = {p.name for p in compat.host_primitives()}
+    names = {p.name for p in compat_jax.host_primitives()}
     wanted = {
         "add",
         "mul",
@@ -220,7 +225,7 @@ def test_its_own_operations_are_known():
         "random_wrap",
     }
     assert wanted <= names and "rng_uniform" not in names, (
-        f"host_primitives() in _compat.py finds {sorted(wanted - names)} no longer, and what is made of them is not fused."
+        f"host_primitives() in _compat_jax.py finds {sorted(wanted - names)} no longer, and what is made of them is not fused."
     )
 
 
@@ -313,9 +318,9 @@ def test_masks_are_taken_off():
 
 
 def test_weakness_is_restored():
-    weak = compat.with_weakness(jnp.asarray(1.0, jnp.float32), True)
+    weak = compat_jax.with_weakness(jnp.asarray(1.0, jnp.float32), True)
     assert jax.typeof(weak).weak_type, (
-        "convert_element_type takes other parameters; with_weakness() in _compat.py gives them."
+        "convert_element_type takes other parameters; with_weakness() in _compat_jax.py gives them."
     )
 
 
@@ -323,22 +328,22 @@ def test_a_while_loop():
     def looped(x, y):
         return jax.lax.while_loop(lambda c: c < x, lambda c: c + y, 0.0)
 
-    found = compat.while_of(only(looped, 3.0, 1.0, name="while"))
+    found = compat_jax.while_of(only(looped, 3.0, 1.0, name="while"))
     assert found is not None and (found.ahead_consts, found.body_consts) == (1, 1), (
-        "JAX describes the operands of a while loop otherwise; while_of() in _compat.py reads it."
+        "JAX describes the operands of a while loop otherwise; while_of() in _compat_jax.py reads it."
     )
 
 
 def walked(jaxpr):
     for equation in jaxpr.eqns:
         yield equation
-        for inner in compat.sub_jaxprs(equation):
+        for inner in compat_jax.sub_jaxprs(equation):
             yield from walked(inner)
 
 
 def origins(function, kind, x=None):
     jaxpr = jax.make_jaxpr(function)(jnp.ones(3) if x is None else x).jaxpr
-    return [compat.origin_of(equation) for equation in walked(jaxpr) if equation.primitive.name == kind]
+    return [compat_jax.origin_of(equation) for equation in walked(jaxpr) if equation.primitive.name == kind]
 
 
 def test_who_asks_for_an_operation():
@@ -347,7 +352,7 @@ def test_who_asks_for_an_operation():
 
     found = [origin.caller for kind in ("gt", "round") for origin in origins(program, kind)]
     assert sorted(found) == ["jax", "library", "program"], (
-        "JAX says otherwise where an operation was called; origin_of() in _compat.py reads it."
+        "JAX says otherwise where an operation was called; origin_of() in _compat_jax.py reads it."
     )
 
 
@@ -357,7 +362,7 @@ def test_through_which_functions_an_operation_is_asked_for():
 
     found = ["logsumexp" in origin.functions for origin in origins(program, "stop_gradient")]
     assert found == [True, False], (
-        "JAX says otherwise through which functions an operation was called; origin_of() in _compat.py reads it."
+        "JAX says otherwise through which functions an operation was called; origin_of() in _compat_jax.py reads it."
     )
 
 
@@ -365,15 +370,15 @@ def test_what_a_derivative_asks_for():
     (slope,) = origins(jax.grad(lambda x: jnp.abs(x)), "ge", 1.0) or origins(jax.grad(jnp.abs), "sign", 1.0)
     (value,) = origins(lambda x: jnp.abs(x), "abs", 1.0)
     assert (slope.derives, value.derives) == (True, False), (
-        "JAX takes derivatives in another file; origin_of() in _compat.py knows by it that an operation is of one."
+        "JAX takes derivatives in another file; origin_of() in _compat_jax.py knows by it that an operation is of one."
     )
 
 
 def test_a_function_of_jaxs_own_is_known_by_its_file():
     ours = only(lambda x: jax.jit(lambda y: 2 * y)(x), 1.0, name="jit")
     theirs = only(lambda x: jnp.clip(x, 0.0, 1.0), 1.0, name="jit")
-    assert (compat.jax_function_of(ours), compat.jax_function_of(theirs)) == (None, "clip"), (
-        "JAX says otherwise where a function is written; jax_function_of() in _compat.py reads it."
+    assert (compat_jax.jax_function_of(ours), compat_jax.jax_function_of(theirs)) == (None, "clip"), (
+        "JAX says otherwise where a function is written; jax_function_of() in _compat_jax.py reads it."
     )
 
 
@@ -386,11 +391,11 @@ def test_whose_derivative_it_is():
     forward.defvjp(lambda x: (jnp.sin(x), x), jnp.multiply)
     backward = jax.custom_vjp(jnp.sin)
     backward.defvjp(jax.jit(lambda x: (jnp.sin(x), x)), jax.jit(lambda x, g: (g,)))
-    ours = [compat.has_librarys_derivative(only(f, 1.0)) for f in (rule, rules, forward, backward)]
+    ours = [compat_jax.has_librarys_derivative(only(f, 1.0)) for f in (rule, rules, forward, backward)]
     theirs = [
-        compat.has_librarys_derivative(only(lambda x, f=f: f(x, x), 1.0))
+        compat_jax.has_librarys_derivative(only(lambda x, f=f: f(x, x), 1.0))
         for f in (lambda x, y: jax.nn.relu(x), jax.scipy.special.xlogy)
     ]
     assert (ours, theirs) == ([False] * 4, [True] * 2), (
-        "JAX wraps a derivative that is given otherwise; has_librarys_derivative() in _compat.py looks into it."
+        "JAX wraps a derivative that is given otherwise; has_librarys_derivative() in _compat_jax.py looks into it."
     )

@@ -8,7 +8,7 @@ from jax.extend.core import Literal
 
 from pplgrad import Reparam
 from pplgrad.numpyro import TraceGrad_ELBO
-from pplgrad.numpyro._compat import sub_jaxprs
+from pplgrad.numpyro._compat_jax import sub_jaxprs
 from pplgrad.numpyro._fusion import batched_evaluation
 from pplgrad.testing.in_numpyro import HOST, parameters
 from pplgrad.testing.programs import CASES

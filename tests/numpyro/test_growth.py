@@ -22,7 +22,7 @@ from pplgrad import (
 )
 from pplgrad.core.plates import EVERY
 from pplgrad.numpyro import TraceGrad_ELBO
-from pplgrad.numpyro._compat import sub_jaxprs
+from pplgrad.numpyro._compat_jax import sub_jaxprs
 from pplgrad.numpyro._tracing import specification
 from pplgrad.testing.in_numpyro import HOST, assert_same, parameters
 from pplgrad.testing.programs import CASES

@@ -30,7 +30,7 @@ from pplgrad import (
     ScoreFunction,
 )
 from pplgrad.numpyro import TraceGrad_ELBO, _running, check_gradients, config_estimators
-from pplgrad.numpyro._compat import sub_jaxprs
+from pplgrad.numpyro._compat_jax import sub_jaxprs
 from pplgrad.numpyro._tracing import contraction, marginal_sites, specification
 from pplgrad.testing.in_numpyro import (
     HOST,

@@ -9,7 +9,7 @@ import pytest
 
 from pplgrad import EstimatorError, GumbelSoftmax, ScoreFunction
 from pplgrad.numpyro import TraceGrad_ELBO
-from pplgrad.numpyro import _compat as compat
+from pplgrad.numpyro import _compat_jax as compat_jax
 from pplgrad.numpyro._tracing.provenance import outputs_read
 from pplgrad.testing.in_numpyro import array, assert_same, exact_gradient, expected_gradient
 from pplgrad.testing.programs import Case
@@ -85,7 +85,7 @@ def test_a_relaxed_value_out_of_a_mutable_array_may_not_be_compared():
 
 def test_only_what_touches_state_is_said_to():
     def touching(f):
-        return [compat.touches_state(equation) for equation in jax.make_jaxpr(f)(1.0).eqns]
+        return [compat_jax.touches_state(equation) for equation in jax.make_jaxpr(f)(1.0).eqns]
 
     assert touching(lambda x: jax.lax.scan(lambda c, _: (c * x, c), x, None, length=3)) == [False]
     assert touching(lambda x: jax.new_ref(x)[...]) == [True, True]
@@ -106,9 +106,9 @@ def test_programs_are_read_as_versions_to_come_write_them(flag):
     doubled.defjvp(lambda x, dx: (doubled(*x), 2 * dx[0]))
 
     def run(x, y):
-        z = compat.tag("z", x)
+        z = compat_jax.tag("z", x)
         last, _ = jax.lax.scan(lambda c, _: (c + doubled(jax.checkpoint(jnp.sin)(z)), None), y, None, length=2)
-        return last, jax.checkpoint(lambda x: compat.tag("w", x))(y), y
+        return last, jax.checkpoint(lambda x: compat_jax.tag("w", x))(y), y
 
     before = getattr(jax.config, flag)
     jax.config.update(flag, True)

@@ -11,7 +11,7 @@ from numpyro.infer import SVI
 
 from pplgrad import REBAR, RELAX, EstimatorError, GumbelSoftmax, MuProp, ScoreFunction
 from pplgrad.numpyro import TraceGrad_ELBO, black_box, config_estimators
-from pplgrad.numpyro._compat import tag
+from pplgrad.numpyro._compat_jax import tag
 from pplgrad.numpyro._tracing.control_dependence import steering
 from tests.numpyro.jumps import CONTINUOUS, JUMPING, LAWS
 

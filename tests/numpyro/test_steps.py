@@ -12,7 +12,7 @@ from numpyro.contrib.control_flow import scan
 
 from pplgrad import LeaveOneOut, LocalExpectation, Reparam, ScoreFunction
 from pplgrad.numpyro import TraceGrad_ELBO
-from pplgrad.numpyro._compat import scan_of, sub_jaxprs
+from pplgrad.numpyro._compat_jax import scan_of, sub_jaxprs
 from pplgrad.numpyro._fusion import scan_fission
 from tests.numpyro.fusing import arguments, gap
 from tests.numpyro.test_together import assert_same_second_derivatives, difference, operations, start

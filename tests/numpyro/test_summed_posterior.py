@@ -25,7 +25,8 @@ from pplgrad import (
     ScoreFunction,
 )
 from pplgrad.numpyro import TraceGrad_ELBO, config_estimators, summed_posterior
-from pplgrad.numpyro._compat import mask_of, sub_jaxprs, unmasked
+from pplgrad.numpyro._compat import mask_of, unmasked
+from pplgrad.numpyro._compat_jax import sub_jaxprs
 from pplgrad.numpyro._tracing import contraction, factors, marginal_laws, posterior_of_sums
 from pplgrad.testing.in_numpyro import HOST, array
 from tests.covering import mostly

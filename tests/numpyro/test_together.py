@@ -12,7 +12,7 @@ from numpyro.infer import Trace_ELBO
 
 from pplgrad import DisARM, LeaveOneOut, LocalExpectation, Reparam, ScoreFunction
 from pplgrad.numpyro import TraceGrad_ELBO
-from pplgrad.numpyro._compat import sub_jaxprs
+from pplgrad.numpyro._compat_jax import sub_jaxprs
 from pplgrad.numpyro._fusion import batched_evaluation, graph, loop_rerolling, scheduling, structural_equality
 from pplgrad.numpyro._fusion.batched_evaluation import BatchedProgram
 from pplgrad.testing.in_numpyro import HOST, parameters

@@ -18,7 +18,8 @@ from pplgrad.assessment.draws import Draws, Values
 from pplgrad.assessment.simulating import Place, places, refuse_factors, refuse_not_simulated, refuse_unread, renewed
 from pplgrad.core.program import Program
 from pplgrad.errors import ConfigurationError, ProgramError
-from pplgrad.numpyro._compat import TRACING_ERRORS, unmasked
+from pplgrad.numpyro._compat import unmasked
+from pplgrad.numpyro._compat_jax import TRACING_ERRORS
 from pplgrad.numpyro._diagnostics.measuring import starting_params
 from pplgrad.numpyro._diagnostics.weighted_draws import (
     Found,

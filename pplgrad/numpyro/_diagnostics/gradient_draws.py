@@ -17,7 +17,8 @@ from pplgrad.core.objectives import CostWeights, Objective
 from pplgrad.diagnostics.checking import NO_PARAMETERS, RARE, UNITS, TooManyOutcomes
 from pplgrad.errors import ProgramError
 from pplgrad.numpyro._baselines import is_baseline_param
-from pplgrad.numpyro._compat import TRACING_ERRORS, unmasked
+from pplgrad.numpyro._compat import unmasked
+from pplgrad.numpyro._compat_jax import TRACING_ERRORS
 from pplgrad.numpyro._distributions import finite_parts
 from pplgrad.numpyro._optim import split_optimizer
 from pplgrad.numpyro._rerun.enumeration import (

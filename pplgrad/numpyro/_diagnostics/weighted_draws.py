@@ -38,7 +38,8 @@ from pplgrad.engine.signals import Bounds
 from pplgrad.estimators.reparam import Reparam
 from pplgrad.estimators.score import ScoreFunction
 from pplgrad.numpyro._array_ops import OPS
-from pplgrad.numpyro._compat import TRACING_ERRORS, unmasked
+from pplgrad.numpyro._compat import unmasked
+from pplgrad.numpyro._compat_jax import TRACING_ERRORS
 from pplgrad.numpyro._distributions import finite_parts, innermost, is_reparameterized
 from pplgrad.numpyro._elbo import TraceGrad_ELBO
 from pplgrad.numpyro._evaluation import laid_out

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from pplgrad.numpyro._array_ops import ours
-from pplgrad.numpyro._compat import with_weakness
+from pplgrad.numpyro._compat_jax import with_weakness
 from pplgrad.numpyro._fusion.graph import Node, Value, flowing, graph_of
 from pplgrad.numpyro._fusion.grouping import Group
 from pplgrad.numpyro._fusion.loop_rerolling import OUTPUTS, Loop

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pplgrad.numpyro._compat import as_slices, call_body, is_custom_jvp, is_literal, tag_of
+from pplgrad.numpyro._compat_jax import as_slices, call_body, is_custom_jvp, is_literal, tag_of
 from pplgrad.numpyro._fusion.structural_equality import Itself, Structure, array
 
 _TAG = "tag"

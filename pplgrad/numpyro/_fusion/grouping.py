@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pplgrad.numpyro._compat import call_body, host_primitives, is_custom_jvp, is_threefry, sub_jaxprs
+from pplgrad.numpyro._compat_jax import call_body, host_primitives, is_custom_jvp, is_threefry, sub_jaxprs
 from pplgrad.numpyro._fusion.graph import Node, Value
 
 # Up to this many numbers in each are done together: beyond, a call costs little beside its work.

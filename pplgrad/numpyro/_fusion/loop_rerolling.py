@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pplgrad.numpyro._compat import is_threefry
+from pplgrad.numpyro._compat_jax import is_threefry
 from pplgrad.numpyro._fusion.graph import Node, Value, above
 
 # What a node of a turn reads: an output of the same turn, or of the turn before, or something from outside.

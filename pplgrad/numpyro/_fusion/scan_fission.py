@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pplgrad.numpyro._compat import Scan, scan_of
+from pplgrad.numpyro._compat_jax import Scan, scan_of
 from pplgrad.numpyro._fusion.graph import Graph, Node, Value, above, flowing, graph_of, latent
 from pplgrad.numpyro._fusion.grouping import EXPENSIVE, can_be_batched
 from pplgrad.numpyro._fusion.threefry import operation

@@ -16,7 +16,7 @@ import jax
 import jax.extend.core as jex
 import numpy as np
 
-from pplgrad.numpyro._compat import (
+from pplgrad.numpyro._compat_jax import (
     context_of,
     derivative_of,
     has_known_zeros,

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pplgrad.numpyro._compat import alone, counts_in_parts, host_primitives, is_threefry, under
+from pplgrad.numpyro._compat_jax import alone, counts_in_parts, host_primitives, is_threefry, under
 
 # More numbers of one key are left to JAX: their kernel is fused into all that read them, and computed for each.
 FEW = 16

@@ -25,7 +25,8 @@ from pplgrad.engine.layout import Layout
 from pplgrad.errors import BaselineError, EstimatorError
 from pplgrad.numpyro._array_ops import OPS, JaxNoise
 from pplgrad.numpyro._baselines import ANEW
-from pplgrad.numpyro._compat import as_function, reused, unmasked
+from pplgrad.numpyro._compat import unmasked
+from pplgrad.numpyro._compat_jax import as_function, reused
 from pplgrad.numpyro._distributions import family, is_matrix, is_relaxable, is_reparameterized, values_of
 from pplgrad.numpyro._rerun.changed_elements import by_rows, evaluated
 from pplgrad.numpyro._tracing.control_flow import FlowMessenger

@@ -16,7 +16,7 @@ import numpy as np
 
 from pplgrad.engine.changed_elements import Changed, ChangedElements, Rows, elements_last
 from pplgrad.numpyro._array_ops import OPS
-from pplgrad.numpyro._compat import (
+from pplgrad.numpyro._compat_jax import (
     alone,
     as_function,
     call_body,

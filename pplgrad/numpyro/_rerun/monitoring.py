@@ -17,7 +17,8 @@ from pplgrad.errors import PplgradError, ProgramError, first_line
 from pplgrad.monitoring.watch import Watcher
 from pplgrad.numpyro._array_ops import OPS, concrete
 from pplgrad.numpyro._baselines import is_baseline_param
-from pplgrad.numpyro._compat import TRACING_ERRORS, marked_mutable, tag, unmasked
+from pplgrad.numpyro._compat import marked_mutable, unmasked
+from pplgrad.numpyro._compat_jax import TRACING_ERRORS, tag
 from pplgrad.numpyro._rerun.enumeration import latents, run_traces
 from pplgrad.numpyro._tracing.closed_forms import closed_form
 from pplgrad.numpyro._tracing.provenance import outputs_read

@@ -11,7 +11,7 @@ from typing import Any
 
 from pplgrad.core.shapes import Axis, Shape, reshaped
 from pplgrad.engine.black_box import BlackBox
-from pplgrad.numpyro._compat import called_back
+from pplgrad.numpyro._compat_jax import called_back
 
 Places = tuple[int | None, ...]
 """For each axis of an operand its place in the output, or None."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from pplgrad.engine.black_box import BlackBox
-from pplgrad.numpyro._compat import (
+from pplgrad.numpyro._compat_jax import (
     Origin,
     While,
     arguments_of,

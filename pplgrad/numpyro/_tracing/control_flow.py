@@ -10,13 +10,7 @@ import jax
 import jax.numpy as jnp
 from numpyro.primitives import Messenger
 
-from pplgrad.numpyro._compat import (
-    control_flow_kind,
-    is_handed_out,
-    renamed,
-    replace_bodies,
-    scopes_inside,
-)
+from pplgrad.numpyro._compat import control_flow_kind, is_handed_out, renamed, replace_bodies, scopes_inside
 
 
 @dataclass(frozen=True)

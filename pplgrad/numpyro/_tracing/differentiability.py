@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from pplgrad.numpyro._compat import has_own_derivative, jax_function_of, mark_of, origin_of, sub_jaxprs, while_of
+from pplgrad.numpyro._compat_jax import has_own_derivative, jax_function_of, mark_of, origin_of, sub_jaxprs, while_of
 from pplgrad.numpyro._tracing.continuous_operations import BODIES, CONTINUOUS, jumping_outputs
 from pplgrad.numpyro._tracing.control_dependence import NO_SITES, Sites, Steering, is_float, reads_fractions
 

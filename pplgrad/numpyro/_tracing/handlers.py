@@ -16,16 +16,8 @@ from pplgrad.errors import ProgramError
 from pplgrad.estimators.mixtures import MixturePath
 from pplgrad.estimators.relaxed import Relaxation
 from pplgrad.numpyro._array_ops import OPS
-from pplgrad.numpyro._compat import (
-    hand_out_changes,
-    is_handed_out,
-    is_scan,
-    mark,
-    replay_branches,
-    reused,
-    tag,
-    unmasked,
-)
+from pplgrad.numpyro._compat import hand_out_changes, is_handed_out, is_scan, replay_branches, unmasked
+from pplgrad.numpyro._compat_jax import mark, reused, tag
 from pplgrad.numpyro._distributions import categories, elements, family, is_count, is_relaxable, is_reparameterized
 from pplgrad.numpyro._logits import with_stable_logits
 from pplgrad.numpyro._mixtures import components, mixture

@@ -35,7 +35,8 @@ from pplgrad.engine.marginal_sites import (
     two_scales,
 )
 from pplgrad.errors import PplgradError, ProgramError, first_line, listed
-from pplgrad.numpyro._compat import is_handed_out, root, tag, unmasked
+from pplgrad.numpyro._compat import is_handed_out, root, unmasked
+from pplgrad.numpyro._compat_jax import tag
 from pplgrad.numpyro._distributions import family, finite_parts
 from pplgrad.numpyro._tracing.control_flow import Flow, FlowMessenger
 from pplgrad.numpyro._tracing.factors import Dims

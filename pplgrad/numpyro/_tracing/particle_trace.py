@@ -23,7 +23,8 @@ from pplgrad.engine.closed_forms import Counting
 from pplgrad.engine.description import SummedSite
 from pplgrad.errors import EstimatorError, PplgradError, ProgramError
 from pplgrad.numpyro._array_ops import ours
-from pplgrad.numpyro._compat import TRACING_ERRORS, leaves_of, reused, tag, unmasked
+from pplgrad.numpyro._compat import leaves_of, unmasked
+from pplgrad.numpyro._compat_jax import TRACING_ERRORS, reused, tag
 from pplgrad.numpyro._distributions import (
     FiniteDraw,
     counts,

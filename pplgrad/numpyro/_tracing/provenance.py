@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pplgrad.core.plates import AFTER, EVERY, SAME, Plate
-from pplgrad.numpyro._compat import Scan, is_literal, scan_of, sub_jaxprs, tag_of, touches_state
+from pplgrad.numpyro._compat_jax import Scan, is_literal, scan_of, sub_jaxprs, tag_of, touches_state
 from pplgrad.numpyro._tracing.axis_rules import Axis, moved, one_by_one
 
 

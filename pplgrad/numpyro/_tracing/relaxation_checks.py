@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from pplgrad.engine.black_box import BlackBox
 from pplgrad.errors import EstimatorError, first_line
-from pplgrad.numpyro._compat import called_back, is_literal, scan_of, sub_jaxprs, tag_of, touches_state
+from pplgrad.numpyro._compat_jax import called_back, is_literal, scan_of, sub_jaxprs, tag_of, touches_state
 from pplgrad.numpyro._tracing.control_dependence import CALLBACKS, steering
 
 _COMPARING = {"eq", "ne", "lt", "le", "gt", "ge", "round", "floor", "ceil", "sign", "argmax", "argmin", "is_finite"}

@@ -19,7 +19,7 @@ from numpyro.distributions import (
 from numpyro.distributions.constraints import Constraint
 
 from pplgrad.engine.support import Classes, Support
-from pplgrad.numpyro._compat import is_literal, sub_jaxprs
+from pplgrad.numpyro._compat_jax import is_literal, sub_jaxprs
 
 _DIFFERENTIATED = ("JVPTracer", "LinearizeTracer")
 

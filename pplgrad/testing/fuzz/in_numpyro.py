@@ -15,7 +15,7 @@ from numpyro.infer import Trace_ELBO
 from pplgrad.core.noise import replaced_noise
 from pplgrad.core.objectives import MultiSample, Objective
 from pplgrad.numpyro import TraceGrad_ELBO, config_estimators
-from pplgrad.numpyro._compat import as_function
+from pplgrad.numpyro._compat_jax import as_function
 from pplgrad.testing.cells import NumberedNoise, z_of
 from pplgrad.testing.fuzz.hosts import Skipped, Step, case_of, cell_steps, error_of, exact_gradient, outcome_steps
 from pplgrad.testing.fuzz.oracle import Arrays
