@@ -18,29 +18,25 @@ from pplgrad.configuration import (
 )
 from pplgrad.core.estimator import Estimator
 from pplgrad.core.filtering import FIVO
-from pplgrad.core.objectives import ELBO, MultiSample, Objective, ReweightedWakeSleep
+from pplgrad.core.objectives import ELBO, MultiSample, Objective
 from pplgrad.core.program import Program
 from pplgrad.core.sites import Run
-from pplgrad.engine.checks import checked_objective, checked_parallel, refuse_lost, refuse_lost_in_model, refuse_misuse
+from pplgrad.engine.checks import checked_objective, checked_parallel
 from pplgrad.engine.closed_forms import ClosedForms
 from pplgrad.engine.description import Description, ShowsSettings, describe
 from pplgrad.engine.layout import Layout
-from pplgrad.engine.records import Record
 from pplgrad.engine.signals import Bounds
-from pplgrad.engine.surrogate import averaged, estimate
+from pplgrad.engine.surrogate import averaged
 from pplgrad.errors import ConfigurationError
 from pplgrad.monitoring.watch import Watcher
 from pplgrad.pyro._array_ops import OPS, attach
-from pplgrad.pyro._baselines import Networks, baselines_of, store_states
+from pplgrad.pyro._baselines import Networks, store_states
 from pplgrad.pyro._compat import settings
 from pplgrad.pyro._diagnostics.measuring import measured
 from pplgrad.pyro._distributed import TorchDataParallel, TraceGradModule, data_parallel_of, refuse_own_gradients
 from pplgrad.pyro._distributions import family
 from pplgrad.pyro._evaluation import Evaluation, check_costs, objective_of
-from pplgrad.pyro._recreated_params import keeping_params
-from pplgrad.pyro._rerun.joint import PyroReruns
 from pplgrad.pyro._rerun.monitoring import monitor
-from pplgrad.pyro._rerun.wake_sleep import sleep_phase
 from pplgrad.pyro._resuming import rehearse_if_resumed
 from pplgrad.pyro._reuse.arguments import Identity
 from pplgrad.pyro._reuse.dependency_structure import Structure, Structures
@@ -438,78 +434,6 @@ class TraceGrad_ELBO(ShowsSettings, Runner, Trace_ELBO):
             self.measure(program.model, program.guide, *program.args, **program.kwargs)
             result = self._checked_estimate(program, None)
         return result
-
-    def _checked_estimate(
-        self,
-        program: Program,
-        record: Record | None = None,
-        known: Structure | None = None,
-        peers: TorchDataParallel | None = None,
-    ) -> tuple[Evaluation, float]:
-        """Run the program and return the estimate and its value; if it raises, the param store is as it was."""
-        with keeping_params():
-            evaluation = self._evaluate(program, record, known, peers)
-            value = evaluation.checked(evaluation.numbers().tolist())
-        return evaluation, value
-
-    def _evaluate(
-        self,
-        program: Program,
-        record: Record | None = None,
-        known: Structure | None = None,
-        peers: TorchDataParallel | None = None,
-    ) -> Evaluation:
-        """Run the program and return the objective's value, surrogate and new states, which are not stored yet."""
-        known = known or self._structures.find(program)
-        structure = known
-        return vectorized_or_sequential(known, lambda: self._evaluate_particles(program, record, structure, peers))
-
-    def _evaluate_particles(
-        self,
-        program: Program,
-        record: Record | None,
-        known: Structure,
-        peers: TorchDataParallel | None,
-    ) -> Evaluation:
-        """Run particles and branches, those that may at once."""
-        layouts: list[Layout] = []
-        runs: list[Run] = []
-        traced: list[Traces] = []
-        branches: list[PyroReruns] = []
-        for traces, provenance in self._runs(program, known):
-            run = self._record(traces, provenance, program)
-            layouts.append(known.layout(traces, run, provenance, self.objective))
-            refuse_misuse(layouts[-1], known.misused, known.cut)
-            refuse_lost(traces.estimators, known.lost)
-            refuse_lost_in_model(traces.from_prior(), known.lost)
-            run.indices.update(traces.indices() if any(site.plates for site in layouts[-1].sites) else {})
-            runs.append(run)
-            traced.append(traces)
-            branches.append(self._branches(program, traces, layouts[-1], run, provenance))
-            if not traces.compared:
-                self._compare_summed(traces)
-            if provenance is not None and traces.particles > 1:
-                branches[-1].refuse_particles_that_meet(provenance)
-            if provenance is not None and self.num_particles > traces.particles:
-                alone = baselines_of(self._networks, layouts[-1:], [run], [traces], provenance, program)
-                if alone is not None:
-                    alone.check_functions()
-            last = provenance
-        host = baselines_of(self._networks, layouts, runs, traced, last if len(runs) == 1 else None, program)
-        result = estimate(
-            OPS,
-            list(zip(layouts, runs, strict=True)),
-            host,
-            branches,
-            self.objective,
-            self.higher_order,
-            record,
-            peers,
-            log_normalizer(self.objective, runs[0].costs),
-        )
-        if isinstance(self.objective, ReweightedWakeSleep) and self.objective.sleeps:
-            result.surrogate = result.surrogate + sleep_phase(self.objective, program)
-        return Evaluation(result, traced, runs, host)
 
 
 def _compiler_of(given: Any) -> Any:
