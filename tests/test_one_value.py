@@ -63,3 +63,22 @@ def test_exact(library, estimator, particles, name):
     host = HOSTS[library]
     with host.isolated():
         assert host.gradient_error(ONE[name], estimator, particles, particles > 1) < 1e-9
+
+
+CATEGORICAL = [
+    pg.CARMS(3),
+    pg.CARMS(),
+    pg.TreeDisARM(),
+    pg.StickBreakingDisARM(),
+    pg.SumAndSample(2),
+    pg.UnorderedSet(2),
+]
+
+
+@pytest.mark.parametrize("estimator", CATEGORICAL, ids=repr)
+@pytest.mark.parametrize("library", HOSTS)
+def test_unbiased(library, estimator):
+    """Of one category there is none to compare with; the site that follows has two."""
+    host = HOSTS[library]
+    with host.isolated():
+        assert host.z_score(ONE["one_value"], estimator, 1, False, draws=400, seed=0) < 4.5

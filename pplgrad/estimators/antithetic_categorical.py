@@ -286,7 +286,7 @@ def _pair_law(draw: Draw, first: Array, second: Array, power: int) -> Array:
     """
     ops, xp = draw.ops, draw.ops.xp
     count, pairs = draw.log_probs.shape[-1], first.shape[1]
-    if count * (count - 1) // 2 >= pairs:
+    if not 0 < count * (count - 1) // 2 < pairs:
         return _cell_law(draw, first, second, power)
     cells = np.array(list(itertools.combinations(range(count), 2)))
     shape = (first.shape[0], len(cells), *first.shape[2:])

@@ -18,6 +18,9 @@ from pplgrad.numpyro._compat_jax import reused
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_HOSTS = 2**32 - 1
+"""The number under which a loop's host has its key; no body asks for so many."""
+
 
 def independent_keys(fn: F) -> F:
     r"""Give each site, and each step of a `scan`, a key of its own that waits for no other.
@@ -25,7 +28,8 @@ def independent_keys(fn: F) -> F:
     NumPyro's `seed` and `scan` split a key at each site and step, one after the other. Under `independent_keys` the n-th site has the key
     fold_in(k, n), and the n-th site in step t of a `scan` the key fold_in(fold_in(k', n), t), where k is one key of the handlers around and
     k' that of the loop. The draws have the same law, and are others than without it. Wrap a program's guide, and its model where that draws
-    sites of its own. It works under all handlers and ELBOs, but for the objective `FIVO`, which takes the steps of a loop by itself and
+    sites of its own. What elements a minibatch has (`plate(subsample_size=...)`) is left to the handlers around, since the particles of one
+    bound share it. It works under all handlers and ELBOs, but for the objective `FIVO`, which takes the steps of a loop by itself and
     refuses it.
 
     Args:
@@ -76,7 +80,7 @@ class IndependentKeys(Messenger):
         self._step: Any = None
 
     def process_message(self, msg: Any) -> None:
-        if msg["type"] not in ("sample", "prng_key", "plate", "control_flow"):
+        if msg["type"] not in ("sample", "prng_key", "control_flow"):
             return
         if msg["kwargs"].get("rng_key") is not None or msg["value"] is not None:
             return
@@ -86,6 +90,8 @@ class IndependentKeys(Messenger):
             key = jax.random.fold_in(key, self._step)
         if msg["type"] == "control_flow" and is_scan(msg):
             IndependentKeys(key)._enter(msg)
+            # What the host splits for itself is another branch: its first two keys would be those of the first two messages.
+            key = jax.random.fold_in(reused(key), _HOSTS)
         msg["kwargs"]["rng_key"] = reused(key)
 
     def _enter(self, msg: Any) -> None:

@@ -1,5 +1,6 @@
 """`independent_keys`: every draw has a key of its own, the gradient is exact, and a run again draws what the first drew."""
 
+import itertools
 from dataclasses import replace
 
 import jax
@@ -10,11 +11,11 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.contrib.control_flow import cond, scan
 from numpyro.handlers import seed, substitute, trace
-from numpyro.infer import SVI, Trace_ELBO
+from numpyro.infer import SVI, RenyiELBO, Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
 from numpyro.optim import Adam
 
-from pplgrad import FIVO, ConfigurationError, LocalExpectation, ProgramError, ScoreFunction
+from pplgrad import FIVO, IWAE, ConfigurationError, LocalExpectation, ProgramError, ScoreFunction
 from pplgrad.numpyro import TraceGrad_ELBO, config_estimators, independent_keys
 from pplgrad.testing.in_numpyro import assert_same, exact_gradient, expected_gradient
 from tests.numpyro.scans import CASES, as_case
@@ -50,6 +51,48 @@ def test_no_two_messages_have_the_same_key(raw):
     assert len(words) == 1 + 4 * (1 + 2 * 3 + 1) + 1
     assert len(np.unique(words, axis=0)) == len(words)
     assert sites["rows"]["value"].shape == (2,)
+
+
+@pytest.mark.parametrize(
+    "elbo", [TraceGrad_ELBO(8, objective=IWAE()), RenyiELBO(alpha=0.0, num_particles=8)], ids=["iwae", "host"]
+)
+@pytest.mark.parametrize("wrapped", [independent_keys, lambda program: program], ids=["wrapped", "plain"])
+def test_the_particles_of_a_bound_share_their_minibatch(elbo, wrapped):
+    """Guide and prior are one, so that a weight is that of the two elements of the minibatch: the loss is one of six."""
+    data = np.array([0.0, 100.0, 10_000.0, 1e6])
+
+    def program(observed):
+        with numpyro.plate("rows", 4, subsample_size=2) as rows:
+            numpyro.sample("z", dist.Bernoulli(0.5))
+            if observed:
+                numpyro.factor("f", jnp.asarray(data)[rows])
+
+    model, guide = (wrapped(lambda observed=observed: program(observed)) for observed in (True, False))
+    allowed = [-2 * (a + b) for a, b in itertools.combinations(data, 2)]
+    for number in range(6):
+        assert np.isclose(elbo.loss(jax.random.key(number), {}, model, guide), allowed, rtol=1e-6).any()
+
+
+def test_the_keys_that_the_host_splits_in_a_loop_are_others():
+    """It may draw a minibatch in a body with them."""
+
+    def step(carry, _):
+        numpyro.deterministic("mine", jax.random.key_data(numpyro.prng_key()))
+        with numpyro.plate("rows", 1000, subsample_size=2):
+            pass
+        return carry, None
+
+    sites = trace(seed(independent_keys(lambda: scan(step, 0.0, None, length=3)), jax.random.key(0))).get_trace()
+    top = jax.random.split(jax.random.key(0))[1]
+    base = jax.random.fold_in(top, 0)
+    hosts, key = [], jax.random.fold_in(base, 2**32 - 1)
+    for _ in range(3):
+        key, now = jax.random.split(key)
+        hosts += [key, now, *jax.random.split(now)]
+    mine = [jax.random.fold_in(jax.random.fold_in(base, 0), t) for t in range(3)]
+    words = np.stack([jax.random.key_data(key) for key in (*hosts, *mine, base)])
+    assert len(np.unique(words, axis=0)) == len(words)
+    np.testing.assert_array_equal(sites["mine"]["value"], words[len(hosts) : len(hosts) + 3])
 
 
 def test_no_key_waits_for_another():

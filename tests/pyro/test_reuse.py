@@ -437,3 +437,7 @@ def test_compiled_steps_are_looked_at_as_far_as_the_process_has_time_and_not_whi
     spent, known.reuses = 60.0, 127
     known.reuse()
     assert known.watching_again
+    # A forked process begins at zero.
+    known.since, known.looking, known.reuses, spent = 50.0, 40.0, 255, 1.0
+    known.reuse()
+    assert known.watching_again and known.since == 1.0

@@ -100,9 +100,16 @@ class Structure:
         if self.compiled is not None and self.reuses > _SURELY:
             # Watching takes hundreds of compiled steps' time. What is looked at in the place of a step, with other draws, may not depend on time.
             seldom = self.reuses & (self.reuses - 1) == 0
-            due = seldom if self.compiled.writes else due and self.looking < _SHARE * (time.process_time() - self.since)
+            due = seldom if self.compiled.writes else due and self._has_time()
         self.watching_again = self.following = self.reuses >= 2 and due
         self.hidden_draws &= not self.following
+
+    def _has_time(self) -> bool:
+        now = time.process_time()
+        if now < self.since:  # A forked process counts from zero again.
+            self.since, self.looking = now, 0.0
+            return True
+        return self.looking < _SHARE * (now - self.since)
 
     def looked(self, seconds: float) -> None:
         """Note that a compiled step was looked at beside the step that follows now."""
