@@ -65,14 +65,7 @@ def test_exact(library, estimator, particles, name):
         assert host.gradient_error(ONE[name], estimator, particles, particles > 1) < 1e-9
 
 
-CATEGORICAL = [
-    pg.CARMS(3),
-    pg.CARMS(),
-    pg.TreeDisARM(),
-    pg.StickBreakingDisARM(),
-    pg.SumAndSample(2),
-    pg.UnorderedSet(2),
-]
+CATEGORICAL = [pg.CARMS(3), pg.CARMS(), pg.TreeDisARM(), pg.StickBreakingDisARM()]
 
 
 @pytest.mark.parametrize("estimator", CATEGORICAL, ids=repr)
