@@ -74,8 +74,8 @@ def _keep_what_jax_compiles(config):
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-MOST_MEMORY = 1.5e9
-"""Bytes that a process may hold before it lets go of what earlier files of tests have compiled; within a file a quarter more."""
+MOST_MEMORY = 1.75e9
+"""Bytes that a process may hold before it lets go of what earlier files of tests have compiled; within a file a tenth more."""
 
 LEAST_GAIN = 2e8
 """Bytes that must have come since the last time, so that what is held in any case does not make each test compile anew."""
@@ -92,7 +92,7 @@ def pytest_runtest_teardown(item, nextitem):
         sys.modules["matplotlib.pyplot"].close("all")
     if nextitem is None or "jax" not in sys.modules:
         return
-    most = MOST_MEMORY * (1.0 if nextitem.path != item.path else 1.25)
+    most = MOST_MEMORY * (1.0 if nextitem.path != item.path else 1.1)
     if _resident() > max(most, held[0] + LEAST_GAIN):
         sys.modules["jax"].clear_caches()
         gc.collect()

@@ -15,7 +15,7 @@ import pytest
 SECONDS = 1.0
 """What the cases of one test function may take in `make test`; one case is always run."""
 
-SECONDS_FOR_EXACT = 5.0
+SECONDS_FOR_EXACT = 3.0
 """The same, for functions that compare with an enumeration: they are what the others rest on."""
 
 WHOLE = re.compile("mutant|fault|caught")

@@ -65,7 +65,7 @@ def test_exact(library, estimator, particles, name):
         assert host.gradient_error(ONE[name], estimator, particles, particles > 1) < 1e-9
 
 
-CATEGORICAL = [pg.CARMS(3), pg.CARMS(), pg.TreeDisARM(), pg.StickBreakingDisARM()]
+CATEGORICAL = [pg.CARMS(), pg.TreeDisARM(), pg.StickBreakingDisARM()]
 
 
 @pytest.mark.parametrize("estimator", CATEGORICAL, ids=repr)
@@ -74,4 +74,4 @@ def test_unbiased(library, estimator):
     """Of one category there is none to compare with; the site that follows has two."""
     host = HOSTS[library]
     with host.isolated():
-        assert host.z_score(ONE["one_value"], estimator, 1, False, draws=400, seed=0) < 4.5
+        assert host.z_score(ONE["one_value"], estimator, 1, False, draws=100, seed=0) < 4.5
