@@ -146,7 +146,9 @@ def test_every_public_name_is_in_the_inventory():
     if found is None:
         pytest.skip("the site is not built: `make docs`")
     wanted = {f"{module}.{name}" for module in generated.MODULES for name in import_module(module).__all__}
-    assert wanted <= found
+    assert wanted <= found, (
+        f"{sorted(wanted - found)} are not in the site: build it again (`make docs`), or write their entry"
+    )
 
 
 def test_links_between_pages_lead_somewhere():
