@@ -55,7 +55,7 @@ RANDOM = {
     "local-part": (LocalExpectation(elements=1), ["event", "five"]),
     "arms2": (ARMS(2), BINARY),
     "arms4": (ARMS(4), BINARY),
-    "carms": (CARMS(4), ["hierarchy", "categorical_index", "one_hot", "five"]),
+    "carms": (CARMS(4), ["hierarchy", "subsampled", "categorical_index", "one_hot", "five"]),
     "carms3": (CARMS(3), ["categorical_index"]),
     "rebar": (REBAR(0.5, 0.8, learn=False), RELAXABLE),
     "relax": (RELAX(0.5, hidden=4), ["single", "hierarchy", "one_hot", "event"]),
