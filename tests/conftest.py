@@ -32,7 +32,7 @@ with suppress(PackageNotFoundError):
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--all-cases", action="store_true", help="Run every case of the tests marked `grid`, not a cover of them."
+        "--all-cases", action="store_true", help="Run every case, not those that `make test` has time for."
     )
     parser.addoption("--most-cases", type=int, default=0, help="Run at most so many cases of each test function.")
     parser.addoption("--record-durations", action="store_true", help="Write what tests took into tests/durations.json.")

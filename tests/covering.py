@@ -60,12 +60,8 @@ def spread(cases: Sequence[Iterable[Hashable]], most: int, name: str) -> set[int
 
 def too_long(items: Sequence[Any], out: set[int], durations: Mapping[str, float]) -> set[int]:
     """Return the numbers of tests that are not `out` and for which their function has no time; `durations` has seconds of one case."""
-    cases = defaultdict(list)
-    for number, item in enumerate(items):
-        if number not in out and hasattr(item, "callspec"):
-            cases[function_of(item)].append(number)
     beyond: set[int] = set()
-    for name, numbers in cases.items():
+    for name, numbers in by_function(items, out).items():
         test = name.rpartition("::")[2]
         if name not in durations or WHOLE.search(test):
             continue
@@ -119,15 +115,20 @@ def function_of(item: Any) -> str:
     return str(item.nodeid.partition("[")[0])
 
 
-def beyond(items: Sequence[Any], out: set[int], most: int) -> set[int]:
-    """Return the numbers of tests that are not `out` and of which their function has more than it may: evenly spread ones stay."""
+def by_function(items: Sequence[Any], out: set[int]) -> dict[str, list[int]]:
+    """Return the numbers of the tests that are not `out`, by their function."""
     cases = defaultdict(list)
     for number, item in enumerate(items):
         if number not in out:
             cases[function_of(item)].append(number)
+    return cases
+
+
+def beyond(items: Sequence[Any], out: set[int], most: int) -> set[int]:
+    """Return the numbers of tests that are not `out` and of which their function has more than it may: evenly spread ones stay."""
     return {
         number
-        for numbers in cases.values()
+        for numbers in by_function(items, out).values()
         if len(numbers) > most
         for number in set(numbers) - {numbers[len(numbers) * k // most] for k in range(most)}
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -291,10 +292,10 @@ def _pair_law(draw: Draw, first: Array, second: Array, power: int) -> Array:
     cells = np.array(list(itertools.combinations(range(count), 2)))
     shape = (first.shape[0], len(cells), *first.shape[2:])
     along = (1, len(cells), *(1 for _ in first.shape[2:]))
-    one, other = (ops.constant(cells[:, i].reshape(along), first) + xp.zeros_like(first[:, :1]) for i in (0, 1))
-    table = _cell_law(draw, xp.broadcast_to(one, shape), xp.broadcast_to(other, shape), power)
+    one, other = (xp.broadcast_to(ops.constant(cells[:, i].reshape(along), first), shape) for i in (0, 1))
+    table = _cell_law(draw, one, other, power)
     if len(cells) == 1:
-        return table + xp.zeros(first.shape, dtype=table.dtype)
+        return xp.broadcast_to(table, first.shape)
     number = np.zeros((count, count), dtype=int)
     number[cells[:, 0], cells[:, 1]] = number[cells[:, 1], cells[:, 0]] = np.arange(len(cells))
     found = xp.take(ops.constant(number.reshape(-1), first), xp.reshape(first * count + second, (-1,)), axis=0)
@@ -332,11 +333,10 @@ def _rectangle(ops: Ops, x: Array, h: Array, k: Array, m: int) -> Array:
     xp = ops.xp
     a, b, origin = xp.clip(x + h, min=0), xp.clip(x + k, min=0), xp.clip(x, min=0)
     below, whole = xp.clip(-x, min=0), xp.clip(x + h + k, min=0)
-    mixed = _quotients(xp, origin + h + k, origin + k, m)
-    narrow = _quotients(xp, origin + h, origin, m)
     wide, high = _powers(xp, origin + h, m), _powers(xp, origin + k, m)
+    mixed, narrow = _quotients(xp, origin + h + k, high), _quotients(xp, origin + h, _powers(xp, origin, m))
     inside = h * k * sum(mixed[p] * wide[m - 1 - p] + high[p] * narrow[m - 1 - p] for p in range(m))
-    from_a, from_b = _quotients(xp, whole, a, m), _quotients(xp, whole, b, m)
+    from_a, from_b = (_quotients(xp, whole, _powers(xp, x, m)) for x in (a, b))
     corner = below * from_a[m] + b * ((a + below) * from_b[m - 1] + a * from_a[m - 1])
     beyond = xp.where(b > 0, h * from_b[m], whole**m)
     return xp.where(x >= 0, inside, xp.where(a > 0, xp.where(b > 0, corner, k * from_a[m]), beyond))
@@ -347,9 +347,9 @@ def _powers(xp: Any, x: Array, m: int) -> list[Array]:
     return list(itertools.accumulate([x] * m, xp.multiply, initial=xp.ones_like(x)))
 
 
-def _quotients(xp: Any, x: Array, y: Array, m: int) -> list[Array]:
-    """Return (x^p − y^p) / (x − y) for p from 0 to m, as sums of positive terms x^i y^(p − 1 − i)."""
+def _quotients(xp: Any, x: Array, powers: Sequence[Array]) -> list[Array]:
+    """Return (x^p − y^p) / (x − y) for p from 0 to m, given the powers 0 to m of y, as sums of positive terms x^i y^(p − 1 − i)."""
     found = [xp.zeros_like(x)]
-    for power in _powers(xp, y, m)[:m]:
+    for power in powers[:-1]:
         found.append(found[-1] * x + power)
     return found

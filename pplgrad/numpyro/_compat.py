@@ -100,6 +100,19 @@ def replace_bodies(msg: Any, wrap: Callable[[Callable], Callable]) -> None:
         msg["args"] = (wrap(body), *rest)
 
 
+def count_steps(msg: Any, note: Callable[[Any], None]) -> None:
+    """Let a scan's message tell the number of each step before its body runs: its place in what the scan hands out."""
+    body, init, xs, length, reverse = msg["args"]
+    count = length if xs is None or not jax.tree.leaves(xs) else jax.tree.leaves(xs)[0].shape[0]
+
+    def numbered(carry: Any, row: Any) -> Any:
+        x, number = row
+        note(number)
+        return body(carry, x)
+
+    msg["args"] = (numbered, init, (xs, jnp.arange(count)), length, reverse)
+
+
 def hand_out_changes(msg: Any) -> None:
     """Take the changes to draws from what the bodies of a message's control flow returned, and put them in the sites that are handed out.
 

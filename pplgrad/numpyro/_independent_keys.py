@@ -7,13 +7,12 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpyro
 from numpyro.infer.autoguide import AutoGuide
 from numpyro.primitives import Messenger
 
 from pplgrad.errors import ConfigurationError
-from pplgrad.numpyro._compat import is_scan, replace_bodies
+from pplgrad.numpyro._compat import count_steps, is_scan, replace_bodies
 from pplgrad.numpyro._compat_jax import reused
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -96,17 +95,15 @@ class IndependentKeys(Messenger):
 
     def _enter(self, msg: Any) -> None:
         """Stand around the body of a scan's message, and let it count its steps."""
+        replace_bodies(msg, self._around)
+        count_steps(msg, self._begin)
 
-        def numbered(body: Callable) -> Callable:
-            def step(carry: Any, row: Any) -> Any:
-                x, number = row
-                self._step, self._met = number, 0
-                with self:
-                    return body(carry, x)
+    def _around(self, body: Callable) -> Callable:
+        def step(carry: Any, x: Any) -> Any:
+            with self:
+                return body(carry, x)
 
-            return step
+        return step
 
-        replace_bodies(msg, numbered)
-        body, init, xs, length, reverse = msg["args"]
-        count = length if xs is None or not jax.tree.leaves(xs) else jax.tree.leaves(xs)[0].shape[0]
-        msg["args"] = (body, init, (xs, jnp.arange(count)), length, reverse)
+    def _begin(self, number: Any) -> None:
+        self._step, self._met = number, 0

@@ -6,11 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from numpyro.primitives import Messenger
 
-from pplgrad.numpyro._compat import control_flow_kind, is_handed_out, renamed, replace_bodies, scopes_inside
+from pplgrad.numpyro._compat import (
+    control_flow_kind,
+    count_steps,
+    is_handed_out,
+    renamed,
+    replace_bodies,
+    scopes_inside,
+)
 
 
 @dataclass(frozen=True)
@@ -101,15 +106,12 @@ class FlowMessenger(Messenger):
         return self._parent is not None and self._parent.runs_in_reverse
 
     def count_steps(self, msg: Any) -> None:
-        """Let a scan's message, whose body this messenger stands around already, tell the number of the step: its place in what the scan hands out."""
-        body, init, xs, length, reverse = msg["args"]
-        count = length if xs is None or not jax.tree.leaves(xs) else jax.tree.leaves(xs)[0].shape[0]
+        """Let a scan's message, whose body this messenger stands around already, tell the number of the step."""
 
-        def numbered(carry: Any, row: Any) -> Any:
-            x, self.step = row
-            return body(carry, x)
+        def note(number: Any) -> None:
+            self.step = number
 
-        msg["args"] = (numbered, init, (xs, jnp.arange(count)), length, reverse)
+        count_steps(msg, note)
 
     @property
     def number(self) -> int | None:
