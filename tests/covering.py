@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-SECONDS = 1.0
+SECONDS = 0.8
 """What the cases of one test function may take in `make test`; one case is always run."""
 
-SECONDS_FOR_EXACT = 3.0
+SECONDS_FOR_EXACT = 2.0
 """The same, for functions that compare with an enumeration: they are what the others rest on."""
 
 WHOLE = re.compile("mutant|fault|caught")
@@ -108,6 +108,12 @@ def left_out(
     if not every:
         out |= too_long(items, out, durations or {})
     return out | (beyond(items, out, most) if most else set())
+
+
+def asked(request: Any, parameter: str) -> list[Any]:
+    """Return the values of a parameter in the tests of a fixture's module that are run: what it need not make, nobody asks for."""
+    here = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    return list(dict.fromkeys(item.callspec.params[parameter] for item in here if parameter in item.callspec.params))
 
 
 def function_of(item: Any) -> str:

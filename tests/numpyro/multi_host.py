@@ -42,7 +42,7 @@ def with_key(state):
     return state._replace(rng_key=jax.random.wrap_key_data(state.rng_key))
 
 
-def main(address, process, folder):
+def main(address, process, folder, *names):
     jax.config.update("jax_enable_x64", True)
     jax.distributed.initialize(address, 2, int(process))
     # Its key is an array, and processes must know of each other before the first one.
@@ -51,11 +51,11 @@ def main(address, process, folder):
     assert len(jax.devices()) == 4 and len(jax.local_devices()) == 2
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
     found = {}
-    for place, name in enumerate(CASES):
+    for name in names:
         losses, state = trained(name, mesh)
         found[name] = losses
         with ocp.StandardCheckpointer() as files:
-            files.save(Path(folder) / str(place), {"leaves": jax.tree.leaves(state)})
+            files.save(Path(folder) / str(list(CASES).index(name)), {"leaves": jax.tree.leaves(state)})
     if process == "0":
         (Path(folder) / "losses.json").write_text(json.dumps(found))
     jax.distributed.shutdown()

@@ -56,8 +56,13 @@ CASES = {
     "IWAE": ({"z": VIMCO(), "y": ScoreFunction(NeuralBaseline())}, 3, IWAE(), 8),
 }
 
-# What is run inside shard_map, each with its key given and as a constant.
-SHARD_MAPPED = [(name, given) for name in ("DisARM, local expectation", "loop", "scan") for given in (False, True)]
+
+# What is run inside shard_map, by its name: the program, and whether its key is given or a constant.
+SHARD_MAPPED = {
+    f"shard_map {name}{', key given' * given}": (name, given)
+    for name in ("DisARM, local expectation", "loop", "scan")
+    for given in (False, True)
+}
 
 
 def model(x, size, summed=False):
@@ -239,16 +244,20 @@ def split_branches(name, mesh):
     return {"difference": max(jax.tree.leaves(apart)), "operations": each / alone}
 
 
-def main():
+def jobs(mesh):
+    """Return what there is to find, by its name."""
+    made = {name: partial(compared, name, mesh) for name in CASES}
+    made |= {job: partial(shard_mapped, name, mesh, given) for job, (name, given) in SHARD_MAPPED.items()}
+    made |= {f"branches {name}": partial(split_branches, name, mesh) for name in BRANCHES}
+    made["shard_map with state"] = partial(shard_mapped, "average, average per element", mesh, False)
+    return made
+
+
+def main(*names):
     jax.config.update("jax_enable_x64", True)
-    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
-    found = {name: compared(name, mesh) for name in CASES}
-    for name, given in SHARD_MAPPED:
-        found[f"shard_map {name} {given}"] = shard_mapped(name, mesh, given)
-    found |= {f"branches {name}": split_branches(name, mesh) for name in BRANCHES}
-    found["shard_map with state"] = shard_mapped("average, average per element", mesh, False)
-    json.dump(found, sys.stdout)
+    made = jobs(jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,)))
+    json.dump({name: made[name]() for name in names}, sys.stdout)
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -13,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from tests.covering import asked
 from tests.numpyro.multi_host import STEPS, as_arrays, with_key
 from tests.numpyro.sharded import CASES, DATA, started
 
@@ -22,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("multi_host")]
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory):
+def kept(request, tmp_path_factory):
     """Return the folder that both processes wrote into."""
     folder = tmp_path_factory.mktemp("multi_host")
     with socket.socket() as free:
@@ -31,8 +32,11 @@ def kept(tmp_path_factory):
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tests.numpyro.multi_host", address]
+    names = asked(request, "name")
     both = [
-        subprocess.Popen([*command, str(i), str(folder)], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [*command, str(i), str(folder), *names], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+        )
         for i in range(2)
     ]
     try:

@@ -44,6 +44,7 @@ from pplgrad.core.noise import Noise, replaced_noise
 from pplgrad.core.plates import Plate
 from pplgrad.pyro import TraceGrad_ELBO
 from pplgrad.pyro._distributed import TorchDataParallel
+from tests.covering import asked
 
 # One process makes what these share.
 pytestmark = pytest.mark.xdist_group("distributed")
@@ -229,27 +230,28 @@ def states():
     return {key: x for key, x in kept.items() if key.split(".")[-1] in ("mean", "square", "weighted", "weight")}
 
 
-# What two processes do where each takes itself for the only one.
 FULLY_SHARDED = ("leave-one-out", "average", "neural", "arms", "rebar", "relax", "vimco")
+# What two processes do where each takes itself for the only one.
 ALONE = ("leave-one-out", "constant", "average", "average-per-element", "neural")
 
 
-def worker(rank, world, folder):
+def worker(rank, world, folder, wanted):
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    found = {name: trained(name, rank, world, True) for name in CASES}
-    found |= {f"{name} alone": trained(name, rank, world, False) for name in ALONE}
-    found |= {f"{name} sharded": trained(name, rank, world, True, wrap=sharded) for name in FULLY_SHARDED}
-    found["particles"] = trained("leave-one-out", rank, world, False, "particles")
+    jobs = {name: partial(trained, name, rank, world, True) for name in CASES}
+    jobs |= {f"{name} alone": partial(trained, name, rank, world, False) for name in ALONE}
+    jobs |= {f"{name} sharded": partial(trained, name, rank, world, True, wrap=sharded) for name in FULLY_SHARDED}
+    jobs["particles"] = partial(trained, "leave-one-out", rank, world, False, "particles")
+    found = {name: jobs[name]() for name in wanted}
     torch.save(found, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def processes(tmp_path_factory):
+def processes(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("distributed")
-    multiprocessing.spawn(worker, (2, folder), nprocs=2)
+    multiprocessing.spawn(worker, (2, folder, asked(request, "job")), nprocs=2)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
@@ -269,28 +271,29 @@ def differences(processes, name, expected):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
-def test_two_processes_train_as_one(processes, name):
+@pytest.mark.parametrize("job", CASES)
+def test_two_processes_train_as_one(processes, job):
     with torch.random.fork_rng():
-        found = differences(processes, name, trained(name, 0, 1, False))
+        found = differences(processes, job, trained(job, 0, 1, False))
     assert max(found.values()) < 1e-11, found
-    assert ("state" in found) == any(word in name for word in ("average", "past", "normalized", "function"))
+    assert ("state" in found) == any(word in job for word in ("average", "past", "normalized", "function"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FULLY_SHARDED)
-def test_parameters_may_be_split_too(processes, name):
+@pytest.mark.parametrize("job", [f"{name} sharded" for name in FULLY_SHARDED])
+def test_parameters_may_be_split_too(processes, job):
     with torch.random.fork_rng():
-        found = differences(processes, f"{name} sharded", trained(name, 0, 1, False))
+        found = differences(processes, job, trained(job.split()[0], 0, 1, False))
     assert max(found.values()) < 1e-11, found
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ALONE)
-def test_without_a_process_group_baselines_are_those_of_each_process(processes, name):
+@pytest.mark.parametrize("job", [f"{name} alone" for name in ALONE])
+def test_without_a_process_group_baselines_are_those_of_each_process(processes, job):
     """What needs nothing from the others is right all the same; the rest shows that the test above can fail."""
+    name = job.split()[0]
     with torch.random.fork_rng():
-        found = differences(processes, f"{name} alone", trained(name, 0, 1, False))
+        found = differences(processes, job, trained(name, 0, 1, False))
     if name == "leave-one-out":
         assert max(found.values()) < 1e-11
     else:
@@ -300,7 +303,8 @@ def test_without_a_process_group_baselines_are_those_of_each_process(processes, 
 
 
 @pytest.mark.slow
-def test_particles_may_be_split_instead(processes):
+@pytest.mark.parametrize("job", ["particles"])
+def test_particles_may_be_split_instead(processes, job):
     """The mean over processes of the gradient of each one's own particles, among which leave-one-out stays."""
     halves = []
     with torch.random.fork_rng():
@@ -309,7 +313,7 @@ def test_particles_may_be_split_instead(processes):
     for key in halves[0]:
         if key.startswith("0"):
             expected = (halves[0][key] + halves[1][key]) / 2
-            found = [process["particles"][key] for process in processes]
+            found = [process[job][key] for process in processes]
             found = sum(found) / 2 if "loss" in key else found[0]
             torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
 
