@@ -86,19 +86,29 @@ held = [0.0]
 def pytest_runtest_teardown(item, nextitem):
     """Close the figures that a test has left open, since matplotlib warns at the twentieth of a process.
 
-    Let go of what JAX has compiled, where that has become much: nothing but time depends on it.
+    Let go of what JAX has lowered, and where that is not enough of what it has compiled: nothing but time depends on it.
     """
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close("all")
     if nextitem is None or "jax" not in sys.modules:
         return
-    most = MOST_MEMORY * (1.0 if nextitem.path != item.path else 1.1)
-    if _resident() > max(most, held[0] + LEAST_GAIN):
-        sys.modules["jax"].clear_caches()
-        gc.collect()
-        with suppress(OSError, AttributeError):  # A C library without it keeps what was freed for itself.
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
-        held[0] = _resident()
+    most = max(MOST_MEMORY * (1.0 if nextitem.path != item.path else 1.1), held[0] + LEAST_GAIN)
+    for let_go in (_forget_what_was_lowered, sys.modules["jax"].clear_caches):
+        if _resident() > most:
+            let_go()
+            gc.collect()
+            with suppress(OSError, AttributeError):  # A C library without it keeps what was freed for itself.
+                ctypes.CDLL("libc.so.6").malloc_trim(0)
+            held[0] = _resident()
+            most -= LEAST_GAIN  # What is soon too much again is too much.
+
+
+def _forget_what_was_lowered():
+    """Let go of JAX's modules of what is compiled, three quarters of what a compiled function holds, and read by nothing after that."""
+    with suppress(ImportError, AttributeError):  # Private: without it, all is let go.
+        from jax._src import pjit
+
+        pjit._pjit_lower.cache_clear()
 
 
 def _resident():

@@ -105,24 +105,34 @@ def _least(xp: Any, like: Array) -> float:
 
 # A reduction over so few categories costs XLA many times what as many operations on all elements do.
 FEW_CATEGORIES = 4
+# Along an axis that is not the last one XLA sums ten times as slowly on a CPU as it adds so few arrays.
+FEW_DRAWS = 16
 
 
 def sum_over_categories(xp: Any, x: Array) -> Array:
     """Return the sum over the categories, the last axis, which stays, of length 1."""
     few = few_categories(xp, x)
-    return xp.sum(x, axis=-1, keepdims=True) if few is None else reduce(operator.add, few)
+    return xp.sum(x, axis=-1, keepdims=True) if few is None else reduce(operator.add, few)[..., None]
 
 
 def max_over_categories(xp: Any, x: Array) -> Array:
     """Return the largest over the categories, the last axis, which stays, of length 1."""
     few = few_categories(xp, x)
-    return xp.max(x, axis=-1, keepdims=True) if few is None else reduce(xp.maximum, few)
+    return xp.max(x, axis=-1, keepdims=True) if few is None else reduce(xp.maximum, few)[..., None]
+
+
+def sum_over_draws(xp: Any, x: Array) -> Array:
+    """Return the sum over the draws, axis 1, which goes."""
+    return reduce(operator.add, xp.unstack(x, axis=1)) if x.shape[1] <= FEW_DRAWS else xp.sum(x, axis=1)
 
 
 def few_categories(xp: Any, x: Array) -> list[Array] | None:
-    """Return the categories one by one, along the last axis, which stays, of length 1; None if there are many."""
+    """Return the categories one by one, without the last axis; None if there are many.
+
+    The axis does not stay with length 1, since XLA computes such arrays several times as slowly on a CPU, and sums them thirty times as slowly.
+    """
     # The derivative of `unstack` puts those of the parts together; that of an index would fill up each of them with zeros, and add them.
-    return [part[..., None] for part in xp.unstack(x, axis=-1)] if x.shape[-1] <= FEW_CATEGORIES else None
+    return list(xp.unstack(x, axis=-1)) if x.shape[-1] <= FEW_CATEGORIES else None
 
 
 def linear_density(xp: Any, weights: Array, log_probs: Array, is_pair: bool) -> Array:
@@ -140,8 +150,8 @@ def linear_density(xp: Any, weights: Array, log_probs: Array, is_pair: bool) -> 
     if few is None:
         total, lost = (xp.sum(x, axis=-1) for x in parts(weights, log_probs))
     else:
-        each = [1 - weights, weights] if is_pair else [part[..., 0] for part in few_categories(xp, weights) or ()]
-        found = [parts(w, part[..., 0]) for w, part in zip(each, few, strict=True)]
+        each = [1 - weights, weights] if is_pair else few_categories(xp, weights) or []
+        found = [parts(w, part) for w, part in zip(each, few, strict=True)]
         total, lost = (reduce(operator.add, x) for x in zip(*found, strict=True))
     return total + xp.log(xp.clip(1 - lost, min=0))
 

@@ -438,7 +438,7 @@ class Draw:
         xp = self.ops.xp
         few = few_categories(xp, table[:, None])
         if few is not None:
-            return chosen(xp, [part[..., 0] for part in few], index)
+            return chosen(xp, few, index)
         # The m alternatives stand where the categories do, so that no category is repeated for each of them.
         return xp.moveaxis(xp.take_along_axis(table, xp.moveaxis(index, 1, -1), axis=-1), -1, 1)
 

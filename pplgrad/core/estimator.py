@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from pplgrad.core.alternatives import Alternatives
@@ -114,6 +114,7 @@ class BranchTerms:
             Under such an objective a cost is the bound.
         higher_order: if True, the costs already contain the score of the draw, with derivatives of every order, and the estimator must
             subtract it.
+        kept: what an estimator has computed for its surrogate and reads again for its loss.
     """
 
     draw: Draw
@@ -126,6 +127,7 @@ class BranchTerms:
     higher_order: bool = False
     along_points: Array | None = None
     along_draw: Array | None = None
+    kept: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def ops(self) -> Ops:

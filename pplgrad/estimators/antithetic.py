@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pplgrad.core.alternatives import Alternatives
-from pplgrad.core.array_ops import Array, Ops
+from pplgrad.core.array_ops import Array, Ops, sum_over_draws
 from pplgrad.core.draw import Draw
 from pplgrad.core.estimator import BranchTerms, Declaration, Estimator
 from pplgrad.core.noise import Noise
@@ -193,7 +193,7 @@ class ARMS(Estimator):
         uniform = xp.where(hit == 1, below * rare, rare + below * (1 - rare))
         first = 1 - uniform ** (1 / (self.n - 1))
         shares = -xp.log(draw.noise.uniform((probs.shape[0], self.n - 1, *probs.shape[1:]), probs))
-        rest = (1 - first)[:, None] * shares / xp.sum(shares, axis=1, keepdims=True)
+        rest = (1 - first)[:, None] * shares / sum_over_draws(xp, shares)[:, None]
         hits = xp.astype((1 - rest) ** (self.n - 1) < rare[:, None], draw.index.dtype)
         return Alternatives(draw.embed(xp.where(probs[:, None] <= 0.5, hits, 1 - hits)), hits)
 
@@ -206,7 +206,7 @@ class ARMS(Estimator):
         values = xp.astype(xp.concat([draw.index[:, None], others], axis=1), probs.dtype)
         costs = xp.concat([terms.downstream[:, None], terms.costs], axis=1)
         centred = (costs - xp.mean(costs, axis=1, keepdims=True))[..., None]
-        weight = xp.sum(centred * (values - probs[:, None]), axis=1) / (
+        weight = sum_over_draws(xp, centred * (values - probs[:, None])) / (
             (self.n - 1) * (1 - self._correlation(xp, probs))
         )
         return xp.sum(draw.logits * weight)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pplgrad.core.alternatives import Alternatives
-from pplgrad.core.array_ops import Array, Ops, is_possible, max_over_categories, sum_over_categories
+from pplgrad.core.array_ops import Array, Ops, is_possible, max_over_categories, sum_over_categories, sum_over_draws
 from pplgrad.core.draw import Draw
 from pplgrad.core.estimator import BranchTerms, Declaration, Estimator
 from pplgrad.core.site_info import SiteInfo
@@ -236,7 +236,7 @@ class CARMS(Estimator):
         uniform = low + draw.noise.uniform(shape, low) * (high - low)
         first = 1 - uniform ** (1 / (n - 1))
         shares = -xp.log(draw.noise.uniform((shape[0], n - 1, *shape[1:]), low))
-        rest = (1 - first)[:, None] * shares / xp.sum(shares, axis=1, keepdims=True)
+        rest = (1 - first)[:, None] * shares / sum_over_draws(xp, shares)[:, None]
         passed = ((1 - rest) ** (n - 1))[..., None] > upper[:, None, ..., :-1]
         others = (xp.sum(xp.astype(passed, draw.index.dtype), axis=-1) + order[:, None]) % count
         return Alternatives(draw.embed(others), others)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pplgrad.core.alternatives import Alternatives
-from pplgrad.core.array_ops import Array, sum_over_categories
+from pplgrad.core.array_ops import Array, sum_over_categories, sum_over_draws
 from pplgrad.core.draw import Draw
 from pplgrad.core.estimator import BranchTerms, Declaration, Estimator
 from pplgrad.core.site_info import SiteInfo
@@ -156,7 +156,7 @@ class DoubleCV(WithSlopes):
         index, scale = terms.alternatives.kept
         left, others = self._signals(terms, ops.stop_gradient(scale) if self.learn else scale)
         log_q = xp.sum(draw.log_q(index), axis=-1)
-        return (xp.sum(log_q * left) + xp.sum(others * xp.exp(draw.log_probs)[:, None])) / k
+        return (xp.sum(log_q * left) + xp.sum(sum_over_draws(xp, others) * xp.exp(draw.log_probs))) / k
 
     def loss_of(self, terms: BranchTerms) -> Array | None:
         """Return the squared gradient with respect to the logits, with gradient to the scale alone."""
@@ -168,7 +168,8 @@ class DoubleCV(WithSlopes):
         probs = xp.exp(ops.stop_gradient(draw.log_probs))[:, None]
         scores = left[..., None, None] * (ops.stop_gradient(terms.alternatives.weights) - probs)
         paths = probs * (others - sum_over_categories(xp, others * probs))
-        return ops.only(xp.mean(xp.sum(xp.mean(scores + paths, axis=1) ** 2, axis=-1)), [scale])
+        gradient = sum_over_draws(xp, scores + paths) / self.samples
+        return ops.only(xp.mean(xp.sum(gradient**2, axis=-1)), [scale])
 
     @staticmethod
     def _signals(terms: BranchTerms, scale: Any) -> tuple[Array, Array]:
@@ -191,7 +192,7 @@ def again_with_slopes(draw: Draw, count: int, kept: Any) -> Alternatives:
 
 def _others(xp: Any, x: Array) -> Array:
     """Return, for each draw on axis 1, the mean of the others."""
-    return (xp.sum(x, axis=1, keepdims=True) - x) / (x.shape[1] - 1)
+    return (sum_over_draws(xp, x)[:, None] - x) / (x.shape[1] - 1)
 
 
 @dataclass(frozen=True)
@@ -315,6 +316,6 @@ class REBAR(WithSlopes):
         drawn, weights, temperature, known = terms.alternatives.kept
         value, slopes = self.control(terms, weights[:, 0], known)
         along = drawn.along_keys(slopes, weights[:, 0], temperature)
-        left = (terms.downstream - value)[..., None, None]
+        left = drawn.at_elements(terms.downstream - value)
         gradient = left * drawn.score() + drawn.to_logits(along - drawn.given(along))
-        return ops.only(xp.mean(xp.sum(gradient**2, axis=-1)), list(known.values()))
+        return ops.only(xp.mean(drawn.squared(gradient)), list(known.values()))

@@ -160,4 +160,4 @@ def _by_category(ops: Ops, index: Array, others: Array) -> Array:
     if few is None:
         by_shift = xp.concat([xp.zeros_like(others[..., :1]), others], axis=-1)
         return xp.take_along_axis(by_shift, shifts, axis=-1)
-    return chosen(xp, [xp.zeros_like(few[0]), *few], shifts)
+    return chosen(xp, [x[..., None] for x in (xp.zeros_like(few[0]), *few)], shifts)

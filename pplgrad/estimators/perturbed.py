@@ -19,7 +19,7 @@ from pplgrad.estimators.relaxed import HardDraw, HardPair, finite_odds, softmax,
 
 
 class Perturbed(Protocol):
-    """A draw and its perturbed log weights. All arrays have shape (particles, *plates, elements, n)."""
+    """A draw and its perturbed log weights, (particles, *plates, elements, n); of a pair there is one, and no last axis."""
 
     @property
     def keys(self) -> Array:
@@ -44,6 +44,12 @@ class Perturbed(Protocol):
     def along_keys(self, slopes: Array, weights: Array, temperature: Any) -> Array:
         """Return a derivative with respect to the relaxed draw as one with respect to the keys."""
 
+    def at_elements(self, x: Array) -> Array:
+        """Return numbers of the draws, (particles, *plates), beside which the keys broadcast."""
+
+    def squared(self, x: Array) -> Array:
+        """Return the squared length of a derivative with respect to the logits: (particles, *plates, elements)."""
+
 
 def perturbed(draw: Draw) -> Perturbed:
     """Return the draw of a site with noise that is conditional on it."""
@@ -55,10 +61,16 @@ def perturbed(draw: Draw) -> Perturbed:
 
 
 class _Softmax:
-    """The relaxation softmax(z / τ)."""
+    """The relaxation softmax(z / τ), of several keys for each element."""
 
     ops: Ops
     keys: Array
+
+    def at_elements(self, x: Array) -> Array:
+        return x[..., None, None]
+
+    def squared(self, x: Array) -> Array:
+        return self.ops.xp.sum(x**2, axis=-1)
 
     def weights(self, temperature: Any) -> Array:
         return softmax(self.ops.xp, tempered(self.ops.xp, self.keys, temperature))
@@ -108,9 +120,10 @@ def _given_choice(ops: Any, keys: Array) -> Array:
 
 @dataclass(frozen=True)
 class PerturbedPair:
-    """A choice between two; θ are the log odds of the second, and the key is how far the second lies above the first: n = 1.
+    """A choice between two; θ are the log odds of the second, and the key is how far the second lies above the first.
 
-    The two logits of a choice move against each other, so that a derivative with respect to both is √2 times as long.
+    The two logits of a choice move against each other, so that a derivative with respect to both is √2 times as long. No array has an
+    axis of length 1 behind the elements: XLA computes and sums such arrays several times, and up to thirty times, as slowly on a CPU.
     """
 
     ops: Ops
@@ -125,15 +138,21 @@ class PerturbedPair:
             keys = HardPair(ops, odds, xp.astype(draw.index, odds.dtype), draw.noise).keys()
         else:
             keys = odds + xp.log1p(-uniform) - xp.log(uniform)
-        return cls(ops, draw, keys[..., None])
+        return cls(ops, draw, keys)
 
     @property
     def log_weights(self) -> Array:
-        return self.draw.logits[..., None]
+        return self.draw.logits
+
+    def at_elements(self, x: Array) -> Array:
+        return x[..., None]
+
+    def squared(self, x: Array) -> Array:
+        return x**2
 
     @cached_property
     def _side(self) -> Array:
-        return 2 * self.ops.xp.astype(self.draw.index, self.keys.dtype)[..., None] - 1
+        return 2 * self.ops.xp.astype(self.draw.index, self.keys.dtype) - 1
 
     @cached_property
     def _against(self) -> Array:
@@ -152,15 +171,14 @@ class PerturbedPair:
 
     def weights(self, temperature: Any) -> Array:
         second = self.ops.sigmoid(self.keys / temperature)
-        return self.ops.xp.concat([1 - second, second], axis=-1)
+        return self.ops.xp.stack([1 - second, second], axis=-1)
 
     def along_keys(self, slopes: Array, weights: Array, temperature: Any) -> Array:
         xp = self.ops.xp
         (first, second), (of_first, of_second) = (xp.unstack(x, axis=-1) for x in (weights, slopes))
         both = first * second
         # A weight that is exactly 0 or 1 stays so, whatever the slope of the cost there.
-        along = xp.where(both > 0, both * (of_second - of_first), xp.zeros_like(both))[..., None]
-        return along / temperature
+        return xp.where(both > 0, both * (of_second - of_first), xp.zeros_like(both)) / temperature
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any, ClassVar
 
 from pplgrad.core.array_ops import (
@@ -130,10 +132,10 @@ class HardPair:
         apart = xp.log1p((1 - u) / u * (1 + xp.exp(small))) + (odds - small)
         return self.ops.stop_gradient(side * apart)
 
-    def concrete(self, temperature: Any, count: int | None = None) -> Array:
-        """Return the weight of the second value, relaxed at a temperature given the draw; `count` of them along a first axis."""
+    def concrete(self, temperature: Any) -> Array:
+        """Return the weight of the second value, relaxed at a temperature given the draw."""
         moved = self.odds - self.ops.stop_gradient(self.odds)
-        return self.ops.sigmoid((self.keys(count) + moved) / temperature)
+        return self.ops.sigmoid((self.keys() + moved) / temperature)
 
     def concrete_anew(self, temperature: Any) -> Array:
         """Return the same of another draw, which the relaxation stands in the place of."""
@@ -189,12 +191,13 @@ def softmax(xp: Any, x: Array) -> Array:
     if x.shape[-1] == 2:
         first, second = xp.unstack(x, axis=-1)
         return xp.stack(list(_logistic(xp, second - first)), axis=-1)
-    top = max_over_categories(xp, x)
-    shifted = xp.exp(x - top)
-    whole = sum_over_categories(xp, shifted)
+    shifted = xp.exp(x - max_over_categories(xp, x))
     few = few_categories(xp, shifted)
+    if few is None:
+        return shifted / sum_over_categories(xp, shifted)
     # One by one, so that the derivative of what they are divided by is no reduction over few either.
-    return shifted / whole if few is None else xp.concat([part / whole for part in few], axis=-1)
+    whole = reduce(operator.add, few)
+    return xp.stack([part / whole for part in few], axis=-1)
 
 
 def _logistic(xp: Any, odds: Array) -> tuple[Array, Array]:
@@ -363,7 +366,10 @@ class GumbelRao(Relaxation):
 
     def weight_of_second(self, pair: HardPair) -> Array:
         """Return the same of the second of two values."""
-        return pair.through(pair.ops.xp.sum(pair.concrete(self.temperature, self.k), axis=0) / self.k)
+        ops, moved = pair.ops, pair.odds - pair.ops.stop_gradient(pair.odds)
+        # One by one, so that the derivative of the log odds is no sum along a first axis, which XLA computes slowly.
+        soft = [ops.sigmoid((keys + moved) / self.temperature) for keys in ops.xp.unstack(pair.keys(self.k), axis=0)]
+        return pair.through(reduce(operator.add, soft) / self.k)
 
 
 @dataclass(frozen=True)

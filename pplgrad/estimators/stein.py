@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pplgrad.core.alternatives import Alternatives
-from pplgrad.core.array_ops import Array, Ops, sum_over_categories
+from pplgrad.core.array_ops import Array, Ops, sum_over_categories, sum_over_draws
 from pplgrad.core.draw import Draw
 from pplgrad.core.estimator import BranchTerms, Declaration
 from pplgrad.errors import ConfigurationError
@@ -105,7 +105,12 @@ class RODEO(WithSlopes):
         return ops.only(xp.mean(xp.sum(gradient**2, axis=-1)), list(terms.alternatives.kept[1].values()))
 
     def _coefficients(self, terms: BranchTerms) -> Array:
-        """Return what multiplies log q of each category, (particles, *plates, elements, categories)."""
+        """Return what multiplies log q of each category, (particles, *plates, elements, categories): once for the surrogate and the loss."""
+        if "coefficients" not in terms.kept:
+            terms.kept["coefficients"] = self._computed(terms)
+        return terms.kept["coefficients"]
+
+    def _computed(self, terms: BranchTerms) -> Array:
         draw, ops, xp, k = terms.draw, terms.ops, terms.ops.xp, self.samples
         index, known = terms.alternatives.kept
         hard = draw.one_hot(index)
@@ -123,11 +128,11 @@ class RODEO(WithSlopes):
         weighted = probs * there
         total = xp.sum(weighted, axis=(-3, -2))
         held = costs + known["alpha"] * (total[..., 0] / elements - here[..., 0])
-        others = (xp.sum(held, axis=1, keepdims=True) - held) / (k - 1)
+        others = (sum_over_draws(xp, held)[:, None] - held) / (k - 1)
         weighted, whole = weighted[..., 1], total[..., 1][..., None, None]
         stays = whole - sum_over_categories(xp, weighted)
         extra = (stays * hard + weighted) / elements - here[..., 1][..., None, None] * hard
-        return xp.sum((costs - others)[..., None, None] * hard + known["beta"] * extra, axis=1) / k
+        return sum_over_draws(xp, (costs - others)[..., None, None] * hard + known["beta"] * extra) / k
 
     def _there(self, xp: Any, known: Mapping[str, Any], at: tuple[Array, ...], hard: Array, here: Array) -> Array:
         """Return the mean of H over the other draws where one element takes another category, with a category's place before H's two."""
@@ -145,9 +150,9 @@ class RODEO(WithSlopes):
         if not self.learn:
             both = (cost + line)[..., None]
             return xp.concat([both, both], axis=-1)
-        cost = xp.broadcast_to(cost, line.shape)
+        # A cost is of fewer dimensions than the line is: the product with its weights is small.
         weights = known["in"]
-        active = xp.tanh(cost[..., None] * weights[0] + line[..., None] * weights[1] + known["shift"])
+        active = xp.tanh((cost[..., None] * weights[0] + known["shift"]) + line[..., None] * weights[1])
         return xp.matmul(active, known["out"])
 
 

@@ -239,6 +239,7 @@ def test_a_neighbour_that_raises_is_named_beside_the_scripts_line(command, tmp_p
     assert line.startswith(f"pplgrad: {path}:{number} ({beside}.py:2): ZeroDivisionError")
 
 
+@pytest.mark.exhaustive  # Without workers it is tested above, and a worker that is lost below.
 @pytest.mark.slow
 def test_in_worker_processes_it_is_the_same(tmp_path):
     path, (number,) = script_of(tmp_path, CRASHES["the model raises"])

@@ -43,12 +43,12 @@ def test_check_and_compare_run_on_what_is_written(tmp_path, kind, backend):
     assert load_script(path, ()).backends == (backend,)
     checked = invoke("check", path, "--draws", 100, "--batch-size", 2, "--estimator", KINDS[kind])
     assert checked.exit_code in (0, 3) and f"{backend}, TraceGrad_ELBO" in checked.stdout, checked.output
-    words = ["--estimator", "score+loo", "--estimator", KINDS[kind], "--estimator", "score+neural"]
-    small = ["--steps", 3, "--seeds", 1, "--bound-samples", 3, "--quiet", "--snapshots", "0,2", "--draws", 20]
+    words = ["--estimator", KINDS[kind], "--estimator", "score+neural"]
+    small = ["--steps", 3, "--seeds", 1, "--bound-samples", 3, "--quiet", "--snapshots", "2", "--draws", 20]
     compared = invoke("compare", path, *words, *small, "--out", out)
     assert compared.exit_code == 0, compared.output
     frame, _ = read(out)
-    assert set(frame["backend"]) == {backend} and len(set(frame["estimator"])) == 3
+    assert set(frame["backend"]) == {backend} and len(set(frame["estimator"])) == 2
     assert np.isfinite(frame.loc[frame["quantity"] == "test", "value"]).all()
 
 

@@ -140,6 +140,7 @@ def test_a_result_is_found_after_the_script_has_moved(tmp_path):
     assert kept(replace(task, script="elsewhere/model.py"), tmp_path)["began"] == first["began"]
 
 
+@pytest.mark.exhaustive  # Without workers it is tested above.
 @pytest.mark.slow
 def test_with_workers_a_broken_file_is_done_again_too(tmp_path):
     assert compared(tmp_path, "--seeds", "2", "--snapshots", "0", "--draws", "20", "--jobs", "2").exit_code == 0

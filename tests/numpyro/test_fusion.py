@@ -46,13 +46,13 @@ def constants(request):
 
 
 @pytest.mark.slow
-@pytest.mark.exhaustive  # The next test has twice as many.
 @pytest.mark.parametrize("direction", [forwards, backwards])
 def test_random_programs(direction, constants):
     direction(12)()
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # Twice as many as above.
 @pytest.mark.parametrize("direction", [forwards, backwards])
 def test_many_random_programs(direction, constants):
     direction(24)()
