@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
+from benchmarks.published import study_table
 from pplgrad.lab.cli import main
 from pplgrad.lab.data import evaluation_steps
 from pplgrad.lab.results import KEYS, UNITS, failures, read
@@ -91,6 +92,26 @@ def test_an_estimator_that_does_not_fit_is_reported_and_ends_nothing(study):
     assert "failed: training pyro z*=Reparam(): " in shown
     # The script's line stands before the sentence.
     assert "Reparam() cannot be used at site 'z1'" in " ".join(shown.split())
+
+
+@grouped
+@pytest.mark.slow
+def test_the_table_of_the_published_comparisons(study):
+    frame, _ = read(study[0])
+    _, _, *rows = (line.strip("| ").split(" | ") for line in study_table(study[0]).splitlines())
+    # Those that do not fit have no row. Least evaluations first, and among those the least variance.
+    for library in ("pyro", "numpyro"):
+        mine = [row for row in rows if row[0] == library]
+        assert {row[1] for row in mine} == {"`DisARM()`", "`score+average+neural`", "`score+loo`"}
+        assert [int(row[2]) for row in mine] == sorted(int(row[2]) for row in mine)
+    one = dict(backend="numpyro", estimator="DisARM()", seed=0)
+    row = next(row for row in rows if row[:2] == ["numpyro", "`DisARM()`"])
+    wanted = [
+        values(frame, **one, kind="gradients", part="site", step=stop, quantity="variance").item() for stop in (0, 4)
+    ]
+    assert [float(text.replace(",", "")) for text in row[3:5]] == pytest.approx(wanted, abs=0.51)
+    test = values(frame, **one, kind="training", step=6, quantity="test").item()
+    assert float(row[6]) == pytest.approx(test, abs=0.0051) and row[8] == "1"
 
 
 @grouped
