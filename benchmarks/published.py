@@ -45,6 +45,7 @@ def study_table(folder: Path) -> str:
         "evaluations",
         *(f"variance at {stop:,}" for stop in stops),
         "step, ms",
+        "train ELBO",
         "test ELBO",
         "bound of 100",
         "seeds",
@@ -54,7 +55,7 @@ def study_table(folder: Path) -> str:
         for name in ordered(found.sel(backend=library)):
             one = found.sel(backend=library, estimator=name)
             spread = [variance_of(one, stop) for stop in stops]
-            end = one["curve_test"].isel(step=-1, learning_rate=0)
+            train, end = (one[f"curve_{which}"].isel(step=-1, learning_rate=0) for which in ("train", "test"))
             if np.isnan(spread).all() and np.isnan(end).all():
                 continue
             rows.append(
@@ -64,6 +65,7 @@ def study_table(folder: Path) -> str:
                     f"{np.nanmean(one['gradient_evaluations']):.0f}",
                     *(f"{value:,.0f}" for value in spread),
                     f"{np.nanmedian(one['gradient_milliseconds']):.3g}",
+                    with_spread(train.values),
                     with_spread(end.values),
                     with_spread(one["end_weighted_bound"].isel(learning_rate=0).values),
                     str(int((~np.isnan(end)).sum())),

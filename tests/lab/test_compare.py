@@ -111,7 +111,7 @@ def test_the_table_of_the_published_comparisons(study):
     ]
     assert [float(text.replace(",", "")) for text in row[3:5]] == pytest.approx(wanted, abs=0.51)
     test = values(frame, **one, kind="training", step=6, quantity="test").item()
-    assert float(row[6]) == pytest.approx(test, abs=0.0051) and row[8] == "1"
+    assert float(row[7]) == pytest.approx(test, abs=0.0051) and row[9] == "1"
 
 
 @grouped
