@@ -56,6 +56,8 @@ BELOW = {
     "guards": (),
     "marginal": (),
     "passes": (),
+    # In tests/lab/test_compare.py.
+    "published": (),
 }
 """The other commands that are tested here, and the modules that they are made of."""
 
