@@ -58,7 +58,7 @@ RANDOM = {
     "carms": (CARMS(4), ["hierarchy", "subsampled", "categorical_index", "one_hot", "five"]),
     "carms3": (CARMS(3), ["categorical_index"]),
     "rebar": (REBAR(0.5, 0.8, learn=False), RELAXABLE),
-    "relax": (RELAX(0.5, hidden=4), ["single", "hierarchy", "one_hot", "event"]),
+    "relax": (RELAX(0.5, hidden=4), ["single", "hierarchy", "one_hot", "event", "subsampled"]),
     "relax-alone": (RELAX(0.5, through_cost=False, hidden=4), ["single", "hierarchy", "event", "subsampled"]),
     "rebar-cold": (REBAR(0.1, 1.0, learn=False), RELAXABLE),
 }

@@ -114,7 +114,6 @@ class BranchTerms:
             Under such an objective a cost is the bound.
         higher_order: if True, the costs already contain the score of the draw, with derivatives of every order, and the estimator must
             subtract it.
-        kept: what an estimator has computed for its surrogate and reads again for its loss.
     """
 
     draw: Draw
@@ -127,12 +126,18 @@ class BranchTerms:
     higher_order: bool = False
     along_points: Array | None = None
     along_draw: Array | None = None
-    kept: dict[str, Any] = field(default_factory=dict, compare=False)
+    _computed: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def ops(self) -> Ops:
         """The array operations."""
         return self.draw.ops
+
+    def once(self, name: str, compute: Callable[[BranchTerms], Any]) -> Any:
+        """Return what is computed of these arrays, of that name: for the surrogate, and again for the loss."""
+        if name not in self._computed:
+            self._computed[name] = compute(self)
+        return self._computed[name]
 
     def costs_of_elements(self, elements: int) -> Array:
         """Return the costs of alternatives that are numbered element by element: (particles, *plates, elements, alternatives of each)."""

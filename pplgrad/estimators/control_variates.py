@@ -153,8 +153,8 @@ class DoubleCV(WithSlopes):
     def branch_surrogate(self, terms: BranchTerms) -> Array:
         """Return 1/k Σ_i (f_i − c_i(z_i) − b_i) log q(z_i) + ḡ_i·μ."""
         draw, ops, xp, k = terms.draw, terms.ops, terms.ops.xp, self.samples
-        index, scale = terms.alternatives.kept
-        left, others = self._signals(terms, ops.stop_gradient(scale) if self.learn else scale)
+        index, _ = terms.alternatives.kept
+        left, others = (ops.stop_gradient(x) for x in terms.once("signals", self._signals))
         log_q = xp.sum(draw.log_q(index), axis=-1)
         return (xp.sum(log_q * left) + xp.sum(sum_over_draws(xp, others) * xp.exp(draw.log_probs))) / k
 
@@ -164,7 +164,7 @@ class DoubleCV(WithSlopes):
             return None
         draw, ops, xp = terms.draw, terms.ops, terms.ops.xp
         _, scale = terms.alternatives.kept
-        left, others = self._signals(terms, scale)
+        left, others = terms.once("signals", self._signals)
         probs = xp.exp(ops.stop_gradient(draw.log_probs))[:, None]
         scores = left[..., None, None] * (ops.stop_gradient(terms.alternatives.weights) - probs)
         paths = probs * (others - sum_over_categories(xp, others * probs))
@@ -172,9 +172,9 @@ class DoubleCV(WithSlopes):
         return ops.only(xp.mean(xp.sum(gradient**2, axis=-1)), [scale])
 
     @staticmethod
-    def _signals(terms: BranchTerms, scale: Any) -> tuple[Array, Array]:
+    def _signals(terms: BranchTerms) -> tuple[Array, Array]:
         """Return what multiplies each score, (particles, k, *plates), and ḡ_i."""
-        ops, xp = terms.ops, terms.ops.xp
+        ops, xp, (_, scale) = terms.ops, terms.ops.xp, terms.alternatives.kept
         probs = xp.exp(ops.stop_gradient(terms.draw.log_probs))[:, None]
         others = scale * _others(xp, ops.stop_gradient(terms.slopes))
         costs = xp.concat([terms.downstream[:, None], terms.costs], axis=1)
@@ -301,21 +301,23 @@ class REBAR(WithSlopes):
     def branch_surrogate(self, terms: BranchTerms) -> Array:
         """Return (f(b) − c(s̃)) log q(b) + (c′(s)·∇θ s − c′(s̃)·∇θ s̃) θ."""
         draw, ops, xp = terms.draw, terms.ops, terms.ops.xp
+        drawn = terms.alternatives.kept[0]
+        value, path = (ops.stop_gradient(x) for x in terms.once("control", self._value_and_path))
+        return xp.sum(draw.score * (terms.downstream - value)) + xp.sum(path * drawn.log_weights)
+
+    def _value_and_path(self, terms: BranchTerms) -> tuple[Array, Array]:
+        """Return the control variate at the keys given the draw, and how it moves with θ along the keys less along those given the draw."""
         drawn, weights, temperature, known = terms.alternatives.kept
         value, slopes = self.control(terms, weights[:, 0], known)
         along = drawn.along_keys(slopes, weights[:, 0], temperature)
-        path = ops.stop_gradient(along - drawn.given(along))
-        left = terms.downstream - ops.stop_gradient(value)
-        return xp.sum(draw.score * left) + xp.sum(path * drawn.log_weights)
+        return value, along - drawn.given(along)
 
     def loss_of(self, terms: BranchTerms) -> Array | None:
         """Return the squared gradient with respect to the logits, with gradient to what is learned alone."""
         if not self.learn:
             return None
         ops, xp = terms.ops, terms.ops.xp
-        drawn, weights, temperature, known = terms.alternatives.kept
-        value, slopes = self.control(terms, weights[:, 0], known)
-        along = drawn.along_keys(slopes, weights[:, 0], temperature)
-        left = drawn.at_elements(terms.downstream - value)
-        gradient = left * drawn.score() + drawn.to_logits(along - drawn.given(along))
+        drawn, _, _, known = terms.alternatives.kept
+        value, path = terms.once("control", self._value_and_path)
+        gradient = drawn.at_elements(terms.downstream - value) * drawn.score() + drawn.to_logits(path)
         return ops.only(xp.mean(drawn.squared(gradient)), list(known.values()))

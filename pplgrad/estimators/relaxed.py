@@ -367,7 +367,7 @@ class GumbelRao(Relaxation):
     def weight_of_second(self, pair: HardPair) -> Array:
         """Return the same of the second of two values."""
         ops, moved = pair.ops, pair.odds - pair.ops.stop_gradient(pair.odds)
-        # One by one, so that the derivative of the log odds is no sum along a first axis, which XLA computes slowly.
+        # One by one: on a CPU XLA takes twice as long for one array of all of them and its sum.
         soft = [ops.sigmoid((keys + moved) / self.temperature) for keys in ops.xp.unstack(pair.keys(self.k), axis=0)]
         return pair.through(reduce(operator.add, soft) / self.k)
 

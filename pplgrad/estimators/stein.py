@@ -92,25 +92,20 @@ class RODEO(WithSlopes):
     def branch_surrogate(self, terms: BranchTerms) -> Array:
         """Return Σ a · log q over elements and categories, where a are the coefficients."""
         ops, xp = terms.ops, terms.ops.xp
-        return xp.sum(ops.stop_gradient(self._coefficients(terms)) * terms.draw.log_probs)
+        return xp.sum(ops.stop_gradient(terms.once("coefficients", self._coefficients)) * terms.draw.log_probs)
 
     def loss_of(self, terms: BranchTerms) -> Array | None:
         """Return the squared gradient with respect to the logits, with gradient to what is learned alone."""
         if not self.learn:
             return None
         ops, xp = terms.ops, terms.ops.xp
-        found = self._coefficients(terms)
+        found = terms.once("coefficients", self._coefficients)
         probs = xp.exp(ops.stop_gradient(terms.draw.log_probs))
         gradient = found - probs * sum_over_categories(xp, found)
         return ops.only(xp.mean(xp.sum(gradient**2, axis=-1)), list(terms.alternatives.kept[1].values()))
 
     def _coefficients(self, terms: BranchTerms) -> Array:
-        """Return what multiplies log q of each category, (particles, *plates, elements, categories): once for the surrogate and the loss."""
-        if "coefficients" not in terms.kept:
-            terms.kept["coefficients"] = self._computed(terms)
-        return terms.kept["coefficients"]
-
-    def _computed(self, terms: BranchTerms) -> Array:
+        """Return what multiplies log q of each category, (particles, *plates, elements, categories)."""
         draw, ops, xp, k = terms.draw, terms.ops, terms.ops.xp, self.samples
         index, known = terms.alternatives.kept
         hard = draw.one_hot(index)

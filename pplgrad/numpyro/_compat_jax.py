@@ -325,15 +325,16 @@ def context_of(equation: Any) -> dict[str, Any]:
 
 def has_one_mesh(jaxpr: Any) -> bool:
     """Return whether all equations were traced under the mesh under which this runs: arrays of two meshes do not meet."""
-    found = {context_of(equation).get("cur_abstract_mesh") for equation in _every_equation(jaxpr)}
+    found = {context_of(equation).get("cur_abstract_mesh") for equation in every_equation(jaxpr)}
     return len(found | {jax.sharding.get_abstract_mesh()}) == 1 or found <= {None}
 
 
-def _every_equation(jaxpr: Any) -> Iterator[Any]:
+def every_equation(jaxpr: Any) -> Iterator[Any]:
+    """Yield the equations of a jaxpr and of those inside of it."""
     for equation in jaxpr.eqns:
         yield equation
         for body in sub_jaxprs(equation):
-            yield from _every_equation(body)
+            yield from every_equation(body)
 
 
 def under(equation: Any) -> AbstractContextManager:

@@ -17,6 +17,7 @@ import pplgrad.numpyro as ppl
 from pplgrad import ARM, ARMS, REBAR, RELAX, DisARM, GumbelSoftmax, MuProp
 from pplgrad.estimators import antithetic
 from pplgrad.estimators.perturbed import PerturbedPair
+from pplgrad.numpyro._compat_jax import every_equation
 
 ROWS, LATENTS = 7, 5
 FEW = 16
@@ -35,16 +36,6 @@ def guide(x):
         numpyro.sample("z", dist.Bernoulli(logits=x @ a).to_event(1))
 
 
-def equations(jaxpr):
-    for equation in jaxpr.eqns:
-        yield equation
-        for value in equation.params.values():
-            for part in value if isinstance(value, (list, tuple)) else [value]:
-                inner = getattr(part, "jaxpr", part)
-                if hasattr(inner, "eqns"):
-                    yield from equations(inner)
-
-
 def slow_sums(estimator):
     """Return the shapes and axes of slow sums over the elements' numbers in a step."""
     wrapped = ppl.config_estimators(guide, {"z": estimator})
@@ -52,7 +43,7 @@ def slow_sums(estimator):
     data = jnp.ones((ROWS, 3))
     state = svi.init(jax.random.key(0), data)
     found = set()
-    for equation in equations(jax.make_jaxpr(svi.update)(state, data).jaxpr):
+    for equation in every_equation(jax.make_jaxpr(svi.update)(state, data).jaxpr):
         if equation.primitive.name != "reduce_sum":
             continue
         shape, axes = equation.invars[0].aval.shape, equation.params["axes"]
