@@ -47,6 +47,13 @@ EXACT = {
     "stick": (StickBreakingDisARM(), ["single", "categorical_index", "one_hot", "counts", "hierarchy"]),
     "tree": (TreeDisARM(), ["single", "categorical_index", "one_hot", "counts", "mixed"]),
     "measure": (MeasureValued(), ["single", "categorical_index"]),
+    "disarm-all": (DisARM(differentiate="all"), BINARY),
+    "samples2-all": (ScoreFunction(samples=2, differentiate="all"), [*FINITE, "five"]),
+    "samples3-all": (ScoreFunction(samples=3, differentiate="all"), ["single", "independent", "categorical_index"]),
+    "double-cv-all": (DoubleCV(2, scale=1.0, learn=False, differentiate="all"), ["single", "hierarchy", "one_hot"]),
+    "rodeo-all": (RODEO(2, learn=False, differentiate="all"), ["single", "event", "one_hot"]),
+    "stick-all": (StickBreakingDisARM(differentiate="all"), ["single", "counts", "hierarchy"]),
+    "tree-all": (TreeDisARM(differentiate="all"), ["single", "categorical_index", "mixed"]),
 }
 """Estimators with finite noise, by a short name: the expectation is a finite sum."""
 
@@ -61,6 +68,9 @@ RANDOM = {
     "relax": (RELAX(0.5, hidden=4), ["single", "hierarchy", "one_hot", "event", "subsampled"]),
     "relax-alone": (RELAX(0.5, through_cost=False, hidden=4), ["single", "hierarchy", "event", "subsampled"]),
     "rebar-cold": (REBAR(0.1, 1.0, learn=False), RELAXABLE),
+    "arm-all": (ARM(differentiate="all"), ["hierarchy", "event", "reparameterized_parent"]),
+    "arms4-all": (ARMS(4, differentiate="all"), ["hierarchy", "mixed", "subsampled", "reparameterized_parent"]),
+    "carms-all": (CARMS(4, differentiate="all"), ["categorical_index", "five"]),
 }
 """Estimators with uniform noise: z-tests."""
 
@@ -84,6 +94,7 @@ NUMBERS = {
     "poisson": MeasureValued(),
     "normal-mirrored": Mirrored(),
     "normal-samples": ScoreFunction(samples=3),
+    "normal-samples-all": ScoreFunction(samples=3, differentiate="all"),
     "poisson-samples": ScoreFunction(samples=2),
 }
 """Estimators of sites with infinitely many values, by the site's family: see `numbers`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from pplgrad.core.estimator import BranchTerms
 from pplgrad.core.noise import Noise, noise_for
 from pplgrad.core.shapes import plate_shape
 from pplgrad.core.sites import Run, SiteSpec
+from pplgrad.engine.every_draw import at_every_draw
 from pplgrad.engine.layout import Layout
 from pplgrad.engine.loop_steps import LoopSteps, StepDraw
 from pplgrad.engine.pathwise_weights import PathHost
@@ -49,6 +50,9 @@ class BranchHost(PathHost, Protocol):
 
     def value_costs(self, values: Mapping[str, Values]) -> Mapping[str, Sequence[Array]]:
         """Return all costs like `branch_costs`, with their gradient to the values."""
+
+    def differentiated_costs(self, values: Mapping[str, Values]) -> Mapping[str, Sequence[Array]]:
+        """Return all costs like `branch_costs`, with their gradient to the parameters."""
 
     def soft_costs(
         self, values: Mapping[str, Values], temperatures: Mapping[str, Any]
@@ -122,10 +126,14 @@ def branch_terms(
         for n, a in asked.items()
         if a.points is None and a.placed is not None
     }
-    hard = _costs_at(host, run, values)
+    everywhere = {draws[n].name for n in asked if layout.estimator(layout.site_groups[n]).differentiates_all}
+    hard, along = _costs_at(ops, host, run, values, everywhere)
     relaxed = _relaxed_costs(ops, host, draws, asked, seen)
     sloped = _sloped_costs(ops, host, run, draws, asked, seen)
-    total = loss = None
+    loss = None
+    total = at_every_draw(ops, layout, run, along) if along else None
+    if finite is not None and total is not None:
+        finite.update(dict.fromkeys(along, ops.xp.isfinite(ops.stop_gradient(total))))
     for group, draw in draws.items():
         costs = hard.get(draw.name)
         terms = BranchTerms(
@@ -272,11 +280,21 @@ def _refuse_scored(site: SiteSpec, other: SiteSpec | None) -> None:
         )
 
 
-def _costs_at(host: BranchHost, run: Run, values: Mapping[str, Values]) -> dict[str, Sequence[Array]]:
-    """Return the costs where each site takes its alternatives: no rows for a site of one value, which has no other."""
+def _costs_at(
+    ops: Ops, host: BranchHost, run: Run, values: Mapping[str, Values], everywhere: Collection[str]
+) -> tuple[dict[str, Sequence[Array]], Mapping[str, Sequence[Array]]]:
+    """Return the costs where each site takes its alternatives: no rows for a site of one value, which has no other.
+
+    The second are those of the sites whose costs are differentiated `everywhere`, with their gradient to the parameters.
+    """
     several = {name: value for name, value in values.items() if value.count}
+    differentiated = {name: value for name, value in several.items() if name in everywhere}
+    constant = {name: value for name, value in several.items() if name not in everywhere}
+    along = host.differentiated_costs(differentiated) if differentiated else {}
     found: dict[str, Sequence[Array]] = {name: [cost[:0] for cost in run.costs] for name in values}
-    return {**found, **(host.branch_costs(several) if several else {})}
+    found.update(host.branch_costs(constant) if constant else {})
+    found.update((name, [ops.stop_gradient(cost) for cost in costs]) for name, costs in along.items())
+    return found, along
 
 
 def _where_possible(draw: Draw, slopes: Array) -> Array:

@@ -20,6 +20,7 @@ from pplgrad.core.weights import Weights
 from pplgrad.engine.baseline_evaluation import Costs
 from pplgrad.engine.branches import BranchHost, branch_terms
 from pplgrad.engine.downstream import stacked_scores
+from pplgrad.engine.every_draw import refuse_differentiated
 from pplgrad.engine.joint_sums import JointHost, summed
 from pplgrad.engine.layout import Layout, SiteGroup
 from pplgrad.engine.pathwise_weights import PathHost, path_terms
@@ -95,6 +96,8 @@ def estimate(
     """
     signals: Signals
     finite: dict[str, Array] = {}
+    for layout, _ in runs:
+        refuse_differentiated(layout, objective)
     if isinstance(objective, MultiSample):
         signals = Bounds(ops, runs, objective, higher_order, log_normalizer)
     else:

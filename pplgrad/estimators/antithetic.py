@@ -8,15 +8,16 @@ from typing import Any, ClassVar
 from pplgrad.core.alternatives import Alternatives
 from pplgrad.core.array_ops import Array, Ops, sum_over_draws
 from pplgrad.core.draw import Draw
-from pplgrad.core.estimator import BranchTerms, Declaration, Estimator
+from pplgrad.core.estimator import BranchTerms, Declaration
 from pplgrad.core.noise import Noise
 from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import ConfigurationError
+from pplgrad.estimators.every_draw import WithDrawsAlike
 from pplgrad.estimators.site_requirements import require_binary
 
 
 @dataclass(frozen=True)
-class ARM(Estimator):
+class ARM(WithDrawsAlike):
     r"""The augment-REINFORCE-merge (ARM) estimator: the draw and its antithetic partner, weighted by their shared uniform.
 
     Estimates ∇α E_q[f(b)] = E_u[(f(1[u > σ(−α)]) − f(1[u < σ(α)])) (u − ½)] for each element. α are the logits and u is
@@ -74,7 +75,7 @@ class ARM(Estimator):
 
 
 @dataclass(frozen=True)
-class DisARM(Estimator):
+class DisARM(WithDrawsAlike):
     r"""The DisARM estimator (also known as U2G): ARM with the uniform integrated out, given the draw and its antithetic partner.
 
     Estimates ∇α E_q[f(b)] = E[½ (f(b) − f(b̃)) (b − b̃) σ(|α|)] for each element. α are the logits and b̃ is the antithetic
@@ -133,7 +134,7 @@ class DisARM(Estimator):
 
 
 @dataclass(frozen=True)
-class ARMS(Estimator):
+class ARMS(WithDrawsAlike):
     r"""The ARMS estimator: leave-one-out over n mutually antithetic draws, corrected for their correlation.
 
     Estimates ∇α E_q[f(b)] = E[1/(n − 1) Σ_i (f(b_i) − f̄) (b_i − p) / (1 − ρ)] for each element. The draws b_i come from a
@@ -176,6 +177,7 @@ class ARMS(Estimator):
     uses_branches: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.n, int) or self.n < 2:
             raise ConfigurationError(f"ARMS(n={self.n!r}): n is the number of draws, an integer of at least 2.")
 

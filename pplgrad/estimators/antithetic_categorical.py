@@ -15,14 +15,15 @@ import numpy as np
 from pplgrad.core.alternatives import Alternatives
 from pplgrad.core.array_ops import Array, Ops, is_possible, max_over_categories, sum_over_categories, sum_over_draws
 from pplgrad.core.draw import Draw
-from pplgrad.core.estimator import BranchTerms, Declaration, Estimator
+from pplgrad.core.estimator import BranchTerms, Declaration
 from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import ConfigurationError
 from pplgrad.estimators.antithetic import coupled, partner_of, probability
+from pplgrad.estimators.every_draw import WithDrawsAlike
 from pplgrad.estimators.site_requirements import require_finite
 
 
-class _CoupledDecisions(Estimator):
+class _CoupledDecisions(WithDrawsAlike):
     """What the two estimators share: a category is the outcome of binary decisions, each with an antithetic partner."""
 
     declaration: ClassVar[Declaration] = Declaration(
@@ -173,7 +174,7 @@ class TreeDisARM(_CoupledDecisions):
 
 
 @dataclass(frozen=True)
-class CARMS(Estimator):
+class CARMS(WithDrawsAlike):
     r"""The CARMS estimator: n mutually antithetic categorical draws, with each pair weighted by an importance ratio.
 
     Estimates ∇θ E_q[f(z)] = E[1/(n(n − 1)) Σ_{i<j} (f(z_i) − f(z_j)) r_ij (∇θ log q(z_i) − ∇θ log q(z_j))] for each element.
@@ -218,6 +219,7 @@ class CARMS(Estimator):
     uses_branches: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.n, int) or self.n < 3:
             raise ConfigurationError(f"CARMS(n={self.n!r}): n is the number of draws, an integer of at least 3.")
 

@@ -13,6 +13,7 @@ from pplgrad.core.draw import Draw
 from pplgrad.core.estimator import BranchTerms, Declaration, Estimator
 from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import ConfigurationError
+from pplgrad.estimators.every_draw import WithDrawsAlike
 from pplgrad.estimators.perturbed import perturbed
 from pplgrad.estimators.site_requirements import require_relaxable, require_steps, require_unscanned
 
@@ -87,7 +88,7 @@ class MuProp(WithSlopes):
 
 
 @dataclass(frozen=True)
-class DoubleCV(WithSlopes):
+class DoubleCV(WithDrawsAlike, WithSlopes):
     r"""The double control variate estimator: leave-one-out with two control variates from derivatives of the cost.
 
     Estimates ∇θ E_q[f(z)] = E[1/k Σ_i (f(z_i) − c_i(z_i) − b_i) ∇θ log q(z_i) + ḡ_i·∇θ μ] over k draws of the site. μ are the
@@ -139,6 +140,7 @@ class DoubleCV(WithSlopes):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.samples, int) or self.samples < 2:
             raise ConfigurationError(f"DoubleCV(samples={self.samples!r}): give the number of draws, 2 or more.")
 

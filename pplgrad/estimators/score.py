@@ -9,14 +9,15 @@ from pplgrad.core.alternatives import Alternatives
 from pplgrad.core.array_ops import Array
 from pplgrad.core.baseline import Baseline, parts_of
 from pplgrad.core.draw import Draw
-from pplgrad.core.estimator import BranchTerms, Declaration, Estimator, GroupTerms
+from pplgrad.core.estimator import BranchTerms, Declaration, GroupTerms
 from pplgrad.core.site_info import SiteInfo
 from pplgrad.errors import ConfigurationError
+from pplgrad.estimators.every_draw import WithDrawsAlike
 from pplgrad.estimators.site_requirements import require_steps
 
 
 @dataclass(frozen=True, repr=False)
-class ScoreFunction(Estimator):
+class ScoreFunction(WithDrawsAlike):
     r"""The score-function gradient (REINFORCE, the log-derivative trick), with a baseline or with several draws of the site.
 
     Estimates ∇θ E_q[f(z)] = E_q[(f(z) − b) ∇θ log q(z)]. f is the site's downstream cost: the sum of the scaled and masked log densities
@@ -65,6 +66,7 @@ class ScoreFunction(Estimator):
     uses_score: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.baseline is not None and not isinstance(self.baseline, Baseline):
             raise ConfigurationError(
                 f"ScoreFunction(baseline={self.baseline!r}): a baseline is an object such as Constant(0.0), "
@@ -72,6 +74,11 @@ class ScoreFunction(Estimator):
             )
         if not isinstance(self.samples, int) or self.samples < 1:
             raise ConfigurationError(f"ScoreFunction(samples={self.samples!r}): give the number of draws, 1 or more.")
+        if self.samples == 1 and self.differentiates_all:
+            raise ConfigurationError(
+                "ScoreFunction(differentiate='all'): the site has one draw, at which the costs are differentiated in any case; give "
+                "samples=2 or more, or drop differentiate."
+            )
         if self.samples > 1 and self.baseline is not None:
             raise ConfigurationError(
                 f"ScoreFunction({self.baseline!r}, samples={self.samples}): several draws of a site are set against each "
@@ -81,6 +88,7 @@ class ScoreFunction(Estimator):
     def __repr__(self) -> str:
         given = [f"baseline={self.baseline!r}"] if self.baseline is not None else []
         given += [f"samples={self.samples}"] if self.samples > 1 else []
+        given += [f"differentiate={self.differentiate!r}"] if self.differentiates_all else []
         return f"ScoreFunction({', '.join(given)})"
 
     @property

@@ -15,12 +15,13 @@ from pplgrad.core.draw import Draw
 from pplgrad.core.estimator import BranchTerms, Declaration
 from pplgrad.errors import ConfigurationError
 from pplgrad.estimators.control_variates import WithSlopes, again_with_slopes
+from pplgrad.estimators.every_draw import WithDrawsAlike
 
 _HIDDEN = 32
 
 
 @dataclass(frozen=True)
-class RODEO(WithSlopes):
+class RODEO(WithDrawsAlike, WithSlopes):
     r"""The RODEO estimator: leave-one-out with control variates from a discrete Stein operator, for the scores and the baselines.
 
     Estimates ∇θ E_q[f(z)] =
@@ -74,6 +75,7 @@ class RODEO(WithSlopes):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.samples, int) or self.samples < 2:
             raise ConfigurationError(f"RODEO(samples={self.samples!r}): give the number of draws, 2 or more.")
         if self.learn and self.scale != 1.0:

@@ -185,6 +185,12 @@ class NumPyroBranches:
         self._refuse_untraced(next(iter(values)))
         return self._run_all(values, None, held=False)
 
+    def differentiated_costs(self, values: Mapping[str, Values]) -> dict[str, list[jax.Array]]:
+        """Return the costs in all branches, with their gradient to the parameters."""
+        # What a derivative needs of all branches is held, unless they run in chunks.
+        one_chunk = self._at_once is None or sum(x.count for x in values.values()) <= self._at_once
+        return self._run_all(values, None, held=one_chunk, differentiated=True)
+
     def soft_costs(self, values: Mapping[str, Values], temperatures: Mapping[str, Any]) -> dict[str, list[jax.Array]]:
         """Return the costs at relaxed values, with their gradient."""
         if not self._traceable:
@@ -233,14 +239,21 @@ class NumPyroBranches:
         return self._in_order(arrays), [arrays.scores[site.name] for site in self._layout.sites]
 
     def _run_all(
-        self, values: Mapping[str, Values], temperatures: Mapping[str, Any] | None, held: bool = True
+        self,
+        values: Mapping[str, Values],
+        temperatures: Mapping[str, Any] | None,
+        held: bool = True,
+        differentiated: bool = False,
     ) -> dict[str, list[jax.Array]]:
-        """Run all branches; what a derivative needs of a chunk is `held`, or computed again."""
+        """Run all branches; what a derivative needs of a chunk is `held`, or computed again.
+
+        They are `differentiated` along the parameters if that is asked for.
+        """
         places, start = {}, 0
         for name, alternatives in values.items():
             places[name] = slice(start, start + alternatives.count)
             start += alternatives.count
-        rows = partial(self._rows, values, places, temperatures)
+        rows = partial(self._rows, values, places, temperatures, differentiated)
         # Relaxed branches are few, and what is differentiated is held in any case.
         at_once = self._at_once if self._traceable and temperatures is None else None
         found = self._in_chunks(rows if held else jax.checkpoint(rows), start, at_once)
@@ -298,6 +311,7 @@ class NumPyroBranches:
         values: Mapping[str, Values],
         places: Mapping[str, slice],
         temperatures: Mapping[str, Any] | None,
+        differentiated: bool,
         numbers: Any,
     ) -> list[jax.Array]:
         """Return the costs in the branches of those numbers: (particles, numbers, *batch)."""
@@ -309,7 +323,7 @@ class NumPyroBranches:
 
         def particle(mine: tuple[jax.Array, dict[str, jax.Array]]) -> list[jax.Array]:
             key, own = mine
-            run = partial(self._costs, key, places, temperatures, per_step)
+            run = partial(self._costs, key, places, temperatures, per_step, differentiated)
             if not self._traceable:
                 rows = [run(number, {name: x[i] for name, x in own.items()})[0] for i, number in enumerate(numbers)]
                 return [jnp.stack(column) for column in zip(*rows, strict=True)]
@@ -340,6 +354,7 @@ class NumPyroBranches:
         places: Mapping[str, slice],
         temperatures: Mapping[str, Any] | None,
         per_step: Mapping[str, int],
+        differentiated: bool,
         number: Any,
         alternatives: Mapping[str, jax.Array],
     ) -> tuple[list[jax.Array], set[str]]:
@@ -374,8 +389,8 @@ class NumPyroBranches:
                 mine = alternatives[name].astype(msg["value"].dtype)
                 msg["value"] = jnp.where(inside(name) & at_its_step(name, where), mine, msg["value"])
 
-        arrays, static = self._again(key, intervene)
-        if temperatures is None and not self._traceable:
+        arrays, static = self._again(key, intervene, differentiated)
+        if temperatures is None and not self._traceable and not differentiated:
             site = next(name for name in places if inside(name))
             return self._in_order_with_others(arrays, site), set()
         self._refuse_others(static)

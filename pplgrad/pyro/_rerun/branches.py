@@ -190,6 +190,10 @@ class PyroBranches:
         """Return the costs in all branches, with their gradient."""
         return self._run_all(values, None)
 
+    def differentiated_costs(self, values: Mapping[str, Values]) -> dict[str, list[torch.Tensor]]:
+        """Return the costs in all branches, with their gradient to the parameters."""
+        return self._run_all(values, None, differentiated=True)
+
     def soft_costs(
         self, values: Mapping[str, Values], temperatures: Mapping[str, Any]
     ) -> dict[str, list[torch.Tensor]]:
@@ -197,7 +201,7 @@ class PyroBranches:
         return self._run_all(values, temperatures)
 
     def _run_all(
-        self, values: Mapping[str, Values], temperatures: Mapping[str, Any] | None
+        self, values: Mapping[str, Values], temperatures: Mapping[str, Any] | None, differentiated: bool = False
     ) -> dict[str, list[torch.Tensor]]:
         branches, start = [], 0
         for name, alternatives in values.items():
@@ -207,8 +211,8 @@ class PyroBranches:
             self._compare_second_run(branches[0].site)
         if self._depth is None:
             self._refuse_hidden_draws(branches[0].site)
-            return self._one_by_one(branches, temperatures)
-        return self._at_once(branches, start, self._depth, temperatures)
+            return self._one_by_one(branches, temperatures, differentiated)
+        return self._at_once(branches, start, self._depth, temperatures, differentiated)
 
     def path_slopes(
         self, run: Run, sites: Sequence[str], weigh: Callable[[list[torch.Tensor], list[torch.Tensor]], torch.Tensor]
@@ -227,7 +231,7 @@ class PyroBranches:
         return chosen in self._layout.ancestors.get(site, {chosen: 0})
 
     def _one_by_one(
-        self, branches: Sequence[Branch], temperatures: Mapping[str, Any] | None
+        self, branches: Sequence[Branch], temperatures: Mapping[str, Any] | None, differentiated: bool
     ) -> dict[str, list[torch.Tensor]]:
         """Run each branch from the state of the generator in which the primary run began."""
         result = {}
@@ -238,8 +242,8 @@ class PyroBranches:
                     with moved_generators():
                         self._traces.restore_rng()
                     with at_other_values(branch.site, self._traces.estimators[branch.site]):
-                        traces = self._run(self._replacing(branch, number), temperatures, 1, None)
-                        if temperatures is None:
+                        traces = self._run(self._replacing(branch, number, differentiated), temperatures, 1, None)
+                        if temperatures is None and not differentiated:
                             found = self._costs_found(*traces, 1, None, self._weights)
                             rows.append(with_other_sites(OPS, self._layout, branch.site, found, self._before))
                         else:
@@ -264,19 +268,31 @@ class PyroBranches:
                 "ScoreFunction() there."
             )
 
-    def _replacing(self, branch: Branch, number: int) -> Replace:
+    def _replacing(self, branch: Branch, number: int, differentiated: bool) -> Replace:
         nodes = self._traces.guide.nodes
         chosen = branch.values.at(placed([number], None, nodes[branch.site]["value"].device))[0, 0]
 
         def replace(name: str, fresh: Fresh, fn: Any) -> torch.Tensor:
             if name == branch.site:
                 return chosen
-            return fresh(branch) if self._follows(name, branch.site) else nodes[name]["value"].detach()
+            if self._follows(name, branch.site):
+                return self._constant_if_scored(name, fresh(branch)) if differentiated else fresh(branch)
+            return nodes[name]["value"] if differentiated else nodes[name]["value"].detach()
 
         return replace
 
+    def _constant_if_scored(self, name: str, drawn: torch.Tensor) -> torch.Tensor:
+        """Return what a site drew, as a constant if its estimator uses the score."""
+        estimator = self._traces.estimators.get(name)
+        return drawn.detach() if estimator is not None and estimator.uses_score else drawn
+
     def _at_once(
-        self, branches: Sequence[Branch], count: int, depth: int, temperatures: Mapping[str, Any] | None
+        self,
+        branches: Sequence[Branch],
+        count: int,
+        depth: int,
+        temperatures: Mapping[str, Any] | None,
+        differentiated: bool,
     ) -> dict[str, list[torch.Tensor]]:
         """Run all branches of all particles, those of a chunk in one plate, and one chunk after the other."""
         self._refuse_hidden_draws(branches[0].site)
@@ -285,7 +301,13 @@ class PyroBranches:
         # The generators go on from here: put back, they would give the same numbers again, as the draws of the next step.
         with moved_generators():
             found = [
-                self._rows([branch.between(*chunk) for branch in branches], chunk[1] - chunk[0], depth, temperatures)
+                self._rows(
+                    [branch.between(*chunk) for branch in branches],
+                    chunk[1] - chunk[0],
+                    depth,
+                    temperatures,
+                    differentiated,
+                )
                 for chunk in chunks(count, at_once)
             ]
         every = [torch.cat(column, 1) for column in zip(*found, strict=True)] if len(found) > 1 else found[0]
@@ -298,13 +320,19 @@ class PyroBranches:
         }
 
     def _rows(
-        self, branches: Sequence[Branch], count: int, depth: int, temperatures: Mapping[str, Any] | None
+        self,
+        branches: Sequence[Branch],
+        count: int,
+        depth: int,
+        temperatures: Mapping[str, Any] | None,
+        differentiated: bool,
     ) -> list[torch.Tensor]:
         """Run branches of all particles in one plate, particle by particle, `count` rows each: (particles, count, *batch)."""
         particles = self._particles
 
         def replace(name: str, fresh: Fresh, fn: Any) -> torch.Tensor:
-            kept = self._kept(name, fn.event_dim, depth).detach()
+            kept = self._kept(name, fn.event_dim, depth)
+            kept = kept if differentiated else kept.detach()
             parts = []
             for branch in branches:
                 if branch.start == branch.stop:
@@ -313,7 +341,7 @@ class PyroBranches:
                     values = branch.values.at(torch.arange(branch.values.count, device=kept.device))
                     part = deep(values, fn.event_dim, depth)
                 elif self._follows(name, branch.site):
-                    value = fresh(branch)
+                    value = self._constant_if_scored(name, fresh(branch)) if differentiated else fresh(branch)
                     part = value.reshape(particles, count, *value.shape[1:])[:, branch.start : branch.stop]
                 else:
                     part = kept

@@ -135,9 +135,7 @@ class PyroReruns(PyroBranches):
 
     def _drawn(self, name: str, fresh: Fresh) -> torch.Tensor:
         """Return what a site drew in the rows, a constant where its estimator asks for that."""
-        drawn = fresh(None)  # type: ignore[arg-type]
-        estimator = self._traces.estimators.get(name)
-        return drawn.detach() if estimator is not None and estimator.uses_score else drawn
+        return self._constant_if_scored(name, fresh(None))  # type: ignore[arg-type]
 
     def _follows_any(self, site: str, part: _Part) -> bool:
         return any(self._follows(site, chosen) for chosen in part.values)
