@@ -366,3 +366,39 @@ def rodeo_whose_operator_has_a_mean(patch):
     patch.setattr(
         stein.RODEO, "_there", lambda self, xp, known, at, hard, here: plain(self, xp, known, at, hard, 0 * here)
     )
+
+
+def draws(patch, change):
+    """Let `change(plain, ops, layout, run, found)` compute what the other draws add to the costs."""
+    plain = branches.at_every_draw
+    patch.setattr(branches, "at_every_draw", lambda *given: change(plain, *given))
+
+
+@mutant("single", DisARM(differentiate="all"))
+def other_draws_not_differentiated(patch):
+    def change(plain, ops, layout, run, found):
+        return plain(ops, layout, run, {name: [ops.stop_gradient(x) for x in costs] for name, costs in found.items()})
+
+    draws(patch, change)
+
+
+@mutant("hierarchy", ScoreFunction(samples=2, differentiate="all"))
+def own_draw_counted_too_often(patch):
+    """The costs at the program's own draw are not made less where the others are added."""
+
+    def change(plain, ops, layout, run, found):
+        return plain(ops, layout, replace(run, costs=[ops.stop_gradient(x) for x in run.costs]), found)
+
+    draws(patch, change)
+
+
+@mutant("hierarchy", DisARM(differentiate="all"))
+def draws_of_one_site_alone(patch):
+    """The draws of the second site are left out where all of them are counted."""
+
+    def change(plain, ops, layout, run, found):
+        first = next(iter(found))
+        held = {name: x if name == first else [ops.stop_gradient(c) for c in x] for name, x in found.items()}
+        return plain(ops, layout, run, held)
+
+    draws(patch, change)

@@ -168,8 +168,6 @@ class Estimator(ABC):
         relaxes: whether the draw is replaced by weights of the categories.
         uses_slopes: whether the estimator requests the derivative of the cost at such weights.
         reweights_path: whether the score of the draw in the importance weights is reparameterized.
-        differentiates_all: whether the costs are differentiated, along the parameters that they contain, at the requested values too. Each of
-            these must have the law of the draw itself, given what comes before it.
         if_undifferentiable: what to use where the program has no derivative at other draws of the site, which the estimator asks for.
         if_nan: what the site's log density in the guide is NaN for on purpose, and what to change, as a sentence; empty if nothing is.
     """
@@ -183,7 +181,6 @@ class Estimator(ABC):
     relaxes: ClassVar[bool] = False
     uses_slopes: ClassVar[bool] = False
     reweights_path: ClassVar[bool] = False
-    differentiates_all: bool | property = False
     if_undifferentiable: ClassVar[str] = "use ScoreFunction()"
     if_nan: ClassVar[str] = ""
 
@@ -216,6 +213,14 @@ class Estimator(ABC):
     @property
     def needs_exact_slopes(self) -> bool:
         """Whether the estimate is biased if the derivative at relaxed weights is not that of the cost (as with `z.detach()`)."""
+        return False
+
+    @property
+    def differentiates_all(self) -> bool:
+        """Whether the costs are differentiated, along the parameters that they contain, at the requested values too.
+
+        Each of these must have the law of the draw itself, given what comes before it.
+        """
         return False
 
     @property

@@ -24,6 +24,11 @@ class ARM(WithDrawsAlike):
     uniform on (0, 1). The gradient continues through α to the parents of the site. The uniform is sampled conditionally on
     the program's own draw.
 
+    Args:
+        differentiate: the draws at which the costs are differentiated along the parameters that they contain, such as a decoder's: "own" is the
+            program's own draw, "all" are all draws that the estimator evaluates, with equal weights. Both have the same mean; "all" has the
+            smaller variance, and takes longer. Default: "own".
+
     Shapes:
         Any plates and any event shape. All elements change at once, in one evaluation of the program. Costs are in nats.
 
@@ -33,6 +38,8 @@ class ARM(WithDrawsAlike):
 
     Raises:
         EstimatorError: on a site that is not binary, or that is drawn inside a `scan` in the body of another one.
+        EstimatorError: with `differentiate="all"` under an objective that combines particles, or beside a site under `Enumerate`.
+        ConfigurationError: if `differentiate` is neither "own" nor "all".
 
     Example:
         >>> ARM().declaration.evaluations
@@ -82,6 +89,11 @@ class DisARM(WithDrawsAlike):
     partner of the draw b. An element at which b and b̃ agree contributes zero. The gradient continues through α to the parents
     of the site.
 
+    Args:
+        differentiate: the draws at which the costs are differentiated along the parameters that they contain, such as a decoder's: "own" is the
+            program's own draw, "all" are all draws that the estimator evaluates, with equal weights. Both have the same mean; "all" has the
+            smaller variance, and takes longer. Default: "own".
+
     Shapes:
         Any plates and any event shape. All elements change at once, in one evaluation of the program. Costs are in nats.
 
@@ -91,6 +103,8 @@ class DisARM(WithDrawsAlike):
 
     Raises:
         EstimatorError: on a site that is not binary, or that is drawn inside a `scan` in the body of another one.
+        EstimatorError: with `differentiate="all"` under an objective that combines particles, or beside a site under `Enumerate`.
+        ConfigurationError: if `differentiate` is neither "own" nor "all".
 
     Example:
         >>> DisARM().declaration.evaluations
@@ -143,6 +157,9 @@ class ARMS(WithDrawsAlike):
 
     Args:
         n: the number of draws, including the program's own; an integer of at least 2. Default: 4.
+        differentiate: the draws at which the costs are differentiated along the parameters that they contain, such as a decoder's: "own" is the
+            program's own draw, "all" are all draws that the estimator evaluates, with equal weights. Both have the same mean; "all" has the
+            smaller variance, and takes longer. Default: "own".
 
     Shapes:
         Any plates and any event shape. All elements change at once, in n − 1 evaluations of the program. Costs are in nats.
@@ -154,6 +171,7 @@ class ARMS(WithDrawsAlike):
     Raises:
         EstimatorError: on a site that is not binary, or that is drawn inside a `scan` in the body of another one.
         ConfigurationError: if n is below 2.
+        EstimatorError: with `differentiate="all"` under an objective that combines particles, or beside a site under `Enumerate`.
 
     Example:
         >>> ARMS(4).n

@@ -104,6 +104,11 @@ class StickBreakingDisARM(_CoupledDecisions):
     odds of category c against all later categories, b̃_c is antithetic to b_c, and z̃ is the category given by the b̃. Variables
     after both z and z̃ are left out, because their terms have mean zero.
 
+    Args:
+        differentiate: the draws at which the costs are differentiated along the parameters that they contain, such as a decoder's: "own" is the
+            program's own draw, "all" are all draws that the estimator evaluates, with equal weights. Both have the same mean; "all" has the
+            smaller variance, and takes longer. Default: "own".
+
     Shapes:
         Any plates and any event shape. All elements change at once, in one evaluation of the program. Costs are in nats.
 
@@ -113,6 +118,8 @@ class StickBreakingDisARM(_CoupledDecisions):
 
     Raises:
         EstimatorError: on a site without finitely many values, or that is drawn inside a `scan` in the body of another one.
+        EstimatorError: with `differentiate="all"` under an objective that combines particles, or beside a site under `Enumerate`.
+        ConfigurationError: if `differentiate` is neither "own" nor "all".
 
     Example:
         >>> StickBreakingDisARM.decisions(3).tolist()
@@ -138,6 +145,11 @@ class TreeDisARM(_CoupledDecisions):
     b̃_n is antithetic to b_n, and z̃ is the leaf given by the b̃. Nodes on neither the path to z nor the path to z̃ are left out,
     because their terms have mean zero.
 
+    Args:
+        differentiate: the draws at which the costs are differentiated along the parameters that they contain, such as a decoder's: "own" is the
+            program's own draw, "all" are all draws that the estimator evaluates, with equal weights. Both have the same mean; "all" has the
+            smaller variance, and takes longer. Default: "own".
+
     Shapes:
         Any plates and any event shape. All elements change at once, in one evaluation of the program. Costs are in nats.
 
@@ -147,6 +159,8 @@ class TreeDisARM(_CoupledDecisions):
 
     Raises:
         EstimatorError: on a site without finitely many values, or that is drawn inside a `scan` in the body of another one.
+        EstimatorError: with `differentiate="all"` under an objective that combines particles, or beside a site under `Enumerate`.
+        ConfigurationError: if `differentiate` is neither "own" nor "all".
 
     Example:
         >>> TreeDisARM.decisions(3).tolist()
@@ -184,6 +198,9 @@ class CARMS(WithDrawsAlike):
 
     Args:
         n: the number of draws, including the program's own; an integer of at least 3. Default: 4.
+        differentiate: the draws at which the costs are differentiated along the parameters that they contain, such as a decoder's: "own" is the
+            program's own draw, "all" are all draws that the estimator evaluates, with equal weights. Both have the same mean; "all" has the
+            smaller variance, and takes longer. Default: "own".
 
     Shapes:
         Any plates and any event shape. All elements change at once, in n − 1 evaluations of the program. Costs are in nats.
@@ -195,6 +212,7 @@ class CARMS(WithDrawsAlike):
     Raises:
         EstimatorError: on a site without finitely many values, or that is drawn inside a `scan` in the body of another one.
         ConfigurationError: if n is below 3. Two draws would leave out pairs of values; use `TreeDisARM()`.
+        EstimatorError: with `differentiate="all"` under an objective that combines particles, or beside a site under `Enumerate`.
 
     Example:
         >>> CARMS(3).declaration.unbiased

@@ -103,6 +103,9 @@ class DoubleCV(WithDrawsAlike, WithSlopes):
         samples: the number k of draws of the site, including the program's own; at least 2. Default: 2.
         scale: α, or its initial value if it is learned; no unit. Default: 0.0.
         learn: whether α is learned. Default: True.
+        differentiate: the draws at which the costs are differentiated along the parameters that they contain, such as a decoder's: "own" is the
+            program's own draw, "all" are all draws that the estimator evaluates, with equal weights. Both have the same mean; "all" has the
+            smaller variance, and takes longer. Default: "own".
 
     Shapes:
         Any plates and any event shape. k − 1 evaluations of the program, and k evaluations with their derivative. Costs are in
@@ -118,6 +121,7 @@ class DoubleCV(WithDrawsAlike, WithSlopes):
             compares, rounds or indexes with the value of the site or of a downstream discrete site.
         ConfigurationError: if `samples` is below 2.
         BaselineError: in NumPyro, if `learn=True` and the guide is not wrapped by `config_estimators`.
+        EstimatorError: with `differentiate="all"` under an objective that combines particles, or beside a site under `Enumerate`.
 
     Example:
         >>> DoubleCV(samples=2).learned(1, 2)

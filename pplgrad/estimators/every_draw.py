@@ -37,8 +37,8 @@ class WithDrawsAlike(Estimator):
 
 def _shown(estimator: Any) -> str:
     """Return how a dataclass prints itself, without what is given by its keyword alone and has its default."""
-    every = sorted((part for part in fields(estimator) if part.repr), key=lambda part: part.kw_only)
+    every = sorted((part for part in fields(estimator) if part.repr), key=lambda part: part.kw_only is True)
     given = {part.name: getattr(estimator, part.name) for part in every}
-    at_default = {part.name for part in every if part.kw_only and given[part.name] == part.default}
+    at_default = {part.name for part in every if part.kw_only is True and given[part.name] == part.default}
     shown = [f"{name}={value!r}" for name, value in given.items() if name not in at_default]
     return f"{type(estimator).__qualname__}({', '.join(shown)})"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextvars import ContextVar
-from dataclasses import fields, replace
+from dataclasses import replace
+from inspect import signature
 
 from pplgrad.core.estimator import Estimator
 from pplgrad.core.site_info import SiteInfo
@@ -40,7 +41,7 @@ def table() -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for estimator in every_estimator():
         declared = estimator.declaration
-        arguments = ", ".join(f.name for f in fields(estimator) if f.init)  # type: ignore[arg-type]
+        arguments = ", ".join(signature(type(estimator)).parameters)
         rows.append(
             (
                 f"{type(estimator).__name__}({arguments})",

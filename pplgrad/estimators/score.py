@@ -31,6 +31,9 @@ class ScoreFunction(WithDrawsAlike):
     Args:
         baseline: the baseline b, or a sum of baselines; None subtracts nothing. Only with `samples=1`. Default: None.
         samples: the number k of draws of the site, including the program's own; at least 1. Default: 1.
+        differentiate: the draws at which the costs are differentiated along the parameters that they contain, such as a decoder's: "own" is the
+            program's own draw, "all" are all draws that the estimator evaluates, with equal weights. Both have the same mean; "all" has the
+            smaller variance, and takes longer. Default: "own".
 
     Shapes:
         Any distribution with a `log_prob`. Elements of a plate are credited individually. Batch dimensions that no plate declares, and
@@ -42,10 +45,12 @@ class ScoreFunction(WithDrawsAlike):
         f ∇ log q is finite. f itself may be discontinuous. A baseline must not depend on the draw.
 
     Raises:
-        ConfigurationError: if `baseline` is not a `Baseline`, `samples` is below 1, or `samples` above 1 comes with a baseline.
+        ConfigurationError: if `baseline` is not a `Baseline`, `samples` is below 1, or `samples` above 1 comes with a baseline; if
+            `differentiate="all"` comes with one draw.
         BaselineError: from the baseline's own checks.
         EstimatorError: with `samples` above 1 on a site drawn inside a `scan` in the body of another one; on a site whose support depends on a
             parameter.
+        EstimatorError: with `differentiate="all"` under an objective that combines particles, or beside a site under `Enumerate`.
 
     Example:
         >>> from pplgrad import LeaveOneOut

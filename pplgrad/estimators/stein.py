@@ -38,6 +38,9 @@ class RODEO(WithDrawsAlike, WithSlopes):
         samples: the number k of draws of the site, including the program's own; at least 2. Default: 2.
         learn: whether H, α and β are learned. Default: True.
         scale: α and β with `learn=False`; no unit. Default: 1.0.
+        differentiate: the draws at which the costs are differentiated along the parameters that they contain, such as a decoder's: "own" is the
+            program's own draw, "all" are all draws that the estimator evaluates, with equal weights. Both have the same mean; "all" has the
+            smaller variance, and takes longer. Default: "own".
 
     Shapes:
         Any plates and any event shape. k − 1 evaluations of the program, and k evaluations with their derivative. Costs are in nats.
@@ -52,6 +55,7 @@ class RODEO(WithDrawsAlike, WithSlopes):
             compares, rounds or indexes with the value of the site or of a downstream discrete site.
         ConfigurationError: if `samples` is below 2, or `scale` is set with `learn=True`.
         BaselineError: in NumPyro, if `learn=True` and the guide is not wrapped by `config_estimators`.
+        EstimatorError: with `differentiate="all"` under an objective that combines particles, or beside a site under `Enumerate`.
 
     Example:
         >>> RODEO(samples=3).declaration.unbiased

@@ -57,6 +57,7 @@ ESTIMATORS = {
     "samples": ScoreFunction(samples=2),
     "set": UnorderedSet(2),
     "sum": SumAndSample(2),
+    "disarm-all": DisARM(differentiate="all"),
 }
 REVERSED = ["both-reverse", "guide-reverse"]
 

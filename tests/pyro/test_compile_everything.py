@@ -29,7 +29,13 @@ from pplgrad.testing.programs import CASES
 from tests.fitting import CONTINUOUS, DISCRETE, fitting
 from tests.pyro.compiling import CHEAP, assert_like_eager, assert_same_training, graphs, train
 
-BRANCHING = {"disarm": DisARM(), "local": LocalExpectation(), "muprop": MuProp(), "relax": RELAX()}
+BRANCHING = {
+    "disarm": DisARM(),
+    "disarm-all": DisARM(differentiate="all"),
+    "local": LocalExpectation(),
+    "muprop": MuProp(),
+    "relax": RELAX(),
+}
 LEARNED = ScoreFunction(DecayingAverage() + NeuralBaseline(hidden=(3,)))
 
 

@@ -21,6 +21,7 @@ from pplgrad.core.sites import Run
 from pplgrad.engine.branches import chunks, exists_or_not, with_other_sites
 from pplgrad.engine.checks import another_network, refuse_misuse
 from pplgrad.engine.closed_forms import Counting
+from pplgrad.engine.every_draw import refuse_other_sites
 from pplgrad.engine.layout import Layout
 from pplgrad.errors import BaselineError, EstimatorError
 from pplgrad.numpyro._array_ops import OPS, JaxNoise
@@ -390,16 +391,22 @@ class NumPyroBranches:
                 msg["value"] = jnp.where(inside(name) & at_its_step(name, where), mine, msg["value"])
 
         arrays, static = self._again(key, intervene, differentiated)
-        if temperatures is None and not self._traceable and not differentiated:
+        if temperatures is None and not self._traceable:
             site = next(name for name in places if inside(name))
-            return self._in_order_with_others(arrays, site), set()
+            if not differentiated:
+                return self._in_order_with_others(arrays, site), set()
+            refuse_other_sites(self._layout, site, self._others(static))
         self._refuse_others(static)
         return self._in_order(arrays), static.extended
 
     def _refuse_others(self, static: ParticleTrace) -> None:
         """Refuse a run with other sites than the primary one."""
-        for name in {*static.model, *static.guide} ^ {spec.name for spec in self._layout.costs}:
+        for name in self._others(static):
             raise exists_or_not(name, "the values of other sites")
+
+    def _others(self, static: ParticleTrace) -> set[str]:
+        """Return the sites that this run alone has, or lacks."""
+        return {*static.model, *static.guide} ^ {spec.name for spec in self._layout.costs}
 
     def _again(
         self, key: jax.Array, intervene: Intervene, differentiated: bool = False

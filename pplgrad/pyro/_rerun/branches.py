@@ -20,6 +20,7 @@ from pplgrad.core.program import Program
 from pplgrad.core.sites import Run
 from pplgrad.engine.branches import chunks, exists_or_not, with_other_sites
 from pplgrad.engine.checks import another_network
+from pplgrad.engine.every_draw import refuse_other_sites
 from pplgrad.engine.layout import Layout
 from pplgrad.errors import CompileError, EstimatorError, ProgramError
 from pplgrad.pyro._array_ops import OPS, TorchNoise, placed
@@ -243,13 +244,21 @@ class PyroBranches:
                         self._traces.restore_rng()
                     with at_other_values(branch.site, self._traces.estimators[branch.site]):
                         traces = self._run(self._replacing(branch, number, differentiated), temperatures, 1, None)
-                        if temperatures is None and not differentiated:
-                            found = self._costs_found(*traces, 1, None, self._weights)
-                            rows.append(with_other_sites(OPS, self._layout, branch.site, found, self._before))
-                        else:
-                            rows.append(self._costs(*traces, branch.site))
+                        rows.append(self._costs_of_branch(*traces, branch.site, temperatures, differentiated))
                 result[branch.site] = [torch.cat(column) for column in zip(*rows, strict=True)]
         return result
+
+    def _costs_of_branch(
+        self, guide: Any, model: Any, site: str, temperatures: Mapping[str, Any] | None, differentiated: bool
+    ) -> list[torch.Tensor]:
+        """Return the costs of a branch that ran by itself, where other sites may exist unless it is relaxed or differentiated."""
+        if temperatures is not None:
+            return self._costs(guide, model, site)
+        found = self._costs_found(guide, model, 1, None, self._weights)
+        if differentiated:
+            known = {(spec.name, spec.sign) for spec in self._layout.costs}
+            refuse_other_sites(self._layout, site, {name for name, _ in found.keys() ^ known})
+        return with_other_sites(OPS, self._layout, site, found, self._before)
 
     def _refuse_hidden_draws(self, site: str) -> None:
         """Refuse draws outside of sites, which other runs have to share, where they cannot."""

@@ -31,6 +31,8 @@ ESTIMATORS = (
     "SumAndSample(2)",
     "StickBreakingDisARM()",
     "TreeDisARM()",
+    "DisARM(differentiate='all')",
+    "ScoreFunction(samples=2, differentiate='all')",
     "Mirrored()",
     "mixed",
 )
