@@ -31,8 +31,6 @@ ESTIMATORS = (
     "SumAndSample(2)",
     "StickBreakingDisARM()",
     "TreeDisARM()",
-    "DisARM(differentiate='all')",
-    "ScoreFunction(samples=2, differentiate='all')",
     "Mirrored()",
     "mixed",
 )
@@ -40,6 +38,9 @@ ESTIMATORS = (
 
 SUMMED = ["Enumerate()", "Enumerate()", "ScoreFunction()", "DisARM()", "LocalExpectation()"]
 """What "summed" draws from for each site: sums over some of them, beside other estimators."""
+
+EVERYWHERE = ("StickBreakingDisARM(differentiate='all')", "ScoreFunction(samples=2, differentiate='all')")
+"""Estimators that differentiate the costs at all draws."""
 
 NOISY = ("ARM()", "ARMS(2)", "CARMS(3)", "REBAR(0.5, 0.8, learn=False)")
 """Estimators whose own noise is continuous: z-tests."""
@@ -166,4 +167,6 @@ def trials(seed: int, libraries: tuple[str, ...] = ("pyro", "numpyro")) -> list[
         summed, objective = ("Enumerate()", "summed")[seed % 2], OBJECTIVES[seed // 2 % len(OBJECTIVES)]
         if seed % 3 == 1:
             found.append(Trial(seed, library, summed, objective, vectorized=seed // 3 % 2 == 1))
+        elif seed % 3 == 2:
+            found.append(Trial(seed, library, EVERYWHERE[seed // 2 % 2], objective, vectorized=seed // 3 % 2 == 1))
     return found
