@@ -85,7 +85,7 @@ class StudyProgress:
 
     def __init__(self, plan: Any, out: Path, quiet: bool) -> None:
         self.bar = bar("runs", quiet)
-        self.total, self.done, self.began = plan.total(), 0, time.time()
+        self.total, self.done, self.began = plan.total(out / "runs"), 0, time.time()
         self.runs, self.fresh = out / "runs", 0
         self.before = set(self.runs.glob("*.json"))
         self.handler = _Log(out / "log.txt")

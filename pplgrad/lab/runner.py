@@ -122,19 +122,32 @@ class Plan:
             return []
         return [(b, s) for b in dict.fromkeys(self.study.backends) for s in range(self.study.seeds)]
 
-    def total(self) -> int:
-        """Return the number of tasks."""
+    def unmeasured(self, runs: Path | None) -> list[tuple[str, int]]:
+        """Return every backend and seed of which a measurement is not in the folder of runs: that one needs parameters and a reference."""
+        missing = {
+            (b, s)
+            for b, estimator, s in self.measurements()
+            if runs is None or kept(self.gradients(b, s, estimator), runs) is None
+        }
+        return [pair for pair in self.measured() if pair in missing]
+
+    def total(self, folder: Path | None = None) -> int:
+        """Return the number of tasks, where the folder of runs holds some results already."""
         runs, rates = len(list(self.runs())), len(self.study.training.learning_rates) if self.study.training else 0
         pairs = len(set(self.study.backends)) * len(set(self.study.estimators))
-        measured = len(self.measured()) * 2 + len(list(self.measurements()))
+        measured = len(self.unmeasured(folder)) * 2 + len(list(self.measurements()))
         return measured + (runs + pairs * (rates - 1) if rates else 0)
 
 
 def perform_study(
     plan: Plan, runs: Path, workers: Workers, on_result: Callable[[Task, Result], None] = lambda task, result: None
 ) -> list[Result]:
-    """Do every task that is not done yet; return all results."""
+    """Do every task that is not done yet; return all results.
+
+    The parameters at the snapshots and the reference are large files. Once everything is measured with them, they need not be there.
+    """
     done: dict[str, Result] = {}
+    pairs = plan.unmeasured(runs)
 
     with _pool(workers) as map_tasks:
 
@@ -143,13 +156,15 @@ def perform_study(
                 done[task.key] = result
                 on_result(task, result)
 
-        finish([(plan.snapshots(*pair), {}) for pair in plan.measured()])
-        first = [(plan.reference(*pair), {"snapshots": done[plan.snapshots(*pair).key]}) for pair in plan.measured()]
+        finish([(plan.snapshots(*pair), {}) for pair in pairs])
+        first = [(plan.reference(*pair), {"snapshots": done[plan.snapshots(*pair).key]}) for pair in pairs]
         finish(_possible(first, done, on_result) + _searches(plan))
         second = []
         for backend, estimator, seed in plan.measurements():
-            snapshots, reference = plan.snapshots(backend, seed), plan.reference(backend, seed)
-            needs = {"snapshots": done[snapshots.key], "reference": done[reference.key]}
+            needs = {}
+            if (backend, seed) in pairs:
+                snapshots, reference = plan.snapshots(backend, seed), plan.reference(backend, seed)
+                needs = {"snapshots": done[snapshots.key], "reference": done[reference.key]}
             second.append((plan.gradients(backend, seed, estimator), needs))
         finish(_possible(second, done, on_result) + _rest(plan, done))
     # In the plan's order, whichever came first.

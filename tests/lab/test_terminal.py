@@ -11,7 +11,7 @@ import time
 import pytest
 from click.testing import CliRunner
 
-from pplgrad.lab import cli
+from pplgrad.lab import cli, load_study
 from pplgrad.lab.cli_compare import _failed as failed_estimators
 from pplgrad.lab.script import ScriptError, check_parameters, load_script
 from tests.lab.test_crashes import BACKENDS, COMMANDS, MODEL, SCRIPT, given, told
@@ -169,6 +169,23 @@ def test_the_same_study_goes_on_and_may_grow(tmp_path):
     assert all(file.stat().st_mtime_ns == when for file, when in first.items())
     assert len(list((out / "runs").iterdir())) == 4
     assert "it differs in estimators, score score+loo; seeds, 2. Give" in told(study_of(path, out))[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_what_is_measured_needs_its_large_files_no_longer(tmp_path, jobs):
+    """Parameters at the snapshots and references may be taken away; they are made again for a measurement that is missing."""
+    path, out = write(tmp_path), tmp_path / "out"
+    more = ("--snapshots", "0", "--draws", 20, "--jobs", jobs)
+    assert study_of(path, out, *more).exit_code == 0
+    before, runs = load_study(out).frame, out / "runs"
+    large = [file for kind in ("snapshots", "reference") for file in runs.glob(f"{kind}-*")]
+    for file in large:
+        file.unlink()
+    assert len(large) == 2 and study_of(path, out, *more).exit_code == 0
+    assert not any(file.exists() for file in large) and load_study(out).frame.equals(before)
+    assert study_of(path, out, *more, words=["score", "score+loo"]).exit_code == 0
+    assert all(file.exists() for file in large) and "6/6" in (out / "log.txt").read_text()
 
 
 @pytest.mark.slow
