@@ -120,7 +120,11 @@ def _shares(rows: pd.DataFrame, names: list[str], step: int, backend: str) -> di
     least = float(data.pop("least").iloc[0])
     order = [name for name in names if name in set(data["estimator"])]
     scale = alt.Scale(type="log", nice=False, domainMin=least)
-    base = alt.Chart(data).encode(y=alt.Y("estimator:N", sort=order, title=None, axis=alt.Axis(labelLimit=180)))
+    # A long name goes on below, after a comma.
+    lines = "split(replace(datum.label, regexp(', ', 'g'), ',\\n'), '\\n')"
+    base = alt.Chart(data).encode(
+        y=alt.Y("estimator:N", sort=order, title=None, axis=alt.Axis(labelLimit=180, labelExpr=lines))
+    )
     tooltip = ["estimator", *_numbers("variance", "bias²", "low", "high")]
 
     def of(mark: Any, what: str, colour: str) -> Any:
@@ -131,7 +135,9 @@ def _shares(rows: pd.DataFrame, names: list[str], step: int, backend: str) -> di
     spread = of(base.mark_rule(strokeWidth=2), "low", "bias²").encode(x2="high:Q")
     bias = of(base.transform_filter("datum['bias²'] > 0").mark_point(shape="cross", size=60), "bias²", "bias²")
     variance = of(base.mark_circle(size=70), "variance", "variance")
-    return _finished(spread + bias + variance, _ROW * len(order) + 10, f"{LIBRARIES[backend]}, {step:,} steps")
+    # A mark without any value would have no scale.
+    layers = [spread, bias, variance] if data["bias²"].notna().any() else [spread, variance]
+    return _finished(alt.layer(*layers), _ROW * len(order) + 10, f"{LIBRARIES[backend]}, {step:,} steps")
 
 
 def _two() -> alt.Scale:
@@ -142,16 +148,18 @@ def _colours(names: list[str], symbol: str = "stroke") -> alt.Color:
     # Black would not be seen on a dark page.
     found = [_TEXT if (shown := colour(names, name)) == "#000000" else shown for name in names]
     scale = alt.Scale(domain=names, range=found)
-    return alt.Color("estimator:N", scale=scale, sort=names, title=None, legend=_legend(symbol))
+    return alt.Color("estimator:N", scale=scale, sort=names, title=None, legend=_legend(symbol, names))
 
 
 def _dashes(names: list[str]) -> alt.StrokeDash:
     scale = alt.Scale(domain=names, range=[list(dash(names, name)) for name in names])
-    return alt.StrokeDash("estimator:N", scale=scale, sort=names, title=None, legend=_legend("stroke"))
+    return alt.StrokeDash("estimator:N", scale=scale, sort=names, title=None, legend=_legend("stroke", names))
 
 
-def _legend(symbol: str) -> alt.Legend:
-    return alt.Legend(orient="bottom", columns=2, title=None, symbolType=symbol, labelLimit=220, symbolOpacity=1)
+def _legend(symbol: str, names: list[str]) -> alt.Legend:
+    # On a narrow page two columns have room for this many letters each.
+    columns = 2 if max(map(len, names), default=0) <= 24 else 1
+    return alt.Legend(orient="bottom", columns=columns, title=None, symbolType=symbol, labelLimit=320, symbolOpacity=1)
 
 
 def _numbers(*fields: str) -> list[alt.Tooltip]:

@@ -117,18 +117,20 @@ def shares(rows: pd.DataFrame) -> pd.DataFrame:
     """Return variance and squared bias of one snapshot and library as shares of the squared gradient, in the rows' order.
 
     Columns: `estimator`, `variance`, `bias2`, and one standard error about the latter from `low` to `high`. Nothing is below the share
-    `least`, so that a logarithmic axis can show it; an estimate of the squared bias that is not positive is NaN.
+    `least`, so that a logarithmic axis can show it; an estimate of the squared bias that is not above it is NaN.
     """
     means = pd.DataFrame({q: rows[q, "mean"].to_numpy(float) for q in ("variance", "bias2", "bias2_se", "gradient2")})
     # The squared norm is estimated without its noise, and may come out negative where the gradient is near zero.
     norm = max(float(means["gradient2"].median()), 1e-3 * float(means["variance"].min()), 1e-30)
-    least = max(1e-8, float(means["variance"].min()) / norm / 100)
-    low, high = (((means["bias2"] + sign * means["bias2_se"]) / norm).clip(lower=least) for sign in (-1, 1))
+    low, high = ((means["bias2"] + sign * means["bias2_se"]) / norm for sign in (-1, 1))
+    # The axis begins where the upper ends of all intervals are seen, or two decades below the smallest variance.
+    least = max(1e-8, min(float(means["variance"].min()) / norm / 100, float(high.where(high > 0).min()) / 2))
+    low, high = low.clip(lower=least), high.clip(lower=least)
     return pd.DataFrame(
         {
             "estimator": rows.index.get_level_values("estimator"),
             "variance": means["variance"] / norm,
-            "bias2": (means["bias2"] / norm).where(means["bias2"] > 0),
+            "bias2": (means["bias2"] / norm).where(means["bias2"] / norm > least),
             "low": low,
             "high": high,
             "least": least,

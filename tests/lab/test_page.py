@@ -44,7 +44,7 @@ def opened(browser, path):
     """Return what opens the page in a window, and what it complains of."""
     said = []
 
-    def look(width=1300, **options):
+    def look(width=1300, path=path, **options):
         page = browser.new_page(viewport={"width": width, "height": 900}, offline=True, **options)
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
@@ -103,6 +103,37 @@ def test_a_phone_has_everything_within_its_width(opened):
     # The first column stays where it is.
     names = page.locator("table.data").nth(1).locator("tbody td:first-child").first
     assert abs(names.bounding_box()["x"] - table.bounding_box()["x"]) < 2
+
+
+LONG = "ScoreFunction(samples=4, differentiate='all')"
+
+
+@pytest.fixture(scope="module")
+def precise(tmp_path_factory):
+    """A study of an estimator with a long name, whose squared bias is known to a millionth of the variance."""
+    made = results()
+    for result in made:
+        if result["task"]["estimator"] == "DisARM()":
+            result["task"]["estimator"] = LONG
+        for one in result.get("snapshots", {}).values():
+            one["rows"] = [{**row, "bias2": abs(row["bias2"]) * 1e-5, "bias2_se": 1e-6} for row in one["rows"]]
+    folder = tmp_path_factory.mktemp("precise")
+    write(made, Study("models/sbn.py", NAMES[:1], gradients=Gradients((0, 100))), ABOUT, folder)
+    return write_report(folder)
+
+
+@pytest.mark.parametrize("width", [390, 1300])
+def test_pictures_stay_in_their_places_and_cut_no_name(opened, precise, width):
+    page = opened(width, precise)
+    for chart in page.locator(".chart svg.marks").all():
+        place = chart.bounding_box()
+        assert place["width"] <= width
+        texts = chart.evaluate(
+            "x => [...x.querySelectorAll('text')].map(t => [t.textContent, t.getBoundingClientRect().toJSON()])"
+        )
+        for text, box in texts:
+            assert "…" not in text
+            assert place["x"] - 3 <= box["left"] and box["right"] <= place["x"] + place["width"] + 3, text
 
 
 def test_the_dark_page_is_dark_and_the_printed_one_is_not(opened, tmp_path):
