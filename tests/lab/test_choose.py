@@ -106,4 +106,8 @@ def test_on_the_command_line():
     assert result.exit_code == 0, result.output
     found = json.loads(result.output)
     assert [row["backend"] for row in found] == ["pyro", "numpyro"]
-    assert all(row["estimators"]["z1"] in ("DisARM()", "ScoreFunction(LeaveOneOut())") for row in found)
+    for row in found:
+        # On a busy machine the time may be over before all are measured, which is told.
+        measured = [line["estimators"] for line in row["table"] if line["draws"]]
+        assert row["unmeasured"] == 3 - len(measured) and f"z1: {row['estimators']['z1']}" in measured
+        assert row["estimators"]["z1"] in ("DisARM()", "ScoreFunction(baseline=LeaveOneOut())") or len(measured) == 1
