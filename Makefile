@@ -174,10 +174,11 @@ data:
 	test -d $(FASHION) || (apt-get update -qq && apt-get install -y dataset-fashion-mnist)
 	ls -l $(FASHION)/*.gz
 
-# The published comparisons at full size, on Fashion-MNIST: days of one core. Interrupt at any time; the same command goes on.
+# The published comparisons at full size, on Fashion-MNIST: days of one core. Interrupt at any time; the same command goes on, and so it does
+# from the runs that stand in studies/fashion/.
 fashion: .venv/installed data
 	for study in $(FASHION_STUDIES); do \
-	  $(BIN)/pplgrad compare studies/$$study.toml --jobs $(or $(JOBS),1) --out results/$$study || exit 1; done
+	  $(BIN)/pplgrad compare studies/$$study.toml --jobs $(or $(JOBS),1) --out studies/fashion/$$study || exit 1; done
 
 clean:
 	rm -rf .venv .venv-newest .venv-package .venv-storchastic build dist docs/_build results

@@ -27,7 +27,7 @@ def main() -> None:
         "studies", nargs="*", type=Path, help="folders of studies; default: those that `make fashion` has made"
     )
     given = parser.parse_args()
-    made = [ROOT / "results" / path.stem for path in sorted((ROOT / "studies").glob("*_fashion.toml"))]
+    made = [ROOT / "studies" / "fashion" / path.stem for path in sorted((ROOT / "studies").glob("*_fashion.toml"))]
     for folder in given.studies or [folder for folder in made if (folder / "study.parquet").exists()]:
         print(f"\n### {folder.name}\n\n{study_table(folder)}")
 

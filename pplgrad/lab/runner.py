@@ -122,20 +122,28 @@ class Plan:
             return []
         return [(b, s) for b in dict.fromkeys(self.study.backends) for s in range(self.study.seeds)]
 
-    def unmeasured(self, runs: Path | None) -> list[tuple[str, int]]:
-        """Return every backend and seed of which a measurement is not in the folder of runs: that one needs parameters and a reference."""
+    def wanted(self, made: Callable[[str, int], Task], runs: Path | None) -> list[tuple[str, int]]:
+        """Return every backend and seed whose snapshots, or whose reference, are in the folder of runs or have to be made.
+
+        A measurement that is not there needs both.
+        """
         missing = {
             (b, s)
             for b, estimator, s in self.measurements()
             if runs is None or kept(self.gradients(b, s, estimator), runs) is None
         }
-        return [pair for pair in self.measured() if pair in missing]
+        return [
+            pair
+            for pair in self.measured()
+            if pair in missing or (runs is not None and kept(made(*pair), runs) is not None)
+        ]
 
     def total(self, folder: Path | None = None) -> int:
         """Return the number of tasks, where the folder of runs holds some results already."""
         runs, rates = len(list(self.runs())), len(self.study.training.learning_rates) if self.study.training else 0
         pairs = len(set(self.study.backends)) * len(set(self.study.estimators))
-        measured = len(self.unmeasured(folder)) * 2 + len(list(self.measurements()))
+        before = sum(len(self.wanted(made, folder)) for made in (self.snapshots, self.reference))
+        measured = before + len(list(self.measurements()))
         return measured + (runs + pairs * (rates - 1) if rates else 0)
 
 
@@ -147,7 +155,6 @@ def perform_study(
     The parameters at the snapshots and the reference are large files. Once everything is measured with them, they need not be there.
     """
     done: dict[str, Result] = {}
-    pairs = plan.unmeasured(runs)
 
     with _pool(workers) as map_tasks:
 
@@ -156,16 +163,18 @@ def perform_study(
                 done[task.key] = result
                 on_result(task, result)
 
-        finish([(plan.snapshots(*pair), {}) for pair in pairs])
-        first = [(plan.reference(*pair), {"snapshots": done[plan.snapshots(*pair).key]}) for pair in pairs]
+        def needs(**tasks: Task) -> Needs:
+            # What is not there has been used already.
+            return {name: done[task.key] for name, task in tasks.items() if task.key in done}
+
+        references = plan.wanted(plan.reference, runs)
+        finish([(plan.snapshots(*pair), {}) for pair in plan.wanted(plan.snapshots, runs)])
+        first = [(plan.reference(*pair), needs(snapshots=plan.snapshots(*pair))) for pair in references]
         finish(_possible(first, done, on_result) + _searches(plan))
         second = []
         for backend, estimator, seed in plan.measurements():
-            needs = {}
-            if (backend, seed) in pairs:
-                snapshots, reference = plan.snapshots(backend, seed), plan.reference(backend, seed)
-                needs = {"snapshots": done[snapshots.key], "reference": done[reference.key]}
-            second.append((plan.gradients(backend, seed, estimator), needs))
+            both = needs(snapshots=plan.snapshots(backend, seed), reference=plan.reference(backend, seed))
+            second.append((plan.gradients(backend, seed, estimator), both))
         finish(_possible(second, done, on_result) + _rest(plan, done))
     # In the plan's order, whichever came first.
     order = {run: i for i, run in enumerate(dict.fromkeys([*plan.runs(), *plan.measurements()]))}
