@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import pplgrad as pg
+from pplgrad.diagnostics.code import code
 from pplgrad.numpyro import TraceGrad_ELBO as NumPyroELBO
 from pplgrad.pyro import TraceGrad_ELBO as PyroELBO
 from pplgrad.testing import in_numpyro, in_pyro
@@ -168,6 +169,7 @@ def test_the_choice_is_one_of_two(kind):
     given = {"samples": 2} if kind is pg.ScoreFunction else {}
     chosen = kind(differentiate="all", **given)
     assert repr(chosen).endswith("differentiate='all')") and eval(repr(chosen), vars(pg)) == chosen != kind(**given)
+    assert all(eval(code(x), vars(pg)) == x for x in (chosen, kind(**given), kind()))
 
 
 def test_one_draw_has_no_others():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field, fields
 from typing import Any, ClassVar, Protocol
 
 from pplgrad.core.alternatives import Alternatives
@@ -144,6 +144,11 @@ class BranchTerms:
         xp, (particles, count, *plates) = self.ops.xp, self.costs.shape
         by_element = xp.reshape(self.costs, (particles, elements, count // elements, *plates))
         return xp.moveaxis(by_element, (1, 2), (-2, -1))
+
+
+def arguments_of(specification: Any) -> list[Field[Any]]:
+    """Return the fields of a dataclass in the order of its constructor's arguments: those that are given by name alone come last."""
+    return sorted(fields(specification), key=lambda part: part.kw_only is True)
 
 
 _RENAMED = {"surrogate_of": "branch_surrogate", "draws_again": "num_resamples", "path_only": "sticking_the_landing"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from html import escape
 from inspect import signature
 from shutil import get_terminal_size
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from pplgrad.core.array_ops import Ops
 from pplgrad.core.baseline import parts_of
+from pplgrad.core.estimator import arguments_of
 from pplgrad.core.sites import Run
 from pplgrad.engine.branches import BranchHost, requested_values
 from pplgrad.engine.joint_sums import JointHost, evaluations
@@ -157,7 +158,8 @@ def brief(specification: Any) -> str:
     >>> brief(ScoreFunction(LeaveOneOut())), brief(ScoreFunction(samples=3))
     ('ScoreFunction()', 'ScoreFunction(samples=3)')
     """
-    given = [(f.name, getattr(specification, f.name), f.default) for f in fields(specification) if f.name != "baseline"]
+    every = arguments_of(specification)
+    given = [(f.name, getattr(specification, f.name), f.default) for f in every if f.name != "baseline"]
     shown = ", ".join(
         f"{name}={value!r}" for name, value, default in given if value is not default and value != default
     )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
-from pplgrad.core.estimator import Estimator
+from pplgrad.core.estimator import Estimator, arguments_of
 from pplgrad.errors import ConfigurationError
 
 _CHOICES = ("own", "all")
@@ -37,7 +37,7 @@ class WithDrawsAlike(Estimator):
 
 def _shown(estimator: Any) -> str:
     """Return how a dataclass prints itself, without what is given by its keyword alone and has its default."""
-    every = sorted((part for part in fields(estimator) if part.repr), key=lambda part: part.kw_only is True)
+    every = [part for part in arguments_of(estimator) if part.repr]
     given = {part.name: getattr(estimator, part.name) for part in every}
     at_default = {part.name for part in every if part.kw_only is True and given[part.name] == part.default}
     shown = [f"{name}={value!r}" for name, value in given.items() if name not in at_default]

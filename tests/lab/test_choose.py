@@ -109,5 +109,5 @@ def test_on_the_command_line():
     for row in found:
         # On a busy machine the time may be over before all are measured, which is told.
         measured = [line["estimators"] for line in row["table"] if line["draws"]]
-        assert row["unmeasured"] == 3 - len(measured) and f"z1: {row['estimators']['z1']}" in measured
-        assert row["estimators"]["z1"] in ("DisARM()", "ScoreFunction(baseline=LeaveOneOut())") or len(measured) == 1
+        assert row["unmeasured"] == 3 - len(measured)
+        assert row["estimators"]["z1"] in ("DisARM()", "ScoreFunction(LeaveOneOut())") or len(measured) == 1
