@@ -1,8 +1,8 @@
 """`pplgrad compare`: what it leaves, how it goes on after an interruption, and how it says no."""
 
 import json
-import re
 import os
+import re
 import signal
 import stat
 import subprocess
