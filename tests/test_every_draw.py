@@ -58,7 +58,7 @@ def test_exact_where_a_scale_is_learned(library, short):
 
 
 @pytest.mark.parametrize("library", HOSTS)
-def test_exact_with_two_particles_and_another_estimator_beside(library):
+def test_exact_with_another_estimator_beside(library):
     """One site is differentiated at all draws, the other at its own."""
     host = HOSTS[library]
     with host.isolated():

@@ -206,14 +206,14 @@ class PyroBranches:
     ) -> dict[str, list[torch.Tensor]]:
         branches, start = [], 0
         for name, alternatives in values.items():
-            branches.append(Branch(name, alternatives, start, start + alternatives.count))
+            branches.append(Branch(name, alternatives, start, start + alternatives.count, differentiated))
             start += alternatives.count
         if not self._compared:
             self._compare_second_run(branches[0].site)
         if self._depth is None:
             self._refuse_hidden_draws(branches[0].site)
-            return self._one_by_one(branches, temperatures, differentiated)
-        return self._at_once(branches, start, self._depth, temperatures, differentiated)
+            return self._one_by_one(branches, temperatures)
+        return self._at_once(branches, start, self._depth, temperatures)
 
     def path_slopes(
         self, run: Run, sites: Sequence[str], weigh: Callable[[list[torch.Tensor], list[torch.Tensor]], torch.Tensor]
@@ -232,7 +232,7 @@ class PyroBranches:
         return chosen in self._layout.ancestors.get(site, {chosen: 0})
 
     def _one_by_one(
-        self, branches: Sequence[Branch], temperatures: Mapping[str, Any] | None, differentiated: bool
+        self, branches: Sequence[Branch], temperatures: Mapping[str, Any] | None
     ) -> dict[str, list[torch.Tensor]]:
         """Run each branch from the state of the generator in which the primary run began."""
         result = {}
@@ -243,22 +243,22 @@ class PyroBranches:
                     with moved_generators():
                         self._traces.restore_rng()
                     with at_other_values(branch.site, self._traces.estimators[branch.site]):
-                        traces = self._run(self._replacing(branch, number, differentiated), temperatures, 1, None)
-                        rows.append(self._costs_of_branch(*traces, branch.site, temperatures, differentiated))
+                        traces = self._run(self._replacing(branch, number), temperatures, 1, None)
+                        rows.append(self._costs_of_branch(*traces, branch, temperatures))
                 result[branch.site] = [torch.cat(column) for column in zip(*rows, strict=True)]
         return result
 
     def _costs_of_branch(
-        self, guide: Any, model: Any, site: str, temperatures: Mapping[str, Any] | None, differentiated: bool
+        self, guide: Any, model: Any, branch: Branch, temperatures: Mapping[str, Any] | None
     ) -> list[torch.Tensor]:
         """Return the costs of a branch that ran by itself, where other sites may exist unless it is relaxed or differentiated."""
         if temperatures is not None:
-            return self._costs(guide, model, site)
+            return self._costs(guide, model, branch.site)
         found = self._costs_found(guide, model, 1, None, self._weights)
-        if differentiated:
+        if branch.differentiated:
             known = {(spec.name, spec.sign) for spec in self._layout.costs}
-            refuse_other_sites(self._layout, site, {name for name, _ in found.keys() ^ known})
-        return with_other_sites(OPS, self._layout, site, found, self._before)
+            refuse_other_sites(self._layout, branch.site, {name for name, _ in found.keys() ^ known})
+        return with_other_sites(OPS, self._layout, branch.site, found, self._before)
 
     def _refuse_hidden_draws(self, site: str) -> None:
         """Refuse draws outside of sites, which other runs have to share, where they cannot."""
@@ -277,7 +277,7 @@ class PyroBranches:
                 "ScoreFunction() there."
             )
 
-    def _replacing(self, branch: Branch, number: int, differentiated: bool) -> Replace:
+    def _replacing(self, branch: Branch, number: int) -> Replace:
         nodes = self._traces.guide.nodes
         chosen = branch.values.at(placed([number], None, nodes[branch.site]["value"].device))[0, 0]
 
@@ -285,10 +285,14 @@ class PyroBranches:
             if name == branch.site:
                 return chosen
             if self._follows(name, branch.site):
-                return self._constant_if_scored(name, fresh(branch)) if differentiated else fresh(branch)
-            return nodes[name]["value"] if differentiated else nodes[name]["value"].detach()
+                return self._following(name, fresh, branch)
+            return nodes[name]["value"] if branch.differentiated else nodes[name]["value"].detach()
 
         return replace
+
+    def _following(self, name: str, fresh: Fresh, branch: Branch) -> torch.Tensor:
+        """Return what a site that follows a branch's drew there."""
+        return self._constant_if_scored(name, fresh(branch)) if branch.differentiated else fresh(branch)
 
     def _constant_if_scored(self, name: str, drawn: torch.Tensor) -> torch.Tensor:
         """Return what a site drew, as a constant if its estimator uses the score."""
@@ -296,12 +300,7 @@ class PyroBranches:
         return drawn.detach() if estimator is not None and estimator.uses_score else drawn
 
     def _at_once(
-        self,
-        branches: Sequence[Branch],
-        count: int,
-        depth: int,
-        temperatures: Mapping[str, Any] | None,
-        differentiated: bool,
+        self, branches: Sequence[Branch], count: int, depth: int, temperatures: Mapping[str, Any] | None
     ) -> dict[str, list[torch.Tensor]]:
         """Run all branches of all particles, those of a chunk in one plate, and one chunk after the other."""
         self._refuse_hidden_draws(branches[0].site)
@@ -310,13 +309,7 @@ class PyroBranches:
         # The generators go on from here: put back, they would give the same numbers again, as the draws of the next step.
         with moved_generators():
             found = [
-                self._rows(
-                    [branch.between(*chunk) for branch in branches],
-                    chunk[1] - chunk[0],
-                    depth,
-                    temperatures,
-                    differentiated,
-                )
+                self._rows([branch.between(*chunk) for branch in branches], chunk[1] - chunk[0], depth, temperatures)
                 for chunk in chunks(count, at_once)
             ]
         every = [torch.cat(column, 1) for column in zip(*found, strict=True)] if len(found) > 1 else found[0]
@@ -329,19 +322,13 @@ class PyroBranches:
         }
 
     def _rows(
-        self,
-        branches: Sequence[Branch],
-        count: int,
-        depth: int,
-        temperatures: Mapping[str, Any] | None,
-        differentiated: bool,
+        self, branches: Sequence[Branch], count: int, depth: int, temperatures: Mapping[str, Any] | None
     ) -> list[torch.Tensor]:
         """Run branches of all particles in one plate, particle by particle, `count` rows each: (particles, count, *batch)."""
         particles = self._particles
 
         def replace(name: str, fresh: Fresh, fn: Any) -> torch.Tensor:
             kept = self._kept(name, fn.event_dim, depth)
-            kept = kept if differentiated else kept.detach()
             parts = []
             for branch in branches:
                 if branch.start == branch.stop:
@@ -350,10 +337,10 @@ class PyroBranches:
                     values = branch.values.at(torch.arange(branch.values.count, device=kept.device))
                     part = deep(values, fn.event_dim, depth)
                 elif self._follows(name, branch.site):
-                    value = self._constant_if_scored(name, fresh(branch)) if differentiated else fresh(branch)
+                    value = self._following(name, fresh, branch)
                     part = value.reshape(particles, count, *value.shape[1:])[:, branch.start : branch.stop]
                 else:
-                    part = kept
+                    part = kept if branch.differentiated else kept.detach()
                 parts.append(part.expand(-1, branch.stop - branch.start, *part.shape[2:]))
             return joined(parts, particles)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,18 +23,22 @@ from pplgrad.pyro._tracing.relaxations import Extended, relaxed, softened, unche
 
 @dataclass(frozen=True)
 class Branch:
-    """One site's part of the branches: rows `start` to `stop` of each particle take its alternatives."""
+    """One site's part of the branches: rows `start` to `stop` of each particle take its alternatives.
+
+    Its costs are `differentiated` along the parameters if that is asked for: what does not follow the site then has its gradient too.
+    """
 
     site: str
     values: Values
     start: int
     stop: int
+    differentiated: bool = False
 
     def between(self, first: int, last: int) -> Branch:
         """Return the part of the branch in a chunk of all rows, its place in the chunk and its alternatives there."""
         start, stop = (min(max(at, first), last) for at in (self.start, self.stop))
         values = self.values.between(start - self.start, stop - self.start)
-        return Branch(self.site, values, start - first, stop - first)
+        return replace(self, values=values, start=start - first, stop=stop - first)
 
 
 Fresh = Callable[[Branch], torch.Tensor]
