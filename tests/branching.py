@@ -28,6 +28,7 @@ from pplgrad.testing.programs import CASES
 FINITE = [name for name in CASES if name not in ("nested_plates", "five")]
 BINARY = [name for name in FINITE if all(size == 2 for _, size in CASES[name].latents.values())]
 RELAXABLE = [*BINARY, "one_hot"]
+ALL = ["single", "hierarchy", "subsampled", "one_hot"]
 SETS = ["single", "hierarchy", "event", "subsampled", "mixed", "categorical_index", "one_hot", "counts"]
 
 EXACT = {
@@ -50,10 +51,10 @@ EXACT = {
     "disarm-all": (DisARM(differentiate="all"), BINARY),
     "samples2-all": (ScoreFunction(samples=2, differentiate="all"), [*FINITE, "five"]),
     "samples3-all": (ScoreFunction(samples=3, differentiate="all"), ["single", "independent", "categorical_index"]),
-    "double-cv-all": (DoubleCV(2, scale=1.0, learn=False, differentiate="all"), ["single", "hierarchy", "one_hot"]),
-    "rodeo-all": (RODEO(2, learn=False, differentiate="all"), ["single", "event", "one_hot"]),
-    "stick-all": (StickBreakingDisARM(differentiate="all"), ["single", "counts", "hierarchy"]),
-    "tree-all": (TreeDisARM(differentiate="all"), ["single", "categorical_index", "mixed"]),
+    "double-cv-all": (DoubleCV(2, scale=1.0, learn=False, differentiate="all"), ALL),
+    "rodeo-all": (RODEO(2, learn=False, differentiate="all"), [*ALL, "event"]),
+    "stick-all": (StickBreakingDisARM(differentiate="all"), ["single", "counts", "hierarchy", "subsampled"]),
+    "tree-all": (TreeDisARM(differentiate="all"), ["single", "categorical_index", "mixed", "subsampled"]),
 }
 """Estimators with finite noise, by a short name: the expectation is a finite sum."""
 
@@ -68,9 +69,9 @@ RANDOM = {
     "relax": (RELAX(0.5, hidden=4), ["single", "hierarchy", "one_hot", "event", "subsampled"]),
     "relax-alone": (RELAX(0.5, through_cost=False, hidden=4), ["single", "hierarchy", "event", "subsampled"]),
     "rebar-cold": (REBAR(0.1, 1.0, learn=False), RELAXABLE),
-    "arm-all": (ARM(differentiate="all"), ["hierarchy", "event", "reparameterized_parent"]),
+    "arm-all": (ARM(differentiate="all"), ["hierarchy", "event", "subsampled", "reparameterized_parent"]),
     "arms4-all": (ARMS(4, differentiate="all"), ["hierarchy", "mixed", "subsampled", "reparameterized_parent"]),
-    "carms-all": (CARMS(4, differentiate="all"), ["categorical_index", "five"]),
+    "carms-all": (CARMS(4, differentiate="all"), ["categorical_index", "subsampled", "five"]),
 }
 """Estimators with uniform noise: z-tests."""
 

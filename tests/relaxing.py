@@ -1,5 +1,7 @@
 """What relaxations are tested on, the same in both libraries."""
 
+from functools import reduce
+
 import numpy as np
 
 from pplgrad import (
@@ -13,6 +15,7 @@ from pplgrad import (
     ReinMax,
     StraightThrough,
 )
+from pplgrad.estimators import relaxed
 
 FINITE = {"straight-through": StraightThrough(), "reinmax": ReinMax(), "gapped": GappedStraightThrough(0.7, 0.4)}
 """Relaxations without noise of their own: their expected gradient, bias included, is a finite sum."""
@@ -124,6 +127,80 @@ def relaxed_objective_gradient(temperature, size=400):
     y = sigmoid((LOGITS[1] + noise) / temperature)[None, :]
     dx, dy = slopes(x, y)
     return np.array([(dx * x * (1 - x)).mean(), (dy * y * (1 - y)).mean()]) / temperature
+
+
+def hard_gradient(temperature, size=20_000):
+    """Return the expected gradient of the loss where the draws are hard and their slopes those of the concrete weights, by quadrature."""
+    u = (np.arange(size) + 0.5) / size
+    keys = LOGITS[:, None] + np.log(u) - np.log1p(-u)
+    soft = sigmoid(keys / temperature)
+    slope = soft * (1 - soft) / temperature
+    # The slope of an element given its draw, times the probability of the draw.
+    given = np.stack([(slope * (keys < 0)).mean(-1), (slope * (keys > 0)).mean(-1)], axis=-1)
+    total = np.zeros(2)
+    for x in (0, 1):
+        for y in (0, 1):
+            dx, dy = slopes(x, y)
+            total += [
+                given[0, x] * two(sigmoid(LOGITS[1]))[y] * dx,
+                given[1, y] * two(sigmoid(LOGITS[0]))[x] * dy,
+            ]
+    return total
+
+
+THREE = np.array([0.5, -0.6, 0.1])
+_ALONG = np.array([0.2, 1.3, -0.7])
+
+
+def one_of_three(h):
+    """Return a program of one site of three categories, whose objective is a cost alone that is not linear in its weights."""
+
+    def draw():
+        return h.sample("z", h.one_hot(h.param("a", h.array(THREE))))
+
+    def model():
+        z = draw()
+        h.factor("f", -((z @ h.array(_ALONG)) ** 3 + z[..., 0] * z[..., 2]))
+
+    return model, draw
+
+
+def hard_slopes_of_three(temperature, draws=400_000):
+    """Return gradients of the loss where draws are hard and their slopes those of the concrete weights, one a row."""
+    keys = THREE + np.random.default_rng(0).gumbel(size=(draws, 3))
+    hard = np.eye(3)[keys.argmax(-1)]
+    soft = np.exp(keys / temperature) / np.exp(keys / temperature).sum(-1, keepdims=True)
+    slope = 3 * (hard @ _ALONG)[:, None] ** 2 * _ALONG + hard[:, [2, 0, 0]] * np.array([1, 0, 1])
+    return soft * (slope - (soft * slope).sum(-1, keepdims=True)) / temperature
+
+
+def noise_that_forgets_the_draw(pair, count=None):
+    """Return keys whose noise is not conditional on the draw."""
+    fixed = pair.ops.stop_gradient(pair.odds)
+    u = pair.noise.uniform(tuple(fixed.shape) if count is None else (count, *fixed.shape), fixed)
+    return fixed + pair.ops.xp.log(u) - pair.ops.xp.log1p(-u)
+
+
+def gumbel_rao_that_sums(self, pair):
+    """Return the weight of 1 with the sum of the slopes of all noises, not their mean."""
+    ops, moved = pair.ops, pair.odds - pair.ops.stop_gradient(pair.odds)
+    soft = [ops.sigmoid((keys + moved) / self.temperature) for keys in ops.xp.unstack(pair.keys(self.k), axis=0)]
+    return pair.through(reduce(lambda a, b: a + b, soft))
+
+
+def gumbel_rao_without_its_temperature(self, pair):
+    """Return the weight of 1 with slopes at temperature 1."""
+    ops, moved = pair.ops, pair.odds - pair.ops.stop_gradient(pair.odds)
+    soft = [ops.sigmoid(keys + moved) for keys in ops.xp.unstack(pair.keys(self.k), axis=0)]
+    return pair.through(reduce(lambda a, b: a + b, soft) / self.k)
+
+
+MUTANTS = {
+    "forgets": (relaxed.HardPair, "keys", noise_that_forgets_the_draw),
+    "sums": (GumbelRao, "weight_of_second", gumbel_rao_that_sums),
+    "temperature": (GumbelRao, "weight_of_second", gumbel_rao_without_its_temperature),
+}
+"""Broken variants of `GumbelRao`: whose attribute each replaces, its name, and by what."""
 
 
 def exact():

@@ -86,6 +86,10 @@ class _Recording(_Finite):
         return self.ops.xp.argmax(log_probs, axis=-1)
 
 
+class NoiseRanOut(LookupError):
+    """A step drew more of its estimators' noise than was listed for it."""
+
+
 class ListedNoise:
     """Noise whose outcomes are given, call by call, and the log probability of having drawn them."""
 
@@ -98,6 +102,8 @@ class ListedNoise:
         return _Listed(ops, self)
 
     def _next(self, ops: Ops, log_probs: Array) -> Any:
+        if not self._left:
+            raise NoiseRanOut
         return self._left.pop(0)
 
     def take(self, ops: Ops, log_probs: Array, like: Callable) -> Array:

@@ -30,15 +30,16 @@ from pplgrad.testing.programs import CASES, Case
 from tests import relaxing
 
 CASE = Case("relaxing", {"a": relaxing.LOGITS}, {"z": ((2,), 2)}, relaxing.program)
+THREE = Case("three", {"a": relaxing.THREE}, {"z": ((), 3)}, relaxing.one_of_three, one_hot=("z",))
 
 
-def gradients(estimator, draws, particles=1):
+def gradients(estimator, draws, particles=1, case=CASE):
     """Return gradients of the loss of the program, one a row."""
-    model, guide = relaxing.program(HOST)
+    model, guide = case.build(HOST)
     objective = TraceGrad_ELBO(particles, estimators={"z": estimator})
 
     def one(key):
-        return jax.grad(lambda a: objective.loss(key, {"a": a}, model, guide))(jnp.array(relaxing.LOGITS))
+        return jax.grad(lambda a: objective.loss(key, {"a": a}, model, guide))(jnp.array(case.params["a"]))
 
     return np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), draws)))
 
@@ -69,6 +70,37 @@ def test_gumbel_softmax_is_the_gradient_of_the_relaxed_objective(temperature):
 def test_bias_vanishes_with_the_temperature():
     biases = [np.abs(relaxing.relaxed_objective_gradient(t, 4000) - relaxing.exact()).max() for t in (1.0, 0.3, 0.05)]
     assert biases[0] > biases[1] > 3 * biases[2]
+
+
+def z_of_the_hard_gradient(estimator):
+    """Return the largest |z| of the mean gradient from that of hard draws with the slopes of concrete weights."""
+    found = gradients(estimator, 50_000)
+    wanted = relaxing.hard_gradient(estimator.temperature)
+    return np.max(np.abs(found.mean(0) - wanted) / (found.std(0) / np.sqrt(len(found))))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "estimator", [GumbelSoftmax(0.5, hard=True), GumbelRao(5, 0.5), GumbelRao(2, 1.0)], ids=["hard", "rao", "rao at 1"]
+)
+def test_hard_draws_have_the_slopes_of_concrete_weights(estimator):
+    assert z_of_the_hard_gradient(estimator) < 4.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("estimator", [GumbelSoftmax(0.5, hard=True), GumbelRao(5, 0.5)], ids=["hard", "rao"])
+def test_hard_draws_of_three_have_the_slopes_of_concrete_weights(estimator):
+    found, wanted = gradients(estimator, 50_000, case=THREE), relaxing.hard_slopes_of_three(0.5)
+    error = np.sqrt(found.var(0) / len(found) + wanted.var(0) / len(wanted))
+    assert np.max(np.abs(found.mean(0) - wanted.mean(0)) / error) < 4.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", relaxing.MUTANTS)
+def test_gumbel_rao_mutant_is_caught(name, monkeypatch):
+    owner, attribute, broken = relaxing.MUTANTS[name]
+    monkeypatch.setattr(owner, attribute, broken)
+    assert z_of_the_hard_gradient(GumbelRao(5, 0.5)) > 4.5
 
 
 @pytest.mark.slow
