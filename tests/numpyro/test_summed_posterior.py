@@ -1,7 +1,5 @@
 """The posterior of summed sites against every joint value of theirs, run one by one; and the host's tools with wrapped guides."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,84 +25,20 @@ from pplgrad import (
 from pplgrad.numpyro import TraceGrad_ELBO, config_estimators, summed_posterior
 from pplgrad.numpyro._compat import mask_of, unmasked
 from pplgrad.numpyro._compat_jax import sub_jaxprs
-from pplgrad.numpyro._tracing import contraction, factors, marginal_laws, posterior_of_sums
+from pplgrad.numpyro._tracing import posterior_of_sums
 from pplgrad.testing.in_numpyro import HOST, array
 from tests.covering import mostly
+from tests.numpyro.against_brute_force import KEY, excess, given_the_same_draws, off
 from tests.numpyro.marginal import SUM
-from tests.numpyro.posteriors import PADDING, POSTERIORS, Posterior, padded
+from tests.numpyro.posteriors import POSTERIORS, Posterior, padded
 
 pytestmark = pytest.mark.slow  # Each compiles for seconds; Pyro's are quick.
-
-KEY = jax.random.key(4)
-DRAWS = 4000
-
-
-def given_the_same_draws(name, kinds, num_samples=1):
-    """Return a program, what its draws are, and the posterior of each kind given them."""
-    model, guide, params = POSTERIORS[name]()
-    found, rows = {}, []
-    for kind in kinds:
-        given = {"kind": kind, "num_samples": num_samples, "draws": True}
-        # Compiled as one function: by itself each of its operations would be compiled alone.
-        every = jax.jit(lambda key, given=given: summed_posterior(key, params, model, guide, **given))(KEY)
-        summed = [key for key in every if key not in _drawn(model, guide, params)]
-        found[kind] = {key: every.pop(key) for key in summed}
-        rows = [{key: x[0, i] for key, x in every.items()} for i in range(num_samples)]
-    return model, params, rows, found
-
-
-def _drawn(model, guide, params):
-    """Return the names of what a guide draws, and of minibatches."""
-    sites = handlers.trace(handlers.substitute(handlers.seed(guide, KEY), data=params)).get_trace()
-    return {name for name, site in sites.items() if site["type"] in ("sample", "plate")}
-
-
-def off(name, num_samples=1, kinds=("marginals", "map")):
-    """Return by how much a program's marginals are off, and its most probable values."""
-    model, params, rows, found = given_the_same_draws(name, kinds, num_samples)
-    worst = dict.fromkeys(kinds, 0.0)
-    for i, drawn in enumerate(rows):
-        right = Posterior(model, params, drawn, PADDING.get(name))
-        for kind in kinds:
-            wanted = right.marginals() if kind == "marginals" else right.most_probable()
-            assert wanted.keys() == found[kind].keys()
-            for key, x in wanted.items():
-                assert found[kind][key].shape == (1, num_samples, *x.shape)
-                worst[kind] = max(worst[kind], float(np.abs(x - found[kind][key][0, i]).max()))
-    return worst
 
 
 @pytest.mark.parametrize("name", mostly(["masked chain", "scan with draws", "padded"], POSTERIORS))
 def test_marginals_and_most_probable_values_are_those_of_brute_force(name):
     worst = off(name, 2)
     assert worst["marginals"] < 1e-9 and worst["map"] == 0.0, worst
-
-
-def excess(name, draws=DRAWS):
-    """Return how far the frequencies of joint samples are from their probabilities: χ² less its mean, in its standard deviations."""
-    model, guide, params = POSTERIORS[name]()
-    drawn = {
-        key: site["value"]
-        for key, site in handlers.trace(handlers.substitute(handlers.seed(guide, KEY), data=params)).get_trace().items()
-        if site["type"] in ("sample", "plate")
-    }
-    right = Posterior(model, params, drawn)
-    fixed = handlers.substitute(guide, data=drawn)
-    found = jax.jit(lambda key: summed_posterior(key, params, model, fixed, num_samples=draws))(KEY)
-    assert {key: x.shape[2:] for key, x in found.items()} == {
-        key: site["value"].shape for key, site in right.sites.items()
-    }
-    rows = np.concatenate([np.asarray(found[key][0]).reshape(draws, -1) for key in right.shapes], 1)
-    outcomes = np.concatenate([right.support[k][x].reshape(len(x), -1) for k, x in right.outcomes.items()], 1)
-    numbers = {tuple(outcome): i for i, outcome in enumerate(outcomes)}
-    counts = np.bincount([numbers[tuple(row)] for row in rows], minlength=len(outcomes))
-    expected = right.probabilities() * draws
-    assert not counts[expected == 0].any()
-    order = np.argsort(-expected)[: int((expected > 0).sum())]
-    cells = max(2, int((expected > 5).sum()))
-    seen = np.append(counts[order[: cells - 1]], counts[order[cells - 1 :]].sum())
-    wanted = np.append(expected[order[: cells - 1]], expected[order[cells - 1 :]].sum())
-    return float(((seen - wanted) ** 2 / wanted).sum() - (cells - 1)) / math.sqrt(2 * (cells - 1))
 
 
 SAMPLED = [
@@ -381,174 +315,6 @@ def test_a_mask_is_found_in_what_is_around_a_distribution():
     law = dist.Bernoulli(0.3).expand([2]).mask(mask)
     for fn in (law, law.to_event(1), law.expand([3, 2]), law.mask(jnp.array([True, True]))):
         assert (mask_of(fn) == mask).all() and mask_of(unmasked(fn)) is None
-
-
-HERE = "pplgrad.numpyro._tracing"
-KINDS = ("marginals", "map")
-
-
-def scale_inside_of_the_logarithm(monkeypatch):
-    plain = marginal_laws.log_density
-    monkeypatch.setattr(
-        marginal_laws, "log_density", lambda site: plain(site) * (1 if site["scale"] is None else site["scale"])
-    )
-
-
-def a_factor_counted_twice(monkeypatch):
-    plain = marginal_laws.log_density
-    monkeypatch.setattr(marginal_laws, "log_density", lambda site: plain(site) * (2 if site["is_observed"] else 1))
-
-
-def masks_ignored(monkeypatch):
-    plain = marginal_laws.log_density
-    monkeypatch.setattr(marginal_laws, "log_density", lambda site: plain({**site, "fn": unmasked(site["fn"])}))
-
-
-def masks_of_summed_sites_kept(monkeypatch):
-    monkeypatch.setattr(marginal_laws, "unmasked", lambda fn: fn)
-
-
-def plates_in_the_wrong_order(monkeypatch):
-    plain = posterior_of_sums._Part.laid_out
-
-    def laid_out(self, f):
-        x = plain(self, f)
-        return jnp.swapaxes(x, 1, 2) if len(self.batch) == 2 else x
-
-    monkeypatch.setattr(posterior_of_sums._Part, "laid_out", laid_out)
-
-
-def time_shifted_by_one(monkeypatch):
-    plain = posterior_of_sums._Densities.joined
-    monkeypatch.setattr(
-        posterior_of_sums._Densities,
-        "joined",
-        lambda self, of: {name: jnp.roll(x, 1, 0) for name, x in plain(self, of).items()},
-    )
-
-
-def first_steps_last(monkeypatch):
-    def joined(self, of):
-        return {name: jnp.concatenate([of(part) for part in reversed(parts)]) for name, parts in self.parts.items()}
-
-    monkeypatch.setattr(posterior_of_sums._Densities, "joined", joined)
-
-
-def the_parents_marginal(monkeypatch):
-    """The numbers along the step before are taken for those along the step itself."""
-
-    def of_own(self, f):
-        before = next((name for name in f.names if name.startswith("_PREV_" + self.name)), self.name)
-        f = f.multiplied_over(set(f.names) - self.dims.plates - {before, self.dims.time})
-        return factors.Factor(f.data, tuple(self.name if name == before else name for name in f.names))
-
-    monkeypatch.setattr(posterior_of_sums._Part, "of_own", of_own)
-
-
-def padding_counts(monkeypatch):
-    monkeypatch.setattr(posterior_of_sums, "_counting", lambda densities: None)
-
-
-def masked_sites_never_count(monkeypatch):
-    monkeypatch.setattr(posterior_of_sums, "_reads", lambda densities: [])
-
-
-def one_step_of_padding_alone(monkeypatch):
-    """A masked step counts if it is read by the next one, also where that does not count."""
-    plain = posterior_of_sums._read
-    monkeypatch.setattr(posterior_of_sums, "_read", lambda varies, reader, *rest: plain(varies, None, *rest))
-
-
-def padding_is_not_predicted(monkeypatch):
-    plain = posterior_of_sums._Densities.indices
-
-    def indices(self, changed, ring):
-        return plain(self, getattr(self, "_kept", changed), ring) if not hasattr(self, "_kept") else self._found
-
-    def kept(self, changed, ring):
-        found = indices(self, changed, ring)
-        self._kept, self._found = changed, found
-        return found
-
-    monkeypatch.setattr(posterior_of_sums._Densities, "indices", kept)
-
-
-def each_site_by_itself(monkeypatch):
-    """The most probable value of each site, and not of all together."""
-    monkeypatch.setattr(posterior_of_sums, "MostProbable", factors.Ring)
-
-
-MUTANTS = {
-    scale_inside_of_the_logarithm: ("subsampled", "marginals"),
-    a_factor_counted_twice: ("mixture", "marginals"),
-    masks_ignored: ("scan under a summed site", "marginals"),
-    masks_of_summed_sites_kept: ("masked chain", "marginals"),
-    plates_in_the_wrong_order: ("tree", "marginals"),
-    time_shifted_by_one: ("scan", "marginals"),
-    first_steps_last: ("scan", "marginals"),
-    the_parents_marginal: ("scan", "marginals"),
-    padding_counts: ("padded", "map"),
-    masked_sites_never_count: ("masked chain", "map"),
-    one_step_of_padding_alone: ("padded", "map"),
-    padding_is_not_predicted: ("scan with a plate", "map"),
-    each_site_by_itself: ("left to right", "map"),
-}
-
-
-@pytest.mark.parametrize(
-    "mutant",
-    mostly(set(MUTANTS) - {plates_in_the_wrong_order, padding_is_not_predicted}, MUTANTS),
-    ids=lambda mutant: mutant.__name__,
-)
-def test_mutant_is_caught(mutant, monkeypatch):
-    name, kind = MUTANTS[mutant]
-    mutant(monkeypatch)
-    assert off(name, 1, (kind,))[kind] > 1e-6
-
-
-def samples_of_each_site_by_itself(monkeypatch):
-    def of(component, key):
-        densities = posterior_of_sums._Densities(component)
-        found, possible = densities.derivatives({}, factors.Ring())
-        return densities.values({k: jax.random.categorical(key, jnp.log(x)) for k, x in found.items()}), possible
-
-    monkeypatch.setattr(posterior_of_sums, "samples", of)
-
-
-def one_key_for_all_sums(monkeypatch):
-    def keys(self, steps=None):
-        return self._key if steps is None else jnp.broadcast_to(self._key, (steps,))
-
-    monkeypatch.setattr(factors.Sampled, "keys", keys)
-
-
-def data_left_out(monkeypatch):
-    plain = marginal_laws.log_density
-    monkeypatch.setattr(marginal_laws, "log_density", lambda site: plain(site) * (site["name"] != "x"))
-
-
-def steps_are_sampled_forward_alone(monkeypatch):
-    """What is sampled at each step is passed on to the next, and not what is passed back to the one before."""
-    plain = contraction._recursion
-
-    def recursion(time, step, start, lags, ring):
-        return plain(time, step, start, lags, factors.Ring())
-
-    monkeypatch.setattr(contraction, "_recursion", recursion)
-
-
-SAMPLE_MUTANTS = {
-    samples_of_each_site_by_itself: "tree",
-    data_left_out: "tree",
-    one_key_for_all_sums: "scan of second order",
-    steps_are_sampled_forward_alone: "scan of second order",
-}
-
-
-@pytest.mark.parametrize("mutant", SAMPLE_MUTANTS, ids=lambda x: x.__name__)
-def test_mutant_of_samples_is_caught(mutant, monkeypatch):
-    mutant(monkeypatch)
-    assert excess(SAMPLE_MUTANTS[mutant]) > 4
 
 
 LABELS = {"some": [True, False, True, False], "all": [True] * 4, "none": [False] * 4}
