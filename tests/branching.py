@@ -140,6 +140,12 @@ TOO_MANY |= {
     (short, name) for short in ("carms", "relax") for name in ("hierarchy", "one_hot", "nested_plates", "event")
 }
 TOO_MANY |= {(short, "five") for short in ("samples2", "set2", "sum2")}
+TOO_MANY |= {
+    ("stick-all", "hierarchy"),
+    ("stick-all", "subsampled"),
+    ("tree-all", "categorical_index"),
+    ("tree-all", "subsampled"),
+}
 TOO_MANY |= {("relax-alone", name) for name in ("hierarchy", "nested_plates")}
 """Whose outcomes go into the thousands, or whose branches are many: for the library that goes through them all at once."""
 
