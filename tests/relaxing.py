@@ -1,6 +1,6 @@
 """What relaxations are tested on, the same in both libraries."""
 
-from functools import reduce
+from dataclasses import replace
 
 import numpy as np
 
@@ -108,15 +108,20 @@ def slope_of(short, draw, logit):
     return w * (1 - w) / 0.7
 
 
-def expected(short):
-    """Return the expected gradient of the loss under a relaxation of `FINITE`, by enumeration."""
+def over_draws(slope):
+    """Return the expected gradient of the loss, by enumeration, where `slope(element, draw)` is that of an element's weight of 1 given its draw."""
     total = np.zeros(2)
     for x in (0, 1):
         for y in (0, 1):
             weight = two(sigmoid(LOGITS[0]))[x] * two(sigmoid(LOGITS[1]))[y]
             dx, dy = slopes(x, y)
-            total += weight * np.array([dx * slope_of(short, x, LOGITS[0]), dy * slope_of(short, y, LOGITS[1])])
+            total += weight * np.array([dx * slope(0, x), dy * slope(1, y)])
     return total
+
+
+def expected(short):
+    """Return the expected gradient of the loss under a relaxation of `FINITE`."""
+    return over_draws(lambda element, draw: slope_of(short, draw, LOGITS[element]))
 
 
 def relaxed_objective_gradient(temperature, size=400):
@@ -135,17 +140,7 @@ def hard_gradient(temperature, size=20_000):
     keys = LOGITS[:, None] + np.log(u) - np.log1p(-u)
     soft = sigmoid(keys / temperature)
     slope = soft * (1 - soft) / temperature
-    # The slope of an element given its draw, times the probability of the draw.
-    given = np.stack([(slope * (keys < 0)).mean(-1), (slope * (keys > 0)).mean(-1)], axis=-1)
-    total = np.zeros(2)
-    for x in (0, 1):
-        for y in (0, 1):
-            dx, dy = slopes(x, y)
-            total += [
-                given[0, x] * two(sigmoid(LOGITS[1]))[y] * dx,
-                given[1, y] * two(sigmoid(LOGITS[0]))[x] * dy,
-            ]
-    return total
+    return over_draws(lambda element, draw: slope[element, (keys[element] > 0) == draw].mean())
 
 
 THREE = np.array([0.5, -0.6, 0.1])
@@ -181,18 +176,17 @@ def noise_that_forgets_the_draw(pair, count=None):
     return fixed + pair.ops.xp.log(u) - pair.ops.xp.log1p(-u)
 
 
+_WEIGHT = GumbelRao.weight_of_second
+
+
 def gumbel_rao_that_sums(self, pair):
     """Return the weight of 1 with the sum of the slopes of all noises, not their mean."""
-    ops, moved = pair.ops, pair.odds - pair.ops.stop_gradient(pair.odds)
-    soft = [ops.sigmoid((keys + moved) / self.temperature) for keys in ops.xp.unstack(pair.keys(self.k), axis=0)]
-    return pair.through(reduce(lambda a, b: a + b, soft))
+    return pair.through(self.k * _WEIGHT(self, pair))
 
 
 def gumbel_rao_without_its_temperature(self, pair):
     """Return the weight of 1 with slopes at temperature 1."""
-    ops, moved = pair.ops, pair.odds - pair.ops.stop_gradient(pair.odds)
-    soft = [ops.sigmoid(keys + moved) for keys in ops.xp.unstack(pair.keys(self.k), axis=0)]
-    return pair.through(reduce(lambda a, b: a + b, soft) / self.k)
+    return _WEIGHT(replace(self, temperature=1.0), pair)
 
 
 MUTANTS = {
@@ -201,6 +195,10 @@ MUTANTS = {
     "temperature": (GumbelRao, "weight_of_second", gumbel_rao_without_its_temperature),
 }
 """Broken variants of `GumbelRao`: whose attribute each replaces, its name, and by what."""
+
+
+HARD = {"hard": GumbelSoftmax(0.5, hard=True), "rao": GumbelRao(5, 0.5), "rao at 1": GumbelRao(2, 1.0)}
+"""Relaxations whose draws are hard, with the slopes of concrete weights."""
 
 
 def exact():
