@@ -60,6 +60,7 @@ def pytest_collection_finish(session):
     gc.set_threshold(100_000, 20, 20)
     if "jax" in sys.modules:
         _keep_what_jax_compiles(session.config)
+        _share_the_context_of_modules(session.config)
 
 
 def _keep_what_jax_compiles(config):
@@ -74,8 +75,38 @@ def _keep_what_jax_compiles(config):
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+contexts = []
+"""The MLIR context of all modules that JAX lowers, once there is one."""
+
+
+def _share_the_context_of_modules(config):
+    """Let JAX lower all of its modules in one MLIR context.
+
+    A context of its own for each of them, as a cache of JAX keeps it, took a fifth of the time of JAX's tests and most of their memory.
+    What is lowered while another module is, as a constant that it needs, has one of its own: it would become a part of that module.
+    """
+    with suppress(ImportError, AttributeError):  # Private: without it, each module has its own.
+        from jax._src.interpreters import mlir
+
+        make = mlir.make_ir_context
+
+        def shared():
+            try:
+                inside = mlir.ir.Context.current is not None
+            except ValueError:
+                inside = False
+            if inside:
+                return make()
+            if not contexts:
+                contexts.append(make())
+            return contexts[0]
+
+        mlir.make_ir_context = shared
+        config.add_cleanup(lambda: setattr(mlir, "make_ir_context", make))
+
+
 MOST_MEMORY = 1.75e9
-"""Bytes that a process may hold before it lets go of what earlier files of tests have compiled; within a file a tenth more."""
+"""Bytes that a process may hold before it lets go of what earlier tests have compiled."""
 
 LEAST_GAIN = 2e8
 """Bytes that must have come since the last time, so that what is held in any case does not make each test compile anew."""
@@ -86,29 +117,18 @@ held = [0.0]
 def pytest_runtest_teardown(item, nextitem):
     """Close the figures that a test has left open, since matplotlib warns at the twentieth of a process.
 
-    Let go of what JAX has lowered, and where that is not enough of what it has compiled: nothing but time depends on it.
+    Let go of what JAX has compiled where it is too much: nothing but time depends on it.
     """
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close("all")
-    if nextitem is None or "jax" not in sys.modules:
+    if nextitem is None or "jax" not in sys.modules or _resident() <= max(MOST_MEMORY, held[0] + LEAST_GAIN):
         return
-    most = max(MOST_MEMORY * (1.0 if nextitem.path != item.path else 1.1), held[0] + LEAST_GAIN)
-    for let_go in (_forget_what_was_lowered, sys.modules["jax"].clear_caches):
-        if _resident() > most:
-            let_go()
-            gc.collect()
-            with suppress(OSError, AttributeError):  # A C library without it keeps what was freed for itself.
-                ctypes.CDLL("libc.so.6").malloc_trim(0)
-            held[0] = _resident()
-            most -= LEAST_GAIN  # What is soon too much again is too much.
-
-
-def _forget_what_was_lowered():
-    """Let go of JAX's modules of what is compiled, three quarters of what a compiled function holds, and read by nothing after that."""
-    with suppress(ImportError, AttributeError):  # Private: without it, all is let go.
-        from jax._src import pjit
-
-        pjit._pjit_lower.cache_clear()
+    sys.modules["jax"].clear_caches()
+    contexts.clear()
+    gc.collect()
+    with suppress(OSError, AttributeError):  # A C library without it keeps what was freed for itself.
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    held[0] = _resident()
 
 
 def _resident():
