@@ -82,7 +82,7 @@ contexts = []
 def _share_the_context_of_modules(config):
     """Let JAX lower all of its modules in one MLIR context.
 
-    A context of its own for each of them, as a cache of JAX keeps it, took a fifth of the time of JAX's tests and most of their memory.
+    A context of its own for each of them, which a cache of JAX keeps, took a fifth of the time of a file of tests and most of its memory.
     What is lowered while another module is, as a constant that it needs, has one of its own: it would become a part of that module.
     """
     with suppress(ImportError, AttributeError):  # Private: without it, each module has its own.
