@@ -99,17 +99,14 @@ def test_a_branch_is_no_more_arithmetic_than_an_evaluation(library):
     assert (found["/ one evaluation"] <= 1.1).all(), found
 
 
-def run_suite(out, *options):
-    command = [sys.executable, "-m", "benchmarks.suite", "--turns", "3", "--seconds", "0.05", "--out", out, *options]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-2000:]
-    return result.stdout, pd.read_parquet(out / "bench.parquet")
-
-
 @pytest.mark.slow
 def test_suite_runs_and_goes_on_where_it_stopped(tmp_path):
     options = ("--work", "chain 10", "--contestant", "Pyro Trace_ELBO", "--contestant", "NumPyro TraceGrad_ELBO")
-    printed, frame = run_suite(tmp_path, *options)
+    options = ("--turns", "3", "--seconds", "0.05", "--out", str(tmp_path), *options)
+    command = [sys.executable, "-m", "benchmarks.suite", *options]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    printed, frame = result.stdout, pd.read_parquet(tmp_path / "bench.parquet")
     assert "| Pyro Trace_ELBO |" in printed
     assert set(frame["status"]) == {"measured"}
     steps = frame[frame["quantity"] == "step_ms"]
@@ -120,7 +117,8 @@ def test_suite_runs_and_goes_on_where_it_stopped(tmp_path):
     assert {"trace_s", "compile_s"} <= set(frame.loc[frame["contestant"] == "NumPyro TraceGrad_ELBO", "quantity"])
     assert {f"bench.{kind}" for kind in ("md", "png", "svg", "parquet")} == {path.name for path in tmp_path.iterdir()}
     # The second time nothing is measured again: the dates are those of the first.
-    again = run_suite(tmp_path, *options)[1]
+    suite.main(options, standalone_mode=False)
+    again = pd.read_parquet(tmp_path / "bench.parquet")
     pd.testing.assert_frame_equal(again, frame)
 
 

@@ -48,7 +48,7 @@ def checked(host, x, logits, estimator, particles, **given):
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_rounding_errors_at_the_optimum_are_no_bias(host, name):
     particles = 4 if name == "leave-one-out" else 1
-    for number in range(4):
+    for number in (2, 3):  # At these, rounding errors alone are called a bias unless what draws do not show is known.
         x = np.random.default_rng(number).normal(1.0, 1.5, 3)
         near = optimum(x) + 10.0 ** -(4 + number)
         found = checked(host, x, near, ESTIMATORS[name], particles, seed=number)
@@ -90,8 +90,8 @@ def test_a_bias_above_rounding_is_found_at_the_optimum():
 
 @pytest.mark.slow
 def test_values_that_no_draw_met_are_no_bias(host):
-    """A value of probability 0.0005 to 0.002 is worth as much as all others together, and most halves of the draws lack it."""
-    for number, odds in enumerate((-7.6, -6.9, -6.2)):
+    """A value of probability 0.0005 or 0.001 is worth as much as all others together, and most halves of the draws lack it."""
+    for number, odds in enumerate((-7.6, -6.9)):
         found = checked(host, [0.0], [odds], ScoreFunction(), 1, seed=number)
         assert found.status == "unknown", str(found)
 

@@ -82,7 +82,7 @@ def test_the_optimal_constant_from_the_past():
 
 @pytest.mark.slow
 def test_story(tmp_path):
-    text = shown("baselines", tmp_path / "a.png", "--steps", 400, DRAWS=1000)
+    text = shown("baselines", tmp_path / "a.png", "--steps", 200, DRAWS=1000)
     rows = re.findall(r"^(.+): variance × draws (\d+), closed form (\d+); (\w+)$", text, re.MULTILINE)
     assert len(rows) == 9 and all(row[-1] != "biased" for row in rows)
     found = {name: float(measured) for name, measured, _, _ in rows}

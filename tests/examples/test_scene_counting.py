@@ -18,7 +18,7 @@ SMALL = {"most": 2, "scenes": 500, "hidden": 8}
 def test_counts_are_recovered(backend, objective):
     import scene_counting
 
-    params, bound = scene_counting.trained(backend, objective, 100, 0, SMALL)
+    params, bound = scene_counting.trained(backend, objective, 70, 0, SMALL)
     scenes, truth, found, canvases, _ = scene_counting.counted(params, 0, SMALL)
     # Chance is a third; before training no object is found in any scene.
     assert np.mean(found == truth) > 0.85

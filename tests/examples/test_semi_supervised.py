@@ -116,7 +116,7 @@ def test_each_digit_keeps_as_many_labels():
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["pyro", "numpyro"])
 def test_story(backend, tmp_path):
-    text = shown("semi_supervised", tmp_path / "a.png", "--backend", backend, "--steps", 400, LABELS=(100,))
+    text = shown("semi_supervised", tmp_path / "a.png", "--backend", backend, "--steps", 150, LABELS=(100,))
     shares = {name: float(share) for name, share in re.findall(r"(?:: |, )([a-z ]+) ([\d.]+)%", text)}
     assert shares["all images"] > shares["labelled images alone"] > 50
     assert shares["all images"] > 78 and shares["logistic regression"] > 70

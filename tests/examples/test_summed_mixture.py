@@ -70,7 +70,7 @@ def test_bounds_are_those_of_drawn_assignments():
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["pyro", "numpyro"])
 def test_story(backend, tmp_path):
-    text = shown("summed_mixture", tmp_path / "a.png", "--backend", backend, "--steps", 250, DRAWS=50)
+    text = shown("summed_mixture", tmp_path / "a.png", "--backend", backend, "--steps", 250, DRAWS=25)
     summed, sampled = (float(re.search(rf"{kind}: (-[\d.]+) nats", text)[1]) for kind in ("summed", "sampled"))
     assert -4.4 < summed < -3.6 and summed > sampled
     start = {

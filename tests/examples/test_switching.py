@@ -19,14 +19,14 @@ def test_smoother_is_the_sum_over_all_regimes():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("backend", "length", "steps"), [("numpyro", 20, 500), ("pyro", 8, 200)])
-def test_drifts_and_regimes(backend, length, steps):
+@pytest.mark.parametrize(("backend", "length", "steps", "rate"), [("numpyro", 12, 150, 0.08), ("pyro", 8, 200, 0.03)])
+def test_drifts_and_regimes(backend, length, steps, rate):
     story = example("_story")
     script = story.model_script("switching")
     options = {**script.OPTIONS, "length": length}
     regimes, y = script.simulate(options, 0)
     script, options, made = program("switching", backend, y, length=length)
-    params, losses = story.train(backend, made, y, steps, 0, estimators=CHOICE, learning_rate=0.03, particles=4)
+    params, losses = story.train(backend, made, y, steps, 0, estimators=CHOICE, learning_rate=rate, particles=4)
     before, reached, best = (
         script.smoother(options, drifts, y)
         for drifts in (script.initial(options, y, 0)["drifts"], params["drifts"], script.DRIFTS)

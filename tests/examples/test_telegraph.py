@@ -33,7 +33,7 @@ def test_rates_are_those_of_the_exact_law(backend):
     data = counts[:, None].astype(float)
     script, options, made = program("telegraph", backend, data)
     estimators = {"promoter": ScoreFunction(LeaveOneOut()), "share": Reparam()}
-    params, losses = story.train(backend, made, data, 250, 0, estimators=estimators, learning_rate=0.05, particles=2)
+    params, losses = story.train(backend, made, data, 150, 0, estimators=estimators, learning_rate=0.08, particles=2)
     learned, (best, highest) = np.exp(params["log_rates"]), script.most_likely(counts)
     before = np.exp(script.initial(options, data, 0)["log_rates"])
     reached, begun = (script.log_law(rates, counts).mean() for rates in (learned, before))

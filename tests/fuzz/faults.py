@@ -141,7 +141,7 @@ def _trials(seeds: tuple[int, ...], library: str, flavours: tuple[str, ...], **m
 LOO = "ScoreFunction(LeaveOneOut())"
 FAULTS: dict[str, Fault] = {
     **{
-        f"{name} ({library})": Fault(_trials((0, 1, 3), library, ("return",)), put_back)
+        f"{name} ({library})": Fault(_trials((1, 3), library, ("return",)), put_back)
         for library in ("pyro", "numpyro")
         for name, put_back in (
             ("a plate entered again", a_path_that_leaves_a_plate_and_comes_back),
@@ -164,18 +164,18 @@ FAULTS: dict[str, Fault] = {
         for way in AROUND
     },
     "particles added up": Fault(
-        _trials((10, 19), "pyro", ("whole",), estimator=LOO, particles=2, vectorized=True),
+        _trials((10,), "pyro", ("whole",), estimator=LOO, particles=2, vectorized=True),
         particles_that_meet_are_not_noticed,
     ),
     "branches added up": Fault(
-        _trials((10, 19), "pyro", ("whole",), estimator="LocalExpectation()", vectorized=True),
+        _trials((19,), "pyro", ("whole",), estimator="LocalExpectation()", vectorized=True),
         particles_that_meet_are_not_noticed,
     ),
     "printed alike": Fault(_trials((2,), "numpyro", ("opaque",)), what_prints_alike_is_the_same),
     **{
         f"ruled out: {estimator} ({library})": Fault(
-            _trials((2, 25), library, ("impossible",), estimator=estimator),
-            # In Pyro what is NaN is refused besides.
+            # One shows it in NumPyro, where compiling takes seconds. In Pyro what is NaN is refused besides, and nothing is put back.
+            _trials((25,) if library == "numpyro" else (2, 25), library, ("impossible",), estimator=estimator),
             impossible_values_have_a_part if library == "numpyro" else None,
         )
         for library in ("pyro", "numpyro")

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from pplgrad.lab import cli
 from pplgrad.lab.faults import shortened
+from tests.lab.processes import COMMAND
 
 BACKENDS = ["pyro", "numpyro"]
 COMMANDS = ["check", "choose", "compare"]
@@ -52,6 +53,10 @@ MODEL, GUIDE = "    def model(x):\n", "    def guide(x):\n"
 W = 'ppl.param("w", array([0.1, 0.2, 0.3]))'
 Z = 'ppl.sample("z", dist.Bernoulli(logits=x @ w))'
 X = "dist.Normal(2.0 * z[..., None], 1.0).to_event(1), obs=x"
+
+
+# The pages of what is left beside a crash are those of any study.
+pytestmark = pytest.mark.usefixtures("no_page")
 
 
 @dataclass(frozen=True)
@@ -252,7 +257,7 @@ def test_in_worker_processes_it_is_the_same(tmp_path):
 @pytest.mark.slow
 def test_a_worker_that_is_lost_is_one_sentence(tmp_path):
     path, _ = script_of(tmp_path, Crash(MODEL, "    import os; os._exit(1)\n" + MODEL, "", ""))
-    command = [sys.executable, "-m", "pplgrad.lab", *given("compare", path, ["pyro"], tmp_path / "out"), "--jobs", "2"]
+    command = [*COMMAND, *given("compare", path, ["pyro"], tmp_path / "out"), "--jobs", "2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and done.stderr.strip().startswith("pplgrad: A worker process ended"), done.stderr
     assert "\n" not in done.stderr.strip()

@@ -1,11 +1,9 @@
 """A study's training run that is killed goes on from its last point; one with patience stops on rows that are held back."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from pplgrad.lab.runner import Plan
 from pplgrad.lab.script import ScriptError
 from pplgrad.lab.study import Study, Training, from_toml
 from pplgrad.lab.tasks import perform
+from tests.lab.processes import forks
 from tests.lab.test_crashes import SCRIPT
 
 BACKENDS = ["pyro", "numpyro"]
@@ -50,14 +49,11 @@ def numbers(result):
     return curve, {k: result.get(k) for k in ("gradient_variance", "weighted_bound", "stopped", "best_step")}
 
 
-PERFORM = """
-import sys
-from pathlib import Path
-from tests.lab.test_long_runs import *
-text = SCRIPT.replace("    return batch\\n", KILLING)
-plan = plan_of(Path(sys.argv[1]), sys.argv[2], sys.argv[3], text, patience=int(sys.argv[4]))
-perform(task_of(plan), Path(sys.argv[1]))
-"""
+def perform_killing(folder, backend, estimator, patience):
+    """Train with a script that may end the process."""
+    text = SCRIPT.replace("    return batch\n", KILLING)
+    plan = plan_of(Path(folder), backend, estimator, text, patience=int(patience), steps=12, points=3)
+    perform(task_of(plan), Path(folder))
 
 
 @pytest.mark.grid
@@ -67,20 +63,21 @@ perform(task_of(plan), Path(sys.argv[1]))
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_killed_run_goes_on(backend, estimator, patience, tmp_path):
     results = []
-    for kill in (False, True):
-        folder = tmp_path / str(kill)
-        folder.mkdir()
-        (folder / "kill").write_text("19")
-        command = [sys.executable, "-W", "ignore", "-c", PERFORM, folder, backend, estimator, str(patience)]
-        env = {**os.environ, **({"KILL_AT": str(folder / "kill")} if kill else {})}
-        ended = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-        assert ended.returncode == (-signal.SIGKILL if kill else 0), ended.stderr
-        if kill:
-            assert list(folder.glob("*.checkpoint.npz")) and not list(folder.glob("*.json"))
-            subprocess.run(command, env=env, check=True)
-        assert not list(folder.glob("*.checkpoint.npz"))
-        (found,) = folder.glob("*.json")
-        results.append(json.loads(found.read_text()))
+    with forks(__name__, perform_killing.__name__, f"pplgrad.lab.run_{backend}") as call:
+        for kill in (False, True):
+            folder = tmp_path / str(kill)
+            folder.mkdir()
+            # Past the second point, of which the third call for a batch of each part of the data is.
+            (folder / "kill").write_text("12")
+            given = folder, backend, estimator, str(patience)
+            env = {"KILL_AT": str(folder / "kill")} if kill else {}
+            assert call(*given, **env) == (-signal.SIGKILL if kill else 0)
+            if kill:
+                assert list(folder.glob("*.checkpoint.npz")) and not list(folder.glob("*.json"))
+                assert call(*given, **env) == 0
+            assert not list(folder.glob("*.checkpoint.npz"))
+            (found,) = folder.glob("*.json")
+            results.append(json.loads(found.read_text()))
     assert "error" not in results[0] and numbers(results[0]) == numbers(results[1])
     # It was not done anew: the time of the first part is in the second's.
     assert len(results[1]["curve"]) >= 3

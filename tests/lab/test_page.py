@@ -8,9 +8,10 @@ import pytest
 from pplgrad.lab.report import write_report
 from pplgrad.lab.results import write
 from pplgrad.lab.study import Gradients, Study
-from tests.lab.test_report import ABOUT, NAMES, results
+from tests.lab.test_report import ABOUT, NAMES, results, without_pictures
 
-pytestmark = pytest.mark.slow
+# One process makes the page that these share with test_report.py.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("page")]
 QUIET = [
     "--no-sandbox",
     "--disable-gpu",
@@ -33,27 +34,29 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("study")
-    write(results(), Study("models/sbn.py", NAMES[:1], gradients=Gradients((0, 100))), ABOUT, folder)
-    return write_report(folder)
+def windows():
+    """The windows that are open, by how they were opened, and what their pages have complained of."""
+    return {}, []
 
 
 @pytest.fixture
-def opened(browser, path):
-    """Return what opens the page in a window, and what it complains of."""
-    said = []
+def opened(browser, windows, page_of_results):
+    """Return what opens the page in a window; a window of the same kind is opened once, since a page takes long to be drawn."""
+    known, said = windows
 
-    def look(width=1300, path=path, **options):
-        page = browser.new_page(viewport={"width": width, "height": 900}, offline=True, **options)
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.goto(f"file://{path}")
-        page.wait_for_selector("table.dataTable")
-        page.wait_for_function(
-            "document.querySelectorAll('.chart svg.marks').length == document.querySelectorAll('.chart').length"
-        )
-        return page
+    def look(width=1300, path=page_of_results, **options):
+        key = (width, path, *options.items())
+        if key not in known:
+            page = browser.new_page(viewport={"width": width, "height": 900}, offline=True, **options)
+            page.on("console", lambda message: said.append(message.text))
+            page.on("pageerror", lambda error: said.append(str(error)))
+            page.goto(f"file://{path}")
+            page.wait_for_selector("table.dataTable")
+            page.wait_for_function(
+                "document.querySelectorAll('.chart svg.marks').length == document.querySelectorAll('.chart').length"
+            )
+            known[key] = page
+        return known[key]
 
     yield look
     assert said == []
@@ -119,7 +122,8 @@ def precise(tmp_path_factory):
             one["rows"] = [{**row, "bias2": abs(row["bias2"]) * 1e-5, "bias2_se": 1e-6} for row in one["rows"]]
     folder = tmp_path_factory.mktemp("precise")
     write(made, Study("models/sbn.py", NAMES[:1], gradients=Gradients((0, 100))), ABOUT, folder)
-    return write_report(folder)
+    with without_pictures():
+        return write_report(folder)
 
 
 @pytest.mark.parametrize("width", [390, 1300])

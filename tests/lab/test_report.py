@@ -1,6 +1,7 @@
 """The page of a study: its numbers are the dataset's, it needs nothing beside it, and a browser shows it."""
 
 import re
+from contextlib import contextmanager
 from html.parser import HTMLParser
 
 import numpy as np
@@ -8,6 +9,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
+from pplgrad.lab import report
 from pplgrad.lab.cli import main
 from pplgrad.lab.page_tables import GRADIENTS, TRAINING, cell
 from pplgrad.lab.report import write_report
@@ -25,11 +27,11 @@ ABOUT = {
 }
 
 
-def results():
+def results(backends=("pyro", "numpyro"), snapshots=(0, 100)):
     """Return results as runs leave them, with numbers made up; one estimator failed."""
     rng = np.random.default_rng(0)
     made = []
-    for backend in ("pyro", "numpyro"):
+    for backend in backends:
         for name in NAMES:
             for seed in range(2):
                 task = {"backend": backend, "estimator": name, "seed": seed}
@@ -64,16 +66,33 @@ def results():
                     for (k, n), v in zip(parts, rng.random(3) + 1, strict=True)
                 ]
                 one = {"rows": rows, "broken": 0, "milliseconds": rng.random() + 0.1, "peak_bytes": 5000, "draws": 20}
-                measured = {"0": one, "100": one}
+                measured = {str(step): one for step in snapshots}
                 made.append(
                     {"task": {**task, "kind": "gradients", "settings": {}}, "snapshots": measured, "evaluations": 4}
                 )
     return made
 
 
+# One process makes the page that these and those of test_page.py share.
+grouped = pytest.mark.xdist_group("page")
+
+
+def few():
+    """Return results of one library at one snapshot, for a page of less than half the time."""
+    return results(("pyro",), (100,))
+
+
+@contextmanager
+def without_pictures():
+    """Let pages be without their files of pictures, which take most of a page's time and are in none of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "save", lambda frame, table, out: [])
+        yield
+
+
 @pytest.fixture
 def folder(tmp_path):
-    write(results(), Study("models/sbn.py", NAMES[:1], gradients=Gradients((0, 100))), ABOUT, tmp_path)
+    write(few(), Study("models/sbn.py", NAMES[:1], gradients=Gradients((100,))), ABOUT, tmp_path)
     return tmp_path
 
 
@@ -102,12 +121,13 @@ class Tables(HTMLParser):
             self.rows[-1][-1] += data
 
 
+@grouped
 @pytest.mark.slow
-def test_the_pages_numbers_are_the_datasets(folder):
-    page = write_report(folder).read_text()
+def test_the_pages_numbers_are_the_datasets(page_of_results):
+    page = page_of_results.read_text()
     tables = Tables()
     tables.feed(page)
-    frame, _ = read(folder)
+    frame, _ = read(page_of_results.parent)
     trained = training_table(frame)
     for (backend, name), row in trained.iterrows():
         wanted = [name, backend, *(cell(q, row).text for q in TRAINING if (q, "mean") in row.index), "0.003"]
@@ -125,20 +145,22 @@ def test_the_pages_numbers_are_the_datasets(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_a_program_whose_sites_read_no_parameter_has_a_page(tmp_path):
-    made = results()
+    made = few()
     for result in made:
         for measured in result.get("snapshots", {}).values():
             measured["rows"] = [row for row in measured["rows"] if row["kind"] != "site"]
-    write(made, Study("models/sbn.py", NAMES[:1], gradients=Gradients((0, 100))), ABOUT, tmp_path)
+    write(made, Study("models/sbn.py", NAMES[:1], gradients=Gradients((100,))), ABOUT, tmp_path)
     assert gradient_table(read(tmp_path)[0], "site").empty
     page = write_report(tmp_path).read_text()
     assert "parameter" in page and "z1</td>" not in page
 
 
+@grouped
 @pytest.mark.slow
-def test_the_page_needs_nothing_beside_it(folder):
-    page = write_report(folder).read_text()
+def test_the_page_needs_nothing_beside_it(page_of_results):
+    page, folder = page_of_results.read_text(), page_of_results.parent
     tables = Tables()
     tables.feed(page)
     assert tables.outside == [] and len(page) < 5e6
@@ -150,6 +172,7 @@ def test_the_page_needs_nothing_beside_it(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_report_again_is_the_same_page(folder):
     first = write_report(folder).read_text()
     result = CliRunner().invoke(main, ["report", str(folder)])

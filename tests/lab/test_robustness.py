@@ -21,6 +21,7 @@ from pplgrad.lab.folder import alone
 from pplgrad.lab.progress import _Log, bar
 from pplgrad.lab.script import ScriptError
 from pplgrad.lab.tasks import NotWrittenError, kept, perform
+from tests.lab.processes import COMMAND, PAGELESS
 from tests.lab.test_crashes import SCRIPT, given, told
 from tests.lab.test_long_runs import BACKENDS, numbers, plan_of, task_of
 
@@ -47,6 +48,7 @@ with alone(Path(sys.argv[1])):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_page")
 def test_a_second_process_is_told_to_wait_and_a_killed_one_leaves_no_lock(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
@@ -64,10 +66,11 @@ def test_a_second_process_is_told_to_wait_and_a_killed_one_leaves_no_lock(tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_page")
 def test_of_two_commands_at_once_one_does_all_and_the_other_loses_nothing(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(SCRIPT)
-    command = [sys.executable, "-W", "ignore", "-m", "pplgrad.lab", *given("compare", path, ["pyro"], tmp_path / "out")]
+    command = [*COMMAND, *given("compare", path, ["pyro"], tmp_path / "out")]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     ended = [(*process.communicate(timeout=300), process.returncode) for process in both]
     # They may also come one after the other; then the second finds all done.
@@ -142,6 +145,7 @@ def test_a_result_is_found_after_the_script_has_moved(tmp_path):
 
 @pytest.mark.exhaustive  # Without workers it is tested above.
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_page")
 def test_with_workers_a_broken_file_is_done_again_too(tmp_path):
     assert compared(tmp_path, "--seeds", "2", "--snapshots", "0", "--draws", "20", "--jobs", "2").exit_code == 0
     files = sorted((tmp_path / "out" / "runs").glob("*.json"))
@@ -216,10 +220,8 @@ def test_a_log_that_cannot_be_written_stops_nothing(tmp_path, capsys):
 
 
 LIMITED = """
-import resource, sys
+import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
-from pplgrad.lab.__main__ import main
-main()
 """
 
 
@@ -228,7 +230,7 @@ main()
 def test_a_file_that_the_system_does_not_let_grow_is_one_sentence(jobs, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(SCRIPT)
-    command = [sys.executable, "-W", "ignore", "-B", "-c", LIMITED]
+    command = [sys.executable, "-W", "ignore", "-B", "-c", LIMITED + PAGELESS]
     command += [*given("compare", path, ["pyro"], tmp_path / "out"), "--jobs", jobs, "--quiet"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr

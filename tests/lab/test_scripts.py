@@ -82,9 +82,11 @@ def configured(path, backend, steps=1, gradient_draws=64):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_page")
 def test_nested_plates_dataclasses_and_neighbours(script, tmp_path):
     backends = [word for backend in BACKENDS for word in ("--backend", backend)]
-    result = run(script, *backends, "--estimator", "score", "--steps", 3, "--seeds", 1, "--quiet", "--out", tmp_path)
+    small = ["--steps", 2, "--seeds", 1, "--bound-samples", 2, "--quiet", "--out", tmp_path]
+    result = run(script, *backends, "--estimator", "score", *small)
     assert result.exit_code == 0, result.output
     assert set(read(tmp_path)[0]["backend"]) == set(BACKENDS)
 
@@ -188,6 +190,7 @@ def test_data_that_no_density_has_are_a_fault_of_the_script(script, tmp_path, ba
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_page")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_divergence_is_reported_and_is_the_exit_code(script, tmp_path, backend):
     """Parameters of such size have logits that are inf - inf, which is no fault of the script."""

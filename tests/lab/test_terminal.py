@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
@@ -14,7 +13,11 @@ from click.testing import CliRunner
 from pplgrad.lab import cli, load_study
 from pplgrad.lab.cli_compare import _failed as failed_estimators
 from pplgrad.lab.script import ScriptError, check_parameters, load_script
+from tests.lab.processes import COMMAND
 from tests.lab.test_crashes import BACKENDS, COMMANDS, MODEL, SCRIPT, given, told
+
+# Nothing here is about the page.
+pytestmark = pytest.mark.usefixtures("no_page")
 
 
 def write(folder, text=SCRIPT, name="mine.py"):
@@ -172,6 +175,7 @@ def test_the_same_study_goes_on_and_may_grow(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("workers")
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_what_is_measured_needs_its_large_files_no_longer(tmp_path, jobs):
     """Parameters at the snapshots and references may be taken away; they are made again for a measurement that is missing."""
@@ -221,7 +225,7 @@ def test_an_unfinished_study_is_not_replaced_either(tmp_path):
 
 def interrupted_after(folder, runs, *arguments):
     """Start a command in a process of its own, press Ctrl-C after so many finished runs; return what it said."""
-    command = [sys.executable, "-m", "pplgrad.lab", *map(str, arguments)]
+    command = [*COMMAND, *map(str, arguments)]
     # What was started in the background of a shell ignores Ctrl-C and hands that on, unless this process handles it.
     # (`preexec_fn` would fork, which JAX warns of where a test before this one has loaded it.)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -231,10 +235,10 @@ def interrupted_after(folder, runs, *arguments):
         )
     finally:
         signal.signal(signal.SIGINT, before)
-    for _ in range(1200):
+    for _ in range(6000):
         if len(list((folder / "runs").glob("*.json"))) >= runs or process.poll() is not None:
             break
-        time.sleep(0.1)
+        time.sleep(0.02)
     # As the terminal does: to every process of the group.
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=120)
@@ -245,20 +249,7 @@ def interrupted_after(folder, runs, *arguments):
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_ctrl_c_says_that_the_same_command_goes_on(tmp_path, jobs):
     path, out = write(tmp_path), tmp_path / "out"
-    small = [
-        "--backend",
-        "pyro",
-        "--batch-size",
-        4,
-        "--bound-samples",
-        0,
-        "--seeds",
-        4,
-        "--steps",
-        800,
-        "--jobs",
-        jobs,
-    ]
+    small = ["--backend", "pyro", "--batch-size", 4, "--bound-samples", 0, "--seeds", 4, "--steps", 200, "--jobs", jobs]
     command = ["compare", path, "--estimator", "score+loo", *small, "--out", out]
     code, _, err = interrupted_after(out, 1, *command)
     assert code == 130, err

@@ -128,18 +128,22 @@ def chain(w, z, x):
     return 1.0 * z
 
 
+STEPS = 2
+"""Of the loop, of which every step is compiled by itself."""
+
+
 def loop_model(x):
     w, z = numpyro.param("w", 0.3), 0.0
     with numpyro.plate("data", len(x)):
-        for t, column in enumerate(x.T):
+        for t, column in enumerate(x.T[:STEPS]):
             with numpyro.handlers.scope(prefix=str(t)):
                 z = chain(w, z, column)
 
 
 def loop_guide(x):
-    e, z = numpyro.param("e", jnp.linspace(-0.4, 0.5, x.shape[1])), 0.0
+    e, z = numpyro.param("e", jnp.linspace(-0.4, 0.5, STEPS)), 0.0
     with numpyro.plate("data", len(x)):
-        for t, column in enumerate(x.T):
+        for t, column in enumerate(x.T[:STEPS]):
             z = numpyro.sample(f"{t}/z", dist.Bernoulli(logits=e[t] + 0.3 * z + 0.1 * column))
 
 

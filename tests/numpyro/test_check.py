@@ -146,7 +146,7 @@ def test_sites_are_charged_with_the_parameters_that_they_read():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", mostly(list(MUTANTS)[::5], MUTANTS))  # The exactness tests run every one of them.
+@pytest.mark.parametrize("name", mostly(list(MUTANTS)[::8], MUTANTS))  # The exactness tests run every one of them.
 def test_every_mutant_is_caught(name, monkeypatch):
     mutant = MUTANTS[name]
     case = CASES[mutant.case]

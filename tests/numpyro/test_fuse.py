@@ -27,11 +27,11 @@ def found(program, fuse, particles=1, compiled=True, **settings):
     """Return losses and gradients at a few keys."""
     elbo = TraceGrad_ELBO(particles, estimators={"h*": Reparam()}, fuse=fuse, **settings)
     run = jax.value_and_grad(lambda params, key: elbo.loss(key, params, *program))
-    keys = jax.random.split(jax.random.key(2), 3)
+    keys, params = jax.random.split(jax.random.key(2), 3), start(program)
     if not compiled:
-        return run(start(program), keys[0])
+        return run(params, keys[0])
     run = jax.jit(run)
-    return [run(start(program), key) for key in keys]
+    return [run(params, key) for key in keys]
 
 
 def assert_close(first, second):
@@ -82,7 +82,8 @@ def test_in_a_scan():
 
 def found_in_scan(program, fuse):
     run = jax.jit(jax.value_and_grad(lambda params, key: TraceGrad_ELBO(fuse=fuse).loss(key, params, *program)))
-    return [run(start(program), key) for key in jax.random.split(jax.random.key(2), 3)]
+    params = start(program)
+    return [run(params, key) for key in jax.random.split(jax.random.key(2), 3)]
 
 
 @pytest.mark.slow

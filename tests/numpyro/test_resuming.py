@@ -1,5 +1,7 @@
 """SVI's state goes through orbax and a new process's objects, and gives the losses of the uninterrupted training, bit for bit."""
 
+from functools import lru_cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,8 +35,14 @@ def through_a_file(folder, state, like):
         return checkpointer.restore(folder / "state", jax.eval_shape(lambda: like))
 
 
+@lru_cache(maxsize=1)
+def scan_of(svi, steps):
+    """Return what trains so many steps, compiled once before and after the interruption, and anew for a new process's objects."""
+    return jax.jit(lambda s: jax.lax.scan(lambda s, _: svi.update(s, X), s, length=steps))
+
+
 def scanned(svi, state, steps):
-    return jax.jit(lambda s: jax.lax.scan(lambda s, _: svi.update(s, X), s, length=steps))(state)
+    return scan_of(svi, steps)(state)
 
 
 def ran(svi, state, steps):
@@ -42,8 +50,13 @@ def ran(svi, state, steps):
     return result.state, result.losses
 
 
+@lru_cache(maxsize=1)
+def step_of(svi):
+    return jax.jit(svi.update)
+
+
 def stepped(svi, state, steps):
-    losses, update = [], jax.jit(svi.update)
+    losses, update = [], step_of(svi)
     for _ in range(steps):
         state, loss = update(state, X)
         losses.append(loss)
@@ -63,7 +76,7 @@ HOW = {"one": {}, "vectorized": {"num_particles": 3}, "looped": {"num_particles"
 def test_goes_on_with_the_same_bits(choice, how, way, tmp_path):
     train = WAYS[way]
     svi = made(choice, **HOW[how])
-    state, _ = train(svi, svi.init(jax.random.key(0), X), 5)
+    state, _ = train(svi, svi.init(jax.random.key(0), X), 6)
     end, wanted = train(svi, state, 6)
     svi = made(choice, **HOW[how])
     again = through_a_file(tmp_path, state, svi.init(jax.random.key(99), X))
@@ -93,7 +106,7 @@ def test_goes_on_with_the_same_bits(choice, how, way, tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_every_optimizer_goes_on(optimizer, tmp_path):
     svi = made("networks", optimizer=optimizer)
-    state, _ = scanned(svi, svi.init(jax.random.key(0), X), 5)
+    state, _ = scanned(svi, svi.init(jax.random.key(0), X), 6)
     _, wanted = scanned(svi, state, 6)
     svi = made("networks", optimizer=optimizer)
     again = through_a_file(tmp_path, state, svi.init(jax.random.key(99), X))

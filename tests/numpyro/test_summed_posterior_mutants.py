@@ -105,13 +105,13 @@ def each_site_by_itself(monkeypatch):
 
 MUTANTS = {
     scale_inside_of_the_logarithm: ("subsampled", "marginals"),
-    a_factor_counted_twice: ("mixture", "marginals"),
+    a_factor_counted_twice: ("two steps", "marginals"),
     masks_ignored: ("scan under a summed site", "marginals"),
     masks_of_summed_sites_kept: ("masked chain", "marginals"),
     plates_in_the_wrong_order: ("tree", "marginals"),
-    time_shifted_by_one: ("scan", "marginals"),
-    first_steps_last: ("scan", "marginals"),
-    the_parents_marginal: ("scan", "marginals"),
+    time_shifted_by_one: ("two steps", "marginals"),
+    first_steps_last: ("two steps", "marginals"),
+    the_parents_marginal: ("two steps", "marginals"),
     padding_counts: ("padded", "map"),
     masked_sites_never_count: ("masked chain", "map"),
     one_step_of_padding_alone: ("padded", "map"),
@@ -164,9 +164,9 @@ def steps_are_sampled_forward_alone(monkeypatch):
 
 SAMPLE_MUTANTS = {
     samples_of_each_site_by_itself: "tree",
-    data_left_out: "tree",
-    one_key_for_all_sums: "scan of second order",
-    steps_are_sampled_forward_alone: "scan of second order",
+    data_left_out: "mixture",
+    one_key_for_all_sums: "two steps",
+    steps_are_sampled_forward_alone: "two steps",
 }
 
 

@@ -1,15 +1,19 @@
 """Training with compiled steps beside training with eager ones."""
 
+import itertools
+
 import numpy as np
 import pyro
 import torch
+from pyro import poutine
 from torch._decomp import get_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from pplgrad import ScoreFunction
 from pplgrad.pyro import TraceGrad_ELBO
 from pplgrad.pyro._compile.broadcast_sinking import sink_broadcasts
 from pplgrad.pyro._compile.scalarization import scalarize
-from pplgrad.testing.in_pyro import HOST, fresh, gradient
+from pplgrad.testing.in_pyro import HOST, Force, fresh, gradient
 
 CHEAP = {"backend": "eager"}
 
@@ -72,3 +76,31 @@ def assert_same_training(eager, compiled):
             np.testing.assert_allclose(found[name], value, rtol=1e-12, atol=1e-12)
     for name, value in ends.items():
         np.testing.assert_allclose(compiled_ends[name], value, rtol=1e-12, atol=1e-12)
+
+
+def assert_drawn_by_the_law(elbo, model, guide, names, params):
+    """Draws of the gradient are those of the outcomes of the sites, which are as frequent as the guide says: the mean is the exact gradient."""
+
+    def of(elbo):
+        elbo.loss_and_grads(model, guide)
+        found = gradient()
+        return np.concatenate([np.ravel(found[name]) for name in params])
+
+    rows, chances, loss = [], [], 0.0
+    for values in itertools.product((0.0, 1.0), repeat=len(names)):
+        with Force([dict(zip(names, map(np.array, values), strict=True))], {}):
+            rows.append(of(TraceGrad_ELBO(estimators={"*": ScoreFunction()})))
+        held = {name: torch.tensor(value) for name, value in zip(names, values, strict=True)}
+        q, p = (poutine.trace(poutine.condition(f, data=held)).get_trace().log_prob_sum() for f in (guide, model))
+        chances.append(float(q.detach().exp()))
+        loss = loss - q.exp() * (p - q)
+    rows, chances = np.array(rows), np.array(chances)
+    loss.backward()
+    exact = gradient()
+    np.testing.assert_allclose(chances @ rows, np.concatenate([np.ravel(exact[name]) for name in params]), atol=1e-9)
+    draws = np.array([of(elbo) for _ in range(5000)])
+    distances = np.abs(draws[:, None] - rows).max(-1)
+    assert distances.min(1).max() < 1e-9
+    counts = np.bincount(distances.argmin(1), minlength=len(rows))
+    errors = (counts - len(draws) * chances) / np.sqrt(len(draws) * chances * (1 - chances))
+    assert np.abs(errors).max() < 3.5 and counts.all()

@@ -161,7 +161,7 @@ def test_every_mutant_is_caught(name, monkeypatch):
     mutant.apply(monkeypatch)
     found = check_gradients(
         model, guide, estimators={"*" if mutant.case != "reparameterized_parent" else "z": mutant.estimator},
-        num_particles=mutant.particles, draws=FAINT.get(name, 1000)
+        num_particles=mutant.particles, draws=FAINT.get(name, 500)
     )  # fmt: skip
     assert found.status == "biased", str(found)
 

@@ -1,7 +1,5 @@
 """Compiled steps give the gradient of eager ones on the same draws, and notice everything that changes."""
 
-import itertools
-
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -29,7 +27,7 @@ from pplgrad.pyro._compile.broadcast_sinking import sink_broadcasts
 from pplgrad.testing.in_pyro import HOST, assert_same, fresh, gradient
 from pplgrad.testing.programs import CASES
 from tests.covering import mostly
-from tests.pyro.compiling import CHEAP, assert_same_training, graphs, train
+from tests.pyro.compiling import CHEAP, assert_drawn_by_the_law, assert_same_training, graphs, train
 
 LEARNED = ScoreFunction(DecayingAverage() + NeuralBaseline(hidden=(3,)))
 
@@ -400,15 +398,7 @@ def test_inductor_draws_afresh_and_without_bias():
     pyro.set_rng_seed(5)
     assert first == [elbo.loss_and_grads(model, guide) for _ in range(30)] and len(set(first)) == 2
     gradient()
-    draws = []
-    for _ in range(20_000):
-        elbo.loss_and_grads(model, guide)
-        found = gradient()
-        draws.append([found["a"], found["scale"]])
-    draws = np.array(draws, float)
-    wanted = enumerated(model, guide)
-    z = (draws.mean(0) - [wanted["a"], wanted["scale"]]) / (draws.std(0) / np.sqrt(len(draws)))
-    assert np.abs(z).max() < 3.5
+    assert_drawn_by_the_law(elbo, model, guide, ["z"], ["a", "scale"])
 
 
 @pytest.mark.slow
@@ -428,29 +418,7 @@ def test_inductor_computes_a_chain_in_one_kernel_without_bias():
 
     elbo = compiled(model, guide, compile=True)
     pyro.set_rng_seed(7)
-    draws = []
-    for _ in range(40_000):
-        elbo.loss_and_grads(model, guide)
-        found = gradient()
-        draws.append([*found["q"], *found["b"]])
-    draws = np.array(draws, float)
-    wanted = enumerated(model, guide, ["z0", "z1", "z2"])
-    z = (draws.mean(0) - [*wanted["q"], *wanted["b"]]) / (draws.std(0) / np.sqrt(len(draws)))
-    assert np.abs(z).max() < 3.5
-    # Eight outcomes, and no more: every kind of draw is met.
-    assert len({tuple(row) for row in draws.round(9)}) == 8
-
-
-def enumerated(model, guide, names=("z",)):
-    """Return the gradient of the loss summed over all values of the sites."""
-    total = 0.0
-    for values in itertools.product((0.0, 1.0), repeat=len(names)):
-        held = {name: torch.tensor(value) for name, value in zip(names, values, strict=True)}
-        q = poutine.trace(poutine.condition(guide, data=held)).get_trace().log_prob_sum()
-        p = poutine.trace(poutine.condition(model, data=held)).get_trace().log_prob_sum()
-        total = total - q.exp() * (p - q)
-    total.backward()
-    return gradient()
+    assert_drawn_by_the_law(elbo, model, guide, ["z0", "z1", "z2"], ["q", "b"])
 
 
 @pytest.fixture

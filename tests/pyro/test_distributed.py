@@ -251,7 +251,9 @@ def worker(rank, world, folder, wanted):
 @pytest.fixture(scope="module")
 def processes(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("distributed")
-    multiprocessing.spawn(worker, (2, folder, asked(request, "job")), nprocs=2)
+    # A server that has loaded this module starts both, or each would load it by itself.
+    multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
+    multiprocessing.start_processes(worker, (2, folder, asked(request, "job")), nprocs=2, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

@@ -170,22 +170,21 @@ def test_refusals():
 
 
 def landing(m, s, estimator, draws):
-    """Return gradients for a guide over a conjugate model whose posterior is N(0.25, 1/2)."""
+    """Return gradients for a guide over a conjugate model whose posterior is N(0.25, 1/2): many draws at once, each with its own parameters."""
 
     def model():
-        z = pyro.sample("z", dist.Normal(array(0.0), 1.0))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=array(0.5))
+        with pyro.plate("draws", draws):
+            z = pyro.sample("z", dist.Normal(array(0.0), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=array(0.5))
 
     def guide():
-        pyro.sample("z", dist.Normal(pyro.param("m", array(m)), pyro.param("s", array(s)).exp()))
+        mean, log_scale = (pyro.param(name, array(start).expand(draws)) for name, start in (("m", m), ("s", s)))
+        with pyro.plate("draws", draws):
+            pyro.sample("z", dist.Normal(mean, log_scale.exp()))
 
-    objective = TraceGrad_ELBO(estimators={"z": estimator})
-    rows = []
-    for _ in range(draws):
-        pyro.clear_param_store()
-        objective.loss_and_grads(model, guide)
-        rows.append(torch.stack([pyro.get_param_store()._params[name].grad for name in "ms"]))
-    return torch.stack(rows)
+    pyro.clear_param_store()
+    TraceGrad_ELBO(estimators={"z": estimator}).loss_and_grads(model, guide)
+    return torch.stack([pyro.get_param_store()._params[name].grad for name in "ms"], -1)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from numpyro.distributions import Delta, Unit
 from pplgrad.assessment.assessing import Plan
 from pplgrad.assessment.calibration import Simulation
 from pplgrad.assessment.draws import Draws, Values
+from pplgrad.assessment.enumeration import check_support
 from pplgrad.assessment.simulating import Place, places, refuse_factors, refuse_not_simulated, refuse_unread, renewed
 from pplgrad.core.program import Program
 from pplgrad.errors import ConfigurationError, ProgramError
@@ -63,15 +64,22 @@ class AssessedProgram:
 
     def log_joint(self, values: Values) -> np.ndarray:
         """Return log p of each element of the plates at given values of all latents."""
-        found = self._found
-        assert found is not None
-        if self._log_joint is None:
-            self._log_joint = jax.jit(lambda values: log_joint(self.program, self._params, found, values))
+        assert self._found is not None
         given = {name: jnp.asarray(x) for name, x in values.items()}
+        plain = partial(log_joint, self.program, self._params, self._found)
+        self._log_joint = self._log_joint or jax.jit(plain)
+        latents = self._found.draws.latents.items()
         try:
-            return np.asarray(self._log_joint(given))
+            found, supports = self._log_joint(given)
+            if any(supports[name] is None and latent.support is not None for name, latent in latents):
+                self._log_joint = plain  # What a site can take may be known in a plain run alone.
+                found, supports = plain(given)
         except TRACING_ERRORS:
-            return np.asarray(log_joint(self.program, self._params, found, given))
+            self._log_joint = plain
+            found, supports = plain(given)
+        for name, latent in latents:
+            check_support(name, latent.support, None if supports[name] is None else np.asarray(supports[name]))
+        return np.asarray(found)
 
     def replicates(self, draws: Draws, count: int) -> dict[str, np.ndarray]:
         """Return data that the model draws with the guide's latents, and with summed sites from their posterior given these."""

@@ -13,7 +13,6 @@ from numpyro import handlers
 from numpyro.distributions import Delta, Independent, Unit
 
 from pplgrad.assessment.draws import Draws
-from pplgrad.assessment.enumeration import check_support
 from pplgrad.assessment.gathering import (
     LatentSite,
     ObservedSite,
@@ -108,12 +107,12 @@ def mapped(f: Callable, rows: Any) -> Any:
         return jax.tree.map(lambda *x: jnp.stack(x), *every)
 
 
-def log_joint(program: Program, params: dict, found: Found, values: Mapping[str, jax.Array]) -> jax.Array:
-    """Return log p of each element of the plates that have weights, at given values of all latents."""
+def log_joint(
+    program: Program, params: dict, found: Found, values: Mapping[str, jax.Array]
+) -> tuple[jax.Array, dict[str, jax.Array | None]]:
+    """Return log p of each element of the plates that have weights, at given values of all latents, and the values that each can take."""
     _, model = run_traces(program, params, jax.random.key(0), values)
-    for name, latent in found.draws.latents.items():
-        check_support(name, latent.support, _support(model[name]["fn"]))
-    return _by_element(found.layout, model)
+    return _by_element(found.layout, model), {name: _listed(model[name]["fn"]) for name in found.draws.latents}
 
 
 def log_weights(program: Program, params: dict, layout: Layout, values: Mapping[str, jax.Array]) -> jax.Array:
@@ -275,10 +274,16 @@ def _is_discrete(fn: Any) -> bool:
 
 
 def _support(fn: Any) -> np.ndarray | None:
+    listed = _listed(fn)
+    return None if listed is None else np.asarray(listed)
+
+
+def _listed(fn: Any) -> jax.Array | None:
+    """Return the values that a site can take, or None if they are not finite, or are not known while a program is traced."""
     if isinstance(fn, (Marginal, InComponent)):
         return None
     parts = finite_parts(unmasked(fn))
-    return None if parts is None else np.asarray(parts[1])
+    return None if parts is None else parts[1]
 
 
 def _total(costs: Any, count: int) -> np.ndarray:
