@@ -189,7 +189,8 @@ def attach(value: jax.Array, surrogate: jax.Array) -> jax.Array:
 @attach.defjvp
 def _attach_jvp(primals: tuple, tangents: tuple) -> tuple:
     value, surrogate = primals
-    return jnp.where(jnp.isfinite(surrogate), value, jnp.nan), tangents[1]
+    # Where single and double precision meet, the surrogate may have more of it than the value.
+    return jnp.where(jnp.isfinite(surrogate), value, jnp.nan), tangents[1].astype(value.dtype)
 
 
 def concrete(x: Any) -> float | None:
