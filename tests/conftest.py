@@ -38,7 +38,14 @@ def pytest_addoption(parser):
     parser.addoption("--record-durations", action="store_true", help="Write what tests took into tests/durations.json.")
 
 
+COMPILED = "PPLGRAD_TESTS_COMPILED"
+"""The variable that tells the processes of one run where they keep what JAX compiles."""
+
+
 def pytest_configure(config):
+    if not hasattr(config, "workerinput"):
+        os.environ[COMPILED] = folder = tempfile.mkdtemp(prefix="pplgrad-tests-")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     if config.getoption("--record-durations") and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Recorder())
 
@@ -66,13 +73,33 @@ def pytest_collection_finish(session):
 def _keep_what_jax_compiles(config):
     """Let JAX keep on disk what it compiles: many tests compile the same small functions, and all do once it has let go of them.
 
-    Each process has a folder of its own, since JAX does not write a file in one piece, and another process might read a half of it.
+    The processes of a run share what they keep if each file appears in one piece, as JAX does not write it; else each has its own.
     """
-    jax, folder = sys.modules["jax"], tempfile.mkdtemp(prefix="pplgrad-tests-")
-    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    jax, folder = sys.modules["jax"], os.environ[COMPILED]
+    if not _write_in_one_piece(config):
+        folder = tempfile.mkdtemp(dir=folder)
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _write_in_one_piece(config):
+    """Let JAX's cache on disk put its files into their places when they are whole; return whether that could be arranged."""
+    try:
+        from jax._src.lru_cache import _CACHE_SUFFIX, LRUCache
+    except ImportError:
+        return False
+    before = LRUCache.put
+
+    def put(self, key, value):
+        place, part = (os.path.join(self.path, f"{key}{end}") for end in (_CACHE_SUFFIX, f".{os.getpid()}"))
+        with open(part, "wb") as file:
+            file.write(value)
+        os.replace(part, place)
+
+    LRUCache.put = put
+    config.add_cleanup(lambda: setattr(LRUCache, "put", before))
+    return True
 
 
 contexts = []
