@@ -8,7 +8,7 @@ export MKL_NUM_THREADS = 1
 FUZZ_SEEDS ?= 0:40
 FASHION_STUDIES ?= arms_2021_linear_fashion rodeo_2022_linear_fashion arms_2021_nonlinear_fashion rodeo_2022_nonlinear_fashion
 
-.PHONY: bench-estimators bench-growth demo docs test test-all test-durations test-newest test-newest-pyro quick fuzz lint format storchastic bench bench-against bench-full bench-watching bench-marginal bench-memory bench-arithmetic bench-gpu bench-guards bench-passes bench-mixtures bench-weak-scaling variance study data fashion clean package test-extras
+.PHONY: bench-estimators bench-growth demo docs test test-all test-durations test-mutants test-newest test-newest-pyro quick fuzz lint format storchastic bench bench-against bench-full bench-watching bench-marginal bench-memory bench-arithmetic bench-gpu bench-guards bench-passes bench-mixtures bench-weak-scaling variance study data fashion clean package test-extras
 
 # The stamp is newer than the files that say what to install, so that a second run installs nothing.
 .venv/installed: pyproject.toml constraints.txt
@@ -27,6 +27,10 @@ test: .venv/installed
 # Every case, of which `make test` runs those that it has time for.
 test-all: .venv/installed
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup --all-cases
+
+# Every broken estimator, each of which a check must catch: after a change to a check, or to the programs that it uses.
+test-mutants: .venv/installed
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup --all-cases -k "mutant or caught or (fault and not default)"
 
 # What the cases of a test take, by which `make test` chooses among them; on a quiet machine.
 test-durations: .venv/installed

@@ -18,8 +18,8 @@ SECONDS = 0.8
 SECONDS_FOR_EXACT = 2.0
 """The same, for functions that compare with an enumeration: they are what the others rest on."""
 
-WHOLE = re.compile("mutant|fault|caught")
-"""Functions that show that other tests would fail on a broken estimator: all of their cases are run, whatever they take."""
+SECONDS_FOR_BROKEN, BROKEN = 4.0, re.compile("mutant|caught|(?<!de)fault")
+"""The same, for functions that show that other tests would fail on a broken estimator; two cases are always run."""
 
 
 def covering(cases: Sequence[Iterable[Hashable]]) -> set[int]:
@@ -63,10 +63,11 @@ def too_long(items: Sequence[Any], out: set[int], durations: Mapping[str, float]
     beyond: set[int] = set()
     for name, numbers in by_function(items, out).items():
         test = name.rpartition("::")[2]
-        if name not in durations or WHOLE.search(test):
+        if name not in durations:
             continue
-        seconds = SECONDS_FOR_EXACT if "exact" in test else SECONDS
-        kept = spread([values(items[n]) for n in numbers], max(1, int(seconds / durations[name])), name)
+        least = 2 if BROKEN.search(test) else 1
+        seconds = SECONDS_FOR_BROKEN if BROKEN.search(test) else SECONDS_FOR_EXACT if "exact" in test else SECONDS
+        kept = spread([values(items[n]) for n in numbers], max(least, int(seconds / durations[name])), name)
         beyond |= {number for place, number in enumerate(numbers) if place not in kept}
     return beyond
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.covering import SECONDS, SECONDS_FOR_EXACT, covering, left_out, spread
+from tests.covering import SECONDS, SECONDS_FOR_BROKEN, SECONDS_FOR_EXACT, covering, left_out, spread
 from tests.durations import Recorder, recorded
 
 ROOT = Path(__file__).parents[1]
@@ -76,16 +76,17 @@ def test_at_most_so_many_cases_of_each_function():
 
 
 def test_a_function_has_time_for_so_many_cases():
-    names = ["one", "test_exact", "test_mutant_is_caught", "fast", "two"]
+    names = ["one", "test_exact", "test_mutant_is_caught", "fast", "test_faults_are_caught"]
     items = [case for name in names for case in cases(f"file.py::{name}", a=range(10))]
-    durations = {f"file.py::{name}": seconds for name, seconds in zip(names, (SECONDS / 2, 1, 9, 0.01), strict=False)}
+    taken = (SECONDS / 2, 1, SECONDS_FOR_BROKEN / 3, 0.01, 9)
+    durations = {f"file.py::{name}": seconds for name, seconds in zip(names, taken, strict=True)}
     found = [name.partition("[")[0].rpartition("::")[2] for name in run(items, False, 0, durations)]
     assert {name: found.count(name) for name in names} == {
         "one": 2,
         "test_exact": int(SECONDS_FOR_EXACT),
-        "test_mutant_is_caught": 10,
+        "test_mutant_is_caught": 3,
         "fast": 10,
-        "two": 10,
+        "test_faults_are_caught": 2,
     }
     assert len(run(items, True, 0, durations)) == len(items)
 
