@@ -21,24 +21,25 @@ demo: .venv/installed
 	  --estimator score --estimator score+average --estimator score+neural --estimator score+loo \
 	  --steps 1000 --seeds 3 --jobs 2 --out results/
 
+# The tests of a file run in one process, which keeps what they share: what is traced and compiled above all.
 test: .venv/installed
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 # Every case, of which `make test` runs those that it has time for.
 test-all: .venv/installed
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup --all-cases
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --all-cases
 
 # Every broken estimator, each of which a check must catch: after a change to a check, or to the programs that it uses.
 test-mutants: .venv/installed
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup --all-cases -k "mutant or caught or (fault and not default)"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --all-cases -k "mutant or caught or (fault and not default)"
 
 # What the cases of a test take, by which `make test` chooses among them; on a quiet machine.
 test-durations: .venv/installed
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup --record-durations
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --record-durations
 
 # Of each test that takes under a second, two cases.
 quick: .venv/installed
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not slow" --most-cases 2
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" --most-cases 2
 
 # Python 3.13 if there is one, on the path or among pyenv's, else the newest there is; and on it the newest hosts that pyproject.toml
 # allows: nothing is pinned. Kept quick: the files that together touch every private name of a host, of each test six cases. CI runs it after `make test`.
@@ -56,11 +57,11 @@ NEWEST_PYRO_TESTS = $(addprefix tests/pyro/test_,internals.py exact.py structure
 	touch $@
 
 test-newest: .venv-newest/installed
-	JAX_PLATFORMS=cpu .venv-newest/bin/python -m pytest -q -n 2 --dist loadgroup --most-cases 6 $(NEWEST_TESTS)
+	JAX_PLATFORMS=cpu .venv-newest/bin/python -m pytest -q -n 2 --dist loadfile --most-cases 6 $(NEWEST_TESTS)
 
 test-newest-pyro: .venv-newest/installed
 	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check -e '.[pyro]'
-	.venv-newest/bin/python -m pytest -q -n 2 --dist loadgroup --most-cases 6 $(NEWEST_PYRO_TESTS)
+	.venv-newest/bin/python -m pytest -q -n 2 --dist loadfile --most-cases 6 $(NEWEST_PYRO_TESTS)
 
 # The wheel and the source archive, looked at by the tools that package indices trust, and quick tests of the wheel alone: the
 # checkout is not on the path, and what the tests need beside it is copied.
@@ -81,7 +82,7 @@ package: .venv/installed .venv-package/installed
 	cp -r tests models pyproject.toml $(WHEEL)
 	cd $(WHEEL) && PYTHONPATH=package $(abspath $(BIN))/python -c "import pplgrad; assert 'wheel/package' in pplgrad.__file__, pplgrad"
 	cd $(WHEEL) && PYTHONPATH=package $(abspath $(BIN))/python package/bin/pplgrad --version
-	cd $(WHEEL) && PYTHONPATH=package:. $(abspath $(BIN))/python -m pytest -q -n 2 --dist loadgroup --most-cases 2 $(WHEEL_TESTS)
+	cd $(WHEEL) && PYTHONPATH=package:. $(abspath $(BIN))/python -m pytest -q -n 2 --dist loadfile --most-cases 2 $(WHEEL_TESTS)
 
 # Each library without the other, in an environment of its own, by what a user would type.
 test-extras:

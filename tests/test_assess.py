@@ -14,14 +14,10 @@ from tests.assessed import X
 @contextmanager
 def doubles():
     """Let JAX compute in double precision."""
-    import jax
+    from pplgrad.testing.in_numpyro import isolated
 
-    before = jax.config.jax_enable_x64
-    jax.config.update("jax_enable_x64", True)
-    try:
+    with isolated():
         yield
-    finally:
-        jax.config.update("jax_enable_x64", before)
 
 
 @pytest.fixture(params=[assessed.in_pyro, assessed.in_numpyro], ids=["pyro", "numpyro"])

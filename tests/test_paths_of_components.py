@@ -323,7 +323,7 @@ def test_doubly_reparameterized_parents_are_refused():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", [ELBO(), IWAE()], ids=str)
-@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.exhaustive)])
 def test_compiled_as_eager(backend, objective):
     with in_pyro.isolated():
         model, guide = in_a_plate(in_pyro.HOST)

@@ -10,7 +10,7 @@ from pplgrad.lab.study import Gradients, Study
 
 @pytest.fixture(scope="session")
 def page_of_results(tmp_path_factory):
-    """The page, with its pictures, of results that were made up. Tests that share it are of one group, `page`, and leave it as it is."""
+    """The page, with its pictures, of results that were made up. Tests that share it leave it as it is."""
     from tests.lab.test_report import ABOUT, NAMES, results
 
     folder = tmp_path_factory.mktemp("page")

@@ -39,9 +39,6 @@ gradient_draws = 8
 # After SMALL, whose steps they replace.
 STEPS = ["--steps", "4", "--snapshots", "0,4", "--draws", "20"]
 
-# One process makes the study that these share.
-grouped = pytest.mark.xdist_group("study")
-
 
 def run(*arguments):
     return CliRunner().invoke(main, ["compare", *map(str, arguments)], catch_exceptions=False)
@@ -71,7 +68,6 @@ def study(tmp_path_factory):
     return out, result.output
 
 
-@grouped
 @pytest.mark.slow
 def test_leaves_one_dataset_that_says_what_it_is(study):
     out, shown = study
@@ -92,7 +88,6 @@ def test_leaves_one_dataset_that_says_what_it_is(study):
     assert "DisARM()" in shown and "importance-weighted bound" in shown
 
 
-@grouped
 @pytest.mark.slow
 def test_an_estimator_that_does_not_fit_is_reported_and_ends_nothing(study):
     out, shown = study
@@ -105,7 +100,6 @@ def test_an_estimator_that_does_not_fit_is_reported_and_ends_nothing(study):
     assert "Reparam() cannot be used at site 'z1'" in " ".join(shown.split())
 
 
-@grouped
 @pytest.mark.slow
 def test_the_table_of_the_published_comparisons(study):
     frame, _ = read(study[0])
@@ -125,7 +119,6 @@ def test_the_table_of_the_published_comparisons(study):
     assert float(row[7]) == pytest.approx(test, abs=0.0051) and row[9] == "1"
 
 
-@grouped
 @pytest.mark.slow
 def test_tables_are_means_of_the_dataset(study):
     frame, _ = read(study[0])
@@ -142,7 +135,6 @@ def test_tables_are_means_of_the_dataset(study):
     assert trained["test", "mean"] == pytest.approx(ends.mean()) and len(ends) == 1
 
 
-@grouped
 @pytest.mark.slow
 def test_both_libraries_start_at_the_same_objective_and_have_the_same_gradients(study):
     frame, _ = read(study[0])
@@ -153,7 +145,6 @@ def test_both_libraries_start_at_the_same_objective_and_have_the_same_gradients(
         assert table[(4, "pyro", name)] == pytest.approx(table[(4, "numpyro", name)], rel=0.9)
 
 
-@grouped
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_a_finished_run_is_never_repeated_and_the_page_is_the_same(study):
@@ -252,7 +243,6 @@ def test_a_full_disk_writes_no_half_file(little, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("workers")  # Which joblib keeps, for the next test of the group as well.
 @pytest.mark.usefixtures("no_page")
 def test_side_by_side_gives_the_same_results_bit_for_bit(little, tmp_path):
     words = ["--estimator", "score+loo", "--estimator", "DisARM()"]
@@ -269,8 +259,8 @@ def test_side_by_side_gives_the_same_results_bit_for_bit(little, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_page")
-def test_compiled_steps_of_pyro_train_alike(tmp_path):
-    base = [SBN, "--backend", "pyro", "--estimator", "score+loo", *SMALL[:2], "--steps", "40", "--seeds", "1"]
+def test_compiled_steps_of_pyro_train_alike(little, tmp_path):
+    base = [little, "--backend", "pyro", "--estimator", "score+loo", "--steps", "40", "--seeds", "1"]
     base += ["--bound-samples", "0", "--quiet"]
     ends = {}
     for name, more in (("eager", []), ("compiled", ["--compile"])):

@@ -10,8 +10,7 @@ from pplgrad.lab.results import write
 from pplgrad.lab.study import Gradients, Study
 from tests.lab.test_report import ABOUT, NAMES, results, without_pictures
 
-# One process makes the page that these share with test_report.py.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("page")]
+pytestmark = pytest.mark.slow
 QUIET = [
     "--no-sandbox",
     "--disable-gpu",

@@ -73,10 +73,6 @@ def results(backends=("pyro", "numpyro"), snapshots=(0, 100)):
     return made
 
 
-# One process makes the page that these and those of test_page.py share.
-grouped = pytest.mark.xdist_group("page")
-
-
 def few():
     """Return results of one library at one snapshot, for a page of less than half the time."""
     return results(("pyro",), (100,))
@@ -121,7 +117,6 @@ class Tables(HTMLParser):
             self.rows[-1][-1] += data
 
 
-@grouped
 @pytest.mark.slow
 def test_the_pages_numbers_are_the_datasets(page_of_results):
     page = page_of_results.read_text()
@@ -157,7 +152,6 @@ def test_a_program_whose_sites_read_no_parameter_has_a_page(tmp_path):
     assert "parameter" in page and "z1</td>" not in page
 
 
-@grouped
 @pytest.mark.slow
 def test_the_page_needs_nothing_beside_it(page_of_results):
     page, folder = page_of_results.read_text(), page_of_results.parent

@@ -175,7 +175,6 @@ def test_the_same_study_goes_on_and_may_grow(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("workers")
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_what_is_measured_needs_its_large_files_no_longer(tmp_path, jobs):
     """Parameters at the snapshots and references may be taken away; they are made again for a measurement that is missing."""

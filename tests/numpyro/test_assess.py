@@ -2,7 +2,6 @@
 
 import itertools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -13,6 +12,7 @@ from numpyro.infer.autoguide import AutoDelta, AutoNormal
 
 from pplgrad.errors import ProgramError
 from pplgrad.numpyro import assess_fit
+from pplgrad.testing.in_numpyro import isolated
 from tests.assessed import normal
 
 X = np.array([0.3, 1.2, -0.4])
@@ -22,10 +22,8 @@ FEW = {"samples": 100, "replicates": 0}
 
 @pytest.fixture(autouse=True)
 def doubles():
-    before = jax.config.jax_enable_x64
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", before)
+    with isolated():
+        yield
 
 
 def chain(mask=None, guide_mask=None):

@@ -18,8 +18,7 @@ from tests.numpyro.multi_host import STEPS, as_arrays, with_key
 from tests.numpyro.sharded import CASES, DATA, started
 
 ROOT = Path(__file__).parents[2]
-# One pair of processes makes what these share.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("multi_host")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,6 @@ from tests.covering import asked
 from tests.numpyro.sharded import BRANCHES, CASES, SHARD_MAPPED
 
 ROOT = Path(__file__).parents[2]
-# One process makes what these share.
-pytestmark = pytest.mark.xdist_group("sharding")
 
 
 @pytest.fixture(scope="module")

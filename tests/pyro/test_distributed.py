@@ -46,9 +46,6 @@ from pplgrad.pyro import TraceGrad_ELBO
 from pplgrad.pyro._distributed import TorchDataParallel
 from tests.covering import asked
 
-# One process makes what these share.
-pytestmark = pytest.mark.xdist_group("distributed")
-
 TOTAL, BATCH, FEATURES, LATENTS, STEPS = 40, 10, 3, 2, 3
 RNG = torch.Generator().manual_seed(0)
 DATA = torch.randn(TOTAL, FEATURES, generator=RNG, dtype=torch.float64)
