@@ -97,6 +97,7 @@ def test_sites_that_are_summed_out_count_with_their_sum(host):
     assert {check.name for check in found.checks} == {"x: mean", "x: spread"}
 
 
+@pytest.mark.slow
 def test_masked_elements_do_not_count(host):
     found = assess(host, assessed.padded(host), replicates=20)
     a, b = (found._draws.latents[name].values for name in "ab")
@@ -384,6 +385,7 @@ def test_predictive_checks_find_what_the_model_does_not_draw(host):
         assess(host, program, gaussian_data(), replicates=20, checks={"pair": lambda data: data["x"][:2]})
 
 
+@pytest.mark.slow
 def test_collapse_is_told_and_decides_nothing(host):
     ppl, dist, array = host.ppl, host.dist, host.array
 
@@ -531,6 +533,7 @@ MUTANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutants_are_caught(host, name, monkeypatch):
     from importlib import import_module

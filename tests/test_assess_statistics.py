@@ -21,6 +21,7 @@ def test_k_of_weights_without_a_tail():
     assert weights.effective_sizes(logs)[2] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heavy", [0.3, 0.01, 0.001])
 def test_the_limit_is_below_the_evidence_as_often_as_it_says(heavy):
     # A weight that is rare and large, of mean one: the bound itself is above the evidence in many runs.

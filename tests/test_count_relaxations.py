@@ -108,6 +108,7 @@ def test_it_is_the_gradient_of_the_relaxed_objective(library, name, temperature)
     assert score(found, relaxed_draws(log_q, temperature, curved)) < 4.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_nearly_exact_at_a_low_temperature(library):
     """For a linear cost, and a guide of the model's family: the log densities are linear too, but for the parameter's own part."""
@@ -166,6 +167,7 @@ def _plain(x):
     return x.detach().numpy() if isinstance(x, torch.Tensor) else x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_hard_draws_are_counts(library):
     seen = []

@@ -49,6 +49,7 @@ def learned_scale(h):
     return model, guide
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("short", CHOICES)
 @pytest.mark.parametrize("library", HOSTS)
 def test_exact_where_a_scale_is_learned(library, short):
@@ -112,6 +113,7 @@ def model_gradient(library, z, estimator=None, seed=0):
     return float(jax.grad(loss)(0.7))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("short", ["disarm", "samples"])
 @pytest.mark.parametrize("library", HOSTS)
 def test_the_gradient_is_the_mean_of_those_at_the_draws(library, short):
@@ -206,6 +208,7 @@ def deciding(library, estimator, how):
     return [float(found[name]) for name in "ab"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", HOSTS)
 def test_python_control_flow(library):
     """Lines that depend on the value run as they should; a site that exists or not has no derivative at the other draw."""

@@ -80,6 +80,7 @@ def cases():
             yield pytest.param(library, name, estimator, marks=marks, id=f"{library}-{name}-{estimator!r}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("library", "name", "estimator"), list(cases()))
 def test_exact(library, name, estimator):
     assert Program(**PROGRAMS[name]).error(library, estimator) < 1e-8

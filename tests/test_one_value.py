@@ -68,6 +68,7 @@ def test_exact(library, estimator, particles, name):
 CATEGORICAL = [pg.CARMS(), pg.TreeDisARM(), pg.StickBreakingDisARM()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", CATEGORICAL, ids=repr)
 @pytest.mark.parametrize("library", HOSTS)
 def test_unbiased(library, estimator):

@@ -52,6 +52,7 @@ def test_half_of_the_package_says_what_it_needs(missing, module, extra):
     )
 
 
+@pytest.mark.slow
 def test_another_missing_module_is_named_as_it_is():
     _, last, _ = without(("scipy", "multipledispatch"), "import pplgrad.numpyro")
     assert last.startswith("ModuleNotFoundError: No module named") and "pplgrad[" not in last

@@ -224,6 +224,7 @@ def scored(h):
     return model, guide
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_z", [ScoreFunction(), LocalExpectation(), Enumerate()], ids=["score", "local", "sum"])
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_a_score_that_follows_is_refused_or_has_the_path_of_the_draw(library, at_z):

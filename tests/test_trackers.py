@@ -67,6 +67,7 @@ class Run:
         self.rows.append(numbers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["pyro", "numpyro"])
 def test_weights_and_biases(backend):
     run = Run()

@@ -17,6 +17,7 @@ def test_exact_sums():
     assert np.isclose(bound, evidence - guide @ np.log(guide / posterior)) and bound < evidence
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["pyro", "numpyro"])
 def test_loss_is_the_bound(backend):
     """With weights of zero all draws cost the same, and the guide is the prior."""

@@ -56,6 +56,7 @@ def test_exact_is_the_mean_over_the_prior():
     assert np.allclose(stays, joint / joint.sum(), atol=1e-8) and np.allclose(found, rates / joint.sum(), atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["pyro", "numpyro"])
 @pytest.mark.parametrize("states", [2, 3])
 def test_chain_is_summed_out(backend, states):

@@ -116,6 +116,7 @@ def test_a_plot_returns_its_axes_and_names_the_library(study, plot):
     assert isinstance(alone, matplotlib.axes.Axes) and alone.get_xlabel()
 
 
+@pytest.mark.slow
 def test_the_pictures_of_a_page_are_not_among_the_users_figures(study, tmp_path):
     """Matplotlib shows a user all figures of pyplot, and warns, here with an error, where there are more than twenty."""
     import matplotlib.pyplot as plt

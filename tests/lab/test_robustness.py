@@ -118,6 +118,7 @@ def broken(whole):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_file_that_is_no_result_is_put_aside_and_done_again(backend, tmp_path, monkeypatch):
     task = task_of(plan_of(tmp_path, backend, "score", **QUICK))

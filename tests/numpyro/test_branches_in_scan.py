@@ -91,6 +91,7 @@ def test_exact_where_the_guide_runs_in_reverse(name, read_as_stored):
     assert error(name, LocalExpectation()) < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("short", ["local", "disarm-all"])
 def test_exact_one_after_the_other(short):
     """One branch at a time, with a number of branches that the chunks do not divide."""

@@ -126,6 +126,7 @@ def test_elements_along_other_axes(axes):
         assert_close(*compared(PROGRAMS[name], axes))
 
 
+@pytest.mark.slow
 def test_of_some_branches_alone():
     for numbers in (np.array([5, 0, 23, 23]), jnp.array([7])):
         assert_close(*compared(PROGRAMS["two layers"], (1, 2), numbers))

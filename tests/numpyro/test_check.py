@@ -251,6 +251,7 @@ def test_it_finds_that_trace_elbo_has_no_score():
     assert {row.name: row.status for row in found.rows}["a"] == "biased"
 
 
+@pytest.mark.slow
 def test_it_finds_that_renyi_elbo_has_no_score():
     found = check_gradients(*program("single"), elbo=RenyiELBO(0.5, 2), params=moved(CASES["single"]))
     still_there(found, "Rényi bounds of discrete sites")

@@ -149,6 +149,7 @@ def test_mutant_is_caught(name, monkeypatch):
         check(run_in(monkeypatch, 2), monkeypatch, short, 2, kind)
 
 
+@pytest.mark.slow
 def test_mutant_paths_that_forget_what_stood_before_is_caught(monkeypatch):
     """The values of a site before the loop stay with the particle and do not follow its ancestors."""
     plain = _filter._Rows.advance
@@ -174,6 +175,7 @@ def test_mutant_ancestors_of_one_side_alone_is_caught(monkeypatch):
         shared.assert_exact(run_in(monkeypatch, 2), monkeypatch, "score", 2)
 
 
+@pytest.mark.slow
 def test_other_filters_are_a_baseline():
     """Two filters of two steps, each set against the other: unbiased over all their outcomes, and the mean of both bounds."""
     objective = shared.OBJECTIVES["score"]

@@ -135,6 +135,7 @@ def test_chunks_change_nothing(estimator, particles, vectorize):
     assert_same(found(3), wanted, 1e-12)
 
 
+@pytest.mark.slow
 def test_chunks_bound_the_memory():
     """No array is larger than the rows of a chunk ask for: 32 latents, 5 data of 8 pixels, 4 rows."""
     latents, batch = 32, 5

@@ -53,6 +53,7 @@ def test_no_two_messages_have_the_same_key(raw):
     assert sites["rows"]["value"].shape == (2,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "elbo", [TraceGrad_ELBO(8, objective=IWAE()), RenyiELBO(alpha=0.0, num_particles=8)], ids=["iwae", "host"]
 )

@@ -479,6 +479,7 @@ MUTANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
 def test_mutant_is_caught(mutant, monkeypatch):
     program = PROGRAMS[MUTANTS[mutant]]()

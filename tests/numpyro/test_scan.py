@@ -25,6 +25,7 @@ def test_exact(name):
     assert_same(expected_gradient(case, elbo, 1), exact_gradient(case))
 
 
+@pytest.mark.slow
 def test_exact_with_two_particles():
     case = as_case("forward")
     elbo = TraceGrad_ELBO(2, estimators={"z": ScoreFunction(LeaveOneOut())})

@@ -56,6 +56,7 @@ def slow_sums(estimator):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "estimator",
     [ARM(), DisARM(), ARMS(4), GumbelSoftmax(), MuProp(), REBAR(), RELAX(), RELAX(through_cost=False)],

@@ -67,6 +67,7 @@ def step(change, estimator):
     return jax.jit(lambda a: elbo.loss(jax.random.key(0), {"a": a}, *program(change)))(jnp.array(0.3))
 
 
+@pytest.mark.slow
 @pytest.mark.grid
 @pytest.mark.parametrize("estimator", [REBAR(learn=False), GumbelSoftmax(), MuProp()], ids=lambda e: type(e).__name__)
 @pytest.mark.parametrize("name", STEERED)

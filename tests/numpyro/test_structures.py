@@ -126,6 +126,7 @@ def test_bad_arguments(make):
         make()
 
 
+@pytest.mark.slow
 @pytest.mark.grid
 @pytest.mark.parametrize("name", STRUCTURED)
 @pytest.mark.parametrize("short", structures.EXACT)

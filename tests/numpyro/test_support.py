@@ -172,6 +172,7 @@ def test_bounds_that_are_differentiated_from_outside(way, by):
         WAYS[way](handed(elbo, jax.random.key(0), model, guide)[by])(jnp.array(0.3))
 
 
+@pytest.mark.slow
 def test_a_count_that_is_drawn_carries_no_gradient():
     def program(rate):
         n = numpyro.sample("n", dist.Poisson(rate))

@@ -60,6 +60,7 @@ def test_three_particles_exact():
     assert_exact("single", "left", 3)
 
 
+@pytest.mark.slow
 @pytest.mark.grid(together="mutants of thermodynamic bounds")
 @pytest.mark.parametrize("name", shared.MUTANTS)
 def test_mutant_is_caught(name, monkeypatch):
@@ -94,6 +95,7 @@ def assert_whole(name, short):
     np.testing.assert_allclose(found, -shared.once_each(f, *slopes, short), atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.grid
 @pytest.mark.parametrize("short", ["left", "right"])
 @pytest.mark.parametrize("name", shared.COUNTED)
@@ -101,6 +103,7 @@ def test_masks_and_scales_do_not_move_what_is_drawn(name, short):
     assert_whole(name, short)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", shared.COUNTED[:4])
 def test_draws_that_count_as_weighed_are_caught(name, monkeypatch):
     shared.draws_that_count_as_weighed(monkeypatch)

@@ -89,6 +89,7 @@ def z_score(estimator, program=guide, draws=40_000):
     return float(jnp.abs((found.mean(0) - exact()) / (found.std(0) / draws**0.5)).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
 @pytest.mark.parametrize("program", [guide, redrawn_guide])
 def test_unbiased(estimator, program):

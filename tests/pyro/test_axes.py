@@ -135,6 +135,7 @@ def test_no_axis_is_said_to_be_followed_where_it_is_not():
     assert tried & set(axes._RULES) - claimed == WITHOUT_AXES
 
 
+@pytest.mark.slow
 def test_no_axis_is_taken_for_another_of_its_size(monkeypatch):
     monkeypatch.setattr(axis_calls, "SAME", 3)
     ran = 0

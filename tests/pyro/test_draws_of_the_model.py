@@ -205,6 +205,7 @@ def test_training_and_checks():
     assert check_gradients(model, guide, draws=200, warm_up=0, tolerance=0.5).status != "biased"
 
 
+@pytest.mark.slow
 def test_a_compiled_step_is_an_eager_one():
     assert_like_eager(local())
     assert_like_eager(local(lambda *noise: dist.Normal))  # Its draws are new ones in each step.

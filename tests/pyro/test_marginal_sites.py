@@ -64,6 +64,7 @@ def not_binary(name, short):
     return short in ("disarm", "muprop") and name == "parent in the guide"
 
 
+@pytest.mark.slow
 @pytest.mark.grid(without=not_binary)
 @pytest.mark.parametrize("short", ESTIMATORS)
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -78,6 +78,7 @@ def test_log_variance_exact(particles, vectorized):
     assert_log_variance_exact(particles, vectorized)
 
 
+@pytest.mark.slow
 def test_variances_are_averaged_over_further_particles():
     _, r, f, slopes = shared.pair_rows()
     found = expected_over_pairs(lambda proposal: LogVariance(proposal, samples=2), 4)

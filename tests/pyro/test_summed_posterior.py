@@ -52,6 +52,7 @@ def off(name, num_samples=1, kinds=("marginals", "map")):
     return worst
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", mostly(["masked chain", "tree", "padded"], BY_HAND))
 def test_marginals_and_most_probable_values_are_those_of_brute_force(name):
     worst = off(name, 1 if name == "factorial" else 2)
